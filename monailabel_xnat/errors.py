@@ -1,0 +1,142 @@
+"""The errors that this library raises.
+
+::
+
+    XNATDatastoreError
+    ├── SettingsError            (ValueError)         a setting is missing or makes no sense
+    ├── InvalidIdError           (ValueError)         an image or label id has the wrong form
+    ├── ServerError              (ConnectionError)    XNAT cannot be reached or answers with a failure
+    │   ├── LoginError           (PermissionError)    XNAT does not know this user or password
+    │   ├── AccessDeniedError    (PermissionError)    this user may not do that
+    │   ├── NotInArchiveError    (FileNotFoundError)  XNAT has no such object, or this user may not see it
+    │   ├── ServerTimeoutError   (TimeoutError)       XNAT did not answer in time
+    │   └── TransferError        (OSError)            bytes were lost on the way
+    ├── ImageError               (ValueError)
+    │   ├── NoImageError         (FileNotFoundError)  a scan holds nothing that can be read as an image
+    │   └── ImageConversionError                      what a scan holds is not one volume
+    ├── LabelError               (ValueError)
+    │   ├── LabelFileError                            a label file is missing, empty or not a label map
+    │   └── LabelGeometryError                        a label does not lie on the grid of its image
+    ├── UnknownImageError        (KeyError)           the datastore lists no such image
+    ├── UnknownLabelError        (KeyError)           the image has no such label
+    ├── LabelNotUploadedError    (OSError)            a label is safe on disk, but not yet in XNAT
+    ├── ReadOnlyError            (PermissionError)    the datastore was opened read-only
+    └── CacheError               (OSError)            the cache folder cannot be used
+
+Every error has a ``hint``, the next step for whoever reads it. Messages and hints never hold secrets.
+"""
+
+from __future__ import annotations
+
+
+class XNATDatastoreError(Exception):
+    """Base of all errors of this library.
+
+    Parameters
+    ----------
+    message : str
+        What was wrong, with names and numbers.
+    hint : str
+        What to do about it.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class SettingsError(XNATDatastoreError, ValueError):
+    """A setting is missing or makes no sense."""
+
+
+class InvalidIdError(XNATDatastoreError, ValueError):
+    """An image or label id has the wrong form."""
+
+
+class ServerError(XNATDatastoreError, ConnectionError):
+    """XNAT cannot be reached or answers with a failure.
+
+    Parameters
+    ----------
+    message : str
+        What was wrong.
+    hint : str
+        What to do about it.
+    url : str
+        The address asked, without user name or password.
+    status : int or None
+        The HTTP status, None if there was no answer.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", url: str = "", status: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.url = url
+        self.status = status
+
+
+class LoginError(ServerError, PermissionError):
+    """XNAT does not know this user or password."""
+
+
+class AccessDeniedError(ServerError, PermissionError):
+    """This user may not do that."""
+
+
+class NotInArchiveError(ServerError, FileNotFoundError):
+    """XNAT has no such object, or this user may not see it."""
+
+
+class ServerTimeoutError(ServerError, TimeoutError):
+    """XNAT did not answer in time."""
+
+
+class TransferError(ServerError):
+    """Bytes were lost on the way to or from XNAT."""
+
+
+class ImageError(XNATDatastoreError, ValueError):
+    """An image cannot be given."""
+
+
+class NoImageError(ImageError, FileNotFoundError):
+    """A scan holds nothing that can be read as an image."""
+
+
+class ImageConversionError(ImageError):
+    """What a scan holds is not one volume."""
+
+
+class LabelError(XNATDatastoreError, ValueError):
+    """A label cannot be taken."""
+
+
+class LabelFileError(LabelError):
+    """A label file is missing, empty or not a label map."""
+
+
+class LabelGeometryError(LabelError):
+    """A label does not lie on the grid of its image."""
+
+
+class UnknownImageError(XNATDatastoreError, KeyError):
+    """The datastore lists no such image."""
+
+
+class UnknownLabelError(XNATDatastoreError, KeyError):
+    """The image has no such label."""
+
+
+class LabelNotUploadedError(XNATDatastoreError, OSError):
+    """A label is safe on disk, but not yet in XNAT."""
+
+
+class ReadOnlyError(XNATDatastoreError, PermissionError):
+    """The datastore was opened read-only."""
+
+
+class CacheError(XNATDatastoreError, OSError):
+    """The cache folder cannot be used."""

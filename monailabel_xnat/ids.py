@@ -1,0 +1,150 @@
+"""Ids of images and labels as values: the only place that splits an id at its slashes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from monailabel_xnat.errors import InvalidIdError
+
+EXPECTED_FORM = "project/subject/experiment/scan"
+
+_VERSION = re.compile(r"[0-9]{8}T[0-9]{6}[0-9]*Z-[0-9a-f]{12}")
+_RESERVED = re.compile(r"[/%#]|^\s+|\s+$")
+_UNSAFE_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9_-]+")
+_LONGEST_FILE_NAME = 120
+
+
+@dataclass(frozen=True, order=True)
+class ImageId:
+    """One scan of an XNAT archive.
+
+    Parameters
+    ----------
+    project, subject, experiment, scan : str
+        XNAT's own ids (``LIVER``, ``XNAT_S00001``, ``XNAT_E00001``, ``2``), or labels in their place until the
+        catalog has resolved them.
+
+    Examples
+    --------
+    >>> str(ImageId("LIVER", "XNAT_S00001", "XNAT_E00001", "4/a"))
+    'LIVER/XNAT_S00001/XNAT_E00001/4%2Fa'
+    >>> ImageId.parse("LIVER/XNAT_S00001/XNAT_E00001/4%2Fa").scan
+    '4/a'
+    """
+
+    project: str
+    subject: str
+    experiment: str
+    scan: str
+
+    def __post_init__(self) -> None:
+        for noun in EXPECTED_FORM.split("/"):
+            value = getattr(self, noun)
+            if not isinstance(value, str) or value in ("", ".", ".."):
+                raise InvalidIdError(
+                    f"image id with {value!r} for its {noun}", hint=f"expected {EXPECTED_FORM}, no part empty"
+                )
+
+    @classmethod
+    def parse(cls, text: str) -> ImageId:
+        """Read an id.
+
+        Parameters
+        ----------
+        text : str
+            ``project/subject/experiment/scan``, each part percent-encoded where it holds ``/``, ``%``, ``#`` or
+            starts or ends with whitespace.
+
+        Raises
+        ------
+        InvalidIdError
+            If there are not four parts, or one is empty.
+        """
+        parts = text.split("/") if isinstance(text, str) else []
+        if len(parts) != len(EXPECTED_FORM.split("/")) or not all(parts):
+            raise InvalidIdError(f"malformed image id {text!r}", hint=f"expected {EXPECTED_FORM}")
+        return cls(*(unquote(part) for part in parts))
+
+    def __str__(self) -> str:
+        return "/".join(_encode(part) for part in (self.project, self.subject, self.experiment, self.scan))
+
+    @property
+    def file_stem(self) -> str:
+        """A name for files of this image: readable, unique, without dots or separators."""
+        return safe_name("_".join((self.project, self.subject, self.experiment, self.scan)), str(self))
+
+
+@dataclass(frozen=True, order=True)
+class LabelId:
+    """One label of an image: the current one, an earlier version, or one ROI collection.
+
+    Parameters
+    ----------
+    image : ImageId
+        The image that the label belongs to.
+    version : str or None
+        Name of a stored version, ``20261123T101500000000Z-0123456789ab``.
+    collection : str or None
+        Label of a ROI collection of the image's session.
+    """
+
+    image: ImageId
+    version: str | None = None
+    collection: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.version is not None and self.collection is not None:
+            raise InvalidIdError("a label id names a version or a ROI collection, not both")
+        if self.version is not None and not _VERSION.fullmatch(self.version):
+            raise InvalidIdError(
+                f"malformed label version {self.version!r}",
+                hint="expected <UTC>-<12 hex digits>, as in the history",
+            )
+        if self.collection == "":
+            raise InvalidIdError("a label id with an empty ROI collection")
+
+    @classmethod
+    def parse(cls, text: str) -> LabelId:
+        """Read a label id: ``<image id>``, ``<image id>@<version>`` or ``<image id>#<ROI collection>``.
+
+        Raises
+        ------
+        InvalidIdError
+            If the image id or what follows it is malformed.
+        """
+        if not isinstance(text, str):
+            raise InvalidIdError(f"malformed label id {text!r}", hint=f"expected {EXPECTED_FORM}")
+        image, hash_sign, collection = text.partition("#")
+        if hash_sign:
+            return cls(ImageId.parse(image), collection=unquote(collection))
+        image, at_sign, version = text.rpartition("@")
+        if at_sign and _VERSION.fullmatch(version):
+            return cls(ImageId.parse(image), version=version)
+        return cls(ImageId.parse(text))
+
+    def __str__(self) -> str:
+        if self.collection is not None:
+            return f"{self.image}#{_encode(self.collection)}"
+        return f"{self.image}@{self.version}" if self.version else str(self.image)
+
+
+def safe_name(text: str, identity: str) -> str:
+    """Make a file name of a text: letters, digits, ``_`` and ``-``, kept apart by a digest where it had to change.
+
+    Parameters
+    ----------
+    text : str
+        What the name should look like.
+    identity : str
+        What must be different for the names to differ.
+    """
+    name = _UNSAFE_IN_FILE_NAMES.sub("_", text)[:_LONGEST_FILE_NAME]
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{name}_{digest}"
+
+
+def _encode(part: str) -> str:
+    return _RESERVED.sub(lambda match: "".join(f"%{byte:02X}" for byte in match.group().encode()), part)
