@@ -83,7 +83,7 @@ class LoginError(ServerError, PermissionError):
 
 
 class AccessDeniedError(ServerError, PermissionError):
-    """This user may not do that."""
+    """The user may not do that."""
 
 
 class NotInArchiveError(ServerError, FileNotFoundError):

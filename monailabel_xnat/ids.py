@@ -12,7 +12,8 @@ from monailabel_xnat.errors import InvalidIdError
 EXPECTED_FORM = "project/subject/experiment/scan"
 
 _VERSION = re.compile(r"[0-9]{8}T[0-9]{6}[0-9]*Z-[0-9a-f]{12}")
-_RESERVED = re.compile(r"[/%#]|^\s+|\s+$")
+# "@" only where a label id would take what follows it for a version.
+_RESERVED = re.compile(rf"[/%#]|^\s+|\s+$|@(?={_VERSION.pattern}$)")
 _UNSAFE_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9_-]+")
 _LONGEST_FILE_NAME = 120
 
@@ -24,8 +25,8 @@ class ImageId:
     Parameters
     ----------
     project, subject, experiment, scan : str
-        XNAT's own ids (``LIVER``, ``XNAT_S00001``, ``XNAT_E00001``, ``2``), or labels in their place until the
-        catalog has resolved them.
+        XNAT's own ids (``LIVER``, ``XNAT_S00001``, ``XNAT_E00001``, ``2``), or labels in their place
+        until the catalog has resolved them.
 
     Examples
     --------
@@ -55,8 +56,8 @@ class ImageId:
         Parameters
         ----------
         text : str
-            ``project/subject/experiment/scan``, each part percent-encoded where it holds ``/``, ``%``, ``#`` or
-            starts or ends with whitespace.
+            ``project/subject/experiment/scan``, each part percent-encoded where it holds ``/``, ``%``,
+            ``#`` or starts or ends with whitespace.
 
         Raises
         ------
@@ -132,7 +133,7 @@ class LabelId:
 
 
 def safe_name(text: str, identity: str) -> str:
-    """Make a file name of a text: letters, digits, ``_`` and ``-``, kept apart by a digest where it had to change.
+    """Make a file name of a text: letters, digits, ``_`` and ``-``, and a digest that keeps names apart.
 
     Parameters
     ----------

@@ -1,0 +1,309 @@
+"""The settings: which there are, where each may come from, and what they may be."""
+
+from __future__ import annotations
+
+import hashlib
+import netrc
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import platformdirs
+
+from monailabel_xnat.errors import SettingsError
+
+CONF_PREFIX = "xnat_"
+ENVIRONMENT_PREFIX = "MONAI_LABEL_XNAT_"
+
+# MONAI Label's own variables, then xnatpy's, by the field they stand for; design of precedence: first wins.
+_FOREIGN_VARIABLES: Mapping[str, tuple[str, ...]] = {
+    "server": ("MONAI_LABEL_DATASTORE_URL", "XNATPY_HOST", "XNAT_HOST"),
+    "username": ("MONAI_LABEL_DATASTORE_USERNAME", "XNATPY_USER", "XNAT_USER"),
+    "password": ("MONAI_LABEL_DATASTORE_PASSWORD", "XNATPY_PASS", "XNAT_PASS"),
+    "project": ("MONAI_LABEL_DATASTORE_PROJECT",),
+    "asset_path": ("MONAI_LABEL_DATASTORE_ASSET_PATH",),
+    "cache_path": ("MONAI_LABEL_DATASTORE_CACHE_PATH",),
+}
+_SECRETS = ("password",)
+_TRUE = ("true", "yes", "on", "1")
+_FALSE = ("false", "no", "off", "0")
+
+Value = TypeVar("Value")
+
+
+class Secret:
+    """A text that shows itself only when asked by ``reveal()``."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Give the text itself."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+    __str__ = __repr__
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+def _text(value: object) -> str:
+    return str(value).strip()
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = _text(value).lower()
+    if text not in _TRUE + _FALSE:
+        raise ValueError(f"expected one of {', '.join(_TRUE + _FALSE)}")
+    return text in _TRUE
+
+
+def _at_least(lowest: int) -> Callable[[object], int]:
+    def whole(value: object) -> int:
+        number = int(_text(value))
+        if number < lowest:
+            raise ValueError(f"expected a whole number of at least {lowest}")
+        return number
+
+    return whole
+
+
+def _seconds(value: object) -> float:
+    number = float(_text(value))
+    if not 0 < number < float("inf"):
+        raise ValueError("expected a number of seconds above 0")
+    return number
+
+
+def _one_of(*choices: str) -> Callable[[object], str]:
+    def choose(value: object) -> str:
+        text = _text(value).lower()
+        if text not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}")
+        return text
+
+    return choose
+
+
+def _names(value: object) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else list(value)  # type: ignore[call-overload]
+    return tuple(dict.fromkeys(part for part in (_text(part) for part in parts) if part))
+
+
+def _label_values(value: object) -> tuple[tuple[str, int], ...]:
+    """Read ``spleen=1,liver=2``, or a mapping, into pairs of name and voxel value."""
+    pairs = value.items() if isinstance(value, Mapping) else [part.rsplit("=", 1) for part in _names(value)]
+    try:
+        labels = tuple((_text(name), int(number)) for name, number in pairs)
+    except ValueError:
+        raise ValueError("expected name=value pairs such as spleen=1,liver=2") from None
+    if len({number for _, number in labels}) < len(labels) or any(number < 1 for _, number in labels):
+        raise ValueError("expected a different voxel value of at least 1 for each name")
+    return labels
+
+
+def _server(value: object) -> str:
+    parts = urlsplit(_text(value))
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected an address such as https://xnat.example.org")
+    if parts.username or parts.password:
+        raise ValueError("expected an address without user name and password, which would end up in logs")
+    path = re.sub(r"/(app|data|xapi|REST)(/.*)?$", "", parts.path).rstrip("/")
+    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def _folder(value: object) -> Path | None:
+    return Path(_text(value)).expanduser() if _text(value) else None
+
+
+def _setting(parse: Callable[[object], Value], default: Value, meaning: str) -> Value:
+    metadata = {"parse": parse, "meaning": meaning}
+    return field(default=default, metadata=metadata)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be set, checked. Make one with :meth:`load`.
+
+    The meaning of each field stands in its ``meaning`` and in the table of the README.
+    """
+
+    server: str = _setting(_server, "", "address of the XNAT site")
+    username: str = _setting(_text, "", "user name, or alias of an XNAT alias token; none: guest")
+    password: Secret = _setting(
+        lambda value: value if isinstance(value, Secret) else Secret(str(value)),
+        Secret(""),
+        "password, or secret of the alias token; never through --conf",
+    )
+    project: tuple[str, ...] = _setting(
+        _names, (), "project IDs, comma-separated; none: all that can be read"
+    )
+    asset_path: Path | None = _setting(
+        _folder, None, "folder where XNAT's archive is mounted on this machine"
+    )
+    cache_path: Path | None = _setting(_folder, None, "folder for downloaded and converted images")
+    image_format: str = _setting(
+        _one_of("nifti", "dicom"),
+        "nifti",
+        "what get_image_uri gives: a NIfTI file, or the folder of DICOM files",
+    )
+    image_resource: tuple[str, ...] = _setting(
+        _names, ("DICOM", "NIFTI", "NRRD", "MHA", "PNG", "TIFF"), "resources read as the image, best first"
+    )
+    scan_type: tuple[str, ...] = _setting(_names, (), "patterns of scan types; ! excludes")
+    series_description: tuple[str, ...] = _setting(_names, (), "patterns of series descriptions; ! excludes")
+    modality: tuple[str, ...] = _setting(_names, (), "patterns of modalities (MR, CT, ...); ! excludes")
+    quality: tuple[str, ...] = _setting(_names, ("!unusable",), "patterns of scan qualities; ! excludes")
+    subject: tuple[str, ...] = _setting(_names, (), "patterns of subject labels or IDs; ! excludes")
+    session: tuple[str, ...] = _setting(_names, (), "patterns of session labels or IDs; ! excludes")
+    min_frames: int = _setting(_at_least(0), 0, "fewest images a scan may have")
+    labels: tuple[tuple[str, int], ...] = _setting(
+        _label_values, (), "voxel value of each label name, such as spleen=1,liver=2"
+    )
+    read_only: bool = _setting(_flag, False, "refuse everything that would write to XNAT")
+    allow_delete: bool = _setting(_flag, False, "let remove_image delete the scan in XNAT")
+    connections: int = _setting(_at_least(1), 4, "transfers at a time")
+    timeout: float = _setting(_seconds, 120.0, "seconds to wait for an answer of XNAT")
+    max_age: float = _setting(_seconds, 60.0, "seconds after which the listing of XNAT is renewed")
+    verify_tls: bool = _setting(_flag, True, "check the certificate of the server")
+    ca_bundle: Path | None = _setting(_folder, None, "file with the certificate authorities to trust")
+    client_certificate: Path | None = _setting(_folder, None, "file with client certificate and key")
+
+    @classmethod
+    def load(
+        cls,
+        arguments: Mapping[str, Any],
+        conf: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Settings:
+        """Gather the settings from their sources; the first source that has one wins.
+
+        Parameters
+        ----------
+        arguments : mapping
+            Arguments of the constructor by field name; None and ``""`` count as not given.
+        conf : mapping or None
+            MONAI Label's ``--conf``; keys ``xnat_<field>`` are ours, except secrets.
+        environ : mapping or None
+            Environment, default the process's: ``MONAI_LABEL_XNAT_<FIELD>``, MONAI Label's and xnatpy's own.
+
+        Raises
+        ------
+        SettingsError
+            If a setting is unknown, wrong, missing, or a secret stands in ``conf``.
+        """
+        conf = conf or {}
+        environ = os.environ if environ is None else environ
+        _refuse_unknown_and_secret(conf)
+        values: dict[str, Any] = {}
+        for item in fields(cls):
+            origin, raw = _first_given(item.name, arguments, conf, environ)
+            if raw is not None:
+                values[item.name] = _parsed(item.name, origin, raw, item.metadata["parse"])
+        _require_server(values)
+        _complete_credentials(values, environ)
+        return cls(**values)
+
+    @property
+    def server_folder(self) -> Path:
+        """The folder on this machine for everything that belongs to this server."""
+        base = self.cache_path or platformdirs.user_cache_path("monailabel_xnat")
+        digest = hashlib.sha256(self.server.encode()).hexdigest()[:12]
+        return base / f"{re.sub(r'[^A-Za-z0-9.-]', '_', urlsplit(self.server).netloc)}-{digest}"
+
+    @property
+    def label_values(self) -> dict[str, int]:
+        """Voxel value by label name."""
+        return dict(self.labels)
+
+
+def _refuse_unknown_and_secret(conf: Mapping[str, Any]) -> None:
+    known = {CONF_PREFIX + item.name for item in fields(Settings)}
+    for key in conf:
+        if key.startswith(CONF_PREFIX) and key not in known:
+            raise SettingsError(f"unknown setting --conf {key}", hint=f"known are {', '.join(sorted(known))}")
+    for name in _SECRETS:
+        if conf.get(CONF_PREFIX + name):
+            raise SettingsError(
+                f"--conf {CONF_PREFIX}{name} is refused: MONAI Label writes --conf to its logs",
+                hint=f"set the environment variable {ENVIRONMENT_PREFIX}{name.upper()} or use ~/.netrc",
+            )
+
+
+def _first_given(
+    name: str, arguments: Mapping[str, Any], conf: Mapping[str, Any], environ: Mapping[str, str]
+) -> tuple[str, Any]:
+    """Find where a setting comes from, and its value there; ("", None) if nowhere."""
+    candidates = [
+        (f"argument {name}", arguments.get(name)),
+        (f"--conf {CONF_PREFIX}{name}", conf.get(CONF_PREFIX + name)),
+    ]
+    variables = (ENVIRONMENT_PREFIX + name.upper(), *_FOREIGN_VARIABLES.get(name, ()))
+    candidates += [(f"environment variable {variable}", environ.get(variable)) for variable in variables]
+    given = (candidate for candidate in candidates if candidate[1] is not None and candidate[1] != "")
+    return next(given, ("", None))
+
+
+def _parsed(name: str, origin: str, raw: object, parse: Callable[[object], Any]) -> Any:
+    try:
+        return parse(raw)
+    except (TypeError, ValueError) as error:
+        shown = "" if name in _SECRETS or name == "server" else f" {raw!r}"
+        raise SettingsError(f"{origin}: cannot use the value{shown}", hint=str(error)) from None
+
+
+def _require_server(values: Mapping[str, Any]) -> None:
+    if not values.get("server"):
+        raise SettingsError(
+            "no XNAT server given", hint="give its address, such as --studies https://xnat.example.org"
+        )
+
+
+def _complete_credentials(values: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """Take what is missing from ~/.netrc; never leave a user without a password, for xnatpy would prompt."""
+    if not values.get("password"):
+        login, password = _netrc_login(urlsplit(values["server"]).hostname or "", values["server"], environ)
+        if login and values.get("username", login) == login:
+            values.update(username=login, password=Secret(password))
+    if values.get("username") and not values.get("password"):
+        raise SettingsError(
+            f"no password for user {values['username']!r} on {values['server']}",
+            hint=f"set the environment variable {ENVIRONMENT_PREFIX}PASSWORD or add the server to ~/.netrc",
+        )
+    if values.get("password") and not values.get("username"):
+        raise SettingsError(
+            f"a password but no user name for {values['server']}",
+            hint=f"set the environment variable {ENVIRONMENT_PREFIX}USERNAME",
+        )
+
+
+def _netrc_login(host: str, server: str, environ: Mapping[str, str]) -> tuple[str, str]:
+    path = Path(environ.get("NETRC") or Path(environ.get("HOME") or Path.home()) / ".netrc")
+    try:
+        logins = netrc.netrc(path)
+    except FileNotFoundError:
+        return "", ""
+    except (OSError, netrc.NetrcParseError) as error:
+        raise SettingsError(
+            f"cannot read {path}: {type(error).__name__}", hint="mend or remove the file"
+        ) from None
+    # xnatpy looks the server up with its port, curl without: take both, the more exact one first.
+    found = logins.authenticators(urlsplit(server).netloc) or logins.authenticators(host)
+    return (found[0] or "", found[2] or "") if found else ("", "")
