@@ -1,0 +1,58 @@
+# `make` lists the targets. Each of them first makes the virtual environment it needs.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Test processes at a time. The tests start servers; a few at a time is what a laptop can take.
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+FOLDERS := monailabel_xnat tests examples
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo demo-check test check lint format sandbox clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  PYTHON=python3.11 chooses the Python (3.9 to 3.12), VENV=path another virtual environment."
+
+venv: $(INSTALLED) ## make the virtual environment .venv
+
+$(INSTALLED): setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 9) <= v < (3, 13) else \
+	"Python 3.9 to 3.12 is needed and $(PYTHON) is %d.%d: use make PYTHON=python3.11" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.3'
+	$(BIN)/python -m pip install --constraint constraints.txt --build-constraint constraints.txt \
+		--editable '.[test,demo,dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## the whole loop on this computer: archive, annotate, train; stays up to play with
+	@$(BIN)/python examples/demo.py
+
+demo-check: $(INSTALLED) ## the same without staying up; fails if anything does not work
+	@$(BIN)/python examples/demo.py --check
+
+test: $(INSTALLED) ## all tests
+	$(BIN)/python -m pytest --numprocesses $(WORKERS)
+
+check: $(INSTALLED) lint ## before each commit: the quick tests, ruff, mypy
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'not slow'
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(BIN)/ruff check $(FOLDERS)
+	$(BIN)/ruff format --check $(FOLDERS)
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## let ruff format the code and mend what it can
+	$(BIN)/ruff check --fix $(FOLDERS)
+	$(BIN)/ruff format $(FOLDERS)
+
+sandbox: $(INSTALLED) ## an XNAT-compatible server with demo data
+	$(BIN)/monailabel-xnat sandbox --demo
+
+clean: ## remove what make made, the virtual environment included
+	rm -rf $(VENV) demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(FOLDERS) -name __pycache__ -type d -prune -exec rm -rf {} +
