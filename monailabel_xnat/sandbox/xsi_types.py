@@ -1,0 +1,143 @@
+"""Which XNAT types DICOM becomes: the tables of XNAT's importer (its library ``dicom-xnat-sop``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pydicom import uid
+
+#: SOP classes with a scan type of their own, strongest first: in a series of several, the first one counts.
+#: A class that is not here (presentation states, key objects, raw data, ...) is ``otherDicom`` in XNAT.
+_SCAN_TYPES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("pet", (uid.PositronEmissionTomographyImageStorage, uid.EnhancedPETImageStorage)),
+    ("mr", (uid.MRImageStorage, uid.EnhancedMRImageStorage, uid.EnhancedMRColorImageStorage)),
+    ("ct", (uid.CTImageStorage, uid.EnhancedCTImageStorage)),
+    ("xa", (uid.XRayAngiographicImageStorage, uid.XRay3DAngiographicImageStorage)),
+    ("us", (uid.UltrasoundImageStorage, uid.UltrasoundMultiFrameImageStorage)),
+    (
+        "rtImage",
+        (
+            uid.RTImageStorage,
+            uid.RTDoseStorage,
+            uid.RTStructureSetStorage,
+            uid.RTPlanStorage,
+            uid.RTBeamsTreatmentRecordStorage,
+            uid.RTBrachyTreatmentRecordStorage,
+            uid.RTTreatmentSummaryRecordStorage,
+            uid.RTIonPlanStorage,
+            uid.RTIonBeamsTreatmentRecordStorage,
+        ),
+    ),
+    ("cr", (uid.ComputedRadiographyImageStorage,)),
+    ("opt", (uid.OphthalmicTomographyImageStorage,)),
+    (
+        "mg",
+        (
+            uid.DigitalMammographyXRayImageStorageForPresentation,
+            uid.DigitalMammographyXRayImageStorageForProcessing,
+        ),
+    ),
+    ("dx", (uid.DigitalXRayImageStorageForPresentation, uid.DigitalXRayImageStorageForProcessing)),
+    ("dx3DCraniofacial", (uid.XRay3DCraniofacialImageStorage,)),
+    (
+        "io",
+        (
+            uid.DigitalIntraOralXRayImageStorageForPresentation,
+            uid.DigitalIntraOralXRayImageStorageForProcessing,
+        ),
+    ),
+    ("nm", (uid.NuclearMedicineImageStorage,)),
+    ("rf", (uid.XRayRadiofluoroscopicImageStorage,)),
+    ("op", (uid.OphthalmicPhotography8BitImageStorage, uid.OphthalmicPhotography16BitImageStorage)),
+    ("sm", (uid.VLWholeSlideMicroscopyImageStorage,)),
+    ("gm", (uid.VLMicroscopicImageStorage,)),
+    ("esv", (uid.VideoEndoscopicImageStorage,)),
+    ("gmv", (uid.VideoMicroscopicImageStorage,)),
+    ("xcv", (uid.VideoPhotographicImageStorage,)),
+    ("ecg", (uid.TwelveLeadECGWaveformStorage, uid.AmbulatoryECGWaveformStorage)),
+    ("hd", (uid.HemodynamicWaveformStorage,)),
+    ("eps", ("1.2.840.10008.5.1.4.1.1.9.3.1",)),
+    ("seg", (uid.SegmentationStorage,)),
+    (
+        "sr",
+        (
+            uid.BasicTextSRStorage,
+            uid.EnhancedSRStorage,
+            uid.ComprehensiveSRStorage,
+            uid.MammographyCADSRStorage,
+            uid.ChestCADSRStorage,
+            uid.ColonCADSRStorage,
+            uid.XRayRadiationDoseSRStorage,
+            uid.ImplantationPlanSRStorage,
+        ),
+    ),
+    ("sc", (uid.SecondaryCaptureImageStorage,)),
+)
+_SCAN_TYPE_OF = {sop_class: kind for kind, sop_classes in _SCAN_TYPES for sop_class in sop_classes}
+_SCAN_RANK = {kind: rank for rank, (kind, _) in enumerate(_SCAN_TYPES)}
+
+#: Scan types whose SOP classes decide the session type, strongest first.
+_SESSION_KINDS = ("pet", "mr", "ct", "xa", "us", "cr", "opt", "mg", "dx", "nm", "sm", "gm", "ecg")
+
+#: Modality to session type where no SOP class decides, strongest first (XNAT's lead modalities).
+_SESSION_OF_MODALITY = {
+    "PT": "pet",
+    "MR": "mr",
+    "CT": "ct",
+    "XA": "xa",
+    "US": "us",
+    "RT": "rt",
+    "RTIMAGE": "rt",
+    "RTDOSE": "rt",
+    "CR": "cr",
+    "OPT": "opt",
+    "MG": "mg",
+    "DX": "dx",
+    "NM": "nm",
+    "EEG": "eeg",
+    "ECG": "ecg",
+    "IVUS": "us",
+    "SM": "sm",
+    "GM": "gm",
+    "RF": "rf",
+    "ES": "es",
+    "XC": "xc",
+    "RG": "rg",
+    "OT": "otherDicom",
+    "SR": "sr",
+}
+
+
+def scan_type(sop_class: str) -> str:
+    """Name the scan type of a SOP class, ``xnat:otherDicomScanData`` where XNAT has none for it."""
+    return f"xnat:{_SCAN_TYPE_OF.get(sop_class, 'otherDicom')}ScanData"
+
+
+def scan_rank(sop_class: str) -> int:
+    """Rank a SOP class; the lowest of a series names its scan type."""
+    return _SCAN_RANK.get(_SCAN_TYPE_OF.get(sop_class, ""), len(_SCAN_RANK))
+
+
+def session_type(sop_classes: Iterable[str], modalities: Iterable[str]) -> str:
+    """Name the session type of a study.
+
+    PET and MR together are ``xnat:petmrSessionData``; otherwise the strongest SOP class decides (PET,
+    MR, CT, ...), so that PET/CT is ``xnat:petSessionData``; without a known one the modality does.
+
+    Parameters
+    ----------
+    sop_classes, modalities
+        All that occur in the study.
+
+    Returns
+    -------
+    str
+        ``xnat:mrSessionData`` and the like; ``xnat:otherDicomSessionData`` where nothing else fits.
+    """
+    kinds = {_SCAN_TYPE_OF.get(sop_class, "") for sop_class in sop_classes}
+    named = set(modalities)
+    if ("pet" in kinds or "PT" in named) and ("mr" in kinds or "MR" in named):
+        return "xnat:petmrSessionData"
+    by_class = [kind for kind in _SESSION_KINDS if kind in kinds]
+    by_modality = [kind for modality, kind in _SESSION_OF_MODALITY.items() if modality in named]
+    return f"xnat:{[*by_class, *by_modality, 'otherDicom'][0]}SessionData"
