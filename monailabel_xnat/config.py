@@ -135,7 +135,7 @@ def _folder(value: object) -> Path | None:
 
 def _setting(parse: Callable[[object], Value], default: Value, meaning: str) -> Value:
     metadata = {"parse": parse, "meaning": meaning}
-    return field(default=default, metadata=metadata)  # type: ignore[no-any-return]
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -152,12 +152,8 @@ class Settings:
         Secret(""),
         "password, or secret of the alias token; never through --conf",
     )
-    project: tuple[str, ...] = _setting(
-        _names, (), "project IDs, comma-separated; none: all that can be read"
-    )
-    asset_path: Path | None = _setting(
-        _folder, None, "folder where XNAT's archive is mounted on this machine"
-    )
+    project: tuple[str, ...] = _setting(_names, (), "project IDs, comma-separated; none: all that can be read")
+    asset_path: Path | None = _setting(_folder, None, "folder where XNAT's archive is mounted on this machine")
     cache_path: Path | None = _setting(_folder, None, "folder for downloaded and converted images")
     image_format: str = _setting(
         _one_of("nifti", "dicom"),
@@ -271,9 +267,7 @@ def _parsed(name: str, origin: str, raw: object, parse: Callable[[object], Any])
 
 def _require_server(values: Mapping[str, Any]) -> None:
     if not values.get("server"):
-        raise SettingsError(
-            "no XNAT server given", hint="give its address, such as --studies https://xnat.example.org"
-        )
+        raise SettingsError("no XNAT server given", hint="give its address, such as --studies https://xnat.example.org")
 
 
 def _complete_credentials(values: dict[str, Any], environ: Mapping[str, str]) -> None:
@@ -301,9 +295,7 @@ def _netrc_login(host: str, server: str, environ: Mapping[str, str]) -> tuple[st
     except FileNotFoundError:
         return "", ""
     except (OSError, netrc.NetrcParseError) as error:
-        raise SettingsError(
-            f"cannot read {path}: {type(error).__name__}", hint="mend or remove the file"
-        ) from None
+        raise SettingsError(f"cannot read {path}: {type(error).__name__}", hint="mend or remove the file") from None
     # xnatpy looks the server up with its port, curl without: take both, the more exact one first.
     found = logins.authenticators(urlsplit(server).netloc) or logins.authenticators(host)
     return (found[0] or "", found[2] or "") if found else ("", "")

@@ -1,0 +1,1 @@
+"""Everything that talks to XNAT; the only code that knows xnatpy and requests."""
