@@ -235,7 +235,7 @@ class Session:
         url = self._settings.server + path
         data = body() if callable(body) else body
         try:
-            response: requests.Response = connection.interface.request(
+            return transport.request(
                 method,
                 url,
                 params=query,
@@ -244,7 +244,6 @@ class Session:
                 stream=stream,
                 timeout=self._settings.timeout,
             )
-            return response
         finally:
             if callable(body):
                 data.close()  # type: ignore[union-attr]
