@@ -1,0 +1,208 @@
+"""The frames of a DICOM image object: where each lies, how its values are scaled, what sets it apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Mapping, Union
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from monailabel_xnat.convert import elements
+from monailabel_xnat.convert.geometry import Plane
+
+Trait = Union[float, str, tuple[int, ...]]
+
+TRAITS = (
+    "Dimension Index Values",
+    "Temporal Position Index",
+    "Temporal Position Identifier",
+    "Trigger Time",
+    "Diffusion b-value",
+    "Echo Time",
+    "Inversion Time",
+    "Acquisition Number",
+    "Acquisition Time",
+    "Image Type",
+)
+"""What may tell the volumes of a 4-D series apart, tried in this order; then comes the Instance Number."""
+
+TIME_TRAITS = ("Dimension Index Values", "Temporal Position Index", "Temporal Position Identifier", "Trigger Time")
+"""The traits that make several images at one single position a series in time (cardiac cine)."""
+
+# The elements that hold a trait in a classic (one file, one frame) object, and how they are read.
+_DECIMAL_TRAITS = {
+    "Temporal Position Identifier": 0x00200100,
+    "Trigger Time": 0x00181060,
+    "Echo Time": 0x00180081,
+    "Inversion Time": 0x00180082,
+    "Acquisition Number": 0x00200012,
+}
+_DIFFUSION_B_VALUE = 0x00189087
+_ACQUISITION_TIME = 0x00080032
+_IMAGE_TYPE = 0x00080008
+
+_POSITION = 0x00200032
+_ORIENTATION = 0x00200037
+_PIXEL_SPACING = 0x00280030
+_INTERCEPT = 0x00281052
+_SLOPE = 0x00281053
+_GRID_FRAME_OFFSETS = 0x3004000C
+_SHARED_GROUPS = 0x52009229
+_FRAME_GROUPS = 0x52009230
+
+# Functional groups (DICOM PS3.3 C.7.6.16.2).
+_PIXEL_MEASURES = 0x00289110
+_PLANE_POSITION = 0x00209113
+_PLANE_ORIENTATION = 0x00209116
+_VALUE_TRANSFORMATION = 0x00289145
+_FRAME_CONTENT = 0x00209111
+_DIFFUSION = 0x00189117
+_ECHO = 0x00189114
+_DIMENSION_INDEX_VALUES = 0x00209157
+_TEMPORAL_POSITION_INDEX = 0x00209128
+_EFFECTIVE_ECHO_TIME = 0x00189082
+
+FRAME_TAGS = (
+    *_DECIMAL_TRAITS.values(),
+    _DIFFUSION_B_VALUE,
+    _ACQUISITION_TIME,
+    _IMAGE_TYPE,
+    _POSITION,
+    _ORIENTATION,
+    _PIXEL_SPACING,
+    _INTERCEPT,
+    _SLOPE,
+    _GRID_FRAME_OFFSETS,
+    _SHARED_GROUPS,
+    _FRAME_GROUPS,
+)
+"""The elements this module reads from the top level of a dataset."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One two-dimensional image of a file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    index : int
+        Which frame of the file, from 0.
+    order : float
+        Instance Number of the file, for frames of one volume that no trait sets apart.
+    plane : Plane or None
+        Where it lies; None if the header does not say.
+    slope, intercept : float
+        Rescale Slope and Intercept of this frame.
+    traits : mapping of str to value
+        What may set its volume apart from others in the series, by the names in `TRAITS`.
+    """
+
+    path: Path
+    index: int
+    order: float
+    plane: Plane | None
+    slope: float = 1.0
+    intercept: float = 0.0
+    traits: Mapping[str, Trait] = field(default_factory=dict)
+
+
+def read_frames(path: Path, dataset: Dataset, count: int, order: float) -> tuple[Frame, ...]:
+    """Read the frames of an image object from its header.
+
+    Parameters
+    ----------
+    path : Path
+        The file that the header was read from.
+    dataset : Dataset
+        Its header.
+    count : int
+        Number of Frames.
+    order : float
+        Instance Number.
+
+    Returns
+    -------
+    tuple of Frame
+        In the order of the pixel data.
+
+    Raises
+    ------
+    ElementError
+        If a number in the header is none.
+    """
+    groups = elements.items(dataset, _FRAME_GROUPS)
+    if groups:
+        return _enhanced_frames(path, dataset, groups[:count], order)
+    offsets = elements.decimals(dataset, _GRID_FRAME_OFFSETS) if count > 1 else None
+    if count > 1 and (offsets is None or len(offsets) != count):
+        return tuple(Frame(path, index, order, None) for index in range(count))
+    plane = _plane(dataset, dataset, dataset)
+    slope, intercept = _scaling(dataset)
+    if offsets is None:
+        return (Frame(path, 0, order, plane, slope, intercept, _classic_traits(dataset)),)
+    # Offsets count from the first frame, or are patient z where the first is not 0 (DICOM PS3.3 C.8.8.3.2).
+    steps = [offset - offsets[0] for offset in offsets]
+    return tuple(Frame(path, n, order, _shifted(plane, step)) for n, step in enumerate(steps))
+
+
+def _enhanced_frames(path: Path, dataset: Dataset, groups: list[Dataset], order: float) -> tuple[Frame, ...]:
+    shared = (elements.items(dataset, _SHARED_GROUPS) or [Dataset()])[0]
+
+    def macro(frame: Dataset, tag: int) -> Dataset:
+        found = elements.items(frame, tag) or elements.items(shared, tag)
+        return found[0] if found else Dataset()
+
+    frames = []
+    for index, group in enumerate(groups):
+        plane = _plane(macro(group, _PLANE_POSITION), macro(group, _PLANE_ORIENTATION), macro(group, _PIXEL_MEASURES))
+        slope, intercept = _scaling(macro(group, _VALUE_TRANSFORMATION))
+        traits = _enhanced_traits(macro(group, _FRAME_CONTENT), macro(group, _DIFFUSION), macro(group, _ECHO))
+        frames.append(Frame(path, index, order, plane, slope, intercept, traits))
+    return tuple(frames)
+
+
+def _enhanced_traits(content: Dataset, diffusion: Dataset, echo: Dataset) -> dict[str, Trait]:
+    traits: dict[str, Trait | None] = {
+        "Dimension Index Values": elements.integers(content, _DIMENSION_INDEX_VALUES, "I") or None,
+        "Temporal Position Index": next(iter(elements.integers(content, _TEMPORAL_POSITION_INDEX, "I")), None),
+        "Diffusion b-value": elements.double(diffusion, _DIFFUSION_B_VALUE),
+        "Echo Time": elements.double(echo, _EFFECTIVE_ECHO_TIME),
+    }
+    return {name: value for name, value in traits.items() if value is not None}
+
+
+def _classic_traits(dataset: Dataset) -> dict[str, Trait]:
+    traits: dict[str, Trait | None] = {name: elements.decimal(dataset, tag) for name, tag in _DECIMAL_TRAITS.items()}
+    traits["Diffusion b-value"] = elements.double(dataset, _DIFFUSION_B_VALUE)
+    traits["Acquisition Time"] = elements.text(dataset, _ACQUISITION_TIME) or None
+    traits["Image Type"] = elements.text(dataset, _IMAGE_TYPE) or None
+    return {name: value for name, value in traits.items() if value is not None}
+
+
+def _plane(position: Dataset, orientation: Dataset, measures: Dataset) -> Plane | None:
+    """Read a plane; None unless position and orientation are there and make sense."""
+    origin = elements.decimals(position, _POSITION, 3)
+    cosines = elements.decimals(orientation, _ORIENTATION, 6)
+    if origin is None or cosines is None:
+        return None
+    if np.linalg.norm(np.cross(cosines[:3], cosines[3:])) < 1e-3:
+        raise elements.ElementError(f"Image Orientation (Patient) spans no plane: {cosines}")
+    spacing = elements.decimals(measures, _PIXEL_SPACING, 2) or (1.0, 1.0)
+    return Plane(origin, cosines, spacing)  # type: ignore[arg-type]
+
+
+def _shifted(plane: Plane | None, step: float) -> Plane | None:
+    if plane is None:
+        return None
+    position = np.add(plane.position, step * plane.normal)
+    return Plane((float(position[0]), float(position[1]), float(position[2])), plane.orientation, plane.spacing)
+
+
+def _scaling(dataset: Dataset) -> tuple[float, float]:
+    slope, intercept = elements.decimal(dataset, _SLOPE), elements.decimal(dataset, _INTERCEPT)
+    # GDCM takes a slope of 0, which is against the standard, as 1.
+    return slope or 1.0, intercept or 0.0

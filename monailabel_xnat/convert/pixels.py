@@ -1,0 +1,287 @@
+"""The values of the frames of a volume.
+
+SimpleITK decodes, and is the reference. Plainly uncompressed slices are copied from the file instead, which is
+several times faster; the first and the last such slice of a volume are decoded by SimpleITK too, and unless
+they are identical SimpleITK decodes all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+import SimpleITK as sitk
+from pydicom.uid import UID
+
+from monailabel_xnat.convert.frames import Frame
+from monailabel_xnat.convert.geometry import Floats
+from monailabel_xnat.convert.headers import ImageHeader
+from monailabel_xnat.errors import ImageConversionError
+
+logger = logging.getLogger(__name__)
+
+Array = npt.NDArray[Any]
+Dtype = np.dtype[Any]
+
+DECODING_THREADS = min(2, os.cpu_count() or 1)
+"""More threads read no faster, and the server has other work."""
+
+_INTEGERS = (np.dtype(np.uint8), np.dtype(np.int16), np.dtype(np.uint16), np.dtype(np.int32))
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_FLOAT32_EXACT = 1 << 24
+
+# CT, MR and PET images (DICOM PS3.4 B.5): Rescale Slope and Intercept are all there is between file and value.
+_DIRECT_CLASSES = frozenset(("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"))
+
+
+@dataclass(frozen=True)
+class SliceValues:
+    """The values of one frame, kept as stored until they are written.
+
+    Parameters
+    ----------
+    stored : ndarray (rows, columns) or (rows, columns, samples)
+        Stored values; those of the image are ``stored * slope + intercept``.
+    slope, intercept : float
+        The scaling. Whole numbers unless the values are already floating point (then 1 and 0).
+    low, high : float
+        Smallest and largest value.
+    dtype : dtype
+        The smallest of uint8, int16, uint16, int32, float32, float64 that holds all values exactly.
+    """
+
+    stored: Array
+    slope: float
+    intercept: float
+    low: float
+    high: float
+    dtype: Dtype
+
+    @classmethod
+    def of(cls, stored: Array, slope: float = 1.0, intercept: float = 0.0) -> SliceValues:
+        """Make one from stored values and their scaling."""
+        if stored.dtype.kind == "f" or not (slope.is_integer() and intercept.is_integer()):
+            if (slope, intercept) != (1.0, 0.0):
+                stored = stored.astype(np.float64) * slope + intercept
+            return cls._of_floats(stored)
+        ends = [float(end) * slope + intercept for end in (stored.min(), stored.max())]
+        low, high = min(ends), max(ends)
+        dtype = _integer_dtype(low, high)
+        if dtype == _FLOAT64 and (slope, intercept) != (1.0, 0.0):
+            return cls._of_floats(stored.astype(np.float64) * slope + intercept)
+        return cls(stored, slope, intercept, low, high, dtype)
+
+    @classmethod
+    def _of_floats(cls, values: Array) -> SliceValues:
+        low, high = float(values.min()), float(values.max())
+        if np.isfinite(low) and np.isfinite(high) and _all_equal(values, np.rint):
+            dtype = _integer_dtype(low, high)
+            if dtype.kind != "f":
+                return cls(values.astype(dtype), 1.0, 0.0, low, high, dtype)
+        with np.errstate(over="ignore"):
+            single = _all_equal(values, lambda part: part.astype(np.float32))
+        dtype = _FLOAT32 if single else _FLOAT64
+        return cls(values.astype(dtype, copy=False), 1.0, 0.0, low, high, dtype)
+
+    def values(self, dtype: Dtype) -> Array:
+        """Give the values in ``dtype``, which must hold them."""
+        if (self.slope, self.intercept) == (1.0, 0.0):
+            return self.stored.astype(dtype, copy=False)
+        if self.slope == 1.0 and dtype.kind != "f":
+            return np.add(self.stored, int(self.intercept), dtype=np.int64, casting="unsafe").astype(dtype)
+        scaled = self.stored.astype(np.float64) * self.slope + self.intercept
+        return np.asarray(scaled.astype(dtype))
+
+
+def _all_equal(values: Array, rounded: Any) -> bool:
+    """Tell whether rounding changes nothing; most slices that it changes show it in their middle row."""
+    middle = values[len(values) // 2]
+    if not np.array_equal(rounded(middle), middle, equal_nan=True):
+        return False
+    return np.array_equal(rounded(values), values, equal_nan=True)
+
+
+def _integer_dtype(low: float, high: float) -> Dtype:
+    for dtype in _INTEGERS:
+        limits = np.iinfo(dtype)
+        if limits.min <= low and high <= limits.max:
+            return dtype
+    return _FLOAT64
+
+
+def common_dtype(slices: Sequence[SliceValues]) -> Dtype:
+    """Give the smallest data type that holds the values of all slices exactly."""
+    low, high = min(part.low for part in slices), max(part.high for part in slices)
+    kinds = {part.dtype for part in slices}
+    if not kinds & {_FLOAT32, _FLOAT64}:
+        return _integer_dtype(low, high)
+    whole = [part for part in slices if part.dtype.kind != "f"]
+    fits = all(-_FLOAT32_EXACT <= part.low and part.high <= _FLOAT32_EXACT for part in whole)
+    return _FLOAT64 if _FLOAT64 in kinds or not fits else _FLOAT32
+
+
+def read_slices(frames: Sequence[Frame], headers: Mapping[Path, ImageHeader]) -> list[SliceValues]:
+    """Read the values of frames, in their order.
+
+    Parameters
+    ----------
+    frames : sequence of Frame
+        What to read.
+    headers : mapping of Path to ImageHeader
+        The headers of all files that the frames are in.
+
+    Raises
+    ------
+    ImageConversionError
+        If a file cannot be decoded; it is named.
+    """
+    if all(_is_plain(headers[frame.path]) for frame in frames):
+        slices = _copy_slices(frames, headers)
+        if slices is not None:
+            return slices
+        logger.debug("Uncompressed slices differ from what SimpleITK reads: it reads them all")
+    paths = list(dict.fromkeys(frame.path for frame in frames))
+    wanted = {path: [frame for frame in frames if frame.path == path] for path in paths}
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        decoded = pool.map(lambda path: _decode_file(headers[path], wanted[path]), paths)
+        values = {frame_key: part for parts in decoded for frame_key, part in parts.items()}
+    return [values[frame.path, frame.index] for frame in frames]
+
+
+def _is_plain(header: ImageHeader) -> bool:
+    """Tell whether the pixel data of a file may be copied as it is."""
+    length = header.frame_bytes
+    return (
+        header.pixel_offset >= 0
+        and header.pixel_length in (length, length + length % 2)
+        and header.sop_class in _DIRECT_CLASSES
+        and len(header.frames) == 1
+        and header.samples == 1
+        and header.photometric == "MONOCHROME2"
+        and header.bits_allocated in (8, 16)
+        and 0 < header.bits_stored <= header.bits_allocated
+        and header.high_bit == header.bits_stored - 1
+        and not header.real_world_values
+    )
+
+
+def _copy_slices(frames: Sequence[Frame], headers: Mapping[Path, ImageHeader]) -> list[SliceValues] | None:
+    """Copy raw pixel data; None if it is not what SimpleITK reads."""
+    slices = []
+    for frame in frames:
+        header = headers[frame.path]
+        stored = _copy_stored(header)
+        if not _within_bits(stored, header):
+            return None
+        slices.append(SliceValues.of(stored, frame.slope, frame.intercept))
+    for position in {0, len(frames) - 1}:
+        expected = decode(frames[position].path)[0]
+        if not np.array_equal(slices[position].values(expected.dtype), expected):
+            return None
+    return slices
+
+
+def _copy_stored(header: ImageHeader) -> Array:
+    kind = f"<{'i' if header.signed else 'u'}{header.bits_allocated // 8}"
+    stored: Array = np.empty((header.rows, header.columns), dtype=kind)
+    with header.path.open("rb", buffering=0) as stream:
+        stream.seek(header.pixel_offset)
+        read = stream.readinto(stored.data.cast("B"))
+    if read != stored.nbytes:
+        message = f"{header.path.name} is truncated: {read} of {stored.nbytes} bytes of pixel data"
+        raise ImageConversionError(message, hint="download the scan again")
+    return stored
+
+
+def _within_bits(stored: Array, header: ImageHeader) -> bool:
+    """Tell whether the bits above Bits Stored hold nothing but the sign."""
+    if header.bits_stored == header.bits_allocated:
+        return True
+    if header.signed:
+        limit = 1 << (header.bits_stored - 1)
+        return bool(-limit <= stored.min() and stored.max() < limit)
+    return bool(stored.max() < 1 << header.bits_stored)
+
+
+def decode(path: Path) -> Array:
+    """Read all frames of a file by SimpleITK: (frames, rows, columns) or (frames, rows, columns, samples)."""
+    reader = _reader(path)
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise _undecodable(path, error) from error
+    values: Array = sitk.GetArrayFromImage(image)
+    return values
+
+
+def file_geometry(path: Path) -> Floats:
+    """Give the affine, voxel index to LPS in mm, that ITK reads from the header of one file."""
+    reader = _reader(path)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise _undecodable(path, error) from error
+    affine: Floats = np.eye(4)
+    direction = np.reshape(reader.GetDirection(), (reader.GetDimension(), -1))[:3, :3]
+    affine[:3, :3] = direction * reader.GetSpacing()[:3]
+    affine[:3, 3] = reader.GetOrigin()[:3]
+    return affine
+
+
+def _reader(path: Path) -> Any:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    return reader
+
+
+def _undecodable(path: Path, error: RuntimeError) -> ImageConversionError:
+    meta = pydicom.filereader.read_file_meta_info(path)
+    syntax = UID(str(meta.get("TransferSyntaxUID", "unknown"))).name
+    reason = str(error).strip().splitlines()[-1].strip()
+    return ImageConversionError(
+        f"{path.name} cannot be decoded ({syntax}): {reason}",
+        hint="if the file is whole, store it with a transfer syntax that SimpleITK reads, e.g. JPEG-LS",
+    )
+
+
+def _decode_file(header: ImageHeader, frames: Sequence[Frame]) -> dict[tuple[Path, int], SliceValues]:
+    """Decode a file and scale its frames, each as its own header says."""
+    if len({(frame.slope, frame.intercept) for frame in header.frames}) == 1:
+        decoded = decode(header.path)
+        return {(frame.path, frame.index): _compact(decoded[frame.index]) for frame in frames}
+    # GDCM scales all frames of a file by the first frame's slope.
+    decoded = _decode_unscaled(header.path)
+    return {
+        (frame.path, frame.index): SliceValues.of(decoded[frame.index].copy(), frame.slope, frame.intercept)
+        for frame in frames
+    }
+
+
+def _compact(values: Array) -> SliceValues:
+    """Copy one frame into as little memory as it needs."""
+    whole = SliceValues.of(values)
+    if whole.stored.dtype == whole.dtype and whole.stored.base is None:
+        return whole
+    return SliceValues(whole.stored.astype(whole.dtype), 1.0, 0.0, whole.low, whole.high, whole.dtype)
+
+
+def _decode_unscaled(path: Path) -> Array:
+    """Decode a multi-frame file whose frames are scaled differently, without the scaling."""
+    dataset = pydicom.dcmread(path)
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for group in dataset.get(groups) or ():
+            if "PixelValueTransformationSequence" in group:
+                del group.PixelValueTransformationSequence
+    with tempfile.TemporaryDirectory(prefix="monailabel_xnat-") as folder:
+        copy = Path(folder) / "unscaled.dcm"
+        dataset.save_as(copy)
+        return decode(copy)

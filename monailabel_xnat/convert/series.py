@@ -1,0 +1,157 @@
+"""The images of one DICOM series in a folder, apart from everything else that lies there."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterable, Sequence, Union
+
+from monailabel_xnat.convert.headers import ImageHeader, OtherFile, read_header
+from monailabel_xnat.errors import ImageConversionError, NoImageError
+
+Source = Union[str, "os.PathLike[str]", Sequence[Union[str, "os.PathLike[str]"]]]
+
+NAMES_SHOWN = 5
+"""How many file names an error lists before it only counts."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """The images of one series.
+
+    Parameters
+    ----------
+    images : tuple of ImageHeader
+        One for each file, by path; never empty.
+    notes : tuple of str
+        What was left aside.
+    """
+
+    images: tuple[ImageHeader, ...]
+    notes: tuple[str, ...]
+
+
+def read_series(source: Source, series_uid: str | None = None) -> Series:
+    """Read the headers of all files and choose one series.
+
+    Parameters
+    ----------
+    source : path or sequence of paths
+        A folder, searched with its sub-folders, or files. Names do not matter.
+    series_uid : str, optional
+        Series Instance UID of the series to take. Needed only where several series lie together.
+
+    Raises
+    ------
+    NoImageError
+        If there is no image, or none of that series.
+    ImageConversionError
+        If a file is damaged, several series leave the choice open, or what was found is no plain image.
+    """
+    paths = list_files(source)
+    headers = [read_header(path) for path in paths]
+    images = [header for header in headers if isinstance(header, ImageHeader)]
+    others = [header for header in headers if isinstance(header, OtherFile)]
+    if not images:
+        raise _no_image(source, others)
+    chosen = _choose(images, series_uid)
+    _refuse_mosaics(chosen)
+    _refuse_mixed_sizes(chosen)
+    return Series(tuple(chosen), tuple(_notes(others, images, chosen)))
+
+
+def list_files(source: Source) -> list[Path]:
+    """List the files of a folder and its sub-folders, or the given files, sorted.
+
+    Raises
+    ------
+    NoImageError
+        If the folder or a file does not exist.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        root = Path(source)
+        if root.is_file():
+            return [root]
+        if not root.is_dir():
+            raise NoImageError(f"no such folder: {root}", hint="check the path")
+        return sorted(path for path in root.rglob("*") if path.is_file())
+    paths = [Path(path) for path in source]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise NoImageError(f"no such file: {missing[0]}", hint="check the path")
+    return sorted(paths)
+
+
+def name_files(paths: Iterable[Path]) -> str:
+    """List file names for a message, cut after `NAMES_SHOWN`."""
+    names = [path.name for path in dict.fromkeys(paths)]
+    shown = ", ".join(names[:NAMES_SHOWN])
+    rest = len(names) - NAMES_SHOWN
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def _no_image(source: Source, others: Sequence[OtherFile]) -> NoImageError:
+    where = source if isinstance(source, (str, os.PathLike)) else "the given files"
+    found = _count_kinds(others) or "nothing"
+    return NoImageError(f"no DICOM image in {where}: found {found}", hint="choose a scan that holds images")
+
+
+def _count_kinds(others: Sequence[OtherFile]) -> str:
+    counts = Counter(other.kind for other in others)
+    return ", ".join(f"{count} x {kind}" for kind, count in sorted(counts.items()))
+
+
+def _choose(images: Sequence[ImageHeader], series_uid: str | None) -> list[ImageHeader]:
+    uids = sorted({image.series_uid for image in images})
+    if series_uid is None and len(uids) == 1:
+        return list(images)
+    present = "; ".join(_describe(uid, images) for uid in uids)
+    if series_uid is None:
+        message = f"{len(uids)} series lie together: {present}"
+        raise ImageConversionError(message, hint="give the Series Instance UID of the one that is meant")
+    chosen = [image for image in images if image.series_uid == series_uid]
+    if not chosen:
+        message = f"no image of series {series_uid}; found: {present}"
+        raise NoImageError(message, hint="give the Series Instance UID of one of these")
+    return chosen
+
+
+def _describe(uid: str, images: Sequence[ImageHeader]) -> str:
+    members = [image for image in images if image.series_uid == uid]
+    first = members[0]
+    about = " ".join(part for part in (first.modality, first.series_number, first.description) if part)
+    return f"{uid or '(no UID)'} ({about}, {len(members)} files)"
+
+
+def _refuse_mosaics(images: Sequence[ImageHeader]) -> None:
+    mosaics = [image.path for image in images if "MOSAIC" in image.image_type]
+    if mosaics:
+        raise ImageConversionError(
+            f"{len(mosaics)} of {len(images)} files are Siemens mosaics, many slices tiled into one picture: "
+            f"{name_files(mosaics)}",
+            hint="export the series without mosaic (as enhanced MR), or convert it and attach it as NIFTI",
+        )
+
+
+def _refuse_mixed_sizes(images: Sequence[ImageHeader]) -> None:
+    sizes = Counter((image.columns, image.rows, image.samples) for image in images)
+    if len(sizes) == 1:
+        return
+    parts = []
+    for size, count in sizes.most_common():
+        members = [image.path for image in images if (image.columns, image.rows, image.samples) == size]
+        channels = f" with {size[2]} samples" if size[2] > 1 else ""
+        parts.append(f"{count} of {size[0]}x{size[1]}{channels} ({name_files(members)})")
+    raise ImageConversionError(
+        f"images of different size in one series: {'; '.join(parts)}",
+        hint="remove the images that do not belong to the volume, or choose another scan",
+    )
+
+
+def _notes(others: Sequence[OtherFile], images: Sequence[ImageHeader], chosen: Sequence[ImageHeader]) -> Iterable[str]:
+    if others:
+        yield f"ignored beside the images: {_count_kinds(others)}"
+    if len(chosen) < len(images):
+        yield f"ignored {len(images) - len(chosen)} images of other series"

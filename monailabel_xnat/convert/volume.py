@@ -1,0 +1,244 @@
+"""The plan of a volume: which frames, in which order, on which grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Mapping, Sequence
+
+import numpy as np
+
+from monailabel_xnat.convert import pixels
+from monailabel_xnat.convert.frames import Frame
+from monailabel_xnat.convert.geometry import (
+    LATERAL_TOLERANCE,
+    ORIENTATION_TOLERANCE,
+    SPACING_TOLERANCE,
+    Floats,
+    Plane,
+    affine_of_planes,
+    distances_along,
+    group_by_distance,
+    orientation_name,
+    same_position_tolerance,
+    slice_position_tolerance,
+)
+from monailabel_xnat.convert.headers import ImageHeader
+from monailabel_xnat.convert.repeats import drop_identical_files, order_repeats
+from monailabel_xnat.convert.series import Series, name_files
+from monailabel_xnat.errors import ImageConversionError
+
+_CROSS_SECTIONS = frozenset(
+    (
+        "1.2.840.10008.5.1.4.1.1.2",  # CT
+        "1.2.840.10008.5.1.4.1.1.4",  # MR
+        "1.2.840.10008.5.1.4.1.1.128",  # PET
+    )
+)
+"""Images that must say where they lie (DICOM PS3.3 A.3, A.4, A.21)."""
+
+_CHOOSE_OTHER = "choose another scan, or convert this one by hand and attach it as resource NIFTI"
+
+
+@dataclass(frozen=True)
+class VolumePlan:
+    """How to make a volume of a series.
+
+    Parameters
+    ----------
+    frames : tuple of Frame
+        Slice after slice, volume after volume.
+    slices, volumes : int
+        Their number is ``slices * volumes``.
+    affine : ndarray (4, 4)
+        Voxel index to LPS, mm.
+    headers : mapping of Path to ImageHeader
+        The headers of the files.
+    notes : tuple of str
+        What is worth knowing.
+    """
+
+    frames: tuple[Frame, ...]
+    slices: int
+    volumes: int
+    affine: Floats
+    headers: Mapping[Path, ImageHeader]
+    notes: tuple[str, ...]
+
+
+def plan_volume(series: Series) -> VolumePlan:
+    """Find the one volume that a series is.
+
+    Raises
+    ------
+    ImageConversionError
+        If it is none: orientations differ, slices are missing, unevenly spaced, sheared or doubled.
+    """
+    images, dropped = drop_identical_files(series.images)
+    headers = {image.path: image for image in images}
+    frames = [frame for image in images for frame in image.frames]
+    placed = [frame for frame in frames if frame.plane is not None]
+    if not placed:
+        return _plan_unplaced(images, headers, (*series.notes, *dropped))
+    if len(placed) < len(frames):
+        missing = name_files(frame.path for frame in frames if frame.plane is None)
+        message = f"no position or orientation in {len(frames) - len(placed)} of {len(frames)} images: {missing}"
+        raise ImageConversionError(message, hint=_CHOOSE_OTHER)
+    planes = [_plane(frame) for frame in frames]
+    _refuse_mixed_planes(frames, planes)
+    positions = np.array([plane.position for plane in planes])
+    distances = distances_along(planes[0].normal, positions)
+    groups = group_by_distance(distances, same_position_tolerance(planes[0].spacing))
+    _refuse_uneven(frames, positions, distances, groups, planes[0])
+    ordered, notes = order_repeats([[frames[index] for index in group] for group in groups], headers)
+    volumes = len(ordered) // len(groups)
+    return VolumePlan(
+        frames=tuple(ordered),
+        slices=len(groups),
+        volumes=volumes,
+        affine=_affine(ordered[: len(groups)], headers),
+        headers=headers,
+        notes=(*series.notes, *dropped, *notes),
+    )
+
+
+def _plane(frame: Frame) -> Plane:
+    if frame.plane is None:
+        raise ValueError(f"{frame.path.name} has no plane")
+    return frame.plane
+
+
+def _plan_unplaced(
+    images: Sequence[ImageHeader], headers: Mapping[Path, ImageHeader], notes: tuple[str, ...]
+) -> VolumePlan:
+    """Plan images whose headers do not say where they lie (secondary captures, ultrasound) as ITK stacks them."""
+    first = images[0]
+    if len(images) > 1:
+        if first.sop_class in _CROSS_SECTIONS:
+            message = f"none of the {len(images)} {first.modality} images says where it lies (Image Position)"
+            raise ImageConversionError(message, hint=_CHOOSE_OTHER)
+        images = _by_instance_number(images)
+    frames = tuple(frame for image in images for frame in image.frames)
+    affine = pixels.file_geometry(images[0].path)
+    if len(images) > 1:
+        affine[:3, 2] /= np.linalg.norm(affine[:3, 2])
+    if len(frames) > 1:
+        order = "Instance Number" if len(images) > 1 else "frame"
+        notes = (*notes, f"the images have no position in space: stacked by {order}, the spacing means nothing")
+    return VolumePlan(frames, len(frames), 1, affine, headers, notes)
+
+
+def _by_instance_number(images: Sequence[ImageHeader]) -> list[ImageHeader]:
+    several = [image.path for image in images if len(image.frames) > 1]
+    if several:
+        message = f"{len(images)} files without positions, with several frames each: {name_files(several)}"
+        raise ImageConversionError(message, hint=_CHOOSE_OTHER)
+    ordered = sorted(images, key=lambda image: image.frames[0].order)
+    numbers = {image.frames[0].order for image in images}
+    if len(numbers) < len(images):
+        message = f"{len(images)} images without positions, and only {len(numbers)} different Instance Numbers"
+        raise ImageConversionError(message, hint=_CHOOSE_OTHER)
+    return ordered
+
+
+def _refuse_mixed_planes(frames: Sequence[Frame], planes: Sequence[Plane]) -> None:
+    """Refuse frames that are not parallel, or whose pixels differ in size."""
+    clusters: list[tuple[Plane, list[Path]]] = []
+    for frame, plane in zip(frames, planes):
+        for reference, members in clusters:
+            if np.abs(np.subtract(plane.orientation, reference.orientation)).max() <= ORIENTATION_TOLERANCE:
+                members.append(frame.path)
+                break
+        else:
+            clusters.append((plane, [frame.path]))
+    if len(clusters) > 1:
+        parts = [
+            f"{len(members)} x {orientation_name(plane.orientation)} {_cosines(plane)} in {name_files(members)}"
+            for plane, members in clusters
+        ]
+        message = f"{len(frames)} images in {len(clusters)} orientations, as in a localizer: {'; '.join(parts)}"
+        raise ImageConversionError(message, hint=_CHOOSE_OTHER)
+    spacings = np.array([plane.spacing for plane in planes])
+    differing = np.abs(spacings - spacings[0]).max(axis=1) > SPACING_TOLERANCE * spacings[0].min()
+    if differing.any():
+        other = int(np.argmax(differing))
+        raise ImageConversionError(
+            f"the pixel spacing differs within the series: {_millimetres(planes[0].spacing)} in "
+            f"{frames[0].path.name}, {_millimetres(planes[other].spacing)} in {frames[other].path.name}",
+            hint=_CHOOSE_OTHER,
+        )
+
+
+def _refuse_uneven(
+    frames: Sequence[Frame], positions: Floats, distances: Floats, groups: Sequence[Sequence[int]], plane: Plane
+) -> None:
+    """Refuse slices with gaps, with uneven spacing, or shifted sideways (gantry tilt)."""
+    heads = [group[0] for group in groups]
+    problems = []
+    if len(heads) > 2:
+        problems += _gaps([frames[head] for head in heads], distances[heads])
+    first, last = heads[0], heads[-1]
+    lateral = positions - positions[first] - np.outer(distances - distances[first], plane.normal)
+    shift = np.linalg.norm(lateral, axis=1)
+    if shift.max() > LATERAL_TOLERANCE * min(plane.spacing):
+        problems.append(_shear(shift, float(distances[last] - distances[first]), last))
+    if problems:
+        raise ImageConversionError("; ".join(problems), hint=_CHOOSE_OTHER)
+
+
+def _gaps(frames: Sequence[Frame], distances: Floats) -> list[str]:
+    count = len(distances)
+    step = (distances[-1] - distances[0]) / (count - 1)
+    off = np.abs(distances - distances[0] - step * np.arange(count)).max()
+    if off <= slice_position_tolerance(step):
+        return []
+    gaps = np.diff(distances)
+    usual = float(np.median(gaps))
+    wide = np.flatnonzero(gaps > 1.5 * usual)
+    # A gap of a whole number of steps among equal steps is a missing slice; anything else is irregular.
+    others = np.delete(gaps, wide)
+    if len(wide) and np.abs(others - usual).max() <= 2 * slice_position_tolerance(usual):
+        missing = int(sum(round(gap / usual) - 1 for gap in gaps[wide]))
+        places = ", ".join(
+            f"{gaps[at]:.3f} mm between {distances[at]:.3f} ({frames[at].path.name}) "
+            f"and {distances[at + 1]:.3f} ({frames[at + 1].path.name})"
+            for at in wide[:3]
+        )
+        return [f"about {missing} of {count + missing} slices missing: spacing {usual:.3f} mm, but {places}"]
+    low, high = int(np.argmin(gaps)), int(np.argmax(gaps))
+    return [
+        f"the slice spacing of {count} slices varies from {gaps[low]:.3f} mm (after {frames[low].path.name}) "
+        f"to {gaps[high]:.3f} mm (after {frames[high].path.name})"
+    ]
+
+
+def _shear(shift: Floats, depth: float, last: int) -> str:
+    most = float(shift.max())
+    if depth > 0 and shift[last] > 0.9 * most:
+        angle = float(np.degrees(np.arctan2(shift[last], depth)))
+        return f"gantry tilt: the slices are sheared by {angle:.1f} degrees, {most:.1f} mm over {depth:.1f} mm"
+    return f"the slices do not lie above each other: shifted sideways by up to {most:.1f} mm"
+
+
+def _affine(stack: Sequence[Frame], headers: Mapping[Path, ImageHeader]) -> Floats:
+    """Give the affine (LPS) of a stack in slice order: ITK's own for plain files, else by the same formula."""
+    first, last = _plane(stack[0]), _plane(stack[-1])
+    reference = pixels.file_geometry(stack[0].path)
+    computed = affine_of_planes(first, last.position, len(stack), float(np.linalg.norm(reference[:3, 2])))
+    if len(headers[stack[0].path].frames) > 1:
+        return computed
+    if len(stack) > 1:
+        reference[:3, 2] *= np.linalg.norm(computed[:3, 2]) / np.linalg.norm(reference[:3, 2])
+    # GDCM ignores the position in a few kinds of object that may well have one.
+    agrees = np.allclose(reference[:3, 3], first.position, atol=1e-3) and np.allclose(
+        reference[:3, 2], computed[:3, 2], atol=1e-3 * np.linalg.norm(computed[:3, 2])
+    )
+    return reference if agrees else computed
+
+
+def _cosines(plane: Plane) -> str:
+    return "(" + ", ".join(f"{value:.3f}" for value in plane.orientation) + ")"
+
+
+def _millimetres(spacing: Sequence[float]) -> str:
+    return " x ".join(f"{value:g}" for value in spacing) + " mm"
