@@ -1,0 +1,206 @@
+"""What MONAI Label remembers about images: strategy timestamps, scores; kept in XNAT, served from memory.
+
+Each scan that has any holds it as ``image.json`` in its resource ``MONAILABEL_info``. Two servers on one project, or a
+server and its scoring process, merge: before writing, what XNAT holds is read again and only our keys are replaced.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from monailabel_xnat.catalog import Catalog, Resource, Scan
+from monailabel_xnat.client.files import list_files
+from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.client.upload import upload
+from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, XNATDatastoreError
+from monailabel_xnat.ids import ImageId
+from monailabel_xnat.jsonable import plain
+
+logger = logging.getLogger(__name__)
+
+INFO_RESOURCE = "MONAILABEL_info"
+INFO_FILE = "image.json"
+
+# Changes wait this long for others to the same images, so that scoring a project does not write each one thrice.
+_GATHER_SECONDS = 0.25
+_RETRY_SECONDS = 30.0
+# Each write makes the file one byte longer than the last modulo this, so that the size in the listing tells a change.
+_SIZE_CYCLE = 64
+
+
+class ImageInfos:
+    """The info dictionary of each image.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    catalog : Catalog
+        Tells which scans hold an info resource, and by its size whether it has changed.
+    """
+
+    def __init__(self, session: Session, catalog: Catalog) -> None:
+        self._session = session
+        self._catalog = catalog
+        self._lock = threading.RLock()
+        self._loading = threading.Lock()
+        self._stored: dict[ImageId, tuple[Resource, dict[str, Any]]] = {}
+        self._pending: dict[ImageId, dict[str, Any]] = {}
+        self._wake = threading.Event()
+        self._closed = False
+        self._writing = threading.Lock()
+        self._writer: threading.Thread | None = None
+
+    def get(self, scan: Scan) -> dict[str, Any]:
+        """Give a copy of the info of an image; asks XNAT only for what the listing shows as changed."""
+        if self._is_stale(scan):
+            self._load_changed()
+        with self._lock:
+            stored = self._stored.get(scan.image_id)
+            info = copy.deepcopy(stored[1]) if stored else {}
+            info.update(copy.deepcopy(self._pending.get(scan.image_id, {})))
+        return info
+
+    def update(self, scan: Scan, info: Mapping[str, Any]) -> None:
+        """Merge top-level keys into the info of an image; XNAT gets them from a background thread.
+
+        Raises
+        ------
+        TypeError
+            If a value is nothing that JSON can hold.
+        """
+        changes = plain(info)
+        with self._lock:
+            self._pending.setdefault(scan.image_id, {}).update(changes)
+            if self._session.settings.read_only:
+                return
+            if self._writer is None or not self._writer.is_alive():
+                self._writer = threading.Thread(target=self._write_in_background, name="xnat-info", daemon=True)
+                self._writer.start()
+        self._wake.set()
+
+    def forget(self, image: ImageId) -> None:
+        """Drop what is known about an image that was removed."""
+        with self._lock:
+            self._stored.pop(image, None)
+            self._pending.pop(image, None)
+
+    def flush(self) -> None:
+        """Write to XNAT what waits; what cannot be written stays in memory and is logged."""
+        if self._session.settings.read_only:
+            return
+        with self._writing:
+            with self._lock:
+                waiting = list(self._pending)
+            if waiting:
+                with ThreadPoolExecutor(min(self._session.settings.connections, len(waiting))) as pool:
+                    list(pool.map(self._write, waiting))
+
+    def close(self) -> None:
+        """Write what waits and end the background thread."""
+        self._closed = True
+        self._wake.set()
+        if self._writer is not None:
+            self._writer.join()
+        self.flush()
+
+    def _write_in_background(self) -> None:
+        while not self._closed:
+            self._wake.wait()
+            self._wake.clear()
+            if self._closed:
+                return
+            threading.Event().wait(_GATHER_SECONDS)
+            self.flush()
+            with self._lock:
+                failed = bool(self._pending)
+            if failed and not self._wake.wait(_RETRY_SECONDS):
+                self._wake.set()
+
+    def _write(self, image: ImageId) -> None:
+        with self._lock:
+            changes = dict(self._pending.get(image, {}))
+        if not changes:
+            return
+        try:
+            scan = self._catalog.scan(image)
+            size, merged = self._read_again(scan)
+            merged.update(changes)
+            written = self._store(scan, merged, size)
+        except AccessDeniedError as error:
+            logger.warning("image info is kept in memory only: %s", error)
+            return
+        except XNATDatastoreError as error:
+            logger.warning("image info could not be written and waits: %s", error)
+            return
+        with self._lock:
+            self._stored[image] = (written, merged)
+            waiting = self._pending.get(image, {})
+            left = {key: value for key, value in waiting.items() if key not in changes or value != changes[key]}
+            if left:
+                self._pending[image] = left
+            else:
+                self._pending.pop(image, None)
+        self._catalog.put_resource(image, written)
+
+    def _store(self, scan: Scan, info: dict[str, Any], previous_size: int) -> Resource:
+        content = json.dumps(info, indent=1, sort_keys=True).encode()
+        target = (previous_size + 1) % _SIZE_CYCLE
+        content += b" " * ((target - len(content)) % _SIZE_CYCLE)
+        resource = scan.path + quoted("resources", INFO_RESOURCE)
+        upload(self._session, resource, INFO_FILE, content, format="JSON", content="MONAILABEL", overwrite=True)
+        return Resource(INFO_RESOURCE, 1, len(content))
+
+    def _read_again(self, scan: Scan) -> tuple[int, dict[str, Any]]:
+        """Read what XNAT holds now; (0, {}) if nothing."""
+        path = scan.path + quoted("resources", INFO_RESOURCE)
+        if scan.resource(INFO_RESOURCE) is None and not list_files(self._session, path):
+            return 0, {}
+        try:
+            response = self._session.request("GET", f"{path}/files/{INFO_FILE}")
+        except NotInArchiveError:
+            return 0, {}
+        try:
+            info = json.loads(response.content)
+        except ValueError:
+            info = None
+        if not isinstance(info, dict):
+            logger.warning("an %s in XNAT is not a JSON object and is replaced at the next write", INFO_FILE)
+            info = {}
+        return len(response.content), info
+
+    def _is_stale(self, scan: Scan) -> bool:
+        resource = scan.resource(INFO_RESOURCE)
+        if resource is None or resource.file_count == 0:
+            return False
+        with self._lock:
+            stored = self._stored.get(scan.image_id)
+        return stored is None or stored[0] != resource
+
+    def _load_changed(self) -> None:
+        """Read, in parallel, every info that the listing shows as changed."""
+        with self._loading:
+            changed = [scan for scan in self._catalog.scans() if self._is_stale(scan)]
+            if not changed:
+                return
+            with ThreadPoolExecutor(min(self._session.settings.connections, len(changed))) as pool:
+                list(pool.map(self._load, changed))
+
+    def _load(self, scan: Scan) -> None:
+        resource = scan.resource(INFO_RESOURCE)
+        if resource is None:
+            return
+        try:
+            _, info = self._read_again(scan)
+        except XNATDatastoreError as error:
+            logger.warning("an image info could not be read: %s", error)
+            with self._lock:
+                info = self._stored[scan.image_id][1] if scan.image_id in self._stored else {}
+        with self._lock:
+            self._stored[scan.image_id] = (resource, info)

@@ -1,0 +1,44 @@
+"""Plain JSON values of what MONAI Label and its scorers hand over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+
+
+def plain(value: Any) -> Any:
+    """Copy a value with nothing in it but what JSON knows.
+
+    Parameters
+    ----------
+    value : object
+        Nested mappings, sequences, sets, enums, paths, NumPy scalars and arrays.
+
+    Raises
+    ------
+    TypeError
+        If there is something else in it.
+    """
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return _plain_number(value)
+    if isinstance(value, Mapping):
+        return {str(plain(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    if hasattr(value, "tolist"):  # NumPy and torch, without importing either
+        return plain(value.tolist())
+    raise TypeError(f"{type(value).__name__} cannot be kept as JSON: {value!r:.100}")
+
+
+def _plain_number(value: Any) -> Any:
+    # numpy.float64 is a float to Python, and str subclasses are strings: keep only the base types.
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
