@@ -171,7 +171,7 @@ def _looks_like_dicom(start: bytes) -> bool:
         return False
     element = int.from_bytes(start[2:4], "little")
     length = int.from_bytes(start[4:8], "little")
-    return element <= 0x70 and (start[4:6].isalpha() and start[4:6].isupper() or length < 128)
+    return element <= 0x70 and ((start[4:6].isalpha() and start[4:6].isupper()) or length < 128)
 
 
 def _read_dataset(stream: BinaryIO) -> FileDataset:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import os
+import gzip
+import math
 import struct
-import tempfile
+import uuid
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Iterator, Sequence
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from isal import igzip
+from isal import igzip, igzip_lib
 
 from monailabel_xnat.convert.geometry import Floats, voxel_spacing
+
+# Its own type hints cover half of it.
+_igzip: Any = igzip
 
 GZIP_LEVEL = 1
 """Of isal's 0..3: a tenth of zlib's time for an eighth more bytes; higher levels gain hardly anything."""
@@ -73,9 +80,7 @@ def write_nifti(
 @contextmanager
 def replaced_when_whole(path: Path) -> Iterator[Path]:
     """Give a temporary name in the folder of ``path``; rename it at the end, remove it after a failure."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         yield temporary
         temporary.replace(path)
@@ -85,12 +90,12 @@ def replaced_when_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _opened(path: Path, compress: bool) -> Iterator[IO[bytes]]:
-    with path.open("wb", buffering=0 if not compress else _BUFFER_BYTES) as raw:
+    with path.open("xb", buffering=0 if not compress else _BUFFER_BYTES) as raw:
         if not compress:
             yield raw
             return
         # No name and no time in the gzip header: equal images give equal bytes.
-        with igzip.IGzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=raw, mtime=0) as packed:
+        with _igzip.IGzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=raw, mtime=0) as packed:
             yield packed
 
 
@@ -135,3 +140,149 @@ def quaternion_of(affine: Floats) -> tuple[tuple[float, float, float], float]:
     a, b, c, d = vectors[:, int(np.argmax(values))]
     sign = -1.0 if a < 0 else 1.0
     return (float(sign * b), float(sign * c), float(sign * d)), handedness
+
+
+@dataclass(frozen=True)
+class NiftiHeader:
+    """What a NIfTI-1 header says about the voxels.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Sizes of all dimensions, i first.
+    affine : ndarray (4, 4)
+        Voxel index to RAS, mm: the sform; without one the qform; without either the voxel sizes alone.
+    dtype : dtype
+        As stored, with its byte order.
+    offset : int
+        Where the voxels begin.
+    slope, intercept : float
+        Scaling of the stored values.
+    """
+
+    shape: tuple[int, ...]
+    affine: Floats
+    dtype: np.dtype[Any]
+    offset: int
+    slope: float
+    intercept: float
+
+
+def read_nifti_header(path: Path) -> NiftiHeader:
+    """Read the header of a ``.nii`` or ``.nii.gz`` file.
+
+    Raises
+    ------
+    ValueError
+        If it is not NIfTI-1 in one file; the message says what it is instead.
+    """
+    with _reading(path) as stream:
+        return _parse_header(stream.read(_HEADER_SIZE))
+
+
+def read_nifti(path: Path) -> tuple[NiftiHeader, npt.NDArray[Any]]:
+    """Read header and voxels of a ``.nii`` or ``.nii.gz`` file.
+
+    Returns
+    -------
+    NiftiHeader
+        The header.
+    ndarray
+        Values in index order (i, j, k, ...); scaled (float64) if the header asks for it.
+
+    Raises
+    ------
+    ValueError
+        If it is not NIfTI-1 in one file, or is truncated.
+    """
+    with _reading(path) as stream:
+        header = _parse_header(stream.read(_HEADER_SIZE))
+        stream.read(header.offset - _HEADER_SIZE)
+        stored = np.empty(math.prod(header.shape), dtype=header.dtype)
+        missing = stored.nbytes - _read_into(stream, stored.data.cast("B"))
+    if missing:
+        raise ValueError(f"it is truncated: {missing} of {stored.nbytes} bytes are missing")
+    values = stored.reshape(header.shape, order="F")
+    if (header.slope, header.intercept) != (1.0, 0.0):
+        values = values * header.slope + header.intercept
+    return header, values
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[IO[bytes]]:
+    with path.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        if not packed:
+            yield raw
+            return
+        try:
+            with _igzip.open(raw, "rb") as stream:
+                yield stream
+        except (EOFError, zlib.error, gzip.BadGzipFile, igzip_lib.IsalError) as error:
+            raise ValueError(f"it is truncated or damaged: {error}") from error
+
+
+def _read_into(stream: IO[bytes], buffer: memoryview) -> int:
+    done = 0
+    while done < len(buffer):
+        part = stream.read(min(_BUFFER_BYTES, len(buffer) - done))
+        if not part:
+            break
+        buffer[done : done + len(part)] = part
+        done += len(part)
+    return done
+
+
+def _parse_header(data: bytes) -> NiftiHeader:
+    if len(data) < _HEADER_SIZE:
+        raise ValueError(f"it is no NIfTI file: only {len(data)} bytes")
+    order = next((o for o in "<>" if struct.unpack_from(f"{o}i", data)[0] == _HEADER_SIZE), "")
+    if not order or data[344:347] != b"n+1":
+        second = any(struct.unpack_from(f"{o}i", data)[0] == 540 for o in "<>")
+        raise ValueError("it is NIfTI-2, not NIfTI-1" if second else "it is no NIfTI-1 file")
+    dim = struct.unpack_from(f"{order}8h", data, 40)
+    code = struct.unpack_from(f"{order}h", data, 70)[0]
+    names = {number: name for name, number in _DATATYPES.items()}
+    if code not in names or not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1:
+        raise ValueError(f"its header makes no sense for scalar voxels: dim {dim}, datatype {code}")
+    offset, slope, intercept = struct.unpack_from(f"{order}3f", data, 108)
+    if slope == 0.0 or not math.isfinite(slope) or not math.isfinite(intercept):
+        slope, intercept = 1.0, 0.0
+    return NiftiHeader(
+        shape=dim[1 : dim[0] + 1],
+        affine=_parse_affine(data, order),
+        dtype=np.dtype(names[code]).newbyteorder(order),  # type: ignore[arg-type]
+        offset=max(int(offset), _HEADER_SIZE),
+        slope=slope,
+        intercept=intercept,
+    )
+
+
+def _parse_affine(data: bytes, order: str) -> Floats:
+    affine: Floats = np.eye(4)
+    pixdim = struct.unpack_from(f"{order}8f", data, 76)
+    qform, sform = struct.unpack_from(f"{order}2h", data, 252)
+    if sform > 0:
+        affine[:3] = np.reshape(struct.unpack_from(f"{order}12f", data, 280), (3, 4))
+        return affine
+    affine[:3, :3] = np.diag(np.where(np.abs(pixdim[1:4]) > 0, np.abs(pixdim[1:4]), 1.0))
+    if qform > 0:
+        b, c, d, *origin = struct.unpack_from(f"{order}6f", data, 256)
+        affine[:3, :3] = _rotation_of(b, c, d) @ affine[:3, :3]
+        affine[:3, 2] *= -1.0 if pixdim[0] < 0 else 1.0
+        affine[:3, 3] = origin
+    return affine
+
+
+def _rotation_of(b: float, c: float, d: float) -> Floats:
+    """Give the rotation matrix (3, 3) of a unit quaternion whose first part is left out."""
+    a = math.sqrt(max(0.0, 1.0 - (b * b + c * c + d * d)))
+    a, b, c, d = np.array([a, b, c, d]) / math.sqrt(a * a + b * b + c * c + d * d)
+    return np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+        ]
+    )

@@ -10,20 +10,21 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
-import SimpleITK as sitk
 from pydicom.uid import UID
 
 from monailabel_xnat.convert.frames import Frame
 from monailabel_xnat.convert.geometry import Floats
 from monailabel_xnat.convert.headers import ImageHeader
+from monailabel_xnat.convert.itkfile import itk_affine, itk_reader, itk_values
 from monailabel_xnat.errors import ImageConversionError
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ DECODING_THREADS = min(2, os.cpu_count() or 1)
 _INTEGERS = (np.dtype(np.uint8), np.dtype(np.int16), np.dtype(np.uint16), np.dtype(np.int32))
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _FLOAT32_EXACT = 1 << 24
+_GDCM = "GDCMImageIO"
 
 # CT, MR and PET images (DICOM PS3.4 B.5): Rescale Slope and Intercept are all there is between file and value.
 _DIRECT_CLASSES = frozenset(("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"))
@@ -124,7 +126,7 @@ def common_dtype(slices: Sequence[SliceValues]) -> Dtype:
     if not kinds & {_FLOAT32, _FLOAT64}:
         return _integer_dtype(low, high)
     whole = [part for part in slices if part.dtype.kind != "f"]
-    fits = all(-_FLOAT32_EXACT <= part.low and part.high <= _FLOAT32_EXACT for part in whole)
+    fits = all(part.low >= -_FLOAT32_EXACT and part.high <= _FLOAT32_EXACT for part in whole)
     return _FLOAT64 if _FLOAT64 in kinds or not fits else _FLOAT32
 
 
@@ -213,34 +215,20 @@ def _within_bits(stored: Array, header: ImageHeader) -> bool:
 
 def decode(path: Path) -> Array:
     """Read all frames of a file by SimpleITK: (frames, rows, columns) or (frames, rows, columns, samples)."""
-    reader = _reader(path)
     try:
-        image = reader.Execute()
+        return itk_values(itk_reader(path, _GDCM).Execute())
     except RuntimeError as error:
         raise _undecodable(path, error) from error
-    values: Array = sitk.GetArrayFromImage(image)
-    return values
 
 
 def file_geometry(path: Path) -> Floats:
     """Give the affine, voxel index to LPS in mm, that ITK reads from the header of one file."""
-    reader = _reader(path)
+    reader = itk_reader(path, _GDCM)
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise _undecodable(path, error) from error
-    affine: Floats = np.eye(4)
-    direction = np.reshape(reader.GetDirection(), (reader.GetDimension(), -1))[:3, :3]
-    affine[:3, :3] = direction * reader.GetSpacing()[:3]
-    affine[:3, 3] = reader.GetOrigin()[:3]
-    return affine
-
-
-def _reader(path: Path) -> Any:
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    return reader
+    return itk_affine(reader)
 
 
 def _undecodable(path: Path, error: RuntimeError) -> ImageConversionError:

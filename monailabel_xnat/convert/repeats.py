@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, Sequence
 
 import numpy as np
 
@@ -146,9 +146,9 @@ def _volumes(groups: Sequence[Group], headers: Headers) -> tuple[list[list[Frame
     for name in TRAITS if len(groups) > 1 else TIME_TRAITS:
         values = _trait_values(groups, name)
         distinct = {value for group in values for value in group}
-        if None not in distinct and len(distinct) == count == len(set(values[0])):
-            if all(set(group) == distinct for group in values):
-                return [_sorted_by(group, keys) for group, keys in zip(groups, values)], name
+        separate = None not in distinct and len(distinct) == count
+        if separate and all(set(group) == distinct for group in values):
+            return [_sorted_by(group, keys) for group, keys in zip(groups, values)], name
     numbers = [[(frame.order, frame.index) for frame in group] for group in groups]
     one_file = len({frame.path for group in groups for frame in group}) == 1
     if (len(groups) > 1 or one_file) and all(len(set(keys)) == count for keys in numbers):

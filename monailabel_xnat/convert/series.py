@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Sequence, Union
+from typing import Union
 
 from monailabel_xnat.convert.headers import ImageHeader, OtherFile, read_header
 from monailabel_xnat.errors import ImageConversionError, NoImageError

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping, Sequence
 
 import numpy as np
 
@@ -207,8 +207,10 @@ def _gaps(frames: Sequence[Frame], distances: Floats) -> list[str]:
         return [f"about {missing} of {count + missing} slices missing: spacing {usual:.3f} mm, but {places}"]
     low, high = int(np.argmin(gaps)), int(np.argmax(gaps))
     return [
-        f"the slice spacing of {count} slices varies from {gaps[low]:.3f} mm (after {frames[low].path.name}) "
-        f"to {gaps[high]:.3f} mm (after {frames[high].path.name})"
+        (
+            f"the slice spacing of {count} slices varies from {gaps[low]:.3f} mm (after {frames[low].path.name}) "
+            f"to {gaps[high]:.3f} mm (after {frames[high].path.name})"
+        )
     ]
 
 
@@ -231,7 +233,7 @@ def _affine(stack: Sequence[Frame], headers: Mapping[Path, ImageHeader]) -> Floa
         reference[:3, 2] *= np.linalg.norm(computed[:3, 2]) / np.linalg.norm(reference[:3, 2])
     # GDCM ignores the position in a few kinds of object that may well have one.
     agrees = np.allclose(reference[:3, 3], first.position, atol=1e-3) and np.allclose(
-        reference[:3, 2], computed[:3, 2], atol=1e-3 * np.linalg.norm(computed[:3, 2])
+        reference[:3, 2], computed[:3, 2], atol=1e-3 * float(np.linalg.norm(computed[:3, 2]))
     )
     return reference if agrees else computed
 

@@ -1,0 +1,88 @@
+"""The voxel grid of an image: what a label map must lie on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from monailabel_xnat.convert.geometry import Floats, axis_codes, voxel_spacing
+from monailabel_xnat.convert.itkfile import read_itk_geometry
+from monailabel_xnat.convert.nifti import read_nifti_header
+
+GRID_TOLERANCE = 0.1
+"""How far apart any voxel of two grids may lie to count as the same, as a share of the smallest voxel size.
+Rounding (float32 headers, decimal strings) moves voxels by some thousandths of this."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A regular grid of voxels in patient space.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Sizes (i, j, k).
+    affine : ndarray (4, 4), float64
+        Voxel index to RAS, mm.
+    """
+
+    shape: tuple[int, ...]
+    affine: Floats
+
+    @classmethod
+    def of_nifti(cls, path: Path) -> Grid:
+        """Read the grid of a NIfTI file from its header alone; of a 4-D image its three dimensions in space.
+
+        Raises
+        ------
+        ValueError
+            If the file is no NIfTI-1 file.
+        """
+        header = read_nifti_header(path)
+        return cls((*header.shape, 1, 1)[:3], header.affine)
+
+    @classmethod
+    def of_image(cls, path: Path) -> Grid:
+        """Read the grid of an image file of any kind that SimpleITK reads (NIfTI, NRRD, MetaImage, ...).
+
+        Raises
+        ------
+        ValueError
+            If the file cannot be read.
+        """
+        if path.name.endswith((".nii", ".nii.gz")):
+            return cls.of_nifti(path)
+        return cls(*read_itk_geometry(path))
+
+    def corners(self) -> Floats:
+        """Give the centres of the eight corner voxels (8, 3), RAS, mm."""
+        ends = np.array(list(product(*((0, size - 1) for size in self.shape))), dtype=np.float64)
+        return np.asarray(ends @ self.affine[:3, :3].T + self.affine[:3, 3], dtype=np.float64)
+
+    def offset_from(self, other: Grid) -> float:
+        """Give the largest distance (mm) between voxels of equal index; infinite if the shapes differ."""
+        if self.shape != other.shape:
+            return float("inf")
+        return float(np.linalg.norm(self.corners() - other.corners(), axis=1).max())
+
+    def matches(self, other: Grid, tolerance: float = GRID_TOLERANCE) -> bool:
+        """Tell whether two grids have the same shape and put each voxel at the same place.
+
+        Parameters
+        ----------
+        other : Grid
+            The grid to compare with.
+        tolerance : float
+            Largest distance between voxels of equal index, as a share of the smallest voxel size.
+        """
+        smallest = min(voxel_spacing(self.affine).min(), voxel_spacing(other.affine).min())
+        return self.offset_from(other) <= tolerance * float(smallest)
+
+    def __str__(self) -> str:
+        shape = " x ".join(str(size) for size in self.shape)
+        spacing = " x ".join(f"{size:.4g}" for size in voxel_spacing(self.affine))
+        origin = ", ".join(f"{value:.3f}" for value in self.affine[:3, 3])
+        return f"{shape} voxels of {spacing} mm, origin ({origin}) mm RAS, axes to {axis_codes(self.affine)}"

@@ -1,0 +1,216 @@
+"""Label maps: read from what clients send, put on the grid of the image, written as NIfTI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from monailabel_xnat.convert.geometry import Floats, axis_codes, voxel_spacing
+from monailabel_xnat.convert.grid import GRID_TOLERANCE, Grid
+from monailabel_xnat.convert.itkfile import read_itk_file
+from monailabel_xnat.convert.nifti import read_nifti, write_nifti
+from monailabel_xnat.convert.segments import Segment, merge_layers, parse_segments
+from monailabel_xnat.errors import LabelFileError, LabelGeometryError
+
+LARGEST_VALUE = 65535
+"""Of a voxel: what uint16 holds."""
+
+_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """A segmentation, one number for each voxel.
+
+    Parameters
+    ----------
+    array : ndarray (i, j, k), uint8 or uint16
+        0 is background.
+    affine : ndarray (4, 4), float64
+        Voxel index to RAS, mm.
+    segments : tuple of Segment
+        What the file says about the numbers; empty if it says nothing.
+    notes : tuple of str
+        What was changed on the way.
+    """
+
+    array: npt.NDArray[Any]
+    affine: Floats
+    segments: tuple[Segment, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def grid(self) -> Grid:
+        """The grid that the label lies on."""
+        return Grid(tuple(self.array.shape), self.affine)
+
+
+def read_label(path: Path) -> LabelMap:
+    """Read a label map.
+
+    Segments of a ``.seg.nrrd`` that overlap (kept in layers by 3D Slicer) are merged: where several claim a
+    voxel the one later in the header has it.
+
+    Parameters
+    ----------
+    path : Path
+        ``.nii``, ``.nii.gz``, ``.nrrd``, ``.seg.nrrd``, ``.mha`` or ``.mhd``.
+
+    Raises
+    ------
+    LabelFileError
+        If the file is missing, empty, damaged or no label map: values that are negative, fractional or above
+        65535, or more than three dimensions.
+    """
+    if not path.is_file():
+        raise LabelFileError(f"no such label file: {path.name}", hint="check the path")
+    if path.stat().st_size == 0:
+        raise LabelFileError(f"the label file is empty: {path.name}", hint="save the segmentation again")
+    if not path.name.lower().endswith(_SUFFIXES):
+        known = ", ".join(_SUFFIXES)
+        raise LabelFileError(f"not a label file: {path.name}", hint=f"save the segmentation as one of {known}")
+    try:
+        if path.name.lower().endswith((".nii", ".nii.gz")):
+            header, values = read_nifti(path)
+            return LabelMap(_as_label(_three_dimensions(values)), header.affine)
+        return _read_itk_label(path)
+    except ValueError as error:
+        raise LabelFileError(
+            f"{path.name} is no label map: {error}",
+            hint="send one volume of whole numbers from 0 to 65535, as NIfTI, NRRD or MetaImage",
+        ) from error
+
+
+def to_grid(label: LabelMap, grid: Grid, tolerance: float = GRID_TOLERANCE) -> LabelMap:
+    """Put a label on the grid of its image, without resampling.
+
+    A label whose axes are those of the grid in another order or direction is reoriented, which loses nothing.
+
+    Parameters
+    ----------
+    label : LabelMap
+        Any label map.
+    grid : Grid
+        The grid of the image.
+    tolerance : float
+        How far apart voxels may lie to count as the same, as a share of the smallest voxel size.
+
+    Returns
+    -------
+    LabelMap
+        With the shape and the affine of ``grid``.
+
+    Raises
+    ------
+    LabelGeometryError
+        If it lies on another grid. The message shows both and how they differ.
+    """
+    if label.grid.matches(grid, tolerance):
+        return replace(label, affine=grid.affine.copy())
+    turned = _reoriented(label, grid)
+    if turned is None or not turned.grid.matches(grid, tolerance):
+        raise _geometry_error(label.grid, grid)
+    before, after = axis_codes(label.affine), axis_codes(grid.affine)
+    note = f"reoriented from {before} to {after} axes, without resampling"
+    return replace(turned, affine=grid.affine.copy(), notes=(*label.notes, note))
+
+
+def write_label(label: LabelMap, path: Path) -> None:
+    """Write a label map as NIfTI; equal labels give equal bytes.
+
+    Parameters
+    ----------
+    label : LabelMap
+        What to write; the file holds its array as uint8 or uint16, and its affine.
+    path : Path
+        ``.nii.gz`` or ``.nii``. It appears only when it is whole.
+    """
+
+    def slices() -> Iterator[npt.NDArray[Any]]:
+        yield from (label.array[:, :, k].T for k in range(label.array.shape[2]))
+
+    write_nifti(path, label.array.shape, label.affine, label.array.dtype, slices())
+
+
+def _read_itk_label(path: Path) -> LabelMap:
+    file = read_itk_file(path)
+    segments, layers = parse_segments(file.fields)
+    values = file.values
+    if values.ndim == 4 and segments and values.shape[3] > max(layers):
+        stack = _as_label(values)
+        merged, segments, notes = merge_layers(stack, segments, layers)
+        return LabelMap(_as_label(merged), file.affine, segments, notes)
+    return LabelMap(_as_label(_three_dimensions(values)), file.affine, segments)
+
+
+def _three_dimensions(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Add missing dimensions, drop those of size 1 beyond the third."""
+    while values.ndim < 3:
+        values = values[..., np.newaxis]
+    if any(size != 1 for size in values.shape[3:]):
+        raise ValueError(f"it has {values.ndim} dimensions: {' x '.join(map(str, values.shape))}")
+    return values.reshape(values.shape[:3], order="F")
+
+
+def _as_label(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Give whole numbers as uint8, or uint16 where they need it."""
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("it holds values that are not finite")
+    if low < 0:
+        raise ValueError(f"it holds negative values, down to {low:g}")
+    if high > LARGEST_VALUE:
+        raise ValueError(f"it holds values above {LARGEST_VALUE}, up to {high:g}")
+    dtype = np.uint8 if high <= np.iinfo(np.uint8).max else np.uint16
+    whole = values.astype(dtype)
+    if values.dtype.kind == "f" and not np.array_equal(whole, values):
+        fraction = values[whole != values].flat[0]
+        raise ValueError(f"it holds values that are no whole numbers, e.g. {fraction:g}")
+    return whole
+
+
+def _reoriented(label: LabelMap, grid: Grid) -> LabelMap | None:
+    """Permute and flip the axes of a label so that they run as those of a grid; None if they cannot."""
+    directions = [affine[:3, :3] / voxel_spacing(affine) for affine in (label.affine, grid.affine)]
+    cosines = directions[0].T @ directions[1]
+    order = [int(np.argmax(np.abs(cosines[:, axis]))) for axis in range(3)]
+    if sorted(order) != [0, 1, 2]:
+        return None
+    flipped = tuple(axis for axis in range(3) if cosines[order[axis], axis] < 0)
+    array = np.flip(label.array.transpose(order), flipped)
+    affine = label.affine.copy()
+    affine[:3, :3] = label.affine[:3, :3][:, order]
+    for axis in flipped:
+        affine[:3, 3] += affine[:3, axis] * (array.shape[axis] - 1)
+        affine[:3, axis] *= -1.0
+    return replace(label, array=array, affine=affine)
+
+
+def _geometry_error(label: Grid, image: Grid) -> LabelGeometryError:
+    return LabelGeometryError(
+        f"the label does not lie on the grid of its image. Label: {label}. Image: {image}. "
+        f"They differ: {'; '.join(_differences(label, image))}",
+        hint="segment the image that was handed out, or resample the segmentation to it and save again",
+    )
+
+
+def _differences(label: Grid, image: Grid) -> Iterator[str]:
+    if label.shape != image.shape:
+        yield f"shape {label.shape} against {image.shape}"
+    spacings = voxel_spacing(label.affine), voxel_spacing(image.affine)
+    if np.abs(spacings[0] - spacings[1]).max() > 1e-4:
+        yield "spacing by " + ", ".join(f"{value:+.4g}" for value in spacings[0] - spacings[1]) + " mm"
+    directions = [affine[:3, :3] / voxel_spacing(affine) for affine in (label.affine, image.affine)]
+    cosine = np.clip(np.sum(directions[0] * directions[1], axis=0), -1.0, 1.0)
+    if cosine.min() < 1 - 1e-6:
+        yield f"axis directions by up to {np.degrees(np.arccos(cosine.min())):.2f} degrees"
+    shift = float(np.linalg.norm(label.affine[:3, 3] - image.affine[:3, 3]))
+    if shift > 1e-3:
+        yield f"origin by {shift:.3f} mm"
+    if label.shape == image.shape:
+        yield f"voxels by up to {label.offset_from(image):.3f} mm"
