@@ -92,6 +92,13 @@ def _seconds(value: object) -> float:
     return number
 
 
+def _gigabytes(value: object) -> float:
+    number = float(_text(value))
+    if not 0 <= number < float("inf"):
+        raise ValueError("expected a number of gigabytes, 0 for no limit")
+    return number
+
+
 def _one_of(*choices: str) -> Callable[[object], str]:
     def choose(value: object) -> str:
         text = _text(value).lower()
@@ -155,14 +162,21 @@ class Settings:
     project: tuple[str, ...] = _setting(_names, (), "project IDs, comma-separated; none: all that can be read")
     asset_path: Path | None = _setting(_folder, None, "folder where XNAT's archive is mounted on this machine")
     cache_path: Path | None = _setting(_folder, None, "folder for downloaded and converted images")
+    cache_budget: float = _setting(
+        _gigabytes, 50.0, "gigabytes of images kept on disk per server, least recently used go first; 0: no limit"
+    )
     image_format: str = _setting(
         _one_of("nifti", "dicom"),
         "nifti",
         "what get_image_uri gives: a NIfTI file, or the folder of DICOM files",
     )
     image_resource: tuple[str, ...] = _setting(
-        _names, ("DICOM", "NIFTI", "NRRD", "MHA", "PNG", "TIFF"), "resources read as the image, best first"
+        _names,
+        ("DICOM", "NIFTI", "NRRD", "MHA", "MHD", "PNG", "JPEG", "TIFF"),
+        "resources read as the image, best first",
     )
+    compress: bool = _setting(_flag, False, "write converted images as .nii.gz: smaller, slower to make and to read")
+    prefetch: int = _setting(_at_least(0), 2, "images fetched ahead in the background after a next sample")
     scan_type: tuple[str, ...] = _setting(_names, (), "patterns of scan types; ! excludes")
     series_description: tuple[str, ...] = _setting(_names, (), "patterns of series descriptions; ! excludes")
     modality: tuple[str, ...] = _setting(_names, (), "patterns of modalities (MR, CT, ...); ! excludes")
