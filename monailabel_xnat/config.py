@@ -27,6 +27,7 @@ _FOREIGN_VARIABLES: Mapping[str, tuple[str, ...]] = {
     "project": ("MONAI_LABEL_DATASTORE_PROJECT",),
     "asset_path": ("MONAI_LABEL_DATASTORE_ASSET_PATH",),
     "cache_path": ("MONAI_LABEL_DATASTORE_CACHE_PATH",),
+    "read_only": ("MONAI_LABEL_DATASTORE_READ_ONLY",),
 }
 _SECRETS = ("password",)
 _TRUE = ("true", "yes", "on", "1")

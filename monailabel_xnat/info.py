@@ -54,6 +54,7 @@ class ImageInfos:
         self._pending: dict[ImageId, dict[str, Any]] = {}
         self._wake = threading.Event()
         self._closed = False
+        self._denied: set[str] = set()
         self._writing = threading.Lock()
         self._writer: threading.Thread | None = None
 
@@ -96,8 +97,7 @@ class ImageInfos:
         if self._session.settings.read_only:
             return
         with self._writing:
-            with self._lock:
-                waiting = list(self._pending)
+            waiting = self._writable()
             if waiting:
                 with ThreadPoolExecutor(min(self._session.settings.connections, len(waiting))) as pool:
                     list(pool.map(self._write, waiting))
@@ -118,10 +118,13 @@ class ImageInfos:
                 return
             threading.Event().wait(_GATHER_SECONDS)
             self.flush()
-            with self._lock:
-                failed = bool(self._pending)
-            if failed and not self._wake.wait(_RETRY_SECONDS):
+            if self._writable() and not self._wake.wait(_RETRY_SECONDS):
                 self._wake.set()
+
+    def _writable(self) -> list[ImageId]:
+        """List the images with changes that wait, but for projects in which we may not write."""
+        with self._lock:
+            return [image for image in self._pending if image.project not in self._denied]
 
     def _write(self, image: ImageId) -> None:
         with self._lock:
@@ -134,7 +137,8 @@ class ImageInfos:
             merged.update(changes)
             written = self._store(scan, merged, size)
         except AccessDeniedError as error:
-            logger.warning("image info is kept in memory only: %s", error)
+            self._denied.add(image.project)
+            logger.warning("image info of this project is kept in memory only: %s", error)
             return
         except XNATDatastoreError as error:
             logger.warning("image info could not be written and waits: %s", error)

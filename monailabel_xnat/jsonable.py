@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import PurePath
@@ -14,7 +15,8 @@ def plain(value: Any) -> Any:
     Parameters
     ----------
     value : object
-        Nested mappings, sequences, sets, enums, paths, NumPy scalars and arrays.
+        Nested mappings, sequences, sets, enums, paths, NumPy scalars and arrays. NaN and infinity, which JSON does
+        not know, become None.
 
     Raises
     ------
@@ -40,5 +42,6 @@ def _plain_number(value: Any) -> Any:
     # numpy.float64 is a float to Python, and str subclasses are strings: keep only the base types.
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
-            return kind(value)
+            number = kind(value)
+            return None if isinstance(number, float) and not math.isfinite(number) else number
     return value

@@ -1,0 +1,380 @@
+"""MONAI Label's datastore over an XNAT archive: the whole product on a few screens.
+
+Images are XNAT scans with the id ``project/subject/experiment/scan``; the id of a label is that of its image, and the
+tag tells which one. What is done is done elsewhere: :mod:`~monailabel_xnat.catalog` knows what exists,
+:mod:`~monailabel_xnat.images` fetches and converts, :mod:`~monailabel_xnat.labels` stores and reads labels,
+:mod:`~monailabel_xnat.info` remembers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import logging
+import weakref
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monailabel.interfaces.datastore import Datastore
+
+from monailabel_xnat.catalog import Catalog, Scan
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.client_errors import errors_for_clients
+from monailabel_xnat.config import Settings
+from monailabel_xnat.dataset import TRAINING_TAG, Dataset
+from monailabel_xnat.description import Description
+from monailabel_xnat.errors import InvalidIdError, UnknownImageError, UnknownLabelError
+from monailabel_xnat.ids import LabelId
+from monailabel_xnat.images import Images
+from monailabel_xnat.info import ImageInfos
+from monailabel_xnat.labels import Labels
+
+logger = logging.getLogger(__name__)
+
+
+class XNATDatastore(Datastore):  # type: ignore[misc]
+    """Images and labels of an XNAT archive, for MONAI Label and for training scripts.
+
+    Parameters
+    ----------
+    api_url : str
+        Address of the XNAT site, ``https://xnat.example.org``.
+    username, password : str or None
+        Credentials; where not given they come from the environment or ``~/.netrc``, else it is a guest.
+    project : str or None
+        Project IDs, comma-separated; None: all that can be read.
+    asset_path : str
+        Folder where XNAT's archive is mounted on this machine.
+    cache_path : str
+        Folder for downloads; default: the user's cache folder.
+    conf : mapping or None
+        MONAI Label's ``--conf``; its ``xnat_<setting>`` entries count.
+    environ : mapping or None
+        Environment to read settings from; default: the process's.
+    **settings
+        Any other field of :class:`~monailabel_xnat.config.Settings`.
+
+    Raises
+    ------
+    SettingsError
+        If a setting is missing or wrong.
+    LoginError
+        If XNAT does not accept the credentials.
+    NotInArchiveError
+        If a project does not exist, or this user may not see it.
+    ServerError
+        If XNAT cannot be reached.
+    """
+
+    def __init__(
+        self,
+        api_url: str,
+        username: str | None = None,
+        password: str | None = None,
+        project: str | None = None,
+        asset_path: str | Path = "",
+        cache_path: str | Path = "",
+        *,
+        conf: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
+        given = {"username": username, "password": password, "project": project, "asset_path": asset_path}
+        arguments = {"server": api_url, **given, "cache_path": cache_path, **settings}
+        self._settings = Settings.load(arguments, conf, environ)
+        self._session = Session(self._settings)
+        self._catalog = Catalog(self._session)
+        self._images = Images(self._session, self._settings)
+        self._labels = Labels(self._session, self._catalog, self._images, self._settings)
+        self._infos = ImageInfos(self._session, self._catalog)
+        self._dataset = Dataset(self._catalog, self._images, self._labels, self._settings)
+        self._description = Description(self._session)
+        self._catalog.scans()
+        # MONAI Label never closes a datastore; what waits must still be written when the process ends.
+        self._close_at_exit = _close_at_exit(weakref.ref(self))
+
+    def name(self) -> str:
+        """Give the name that was set, else XNAT's address."""
+        with errors_for_clients():
+            return self._description.get("name", f"XNAT {self._settings.server}")
+
+    def set_name(self, name: str) -> None:
+        """Store a name in XNAT."""
+        with errors_for_clients():
+            self._description.set("name", name)
+
+    def description(self) -> str:
+        """Give the description that was set, else which projects are shown."""
+        projects = ", ".join(self._settings.project) or "all projects"
+        with errors_for_clients():
+            return self._description.get("description", f"{projects} on {self._settings.server}")
+
+    def set_description(self, description: str) -> None:
+        """Store a description in XNAT."""
+        with errors_for_clients():
+            self._description.set("description", description)
+
+    def list_images(self) -> list[str]:
+        """List the ids of all images."""
+        with errors_for_clients():
+            return [str(scan.image_id) for scan in self._catalog.scans()]
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """List the images that have a label; as in LocalDatastore, drafts do not count unless asked for by tag.
+
+        Parameters
+        ----------
+        label_tag : str or None
+            Which labels count; None: ``final``.
+        labels : list of str or None
+            Accepted and ignored, as by MONAI Label's own datastores.
+        """
+        with errors_for_clients():
+            return [str(scan.image_id) for scan in self._dataset.labelled(_text(label_tag) or TRAINING_TAG)]
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """List the images that have no label; see :meth:`get_labeled_images`."""
+        labelled = set(self.get_labeled_images(label_tag, labels))
+        return [image for image in self.list_images() if image not in labelled]
+
+    def get_image(self, image_id: str, params: Any = None) -> io.BufferedIOBase | None:
+        """Open the file of :meth:`get_image_uri`; None for an unknown id."""
+        with errors_for_clients():
+            scan = self._find(image_id)
+            return self._images.open(scan) if scan else None
+
+    def get_image_uri(self, image_id: str) -> str:
+        """Give the path of an image on this machine, fetched and converted once; "" for an unknown id.
+
+        The NIfTI has the voxels, index order and affine (RAS, mm) that MONAI's ITKReader gives on the DICOM series.
+
+        Raises
+        ------
+        NoImageError, ImageConversionError
+            If the scan holds no image, or none that is one volume.
+        ServerError
+            If XNAT fails.
+        """
+        with errors_for_clients():
+            scan = self._find(image_id)
+            return str(self._images.path(scan)) if scan else ""
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """Give what is known about an image, from memory; {} for an unknown id, on which the XNAT-OHIF viewer relies.
+
+        Own keys: ``name`` (file name for clients), ``path`` and ``checksum`` (once fetched), ``project``, ``subject``,
+        ``experiment``, ``scan``, ``PatientID``, ``StudyInstanceUID``, ``SeriesInstanceUID``, ``StudyDate``,
+        ``Modality``, ``SeriesDescription``; then whatever was stored with :meth:`update_image_info`.
+        """
+        with errors_for_clients():
+            scan = self._find(image_id)
+            return {**self._facts(scan), **self._infos.get(scan)} if scan else {}
+
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        """Merge top-level keys into the info of an image; XNAT gets them from a background thread.
+
+        Raises
+        ------
+        ImageNotFoundException
+            If there is no such image (also an UnknownImageError).
+        """
+        with errors_for_clients():
+            self._infos.update(self._catalog.scan(image_id), info)
+
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
+        """Give the label id for each tag of an image; {} for an unknown id."""
+        with errors_for_clients():
+            scan = self._find(image_id)
+            return {tag: str(scan.image_id) for tag in self._labels.tags(scan)} if scan else {}
+
+    def get_label_by_image_id(self, image_id: str, tag: str) -> str:
+        """Give the label id for one tag of an image; "" if there is none."""
+        return self.get_labels_by_image_id(image_id).get(_text(tag), "")
+
+    def get_label(self, label_id: str, label_tag: str, params: Any = None) -> io.BytesIO | None:
+        """Open a label's file; None if there is none."""
+        uri = self.get_label_uri(label_id, label_tag)
+        return io.BytesIO(Path(uri).read_bytes()) if uri else None
+
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        """Give the path of a label on this machine, on the grid of its image; "" if there is none."""
+        with errors_for_clients():
+            try:
+                label = LabelId.parse(label_id)
+                scan = self._catalog.scan(label.image)
+                return str(self._labels.path(scan, _text(label_tag), label.version))
+            except (InvalidIdError, UnknownImageError, UnknownLabelError):
+                return ""
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        """Give the info stored with a label; {} if there is none."""
+        with errors_for_clients():
+            try:
+                scan = self._catalog.scan(LabelId.parse(label_id).image)
+                return dict(self._labels.info(scan, _text(label_tag)))
+            except (InvalidIdError, UnknownImageError, UnknownLabelError):
+                return {}
+
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        """Merge top-level keys into the info of a label.
+
+        Raises
+        ------
+        LabelNotFoundException
+            If there is no such label (also an UnknownLabelError).
+        """
+        with errors_for_clients():
+            self._labels.update_info(self._catalog.scan(LabelId.parse(label_id).image), _text(label_tag), info)
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Store a label in XNAT as a new version; nothing is overwritten and the file given is only read.
+
+        Returns
+        -------
+        str
+            The label id, which is the image id.
+
+        Raises
+        ------
+        ImageNotFoundException
+            If there is no such image (also an UnknownImageError).
+        LabelFileError, LabelGeometryError
+            If the file is not a label, or not one of this image.
+        LabelNotUploadedError
+            If XNAT cannot take it now: it is safe on this machine, is served from there, and is sent later.
+        """
+        with errors_for_clients():
+            scan = self._catalog.scan(image_id)
+            self._labels.save(scan, _text(label_tag) or TRAINING_TAG, Path(label_filename), label_info or {})
+            return str(scan.image_id)
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Remove a label; one that does not exist is no error, as in LocalDatastore."""
+        with errors_for_clients():
+            scan = self._find(str(label_id))
+            if scan:
+                self._labels.remove(scan, _text(label_tag))
+
+    def add_image(self, image_id: str | None, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Store a new image in XNAT.
+
+        Parameters
+        ----------
+        image_id : str or None
+            ``project/subject/experiment/scan`` in labels of one's own choice; None: made from the file name.
+        image_filename : str
+            A NIfTI or other image file, or a DICOM file, folder or zip.
+        image_info : dict
+            Stored as by :meth:`update_image_info`.
+
+        Returns
+        -------
+        str
+            The canonical id.
+        """
+        with errors_for_clients():
+            image = self._images.add(image_id, Path(image_filename))
+            self._catalog.renew()
+            scan = self._catalog.scan(image)
+            if image_info:
+                self._infos.update(scan, image_info)
+            return str(scan.image_id)
+
+    def remove_image(self, image_id: str) -> None:
+        """Delete the scan in XNAT, labels included; only with the setting ``allow_delete``."""
+        with errors_for_clients():
+            scan = self._catalog.scan(image_id)
+            self._images.remove(scan)
+            self._catalog.drop(scan.image_id)
+            self._infos.forget(scan.image_id)
+
+    def datalist(self) -> list[dict[str, Any]]:
+        """Fetch all images with a final label: ``[{"image": path, "label": path}, ...]``, on one grid each."""
+        with errors_for_clients():
+            return list(self._dataset.pairs())
+
+    def get_dataset_archive(self, limit_cases: int | None = None) -> str:
+        """Pack the training set into a zip and give its path."""
+        with errors_for_clients():
+            return str(self._dataset.archive(limit_cases, self.json()))
+
+    def refresh(self) -> None:
+        """Ask XNAT anew what there is."""
+        with errors_for_clients():
+            self._catalog.renew()
+
+    def status(self) -> dict[str, Any]:
+        """Count images and labels, from memory; never fails because XNAT is away."""
+        scans = self._catalog.scans()
+        tags = Counter(tag for scan in scans for tag in self._labels.tags(scan))
+        status: dict[str, Any] = {"total": len(scans), "completed": tags[TRAINING_TAG], "label_tags": dict(tags)}
+        problems = {"xnat": self._catalog.problem, "outbox": self._labels.waiting(), "left_out": self._dataset.left_out}
+        return {**status, **{key: value for key, value in problems.items() if value}}
+
+    def json(self) -> dict[str, Any]:
+        """Give everything about images and labels as LocalDatastore does."""
+        with errors_for_clients():
+            scans = self._catalog.scans()
+            objects = {str(scan.image_id): self._object(scan) for scan in scans}
+        folders = {"images_dir": "", "labels_dir": ""}
+        return {"name": self.name(), "description": self.description(), **folders, "objects": objects}
+
+    def close(self) -> None:
+        """Write what waits and log out."""
+        atexit.unregister(self._close_at_exit)
+        self._infos.close()
+        self._labels.close()
+        self._images.close()
+        self._session.close()
+
+    def _find(self, image_id: str) -> Scan | None:
+        try:
+            return self._catalog.scan(image_id)
+        except (InvalidIdError, UnknownImageError):
+            return None
+
+    def _facts(self, scan: Scan) -> dict[str, Any]:
+        image = scan.image_id
+        facts = {
+            "name": self._images.name(scan),
+            "project": image.project,
+            "subject": image.subject,
+            "experiment": image.experiment,
+            "scan": image.scan,
+            "PatientID": scan.subject_label,
+            "StudyInstanceUID": scan.study_uid,
+            "SeriesInstanceUID": scan.series_uid,
+            "StudyDate": scan.session_date,
+            "Modality": scan.modality,
+            "SeriesDescription": scan.series_description,
+        }
+        local = self._images.local(scan)
+        if local is not None:
+            facts["path"] = str(local)
+            facts["checksum"] = self._images.checksum(scan) or ""
+        return {key: value for key, value in facts.items() if value}
+
+    def _object(self, scan: Scan) -> dict[str, Any]:
+        labels = {tag: {"ext": ".nii.gz", "info": self._labels.info(scan, tag)} for tag in self._labels.tags(scan)}
+        name = self._images.name(scan)
+        return {
+            "image": {"ext": "".join(Path(name).suffixes), "info": {**self._facts(scan), **self._infos.get(scan)}},
+            "labels": labels,
+        }
+
+
+def _text(tag: Any) -> str:
+    """Give a tag as text: MONAI Label hands over its enum or a string."""
+    return str(getattr(tag, "value", tag) or "")
+
+
+def _close_at_exit(reference: weakref.ref[XNATDatastore]) -> Any:
+    def close() -> None:
+        datastore = reference()
+        if datastore is not None:
+            datastore.close()
+
+    atexit.register(close)
+    return close
