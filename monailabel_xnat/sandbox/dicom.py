@@ -11,11 +11,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,7 @@ _TAGS = (
     "NumberOfFrames",
 )
 
+_WARNING_FILTERS = threading.Lock()
 _PREAMBLE_LENGTH = 128
 _BARE_STARTS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 
@@ -216,11 +219,13 @@ def xnat_label(text: str) -> str:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder in a fixed order."""
+    """Yield the regular files below a folder in a fixed order."""
     for parent, subfolders, names in os.walk(folder):
         subfolders.sort()
         for name in sorted(names):
-            yield Path(parent, name)
+            path = Path(parent, name)
+            if path.is_file():
+                yield path
 
 
 def _claim(instance_uid: str, seen: set[str]) -> None:
@@ -250,15 +255,24 @@ def _read_header(path: Path) -> pydicom.Dataset:
     bare = start[_PREAMBLE_LENGTH:] != b"DICM"
     if bare and start[:2] not in _BARE_STARTS:
         raise _PassedOverError("not a DICOM file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _without_warnings():
         return pydicom.dcmread(path, stop_before_pixels=True, force=bare, specific_tags=list(_TAGS))
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep pydicom's complaints about single values quiet.
+
+    The filters are the whole process's: two threads that saved and restored them in turn could leave them off.
+    """
+    with _WARNING_FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _describe(path: Path, dataset: pydicom.Dataset) -> SeriesFiles:
     """Turn a header into a series of one file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _without_warnings():
         text = {keyword: _text(dataset, keyword) for keyword in _TAGS}
         meta = getattr(dataset, "file_meta", None)
         sop_class = text["SOPClassUID"] or _text(meta, "MediaStorageSOPClassUID")
@@ -341,13 +355,14 @@ def _integer(text: str, default: int) -> int:
 
 def _date(text: str) -> str:
     """Write a DA value (or the ACR-NEMA form with dots) as ``YYYY-MM-DD``, "" where it is no date."""
+    match = re.fullmatch(r"(\d{4})[.-]?(\d\d)[.-]?(\d\d)", text, re.ASCII)
     try:
-        return datetime.strptime(re.sub(r"[.-]", "", text), "%Y%m%d").date().isoformat()
+        return date(*map(int, match.groups())).isoformat() if match else ""
     except ValueError:
         return ""
 
 
 def _time(text: str) -> str:
     """Write a TM value as ``HH:MM:SS``, "" where it is no time."""
-    match = re.fullmatch(r"([01]\d|2[0-3]):?([0-5]\d)?:?([0-5]\d|60)?(\.\d*)?", text)
+    match = re.fullmatch(r"([01]\d|2[0-3]):?([0-5]\d)?:?([0-5]\d|60)?(\.\d*)?", text, re.ASCII)
     return ":".join(part or "00" for part in match.groups()[:3]) if match else ""

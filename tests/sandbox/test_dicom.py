@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pydicom
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import uid
 from pydicom.dataset import FileDataset, FileMetaDataset
@@ -88,6 +89,13 @@ def test_junk_is_passed_over_and_counted(tmp_path, caplog):
     assert "good" not in caplog.text
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_pipe_does_not_hold_the_reader_up(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    write(tmp_path / "image")
+    assert len(read_series(tmp_path)) == 1
+
+
 def test_dicomdir_is_passed_over(tmp_path):
     write(tmp_path / "image")
     write(tmp_path / "DICOMDIR", SOPClassUID=uid.MediaStorageDirectoryStorage)
@@ -100,6 +108,35 @@ def test_file_without_preamble_is_read(tmp_path):
     assert (tmp_path / "bare").read_bytes()[128:132] != b"DICM"
     (series,) = read_series(tmp_path)
     assert series.series_description == "old scanner"
+
+
+def test_big_endian_and_deflated_files_are_read(tmp_path):
+    for name, syntax in (("big", uid.ExplicitVRBigEndian), ("flat", uid.DeflatedExplicitVRLittleEndian)):
+        write(tmp_path / name, SeriesDescription="AX")
+        dataset = pydicom.dcmread(tmp_path / name)
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.is_little_endian = syntax.is_little_endian
+        dataset.save_as(tmp_path / name, write_like_original=False)
+    (series,) = read_series(tmp_path)
+    assert len(series.files) == 2
+    assert series.series_description == "AX"
+
+
+@given(st.data())
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@pytest.mark.filterwarnings("error")
+def test_damaged_files_never_stop_the_import(tmp_path, data):
+    whole = tmp_path / "whole"
+    if not whole.exists():
+        write(whole, InstanceNumber=1, NumberOfFrames=2, PatientName="A^B", StudyDate="20240101")
+        write(tmp_path / "damaged", SOPInstanceUID="1.2.3.9", SeriesDescription="AX", InstanceNumber=2)
+        (tmp_path / "pristine").write_bytes((tmp_path / "damaged").read_bytes())
+    damaged = bytearray((tmp_path / "pristine").read_bytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    (tmp_path / "damaged").write_bytes(damaged[: data.draw(st.integers(0, len(damaged)))])
+    found = {file.path.name for series in read_series(tmp_path) for file in series.files}
+    assert "whole" in found
 
 
 @pytest.mark.parametrize("missing", ["StudyInstanceUID", "SeriesInstanceUID"])
@@ -149,6 +186,7 @@ def test_names_in_other_scripts_are_decoded(tmp_path):
         ("2024.02.29", "23:59:59", ("2024-02-29", "23:59:59")),
         ("20240229", "0930", ("2024-02-29", "09:30:00")),
         ("20230229", "24", ("", "")),
+        ("2024131", "9:30", ("", "")),
         ("unknown", "noon", ("", "")),
     ],
 )
