@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Union
 
@@ -47,6 +47,8 @@ _IMAGE_TYPE = 0x00080008
 _POSITION = 0x00200032
 _ORIENTATION = 0x00200037
 _PIXEL_SPACING = 0x00280030
+_THICKNESS = 0x00180050
+_SLICE_SPACING = 0x00180088
 _INTERCEPT = 0x00281052
 _SLOPE = 0x00281053
 _GRID_FRAME_OFFSETS = 0x3004000C
@@ -73,6 +75,8 @@ FRAME_TAGS = (
     _POSITION,
     _ORIENTATION,
     _PIXEL_SPACING,
+    _THICKNESS,
+    _SLICE_SPACING,
     _INTERCEPT,
     _SLOPE,
     _GRID_FRAME_OFFSETS,
@@ -193,14 +197,15 @@ def _plane(position: Dataset, orientation: Dataset, measures: Dataset) -> Plane 
     if np.linalg.norm(np.cross(cosines[:3], cosines[3:])) < 1e-3:
         raise elements.ElementError(f"Image Orientation (Patient) spans no plane: {cosines}")
     spacing = elements.decimals(measures, _PIXEL_SPACING, 2) or (1.0, 1.0)
-    return Plane(origin, cosines, spacing)  # type: ignore[arg-type]
+    thickness = elements.decimal(measures, _SLICE_SPACING) or elements.decimal(measures, _THICKNESS) or 1.0
+    return Plane(origin, cosines, spacing, abs(thickness))  # type: ignore[arg-type]
 
 
 def _shifted(plane: Plane | None, step: float) -> Plane | None:
     if plane is None:
         return None
-    position = np.add(plane.position, step * plane.normal)
-    return Plane((float(position[0]), float(position[1]), float(position[2])), plane.orientation, plane.spacing)
+    x, y, z = (float(value) for value in np.add(plane.position, step * plane.normal))
+    return replace(plane, position=(x, y, z))
 
 
 def _scaling(dataset: Dataset) -> tuple[float, float]:

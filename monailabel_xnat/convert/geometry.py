@@ -7,7 +7,7 @@ first voxel, to mm.
 
 Slices are stacked as ITK's GDCM series reader does it, since MONAI's ITKReader and the viewers count voxels
 that way: ascending along the normal = row cosines x column cosines, and with the normal of the first slice as
-the third axis.
+the third axis. Only frames of a multi-frame file that are stored the other way round stay so.
 """
 
 from __future__ import annotations
@@ -59,11 +59,14 @@ class Plane:
         Direction cosines of a row (along growing columns), then of a column (along growing rows), LPS.
     spacing : tuple of float
         Distance of neighbouring rows, then of neighbouring columns, mm.
+    thickness : float
+        Spacing Between Slices or Slice Thickness, mm: the spacing of a stack of one.
     """
 
     position: tuple[float, float, float]
     orientation: tuple[float, float, float, float, float, float]
     spacing: tuple[float, float]
+    thickness: float = 1.0
 
     @property
     def normal(self) -> Floats:
@@ -77,7 +80,7 @@ def distances_along(normal: Floats, positions: Floats) -> Floats:
     return np.asarray(positions @ normal, dtype=np.float64)
 
 
-def affine_of_planes(first: Plane, last: Sequence[float], count: int, thickness: float = 1.0) -> Floats:
+def affine_of_planes(first: Plane, last: Sequence[float], count: int) -> Floats:
     """Give the affine of a regular stack of planes, as ITK's image series reader computes it.
 
     Parameters
@@ -87,9 +90,7 @@ def affine_of_planes(first: Plane, last: Sequence[float], count: int, thickness:
     last : sequence of float
         Position of the last slice, LPS, mm.
     count : int
-        Number of slices; with one slice ``thickness`` is taken as the spacing.
-    thickness : float
-        Spacing of a single slice, mm.
+        Number of slices.
 
     Returns
     -------
@@ -101,11 +102,12 @@ def affine_of_planes(first: Plane, last: Sequence[float], count: int, thickness:
     # GDCMImageIO makes the cosines orthogonal in this order.
     row = np.cross(column, normal)
     column = np.cross(normal, row)
-    step = np.linalg.norm(np.subtract(last, first.position)) / (count - 1) if count > 1 else thickness
+    step = np.linalg.norm(np.subtract(last, first.position)) / (count - 1) if count > 1 else first.thickness
     affine: Floats = np.eye(4)
     affine[:3, 0] = row * first.spacing[1]
     affine[:3, 1] = column * first.spacing[0]
-    affine[:3, 2] = normal * step
+    # Frames of a multi-frame file may be stored against the normal.
+    affine[:3, 2] = normal * step * (-1.0 if np.dot(np.subtract(last, first.position), normal) < 0 else 1.0)
     affine[:3, 3] = first.position
     return affine
 

@@ -21,6 +21,7 @@ from monailabel_xnat.convert.geometry import Floats, voxel_spacing
 
 # Its own type hints cover half of it.
 _igzip: Any = igzip
+_igzip_lib: Any = igzip_lib
 
 GZIP_LEVEL = 1
 """Of isal's 0..3: a tenth of zlib's time for an eighth more bytes; higher levels gain hardly anything."""
@@ -90,7 +91,7 @@ def replaced_when_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _opened(path: Path, compress: bool) -> Iterator[IO[bytes]]:
-    with path.open("xb", buffering=0 if not compress else _BUFFER_BYTES) as raw:
+    with path.open("xb", buffering=_BUFFER_BYTES) as raw:
         if not compress:
             yield raw
             return
@@ -219,7 +220,7 @@ def _reading(path: Path) -> Iterator[IO[bytes]]:
         try:
             with _igzip.open(raw, "rb") as stream:
                 yield stream
-        except (EOFError, zlib.error, gzip.BadGzipFile, igzip_lib.IsalError) as error:
+        except (EOFError, zlib.error, gzip.BadGzipFile, _igzip_lib.IsalError) as error:
             raise ValueError(f"it is truncated or damaged: {error}") from error
 
 

@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ _INTEGERS = (np.dtype(np.uint8), np.dtype(np.int16), np.dtype(np.uint16), np.dty
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _FLOAT32_EXACT = 1 << 24
 _GDCM = "GDCMImageIO"
+
+# Functional groups, spacings, thickness, position, orientation and rescale.
+_BEYOND_PIXELS = (
+    0x52009229, 0x52009230, 0x00180050, 0x00180088, 0x00200032, 0x00200037, 0x00280030, 0x00281052, 0x00281053,
+)  # fmt: skip
 
 # CT, MR and PET images (DICOM PS3.4 B.5): Rescale Slope and Intercept are all there is between file and value.
 _DIRECT_CLASSES = frozenset(("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"))
@@ -92,6 +97,11 @@ class SliceValues:
             single = _all_equal(values, lambda part: part.astype(np.float32))
         dtype = _FLOAT32 if single else _FLOAT64
         return cls(values.astype(dtype, copy=False), 1.0, 0.0, low, high, dtype)
+
+    def equals(self, other: SliceValues) -> bool:
+        """Tell whether two frames have the same values."""
+        same_kind = self.dtype == other.dtype and self.stored.shape == other.stored.shape
+        return same_kind and np.array_equal(self.values(self.dtype), other.values(self.dtype), equal_nan=True)
 
     def values(self, dtype: Dtype) -> Array:
         """Give the values in ``dtype``, which must hold them."""
@@ -185,7 +195,10 @@ def _copy_slices(frames: Sequence[Frame], headers: Mapping[Path, ImageHeader]) -
             return None
         slices.append(SliceValues.of(stored, frame.slope, frame.intercept))
     for position in {0, len(frames) - 1}:
-        expected = decode(frames[position].path)[0]
+        try:
+            expected = decode(frames[position].path)[0]
+        except ImageConversionError:
+            return None
         if not np.array_equal(slices[position].values(expected.dtype), expected):
             return None
     return slices
@@ -237,39 +250,53 @@ def _undecodable(path: Path, error: RuntimeError) -> ImageConversionError:
     reason = str(error).strip().splitlines()[-1].strip()
     return ImageConversionError(
         f"{path.name} cannot be decoded ({syntax}): {reason}",
-        hint="if the file is whole, store it with a transfer syntax that SimpleITK reads, e.g. JPEG-LS",
+        hint="if the file is whole, store it in another way (uncompressed, unsigned) that SimpleITK reads",
     )
 
 
 def _decode_file(header: ImageHeader, frames: Sequence[Frame]) -> dict[tuple[Path, int], SliceValues]:
-    """Decode a file and scale its frames, each as its own header says."""
-    if len({(frame.slope, frame.intercept) for frame in header.frames}) == 1:
-        decoded = decode(header.path)
-        return {(frame.path, frame.index): _compact(decoded[frame.index]) for frame in frames}
+    """Decode a file; its frames are scaled, each as its own header says."""
     # GDCM scales all frames of a file by the first frame's slope.
-    decoded = _decode_unscaled(header.path)
+    uniform = len({(frame.slope, frame.intercept) for frame in header.frames}) == 1
+    decoded = None
+    if uniform:
+        try:
+            decoded = decode(header.path)
+        except ImageConversionError as error:
+            failure = error
+    if decoded is not None:
+        return {(frame.path, frame.index): _compact(SliceValues.of(decoded[frame.index])) for frame in frames}
+    try:
+        decoded = _decode_bare(header.path)
+    except ImageConversionError:
+        if uniform:
+            raise failure from None
+        raise
     return {
-        (frame.path, frame.index): SliceValues.of(decoded[frame.index].copy(), frame.slope, frame.intercept)
+        (frame.path, frame.index): _compact(SliceValues.of(decoded[frame.index], frame.slope, frame.intercept))
         for frame in frames
     }
 
 
-def _compact(values: Array) -> SliceValues:
-    """Copy one frame into as little memory as it needs."""
-    whole = SliceValues.of(values)
-    if whole.stored.dtype == whole.dtype and whole.stored.base is None:
-        return whole
-    return SliceValues(whole.stored.astype(whole.dtype), 1.0, 0.0, whole.low, whole.high, whole.dtype)
+def _compact(values: SliceValues) -> SliceValues:
+    """Copy a frame, so that it keeps neither its whole file in memory nor a type larger than it needs."""
+    if values.stored.base is None:
+        return values
+    if (values.slope, values.intercept) != (1.0, 0.0):
+        return replace(values, stored=values.stored.copy())
+    return replace(values, stored=values.stored.astype(values.dtype))
 
 
-def _decode_unscaled(path: Path) -> Array:
-    """Decode a multi-frame file whose frames are scaled differently, without the scaling."""
+def _decode_bare(path: Path) -> Array:
+    """Decode a file by its pixel description alone: SimpleITK refuses some whose geometry it cannot use.
+
+    Nothing is scaled then.
+    """
     dataset = pydicom.dcmread(path)
-    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        for group in dataset.get(groups) or ():
-            if "PixelValueTransformationSequence" in group:
-                del group.PixelValueTransformationSequence
+    for tag in _BEYOND_PIXELS:
+        if tag in dataset:
+            del dataset[tag]
     with tempfile.TemporaryDirectory(prefix="monailabel_xnat-") as folder:
-        copy = Path(folder) / "unscaled.dcm"
+        copy = Path(folder) / path.name
         dataset.save_as(copy)
         return decode(copy)

@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from monailabel_xnat.convert import pixels
 from monailabel_xnat.convert.frames import TIME_TRAITS, TRAITS, Frame, Trait
 from monailabel_xnat.convert.headers import ImageHeader
@@ -41,8 +39,7 @@ def drop_identical_files(images: Sequence[ImageHeader]) -> tuple[list[ImageHeade
         earlier = kept.setdefault(image.sop_instance_uid or str(image.path), image)
         if earlier is image:
             continue
-        planes = [[frame.plane for frame in header.frames] for header in (earlier, image)]
-        if planes[0] != planes[1] or not _same_pixels(earlier.frames, image.frames, [earlier, image]):
+        if not _same_image(earlier, image):
             message = f"{earlier.path.name} and {image.path.name} have one SOP Instance UID, but differ"
             raise ImageConversionError(message, hint="remove the wrong one")
         dropped.append(image.path)
@@ -50,12 +47,20 @@ def drop_identical_files(images: Sequence[ImageHeader]) -> tuple[list[ImageHeade
     return list(kept.values()), notes
 
 
+def _same_image(one: ImageHeader, other: ImageHeader) -> bool:
+    headers = {one.path: one, other.path: other}
+    if [frame.plane for frame in one.frames] != [frame.plane for frame in other.frames]:
+        return False
+    values = [pixels.read_slices(image.frames, headers) for image in (one, other)]
+    return all(left.equals(right) for left, right in zip(*values))
+
+
 def order_repeats(groups: Sequence[Group], headers: Headers) -> tuple[list[Frame], list[str]]:
     """Put the frames of a series in order, volume after volume.
 
-    Positions that hold identical pixels several times are reduced to one. If every position is then there once
-    it is one volume; if each is there equally often it is a 4-D series (`TRAITS` says by what its volumes are
-    told apart).
+    If every position is there once it is one volume. If each is there equally often and a trait tells complete
+    volumes apart (`TRAITS`) it is a 4-D series. Otherwise frames with the pixels of another at their position
+    are dropped; what then still repeats equally often is a 4-D series in the order of Instance Numbers.
 
     Parameters
     ----------
@@ -76,16 +81,21 @@ def order_repeats(groups: Sequence[Group], headers: Headers) -> tuple[list[Frame
     ImageConversionError
         If positions repeat irregularly, or nothing tells the volumes apart.
     """
-    if all(len(group) == 1 for group in groups):
-        return [group[0] for group in groups], []
-    groups, notes = _drop_copies(groups, headers)
+    notes: list[str] = []
+    trait = _separating_trait(groups)
+    if not trait and any(len(group) > 1 for group in groups):
+        groups, notes = _drop_copies(groups, headers)
     counts = {len(group) for group in groups}
     if counts == {1}:
         return [group[0] for group in groups], notes
     if len(counts) > 1:
         raise _irregular(groups)
-    ordered, rule = _volumes(groups, headers)
-    notes.append(f"{len(ordered[0])} volumes at {len(groups)} positions, told apart by {rule}")
+    if trait:
+        values = _trait_values(groups, trait)
+        ordered = [_sorted_by(group, keys) for group, keys in zip(groups, values)]
+    else:
+        ordered, trait = _numbered_volumes(groups)
+    notes.append(f"{len(ordered[0])} volumes at {len(groups)} positions, told apart by {trait}")
     return [frame for volume in zip(*ordered) for frame in volume], notes
 
 
@@ -96,20 +106,15 @@ def _drop_copies(groups: Sequence[Group], headers: Headers) -> tuple[list[list[F
     slice may well be the same in two volumes of a time series.
     """
     regular = len({len(group) for group in groups}) == 1
-    unique: list[list[Frame]] = []
+    unique = []
     for group in _middle_first(groups) if regular else groups:
-        kept = [
-            frame
-            for at, frame in enumerate(group)
-            if not any(_same_pixels([earlier], [frame], headers.values()) for earlier in group[:at])
-        ]
-        if regular and len(kept) > 1:
+        unique.append(_without_copies(group, headers))
+        if regular and len(unique[-1]) > 1:
             return [list(group) for group in groups], []
-        unique.append(kept)
     if regular:
         unique = [list(group[:1]) for group in groups]
-    kept_paths = {(frame.path, frame.index) for group in unique for frame in group}
-    dropped = [f.path for group in groups for f in group if (f.path, f.index) not in kept_paths]
+    kept = {(frame.path, frame.index) for group in unique for frame in group}
+    dropped = [f.path for group in groups for f in group if (f.path, f.index) not in kept]
     if not dropped:
         return unique, []
     return unique, [f"dropped {len(dropped)} images with the position and pixels of another: {name_files(dropped)}"]
@@ -120,13 +125,14 @@ def _middle_first(groups: Sequence[Group]) -> list[Group]:
     return [groups[middle], *groups[:middle], *groups[middle + 1 :]]
 
 
-def _same_pixels(these: Group, those: Group, images: object) -> bool:
-    headers = {image.path: image for image in images}  # type: ignore[attr-defined]
-    left, right = (pixels.read_slices(list(frames), headers) for frames in (these, those))
-    return all(
-        one.dtype == other.dtype and np.array_equal(one.values(one.dtype), other.values(one.dtype), equal_nan=True)
-        for one, other in zip(left, right)
-    )
+def _without_copies(group: Group, headers: Headers) -> list[Frame]:
+    if len(group) == 1:
+        return list(group)
+    kept: list[tuple[Frame, pixels.SliceValues]] = []
+    for frame, values in zip(group, pixels.read_slices(group, headers)):
+        if not any(values.equals(earlier) for _, earlier in kept):
+            kept.append((frame, values))
+    return [frame for frame, _ in kept]
 
 
 def _irregular(groups: Sequence[Group]) -> ImageConversionError:
@@ -140,23 +146,31 @@ def _irregular(groups: Sequence[Group]) -> ImageConversionError:
     )
 
 
-def _volumes(groups: Sequence[Group], headers: Headers) -> tuple[list[list[Frame]], str]:
-    """Order the frames at each position by volume; say by what."""
+def _separating_trait(groups: Sequence[Group]) -> str:
+    """Find the trait of which each value is there once at every position; empty if there is none."""
     count = len(groups[0])
+    if count == 1:
+        return ""
     for name in TRAITS if len(groups) > 1 else TIME_TRAITS:
         values = _trait_values(groups, name)
         distinct = {value for group in values for value in group}
-        separate = None not in distinct and len(distinct) == count
-        if separate and all(set(group) == distinct for group in values):
-            return [_sorted_by(group, keys) for group, keys in zip(groups, values)], name
-    numbers = [[(frame.order, frame.index) for frame in group] for group in groups]
+        if None in distinct or len(distinct) != count:
+            continue
+        if all(len(group) == count and set(group) == distinct for group in values):
+            return name
+    return ""
+
+
+def _numbered_volumes(groups: Sequence[Group]) -> tuple[list[list[Frame]], str]:
+    """Order the frames at each position by Instance Number, those of one file by frame number."""
     one_file = len({frame.path for group in groups for frame in group}) == 1
-    if (len(groups) > 1 or one_file) and all(len(set(keys)) == count for keys in numbers):
+    numbers = [[(frame.order, frame.index) for frame in group] for group in groups]
+    if (len(groups) > 1 or one_file) and all(len(set(keys)) == len(keys) for keys in numbers):
         ordered = [_sorted_by(group, keys) for group, keys in zip(groups, numbers)]
         return ordered, "frame number" if one_file else "Instance Number"
     raise ImageConversionError(
-        f"{count} different images at each of {len(groups)} positions, first at {_position(groups[0][0])}: "
-        f"{_names(groups[0])}; nothing in their headers makes them volumes of a 4-D series",
+        f"{len(groups[0])} different images at each of {len(groups)} positions, first at "
+        f"{_position(groups[0][0])}: {_names(groups[0])}; nothing in their headers makes them volumes of a 4-D series",
         hint=_CHOOSE_OTHER,
     )
 

@@ -90,6 +90,8 @@ def plan_volume(series: Series) -> VolumePlan:
     distances = distances_along(planes[0].normal, positions)
     groups = group_by_distance(distances, same_position_tolerance(planes[0].spacing))
     _refuse_uneven(frames, positions, distances, groups, planes[0])
+    if _runs_backwards(groups, images):
+        groups.reverse()
     ordered, notes = order_repeats([[frames[index] for index in group] for group in groups], headers)
     volumes = len(ordered) // len(groups)
     return VolumePlan(
@@ -124,7 +126,7 @@ def _plan_unplaced(
         affine[:3, 2] /= np.linalg.norm(affine[:3, 2])
     if len(frames) > 1:
         order = "Instance Number" if len(images) > 1 else "frame"
-        notes = (*notes, f"the images have no position in space: stacked by {order}, the spacing means nothing")
+        notes = (*notes, f"the headers do not say where each image lies: stacked by {order}, as ITK does")
     return VolumePlan(frames, len(frames), 1, affine, headers, notes)
 
 
@@ -139,6 +141,13 @@ def _by_instance_number(images: Sequence[ImageHeader]) -> list[ImageHeader]:
         message = f"{len(images)} images without positions, and only {len(numbers)} different Instance Numbers"
         raise ImageConversionError(message, hint=_CHOOSE_OTHER)
     return ordered
+
+
+def _runs_backwards(groups: Sequence[Sequence[int]], images: Sequence[ImageHeader]) -> bool:
+    """Tell whether the frames of multi-frame files are stored against the normal: GDCM keeps their order."""
+    first_seen = [min(group) for group in groups]
+    multi_frame = any(len(image.frames) > 1 for image in images)
+    return multi_frame and len(groups) > 1 and first_seen == sorted(first_seen, reverse=True)
 
 
 def _refuse_mixed_planes(frames: Sequence[Frame], planes: Sequence[Plane]) -> None:
@@ -225,17 +234,25 @@ def _shear(shift: Floats, depth: float, last: int) -> str:
 def _affine(stack: Sequence[Frame], headers: Mapping[Path, ImageHeader]) -> Floats:
     """Give the affine (LPS) of a stack in slice order: ITK's own for plain files, else by the same formula."""
     first, last = _plane(stack[0]), _plane(stack[-1])
-    reference = pixels.file_geometry(stack[0].path)
-    computed = affine_of_planes(first, last.position, len(stack), float(np.linalg.norm(reference[:3, 2])))
+    computed = affine_of_planes(first, last.position, len(stack))
     if len(headers[stack[0].path].frames) > 1:
         return computed
-    if len(stack) > 1:
-        reference[:3, 2] *= np.linalg.norm(computed[:3, 2]) / np.linalg.norm(reference[:3, 2])
+    try:
+        reference = pixels.file_geometry(stack[0].path)
+    except ImageConversionError:
+        return computed
+    if not reference[:3, :3].any(axis=0).all():
+        return computed  # A spacing of 0 in the header, which ITK does not take either.
+    step = np.linalg.norm(computed[:3, 2])
+    spacing = np.linalg.norm(reference[:3, 2])
     # GDCM ignores the position in a few kinds of object that may well have one.
-    agrees = np.allclose(reference[:3, 3], first.position, atol=1e-3) and np.allclose(
-        reference[:3, 2], computed[:3, 2], atol=1e-3 * float(np.linalg.norm(computed[:3, 2]))
-    )
-    return reference if agrees else computed
+    moved = np.abs(reference[:3, 3] - first.position).max() > 1e-3
+    turned = np.abs(reference[:3, 2] / spacing - computed[:3, 2] / step).max() > ORIENTATION_TOLERANCE
+    if moved or turned:
+        return computed
+    if len(stack) > 1:
+        reference[:3, 2] *= step / spacing
+    return reference
 
 
 def _cosines(plane: Plane) -> str:
