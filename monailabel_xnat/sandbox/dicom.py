@@ -24,6 +24,7 @@ from typing import Any
 import pydicom
 from pydicom import uid
 from pydicom.errors import InvalidDicomError
+from pydicom.tag import Tag
 
 from monailabel_xnat.sandbox.xsi_types import scan_rank, scan_type, session_type
 
@@ -310,10 +311,13 @@ def _text(dataset: Any, keyword: str) -> str:
     """Read an element as text, its first value if it has several, its raw bytes if it breaks its VR."""
     if dataset is None or keyword not in dataset:
         return ""
-    try:
-        value = dataset[keyword].value
-    except Exception:  # noqa: BLE001 - pydicom raises what the broken value makes it raise
-        value = dataset.get_item(keyword).value
+    value: Any = None
+    for read in (dataset.__getitem__, dataset.get_item):
+        try:
+            value = read(Tag(keyword)).value
+            break
+        except Exception as exc:  # noqa: BLE001 - pydicom raises what the broken value makes it raise
+            logger.debug("The value of %s is broken: %s", keyword, type(exc).__name__)
     if isinstance(value, (list, tuple, pydicom.multival.MultiValue)):
         value = value[0] if value else ""
     if isinstance(value, bytes):

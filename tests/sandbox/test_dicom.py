@@ -174,6 +174,14 @@ def test_values_that_break_their_vr_do_not_stop_the_import(tmp_path):
     assert series.series_description == "AX"
 
 
+def test_empty_value_of_an_unknown_vr_is_no_text(tmp_path):
+    write(tmp_path / "file", AccessionNumber="", SeriesDescription="AX")
+    data = (tmp_path / "file").read_bytes()
+    (tmp_path / "file").write_bytes(data.replace(b"\x08\x00\x50\x00SH", b"\x08\x00\x50\x00S{"))
+    (series,) = read_series(tmp_path)
+    assert (series.accession_number, series.series_description) == ("", "AX")
+
+
 def test_names_in_other_scripts_are_decoded(tmp_path):
     series = series_of(tmp_path, SpecificCharacterSet="ISO_IR 192", PatientName="Müller^Jörg")
     assert series.patient_name == "Müller^Jörg"
