@@ -1,0 +1,92 @@
+"""Imports point one way, so that each part can be understood and tested without those above it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "monailabel_xnat"
+
+# From the ground up: a part may import from its own layer and those before it.
+LAYERS = (
+    {"ids", "errors", "jsonable"},
+    {"config"},
+    {"client"},
+    {"listing", "selection", "catalog", "cache"},
+    {"convert"},
+    {"images", "mounted", "prefetch", "additions"},
+    {"labels"},
+    {"info", "description", "dataset"},
+    {"client_errors", "datastore"},
+    {"app", "cli", "pytest_plugin"},
+)
+RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
+# The sandbox stands beside the client side: an independent witness of what XNAT does.
+WITNESS_MAY_IMPORT = {"sandbox", "ids", "errors"}
+# Who may know which of the large packages.
+HOMES = {
+    "xnat": {"client"},
+    "requests": {"client"},
+    "monailabel": {"datastore", "app", "client_errors"},
+    "torch": set(),
+    "monai": set(),
+}
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_only_downward(path):
+    part = part_of(path)
+    ours = {name.split(".")[1] for name in imported(path) if name.startswith("monailabel_xnat.")}
+    ours = {name for name in ours if (PACKAGE / name).exists() or (PACKAGE / f"{name}.py").exists()}
+    if part in ("__init__", "__main__"):
+        return
+    if part == "sandbox":
+        assert ours <= WITNESS_MAY_IMPORT
+        return
+    if part in ("cli", "pytest_plugin"):
+        ours.discard("sandbox")
+    assert {name for name in ours if RANK[name] > RANK[part]} == set()
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_large_packages_stay_where_they_belong(path):
+    packages = {name.split(".")[0] for name in imported(path)}
+    strangers = {package for package in packages & HOMES.keys() if part_of(path) not in HOMES[package]}
+    assert strangers == set()
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_holds_more_than_one_noun(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
+
+
+@pytest.mark.parametrize("names", ["__version__", "ImageId, Settings", "XNATDatastore, XNATAppMixin, __version__"])
+def test_importing_the_package_loads_no_torch(names):
+    heavy = "torch", "monai", "SimpleITK", *(() if "Datastore" in names else ("xnat", "monailabel"))
+    program = (
+        f"import sys; from monailabel_xnat import {names}; sys.exit(str([m for m in {heavy!r} if m in sys.modules]))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert run.stderr.strip() == "[]"
