@@ -1,0 +1,265 @@
+"""Zip archives read while they arrive: no member waits for the end, and nothing is held but a chunk.
+
+XNAT makes its zips on the fly, chunked, with sizes and checksums behind the bytes of a member (xnat-web's
+ZipRepresentation). Layout of the records: PKWARE APPNOTE 6.3.10, section 4.3.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Union
+
+from isal import isal_zlib
+
+Buffer = Union[bytes, memoryview]
+
+_MEMBER = b"PK\x03\x04"
+_DESCRIPTOR = b"PK\x07\x08"
+_DIRECTORY_END = b"PK\x05\x06"
+_AFTER_MEMBERS = (b"PK\x01\x02", _DIRECTORY_END, b"PK\x06\x06", b"PK\x06\x08")
+_HEADER = struct.Struct("<H H H 4x I I I H H")  # version, flags, method, (time), CRC, sizes, lengths
+_END = struct.Struct("<4s 2H 2H 2I H")
+
+_ENCRYPTED, _SIZES_BEHIND, _UTF8 = 1, 8, 1 << 11
+_STORED, _DEFLATED = 0, 8
+_ZIP64 = 0x0001
+_FULL_32 = 0xFFFFFFFF
+_FULL_16 = 0xFFFF
+_BLOCK = 1 << 20
+_LONGEST_DESCRIPTOR = 24
+_LONGEST_END = _END.size + _FULL_16
+
+
+class BadZipError(ValueError):
+    """The bytes are no whole zip archive."""
+
+
+@dataclass(frozen=True)
+class ZipMember:
+    """One member; its content must be read before the next member is asked for.
+
+    Parameters
+    ----------
+    name : str
+        The path in the archive, as it stands there: not to be trusted.
+    content : iterator of bytes or memoryview
+        Its bytes; raises BadZipError at their end if size or CRC are wrong.
+    """
+
+    name: str
+    content: Iterator[Buffer]
+
+
+def zip_members(chunks: Iterable[bytes]) -> Iterator[ZipMember]:
+    """Give the members of a zip archive, in the order in which they come; folders are left out.
+
+    Parameters
+    ----------
+    chunks : iterable of bytes
+        The archive, in pieces of any size.
+
+    Raises
+    ------
+    BadZipError
+        If the bytes are no zip archive, or it ends early.
+    """
+    source = _Source(chunks)
+    count = 0
+    while True:
+        signature = source.take(4, "it starts like no zip archive" if not count else "it ends early")
+        if signature in _AFTER_MEMBERS:
+            _check_end(signature, source, count)
+            return
+        if signature != _MEMBER:
+            raise BadZipError("a member does not start like one" if count else "it starts like no zip archive")
+        header = _read_header(source)
+        content = _content(source, header)
+        count += 1
+        if not header.name.endswith("/"):
+            yield ZipMember(header.name, content)
+        for _ in content:  # what the caller has left
+            pass
+
+
+class _Source:
+    """The archive's bytes, with as much look-ahead as a record needs; views, for copies would cost most of the time."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._ahead = memoryview(b"")
+
+    def take(self, size: int, problem: str = "it ends early") -> bytes:
+        """Give exactly so many bytes."""
+        while len(self._ahead) < size:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                raise BadZipError(problem)
+            self._ahead = memoryview(bytes(self._ahead) + chunk)
+        taken, self._ahead = bytes(self._ahead[:size]), self._ahead[size:]
+        return taken
+
+    def some(self) -> memoryview:
+        """Give what has come, at least one byte; nothing at the end."""
+        block, self._ahead = self._ahead, memoryview(b"")
+        while not block:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                break
+            block = memoryview(chunk)
+        return block
+
+    def put_back(self, data: Buffer) -> None:
+        """Take back what was not needed."""
+        self._ahead = memoryview(data if not self._ahead else bytes(data) + bytes(self._ahead))
+
+
+@dataclass(frozen=True)
+class _Header:
+    name: str
+    method: int
+    sizes_behind: bool
+    crc: int
+    packed: int
+    size: int
+
+
+def _read_header(source: _Source) -> _Header:
+    _, flags, method, crc, packed, size, name_length, extra_length = _HEADER.unpack(source.take(_HEADER.size))
+    raw_name = source.take(name_length)
+    extra = source.take(extra_length)
+    if flags & _ENCRYPTED:
+        raise BadZipError("a member is encrypted")
+    if method not in (_STORED, _DEFLATED):
+        raise BadZipError(f"a member is packed by method {method}, which is not known here")
+    if _FULL_32 in (packed, size):
+        packed, size = _long_sizes(extra, packed, size)
+    return _Header(_decoded(raw_name, flags), method, bool(flags & _SIZES_BEHIND), crc, packed, size)
+
+
+def _decoded(name: bytes, flags: int) -> str:
+    try:
+        return name.decode("utf-8")
+    except UnicodeDecodeError:
+        if flags & _UTF8:
+            raise BadZipError("a member's name is no UTF-8") from None
+        return name.decode("cp437")
+
+
+def _long_sizes(extra: bytes, packed: int, size: int) -> tuple[int, int]:
+    """Read the sizes of a member beyond 4 GB, or written by one who feared that."""
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        if kind == _ZIP64 and length >= 16:
+            size, packed = struct.unpack_from("<QQ", extra, 4)
+            return packed, size
+        extra = extra[4 + length :]
+    raise BadZipError("a member's size is missing")
+
+
+def _content(source: _Source, header: _Header) -> Iterator[Buffer]:
+    if header.method == _DEFLATED:
+        return _inflated(source, header)
+    if header.sizes_behind and not header.packed:
+        return _stored_until_descriptor(source)
+    return _stored(source, header)
+
+
+def _stored(source: _Source, header: _Header) -> Iterator[Buffer]:
+    left, crc = header.packed, 0
+    while left:
+        block = source.some()
+        if not block:
+            raise BadZipError(f"{header.name} ends early")
+        if len(block) > left:
+            source.put_back(block[left:])
+            block = block[:left]
+        left -= len(block)
+        crc = isal_zlib.crc32(block, crc)
+        yield block
+    _check_content(source, header, crc, header.packed, header.packed)
+
+
+def _inflated(source: _Source, header: _Header) -> Iterator[Buffer]:
+    unpacker = isal_zlib.decompressobj(-15)
+    packed = size = crc = 0
+    while not unpacker.eof:
+        block = unpacker.unconsumed_tail or source.some()
+        if not block:
+            raise BadZipError(f"{header.name} ends early")
+        try:
+            data = unpacker.decompress(block, _BLOCK)
+        except isal_zlib.IsalError:
+            raise BadZipError(f"{header.name} is damaged") from None
+        packed += len(block) - len(unpacker.unconsumed_tail) - len(unpacker.unused_data)
+        size += len(data)
+        crc = isal_zlib.crc32(data, crc)
+        if data:
+            yield data
+    source.put_back(unpacker.unused_data)
+    _check_content(source, header, crc, packed, size)
+
+
+def _stored_until_descriptor(source: _Source) -> Iterator[Buffer]:
+    """Read a stored member of unknown size: up to a descriptor that fits what came before it."""
+    size, crc, window = 0, 0, b""
+    while True:
+        block = source.some()
+        if not block:
+            raise BadZipError("a member ends early")
+        window += block
+        start = window.find(_DESCRIPTOR)
+        while start >= 0:
+            head = window[:start]
+            if len(window) - start < _LONGEST_DESCRIPTOR:
+                break
+            length = _descriptor_length(window[start:], isal_zlib.crc32(head, crc), size + start, size + start)
+            if length:
+                yield head
+                source.put_back(window[start + length :])
+                return
+            start = window.find(_DESCRIPTOR, start + 1)
+        keep = start if start >= 0 else max(len(window) - len(_DESCRIPTOR) + 1, 0)
+        head, window = window[:keep], window[keep:]
+        crc = isal_zlib.crc32(head, crc)
+        size += len(head)
+        if head:
+            yield head
+
+
+def _check_content(source: _Source, header: _Header, crc: int, packed: int, size: int) -> None:
+    if header.sizes_behind:
+        descriptor = source.take(_LONGEST_DESCRIPTOR)  # the archive's own end is longer than that
+        length = _descriptor_length(descriptor, crc, packed, size)
+        if not length:
+            raise BadZipError(f"{header.name} is damaged")
+        source.put_back(descriptor[length:])
+    elif (crc, size) != (header.crc, header.size):
+        raise BadZipError(f"{header.name} is damaged")
+
+
+def _descriptor_length(data: bytes, crc: int, packed: int, size: int) -> int:
+    """Give the length of the descriptor that data starts with, if it says just that; else 0."""
+    short = struct.pack("<III", crc, packed & _FULL_32, size & _FULL_32)
+    long = struct.pack("<IQQ", crc, packed, size)
+    for descriptor in (_DESCRIPTOR + long, _DESCRIPTOR + short, long, short):
+        if data.startswith(descriptor):
+            return len(descriptor)
+    return 0
+
+
+def _check_end(signature: bytes, source: _Source, count: int) -> None:
+    """Read the directory at the end, which says how many members there should have been."""
+    tail = signature
+    while True:
+        block = source.some()
+        if not block:
+            break
+        tail = (tail + block)[-_LONGEST_END:]
+    start = tail.rfind(_DIRECTORY_END)
+    if start < 0 or len(tail) - start < _END.size:
+        raise BadZipError("it ends early")
+    listed = _END.unpack_from(tail, start)[4]
+    if listed not in (count & _FULL_16, _FULL_16):
+        raise BadZipError(f"it lists {listed} members and holds {count}")
