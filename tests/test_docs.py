@@ -1,0 +1,42 @@
+"""What the README says is true: its table of settings is the one in the code."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from monailabel_xnat.config import Secret, Settings
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def shown(default) -> str:
+    if isinstance(default, tuple):
+        default = ",".join(default)
+    if isinstance(default, bool):
+        default = str(default).lower()
+    if default in (None, "") or isinstance(default, Secret):
+        return ""
+    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+
+
+def settings_table() -> str:
+    rows = [
+        f"| `{field.name}` | {shown(field.default)} | {field.metadata['meaning']} |"
+        for field in dataclasses.fields(Settings)
+    ]
+    return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows])
+
+
+def test_the_readme_lists_every_setting_with_its_default_and_meaning():
+    text = README.read_text(encoding="utf-8")
+    section = re.search(r"<!-- settings:.*?-->\n(.*?)<!-- end of settings -->", text, re.DOTALL)
+    assert section is not None
+    assert section.group(1).strip() == settings_table()
+
+
+def test_every_file_that_the_readme_points_to_exists():
+    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)\)", README.read_text(encoding="utf-8"))
+    assert targets
+    assert [target for target in targets if not (README.parent / target).exists()] == []
