@@ -8,26 +8,34 @@ matter here.
 from __future__ import annotations
 
 import struct
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Union
 
+from pydicom.datadict import dictionary_description
 from pydicom.dataset import Dataset
-from pydicom.tag import BaseTag, Tag
+from pydicom.tag import Tag
+
+Elements = Union[Mapping[int, bytes], Dataset]
+"""Elements by tag: their bytes (little endian), or a dataset that pydicom read."""
 
 
 class ElementError(ValueError):
     """An element holds something other than what its value representation says."""
 
 
-def _raw(dataset: Dataset, tag: int) -> Any:
-    return dataset.get_item(Tag(tag)) if Tag(tag) in dataset else None
+def _value(source: Elements, tag: int) -> Any:
+    """Give the value of an element, as bytes if it has not been converted; None if it is absent."""
+    if not isinstance(source, Dataset):
+        return source.get(tag)
+    element = source.get_item(Tag(tag)) if Tag(tag) in source else None
+    return None if element is None else element.value
 
 
-def text(dataset: Dataset, tag: int) -> str:
+def text(source: Elements, tag: int) -> str:
     """Give the value of a string element without padding, empty if it is absent."""
-    element = _raw(dataset, tag)
-    if element is None or element.value is None:
+    value = _value(source, tag)
+    if value is None:
         return ""
-    value = element.value
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     elif not isinstance(value, str):
@@ -35,19 +43,19 @@ def text(dataset: Dataset, tag: int) -> str:
     return str(value).strip(" \0")
 
 
-def texts(dataset: Dataset, tag: int) -> tuple[str, ...]:
+def texts(source: Elements, tag: int) -> tuple[str, ...]:
     """Give the values of a multi-valued string element."""
-    value = text(dataset, tag)
+    value = text(source, tag)
     return tuple(part.strip() for part in value.split("\\")) if value else ()
 
 
-def decimals(dataset: Dataset, tag: int, count: int = 0) -> tuple[float, ...] | None:
+def decimals(source: Elements, tag: int, count: int = 0) -> tuple[float, ...] | None:
     """Give the values of a decimal or integer string (DS, IS), None if it is absent or empty.
 
     Parameters
     ----------
-    dataset : Dataset
-        As read from a file.
+    source : mapping of int to bytes, or Dataset
+        Where the element is.
     tag : int
         The element, e.g. 0x00200032.
     count : int
@@ -58,58 +66,58 @@ def decimals(dataset: Dataset, tag: int, count: int = 0) -> tuple[float, ...] | 
     ElementError
         If a value is no number or their count is wrong.
     """
-    parts = texts(dataset, tag)
+    parts = texts(source, tag)
     if not any(parts):
         return None
     try:
         values = tuple(float(part) for part in parts)
     except ValueError:
-        raise ElementError(f"{_name(tag)} is not a list of numbers: {text(dataset, tag)!r}") from None
+        raise ElementError(f"{_name(tag)} is not a list of numbers: {text(source, tag)!r}") from None
     if count and len(values) != count:
         raise ElementError(f"{_name(tag)} has {len(values)} values instead of {count}")
     return values
 
 
-def decimal(dataset: Dataset, tag: int) -> float | None:
+def decimal(source: Elements, tag: int) -> float | None:
     """Give the first value of a decimal or integer string, None if it is absent or empty."""
-    values = decimals(dataset, tag)
+    values = decimals(source, tag)
     return values[0] if values else None
 
 
-def integers(dataset: Dataset, tag: int, code: str = "H") -> tuple[int, ...]:
+def integers(source: Elements, tag: int, code: str = "H") -> tuple[int, ...]:
     """Give the values of a binary integer element (US "H", UL "I"), empty if it is absent."""
-    return tuple(int(value) for value in _unpack(dataset, tag, code))
+    return tuple(int(value) for value in _unpack(source, tag, code))
 
 
-def integer(dataset: Dataset, tag: int, default: int = 0) -> int:
+def integer(source: Elements, tag: int, default: int = 0) -> int:
     """Give the first value of a US element."""
-    values = integers(dataset, tag)
+    values = integers(source, tag)
     return values[0] if values else default
 
 
-def double(dataset: Dataset, tag: int) -> float | None:
+def double(source: Elements, tag: int) -> float | None:
     """Give the first value of an FD element, None if it is absent or empty."""
-    values = _unpack(dataset, tag, "d")
+    values = _unpack(source, tag, "d")
     return float(values[0]) if values else None
 
 
-def items(dataset: Dataset, tag: int) -> list[Dataset]:
+def items(source: Elements, tag: int) -> list[Dataset]:
     """Give the items of a sequence, none if it is absent."""
-    if Tag(tag) not in dataset:
+    if not isinstance(source, Dataset) or Tag(tag) not in source:
         return []
-    return list(dataset[Tag(tag)].value or [])
+    return list(source[Tag(tag)].value or [])
 
 
-def _unpack(dataset: Dataset, tag: int, code: str) -> tuple[Any, ...]:
-    element = _raw(dataset, tag)
-    if element is None or element.value is None:
+def _unpack(source: Elements, tag: int, code: str) -> tuple[Any, ...]:
+    value = _value(source, tag)
+    if value is None:
         return ()
-    if not isinstance(element.value, bytes):
-        return tuple(element.value) if hasattr(element.value, "__iter__") else (element.value,)
-    count = len(element.value) // struct.calcsize(code)
-    order = "<" if element.is_little_endian else ">"
-    return struct.unpack_from(f"{order}{count}{code}", element.value)
+    if not isinstance(value, bytes):
+        return tuple(value) if hasattr(value, "__iter__") else (value,)
+    little = not isinstance(source, Dataset) or getattr(source.get_item(Tag(tag)), "is_little_endian", True)
+    order = "<" if little else ">"
+    return struct.unpack_from(f"{order}{len(value) // struct.calcsize(code)}{code}", value)
 
 
 def _name(tag: int) -> str:
-    return str(BaseTag(tag))
+    return f"{dictionary_description(tag)} ({tag >> 16:04X},{tag & 0xFFFF:04X})"

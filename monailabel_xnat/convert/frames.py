@@ -11,7 +11,8 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from monailabel_xnat.convert import elements
-from monailabel_xnat.convert.geometry import Plane
+from monailabel_xnat.convert.elements import Elements
+from monailabel_xnat.convert.geometry import Plane, cross
 
 Trait = Union[float, str, tuple[int, ...]]
 
@@ -115,14 +116,14 @@ class Frame:
     traits: Mapping[str, Trait] = field(default_factory=dict)
 
 
-def read_frames(path: Path, dataset: Dataset, count: int, order: float) -> tuple[Frame, ...]:
+def read_frames(path: Path, dataset: Elements, count: int, order: float) -> tuple[Frame, ...]:
     """Read the frames of an image object from its header.
 
     Parameters
     ----------
     path : Path
         The file that the header was read from.
-    dataset : Dataset
+    dataset : mapping of int to bytes, or Dataset
         Its header.
     count : int
         Number of Frames.
@@ -154,7 +155,7 @@ def read_frames(path: Path, dataset: Dataset, count: int, order: float) -> tuple
     return tuple(Frame(path, n, order, _shifted(plane, step)) for n, step in enumerate(steps))
 
 
-def _enhanced_frames(path: Path, dataset: Dataset, groups: list[Dataset], order: float) -> tuple[Frame, ...]:
+def _enhanced_frames(path: Path, dataset: Elements, groups: list[Dataset], order: float) -> tuple[Frame, ...]:
     shared = (elements.items(dataset, _SHARED_GROUPS) or [Dataset()])[0]
 
     def macro(frame: Dataset, tag: int) -> Dataset:
@@ -180,7 +181,7 @@ def _enhanced_traits(content: Dataset, diffusion: Dataset, echo: Dataset) -> dic
     return {name: value for name, value in traits.items() if value is not None}
 
 
-def _classic_traits(dataset: Dataset) -> dict[str, Trait]:
+def _classic_traits(dataset: Elements) -> dict[str, Trait]:
     traits: dict[str, Trait | None] = {name: elements.decimal(dataset, tag) for name, tag in _DECIMAL_TRAITS.items()}
     traits["Diffusion b-value"] = elements.double(dataset, _DIFFUSION_B_VALUE)
     traits["Acquisition Time"] = elements.text(dataset, _ACQUISITION_TIME) or None
@@ -188,13 +189,13 @@ def _classic_traits(dataset: Dataset) -> dict[str, Trait]:
     return {name: value for name, value in traits.items() if value is not None}
 
 
-def _plane(position: Dataset, orientation: Dataset, measures: Dataset) -> Plane | None:
+def _plane(position: Elements, orientation: Elements, measures: Elements) -> Plane | None:
     """Read a plane; None unless position and orientation are there and make sense."""
     origin = elements.decimals(position, _POSITION, 3)
     cosines = elements.decimals(orientation, _ORIENTATION, 6)
     if origin is None or cosines is None:
         return None
-    if np.linalg.norm(np.cross(cosines[:3], cosines[3:])) < 1e-3:
+    if max(map(abs, cross(cosines[:3], cosines[3:]))) < 1e-3:
         raise elements.ElementError(f"Image Orientation (Patient) spans no plane: {cosines}")
     spacing = elements.decimals(measures, _PIXEL_SPACING, 2) or (1.0, 1.0)
     thickness = elements.decimal(measures, _SLICE_SPACING) or elements.decimal(measures, _THICKNESS) or 1.0
@@ -208,7 +209,7 @@ def _shifted(plane: Plane | None, step: float) -> Plane | None:
     return replace(plane, position=(x, y, z))
 
 
-def _scaling(dataset: Dataset) -> tuple[float, float]:
+def _scaling(dataset: Elements) -> tuple[float, float]:
     slope, intercept = elements.decimal(dataset, _SLOPE), elements.decimal(dataset, _INTERCEPT)
     # GDCM takes a slope of 0, which is against the standard, as 1.
     return slope or 1.0, intercept or 0.0

@@ -71,8 +71,14 @@ class Plane:
     @property
     def normal(self) -> Floats:
         """Unit vector row x column, LPS."""
-        cross = np.cross(self.orientation[:3], self.orientation[3:])
-        return np.asarray(cross / np.linalg.norm(cross), dtype=np.float64)
+        normal = np.array(cross(self.orientation[:3], self.orientation[3:]))
+        return np.asarray(normal / np.linalg.norm(normal), dtype=np.float64)
+
+
+def cross(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """Give the cross product of two vectors; numpy's takes forty times as long for a single one."""
+    (a, b, c), (d, e, f) = one, other
+    return b * f - c * e, c * d - a * f, a * e - b * d
 
 
 def distances_along(normal: Floats, positions: Floats) -> Floats:

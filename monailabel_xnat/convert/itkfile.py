@@ -93,7 +93,8 @@ def itk_affine(image: Any) -> Floats:
     size = min(image.GetDimension(), 3)
     direction = np.reshape(image.GetDirection(), (image.GetDimension(), -1))[:size, :size]
     affine: Floats = np.eye(4)
-    affine[:size, :size] = direction * image.GetSpacing()[:size]
+    # A reader hands on a spacing of 0 from a header; ITK's images have 1 where they have none.
+    affine[:size, :size] = direction * [spacing or 1.0 for spacing in image.GetSpacing()[:size]]
     affine[:size, 3] = image.GetOrigin()[:size]
     return affine
 

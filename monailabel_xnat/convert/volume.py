@@ -152,18 +152,18 @@ def _runs_backwards(groups: Sequence[Sequence[int]], images: Sequence[ImageHeade
 
 def _refuse_mixed_planes(frames: Sequence[Frame], planes: Sequence[Plane]) -> None:
     """Refuse frames that are not parallel, or whose pixels differ in size."""
-    clusters: list[tuple[Plane, list[Path]]] = []
-    for frame, plane in zip(frames, planes):
-        for reference, members in clusters:
-            if np.abs(np.subtract(plane.orientation, reference.orientation)).max() <= ORIENTATION_TOLERANCE:
-                members.append(frame.path)
-                break
-        else:
-            clusters.append((plane, [frame.path]))
+    orientations = np.array([plane.orientation for plane in planes])
+    clusters = []
+    left = np.arange(len(frames))
+    while len(left):
+        parallel = np.abs(orientations[left] - orientations[left[0]]).max(axis=1) <= ORIENTATION_TOLERANCE
+        clusters.append(left[parallel])
+        left = left[~parallel]
     if len(clusters) > 1:
         parts = [
-            f"{len(members)} x {orientation_name(plane.orientation)} {_cosines(plane)} in {name_files(members)}"
-            for plane, members in clusters
+            f"{len(members)} x {orientation_name(planes[members[0]].orientation)} {_cosines(planes[members[0]])} "
+            f"in {name_files(frames[at].path for at in members)}"
+            for members in clusters
         ]
         message = f"{len(frames)} images in {len(clusters)} orientations, as in a localizer: {'; '.join(parts)}"
         raise ImageConversionError(message, hint=_CHOOSE_OTHER)
@@ -241,8 +241,6 @@ def _affine(stack: Sequence[Frame], headers: Mapping[Path, ImageHeader]) -> Floa
         reference = pixels.file_geometry(stack[0].path)
     except ImageConversionError:
         return computed
-    if not reference[:3, :3].any(axis=0).all():
-        return computed  # A spacing of 0 in the header, which ITK does not take either.
     step = np.linalg.norm(computed[:3, 2])
     spacing = np.linalg.norm(reference[:3, 2])
     # GDCM ignores the position in a few kinds of object that may well have one.
