@@ -190,7 +190,7 @@ def _inflated(source: _Source, header: _Header) -> Iterator[Buffer]:
             raise BadZipError(f"{header.name} ends early")
         try:
             data = unpacker.decompress(block, _BLOCK)
-        except isal_zlib.IsalError:
+        except isal_zlib.error:  # type: ignore[misc]  # its stub calls the class an instance
             raise BadZipError(f"{header.name} is damaged") from None
         packed += len(block) - len(unpacker.unconsumed_tail) - len(unpacker.unused_data)
         size += len(data)

@@ -1,0 +1,122 @@
+"""Which files of a resource are the image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from monailabel_xnat.client.files import RemoteFile
+from monailabel_xnat.errors import ImageError, NoImageError
+
+# Formats that MONAI reads, best first, by the endings of their files' names.
+_WHOLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+# Headers whose voxels lie in another file, and what both become in one.
+_SPLIT = {".mhd": ".mha", ".nhdr": ".nrrd", ".hdr": ".nii"}
+_FILE_RESOURCES = ("NIFTI", "NRRD", "MHA", "MHD", "PNG", "JPEG", "JPG", "TIFF", "TIF")
+# Words in names of files that are made from an image; a label map is never taken for one.
+_DERIVED = frozenset({"seg", "segmentation", "mask", "label", "labels", "labelmap", "roi"})
+_NAMED_IN_ERRORS = 5
+# Where MetaImage and NRRD headers say in which file the voxels lie.
+_DATA_FILE = re.compile(rb"^(?:ElementDataFile[ \t]*=|data ?file:)[ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
+_LONGEST_HEADER = 1 << 16
+_HERE = b"LOCAL"
+
+
+def holds_dicom(label: str, files: Sequence[RemoteFile]) -> bool:
+    """Tell whether a resource is a DICOM series: by its label, else by the names of its files."""
+    if label.upper() in ("DICOM", "SECONDARY"):
+        return True
+    return label.upper() not in _FILE_RESOURCES and not any(ending(file.path) for file in files)
+
+
+def usual_ending(label: str, converted: str) -> str:
+    """Guess, before its files are known, how the name of a resource's image will end."""
+    kind = label.upper()
+    known = {"NIFTI": ".nii.gz", "JPEG": ".jpg", "MHD": ".mha"}
+    return known.get(kind, f".{kind.lower()}") if kind in _FILE_RESOURCES else converted
+
+
+def ending(path: str) -> str:
+    """Give the ending of an image file's name, lower case; "" if it is no image's."""
+    name = path.lower()
+    return next((end for end in (*_WHOLE, *_SPLIT) if name.endswith(end)), "")
+
+
+def joined_ending(path: str) -> str:
+    """Give the ending that the image has once header and voxels are in one file; "" where they already are."""
+    return _SPLIT.get(ending(path), "")
+
+
+def image_file(files: Sequence[RemoteFile], place: str) -> RemoteFile:
+    """Find the one file that is the image.
+
+    Parameters
+    ----------
+    files : sequence of RemoteFile
+        All files of the resource.
+    place : str
+        The resource's and the scan's names, for the errors.
+
+    Raises
+    ------
+    NoImageError
+        If none of the files is an image.
+    ImageError
+        If several are, and none of them clearly.
+    """
+    images = [file for file in files if ending(file.path)]
+    if not images:
+        raise NoImageError(
+            f"{place} holds no image: {_named(files)}",
+            hint=f"names of image files end in {', '.join((*_WHOLE, *_SPLIT))}",
+        )
+    plain = [file for file in images if not _is_derived(file.path)] or images
+    same_image = len({_stem(file.path) for file in plain}) == 1
+    if not same_image:
+        raise ImageError(
+            f"{place} holds several images: {_named(plain)}",
+            hint="leave one of them in that resource, or name another one with the setting image_resource",
+        )
+    endings = (*_WHOLE, *_SPLIT)
+    return min(plain, key=lambda file: endings.index(ending(file.path)))
+
+
+def check_data_file(header: Path, names: Sequence[str]) -> None:
+    """Refuse a header that points to voxels outside its resource; whoever wrote it could read this machine's files.
+
+    Parameters
+    ----------
+    header : Path
+        A MetaImage or NRRD file.
+    names : sequence of str
+        Names of the files beside it that it may point to.
+
+    Raises
+    ------
+    ImageError
+        If it points elsewhere.
+    """
+    with header.open("rb") as stream:
+        head = stream.read(_LONGEST_HEADER).partition(b"\n\n")[0]
+    for found in _DATA_FILE.findall(head):
+        if found.upper() != _HERE and found.decode("utf-8", "replace") not in names:
+            shown = found.decode("utf-8", "replace")
+            raise ImageError(
+                f"{header.name} takes its voxels from {shown!r}, which is no file beside it",
+                hint="store the image in one file, .mha, .nrrd or .nii.gz",
+            )
+
+
+def _is_derived(path: str) -> bool:
+    return not _DERIVED.isdisjoint(re.split(r"[^a-z]+", PurePosixPath(path).name.lower()))
+
+
+def _stem(path: str) -> str:
+    return path[: -len(ending(path))]
+
+
+def _named(files: Sequence[RemoteFile]) -> str:
+    names = sorted(file.path for file in files)
+    more = f" and {len(names) - _NAMED_IN_ERRORS} more" if len(names) > _NAMED_IN_ERRORS else ""
+    return ", ".join(names[:_NAMED_IN_ERRORS]) + more if names else "no files"

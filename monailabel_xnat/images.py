@@ -1,0 +1,332 @@
+"""Images of scans as local files: from the mounted archive or downloaded, converted, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, BinaryIO
+
+import SimpleITK
+
+from monailabel_xnat.cache import Cache, Entry
+from monailabel_xnat.client.download import download_files
+from monailabel_xnat.client.files import RemoteFile, list_files
+from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.config import Settings
+from monailabel_xnat.convert import dicom_to_nifti
+from monailabel_xnat.convert.grid import Grid
+from monailabel_xnat.errors import ImageError, NoImageError, ServerError
+from monailabel_xnat.ids import ImageId
+from monailabel_xnat.imagefile import check_data_file, ending, holds_dicom, image_file, joined_ending, usual_ending
+from monailabel_xnat.listing import Resource, Scan
+from monailabel_xnat.mounted import MountedArchive
+from monailabel_xnat.selection import image_resources
+
+logger = logging.getLogger(__name__)
+
+# Part of every fingerprint; to be raised when the same files shall give another image than before.
+_CONVERSION = 1
+# How long an image is believed to be unchanged where XNAT's listing tells neither number nor size of its files.
+_BELIEVED_FOR = 600.0
+_DICOM = "dicom"
+_GIGABYTE = 10**9
+
+
+class Images:
+    """The images of scans.
+
+    Each is fetched once: whoever asks for it later, in any thread or process, gets the same file without a request.
+    When the listing shows another number or size of files, they are compared with XNAT's list, and fetched
+    again if they changed; the new file then has another name.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    settings : Settings
+        Where to keep the images, and in which form.
+
+    Raises
+    ------
+    CacheError
+        If the folder for the images cannot be made.
+    """
+
+    def __init__(self, session: Session, settings: Settings) -> None:
+        self._session = session
+        self._settings = settings
+        budget = int(settings.cache_budget * _GIGABYTE) or None
+        self.cache = Cache(settings.server_folder / "images", budget=budget)
+        self._archive = MountedArchive(session, settings.asset_path) if settings.asset_path else None
+        self._file_form = "nii.gz" if settings.compress else "nii"
+        self._known: dict[tuple[ImageId, str], Entry] = {}
+        self._compared: dict[tuple[ImageId, str], float] = {}
+
+    def path(self, scan: Scan) -> Path:
+        """Give the image: a NIfTI file, another file that MONAI reads, or with ``image_format="dicom"`` the folder.
+
+        Raises
+        ------
+        NoImageError
+            If the scan holds no image.
+        ImageError
+            If what it holds is not one image, or cannot be read.
+        ServerError
+            If XNAT fails, or gives other files than it lists (TransferError).
+        CacheError
+            If the disk is full or cannot be written.
+        """
+        return self._entry(scan, self._form).path
+
+    def local(self, scan: Scan) -> Path | None:
+        """Give what :meth:`path` would, if it is here already; makes no request."""
+        entry = self._local(scan, self._form)
+        return entry.path if entry else None
+
+    def checksum(self, scan: Scan) -> str | None:
+        """Give ``SHA256:<hex>`` of the file that :meth:`path` gives, once it is here; makes no request."""
+        entry = self._local(scan, self._form)
+        return f"SHA256:{entry.sha256}" if entry and entry.sha256 and not entry.path.is_dir() else None
+
+    def name(self, scan: Scan) -> str:
+        """Give the name of the image's file, before it is here the likely one."""
+        entry = self._local(scan, self._form)
+        if entry:
+            return entry.path.name
+        resources = image_resources(scan, self._settings)
+        label = resources[0].label if resources else ""
+        return scan.image_id.file_stem + ("" if self._form == _DICOM else usual_ending(label, f".{self._file_form}"))
+
+    def grid(self, scan: Scan) -> Grid:
+        """Give the voxel grid (shape, affine to RAS in mm) of the image as a file; fetches it if need be.
+
+        Raises
+        ------
+        ImageError, ServerError, CacheError
+            As for :meth:`path`.
+        """
+        return _grid(self._entry(scan, self._file_form).path)
+
+    def dicom_folder(self, scan: Scan) -> Path:
+        """Give a folder with the DICOM files of the scan's series; fetches them if need be.
+
+        Raises
+        ------
+        NoImageError
+            If the scan's image is not stored as DICOM.
+        ServerError, CacheError
+            As for :meth:`path`.
+        """
+        entry = self._entry(scan, _DICOM)
+        if not entry.path.is_dir():
+            raise NoImageError(f"the image {entry.image_id} is not stored as DICOM")
+        return entry.path
+
+    def open(self, scan: Scan) -> BinaryIO:
+        """Open the file that :meth:`path` gives; where that is a folder, a zip of it.
+
+        Raises
+        ------
+        ImageError, ServerError, CacheError
+            As for :meth:`path`.
+        """
+        path = self.path(scan)
+        return _zipped(path) if path.is_dir() else path.open("rb")
+
+    def discard(self, scan: Scan) -> None:
+        """Remove whatever is kept of an image; the next use fetches it again.
+
+        Raises
+        ------
+        CacheError
+            If it cannot be removed.
+        """
+        key = scan.image_id.file_stem
+        with self.cache.lock(key):
+            for form in (_DICOM, "nii", "nii.gz"):
+                self._known.pop((scan.image_id, form), None)
+                for entry in self.cache.find(key, form):
+                    self.cache.remove(entry)
+
+    def close(self) -> None:
+        """Stop what goes on in the background."""
+
+    @property
+    def _form(self) -> str:
+        return _DICOM if self._settings.image_format == _DICOM else self._file_form
+
+    def _entry(self, scan: Scan, form: str) -> Entry:
+        resource = self._resource(scan)
+        return self._current(scan, resource, form) or self._fetched(scan, resource, form)
+
+    def _local(self, scan: Scan, form: str) -> Entry | None:
+        resources = image_resources(scan, self._settings)
+        return self._stored(scan, resources[0], form) if resources else None
+
+    def _resource(self, scan: Scan) -> Resource:
+        resources = image_resources(scan, self._settings)
+        if not resources:
+            found = ", ".join(resource.label for resource in scan.resources) or "none"
+            raise NoImageError(
+                f"scan {scan.image_id} has no image; its resources: {found}",
+                hint=f"looked for {', '.join(self._settings.image_resource)} (setting image_resource)",
+            )
+        return resources[0]
+
+    def _current(self, scan: Scan, resource: Resource, form: str) -> Entry | None:
+        """Give the entry that is known to be what XNAT has, without asking."""
+        entry = self._stored(scan, resource, form)
+        if entry is None or _is_counted(resource):
+            return entry
+        compared = self._compared.get((scan.image_id, form))
+        return entry if compared is not None and time.monotonic() - compared < _BELIEVED_FOR else None
+
+    def _stored(self, scan: Scan, resource: Resource, form: str) -> Entry | None:
+        """Give the entry that was made when the listing looked as it does now."""
+        seen = _as_seen(resource)
+        entry = self._known.get((scan.image_id, form))
+        if entry is None or entry.seen != seen or not self.cache.is_there(entry):
+            found = (entry for entry in self.cache.find(scan.image_id.file_stem, form) if entry.seen == seen)
+            entry = next(found, None)
+            if entry:
+                self._known[scan.image_id, form] = entry
+        return entry
+
+    def _fetched(self, scan: Scan, resource: Resource, form: str) -> Entry:
+        """Compare with XNAT's list, and fetch and convert what is new; one thread of one process does."""
+        key = scan.image_id.file_stem
+        with self.cache.lock(key):
+            entry = self._current(scan, resource, form) or self._made(scan, resource, form)
+        self._known[scan.image_id, form] = entry
+        return entry
+
+    def _made(self, scan: Scan, resource: Resource, form: str) -> Entry:
+        path = scan.path + quoted("resources", resource.label)
+        try:
+            files = list_files(self._session, path)
+        except ServerError as error:
+            entry = self._stored(scan, resource, form)
+            if entry is None:
+                raise
+            logger.info("an image could not be compared with XNAT, the one here is used: %s", type(error).__name__)
+            return entry
+        if not files:
+            raise NoImageError(f"resource {resource.label} of scan {scan.image_id} holds no files")
+        fingerprint = _fingerprint(files)
+        self._compared[scan.image_id, form] = time.monotonic()
+        for entry in self.cache.find(scan.image_id.file_stem, form):
+            if entry.fingerprint == fingerprint:
+                return self.cache.renew(entry, _as_seen(resource))
+        return self._make(scan, resource, files, form, fingerprint)
+
+    def _make(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], form: str, fingerprint: str) -> Entry:
+        key = scan.image_id.file_stem
+        started = time.monotonic()
+        with self.cache.making(key, sum(file.size or 0 for file in files)) as part:
+            if not holds_dicom(resource.label, files):
+                made = self._as_file(scan, resource, files, part)
+            elif form == _DICOM:
+                made = self._as_folder(scan, resource, files, part)
+            else:
+                made = self._converted(scan, resource, files, part, fingerprint)
+            suffix = "" if made.is_dir() else ending(made.name)
+            entry = self.cache.put(
+                key,
+                made,
+                f"{key}_{fingerprint[:12]}{suffix}",
+                form=form,
+                image_id=str(scan.image_id),
+                fingerprint=fingerprint,
+                seen=_as_seen(resource),
+            )
+        logger.info("fetched an image of %d files in %.1f s", len(files), time.monotonic() - started)
+        return entry
+
+    def _converted(
+        self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path, fingerprint: str
+    ) -> Path:
+        """Convert the series to NIfTI, from the files that are here already if they are."""
+        key = scan.image_id.file_stem
+        kept = (entry.path for entry in self.cache.find(key, _DICOM) if entry.fingerprint == fingerprint)
+        folder = next(kept, None) or self._source(scan, resource, files, part)
+        paths = [folder / file.path for file in files]
+        return dicom_to_nifti(paths, part / f"image.{self._file_form}", series_uid=scan.series_uid or None).path
+
+    def _as_folder(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Path:
+        folder = self._source(scan, resource, files, part)
+        return folder if folder.parent == part else _linked(folder, part / "link")
+
+    def _as_file(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Path:
+        place = f"resource {resource.label} of scan {scan.image_id}"
+        image = image_file(files, place)
+        joined = joined_ending(image.path)
+        folder = self._source(scan, resource, files if joined else [image], part)
+        path = folder / image.path
+        try:
+            beside = {file.path.rpartition("/")[2] for file in files} if joined else set()
+            check_data_file(path, sorted(beside))
+            if joined:
+                SimpleITK.WriteImage(SimpleITK.ReadImage(str(path)), str(part / f"image{joined}"))
+                path = part / f"image{joined}"
+            _grid(path)
+        except RuntimeError as error:
+            raise ImageError(f"{image.path} in {place} cannot be read as an image") from error
+        return path if part in path.parents else _linked(path, part / f"link{ending(path.name)}")
+
+    def _source(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Path:
+        """Give a folder with the files: the mounted one, else one below ``part`` that they are downloaded to."""
+        mounted = self._archive.find(scan, resource.label, files) if self._archive else None
+        if mounted:
+            return mounted
+        folder = part / "files"
+        folder.mkdir(mode=0o700)
+        download_files(self._session, scan.path + quoted("resources", resource.label), files, folder)
+        return folder
+
+
+def _as_seen(resource: Resource) -> str:
+    return f"{resource.label}|{resource.file_count}|{resource.file_size}"
+
+
+def _is_counted(resource: Resource) -> bool:
+    return resource.file_count is not None or resource.file_size is not None
+
+
+def _fingerprint(files: Sequence[RemoteFile]) -> str:
+    lines = sorted(f"{file.path}\0{file.size}\0{file.md5}" for file in files)
+    return hashlib.sha256("\n".join([str(_CONVERSION), *lines]).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _grid(path: Path) -> Grid:
+    try:
+        return Grid.of_image(path)
+    except ValueError as error:
+        raise ImageError(f"{path.name} cannot be read as an image: {error}") from error
+
+
+def _linked(source: Path, link: Path) -> Path:
+    """Put a mounted file or folder under another name without copying it, where the system can."""
+    try:
+        link.symlink_to(source.resolve(), target_is_directory=source.is_dir())
+    except (OSError, NotImplementedError):
+        if source.is_dir():
+            shutil.copytree(source, link)
+        else:
+            shutil.copyfile(source, link)
+    return link
+
+
+def _zipped(folder: Path) -> BinaryIO:
+    file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - handed out open
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(folder).as_posix())
+    file.seek(0)
+    return file  # type: ignore[return-value]
