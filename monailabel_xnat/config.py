@@ -190,6 +190,7 @@ class Settings:
     )
     read_only: bool = _setting(_flag, False, "refuse everything that would write to XNAT")
     allow_delete: bool = _setting(_flag, False, "let remove_image delete the scan in XNAT")
+    keep_versions: int = _setting(_at_least(0), 0, "how many versions of a label to keep in XNAT; 0: all")
     connections: int = _setting(_at_least(1), 4, "transfers at a time")
     timeout: float = _setting(_seconds, 120.0, "seconds to wait for an answer of XNAT")
     max_age: float = _setting(_seconds, 60.0, "seconds after which the listing of XNAT is renewed")

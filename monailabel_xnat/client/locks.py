@@ -1,0 +1,91 @@
+"""One writer at a time for each XNAT resource, across the threads and processes of this machine.
+
+XNAT rewrites a resource's catalog whole with each file, so that of two writers at once one fails with 500 or loses its
+entry. Other machines are not held off by this; what they lose for us is noticed when a write is read back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from monailabel_xnat.config import Settings
+from monailabel_xnat.errors import CacheError, ServerTimeoutError
+
+# Few files for any number of resources; two resources that share one only wait for each other now and then.
+_STRIPES = 64
+# A writer holds the lock for some transfers, each of which may take the setting ``timeout``.
+_TIMEOUTS_WAITED = 5
+
+_held = threading.local()
+
+
+@contextmanager
+def writing(settings: Settings, resource: str) -> Iterator[None]:
+    """Hold off the other writers of a resource; may be nested for the same resource.
+
+    Parameters
+    ----------
+    settings : Settings
+        Tell the folder for the locks and how long to wait.
+    resource : str
+        Path of the resource.
+
+    Raises
+    ------
+    ServerTimeoutError
+        If another writer does not finish.
+    CacheError
+        If the folder cannot be used.
+    """
+    stripe = int(hashlib.sha256(resource.encode()).hexdigest(), 16) % _STRIPES
+    path = private_folder(settings.server_folder / "locks") / f"{stripe:02d}.lock"
+    paths = _held.__dict__.setdefault("paths", set())
+    if path in paths:
+        yield
+        return
+    lock = filelock.FileLock(str(path), timeout=_TIMEOUTS_WAITED * settings.timeout)
+    with _acquired(lock, resource):
+        paths.add(path)
+        try:
+            yield
+        finally:
+            paths.discard(path)
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that only this user can look into, unless it is there.
+
+    Raises
+    ------
+    CacheError
+        If it cannot be made.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(
+            f"cannot use the folder {path}: {error.strerror}", hint="choose another with the setting cache_path"
+        ) from error
+    return path
+
+
+@contextmanager
+def _acquired(lock: filelock.BaseFileLock, resource: str) -> Iterator[None]:
+    try:
+        lock.acquire(poll_interval=0.02)
+    except filelock.Timeout as error:
+        raise ServerTimeoutError(
+            f"another process of this machine has been writing to {resource} for too long",
+            hint="end it if it hangs, and try again",
+            url=resource,
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,242 @@
+"""Writing files to XNAT so that one knows they are there.
+
+XNAT answers 200 to a PUT that it ignored (the name exists, or the user may not edit), and loses an entry when two
+write to one resource at once. So everything is read back, by size and MD5 digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from monailabel_xnat.client.files import RemoteFile, list_files
+from monailabel_xnat.client.locks import writing
+from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.errors import AccessDeniedError, ServerError, TransferError
+
+logger = logging.getLogger(__name__)
+
+# Each attempt is a PUT that was answered and then not found; others may be writing to the resource.
+_ATTEMPTS = 3
+_FIRST_PAUSE = 0.2
+_CHUNK = 1 << 20
+_CONFLICT = 409
+_FAILED = 500
+
+
+class Fingerprint(NamedTuple):
+    """What tells two contents apart: size in bytes, and hexadecimal MD5 (which XNAT computes) digest."""
+
+    size: int
+    md5: str
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One file to be stored.
+
+    Parameters
+    ----------
+    name : str
+        Its name in the resource: ASCII without blanks, the only names that XNAT keeps on every path.
+    source : Path or bytes
+        Its content; XNAT takes no empty files.
+    format, content : str
+        XNAT's description of it, such as ``NIFTI`` and ``SEG``.
+    """
+
+    name: str
+    source: Path | bytes
+    format: str
+    content: str
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Size and digest of the content."""
+        if isinstance(self.source, bytes):
+            return Fingerprint(len(self.source), hashlib.md5(self.source, usedforsecurity=False).hexdigest())
+        digest = hashlib.md5(usedforsecurity=False)
+        with self.source.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+        return Fingerprint(self.source.stat().st_size, digest.hexdigest())
+
+
+def upload(
+    session: Session,
+    resource: str,
+    name: str,
+    source: Path | bytes,
+    *,
+    format: str,  # noqa: A002 - XNAT's word for it
+    content: str,
+    overwrite: bool = False,
+) -> RemoteFile:
+    """Store one file and read back that it is there; see :func:`upload_files`.
+
+    Returns
+    -------
+    RemoteFile
+        The file as XNAT lists it.
+    """
+    listing = upload_files(session, resource, [Upload(name, source, format, content)], overwrite=overwrite)
+    return next(file for file in listing if file.path == name)
+
+
+def upload_files(
+    session: Session, resource: str, uploads: Sequence[Upload], *, overwrite: bool = False
+) -> list[RemoteFile]:
+    """Store files, in this order, in a resource that is made if need be, and read back that they are there.
+
+    What is there already with the same size and digest is not sent again, so that an upload may be repeated.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    resource : str
+        Path of the resource, ``/data/.../resources/LABEL``, percent-encoded.
+    uploads : sequence of Upload
+        The files.
+    overwrite : bool
+        Whether files of these names but other content may be replaced.
+
+    Returns
+    -------
+    list of RemoteFile
+        All files of the resource, as XNAT lists them afterwards.
+
+    Raises
+    ------
+    AccessDeniedError
+        If the user may not write there, also where XNAT does not say so.
+    TransferError
+        If XNAT holds something else than was sent, or another file of that name.
+    ServerError
+        If XNAT fails.
+    """
+    with writing(session.settings, resource):
+        listing = list_files(session, resource)
+        missing = _missing(session, uploads, listing)
+        if not overwrite:
+            _require_free_names(missing, listing, resource)
+        if not listing and missing:
+            _create_resource(session, resource, missing[0])
+        failure: ServerError | None = None
+        for attempt in range(_ATTEMPTS):
+            if not missing:
+                return listing
+            if attempt:
+                _pause(session, attempt)
+            for item in missing:
+                failure = _put(session, resource, item, overwrite=overwrite or attempt > 0)
+            listing = list_files(session, resource)
+            missing = _missing(session, missing, listing)
+    if not missing:
+        return listing
+    raise failure or _not_stored(session, resource, missing[0], listing)
+
+
+def _missing(session: Session, uploads: Sequence[Upload], listing: list[RemoteFile]) -> list[Upload]:
+    stored = {file.path: file for file in listing}
+    return [item for item in uploads if item.name not in stored or not _holds(session, stored[item.name], item)]
+
+
+def _holds(session: Session, file: RemoteFile, item: Upload) -> bool:
+    """Tell whether a stored file is what was sent; where the site keeps no digests by reading it."""
+    if file.size not in (None, item.fingerprint.size):
+        return False
+    return (file.md5 or _stored_md5(session, file)) == item.fingerprint.md5
+
+
+def _stored_md5(session: Session, file: RemoteFile) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with session.stream(file.uri) as response:
+        for chunk in response.iter_content(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _require_free_names(uploads: Sequence[Upload], listing: list[RemoteFile], resource: str) -> None:
+    taken = {file.path for file in listing}.intersection(item.name for item in uploads)
+    if taken:
+        raise TransferError(
+            f"XNAT already holds another file {min(taken)} in {unquote(resource)}",
+            hint="choose another name",
+            url=resource,
+        )
+
+
+def _create_resource(session: Session, resource: str, item: Upload) -> None:
+    """Make the resource first: two first files at once would make two resources of one label (XNAT's FileList)."""
+    try:
+        session.request("PUT", resource, query={"format": item.format, "content": item.content})
+    except AccessDeniedError as error:
+        raise _no_permission(session, resource) from error
+    except ServerError as error:
+        if error.status != _CONFLICT:
+            raise
+
+
+def _put(session: Session, resource: str, item: Upload, *, overwrite: bool) -> ServerError | None:
+    """Send one file; give the failure that XNAT's concurrent writers cause, after which it may be there or not."""
+    query = {"format": item.format, "content": item.content, **({"overwrite": "true"} if overwrite else {})}
+    source = item.source
+    try:
+        with session.transfer_slots:
+            session.request(
+                "PUT",
+                f"{resource}/files{quoted(item.name)}",
+                query=query,
+                body=source if isinstance(source, bytes) else lambda: source.open("rb"),
+                # XNAT takes the body as the file only for the types it knows (ResourceModifierA).
+                headers={"Content-Type": "application/octet-stream"},
+            )
+    except AccessDeniedError as error:
+        raise _no_permission(session, resource) from error
+    except ServerError as error:
+        if error.status != _FAILED:
+            raise
+        return error
+    return None
+
+
+def _pause(session: Session, attempt: int) -> None:
+    session.verify_login()
+    # Jitter keeps writers on several machines from meeting again; it guards nothing.
+    time.sleep(_FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
+
+
+def _not_stored(session: Session, resource: str, item: Upload, listing: list[RemoteFile]) -> ServerError:
+    found = next((file for file in listing if file.path == item.name), None)
+    if found is None:
+        return _no_permission(session, resource)
+    sent = item.fingerprint
+    return TransferError(
+        f"XNAT holds {found.size} bytes (MD5 {found.md5 or 'unknown'}) as {item.name}, "
+        f"but {sent.size} bytes (MD5 {sent.md5}) were sent",
+        hint="try again; if it stays, see the log of the XNAT server",
+        url=resource,
+    )
+
+
+def _no_permission(session: Session, resource: str) -> AccessDeniedError:
+    return AccessDeniedError(
+        f"user {session.user!r} has no permission to edit in project {project_of(resource)!r}: XNAT stored nothing",
+        hint="an owner of the project can make this user a member of it",
+        url=resource,
+    )
+
+
+def project_of(path: str) -> str:
+    """Give the project in a path of XNAT's, ``/data/projects/<project>/...``; empty if there is none."""
+    _, found, rest = path.partition("/projects/")
+    return unquote(rest.partition("/")[0]) if found else ""

@@ -1,0 +1,128 @@
+"""Label files on this machine: fetched once, verified, and shared by all processes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from monailabel_xnat.client.locks import private_folder
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.errors import CacheError, TransferError, XNATDatastoreError
+from monailabel_xnat.ids import ImageId, safe_name
+from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion
+
+_CHUNK = 1 << 20
+
+
+class LabelFiles:
+    """A folder of label files, one for each image, tag and version; a version never changes.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    folder : Path
+        Made when the first label comes.
+    """
+
+    def __init__(self, session: Session, folder: Path) -> None:
+        self._session = session
+        self._folder = folder
+
+    def path(self, image: ImageId, tag: str, version: LabelVersion) -> Path:
+        """Give the file of a version, fetched if it is not there.
+
+        Raises
+        ------
+        TransferError
+            If what XNAT sends is not what was saved.
+        ServerError
+            If XNAT fails.
+        CacheError
+            If the disk does not take it.
+        """
+        path = self._path(image, tag, version)
+        if not _is_whole(path, version):
+            with self._arriving(path) as temporary:
+                self._fetch(version, temporary)
+        return path
+
+    def keep(self, image: ImageId, tag: str, version: LabelVersion, source: Path) -> Path:
+        """Take over the file of a version from the outbox, without copying it where the disk allows."""
+        path = self._path(image, tag, version)
+        if not _is_whole(path, version):
+            with self._arriving(path) as temporary:
+                temporary.unlink()
+                try:
+                    os.link(source, temporary)
+                except FileNotFoundError:
+                    raise
+                except OSError:
+                    shutil.copyfile(source, temporary)
+        return path
+
+    def discard(self, image: ImageId, tag: str, version: LabelVersion) -> None:
+        """Remove the file of a version that was deleted."""
+        self._path(image, tag, version).unlink(missing_ok=True)
+
+    def _path(self, image: ImageId, tag: str, version: LabelVersion) -> Path:
+        # No dot but that of the extension: MONAI Label takes all that follows the first for it.
+        text = f"{image.subject}_{image.experiment}_{image.scan}_{tag}_{version.name}"
+        stem = safe_name(text, f"{image} {tag} {version.name}")
+        return self._folder / (stem + (LABEL_MAP if version.suffix == LABEL_MAP else ".json"))
+
+    def _fetch(self, version: LabelVersion, target: Path) -> None:
+        assert version.file is not None  # noqa: S101 - only what waits in the outbox has none
+        sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        with self._session.stream(version.file.uri) as response, target.open("wb") as stream:
+            for chunk in response.iter_content(_CHUNK):
+                sha256.update(chunk)
+                md5.update(chunk)
+                stream.write(chunk)
+            stream.flush()
+            os.fsync(stream.fileno())
+        found = sha256.hexdigest()
+        # What the built-in datastore left is not named by us; XNAT's own digest tells, where the site keeps any.
+        named_by_us = version.saved_at is not None
+        if found.startswith(version.digest) if named_by_us else version.file.md5 in ("", md5.hexdigest()):
+            return
+        raise TransferError(
+            f"XNAT sent something else than was saved as {version.file.path}: {target.stat().st_size} bytes of "
+            f"{version.file.size}, SHA-256 {found[:12]}",
+            hint="try again; if it stays, restore an earlier version of the label",
+            url=version.file.uri,
+        )
+
+    @contextmanager
+    def _arriving(self, path: Path) -> Iterator[Path]:
+        """Give a temporary name; what is there at the end appears under its own in one step."""
+        private_folder(self._folder)
+        try:
+            handle, name = tempfile.mkstemp(prefix=f".{path.name[:60]}.", dir=self._folder)
+            os.close(handle)
+            temporary = Path(name)
+            try:
+                yield temporary
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except (XNATDatastoreError, FileNotFoundError):
+            raise
+        except OSError as error:
+            raise CacheError(
+                f"the label could not be kept in {self._folder}: {error.strerror or error}",
+                hint="make room on the disk or set cache_path to another one",
+            ) from error
+
+
+def _is_whole(path: Path, version: LabelVersion) -> bool:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return False
+    return version.file is None or version.file.size in (None, size)

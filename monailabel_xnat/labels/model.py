@@ -1,0 +1,114 @@
+"""A stored version of a label: how it is named, and what is known of it without reading it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from monailabel_xnat.client.files import RemoteFile
+
+LABEL_MAP = ".nii.gz"
+RESULT = ".result.json"
+SIDECAR = ".json"
+
+_TIME = "%Y%m%dT%H%M%S%fZ"
+_NAME = re.compile(r"(?P<time>[0-9]{8}T[0-9]{6}[0-9]*Z)-(?P<digest>[0-9a-f]{12})")
+_FILE = re.compile(rf"(?P<name>{_NAME.pattern})(?P<suffix>\.nii\.gz|\.result\.json|\.json)")
+_DIGEST_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class LabelVersion:
+    """One version of a label.
+
+    Parameters
+    ----------
+    name : str
+        ``<UTC>-<first 12 hexadecimal digits of the SHA-256 of its file>``; later ones sort behind earlier ones.
+    suffix : str
+        ``.nii.gz`` for a label map, ``.result.json`` for the result of a task that is no segmentation.
+    file : RemoteFile or None
+        Its file in XNAT; None as long as it waits in the outbox.
+    sidecar_file : RemoteFile or None
+        The file beside it that describes it; None if there is none.
+    sidecar : mapping
+        The description; empty unless it was asked for.
+    """
+
+    name: str
+    suffix: str
+    file: RemoteFile | None = None
+    sidecar_file: RemoteFile | None = None
+    sidecar: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it waits in the outbox."""
+        return self.file is None
+
+    @property
+    def digest(self) -> str:
+        """The first 12 hexadecimal digits of the SHA-256 of its file."""
+        return self.name.rpartition("-")[2]
+
+    @property
+    def saved_at(self) -> datetime | None:
+        """When it was saved, UTC; None for what MONAI Label's built-in datastore left."""
+        try:
+            return datetime.strptime(self.name.partition("-")[0], _TIME).replace(tzinfo=timezone.utc)
+        except ValueError:
+            return None
+
+    def with_sidecar(self, sidecar: Mapping[str, Any]) -> LabelVersion:
+        """Give the same version with its description."""
+        return replace(self, sidecar=sidecar)
+
+
+def version_name(now: datetime, sha256: str, after: str = "") -> str:
+    """Name a version.
+
+    Parameters
+    ----------
+    now : datetime
+        When it was saved, with its time zone.
+    sha256 : str
+        Hexadecimal digest of its file.
+    after : str
+        The newest version so far. The clocks of two machines may differ, but what is saved later is the newer one:
+        a name that would sort before this one gets the next microsecond.
+    """
+    now = now.astimezone(timezone.utc)
+    earliest = _next_microsecond(after)
+    return f"{max(now, earliest or now).strftime(_TIME)}-{sha256[:_DIGEST_LENGTH]}"
+
+
+def is_version_name(text: str) -> bool:
+    """Tell whether a text has the form of a version's name."""
+    return _NAME.fullmatch(text) is not None
+
+
+def versions_among(files: Iterable[RemoteFile]) -> list[LabelVersion]:
+    """Find the versions among the files of a resource, newest first; other files are left out."""
+    stored: dict[str, dict[str, RemoteFile]] = {}
+    for file in files:
+        found = _FILE.fullmatch(file.path)
+        if found:
+            stored.setdefault(found["name"], {})[found["suffix"]] = file
+    versions = [
+        LabelVersion(name, suffix, parts[suffix], parts.get(SIDECAR))
+        for name, parts in stored.items()
+        for suffix in (LABEL_MAP, RESULT)
+        if suffix in parts
+    ]
+    return sorted(versions, key=lambda version: version.name, reverse=True)
+
+
+def _next_microsecond(name: str) -> datetime | None:
+    try:
+        time = datetime.strptime(name.partition("-")[0], _TIME)
+    except ValueError:
+        return None
+    return time.replace(tzinfo=timezone.utc) + timedelta(microseconds=1)

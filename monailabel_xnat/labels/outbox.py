@@ -1,0 +1,314 @@
+"""Labels that were accepted but are not in XNAT yet: on disk, so that no crash and no failure of XNAT loses one.
+
+Each waits in a folder of its own below the outbox, which appears in one step (rename) once everything in it is on the
+disk, and goes in one step:
+
+``label.nii.gz`` or ``label.result.json``
+    The file.
+``sidecar.json``
+    Its description, as it will be stored in XNAT.
+``entry.json``
+    Which image, tag and version it is, and which login saved it.
+``failure.json``
+    How often it was tried and what was wrong; only where it was tried.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from monailabel_xnat.client.locks import private_folder
+from monailabel_xnat.errors import CacheError, XNATDatastoreError
+from monailabel_xnat.ids import ImageId, safe_name
+from monailabel_xnat.labels.sidecar import decode, encode
+
+logger = logging.getLogger(__name__)
+
+_FILE, _SIDECAR, _ENTRY, _FAILURE = "label", "sidecar.json", "entry.json", "failure.json"
+_DRAFT, _GONE = ".draft-", ".gone-"
+_CHUNK = 1 << 20
+# A draft or a folder on its way out is the work of a moment; what is older was left by a crash.
+_STALE_SECONDS = 3600.0
+# The outbox folder is looked at again after this long, so that asking for each of 10000 images costs nothing.
+_LOOK_AGAIN_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A label that waits.
+
+    Parameters
+    ----------
+    folder : Path
+        Where its files are.
+    image_id : ImageId
+        The image.
+    tag : str
+        The label's tag.
+    version : str
+        The name that the version has, or will have, in XNAT; the same at each attempt, so that repeating is harmless.
+    suffix : str
+        What the name of its file ends in.
+    login : str
+        The user name in the settings of whoever saved it.
+    """
+
+    folder: Path
+    image_id: ImageId
+    tag: str
+    version: str
+    suffix: str
+    login: str
+
+    @property
+    def file(self) -> Path:
+        """The label map, or the result."""
+        return self.folder / f"{_FILE}{self.suffix}"
+
+    def sidecar(self) -> dict[str, Any]:
+        """Read its description.
+
+        Raises
+        ------
+        CacheError
+            If it cannot be read, or has left the outbox.
+        """
+        try:
+            return decode((self.folder / _SIDECAR).read_bytes())
+        except (OSError, ValueError) as error:
+            raise CacheError(f"cannot read the outbox entry {self.folder}: {error}") from error
+
+    def failure(self) -> dict[str, Any]:
+        """Give ``attempts``, ``reason`` and ``tried_at`` (seconds since 1970) of what went wrong; {} if nothing."""
+        try:
+            return decode((self.folder / _FAILURE).read_bytes())
+        except (OSError, ValueError):
+            return {}
+
+
+class Outbox:
+    """The folder with the labels that wait; several processes may share it.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when the first label comes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._seen: dict[Path, Entry | None] = {}  # None: cannot be read
+        self._entries: list[Entry] = []
+        self._by_image: dict[tuple[str, str], list[Entry]] = {}
+        self._looked = -_LOOK_AGAIN_SECONDS
+
+    def entries(self) -> list[Entry]:
+        """List all labels that wait, oldest first."""
+        self._look()
+        return list(reversed(self._entries))
+
+    def of(self, image: ImageId, tag: str | None = None) -> list[Entry]:
+        """List the labels of one image that wait, newest first; those with one tag, if it is given."""
+        self._look()
+        entries = self._by_image.get((image.experiment, image.scan), [])
+        return [entry for entry in entries if tag is None or entry.tag == tag]
+
+    @contextmanager
+    def draft(self) -> Iterator[Path]:
+        """Give a folder to write a label's file ``label<suffix>`` into; it goes away unless committed.
+
+        Raises
+        ------
+        CacheError
+            If the disk does not take it.
+        """
+        private_folder(self._folder)
+        self._sweep()
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=self._folder))
+            try:
+                yield folder
+            finally:
+                if folder.exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+        except XNATDatastoreError:
+            raise
+        except OSError as error:
+            raise CacheError(
+                f"the label could not be saved, {self._folder} does not take it: {error.strerror or error}",
+                hint="make room on the disk or set cache_path to another one, and save again",
+            ) from error
+
+    def commit(self, draft: Path, entry: Entry, sidecar: Mapping[str, Any]) -> Entry:
+        """Accept a draft: from here on the label is safe.
+
+        Parameters
+        ----------
+        draft : Path
+            The folder from :meth:`draft`, with the label's file in it.
+        entry : Entry
+            What it is; its ``folder`` does not count.
+        sidecar : mapping
+            Its description.
+        """
+        (draft / _SIDECAR).write_bytes(encode(sidecar))
+        (draft / _ENTRY).write_text(json.dumps(_as_json(entry)))
+        for file in draft.iterdir():
+            _flush(file)
+        _flush(draft)
+        image = str(entry.image_id)
+        stem = safe_name(f"{entry.image_id.file_stem}_{entry.tag}", f"{image} {entry.tag} {entry.version}")
+        committed = replace(entry, folder=self._folder / stem)
+        draft.rename(committed.folder)
+        _flush(self._folder)
+        self._forget_look()
+        return committed
+
+    def rename(self, entry: Entry, version: str) -> Entry:
+        """Give an entry that was never sent another version name."""
+        renamed = replace(entry, version=version)
+        _replace_durably(entry.folder / _ENTRY, json.dumps(_as_json(renamed)).encode())
+        self._forget_look(entry)
+        return renamed
+
+    def describe(self, entry: Entry, sidecar: Mapping[str, Any]) -> None:
+        """Replace the description of an entry."""
+        _replace_durably(entry.folder / _SIDECAR, encode(sidecar))
+
+    def note_failure(self, entry: Entry, error: Exception) -> None:
+        """Remember that an attempt failed; not being able to is no harm."""
+        attempts = int(entry.failure().get("attempts", 0)) + 1
+        failure = {"attempts": attempts, "reason": str(error), "tried_at": time.time()}
+        try:
+            _replace_durably(entry.folder / _FAILURE, json.dumps(failure).encode())
+        except OSError as problem:
+            logger.debug("outbox: %s", problem)
+
+    def remove(self, entry: Entry) -> None:
+        """Take out an entry; one that another process has taken out is no error."""
+        gone = self._folder / f"{_GONE}{entry.folder.name}-{os.getpid()}-{time.monotonic_ns()}"
+        try:
+            entry.folder.rename(gone)
+        except FileNotFoundError:
+            gone = entry.folder
+        _flush(self._folder)
+        shutil.rmtree(gone, ignore_errors=True)
+        self._forget_look(entry)
+
+    def holds(self, entry: Entry) -> bool:
+        """Tell whether an entry still waits."""
+        return (entry.folder / _ENTRY).exists()
+
+    def _look(self) -> None:
+        """Bring the memory of what waits in line with the folder."""
+        with self._lock:
+            if time.monotonic() - self._looked < _LOOK_AGAIN_SECONDS:
+                return
+            self._looked = time.monotonic()
+            folders = set(_visible_folders(self._folder))
+            if folders == self._seen.keys():
+                return
+            self._seen = {
+                folder: self._seen[folder] if folder in self._seen else _read(folder) for folder in sorted(folders)
+            }
+            entries = [entry for entry in self._seen.values() if entry is not None]
+            self._entries = sorted(entries, key=lambda entry: entry.version, reverse=True)
+            self._by_image = {}
+            for entry in self._entries:
+                self._by_image.setdefault((entry.image_id.experiment, entry.image_id.scan), []).append(entry)
+
+    def _forget_look(self, changed: Entry | None = None) -> None:
+        with self._lock:
+            self._looked = -_LOOK_AGAIN_SECONDS
+            if changed is not None:
+                self._seen.pop(changed.folder, None)
+
+    def _sweep(self) -> None:
+        """Remove what a crash left of drafts that were never accepted and of entries that were done."""
+        for folder in self._folder.iterdir():
+            if folder.name.startswith((_DRAFT, _GONE)) and _age(folder) > _STALE_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Give the hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _visible_folders(folder: Path) -> Iterator[Path]:
+    try:
+        with os.scandir(folder) as found:
+            for item in found:
+                if not item.name.startswith("."):
+                    yield folder / item.name
+    except FileNotFoundError:
+        return
+
+
+def _read(folder: Path) -> Entry | None:
+    try:
+        content = decode((folder / _ENTRY).read_bytes())
+        image = ImageId.parse(content["image_id"])
+        return Entry(folder, image, content["tag"], content["version"], content["suffix"], content["login"])
+    except (OSError, ValueError, KeyError, TypeError, XNATDatastoreError) as error:
+        logger.warning("the outbox holds something that cannot be read, it is left alone: %s: %s", folder, error)
+        return None
+
+
+def _as_json(entry: Entry) -> dict[str, str]:
+    return {
+        "image_id": str(entry.image_id),
+        "tag": entry.tag,
+        "version": entry.version,
+        "suffix": entry.suffix,
+        "login": entry.login,
+    }
+
+
+def _age(folder: Path) -> float:
+    try:
+        return time.time() - folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _replace_durably(path: Path, content: bytes) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Have a file or folder written to the disk itself."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,145 @@
+"""From what a client sends as a label to what is stored: a label map on the image's grid, or the result of a task."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from monailabel_xnat.convert import Grid, LabelMap, read_label, to_grid, write_label
+from monailabel_xnat.errors import LabelFileError
+from monailabel_xnat.labels.model import LABEL_MAP, RESULT
+
+# Longest first, for a file may be called anything: "P/S/E/1.2.840.seg.nrrd" sent by a reviewer has six "suffixes".
+_EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nrrd", ".json", ".nii", ".mha", ".mhd", ".bin", ".dcm")
+_HEAD_BYTES = 400
+
+
+@dataclass(frozen=True, eq=False)
+class Payload:
+    """A label ready to be stored.
+
+    Parameters
+    ----------
+    label : LabelMap or None
+        A label map on the grid of its image.
+    result : bytes
+        Where there is none: the JSON result of a task that is no segmentation, as it was sent.
+    file_type : str
+        Extension of what was sent.
+    """
+
+    label: LabelMap | None
+    result: bytes
+    file_type: str
+
+    @property
+    def suffix(self) -> str:
+        """What the name of its file in XNAT ends in."""
+        return LABEL_MAP if self.label else RESULT
+
+    def write(self, path: Path) -> None:
+        """Write the file that is stored."""
+        if self.label:
+            write_label(self.label, path)
+        else:
+            path.write_bytes(self.result)
+
+
+def read_payload(source: Path, grid: Callable[[], Grid]) -> Payload:
+    """Read a label, and put it on the grid of its image.
+
+    Parameters
+    ----------
+    source : Path
+        NIfTI, NRRD (also ``.seg.nrrd``), MetaImage, JSON, or ``.bin``: bare voxels in Fortran order on the grid of the
+        image, of 1 or 2 bytes. The content decides; the name only where the content does not tell.
+    grid : callable
+        Gives the grid of the image; asked only for a label map.
+
+    Raises
+    ------
+    LabelFileError
+        If the file is missing, empty or no label.
+    LabelGeometryError
+        If it does not lie on the grid.
+    """
+    if not source.is_file():
+        raise LabelFileError(f"no such label file: {source}", hint="check the path")
+    if source.stat().st_size == 0:
+        raise LabelFileError(f"the label file is empty: {source.name}", hint="save the segmentation again")
+    extension = _extension_of(source)
+    if extension == ".json":
+        return Payload(None, _checked_json(source), extension)
+    if extension == ".bin":
+        return Payload(_read_voxels(source, grid()), b"", extension)
+    if extension == ".dcm":
+        raise LabelFileError(
+            f"{source.name} is DICOM, not a label map",
+            hint="send the segmentation as NIfTI, NRRD or MetaImage, or store the DICOM SEG as a ROI collection",
+        )
+    return Payload(to_grid(_read_as(source, extension), grid()), b"", extension)
+
+
+def _extension_of(source: Path) -> str:
+    """Tell the kind of a file, as the extension it should have; empty if nothing tells."""
+    name = source.name.lower()
+    named = next((extension for extension in _EXTENSIONS if name.endswith(extension)), "")
+    if named == ".bin":
+        return named
+    with source.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    found = _extension_of_content(head)
+    # What the name adds: only it tells a segmentation from another NRRD.
+    return named if not found or named.endswith(found) else found
+
+
+def _extension_of_content(head: bytes) -> str:
+    if head[:2] == b"\x1f\x8b":
+        return ".nii.gz"
+    if head[344:347] in (b"n+1", b"ni1") or head[4:7] == b"n+2":
+        return ".nii"
+    if head[:4] == b"NRRD":
+        return ".nrrd"
+    if head[128:132] == b"DICM":
+        return ".dcm"
+    if head.lstrip()[:1] in (b"{", b"["):
+        return ".json"
+    return ".mha" if b"NDims" in head or head.startswith(b"ObjectType") else ""
+
+
+def _checked_json(source: Path) -> bytes:
+    content = source.read_bytes()
+    try:
+        json.loads(content)
+    except ValueError as error:
+        raise LabelFileError(
+            f"{source.name} is no JSON file: {error}", hint="send the result of the task again"
+        ) from error
+    return content
+
+
+def _read_voxels(source: Path, grid: Grid) -> LabelMap:
+    voxels, size = int(np.prod(grid.shape)), source.stat().st_size
+    kinds = {voxels: "u1", 2 * voxels: "<u2"}
+    if size not in kinds:
+        raise LabelFileError(
+            f"{source.name} has {size} bytes, but the image has {' x '.join(map(str, grid.shape))} = {voxels} voxels",
+            hint="send 1 or 2 bytes for each voxel of the image",
+        )
+    array = np.fromfile(source, dtype=kinds[size]).reshape(grid.shape, order="F")
+    return LabelMap(array.astype(array.dtype.newbyteorder("=")), grid.affine)
+
+
+def _read_as(source: Path, extension: str) -> LabelMap:
+    """Read an image file as what it is, whatever it is called."""
+    if not extension or source.name.lower().endswith(extension):
+        return read_label(source)
+    with tempfile.TemporaryDirectory(prefix="label-") as folder:
+        link = Path(folder) / f"label{extension}"
+        link.symlink_to(source.absolute())
+        return read_label(link)

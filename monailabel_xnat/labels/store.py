@@ -1,0 +1,447 @@
+"""Labels of images: saved, read, listed, and brought back as they were.
+
+What XNAT holds of a label with tag T is the resource ``MONAILABEL_<T>`` of the scan: for each version a file
+``<UTC>-<sha256[:12]>.nii.gz``, or ``.result.json`` for the result of a task that is no segmentation, and beside it
+``<UTC>-<sha256[:12]>.json``, its description. The newest by name is the label. Saving adds a version and overwrites
+none, so that two who save at once lose nothing; only the ``info`` of a description is ever changed. Removing a label
+deletes all its versions, and needs the right to delete.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from monailabel_xnat.catalog import Catalog, Scan
+from monailabel_xnat.client.files import list_files
+from monailabel_xnat.client.locks import writing
+from monailabel_xnat.client.removal import remove_file
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.config import Settings
+from monailabel_xnat.errors import (
+    AccessDeniedError,
+    LabelError,
+    LabelNotUploadedError,
+    ReadOnlyError,
+    ServerError,
+    UnknownLabelError,
+    XNATDatastoreError,
+)
+from monailabel_xnat.images import Images
+from monailabel_xnat.jsonable import plain
+from monailabel_xnat.labels.delivery import FIRST_PAUSE, Delivery
+from monailabel_xnat.labels.descriptions import Descriptions
+from monailabel_xnat.labels.files import LabelFiles
+from monailabel_xnat.labels.model import LabelVersion, version_name, versions_among
+from monailabel_xnat.labels.outbox import Entry, Outbox, sha256_of
+from monailabel_xnat.labels.payload import read_payload
+from monailabel_xnat.labels.sidecar import completed, describe, info_of
+from monailabel_xnat.labels.tags import resource_of, tag_of, text_of
+from monailabel_xnat.labels.versions import BUILT_IN_RESOURCE, Versions, resource_path
+
+logger = logging.getLogger(__name__)
+
+DRAFT_TAG = "original"
+"""MONAI Label's tag for what a model drew."""
+
+
+class Labels:
+    """The labels of the images.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    catalog : Catalog
+        Tells where the images are, and is told of our own writes.
+    images : Images
+        Tell the grid of an image.
+    settings : Settings
+        Folder, label values, whether and how much may be written.
+    """
+
+    def __init__(self, session: Session, catalog: Catalog, images: Images, settings: Settings) -> None:
+        self._session = session
+        self._images = images
+        self._settings = settings
+        self._catalog = catalog
+        self._outbox = Outbox(settings.server_folder / "outbox")
+        self._files = LabelFiles(session, settings.server_folder / "labels")
+        self._versions = Versions(session, catalog)
+        self._descriptions = Descriptions(session)
+        self._delivery = Delivery(session, catalog, self._outbox, self._versions, self._files)
+        if self._delivery.mine():
+            self._delivery.start()
+
+    @property
+    def outbox(self) -> Outbox:
+        """The labels that are not in XNAT yet."""
+        return self._outbox
+
+    def waiting(self) -> int:
+        """Count the labels that are not in XNAT yet."""
+        return len(self._outbox.entries())
+
+    def replay(self) -> dict[str, str]:
+        """Send the labels that wait, now; see :meth:`~monailabel_xnat.labels.delivery.Delivery.replay`.
+
+        Raises
+        ------
+        ReadOnlyError
+            If the datastore was opened read-only.
+        """
+        self._require_writable("send labels")
+        return self._delivery.replay()
+
+    def close(self) -> None:
+        """End the background work; what waits in the outbox stays there."""
+        self._delivery.close()
+
+    def tags(self, scan: Scan) -> list[str]:
+        """List the tags that an image has labels with, waiting ones included; makes no request."""
+        tags = {tag for tag in map(self._tag_shown, [scan] * len(scan.resources), scan.resources) if tag}
+        tags.update(entry.tag for entry in self._outbox.of(scan.image_id))
+        return sorted(tags)
+
+    def save(self, scan: Scan, tag: str, source: Path, info: Mapping[str, Any] | None) -> LabelVersion:
+        """Store a label as a new version.
+
+        Parameters
+        ----------
+        scan : Scan
+            The image.
+        tag : str
+            Any text.
+        source : Path
+            The label; see :func:`~monailabel_xnat.labels.payload.read_payload`. It is only read.
+        info : mapping or None
+            Stored unchanged, as plain JSON.
+
+        Returns
+        -------
+        LabelVersion
+            As XNAT holds it.
+
+        Raises
+        ------
+        ReadOnlyError, LabelError, LabelFileError, LabelGeometryError
+            Before anything is written.
+        LabelNotUploadedError
+            If XNAT does not take it: it is safe in the outbox, is served from there and is sent later.
+        CacheError
+            If not even the outbox takes it.
+        """
+        self._require_writable("save labels")
+        tag = text_of(tag)
+        resource_of(tag)
+        facts = _plain_info(info)
+        payload = read_payload(source, lambda: self._images.grid(scan))
+        sidecar = describe(
+            scan,
+            tag,
+            facts,
+            label=payload.label,
+            file_type=payload.file_type,
+            configured=self._settings.label_values,
+        )
+        with self._outbox.draft() as draft:
+            file = draft / f"label{payload.suffix}"
+            payload.write(file)
+            entry = self._accept(draft, scan, tag, payload.suffix, sha256_of(file), sidecar)
+        return self._send(entry, scan)
+
+    def path(self, scan: Scan, tag: str, version: str | None = None) -> Path:
+        """Give the file of a label on this machine, the current one or an earlier version; fetched once.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is no such label or version.
+        ServerError
+            If XNAT fails.
+        """
+        tag = text_of(tag)
+        for _ in range(2):
+            found = self._find(scan, tag, version)
+            entry = self._waiting(scan, tag, found.name)
+            if entry is None:
+                return self._files.path(scan.image_id, tag, found)
+            try:
+                return self._files.keep(scan.image_id, tag, found, entry.file)
+            except FileNotFoundError:  # another thread or process has just brought it to XNAT
+                scan = self._catalog.scan(scan.image_id)
+        return self._files.path(scan.image_id, tag, self._find(scan, tag, version))
+
+    def info(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
+        """Give the label info stored with a label.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is no such label or version.
+        ServerError
+            If XNAT fails.
+        """
+        return info_of(self.sidecar(scan, tag, version))
+
+    def sidecar(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
+        """Give the description of a label; see :mod:`monailabel_xnat.labels.sidecar`.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is no such label or version.
+        ServerError
+            If XNAT fails.
+        """
+        tag = text_of(tag)
+        return self._described(scan, tag, self._find(scan, tag, version))
+
+    def load_infos(self, scans: Iterable[Scan]) -> None:
+        """Fetch the descriptions of all labels of these images, in parallel, where they are not known yet."""
+        wanted = [(scan, tag) for scan in scans for tag in self.tags(scan)]
+        if not wanted:
+            return
+        with ThreadPoolExecutor(min(self._settings.connections, len(wanted))) as pool:
+            list(pool.map(lambda pair: self._try_to_load(*pair), wanted))
+
+    def update_info(self, scan: Scan, tag: str, info: Mapping[str, Any]) -> None:
+        """Merge top-level keys into the info of a label; nothing else of it changes.
+
+        Raises
+        ------
+        ReadOnlyError
+            If the datastore was opened read-only.
+        UnknownLabelError
+            If there is no such label.
+        ServerError
+            If XNAT fails.
+        """
+        self._require_writable("change label infos")
+        tag = text_of(tag)
+        changes = _plain_info(info)
+        found = self._find(scan, tag)
+        if found.saved_at is None:
+            found = self._adopt(scan, tag, found)
+            scan = self._catalog.scan(scan.image_id)
+        resource = resource_path(scan, resource_of(tag))
+        with writing(self._settings, resource):
+            entry = self._waiting(scan, tag, found.name)
+            if entry is not None:
+                sidecar = entry.sidecar()
+                self._outbox.describe(entry, {**sidecar, "info": {**info_of(sidecar), **changes}})
+                return
+            listing = self._descriptions.merge(resource, found, changes)
+            self._versions.note(scan, resource_of(tag), listing)
+
+    def history(self, scan: Scan, tag: str) -> list[LabelVersion]:
+        """List all versions of a label with their descriptions, newest first; [] if there are none.
+
+        Raises
+        ------
+        ServerError
+            If XNAT fails.
+        """
+        tag = text_of(tag)
+        versions = self._all(scan, tag)
+        if not versions:
+            return []
+        with ThreadPoolExecutor(min(self._settings.connections, len(versions))) as pool:
+            sidecars = pool.map(lambda version: self._described(scan, tag, version), versions)
+            return [version.with_sidecar(sidecar) for version, sidecar in zip(versions, sidecars)]
+
+    def restore(self, scan: Scan, tag: str, version: str) -> LabelVersion:
+        """Store the content of an earlier version anew, so that it is the current one; its info comes along.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is no such version.
+        ReadOnlyError, LabelNotUploadedError, CacheError, ServerError
+            As for :meth:`save` and :meth:`path`.
+        """
+        self._require_writable("restore labels")
+        tag = text_of(tag)
+        found = self._find(scan, tag, version)
+        file, sidecar = self.path(scan, tag, found.name), self.sidecar(scan, tag, found.name)
+        with self._outbox.draft() as draft:
+            copy = draft / f"label{found.suffix}"
+            copy.write_bytes(file.read_bytes())
+            sidecar["restored_from"] = found.name
+            entry = self._accept(draft, scan, tag, found.suffix, sha256_of(copy), sidecar)
+        return self._send(entry, scan)
+
+    def remove(self, scan: Scan, tag: str) -> None:
+        """Delete all versions of a label, in XNAT and in the outbox; one that does not exist is no error.
+
+        Raises
+        ------
+        ReadOnlyError
+            If the datastore was opened read-only.
+        AccessDeniedError
+            If the user may not delete; in XNAT members of a project may write but not delete. The label stays.
+        LabelError
+            If it was left by MONAI Label's built-in datastore: only what this one wrote is deleted.
+        ServerError
+            If XNAT fails.
+        """
+        self._require_writable("remove labels")
+        tag = text_of(tag)
+        label = resource_of(tag)
+        with writing(self._settings, resource_path(scan, label)):
+            removed = self._delete(scan, tag, keep=0) if scan.resource(label) else []
+            waiting = self._outbox.of(scan.image_id, tag)
+            for entry in waiting:
+                self._outbox.remove(entry)
+        if not removed and not waiting and self._left_by_built_in(scan, tag):
+            raise LabelError(
+                f"the label {tag!r} was left in resource {BUILT_IN_RESOURCE} by MONAI Label's built-in datastore",
+                hint="delete it in XNAT; this datastore deletes only what it wrote",
+            )
+
+    def _accept(self, draft: Path, scan: Scan, tag: str, suffix: str, sha256: str, sidecar: Mapping[str, Any]) -> Entry:
+        now = datetime.now(timezone.utc)
+        newest = self._outbox.of(scan.image_id, tag)[:1]
+        name = version_name(now, sha256, after=newest[0].version if newest else "")
+        entry = Entry(draft, scan.image_id, tag, name, suffix, self._settings.username)
+        return self._outbox.commit(draft, entry, completed(sidecar, sha256=sha256, saved_at=now, saved_by=self._user()))
+
+    def _user(self) -> str:
+        """Give XNAT's name of the user; while XNAT is away that in the settings."""
+        try:
+            return self._session.user
+        except ServerError:
+            return self._settings.username or "guest"
+
+    def _send(self, entry: Entry, scan: Scan) -> LabelVersion:
+        """Bring an accepted label to XNAT."""
+        try:
+            entry = self._not_behind(entry, scan)
+            version = self._delivery.send(entry, scan)
+        except ServerError as error:
+            self._outbox.note_failure(entry, error)
+            self._delivery.start(FIRST_PAUSE)
+            raise LabelNotUploadedError(
+                f"the label is not in XNAT yet: {error}. It is safe in {entry.folder}",
+                hint="it is served from there and sent again by itself; `monailabel-xnat outbox` shows what waits",
+            ) from error
+        self._delivery.retry_soon()
+        scan = self._catalog.scan(scan.image_id)
+        self._prune(scan, entry.tag)
+        return version or self._find(scan, entry.tag, entry.version)
+
+    def _not_behind(self, entry: Entry, scan: Scan) -> Entry:
+        """Rename an entry that was never sent if XNAT holds a newer name, for then this clock is behind another."""
+        label = resource_of(entry.tag)
+        newest = self._versions.of(scan, label)[:1] if scan.resource(label) else []
+        if not newest or newest[0].name < entry.version:
+            return entry
+        now = entry.version.partition("-")[0]
+        sha256 = entry.version.rpartition("-")[2]
+        logger.info("the clock of this machine is behind: version %s is newer than %s", newest[0].name, now)
+        return self._outbox.rename(entry, version_name(datetime.now(timezone.utc), sha256, after=newest[0].name))
+
+    def _prune(self, scan: Scan, tag: str) -> None:
+        """Delete the versions beyond ``keep_versions``; where the user may not, they stay."""
+        keep = self._settings.keep_versions
+        if not keep:
+            return
+        try:
+            with writing(self._settings, resource_path(scan, resource_of(tag))):
+                self._delete(scan, tag, keep=keep)
+        except AccessDeniedError as error:
+            logger.info("earlier versions stay: %s", error)
+        except XNATDatastoreError as error:
+            logger.warning("earlier versions could not be deleted: %s", error)
+
+    def _delete(self, scan: Scan, tag: str, keep: int) -> list[LabelVersion]:
+        """Delete all versions in XNAT but the newest ``keep``; the caller holds the resource."""
+        label = resource_of(tag)
+        resource = resource_path(scan, label)
+        listing = list_files(self._session, resource)
+        old = versions_among(listing)[keep:]
+        for version in old:
+            for file in (version.sidecar_file, version.file):
+                if file is not None:
+                    remove_file(self._session, file, listing)
+                    listing = [other for other in listing if other.path != file.path]
+            self._files.discard(scan.image_id, tag, version)
+        if old:
+            self._versions.note(scan, label, list_files(self._session, resource))
+        return old
+
+    def _tag_shown(self, scan: Scan, resource: Any) -> str | None:
+        """Give the tag that a resource stands for in the listing of an image."""
+        tag = DRAFT_TAG if resource.label == BUILT_IN_RESOURCE else tag_of(resource.label)
+        known = self._versions.known(scan, resource.label) if tag else None
+        # Unknown counts as one: the listing shows files there.
+        return tag if known is None or known else None
+
+    def _all(self, scan: Scan, tag: str) -> list[LabelVersion]:
+        """List the versions in XNAT and in the outbox, newest first."""
+        label = resource_of(tag)
+        stored = self._versions.of(scan, label) if scan.resource(label) else []
+        if tag == DRAFT_TAG and not stored and scan.resource(BUILT_IN_RESOURCE):
+            stored = self._versions.of(scan, BUILT_IN_RESOURCE)
+        names = {version.name for version in stored}
+        waiting = self._outbox.of(scan.image_id, tag)
+        pending = [LabelVersion(entry.version, entry.suffix) for entry in waiting if entry.version not in names]
+        return sorted([*stored, *pending], key=lambda version: version.name, reverse=True)
+
+    def _find(self, scan: Scan, tag: str, version: str | None = None) -> LabelVersion:
+        try:
+            versions = self._all(scan, tag)
+        except ServerError:
+            waiting = self._outbox.of(scan.image_id, tag)
+            if not waiting:
+                raise
+            # While XNAT is away what waits is the newest there is.
+            versions = [LabelVersion(entry.version, entry.suffix) for entry in waiting]
+        found = next((candidate for candidate in versions if version in (None, candidate.name)), None)
+        if found is None:
+            what = f"version {version} of the label" if version and versions else "label"
+            raise UnknownLabelError(
+                f"image {str(scan.image_id)!r} has no {what} with tag {tag!r}",
+                hint=f"it has labels with the tags {', '.join(self.tags(scan)) or 'none'}",
+            )
+        return found
+
+    def _waiting(self, scan: Scan, tag: str, version: str) -> Entry | None:
+        return next((entry for entry in self._outbox.of(scan.image_id, tag) if entry.version == version), None)
+
+    def _described(self, scan: Scan, tag: str, version: LabelVersion) -> dict[str, Any]:
+        entry = self._waiting(scan, tag, version.name) if version.is_pending else None
+        return entry.sidecar() if entry else self._descriptions.read(version)
+
+    def _try_to_load(self, scan: Scan, tag: str) -> None:
+        try:
+            self.sidecar(scan, tag)
+        except XNATDatastoreError as error:
+            logger.debug("a label's description could not be read: %s", error)
+
+    def _adopt(self, scan: Scan, tag: str, version: LabelVersion) -> LabelVersion:
+        """Store a label of the built-in datastore as one of ours, which can have an info."""
+        return self.save(scan, tag, self._files.path(scan.image_id, tag, version), {})
+
+    def _left_by_built_in(self, scan: Scan, tag: str) -> bool:
+        return tag == DRAFT_TAG and bool(scan.resource(BUILT_IN_RESOURCE)) and bool(self._all(scan, tag))
+
+    def _require_writable(self, what: str) -> None:
+        if self._settings.read_only:
+            raise ReadOnlyError(
+                f"the datastore is read-only and does not {what}", hint="open it without the setting read_only"
+            )
+
+
+def _plain_info(info: Mapping[str, Any] | None) -> dict[str, Any]:
+    try:
+        facts = plain(info or {})
+    except TypeError as error:
+        raise LabelError(f"the label info cannot be stored: {error}", hint="use plain JSON values") from error
+    if not isinstance(facts, dict):
+        raise LabelError(f"the label info is a {type(info).__name__}, not a dictionary", hint='send {"name": value}')
+    return facts

@@ -1,0 +1,69 @@
+"""Tags of labels as labels of XNAT resources, and back.
+
+A tag T is stored in the resource ``MONAILABEL_<T>``. Letters, digits, ``_`` and ``-`` stand for themselves; every
+other byte of the tag's UTF-8 is written as ``.XX``, in upper-case hexadecimal (``v 1`` is ``MONAILABEL_v.201``).
+Names of ours that are no tags have their first letter written so: the tag ``info`` is ``MONAILABEL_.69nfo``.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from monailabel_xnat.errors import LabelError
+
+PREFIX = "MONAILABEL_"
+# With these XNAT holds what is no label; compared without case, as some of its databases and file systems do.
+RESERVED = frozenset({"info", "datastore"})
+# XNAT makes a folder of the resource's label; file systems end at 255 bytes.
+LONGEST_RESOURCE = 200
+
+_PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+_ESCAPED = re.compile(r"(?:[A-Za-z0-9_-]|\.[0-9A-F]{2})+")
+_ESCAPE = re.compile(r"\.([0-9A-F]{2})")
+
+
+def text_of(tag: object) -> str:
+    """Give a tag as plain text: MONAI Label hands over its enum or a string."""
+    return str.__str__(getattr(tag, "value", tag) or "")
+
+
+@lru_cache(maxsize=4096)
+def resource_of(tag: str) -> str:
+    """Give the label of the XNAT resource for a tag.
+
+    Raises
+    ------
+    LabelError
+        If the tag is empty, too long or no text that can be stored.
+    """
+    if not tag:
+        raise LabelError("a label needs a tag, but it is empty", hint='give one such as "final" or "original"')
+    try:
+        content = tag.encode()
+    except UnicodeEncodeError:
+        raise LabelError(f"the tag {tag!r} holds half a character", hint="use letters and digits") from None
+    escaped = "".join(chr(byte) if byte in _PLAIN else f".{byte:02X}" for byte in content)
+    if tag.lower() in RESERVED:
+        escaped = f".{content[0]:02X}{escaped[1:]}"
+    if len(PREFIX + escaped) > LONGEST_RESOURCE:
+        raise LabelError(
+            f"the tag {tag[:20]!r}... is too long: XNAT takes {LONGEST_RESOURCE} characters, this needs "
+            f"{len(PREFIX + escaped)}",
+            hint="use a shorter one",
+        )
+    return PREFIX + escaped
+
+
+@lru_cache(maxsize=4096)
+def tag_of(resource: str) -> str | None:
+    """Give the tag that a resource holds the labels of; None for a resource that is not one of ours."""
+    escaped = resource[len(PREFIX) :]
+    if not resource.startswith(PREFIX) or not _ESCAPED.fullmatch(escaped):
+        return None
+    content = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), escaped).encode("latin-1")
+    try:
+        tag = content.decode()
+        return tag if resource_of(tag) == resource else None
+    except (UnicodeDecodeError, LabelError):
+        return None
