@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable
+from datetime import datetime, timezone
 
 from monailabel_xnat.catalog import Catalog, Scan
+from monailabel_xnat.client.files import list_files
 from monailabel_xnat.client.locks import writing
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, upload_files
-from monailabel_xnat.errors import LoginError, ServerError, UnknownImageError, XNATDatastoreError
+from monailabel_xnat.errors import LoginError, ServerError, UnknownImageError, UnknownLabelError, XNATDatastoreError
 from monailabel_xnat.labels.files import LabelFiles
-from monailabel_xnat.labels.model import LABEL_MAP, SIDECAR, LabelVersion, versions_among
+from monailabel_xnat.labels.model import LABEL_MAP, SIDECAR, LabelVersion, version_name, versions_among
 from monailabel_xnat.labels.outbox import Entry, Outbox
 from monailabel_xnat.labels.sidecar import encode
 from monailabel_xnat.labels.tags import resource_of
@@ -57,35 +59,46 @@ class Delivery:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def send(self, entry: Entry, scan: Scan) -> LabelVersion | None:
+    def send(self, entry: Entry, scan: Scan, *, first: bool = False) -> LabelVersion:
         """Bring one label to XNAT and take it out of the outbox; may be repeated, from several processes at once.
+
+        Parameters
+        ----------
+        entry : Entry
+            The label.
+        scan : Scan
+            Its image.
+        first : bool
+            Whether it was never tried, so that its version may still get another name.
 
         Returns
         -------
-        LabelVersion or None
-            As XNAT holds it; None if another process has brought it.
+        LabelVersion
+            As XNAT holds it.
 
         Raises
         ------
         ServerError
             If XNAT does not take it; it stays in the outbox.
+        UnknownLabelError
+            If another process has taken it out, and it is not in XNAT.
         """
         label = resource_of(entry.tag)
         resource = resource_path(scan, label)
         with writing(self._session.settings, resource):
-            if not self._outbox.holds(entry):
-                return None
-            # The label first: who finds it without its description can use it, but not the other way round.
-            uploads = [
-                Upload(entry.version + entry.suffix, entry.file, *_format_of(entry)),
-                Upload(entry.version + SIDECAR, encode(entry.sidecar()), "JSON", "MONAILABEL"),
-            ]
-            # A name is never used for two contents, so that what lies there under it is our own broken attempt.
-            listing = upload_files(self._session, resource, uploads, overwrite=True)
-            version = next(version for version in versions_among(listing) if version.name == entry.version)
-            self._files.keep(scan.image_id, entry.tag, version, entry.file)
+            current = self._outbox.current(entry)
+            if current is None:
+                listing = list_files(self._session, resource)
+            else:
+                entry = self._not_behind(current, scan) if first else current
+                listing = upload_files(self._session, resource, _uploads(entry), overwrite=True)
             self._versions.note(scan, label, listing)
-            self._outbox.remove(entry)
+            version = next((found for found in versions_among(listing) if found.name == entry.version), None)
+            if version is None:
+                raise UnknownLabelError(f"the label {entry.tag!r} was removed from the outbox before it was sent")
+            if current is not None:
+                self._files.keep(scan.image_id, entry.tag, version, entry.file)
+                self._outbox.remove(entry)
         return version
 
     def mine(self) -> list[Entry]:
@@ -118,7 +131,7 @@ class Delivery:
             except UnknownImageError as error:  # another datastore, with other projects, may know it
                 failures[str(entry.folder)] = str(error)
             except XNATDatastoreError as error:
-                if self._outbox.holds(entry):
+                if self._outbox.current(entry):
                     self._outbox.note_failure(entry, error)
                     failures[str(entry.folder)] = str(error)
                 away = str(error) if _is_away(error) else ""
@@ -170,12 +183,27 @@ class Delivery:
             self._wake.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
+    def _not_behind(self, entry: Entry, scan: Scan) -> Entry:
+        """Rename an entry that was never sent if XNAT holds a newer name, for then this clock is behind another."""
+        label = resource_of(entry.tag)
+        newest = self._versions.of(scan, label)[:1] if scan.resource(label) else []
+        if not newest or newest[0].name < entry.version:
+            return entry
+        logger.info("the clock of this machine is behind: XNAT has a version %s of the label", newest[0].name)
+        sha256 = entry.version.rpartition("-")[2]
+        return self._outbox.rename(entry, version_name(datetime.now(timezone.utc), sha256, after=newest[0].name))
+
+
+def _uploads(entry: Entry) -> list[Upload]:
+    """Give the files of an entry, to be stored with overwrite: no name stands for two contents."""
+    form, content = ("NIFTI", "SEG") if entry.suffix == LABEL_MAP else ("JSON", "RESULT")
+    # The label first: who finds it without its description can use it, but not the other way round.
+    return [
+        Upload(entry.version + entry.suffix, entry.file, form, content),
+        Upload(entry.version + SIDECAR, encode(entry.sidecar()), "JSON", "MONAILABEL"),
+    ]
+
 
 def _is_away(error: XNATDatastoreError) -> bool:
     """Tell whether XNAT, not this label, is the trouble."""
     return isinstance(error, LoginError) or (isinstance(error, ServerError) and error.status is None)
-
-
-def _format_of(entry: Entry) -> tuple[str, str]:
-    """Give XNAT's format and content of a label's file."""
-    return ("NIFTI", "SEG") if entry.suffix == LABEL_MAP else ("JSON", "RESULT")

@@ -23,7 +23,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,15 +105,18 @@ class Outbox:
     ----------
     folder : Path
         Made when the first label comes.
+    on_departure : callable
+        Is told of each label that another process has taken out.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, on_departure: Callable[[Entry], None]) -> None:
         self._folder = folder
+        self._on_departure = on_departure
         self._lock = threading.Lock()
         self._seen: dict[Path, Entry | None] = {}  # None: cannot be read
         self._entries: list[Entry] = []
         self._by_image: dict[tuple[str, str], list[Entry]] = {}
-        self._looked = -_LOOK_AGAIN_SECONDS
+        self._looked: float | None = None
 
     def entries(self) -> list[Entry]:
         """List all labels that wait, oldest first."""
@@ -174,14 +177,14 @@ class Outbox:
         committed = replace(entry, folder=self._folder / stem)
         draft.rename(committed.folder)
         _flush(self._folder)
-        self._forget_look()
+        self._look_again()
         return committed
 
     def rename(self, entry: Entry, version: str) -> Entry:
         """Give an entry that was never sent another version name."""
         renamed = replace(entry, version=version)
         _replace_durably(entry.folder / _ENTRY, json.dumps(_as_json(renamed)).encode())
-        self._forget_look(entry)
+        self._look_again(entry)
         return renamed
 
     def describe(self, entry: Entry, sidecar: Mapping[str, Any]) -> None:
@@ -206,21 +209,22 @@ class Outbox:
             gone = entry.folder
         _flush(self._folder)
         shutil.rmtree(gone, ignore_errors=True)
-        self._forget_look(entry)
+        self._look_again(entry)
 
-    def holds(self, entry: Entry) -> bool:
-        """Tell whether an entry still waits."""
-        return (entry.folder / _ENTRY).exists()
+    def current(self, entry: Entry) -> Entry | None:
+        """Give an entry as it is on the disk now; None if it has left."""
+        return _read(entry.folder) if (entry.folder / _ENTRY).exists() else None
 
     def _look(self) -> None:
         """Bring the memory of what waits in line with the folder."""
         with self._lock:
-            if time.monotonic() - self._looked < _LOOK_AGAIN_SECONDS:
+            if self._looked is not None and time.monotonic() - self._looked < _LOOK_AGAIN_SECONDS:
                 return
-            self._looked = time.monotonic()
+            changed, self._looked = self._looked is None, time.monotonic()
             folders = set(_visible_folders(self._folder))
-            if folders == self._seen.keys():
+            if folders == self._seen.keys() and not changed:
                 return
+            departed = [entry for folder, entry in self._seen.items() if folder not in folders and entry]
             self._seen = {
                 folder: self._seen[folder] if folder in self._seen else _read(folder) for folder in sorted(folders)
             }
@@ -229,10 +233,12 @@ class Outbox:
             self._by_image = {}
             for entry in self._entries:
                 self._by_image.setdefault((entry.image_id.experiment, entry.image_id.scan), []).append(entry)
+        for entry in departed:
+            self._on_departure(entry)
 
-    def _forget_look(self, changed: Entry | None = None) -> None:
+    def _look_again(self, changed: Entry | None = None) -> None:
         with self._lock:
-            self._looked = -_LOOK_AGAIN_SECONDS
+            self._looked = None
             if changed is not None:
                 self._seen.pop(changed.folder, None)
 

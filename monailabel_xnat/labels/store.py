@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from monailabel_xnat.catalog import Catalog, Scan
+from monailabel_xnat.catalog import Catalog, Resource, Scan
 from monailabel_xnat.client.files import list_files
 from monailabel_xnat.client.locks import writing
 from monailabel_xnat.client.removal import remove_file
@@ -69,7 +69,7 @@ class Labels:
         self._images = images
         self._settings = settings
         self._catalog = catalog
-        self._outbox = Outbox(settings.server_folder / "outbox")
+        self._outbox = Outbox(settings.server_folder / "outbox", self._note_departure)
         self._files = LabelFiles(session, settings.server_folder / "labels")
         self._versions = Versions(session, catalog)
         self._descriptions = Descriptions(session)
@@ -103,7 +103,7 @@ class Labels:
 
     def tags(self, scan: Scan) -> list[str]:
         """List the tags that an image has labels with, waiting ones included; makes no request."""
-        tags = {tag for tag in map(self._tag_shown, [scan] * len(scan.resources), scan.resources) if tag}
+        tags = {tag for resource in scan.resources if (tag := self._tag_shown(scan, resource))}
         tags.update(entry.tag for entry in self._outbox.of(scan.image_id))
         return sorted(tags)
 
@@ -165,16 +165,16 @@ class Labels:
             If XNAT fails.
         """
         tag = text_of(tag)
-        for _ in range(2):
-            found = self._find(scan, tag, version)
-            entry = self._waiting(scan, tag, found.name)
-            if entry is None:
-                return self._files.path(scan.image_id, tag, found)
+        found = self._find(scan, tag, version)
+        entry = self._waiting(scan, tag, found.name)
+        if entry is not None:
             try:
                 return self._files.keep(scan.image_id, tag, found, entry.file)
-            except FileNotFoundError:  # another thread or process has just brought it to XNAT
+            except FileNotFoundError:  # it has just been brought to XNAT
+                self._note_departure(entry)
                 scan = self._catalog.scan(scan.image_id)
-        return self._files.path(scan.image_id, tag, self._find(scan, tag, version))
+                found = self._find(scan, tag, version)
+        return self._files.path(scan.image_id, tag, found)
 
     def info(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
         """Give the label info stored with a label.
@@ -320,8 +320,7 @@ class Labels:
     def _send(self, entry: Entry, scan: Scan) -> LabelVersion:
         """Bring an accepted label to XNAT."""
         try:
-            entry = self._not_behind(entry, scan)
-            version = self._delivery.send(entry, scan)
+            version = self._delivery.send(entry, scan, first=True)
         except ServerError as error:
             self._outbox.note_failure(entry, error)
             self._delivery.start(FIRST_PAUSE)
@@ -330,20 +329,8 @@ class Labels:
                 hint="it is served from there and sent again by itself; `monailabel-xnat outbox` shows what waits",
             ) from error
         self._delivery.retry_soon()
-        scan = self._catalog.scan(scan.image_id)
         self._prune(scan, entry.tag)
-        return version or self._find(scan, entry.tag, entry.version)
-
-    def _not_behind(self, entry: Entry, scan: Scan) -> Entry:
-        """Rename an entry that was never sent if XNAT holds a newer name, for then this clock is behind another."""
-        label = resource_of(entry.tag)
-        newest = self._versions.of(scan, label)[:1] if scan.resource(label) else []
-        if not newest or newest[0].name < entry.version:
-            return entry
-        now = entry.version.partition("-")[0]
-        sha256 = entry.version.rpartition("-")[2]
-        logger.info("the clock of this machine is behind: version %s is newer than %s", newest[0].name, now)
-        return self._outbox.rename(entry, version_name(datetime.now(timezone.utc), sha256, after=newest[0].name))
+        return version
 
     def _prune(self, scan: Scan, tag: str) -> None:
         """Delete the versions beyond ``keep_versions``; where the user may not, they stay."""
@@ -374,7 +361,7 @@ class Labels:
             self._versions.note(scan, label, list_files(self._session, resource))
         return old
 
-    def _tag_shown(self, scan: Scan, resource: Any) -> str | None:
+    def _tag_shown(self, scan: Scan, resource: Resource) -> str | None:
         """Give the tag that a resource stands for in the listing of an image."""
         tag = DRAFT_TAG if resource.label == BUILT_IN_RESOURCE else tag_of(resource.label)
         known = self._versions.known(scan, resource.label) if tag else None
@@ -429,6 +416,10 @@ class Labels:
 
     def _left_by_built_in(self, scan: Scan, tag: str) -> bool:
         return tag == DRAFT_TAG and bool(scan.resource(BUILT_IN_RESOURCE)) and bool(self._all(scan, tag))
+
+    def _note_departure(self, entry: Entry) -> None:
+        """Have a label that another process has brought to XNAT looked up there, before the catalog shows it."""
+        self._catalog.put_resource(entry.image_id, Resource(resource_of(entry.tag), None, None))
 
     def _require_writable(self, what: str) -> None:
         if self._settings.read_only:
