@@ -6,14 +6,19 @@ import hashlib
 import logging
 import shutil
 import tempfile
+import threading
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import IO, BinaryIO
 
 import SimpleITK
 
+from monailabel_xnat.additions import Additions
 from monailabel_xnat.cache import Cache, Entry
 from monailabel_xnat.client.download import download_files
 from monailabel_xnat.client.files import RemoteFile, list_files
@@ -26,6 +31,7 @@ from monailabel_xnat.ids import ImageId
 from monailabel_xnat.imagefile import check_data_file, ending, holds_dicom, image_file, joined_ending, usual_ending
 from monailabel_xnat.listing import Resource, Scan
 from monailabel_xnat.mounted import MountedArchive
+from monailabel_xnat.prefetch import BackgroundPrefetch, PrefetchReport, Progress, prefetch
 from monailabel_xnat.selection import image_resources
 
 logger = logging.getLogger(__name__)
@@ -64,6 +70,8 @@ class Images:
         budget = int(settings.cache_budget * _GIGABYTE) or None
         self.cache = Cache(settings.server_folder / "images", budget=budget)
         self._archive = MountedArchive(session, settings.asset_path) if settings.asset_path else None
+        self._background = BackgroundPrefetch(self, budget)
+        self._additions = Additions(session, settings)
         self._file_form = "nii.gz" if settings.compress else "nii"
         self._known: dict[tuple[ImageId, str], Entry] = {}
         self._compared: dict[tuple[ImageId, str], float] = {}
@@ -154,8 +162,37 @@ class Images:
                 for entry in self.cache.find(key, form):
                     self.cache.remove(entry)
 
+    def add(self, image_id: str | None, path: Path) -> ImageId:
+        """Store a new image in XNAT and give its canonical id; see :meth:`Additions.add`."""
+        return self._additions.add(image_id, path)
+
+    def remove(self, scan: Scan) -> None:
+        """Delete a scan in XNAT, and what is kept of it here; see :meth:`Additions.remove`."""
+        self._additions.remove(scan)
+        self.discard(scan)
+
+    def prefetch(
+        self,
+        scans: Iterable[Scan],
+        *,
+        workers: int = 4,
+        progress: Callable[[Progress], None] | None = None,
+        executor: Executor | None = None,
+    ) -> PrefetchReport:
+        """Fetch many images, several at a time, and say which failed; see :func:`monailabel_xnat.prefetch.prefetch`."""
+        return prefetch(self, scans, workers=workers, progress=progress, executor=executor)
+
+    def elsewhere(self) -> Callable[[Scan], None]:
+        """Give a task that fetches an image in another process, with a connection of its own."""
+        return partial(fetch_one, self._settings)
+
+    def expect(self, scans: Sequence[Scan]) -> None:
+        """Fetch in the background the images that are likely next, best first, as many as the setting ``prefetch``."""
+        self._background.expect(scans[: self._settings.prefetch])
+
     def close(self) -> None:
         """Stop what goes on in the background."""
+        self._background.close()
 
     @property
     def _form(self) -> str:
@@ -288,6 +325,28 @@ class Images:
         folder.mkdir(mode=0o700)
         download_files(self._session, scan.path + quoted("resources", resource.label), files, folder)
         return folder
+
+
+_of_this_worker: dict[Settings, Images] = {}
+_of_this_worker_guard = threading.Lock()
+
+
+def fetch_one(settings: Settings, scan: Scan) -> None:
+    """Fetch an image in a worker, which keeps one connection for all that it is given.
+
+    Raises
+    ------
+    XNATDatastoreError
+        As :meth:`Images.path`.
+    """
+    with _of_this_worker_guard:
+        images = _of_this_worker.get(settings)
+        if images is None:
+            session = Session(settings)
+            images = _of_this_worker[settings] = Images(session, settings)
+            # Runs in children of multiprocessing too, which atexit does not.
+            Finalize(None, session.close, exitpriority=10)
+    images.path(scan)
 
 
 def _as_seen(resource: Resource) -> str:

@@ -1,0 +1,222 @@
+"""Images fetched before they are asked for: many at once, or the likely next ones in the background."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Protocol
+
+from monailabel_xnat.errors import XNATDatastoreError
+from monailabel_xnat.listing import Scan
+
+logger = logging.getLogger(__name__)
+
+# The likely next images must not push out what is being worked on.
+_SHARE_OF_BUDGET = 0.25
+# A converted image takes about as much as its files, which are on the disk at the same time.
+_BYTES_PER_BYTE = 2
+
+
+class ImageSource(Protocol):
+    """What gives images; :class:`monailabel_xnat.images.Images` does."""
+
+    def path(self, scan: Scan) -> object:
+        """Fetch an image unless it is here."""
+
+    def local(self, scan: Scan) -> object | None:
+        """Give an image that is here."""
+
+    def elsewhere(self) -> Callable[[Scan], None]:
+        """Give what does the same as ``path`` in another process or machine; can be pickled."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is told after each image.
+
+    Parameters
+    ----------
+    done, total : int
+        Images dealt with so far, failed ones included, and in all.
+    image_id : str
+        The image just dealt with.
+    error : str
+        Why it failed; empty if it did not.
+    """
+
+    done: int
+    total: int
+    image_id: str
+    error: str
+
+
+@dataclass(frozen=True)
+class PrefetchReport:
+    """What came of a prefetch.
+
+    Parameters
+    ----------
+    already_here : tuple of str
+        Ids of images that were in the cache.
+    fetched : tuple of str
+        Ids of images that were fetched now.
+    failed : dict of str to str
+        Why the others were not, by id.
+    """
+
+    already_here: tuple[str, ...]
+    fetched: tuple[str, ...]
+    failed: dict[str, str]
+
+
+def prefetch(
+    images: ImageSource,
+    scans: Iterable[Scan],
+    *,
+    workers: int = 4,
+    progress: Callable[[Progress], None] | None = None,
+    executor: Executor | None = None,
+) -> PrefetchReport:
+    """Fetch many images, several at a time; one that fails does not keep the others from coming.
+
+    Parameters
+    ----------
+    images : Images
+        Where to fetch them.
+    scans : iterable of Scan
+        Whose images.
+    workers : int
+        How many at a time, where no executor is given. At most ``connections`` of them download at once.
+    progress : callable or None
+        Called after each image, in this thread.
+    executor : Executor or None
+        Does the work instead of threads of this process: a ProcessPoolExecutor, or one that leads to other machines
+        that share the cache folder. Its workers open connections of their own. It is not shut down.
+
+    Raises
+    ------
+    ValueError
+        If there are to be no workers.
+    """
+    if workers < 1:
+        raise ValueError(f"{workers} workers cannot fetch anything: give at least 1")
+    wanted = list(dict.fromkeys(scans))
+    here = [scan for scan in wanted if images.local(scan) is not None]
+    missing = [scan for scan in wanted if scan not in set(here)]
+    tell = _Teller(progress, len(wanted))
+    for scan in here:
+        tell(scan, "")
+    fetched, failed = [], {}
+    for scan, error in _fetched(images, missing, workers, executor):
+        tell(scan, error)
+        if error:
+            failed[str(scan.image_id)] = error
+        else:
+            fetched.append(str(scan.image_id))
+    logger.info("prefetched %d images; %d were here, %d failed", len(fetched), len(here), len(failed))
+    return PrefetchReport(tuple(str(scan.image_id) for scan in here), tuple(fetched), failed)
+
+
+class BackgroundPrefetch:
+    """Fetches the likely next images one after the other, while nobody waits for them.
+
+    Parameters
+    ----------
+    images : Images
+        Where to fetch them.
+    budget : int or None
+        Bytes that the cache may take; what is fetched at a time stays within a quarter of it.
+    """
+
+    def __init__(self, images: ImageSource, budget: int | None = None) -> None:
+        self._images = images
+        self._budget = budget
+        self._wake = threading.Condition()
+        self._expected: list[Scan] = []
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def expect(self, scans: Sequence[Scan]) -> None:
+        """Say which images are likely next, best first; forgets what was expected before. Returns at once."""
+        with self._wake:
+            if self._closed:
+                return
+            self._expected = self._within_budget(scans)
+            if self._expected and (self._thread is None or not self._thread.is_alive()):
+                self._thread = threading.Thread(target=self._run, name="xnat-prefetch", daemon=True)
+                self._thread.start()
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Start nothing more; an image that is under way is not waited for."""
+        with self._wake:
+            self._closed = True
+            self._expected = []
+            self._wake.notify()
+
+    def _within_budget(self, scans: Sequence[Scan]) -> list[Scan]:
+        if self._budget is None:
+            return list(scans)
+        left = self._budget * _SHARE_OF_BUDGET
+        chosen = []
+        for scan in scans:
+            left -= _BYTES_PER_BYTE * max((resource.file_size or 0 for resource in scan.resources), default=0)
+            if left < 0:
+                break
+            chosen.append(scan)
+        return chosen
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._expected and not self._closed:
+                    self._wake.wait()
+                if self._closed:
+                    return
+                scan = self._expected.pop(0)
+            try:
+                if self._images.local(scan) is None:
+                    self._images.path(scan)
+            except (XNATDatastoreError, OSError) as error:
+                # Whoever really asks for the image gets the error.
+                logger.debug("an image was not prefetched: %s", error)
+
+
+class _Teller:
+    """Counts, and tells the caller."""
+
+    def __init__(self, progress: Callable[[Progress], None] | None, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+
+    def __call__(self, scan: Scan, error: str) -> None:
+        self._done += 1
+        if self._progress:
+            self._progress(Progress(self._done, self._total, str(scan.image_id), error))
+
+
+def _fetched(
+    images: ImageSource, scans: Sequence[Scan], workers: int, executor: Executor | None
+) -> Iterable[tuple[Scan, str]]:
+    """Fetch, and give each scan with what went wrong, in the order in which they are done."""
+    if executor is not None:
+        task = images.elsewhere()
+        yield from _outcomes({executor.submit(task, scan): scan for scan in scans})
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="xnat-prefetch") as pool:
+        futures: dict[Future[object], Scan] = {pool.submit(images.path, scan): scan for scan in scans}
+        try:
+            yield from _outcomes(futures)
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def _outcomes(futures: dict[Future[object], Scan]) -> Iterable[tuple[Scan, str]]:
+    for future in as_completed(futures):
+        error = future.exception()
+        yield futures[future], "" if error is None else str(error) or type(error).__name__
