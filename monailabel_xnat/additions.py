@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import SimpleITK
-
+from monailabel_xnat.client.dicom_import import DicomImport, is_dicom
 from monailabel_xnat.client.files import list_files
+from monailabel_xnat.client.imagefile import ending
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.client.upload import Upload, upload
 from monailabel_xnat.config import Settings
-from monailabel_xnat.dicom_import import DicomImport, is_dicom
 from monailabel_xnat.errors import (
     AccessDeniedError,
     ImageError,
@@ -26,13 +25,9 @@ from monailabel_xnat.errors import (
     SettingsError,
 )
 from monailabel_xnat.ids import EXPECTED_FORM, ImageId
-from monailabel_xnat.imagefile import ending
 from monailabel_xnat.listing import Scan
 
 logger = logging.getLogger(__name__)
-
-# Its own type hints cover half of it.
-_simpleitk: Any = SimpleITK
 
 _RESOURCES = {
     ".nii.gz": "NIFTI",
@@ -283,8 +278,11 @@ def _require_content(path: Path) -> None:
 
 def _checked_modality(path: Path, kind: str, settings: Settings) -> str:
     """Read an image file as a whole, and tell its modality: the only one that is listed, else CT by its values."""
+    import SimpleITK  # takes a while to load, and a datastore to which nothing is added never needs it
+
+    simpleitk: Any = SimpleITK  # its own type hints cover half of it
     try:
-        image = _simpleitk.ReadImage(str(path))
+        image = simpleitk.ReadImage(str(path))
     except RuntimeError:
         raise ImageError(f"{path.name} cannot be read as an image", hint="is it whole?") from None
     if kind in _PICTURES:
@@ -294,7 +292,7 @@ def _checked_modality(path: Path, kind: str, settings: Settings) -> str:
         return listed[0]
     if image.GetNumberOfComponentsPerPixel() > 1:
         return "MR"
-    extremes = _simpleitk.MinimumMaximumImageFilter()
+    extremes = simpleitk.MinimumMaximumImageFilter()
     extremes.Execute(image)
     return "CT" if extremes.GetMinimum() < _SURELY_CT else "MR"
 

@@ -14,25 +14,33 @@ from concurrent.futures import Executor
 from functools import partial
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import IO, BinaryIO
-
-import SimpleITK
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 from monailabel_xnat.additions import Additions
 from monailabel_xnat.cache import Cache, Entry
 from monailabel_xnat.client.download import download_files
 from monailabel_xnat.client.files import RemoteFile, list_files
+from monailabel_xnat.client.imagefile import (
+    check_data_file,
+    ending,
+    holds_dicom,
+    image_file,
+    joined_ending,
+    usual_ending,
+)
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.config import Settings
-from monailabel_xnat.convert import dicom_to_nifti
-from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.errors import ImageError, NoImageError, ServerError
 from monailabel_xnat.ids import ImageId
-from monailabel_xnat.imagefile import check_data_file, ending, holds_dicom, image_file, joined_ending, usual_ending
 from monailabel_xnat.listing import Resource, Scan
 from monailabel_xnat.mounted import MountedArchive
 from monailabel_xnat.prefetch import BackgroundPrefetch, PrefetchReport, Progress, prefetch
 from monailabel_xnat.selection import image_resources
+
+if TYPE_CHECKING:
+    from monailabel_xnat.convert.grid import Grid
+
+# What needs SimpleITK is imported where it is used: a datastore starts without, and a warm image never needs it.
 
 logger = logging.getLogger(__name__)
 
@@ -289,6 +297,8 @@ class Images:
         self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path, fingerprint: str
     ) -> Path:
         """Convert the series to NIfTI, from the files that are here already if they are."""
+        from monailabel_xnat.convert import dicom_to_nifti
+
         key = scan.image_id.file_stem
         kept = (entry.path for entry in self.cache.find(key, _DICOM) if entry.fingerprint == fingerprint)
         folder = next(kept, None) or self._source(scan, resource, files, part)
@@ -309,8 +319,7 @@ class Images:
             beside = {file.path.rpartition("/")[2] for file in files} if joined else set()
             check_data_file(path, sorted(beside))
             if joined:
-                SimpleITK.WriteImage(SimpleITK.ReadImage(str(path)), str(part / f"image{joined}"))
-                path = part / f"image{joined}"
+                path = _joined(path, part / f"image{joined}")
             _grid(path)
         except RuntimeError as error:
             raise ImageError(f"{image.path} in {place} cannot be read as an image") from error
@@ -362,7 +371,17 @@ def _fingerprint(files: Sequence[RemoteFile]) -> str:
     return hashlib.sha256("\n".join([str(_CONVERSION), *lines]).encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def _joined(header: Path, target: Path) -> Path:
+    """Put an image whose voxels lie beside its header into one file."""
+    import SimpleITK
+
+    SimpleITK.WriteImage(SimpleITK.ReadImage(str(header)), str(target))
+    return target
+
+
 def _grid(path: Path) -> Grid:
+    from monailabel_xnat.convert.grid import Grid
+
     try:
         return Grid.of_image(path)
     except ValueError as error:
