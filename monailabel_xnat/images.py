@@ -155,6 +155,10 @@ class Images:
         path = self.path(scan)
         return _zipped(path) if path.is_dir() else path.open("rb")
 
+    def hold(self, scans: Iterable[Scan]) -> None:
+        """Keep images from eviction while this process lives, for a training say; instead of those held before."""
+        self.cache.hold(scan.image_id.file_stem for scan in scans)
+
     def discard(self, scan: Scan) -> None:
         """Remove whatever is kept of an image; the next use fetches it again.
 
@@ -201,6 +205,7 @@ class Images:
     def close(self) -> None:
         """Stop what goes on in the background."""
         self._background.close()
+        self.cache.close()
 
     @property
     def _form(self) -> str:
@@ -208,7 +213,9 @@ class Images:
 
     def _entry(self, scan: Scan, form: str) -> Entry:
         resource = self._resource(scan)
-        return self._current(scan, resource, form) or self._fetched(scan, resource, form)
+        entry = self._current(scan, resource, form) or self._fetched(scan, resource, form)
+        self.cache.use(entry)
+        return entry
 
     def _local(self, scan: Scan, form: str) -> Entry | None:
         resources = image_resources(scan, self._settings)
@@ -280,16 +287,17 @@ class Images:
                 made = self._as_folder(scan, resource, files, part)
             else:
                 made = self._converted(scan, resource, files, part, fingerprint)
-            suffix = "" if made.is_dir() else ending(made.name)
-            entry = self.cache.put(
-                key,
-                made,
-                f"{key}_{fingerprint[:12]}{suffix}",
+            name = f"{key}_{fingerprint[:12]}{'' if made.is_dir() else ending(made.name)}"
+            new = Entry(
+                path=self.cache.folder / key / name,
                 form=form,
                 image_id=str(scan.image_id),
                 fingerprint=fingerprint,
                 seen=_as_seen(resource),
+                size=0,
+                sha256="",
             )
+            entry = self.cache.put(made, new)
         logger.info("fetched an image of %d files in %.1f s", len(files), time.monotonic() - started)
         return entry
 

@@ -109,15 +109,19 @@ def prefetch(
     tell = _Teller(progress, len(wanted))
     for scan in here:
         tell(scan, "")
-    fetched, failed = [], {}
+    fetched: list[Scan] = []
+    failed: dict[str, str] = {}
     for scan, error in _fetched(images, missing, workers, executor):
         tell(scan, error)
         if error:
             failed[str(scan.image_id)] = error
         else:
-            fetched.append(str(scan.image_id))
+            fetched.append(scan)
+    for scan in [scan for scan in fetched if images.local(scan) is None]:
+        fetched.remove(scan)
+        failed[str(scan.image_id)] = "removed again to make room: cache_budget is too small for all of them"
     logger.info("prefetched %d images; %d were here, %d failed", len(fetched), len(here), len(failed))
-    return PrefetchReport(tuple(str(scan.image_id) for scan in here), tuple(fetched), failed)
+    return PrefetchReport(_ids(here), _ids(fetched), failed)
 
 
 class BackgroundPrefetch:
@@ -183,6 +187,10 @@ class BackgroundPrefetch:
             except (XNATDatastoreError, OSError) as error:
                 # Whoever really asks for the image gets the error.
                 logger.debug("an image was not prefetched: %s", error)
+
+
+def _ids(scans: Sequence[Scan]) -> tuple[str, ...]:
+    return tuple(str(scan.image_id) for scan in scans)
 
 
 class _Teller:

@@ -1,0 +1,177 @@
+"""One image in the cache: what vouches for it, and how to tell that it is as it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+RECORD_SUFFIX = ".json"
+_RECORD_VERSION = 1
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image in the cache, whole.
+
+    Parameters
+    ----------
+    path : Path
+        The file, or folder of files; a link, where it lies in a mounted archive.
+    form : str
+        What was asked for: ``nii``, ``nii.gz`` or ``dicom``.
+    image_id : str
+        Whose image it is.
+    fingerprint : str
+        Digest of names, sizes and digests of the files in XNAT that it was made from.
+    seen : str
+        The resource as the listing showed it when the fingerprint was last compared.
+    size : int
+        Bytes on this disk.
+    sha256 : str
+        Digest of the file; for a folder of the names and contents of all files. Empty for a link.
+    """
+
+    path: Path
+    form: str
+    image_id: str
+    fingerprint: str
+    seen: str
+    size: int
+    sha256: str
+
+    @property
+    def key(self) -> str:
+        """The name of the image's folder."""
+        return self.path.parent.name
+
+    @property
+    def record(self) -> Path:
+        """The file that says that this entry is whole."""
+        return record_of(self.path)
+
+    @property
+    def last_use(self) -> float:
+        """When the image was last asked for, as far as noted: seconds since 1970."""
+        try:
+            return self.record.stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """Give all fields but the path."""
+        return {key: value for key, value in asdict(self).items() if key != "path"}
+
+    def is_intact(self) -> bool:
+        """Read the image and tell whether it is as it was made."""
+        try:
+            return self.path.exists() and (not self.sha256 or digest_of(self.path) == self.sha256)
+        except OSError:
+            return False
+
+
+def record_of(path: Path) -> Path:
+    """Give where the record of an image lies."""
+    return path.with_name(path.name + RECORD_SUFFIX)
+
+
+def write_record(entry: Entry) -> None:
+    """Write an entry's record, whole or not at all."""
+    temporary = entry.record.with_name(entry.record.name + ".new")
+    with open(temporary, "w", encoding="utf-8", opener=_private) as stream:
+        json.dump({"version": _RECORD_VERSION, **entry.facts()}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(entry.record)
+
+
+def read_record(record: Path) -> Entry | None:
+    """Read a record; None if it is damaged, of another version, or its image is gone."""
+    path = record.with_name(record.name[: -len(RECORD_SUFFIX)])
+    try:
+        facts = json.loads(record.read_bytes())
+        if facts.pop("version") != _RECORD_VERSION or not path.exists():
+            return None
+        return Entry(path=path, **facts)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return None
+
+
+def records_in(folder: Path) -> list[Path]:
+    """Give the records in an image's folder."""
+    try:
+        return [path for path in folder.iterdir() if path.name.endswith(RECORD_SUFFIX)]
+    except OSError:
+        return []
+
+
+def seal(made: Path) -> tuple[int, str]:
+    """Bring a file or folder to the disk itself; give its size on this disk and its digest.
+
+    A link leads to somebody else's files: they are neither touched, nor read as a whole, nor counted.
+    """
+    if made.is_symlink():
+        return 0, ""
+    size = 0
+    for path in files_of(made):
+        path.chmod(0o600)
+        with path.open("r+b") as stream:
+            os.fsync(stream.fileno())
+        size += path.stat().st_size
+    return size, digest_of(made)
+
+
+def digest_of(path: Path) -> str:
+    """Give the SHA-256 of a file; of a folder that of its files' names and digests, in order."""
+    if not path.is_dir():
+        return _file_digest(path)
+    lines = (f"{_file_digest(file)} {file.relative_to(path).as_posix()}" for file in files_of(path))
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def files_of(path: Path) -> list[Path]:
+    """Give the files of a folder, or the file itself."""
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder; one that is gone is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def private_folder(folder: Path) -> Path:
+    """Make a folder, and those above it that are missing, for this user only."""
+    for missing in reversed([parent for parent in (folder, *folder.parents) if not parent.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's own list of names to the disk, where the system knows such a thing."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,327 @@
+"""Images on this disk: made once, by one thread of one process, whole or not at all.
+
+::
+
+    <folder>/                      only for this user, as everything below
+        .locks/<key>.lock          held while an image is being made or removed
+        .leases/                   what processes hold
+        <key>/                     one per image
+            <name>                 a file, or a folder of DICOM files
+            <name>.json            its record; written last, so that nothing counts without one
+            .part/                 what is being made; a killed process leaves it behind, and the next clears it
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from monailabel_xnat.cache.entry import (
+    RECORD_SUFFIX,
+    Entry,
+    files_of,
+    private_folder,
+    read_record,
+    record_of,
+    records_in,
+    remove,
+    seal,
+    sync_folder,
+    write_record,
+)
+from monailabel_xnat.cache.leases import Leases
+from monailabel_xnat.cache.locks import locked
+from monailabel_xnat.errors import CacheError
+
+logger = logging.getLogger(__name__)
+
+_LOCKS = ".locks"
+_LEASES = ".leases"
+_PART = ".part"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# The time of last use is noted on disk no more often than this: a warm hit should not write.
+_USE_NOTED_EVERY = 30.0
+# What other processes add is counted no more often than this, unless the budget is reached.
+_COUNTED_EVERY = 60.0
+# An image that XNAT has replaced stays for whoever still works with it.
+_REPLACED_STAYS = 3600.0
+
+
+class Cache:
+    """A folder of images.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it does not exist, for this user only.
+    budget : int or None
+        Bytes that the images may take together; the least recently used go first, never one that is in use.
+
+    Raises
+    ------
+    CacheError
+        If the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path, *, budget: int | None = None) -> None:
+        self.folder = folder
+        self.budget = budget
+        self._leases = Leases(folder / _LEASES)
+        self._noted: dict[Path, float] = {}
+        self._size = 0
+        self._counted = float("-inf")
+        self._eviction = threading.Lock()
+        with self._errors("make"):
+            private_folder(folder / _LOCKS)
+            folder.chmod(0o700)
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Keep an image to oneself, across threads and processes; waits until others are done."""
+        with locked(self._lock_file(key)):
+            yield
+
+    def find(self, key: str, form: str) -> list[Entry]:
+        """Give the whole entries of an image in one form, most recently used first."""
+        entries = map(read_record, records_in(self.folder / key))
+        found = [entry for entry in entries if entry and entry.form == form]
+        return sorted(found, key=lambda entry: entry.last_use, reverse=True)
+
+    def is_there(self, entry: Entry) -> bool:
+        """Tell whether an entry known from before is still there."""
+        try:
+            os.stat(entry.path)  # noqa: PTH116 - a third of the time of Path.stat, at every warm hit
+        except OSError:
+            return False
+        return True
+
+    def use(self, entry: Entry) -> None:
+        """Note that an entry is given out: it is in use until this thread is given another."""
+        self._leases.use(entry.key)
+        now = time.monotonic()
+        if now - self._noted.get(entry.path, float("-inf")) > _USE_NOTED_EVERY:
+            self._noted[entry.path] = now
+            with suppress(OSError):
+                os.utime(entry.record)
+
+    def hold(self, keys: Iterable[str]) -> None:
+        """Keep images from eviction while this process lives, instead of those held before."""
+        with self._errors("write to"):
+            self._leases.hold(keys)
+
+    @contextmanager
+    def making(self, key: str, need: int = 0) -> Iterator[Path]:
+        """Give an empty folder to make an image in; whatever is left in it afterwards goes.
+
+        The caller holds the lock of the image.
+
+        Parameters
+        ----------
+        key : str
+            Which image.
+        need : int
+            Bytes that making it takes, as far as known.
+
+        Raises
+        ------
+        CacheError
+            If the disk is full or the folder cannot be written.
+        """
+        part = self.folder / key / _PART
+        with self._errors("write to", need):
+            remove(part)
+            private_folder(part)
+            if need > shutil.disk_usage(part).free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        try:
+            yield part
+        except OSError as error:
+            if error.errno in _FULL:
+                raise self._full(need) from error
+            raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            with suppress(OSError):
+                part.parent.rmdir()  # only where nothing was made
+
+    def put(self, made: Path, entry: Entry) -> Entry:
+        """Take in what was made; the caller holds the lock of the image.
+
+        Parameters
+        ----------
+        made : Path
+            A file or folder below what :meth:`making` gave.
+        entry : Entry
+            What it is, and where it belongs; size and digest are found out here.
+
+        Returns
+        -------
+        Entry
+            The entry, complete.
+        """
+        with self._errors("write to"):
+            size, digest = seal(made)
+            entry = replace(entry, size=size, sha256=digest)
+            remove(entry.record)
+            remove(entry.path)
+            made.rename(entry.path)
+            write_record(entry)
+            sync_folder(entry.path.parent)
+            self._retire_replaced(entry)
+        self._size += size
+        self.evict(sparing=entry.key)
+        return entry
+
+    def renew(self, entry: Entry, seen: str) -> Entry:
+        """Note that an entry is what XNAT has, although the listing looks different; the caller holds the lock."""
+        renewed = replace(entry, seen=seen)
+        with self._errors("write to"):
+            write_record(renewed)
+        return renewed
+
+    def remove(self, entry: Entry) -> None:
+        """Remove an entry, its record first; the caller holds the lock."""
+        with self._errors("remove from"):
+            remove(entry.record)
+            remove(entry.path)
+        self._size -= entry.size
+        with suppress(OSError):
+            entry.path.parent.rmdir()
+
+    def entries(self) -> list[Entry]:
+        """Give all whole entries, least recently used first."""
+        entries = map(read_record, self.folder.glob(f"*/*{RECORD_SUFFIX}"))
+        return sorted((entry for entry in entries if entry), key=lambda entry: entry.last_use)
+
+    def evict(self, sparing: str = "") -> int:
+        """Remove least recently used images until the budget holds.
+
+        Parameters
+        ----------
+        sparing : str
+            Key of an image that stays in any case.
+
+        Returns
+        -------
+        int
+            The bytes freed.
+        """
+        if self.budget is None:
+            return 0
+        with self._eviction:
+            if self._size <= self.budget and time.monotonic() - self._counted < _COUNTED_EVERY:
+                return 0
+            entries = self.entries()
+            self._size = sum(entry.size for entry in entries)
+            self._counted = time.monotonic()
+            return self._evict(entries, self._size - self.budget, sparing)
+
+    def verify(self, *, remove_damaged: bool = False) -> list[Entry]:
+        """Read every entry and give those that are not as they were made.
+
+        Parameters
+        ----------
+        remove_damaged : bool
+            Whether to remove them; the next use fetches them again.
+        """
+        damaged = [entry for entry in self.entries() if not entry.is_intact()]
+        for entry in damaged if remove_damaged else ():
+            self._remove_if_idle(entry)
+        return damaged
+
+    def prune(self) -> int:
+        """Remove what killed processes left behind, and what exceeds the budget.
+
+        Returns
+        -------
+        int
+            The bytes freed.
+        """
+        freed = 0
+        for folder in self.folder.iterdir():
+            if folder.is_dir() and folder.name not in (_LOCKS, _LEASES):
+                with locked(self._lock_file(folder.name), wait=False) as idle:
+                    freed += _clear_leftovers(folder) if idle else 0
+        self._counted = float("-inf")
+        return freed + self.evict()
+
+    def close(self) -> None:
+        """Hold nothing more."""
+        self._leases.close()
+
+    def _evict(self, entries: list[Entry], excess: int, sparing: str) -> int:
+        freed = 0
+        if excess > 0:
+            kept = self._leases.in_use() | {sparing}
+            for entry in entries:
+                if freed < excess and entry.key not in kept and entry.size and self._remove_if_idle(entry):
+                    freed += entry.size
+            if freed < excess:
+                logger.warning("the image cache holds %s beyond its budget, all in use", _megabytes(excess - freed))
+        return freed
+
+    def _remove_if_idle(self, entry: Entry) -> bool:
+        with locked(self._lock_file(entry.key), wait=False) as idle:
+            if not idle:
+                return False
+            try:
+                self.remove(entry)
+            except CacheError as error:  # on Windows: somebody has the file open
+                logger.debug("not evicted: %s", error)
+                return False
+            return True
+
+    def _retire_replaced(self, new: Entry) -> None:
+        """Remove what the image was before, unless somebody may still work with it."""
+        for entry in self.find(new.key, new.form):
+            if entry.path != new.path and time.time() - entry.last_use > _REPLACED_STAYS:
+                self.remove(entry)
+
+    def _lock_file(self, key: str) -> Path:
+        return self.folder / _LOCKS / f"{key}.lock"
+
+    @contextmanager
+    def _errors(self, verb: str, need: int = 0) -> Iterator[None]:
+        try:
+            yield
+        except CacheError:
+            raise
+        except OSError as error:
+            if error.errno in _FULL:
+                raise self._full(need) from error
+            raise CacheError(
+                f"cannot {verb} the image cache {self.folder}: {error.strerror or type(error).__name__}",
+                hint="set cache_path to a folder that this user can write to",
+            ) from error
+
+    def _full(self, need: int) -> CacheError:
+        needed = f", {_megabytes(need)} needed" if need else ""
+        return CacheError(
+            f"no space left for images in {self.folder}{needed}",
+            hint="free some, set a smaller cache_budget, or a cache_path on another disk",
+        )
+
+
+def _clear_leftovers(folder: Path) -> int:
+    """Remove from an image's folder what no record vouches for; the caller holds its lock."""
+    whole = {entry.path for entry in map(read_record, records_in(folder)) if entry}
+    kept = whole | {record_of(path) for path in whole}
+    freed = 0
+    for path in set(folder.iterdir()) - kept:
+        freed += sum(file.lstat().st_size for file in files_of(path))
+        remove(path)
+    with suppress(OSError):
+        folder.rmdir()
+    return freed
+
+
+def _megabytes(size: int) -> str:
+    return f"{max(size / 1e6, 0.1):.1f} MB"
