@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats
-from monailabel_xnat.convert.nifti import write_nifti
+from monailabel_xnat.convert.nifti import LARGEST_SIZE, write_nifti
 from monailabel_xnat.convert.pixels import SliceValues, common_dtype, read_slices
 from monailabel_xnat.convert.series import Source, read_series
 from monailabel_xnat.convert.volume import VolumePlan, plan_volume
+from monailabel_xnat.errors import ImageConversionError
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,11 @@ def _shape(plan: VolumePlan, columns: int, rows: int, samples: Sequence[int]) ->
     shape: tuple[int, ...] = (columns, rows, plan.slices)
     if plan.volumes > 1:
         shape = (*shape, plan.volumes)
-    return (*shape, *samples)
+    shape = (*shape, *samples)
+    if max(shape) > LARGEST_SIZE:
+        message = f"an image of {' x '.join(map(str, shape))} voxels does not fit into NIfTI"
+        raise ImageConversionError(message, hint=f"no side may be longer than {LARGEST_SIZE}")
+    return shape
 
 
 def _blocks(slices: Sequence[SliceValues], dtype: np.dtype[Any], samples: Sequence[int]) -> Iterator[npt.NDArray[Any]]:

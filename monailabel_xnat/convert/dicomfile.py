@@ -72,6 +72,10 @@ class _UnplainError(Exception):
     """The walk met something that it does not know."""
 
 
+class _CutError(Exception):
+    """An element seems to end beyond the end of the file."""
+
+
 def read_dicom(path: Path, stream: BinaryIO, wanted: Collection[int]) -> DicomFile | None:
     """Read elements from a file; None if it is no DICOM file.
 
@@ -94,14 +98,20 @@ def read_dicom(path: Path, stream: BinaryIO, wanted: Collection[int]) -> DicomFi
         if not start.strip(b"\0") and len(start) < _MAGIC_OFFSET + 4 and path.suffix.lower() in _DICOM_SUFFIXES:
             raise ImageConversionError(f"{path.name} is truncated: it has {len(start)} bytes", hint=RESTORE)
         return None
+    cut = False
     if start[_MAGIC_OFFSET:] == b"DICM":
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
             try:
                 return _walk(buffer, wanted)
-            except (_UnplainError, struct.error, IndexError):
+            except _UnplainError:
                 pass
+            except (_CutError, struct.error):
+                cut = True
     stream.seek(0)
-    return _parse(path, stream, wanted)
+    file = _parse(path, stream, wanted)
+    if cut and file.end >= file_size(stream):
+        raise ImageConversionError(f"{path.name} is truncated: it ends within its header", hint=RESTORE)
+    return file
 
 
 def _looks_like_dicom(start: bytes) -> bool:
@@ -118,7 +128,7 @@ def _parse(path: Path, stream: BinaryIO, wanted: Collection[int]) -> DicomFile:
     """Read elements by pydicom."""
     try:
         dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(wanted), force=True)
-    except (EOFError, OSError, LookupError, ValueError, AttributeError, TypeError, zlib.error) as error:
+    except (EOFError, OSError, LookupError, ValueError, AttributeError, TypeError, struct.error, zlib.error) as error:
         message = f"{path.name} is truncated or damaged, its header cannot be read: {error}"
         raise ImageConversionError(message, hint=RESTORE) from error
     meta = dataset.file_meta
@@ -155,7 +165,7 @@ def _find(
             continue
         position = value + length
         if position > size:
-            raise _UnplainError
+            raise _CutError
         if tag in wanted:
             found[tag] = buffer[value:position]
     return found, position

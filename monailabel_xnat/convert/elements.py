@@ -7,6 +7,7 @@ matter here.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from typing import Any, Union
@@ -72,7 +73,9 @@ def decimals(source: Elements, tag: int, count: int = 0) -> tuple[float, ...] | 
     try:
         values = tuple(float(part) for part in parts)
     except ValueError:
-        raise ElementError(f"{_name(tag)} is not a list of numbers: {text(source, tag)!r}") from None
+        values = (math.nan,)
+    if not all(map(math.isfinite, values)):
+        raise ElementError(f"{_name(tag)} is not a list of numbers: {text(source, tag)!r}")
     if count and len(values) != count:
         raise ElementError(f"{_name(tag)} has {len(values)} values instead of {count}")
     return values

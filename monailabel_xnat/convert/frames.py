@@ -142,7 +142,9 @@ def read_frames(path: Path, dataset: Elements, count: int, order: float) -> tupl
     """
     groups = elements.items(dataset, _FRAME_GROUPS)
     if groups:
-        return _enhanced_frames(path, dataset, groups[:count], order)
+        if len(groups) != count:
+            raise elements.ElementError(f"{count} frames, but functional groups of {len(groups)}")
+        return _enhanced_frames(path, dataset, groups, order)
     offsets = elements.decimals(dataset, _GRID_FRAME_OFFSETS) if count > 1 else None
     if count > 1 and (offsets is None or len(offsets) != count):
         return tuple(Frame(path, index, order, None) for index in range(count))

@@ -10,10 +10,10 @@ from typing import BinaryIO
 from pydicom.uid import UID
 
 from monailabel_xnat.convert import elements
-from monailabel_xnat.convert.dicomfile import RESTORE, DicomFile, read_dicom
+from monailabel_xnat.convert.dicomfile import RESTORE, DicomFile, file_size, read_dicom
 from monailabel_xnat.convert.elements import Elements
 from monailabel_xnat.convert.frames import FRAME_TAGS, Frame, read_frames
-from monailabel_xnat.convert.pixeldata import locate_pixel_data
+from monailabel_xnat.convert.pixeldata import has_float_pixels, locate_pixel_data
 from monailabel_xnat.errors import ImageConversionError
 
 # Objects with pixel data that are no image of the patient: they lie beside the images they refer to.
@@ -24,6 +24,8 @@ _NO_IMAGES = frozenset(
         "1.2.840.10008.5.1.4.1.1.11.12",  # Advanced Blending Presentation State
     )
 )
+
+_DOSE = "1.2.840.10008.5.1.4.1.1.481.2"
 
 _SOP_CLASS = 0x00080016
 _SOP_INSTANCE = 0x00080018
@@ -147,7 +149,12 @@ def _image_or_other(path: Path, stream: BinaryIO, file: DicomFile) -> ImageHeade
     sop_class = elements.text(file.elements, _SOP_CLASS) or file.media_class
     kind = UID(sop_class).name if sop_class else ""
     has_rows = elements.integer(file.elements, _ROWS) > 0
-    if sop_class in _NO_IMAGES or (kind and not has_rows and "Image Storage" not in kind):
+    stream.seek(file.end)
+    if sop_class in _NO_IMAGES or has_float_pixels(stream, file.syntax):
+        return OtherFile(path, kind)
+    # Of images, all must be there; of anything else, what has rows and pixels is one too.
+    is_image = not kind or "Image Storage" in kind or sop_class == _DOSE
+    if not is_image and (not has_rows or file.end >= file_size(stream)):
         return OtherFile(path, kind)
     if not has_rows:
         message = f"{path.name} is truncated, or no whole DICOM object: there are no Rows in its header"
@@ -156,7 +163,6 @@ def _image_or_other(path: Path, stream: BinaryIO, file: DicomFile) -> ImageHeade
     expected = image.frame_bytes * len(image.frames)
     if image.photometric == "YBR_FULL_422":
         expected = expected * 2 // 3
-    stream.seek(file.end)
     offset, length = locate_pixel_data(path, stream, file.syntax, expected, len(image.frames))
     return replace(image, pixel_offset=offset, pixel_length=length)
 

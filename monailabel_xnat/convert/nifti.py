@@ -26,6 +26,9 @@ _igzip_lib: Any = igzip_lib
 GZIP_LEVEL = 1
 """Of isal's 0..3: a tenth of zlib's time for an eighth more bytes; higher levels gain hardly anything."""
 
+LARGEST_SIZE = 32767
+"""Of any dimension: NIfTI-1 holds sizes in 16 bits."""
+
 _HEADER_SIZE = 348
 _VOXEL_OFFSET = 352
 _BUFFER_BYTES = 1 << 20

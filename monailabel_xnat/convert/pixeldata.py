@@ -23,6 +23,14 @@ from monailabel_xnat.convert.dicomfile import (
 from monailabel_xnat.errors import ImageConversionError
 
 
+def has_float_pixels(stream: BinaryIO, syntax: str) -> bool:
+    """Tell whether floating point pixel data follows (parametric maps), which SimpleITK does not read."""
+    position = stream.tell()
+    tag, _ = _element_start(stream, syntax)
+    stream.seek(position)
+    return tag in (FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA)
+
+
 def locate_pixel_data(path: Path, stream: BinaryIO, syntax: str, expected: int, frames: int) -> tuple[int, int]:
     """Find the pixel data and check that it is whole.
 
@@ -56,11 +64,6 @@ def locate_pixel_data(path: Path, stream: BinaryIO, syntax: str, expected: int, 
         return -1, expected
     size = file_size(stream)
     tag, length = _element_start(stream, syntax)
-    if tag in (FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA):
-        raise ImageConversionError(
-            f"{path.name} stores floating point pixel data, which SimpleITK does not read",
-            hint="convert the object to NIfTI and attach it to the scan as resource NIFTI",
-        )
     if tag != PIXEL_DATA:
         message = f"{path.name} has no pixel data; it has {size} bytes, and may be truncated"
         raise ImageConversionError(message, hint=RESTORE)

@@ -165,7 +165,14 @@ def read_slices(frames: Sequence[Frame], headers: Mapping[Path, ImageHeader]) ->
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         decoded = pool.map(lambda path: _decode_file(headers[path], wanted[path]), paths)
         values = {frame_key: part for parts in decoded for frame_key, part in parts.items()}
-    return [values[frame.path, frame.index] for frame in frames]
+    slices = [values[frame.path, frame.index] for frame in frames]
+    for frame, part in zip(frames, slices):
+        if part.stored.shape != slices[0].stored.shape:
+            message = (
+                f"{frame.path.name} decodes to {part.stored.shape}, {frames[0].path.name} to {slices[0].stored.shape}"
+            )
+            raise ImageConversionError(message, hint="remove the image that does not belong to the volume")
+    return slices
 
 
 def _is_plain(header: ImageHeader) -> bool:

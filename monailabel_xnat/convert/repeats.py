@@ -19,7 +19,7 @@ _CHOOSE_OTHER = "remove the images that do not belong to the volume, or choose a
 
 
 def drop_identical_files(images: Sequence[ImageHeader]) -> tuple[list[ImageHeader], list[str]]:
-    """Drop files that repeat an image (same SOP Instance UID, same pixels).
+    """Drop files that repeat an image (same SOP Instance UID, same place, same pixels).
 
     Returns
     -------
@@ -33,13 +33,15 @@ def drop_identical_files(images: Sequence[ImageHeader]) -> tuple[list[ImageHeade
     ImageConversionError
         If two files claim to be one image and differ.
     """
-    kept: dict[str, ImageHeader] = {}
+    kept: dict[object, ImageHeader] = {}
     dropped = []
     for image in images:
-        earlier = kept.setdefault(image.sop_instance_uid or str(image.path), image)
+        # Careless anonymisation gives all images one UID: the place belongs to what makes an image the same.
+        planes = tuple(frame.plane for frame in image.frames)
+        earlier = kept.setdefault((image.sop_instance_uid or image.path, planes), image)
         if earlier is image:
             continue
-        if not _same_image(earlier, image):
+        if not _same_pixels(earlier, image):
             message = f"{earlier.path.name} and {image.path.name} have one SOP Instance UID, but differ"
             raise ImageConversionError(message, hint="remove the wrong one")
         dropped.append(image.path)
@@ -47,10 +49,8 @@ def drop_identical_files(images: Sequence[ImageHeader]) -> tuple[list[ImageHeade
     return list(kept.values()), notes
 
 
-def _same_image(one: ImageHeader, other: ImageHeader) -> bool:
+def _same_pixels(one: ImageHeader, other: ImageHeader) -> bool:
     headers = {one.path: one, other.path: other}
-    if [frame.plane for frame in one.frames] != [frame.plane for frame in other.frames]:
-        return False
     values = [pixels.read_slices(image.frames, headers) for image in (one, other)]
     return all(left.equals(right) for left, right in zip(*values))
 

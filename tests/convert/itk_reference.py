@@ -1,0 +1,61 @@
+"""What MONAI's ITKReader gives for a DICOM folder."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import SimpleITK
+
+from monailabel_xnat.convert import ConvertedVolume
+
+AFFINE_TOLERANCE = 1e-4
+FLOAT32_TOLERANCE = 1e-4
+"""Affines in files are float32."""
+
+
+def itk_reader(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels and affine (RAS) of `ITKReader().read` on a folder."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from monai.data.image_reader import ITKReader
+
+        reader = ITKReader()
+        array, meta = reader.get_data(reader.read(str(folder)))
+    return np.asarray(array), np.asarray(meta["affine"])
+
+
+def voxels(path: Path) -> np.ndarray:
+    return np.asanyarray(nibabel.load(path).dataobj)
+
+
+def assert_as_itk_reader(volume: ConvertedVolume, folder: Path) -> None:
+    """The file has voxels, index order and affine of ITKReader, for every reader of NIfTI."""
+    array, affine = itk_reader(folder)
+    written = voxels(volume.path)
+    assert written.shape == array.shape == volume.shape
+    assert written.dtype == volume.dtype
+    np.testing.assert_array_equal(written, array)
+    np.testing.assert_allclose(volume.affine, affine, rtol=0, atol=AFFINE_TOLERANCE)
+    assert_file_affine(volume)
+
+
+def assert_file_affine(volume: ConvertedVolume) -> None:
+    """The header of the file gives nibabel (sform and qform) and SimpleITK the same affine."""
+    image = nibabel.load(volume.path)
+    assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (1, 1)
+    assert image.header.get_xyzt_units()[0] == "mm"
+    for form in (image.affine, image.get_sform(), image.get_qform(), simpleitk_affine(volume.path)):
+        np.testing.assert_allclose(form, volume.affine, rtol=0, atol=FLOAT32_TOLERANCE)
+
+
+def simpleitk_affine(path: Path) -> np.ndarray:
+    image = SimpleITK.ReadImage(str(path))
+    size = image.GetDimension()
+    affine = np.eye(4)
+    direction = np.reshape(image.GetDirection(), (size, size))[:3, :3]
+    affine[:3, :3] = direction * image.GetSpacing()[:3]
+    affine[:3, 3] = image.GetOrigin()[:3]
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
