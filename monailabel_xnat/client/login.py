@@ -10,7 +10,7 @@ from typing import Any
 import requests
 import xnat
 from requests.adapters import HTTPAdapter
-from xnat.session import XNATSession
+from xnat.session import BaseXNATSession
 
 from monailabel_xnat.client.answers import failure, is_page, network_failure, page_failure
 from monailabel_xnat.config import Settings
@@ -43,7 +43,7 @@ def _without_credentials(request: requests.PreparedRequest) -> requests.Prepared
     return request
 
 
-def log_in(settings: Settings) -> XNATSession:
+def log_in(settings: Settings) -> BaseXNATSession:
     """Log in and make the xnatpy session.
 
     ``xnat.connect`` is not used: it cannot be given a certificate authority or a client certificate, takes
@@ -68,7 +68,7 @@ def log_in(settings: Settings) -> XNATSession:
                 hint="check user name and password",
                 url=settings.server,
             )
-        return XNATSession(
+        return BaseXNATSession(
             server=settings.server,
             logger=_XnatpyLogger(logger, {}),
             interface=transport,

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Union
 from urllib.parse import quote
 
 import requests
-from xnat.session import XNATSession
+from xnat.session import BaseXNATSession
 
 from monailabel_xnat.client.answers import failure, is_page, network_failure, page_failure
 from monailabel_xnat.client.login import SESSION_COOKIE, log_in, who_am_i
@@ -54,7 +54,7 @@ class Session:
     """
 
     _lock: threading.RLock
-    _connection: XNATSession | None
+    _connection: BaseXNATSession | None
     _last_use: float
     transfer_slots: threading.BoundedSemaphore
 
@@ -75,7 +75,7 @@ class Session:
         return str(self.connection.logged_in_user)
 
     @property
-    def connection(self) -> XNATSession:
+    def connection(self) -> BaseXNATSession:
         """The xnatpy session (without XNAT's schema model); logs in if need be."""
         with self._lock:
             if self._connection is None:
@@ -248,7 +248,7 @@ class Session:
             if callable(body):
                 data.close()  # type: ignore[union-attr]
 
-    def _checked_connection(self) -> XNATSession:
+    def _checked_connection(self) -> BaseXNATSession:
         """Give the connection; after a long pause only if XNAT still knows us, for open sites turn us into a guest."""
         connection = self.connection
         if self._settings.username and time.monotonic() - self._last_use > IDLE_SECONDS_TRUSTED:
@@ -257,7 +257,7 @@ class Session:
             connection = self.connection
         return connection
 
-    def _login_was_lost(self, connection: XNATSession, response: requests.Response) -> bool:
+    def _login_was_lost(self, connection: BaseXNATSession, response: requests.Response) -> bool:
         if not self._settings.username:
             return False
         if response.status_code == requests.codes.unauthorized:
@@ -268,7 +268,7 @@ class Session:
         session_id = response.cookies.get(SESSION_COOKIE)
         return session_id not in (None, connection.jsession) and not self._is_known(connection)
 
-    def _is_known(self, connection: XNATSession) -> bool:
+    def _is_known(self, connection: BaseXNATSession) -> bool:
         """Ask XNAT whether the connection still stands for the user who logged in."""
         transport = connection.interface
         if transport is None:
@@ -281,7 +281,7 @@ class Session:
             raise network_failure(error, self._settings.server) from error
         return bool(user == connection.logged_in_user)
 
-    def _renew(self, lost: XNATSession) -> None:
+    def _renew(self, lost: BaseXNATSession) -> None:
         """Log in anew, unless another thread has already replaced the lost connection."""
         with self._lock:
             if self._connection is lost:

@@ -316,7 +316,7 @@ def _text(dataset: Any, keyword: str) -> str:
         try:
             value = read(Tag(keyword)).value
             break
-        except Exception as exc:  # noqa: BLE001 - pydicom raises what the broken value makes it raise
+        except Exception as exc:
             logger.debug("The value of %s is broken: %s", keyword, type(exc).__name__)
     if isinstance(value, (list, tuple, pydicom.multival.MultiValue)):
         value = value[0] if value else ""

@@ -1,0 +1,77 @@
+"""``monailabel-xnat sandbox``: an XNAT-compatible server in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from monailabel_xnat.sandbox import Sandbox
+
+BANNER = "This is a sandbox for demos and tests. It is not an archive for patients."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--port", type=int, default=0, help="where to listen; default: any free port")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
+    parser.add_argument("--data", type=Path, help="folder that keeps the archive; default: a temporary one")
+    parser.add_argument(
+        "--import", dest="imports", type=Path, action="append", default=[], metavar="DICOM_DIR",
+        help="file a folder of DICOM first; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--project", help="project to import into; default: named like the folder")
+    parser.add_argument("--demo", action="store_true", help="fill it with the generated demo project")
+    parser.add_argument("--schemas", type=Path, help="folder of XSD files to serve instead of the sandbox's own")
+    parser.add_argument(
+        "--user", action="append", default=[], metavar="NAME=PASSWORD", help="set a password instead of making one up"
+    )
+    parser.add_argument("--open", action="store_true", help="let guests in, who see public projects")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until interrupted."""
+    from monailabel_xnat.sandbox import Sandbox
+
+    users = dict(_user(text) for text in args.user)
+    missing = [folder for folder in args.imports if not folder.is_dir()]
+    if missing:
+        raise FileNotFoundError(f"no such folder to import: {', '.join(map(str, missing))}")
+    sandbox = Sandbox(args.data, args.port, args.host, users, require_login=not args.open, schemas=args.schemas)
+    try:
+        sandbox.listen()
+        _fill(sandbox, args)
+        _announce(sandbox, users)
+        sandbox.serve()
+    finally:
+        sandbox.stop()
+    return 0
+
+
+def _user(text: str) -> tuple[str, str]:
+    name, equals, password = text.partition("=")
+    if not (name and equals and password):
+        raise OSError("--user wants NAME=PASSWORD")
+    return name, password
+
+
+def _fill(sandbox: Sandbox, args: argparse.Namespace) -> None:
+    for folder in args.imports:
+        sessions = sandbox.import_dicom(folder, args.project)
+        print(f"imported {folder}: {len(sessions)} sessions", flush=True)
+    if args.demo:
+        from monailabel_xnat.sandbox.demo import write_demo
+
+        with tempfile.TemporaryDirectory() as folder:
+            demo = write_demo(Path(folder))
+            sandbox.import_dicom(demo.dicom, demo.project)
+        print(f"made the demo project {demo.project}: {len(demo.cases)} sessions", flush=True)
+
+
+def _announce(sandbox: Sandbox, given: dict[str, str]) -> None:
+    print(f"\n{BANNER}\n\nXNAT sandbox: {sandbox.url}")
+    for login, password in sandbox.users.items():
+        print(f"  user {login:<13} password {'(as given)' if login in given else password}")
+    print("\nCtrl-C ends it.", flush=True)

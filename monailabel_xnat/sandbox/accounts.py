@@ -1,0 +1,259 @@
+"""Users, their server sessions and their alias tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+from monailabel_xnat.sandbox.store import Store
+
+GUEST = "guest"
+STANDING_ROLES = ("owner", "member", "collaborator")
+MAX_SESSIONS = 1000
+MAX_FAILED_LOGINS = 20
+LOCKOUT_SECONDS = 3600.0
+TOKEN_SECONDS = 2 * 24 * 3600.0
+
+_SCRYPT = {"n": 2**13, "r": 8, "p": 1, "dklen": 32}
+
+
+@dataclass(frozen=True)
+class User:
+    """Who asks; `standing_role` is the group that the user gets in projects the sandbox itself makes."""
+
+    login: str
+    is_admin: bool = False
+    firstname: str = ""
+    lastname: str = ""
+    email: str = ""
+    standing_role: str = ""
+
+    @property
+    def is_guest(self) -> bool:
+        """Whether nobody is logged in."""
+        return self.login == GUEST
+
+
+ANONYMOUS = User(GUEST)
+
+
+@dataclass
+class Session:
+    """One server session, named by the cookie ``JSESSIONID``."""
+
+    id: str
+    user: User
+    last_used: float
+    csrf: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+
+class Accounts:
+    """The user table, with passwords as salted scrypt hashes."""
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+        self._key = secrets.token_bytes(32)
+        self._verified: dict[str, bytes] = {}
+        self._failures: dict[str, tuple[int, float]] = {}
+
+    def add(self, login: str, password: str, is_admin: bool = False, standing_role: str = "") -> User:
+        """Create a user, or give an existing one a new password.
+
+        Raises
+        ------
+        ValueError
+            If the login or the password is empty, or the login is ``guest``.
+        """
+        if not login or not password or login == GUEST or ":" in login:
+            raise ValueError(f"cannot make user {login!r}: a login without ':' (not 'guest') and a password are needed")
+        values = (
+            login,
+            _hash(password),
+            login.capitalize(),
+            "Sandbox",
+            f"{login}@sandbox.invalid",
+            is_admin,
+            standing_role,
+        )
+        with self._store.write() as db:
+            db.execute("INSERT OR REPLACE INTO users VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        self._verified.pop(login, None)
+        return User(login, is_admin, *values[2:5], standing_role)
+
+    def get(self, login: str) -> User | None:
+        """Return a user, or None."""
+        row = self._store.one("SELECT * FROM users WHERE login = ?", (login,))
+        return _user(row) if row else None
+
+    def all(self) -> list[User]:
+        """Return all users, by login."""
+        return [_user(row) for row in self._store.all("SELECT * FROM users ORDER BY login")]
+
+    def check(self, login: str, password: str) -> User | None:
+        """Return the user whom name and password (or alias and secret) belong to, or None."""
+        login = login.rpartition("/")[2]
+        if self._is_locked(login):
+            return None
+        user = self._by_password(login, password) or self._by_token(login, password)
+        if user is None:
+            count, _ = self._failures.get(login, (0, 0.0))
+            self._failures[login] = (count + 1, self._clock())
+        else:
+            self._failures.pop(login, None)
+        return user
+
+    def _is_locked(self, login: str) -> bool:
+        count, since = self._failures.get(login, (0, 0.0))
+        if count < MAX_FAILED_LOGINS:
+            return False
+        if self._clock() - since > LOCKOUT_SECONDS:
+            del self._failures[login]
+            return False
+        return True
+
+    def _by_password(self, login: str, password: str) -> User | None:
+        row = self._store.one("SELECT * FROM users WHERE login = ?", (login,))
+        if row is None:
+            return None
+        # scrypt is slow on purpose; a login seen before is recognised by a keyed digest that never leaves memory.
+        digest = hmac.new(self._key, f"{row['password']}\n{password}".encode(), "sha256").digest()
+        if hmac.compare_digest(self._verified.get(login, b""), digest):
+            return _user(row)
+        if not _matches(password, row["password"]):
+            return None
+        self._verified[login] = digest
+        return _user(row)
+
+    def _by_token(self, alias: str, secret: str) -> User | None:
+        token = self.token(alias)
+        if token is None or not hmac.compare_digest(token["secret"], secret_digest(secret)):
+            return None
+        return self.get(token["login"])
+
+    def issue_token(self, user: User) -> dict[str, Any]:
+        """Make an alias token; the secret is in the answer and nowhere else."""
+        alias, secret, now = str(uuid.uuid4()), secrets.token_hex(32), self._clock()
+        with self._store.write() as db:
+            cursor = db.execute(
+                "INSERT INTO tokens (alias, secret, login, created, expires) VALUES (?, ?, ?, ?, ?)",
+                (alias, secret_digest(secret), user.login, now, now + TOKEN_SECONDS),
+            )
+        return {**_token_json(cursor.lastrowid or 0, alias, user.login, now, now + TOKEN_SECONDS), "secret": secret}
+
+    def token(self, alias: str) -> dict[str, Any] | None:
+        """Return a token that is still good, or None."""
+        row = self._store.one("SELECT * FROM tokens WHERE alias = ? AND expires > ?", (alias, self._clock()))
+        return dict(row) if row else None
+
+    def tokens(self, user: User) -> list[dict[str, Any]]:
+        """Return the good tokens of a user, without their secrets."""
+        rows = self._store.all("SELECT * FROM tokens WHERE login = ? AND expires > ?", (user.login, self._clock()))
+        return [_token_json(row["id"], row["alias"], row["login"], row["created"], row["expires"]) for row in rows]
+
+    def drop_token(self, alias: str) -> None:
+        """Invalidate a token."""
+        with self._store.write() as db:
+            db.execute("DELETE FROM tokens WHERE alias = ?", (alias,))
+
+
+class Sessions:
+    """The server's sessions: in memory, ended by time, by logout or all at once.
+
+    Parameters
+    ----------
+    timeout
+        Seconds without a request after which a session is unknown.
+    """
+
+    def __init__(self, timeout: float, clock: Callable[[], float] = time.time) -> None:
+        self.timeout = timeout
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._sessions: dict[str, Session] = {}
+
+    def open(self, user: User) -> Session | None:
+        """Open a session; None when the user has too many already."""
+        with self._lock:
+            self._drop_expired()
+            if sum(item.user.login == user.login for item in self._sessions.values()) >= MAX_SESSIONS:
+                return None
+            session = Session(secrets.token_hex(16).upper(), user, self._clock())
+            self._sessions[session.id] = session
+            return session
+
+    def touch(self, session_id: str) -> Session | None:
+        """Return a live session and restart its time, or None."""
+        with self._lock:
+            session = self._sessions.get(session_id)
+            if session is None:
+                return None
+            now = self._clock()
+            if now - session.last_used > self.timeout:
+                del self._sessions[session_id]
+                return None
+            session.last_used = now
+            return session
+
+    def close(self, session_id: str) -> None:
+        """End a session."""
+        with self._lock:
+            self._sessions.pop(session_id, None)
+
+    def close_all(self) -> None:
+        """End every session, as a restart or an administrator does."""
+        with self._lock:
+            self._sessions.clear()
+
+    def __len__(self) -> int:
+        with self._lock:
+            self._drop_expired()
+            return len(self._sessions)
+
+    def _drop_expired(self) -> None:
+        oldest = self._clock() - self.timeout
+        for expired in [key for key, item in self._sessions.items() if item.last_used < oldest]:
+            del self._sessions[expired]
+
+
+def _hash(password: str) -> str:
+    salt = secrets.token_bytes(16)
+    return f"{salt.hex()}${hashlib.scrypt(password.encode(), salt=salt, **_SCRYPT).hex()}"
+
+
+def _matches(password: str, stored: str) -> bool:
+    salt, _, digest = stored.partition("$")
+    found = hashlib.scrypt(password.encode(), salt=bytes.fromhex(salt), **_SCRYPT)
+    return hmac.compare_digest(found.hex(), digest)
+
+
+def secret_digest(secret: str) -> str:
+    """Return what is stored of a token's secret, which is random enough for a plain hash."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _user(row: Any) -> User:
+    return User(
+        row["login"], bool(row["is_admin"]), row["firstname"], row["lastname"], row["email"], row["standing_role"]
+    )
+
+
+def _token_json(number: int, alias: str, login: str, created: float, expires: float) -> dict[str, Any]:
+    return {
+        "alias": alias,
+        "singleUse": False,
+        "estimatedExpirationTime": int(expires * 1000),
+        "xdatUserId": login,
+        "validIPAddresses": [],
+        "id": number,
+        "enabled": True,
+        "created": int(created * 1000),
+        "timestamp": int(created * 1000),
+        "disabled": 0,
+    }

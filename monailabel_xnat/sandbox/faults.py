@@ -1,0 +1,89 @@
+"""Failures that tests ask for: per path, a number of times, after a number of times."""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Fault:
+    """One failure.
+
+    Parameters
+    ----------
+    path
+        Regular expression that the request's path must hold.
+    method
+        HTTP method; empty for all.
+    times
+        How often it happens; None: always.
+    skip
+        How many matching requests pass before.
+    status
+        Answer this status instead.
+    retry_after
+        ``Retry-After`` header that goes with it.
+    delay
+        Seconds to wait before the request is handled.
+    drop_after
+        Cut the connection after so many bytes of the answer's body.
+    truncate
+        Leave out the last so many bytes of the answer's body, and end it properly.
+    login_page
+        Answer XNAT's login page with status 200.
+    lose
+        Answer 200 to a write, without doing it.
+    expire
+        End all sessions before the request is handled.
+    """
+
+    path: str = ""
+    method: str = ""
+    times: int | None = 1
+    skip: int = 0
+    status: int = 0
+    retry_after: str = ""
+    delay: float = 0.0
+    drop_after: int | None = None
+    truncate: int = 0
+    login_page: bool = False
+    lose: bool = False
+    expire: bool = False
+
+
+@dataclass
+class Faults:
+    """The failures that are set."""
+
+    _faults: list[Fault] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, path: str = "", **what: object) -> Fault:
+        """Set a failure; the parameters are those of :class:`Fault`."""
+        fault = Fault(path, **what)  # type: ignore[arg-type]
+        with self._lock:
+            self._faults.append(fault)
+        return fault
+
+    def clear(self) -> None:
+        """Take all failures back."""
+        with self._lock:
+            self._faults.clear()
+
+    def due(self, method: str, path: str) -> Fault | None:
+        """Give the failure that happens to a request now, and count it."""
+        with self._lock:
+            for fault in self._faults:
+                if fault.method not in ("", method) or not re.search(fault.path, path):
+                    continue
+                if fault.skip > 0:
+                    fault.skip -= 1
+                    continue
+                if fault.times is None:
+                    return fault
+                if fault.times > 0:
+                    fault.times -= 1
+                    return fault
+        return None

@@ -1,0 +1,130 @@
+"""What an archive holds, as plain values read from the store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Union
+
+Fields = dict[str, Any]
+"""Schema path to value; a list of objects (``fields/field``, ``references/seriesUID``) is a list of dictionaries."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project; `accessibility` is ``private``, ``protected`` or ``public``."""
+
+    id: str
+    accessibility: str
+    prearchive_code: int
+    fields: Fields
+    custom_fields: Fields
+    insert_date: str
+    insert_user: str
+    last_modified: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A subject; `project` is its primary project."""
+
+    id: str
+    project: str
+    label: str
+    fields: Fields
+    custom_fields: Fields
+    insert_date: str
+    insert_user: str
+    last_modified: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment: an image session or another subject assessor, or an image assessor (then with `session_id`)."""
+
+    id: str
+    project: str
+    label: str
+    xsi_type: str
+    subject_id: str | None
+    session_id: str | None
+    status: str
+    fields: Fields
+    custom_fields: Fields
+    insert_date: str
+    insert_user: str
+    last_modified: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan; `pk` is its site-wide number, `id` its name inside the session."""
+
+    pk: int
+    experiment: str
+    id: str
+    xsi_type: str
+    fields: Fields
+    custom_fields: Fields
+    insert_date: str
+    insert_user: str
+    last_modified: str
+
+
+Item = Union[Project, Subject, Experiment, Scan]
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A resource catalog of `parent`; `kind` is ``project``, ``subject``, ``experiment``, ``scan``, ``in`` or ``out``.
+
+    `folder` is relative to the archive folder; `version` counts changes of the catalog; `series_uid` is set for
+    DICOM catalogs.
+    """
+
+    id: int
+    kind: str
+    parent: str
+    label: str
+    format: str
+    content: str
+    description: str
+    tags: str
+    folder: str
+    series_uid: str
+    file_count: int | None
+    file_size: int | None
+    version: int
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A catalog entry: `path` is relative to the resource, `digest` MD5 in hex."""
+
+    id: int
+    resource: int
+    path: str
+    size: int
+    digest: str
+    format: str
+    content: str
+    description: str
+    tags: str
+    sop_uid: str
+    instance_number: str
+    created: str
+    created_by: str
+
+    @property
+    def name(self) -> str:
+        """Last segment of the path."""
+        return self.path.rpartition("/")[2]
+
+
+def load(kind: Any, row: Any) -> Any:
+    """Make a value of `kind` from a row of its table."""
+    values = dict(row)
+    for name in ("fields", "custom_fields"):
+        if name in values:
+            values[name] = json.loads(values[name])
+    return kind(**values)

@@ -1,0 +1,232 @@
+"""The sandbox as a server: on a thread for tests, in the foreground for the command line."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import uvicorn
+
+from monailabel_xnat.sandbox.accounts import Accounts, Sessions
+from monailabel_xnat.sandbox.application import Application, RequestLog
+from monailabel_xnat.sandbox.archive import Archive
+from monailabel_xnat.sandbox.datatypes import DataTypes
+from monailabel_xnat.sandbox.faults import Faults
+from monailabel_xnat.sandbox.filing import Filing, project_id
+
+ADMIN = "admin"
+STANDING_USERS = {"owner": "owner", "member": "member", "collaborator": "collaborator", "none": ""}
+
+_SCHEMAS = Path(__file__).with_name("schemas")
+_START_SECONDS = 20.0
+
+
+class Sandbox:
+    """An XNAT-compatible server on this computer.
+
+    Use it as a context manager, or with :meth:`start` and :meth:`stop`.
+
+    Parameters
+    ----------
+    data
+        Folder of the archive, made if absent and kept; None: a private temporary one, removed at the end.
+    port
+        Where to listen; 0: any free port.
+    host
+        Address to listen on; anything but loopback is your decision.
+    users
+        Passwords by login, for ``admin``, ``owner``, ``member``, ``collaborator``, ``none`` and any others; those
+        not given are made up.
+    require_login
+        False: an open site, where who is not logged in is a guest.
+    session_timeout
+        Seconds after which an unused login is forgotten.
+    schemas
+        Folder of XSD files to serve instead of the sandbox's own.
+    roi_plugin
+        Whether the OHIF viewer's plugin is installed.
+
+    Examples
+    --------
+    >>> from monailabel_xnat.sandbox import Sandbox
+    >>> with Sandbox() as sandbox:
+    ...     sandbox.url.startswith("http://127.0.0.1:")
+    True
+    """
+
+    def __init__(
+        self,
+        data: str | Path | None = None,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        users: Mapping[str, str] | None = None,
+        require_login: bool = True,
+        session_timeout: float = 900.0,
+        schemas: str | Path | None = None,
+        roi_plugin: bool = True,
+    ) -> None:
+        self._temporary = data is None
+        self.folder = Path(tempfile.mkdtemp(prefix="xnat-sandbox-")) if data is None else Path(data)
+        _require_private(self.folder)
+        self.archive = Archive(self.folder, DataTypes(Path(schemas) if schemas else _SCHEMAS))
+        self._accounts = Accounts(self.archive.store)
+        self.users = self._make_users(users or {})
+        self._sessions = Sessions(session_timeout)
+        self._application = Application(self.archive, self._accounts, self._sessions, require_login, roi_plugin)
+        self._host, self._port = host, port
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+        self._socket: socket.socket | None = None
+
+    username = ADMIN
+
+    @property
+    def password(self) -> str:
+        """Password of the user ``admin``."""
+        return self.users[ADMIN]
+
+    @property
+    def url(self) -> str:
+        """Where the server listens."""
+        return f"http://{self._host}:{self._port}"
+
+    @property
+    def requests(self) -> RequestLog:
+        """The requests served so far."""
+        return self._application.requests
+
+    @property
+    def faults(self) -> Faults:
+        """The failures that tests ask for."""
+        return self._application.faults
+
+    def expire_sessions(self) -> None:
+        """Forget every login, as a restart does."""
+        self._sessions.close_all()
+
+    def import_dicom(self, folder: str | Path, project: str | None = None) -> list[str]:
+        """File a folder of DICOM.
+
+        Parameters
+        ----------
+        folder
+            Any folder of DICOM files.
+        project
+            Where to; default: a project named like the folder.
+
+        Returns
+        -------
+        list of str
+            The address of each session, ``/data/experiments/XNAT_E00001``.
+
+        Raises
+        ------
+        ValueError
+            If there is no DICOM in it.
+        """
+        target = project_id(Path(folder), project)
+        made = Filing(self.archive, self._application.resources).file(Path(folder), target)
+        return [f"/data/experiments/{session.id}" for session in made]
+
+    def start(self) -> Sandbox:
+        """Start to serve on a thread; returns when the server answers."""
+        self._listen()
+        config = self._config()
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="xnat-sandbox", daemon=True
+        )
+        self._thread.start()
+        waited = threading.Event()
+        for _ in range(int(_START_SECONDS / 0.01)):
+            if self._server.started:
+                return self
+            if not self._thread.is_alive():
+                break
+            waited.wait(0.01)
+        raise RuntimeError(f"the sandbox did not start on {self.url}")
+
+    def serve(self) -> None:
+        """Serve in the foreground until SIGINT or SIGTERM."""
+        self._listen()
+        self._server = uvicorn.Server(self._config())
+        try:
+            self._server.run(sockets=[self._socket] if self._socket else None)
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """End the server and close the archive; a temporary one is removed."""
+        if self._server is not None:
+            self._server.should_exit = True
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._server = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        self.archive.close()
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Sandbox:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def listen(self) -> None:
+        """Take the port, so that :attr:`url` is known before :meth:`serve`."""
+        self._listen()
+
+    def _listen(self) -> None:
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((self._host, self._port))
+            self._port = self._socket.getsockname()[1]
+
+    def _config(self) -> uvicorn.Config:
+        return uvicorn.Config(
+            self._application,
+            log_level="critical",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=2,
+            server_header=False,
+        )
+
+    def _make_users(self, given: Mapping[str, str]) -> dict[str, str]:
+        passwords = {}
+        for login in [
+            ADMIN,
+            *STANDING_USERS,
+            *(name for name in given if name not in STANDING_USERS and name != ADMIN),
+        ]:
+            passwords[login] = given.get(login) or secrets.token_urlsafe(12)
+            self._accounts.add(login, passwords[login], login == ADMIN, STANDING_USERS.get(login, ""))
+        return passwords
+
+
+def _require_private(folder: Path) -> None:
+    """Make the folder, or refuse one that others can read.
+
+    Raises
+    ------
+    PermissionError
+        If others have access.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        raise PermissionError(
+            f"{folder} can be read by others; give it mode 0700 (chmod 700 {folder}) or use another folder"
+        )

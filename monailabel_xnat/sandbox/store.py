@@ -1,0 +1,160 @@
+"""SQLite under the sandbox: the tables, one connection per thread, short transactions.
+
+Write-ahead logging keeps readers and the one writer apart, and what was committed survives a ``kill -9``.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS sequences (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS users (
+    login TEXT PRIMARY KEY, password TEXT NOT NULL, firstname TEXT NOT NULL, lastname TEXT NOT NULL,
+    email TEXT NOT NULL, is_admin INTEGER NOT NULL, standing_role TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS tokens (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, alias TEXT UNIQUE NOT NULL, secret TEXT NOT NULL, login TEXT NOT NULL,
+    created REAL NOT NULL, expires REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS projects (
+    id TEXT PRIMARY KEY, accessibility TEXT NOT NULL, prearchive_code INTEGER NOT NULL DEFAULT 4,
+    fields TEXT NOT NULL, custom_fields TEXT NOT NULL DEFAULT '{}',
+    insert_date TEXT NOT NULL, insert_user TEXT NOT NULL, last_modified TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS retired_projects (id TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS memberships (
+    project TEXT NOT NULL REFERENCES projects ON DELETE CASCADE, login TEXT NOT NULL, role TEXT NOT NULL,
+    PRIMARY KEY (project, login)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS subjects (
+    id TEXT PRIMARY KEY, project TEXT NOT NULL REFERENCES projects ON DELETE CASCADE, label TEXT NOT NULL,
+    fields TEXT NOT NULL, custom_fields TEXT NOT NULL DEFAULT '{}',
+    insert_date TEXT NOT NULL, insert_user TEXT NOT NULL, last_modified TEXT NOT NULL, UNIQUE (project, label));
+CREATE TABLE IF NOT EXISTS experiments (
+    id TEXT PRIMARY KEY, project TEXT NOT NULL REFERENCES projects ON DELETE CASCADE, label TEXT NOT NULL,
+    xsi_type TEXT NOT NULL, subject_id TEXT REFERENCES subjects ON DELETE CASCADE,
+    session_id TEXT REFERENCES experiments ON DELETE CASCADE, status TEXT NOT NULL DEFAULT 'active',
+    fields TEXT NOT NULL, custom_fields TEXT NOT NULL DEFAULT '{}',
+    insert_date TEXT NOT NULL, insert_user TEXT NOT NULL, last_modified TEXT NOT NULL, UNIQUE (project, label));
+CREATE INDEX IF NOT EXISTS experiments_subject ON experiments (subject_id);
+CREATE INDEX IF NOT EXISTS experiments_session ON experiments (session_id);
+CREATE TABLE IF NOT EXISTS scans (
+    pk INTEGER PRIMARY KEY AUTOINCREMENT, experiment TEXT NOT NULL REFERENCES experiments ON DELETE CASCADE,
+    id TEXT NOT NULL, xsi_type TEXT NOT NULL, fields TEXT NOT NULL, custom_fields TEXT NOT NULL DEFAULT '{}',
+    insert_date TEXT NOT NULL, insert_user TEXT NOT NULL, last_modified TEXT NOT NULL, UNIQUE (experiment, id));
+CREATE TABLE IF NOT EXISTS shares (
+    item TEXT NOT NULL, project TEXT NOT NULL REFERENCES projects ON DELETE CASCADE, label TEXT NOT NULL,
+    PRIMARY KEY (item, project)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS shares_project ON shares (project);
+CREATE TABLE IF NOT EXISTS resources (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, parent TEXT NOT NULL, label TEXT NOT NULL,
+    format TEXT NOT NULL DEFAULT '', content TEXT NOT NULL DEFAULT '', description TEXT NOT NULL DEFAULT '',
+    tags TEXT NOT NULL DEFAULT '', folder TEXT NOT NULL, series_uid TEXT NOT NULL DEFAULT '',
+    file_count INTEGER, file_size INTEGER, version INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS resources_parent ON resources (kind, parent);
+CREATE TABLE IF NOT EXISTS files (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, resource INTEGER NOT NULL REFERENCES resources ON DELETE CASCADE,
+    path TEXT NOT NULL, size INTEGER NOT NULL, digest TEXT NOT NULL, format TEXT NOT NULL DEFAULT '',
+    content TEXT NOT NULL DEFAULT '', description TEXT NOT NULL DEFAULT '', tags TEXT NOT NULL DEFAULT '',
+    sop_uid TEXT NOT NULL DEFAULT '', instance_number TEXT NOT NULL DEFAULT '',
+    created TEXT NOT NULL, created_by TEXT NOT NULL, UNIQUE (resource, path));
+CREATE TABLE IF NOT EXISTS pending_files (
+    staged TEXT PRIMARY KEY, target TEXT NOT NULL, resource INTEGER NOT NULL, path TEXT NOT NULL,
+    size INTEGER NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS prearchive (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, project TEXT NOT NULL, timestamp TEXT NOT NULL, folder TEXT NOT NULL,
+    subject TEXT NOT NULL, name TEXT NOT NULL, status TEXT NOT NULL, study_uid TEXT NOT NULL,
+    scan_date TEXT NOT NULL, scan_time TEXT NOT NULL, uploaded TEXT NOT NULL, last_modified TEXT NOT NULL,
+    directory TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS field_names (lower TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+class Store:
+    """The database file of an archive.
+
+    Parameters
+    ----------
+    path
+        Path of the SQLite file; created when absent.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._guard = threading.Lock()
+        self._writer = threading.RLock()
+        db = self._connection()
+        db.executescript(_TABLES)
+        found = db.execute("PRAGMA user_version").fetchone()[0]
+        if found not in (0, FORMAT):
+            raise ValueError(
+                f"{path} has archive format {found}, this sandbox reads format {FORMAT}; use another data folder"
+            )
+        db.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def _connection(self) -> sqlite3.Connection:
+        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if found is not None:
+            return found
+        db = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA cache_size = -32000")
+        self._local.connection = db
+        self._local.depth = 0
+        with self._guard:
+            self._connections.append(db)
+        return db
+
+    def all(self, sql: str, arguments: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """Return every row of a query."""
+        return self._connection().execute(sql, arguments).fetchall()
+
+    def one(self, sql: str, arguments: Sequence[Any] = ()) -> sqlite3.Row | None:
+        """Return the first row of a query, or None."""
+        row: sqlite3.Row | None = self._connection().execute(sql, arguments).fetchone()
+        return row
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """Hold one transaction; a nested call joins the outer one."""
+        with self._writer:
+            db = self._connection()
+            if self._local.depth:
+                yield db
+                return
+            db.execute("BEGIN IMMEDIATE")
+            self._local.depth = 1
+            try:
+                yield db
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+            else:
+                db.execute("COMMIT")
+            finally:
+                self._local.depth = 0
+
+    def next_value(self, sequence: str) -> int:
+        """Return the next number of a sequence; numbers are never given twice."""
+        with self.write() as db:
+            db.execute(
+                "INSERT INTO sequences VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1", (sequence,)
+            )
+            return int(db.execute("SELECT value FROM sequences WHERE name = ?", (sequence,)).fetchone()[0])
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        with self._guard:
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+        self._local = threading.local()
