@@ -139,9 +139,9 @@ class Cache:
         with self._errors("write to", need):
             remove(part)
             private_folder(part)
-            if need > shutil.disk_usage(part).free:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         try:
+            if need > shutil.disk_usage(part).free:
+                raise self._full(need)
             yield part
         except OSError as error:
             if error.errno in _FULL:
