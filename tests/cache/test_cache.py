@@ -19,7 +19,9 @@ from monailabel_xnat.cache import Cache, Entry
 from monailabel_xnat.errors import CacheError
 
 
-def make(cache: Cache, key: str, content: bytes = b"voxels", seen: str = "now", form: str = "nii", mark: str = "a") -> Entry:
+def make(
+    cache: Cache, key: str, content: bytes = b"voxels", seen: str = "now", form: str = "nii", mark: str = "a"
+) -> Entry:
     """Make an entry as the images do."""
     with cache.lock(key), cache.making(key) as part:
         made = part / "made"

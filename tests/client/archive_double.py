@@ -26,7 +26,9 @@ class Unseekable(io.RawIOBase):
         return len(data)
 
 
-def make_zip(files: dict[str, bytes], *, head="S1/scans/1-T1/resources/DICOM/files/", packed=False, streamed=True) -> bytes:
+def make_zip(
+    files: dict[str, bytes], *, head="S1/scans/1-T1/resources/DICOM/files/", packed=False, streamed=True
+) -> bytes:
     """Zip files as XNAT does: below session, scan and resource."""
     target = Unseekable() if streamed else io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED) as archive:
@@ -54,17 +56,18 @@ class ArchiveDouble:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = 1 << 20  # unbuffered, each answer waits 40 ms for an acknowledgement
 
             def log_message(self, *_):
                 pass
 
-            def do_PUT(self):  # noqa: N802
+            def do_PUT(self):
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 self.reply("text/plain", b"A" * 32)
 
             do_DELETE = do_PUT  # noqa: N815
 
-            def do_GET(self):  # noqa: N802
+            def do_GET(self):
                 double.serve(self)
 
             def reply(self, kind: str, body: bytes, length: int | None = -1, status: int = 200) -> None:

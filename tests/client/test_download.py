@@ -57,7 +57,9 @@ def test_the_files_are_only_for_this_user(archive, session, folder):
     assert stat.S_IMODE((folder / "sub").stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize("names", [("sub/a", "sub/b", "a"), ("with space.dcm", "Schädel ü.dcm"), ("a'b&c;d", "x=1+2%41")])
+@pytest.mark.parametrize(
+    "names", [("sub/a", "sub/b", "a"), ("with space.dcm", "Schädel ü.dcm"), ("a'b&c;d", "x=1+2%41")]
+)
 def test_sub_folders_and_unusual_names(archive, session, folder, names):
     archive.resources[RESOURCE] = {name: name.encode() for name in names}
     assert download(session, folder) == archive.resources[RESOURCE]
