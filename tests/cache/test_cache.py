@@ -27,8 +27,15 @@ def make(
         made = part / "made"
         made.write_bytes(content)
         path = cache.folder / key / f"{key}_{mark}.nii"
-        entry = Entry(path, form=form, image_id=key, fingerprint=mark, seen=seen, size=0, sha256="")
+        entry = Entry(path, form="nii", image_id=key, fingerprint=mark, seen="now", size=0, sha256="")
         return cache.put(made, entry)
+
+
+def make_half(cache: Cache, failure: Exception, need: int = 0) -> None:
+    """Start to make an entry and fail."""
+    with cache.lock("one"), cache.making("one", need) as part:
+        (part / "half").write_bytes(b"half")
+        raise failure
 
 
 def unused_since(entry: Entry, seconds: float) -> None:
@@ -78,9 +85,8 @@ def test_a_folder_that_was_open_to_others_is_closed(tmp_path):
 
 
 def test_nothing_is_left_of_what_failed(cache):
-    with pytest.raises(ValueError), cache.lock("one"), cache.making("one") as part:
-        (part / "half").write_bytes(b"half")
-        raise ValueError
+    with pytest.raises(ValueError):
+        make_half(cache, ValueError())
     assert not (cache.folder / "one").exists()
 
 
@@ -286,27 +292,25 @@ def test_the_lock_holds_between_threads_and_processes(tmp_path):
 def test_a_full_disk_names_the_folder_and_what_was_needed(cache, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5_000_000})())
     with pytest.raises(CacheError, match=r"no space left for images in .*images, 106\.0 MB needed.*cache_path"):
-        with cache.lock("one"), cache.making("one", need=106_000_000):
-            pytest.fail("there is no point in starting")
+        make_half(cache, AssertionError("there is no point in starting"), need=106_000_000)
     assert list(cache.folder.iterdir()) == [cache.folder / ".locks"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_fills_up_leaves_nothing_half_written(cache, number):
-    with pytest.raises(CacheError, match="no space left"), cache.lock("one"), cache.making("one", need=10) as part:
-        (part / "half").write_bytes(b"half")
-        raise OSError(number, os.strerror(number))
+    with pytest.raises(CacheError, match="no space left"):
+        make_half(cache, OSError(number, os.strerror(number)), need=10)
     assert not (cache.folder / "one").exists()
 
 
 def test_other_failures_while_making_are_not_blamed_on_the_cache(cache):
-    with pytest.raises(FileNotFoundError), cache.lock("one"), cache.making("one"):
-        Path("/nowhere/at/all").read_bytes()
+    with pytest.raises(FileNotFoundError):
+        make_half(cache, FileNotFoundError("elsewhere"))
 
 
 def test_a_folder_that_cannot_be_made_names_the_remedy(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CacheError, match="cannot make the image cache .*cache_path"):
+    with pytest.raises(CacheError, match=r"cannot make the image cache .*cache_path"):
         Cache(tmp_path / "file" / "images")
 
 
