@@ -15,7 +15,7 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from monailabel.interfaces.datastore import Datastore
 
@@ -139,7 +139,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         labelled = set(self.get_labeled_images(label_tag, labels))
         return [image for image in self.list_images() if image not in labelled]
 
-    def get_image(self, image_id: str, params: Any = None) -> io.BufferedIOBase | None:
+    def get_image(self, image_id: str, params: Any = None) -> BinaryIO | None:
         """Open the file of :meth:`get_image_uri`; None for an unknown id."""
         with errors_for_clients():
             scan = self._find(image_id)
@@ -181,7 +181,10 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             If there is no such image (also an UnknownImageError).
         """
         with errors_for_clients():
-            self._infos.update(self._catalog.scan(image_id), info)
+            scan = self._catalog.scan(image_id)
+            self._infos.update(scan, info)
+            if "strategy" in info:  # MONAI Label has just handed this image out as the next sample
+                self._images.expect(self._likely_next(scan))
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Give the label id for each tag of an image; {} for an unknown id."""
@@ -334,6 +337,15 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             return self._catalog.scan(image_id)
         except (InvalidIdError, UnknownImageError):
             return None
+
+    def _likely_next(self, scan: Scan) -> list[Scan]:
+        """Order the other unlabelled images by how likely they come next: those never handed out first."""
+        others = [
+            other
+            for other in self._catalog.scans()
+            if other.image_id != scan.image_id and TRAINING_TAG not in self._labels.tags(other)
+        ]
+        return sorted(others, key=lambda other: (self._infos.handed_out(other), str(other.image_id)))
 
     def _facts(self, scan: Scan) -> dict[str, Any]:
         image = scan.image_id

@@ -68,6 +68,16 @@ class ImageInfos:
             info.update(copy.deepcopy(self._pending.get(scan.image_id, {})))
         return info
 
+    def handed_out(self, scan: Scan) -> float:
+        """Give when a strategy last handed the image out (seconds since 1970), 0.0 if never; asks nobody."""
+        with self._lock:
+            stored = self._stored.get(scan.image_id)
+            known = {**(stored[1] if stored else {}), **self._pending.get(scan.image_id, {})}
+        strategies = known.get("strategy")
+        entries = strategies.values() if isinstance(strategies, dict) else ()
+        times = (entry.get("ts") for entry in entries if isinstance(entry, dict))
+        return max((float(time) for time in times if isinstance(time, (int, float))), default=0.0)
+
     def update(self, scan: Scan, info: Mapping[str, Any]) -> None:
         """Merge top-level keys into the info of an image; XNAT gets them from a background thread.
 
