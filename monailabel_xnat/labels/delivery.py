@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime, timezone
 
 from monailabel_xnat.catalog import Catalog, Scan
@@ -12,11 +13,18 @@ from monailabel_xnat.client.files import list_files
 from monailabel_xnat.client.locks import writing
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, upload_files
-from monailabel_xnat.errors import LoginError, ServerError, UnknownImageError, UnknownLabelError, XNATDatastoreError
+from monailabel_xnat.convert import read_label, to_grid, write_label
+from monailabel_xnat.errors import (
+    LabelGeometryError,
+    UnknownImageError,
+    UnknownLabelError,
+    XNATDatastoreError,
+)
+from monailabel_xnat.images import Images
 from monailabel_xnat.labels.files import LabelFiles
-from monailabel_xnat.labels.model import LABEL_MAP, SIDECAR, LabelVersion, version_name, versions_among
-from monailabel_xnat.labels.outbox import Entry, Outbox
-from monailabel_xnat.labels.sidecar import encode
+from monailabel_xnat.labels.model import LABEL_MAP, SIDECAR, LabelVersion, renamed, version_name, versions_among
+from monailabel_xnat.labels.outbox import Entry, Outbox, State, is_away, sha256_of
+from monailabel_xnat.labels.sidecar import encode, placed
 from monailabel_xnat.labels.tags import resource_of
 from monailabel_xnat.labels.versions import Versions, resource_path
 
@@ -38,6 +46,8 @@ class Delivery:
         The connection.
     catalog : Catalog
         Tells where the images are.
+    images : Images
+        Tell the grids of images.
     outbox : Outbox
         Where the labels wait.
     versions : Versions
@@ -47,9 +57,16 @@ class Delivery:
     """
 
     def __init__(
-        self, session: Session, catalog: Catalog, outbox: Outbox, versions: Versions, files: LabelFiles
+        self,
+        session: Session,
+        catalog: Catalog,
+        images: Images,
+        outbox: Outbox,
+        versions: Versions,
+        files: LabelFiles,
     ) -> None:
         self._session = session
+        self._images = images
         self._catalog = catalog
         self._outbox = outbox
         self._versions = versions
@@ -80,9 +97,13 @@ class Delivery:
         ------
         ServerError
             If XNAT does not take it; it stays in the outbox.
+        LabelGeometryError
+            If it had not been compared with its image before, and does not lie on its grid; it stays, and is refused.
         UnknownLabelError
             If another process has taken it out, and it is not in XNAT.
         """
+        if entry.state is State.UNCHECKED:
+            entry = self._placed(entry, scan)
         label = resource_of(entry.tag)
         resource = resource_path(scan, label)
         with writing(self._session.settings, resource):
@@ -104,7 +125,8 @@ class Delivery:
     def mine(self) -> list[Entry]:
         """List what waits under the login of this session; other people's labels are sent under their own name."""
         login = self._session.settings.username
-        return [entry for entry in self._outbox.entries() if entry.login == login]
+        entries = self._outbox.entries()
+        return [entry for entry in entries if entry.login == login and entry.state is not State.REFUSED]
 
     def replay(self, entries: Iterable[Entry] | None = None) -> dict[str, str]:
         """Try to send what waits, each once.
@@ -134,7 +156,7 @@ class Delivery:
                 if self._outbox.current(entry):
                     self._outbox.note_failure(entry, error)
                     failures[str(entry.folder)] = str(error)
-                away = str(error) if _is_away(error) else ""
+                away = str(error) if is_away(error) else ""
         return failures
 
     def start(self, pause: float = 0.0) -> None:
@@ -183,6 +205,25 @@ class Delivery:
             self._wake.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
+    def _placed(self, entry: Entry, scan: Scan) -> Entry:
+        """Put a label on the grid of its image, which could not be had when the label was saved."""
+        grid = self._images.grid(scan)
+        try:
+            label = to_grid(read_label(entry.file), grid)
+        except LabelGeometryError:
+            self._outbox.change(entry, state=State.REFUSED)
+            raise
+        with self._outbox.draft() as draft:
+            write_label(label, draft / entry.file.name)
+            sha256 = sha256_of(draft / entry.file.name)
+            version = renamed(entry.version, sha256)
+            if version == entry.version:
+                return self._outbox.change(entry, state=State.READY)
+            sidecar = placed(entry.sidecar(), label, sha256)
+            ready = self._outbox.commit(draft, replace(entry, version=version, state=State.READY), sidecar)
+        self._outbox.remove(entry)
+        return ready
+
     def _not_behind(self, entry: Entry, scan: Scan) -> Entry:
         """Rename an entry that was never sent if XNAT holds a newer name, for then this clock is behind another."""
         label = resource_of(entry.tag)
@@ -191,7 +232,9 @@ class Delivery:
             return entry
         logger.info("the clock of this machine is behind: XNAT has a version %s of the label", newest[0].name)
         sha256 = entry.version.rpartition("-")[2]
-        return self._outbox.rename(entry, version_name(datetime.now(timezone.utc), sha256, after=newest[0].name))
+        return self._outbox.change(
+            entry, version=version_name(datetime.now(timezone.utc), sha256, after=newest[0].name)
+        )
 
 
 def _uploads(entry: Entry) -> list[Upload]:
@@ -202,8 +245,3 @@ def _uploads(entry: Entry) -> list[Upload]:
         Upload(entry.version + entry.suffix, entry.file, form, content),
         Upload(entry.version + SIDECAR, encode(entry.sidecar()), "JSON", "MONAILABEL"),
     ]
-
-
-def _is_away(error: XNATDatastoreError) -> bool:
-    """Tell whether XNAT, not this label, is the trouble."""
-    return isinstance(error, LoginError) or (isinstance(error, ServerError) and error.status is None)

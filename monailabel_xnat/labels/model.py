@@ -85,6 +85,11 @@ def version_name(now: datetime, sha256: str, after: str = "") -> str:
     return f"{max(now, earliest or now).strftime(_TIME)}-{sha256[:_DIGEST_LENGTH]}"
 
 
+def renamed(name: str, sha256: str) -> str:
+    """Give the name that a version of the same time has with another content."""
+    return f"{name.rpartition('-')[0]}-{sha256[:_DIGEST_LENGTH]}"
+
+
 def is_version_name(text: str) -> bool:
     """Tell whether a text has the form of a version's name."""
     return _NAME.fullmatch(text) is not None

@@ -8,7 +8,7 @@ disk, and goes in one step:
 ``sidecar.json``
     Its description, as it will be stored in XNAT.
 ``entry.json``
-    Which image, tag and version it is, and which login saved it.
+    Which image, tag and version it is, which login saved it, and its state.
 ``failure.json``
     How often it was tried and what was wrong; only where it was tried.
 """
@@ -26,11 +26,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from monailabel_xnat.client.locks import private_folder
-from monailabel_xnat.errors import CacheError, XNATDatastoreError
+from monailabel_xnat.errors import CacheError, LoginError, ServerError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId, safe_name
 from monailabel_xnat.labels.sidecar import decode, encode
 
@@ -39,10 +40,25 @@ logger = logging.getLogger(__name__)
 _FILE, _SIDECAR, _ENTRY, _FAILURE = "label", "sidecar.json", "entry.json", "failure.json"
 _DRAFT, _GONE = ".draft-", ".gone-"
 _CHUNK = 1 << 20
+# No answer at all, or that of a proxy without its XNAT.
+_AWAY_STATUSES = (None, 502, 503, 504)
 # A draft or a folder on its way out is the work of a moment; what is older was left by a crash.
 _STALE_SECONDS = 3600.0
 # The outbox folder is looked at again after this long, so that asking for each of 10000 images costs nothing.
 _LOOK_AGAIN_SECONDS = 0.05
+
+
+class State(str, Enum):
+    """How far a label that waits has been looked at."""
+
+    READY = "ready"
+    """It lies on the grid of its image."""
+
+    UNCHECKED = "unchecked"
+    """The image could not be had when it was saved, so that the grids are yet to be compared."""
+
+    REFUSED = "refused"
+    """It does not lie on the grid of its image. It is kept, for a person to look at, and not served."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,8 @@ class Entry:
         What the name of its file ends in.
     login : str
         The user name in the settings of whoever saved it.
+    state : State
+        How far it has been looked at.
     """
 
     folder: Path
@@ -71,6 +89,7 @@ class Entry:
     version: str
     suffix: str
     login: str
+    state: State = State.READY
 
     @property
     def file(self) -> Path:
@@ -124,7 +143,7 @@ class Outbox:
         return list(reversed(self._entries))
 
     def of(self, image: ImageId, tag: str | None = None) -> list[Entry]:
-        """List the labels of one image that wait, newest first; those with one tag, if it is given."""
+        """List the labels of one image that wait, newest first; those with one tag, if given; none refused."""
         self._look()
         entries = self._by_image.get((image.experiment, image.scan), [])
         return [entry for entry in entries if tag is None or entry.tag == tag]
@@ -180,12 +199,12 @@ class Outbox:
         self._look_again()
         return committed
 
-    def rename(self, entry: Entry, version: str) -> Entry:
-        """Give an entry that was never sent another version name."""
-        renamed = replace(entry, version=version)
-        _replace_durably(entry.folder / _ENTRY, json.dumps(_as_json(renamed)).encode())
+    def change(self, entry: Entry, *, version: str = "", state: State = State.READY) -> Entry:
+        """Give an entry that was never sent another version name, or another state."""
+        changed = replace(entry, version=version or entry.version, state=state)
+        _replace_durably(entry.folder / _ENTRY, json.dumps(_as_json(changed)).encode())
         self._look_again(entry)
-        return renamed
+        return changed
 
     def describe(self, entry: Entry, sidecar: Mapping[str, Any]) -> None:
         """Replace the description of an entry."""
@@ -231,7 +250,7 @@ class Outbox:
             entries = [entry for entry in self._seen.values() if entry is not None]
             self._entries = sorted(entries, key=lambda entry: entry.version, reverse=True)
             self._by_image = {}
-            for entry in self._entries:
+            for entry in (entry for entry in self._entries if entry.state is not State.REFUSED):
                 self._by_image.setdefault((entry.image_id.experiment, entry.image_id.scan), []).append(entry)
         for entry in departed:
             self._on_departure(entry)
@@ -247,6 +266,11 @@ class Outbox:
         for folder in self._folder.iterdir():
             if folder.name.startswith((_DRAFT, _GONE)) and _age(folder) > _STALE_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_away(error: XNATDatastoreError) -> bool:
+    """Tell whether XNAT, not what was asked of it, is the trouble, so that waiting may help."""
+    return isinstance(error, LoginError) or (isinstance(error, ServerError) and error.status in _AWAY_STATUSES)
 
 
 def sha256_of(path: Path) -> str:
@@ -272,7 +296,8 @@ def _read(folder: Path) -> Entry | None:
     try:
         content = decode((folder / _ENTRY).read_bytes())
         image = ImageId.parse(content["image_id"])
-        return Entry(folder, image, content["tag"], content["version"], content["suffix"], content["login"])
+        texts = (content["tag"], content["version"], content["suffix"], content["login"])
+        return Entry(folder, image, *texts, State(content["state"]))
     except (OSError, ValueError, KeyError, TypeError, XNATDatastoreError) as error:
         logger.warning("the outbox holds something that cannot be read, it is left alone: %s: %s", folder, error)
         return None
@@ -285,6 +310,7 @@ def _as_json(entry: Entry) -> dict[str, str]:
         "version": entry.version,
         "suffix": entry.suffix,
         "login": entry.login,
+        "state": entry.state.value,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from monailabel_xnat.convert import Grid, LabelMap, read_label, to_grid, write_label
-from monailabel_xnat.errors import LabelFileError
+from monailabel_xnat.errors import LabelFileError, ServerError
 from monailabel_xnat.labels.model import LABEL_MAP, RESULT
+from monailabel_xnat.labels.outbox import is_away
+
+logger = logging.getLogger(__name__)
 
 # Longest first, for a file may be called anything: "P/S/E/1.2.840.seg.nrrd" sent by a reviewer has six "suffixes".
 _EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nrrd", ".json", ".nii", ".mha", ".mhd", ".bin", ".dcm")
@@ -31,11 +35,14 @@ class Payload:
         Where there is none: the JSON result of a task that is no segmentation, as it was sent.
     file_type : str
         Extension of what was sent.
+    is_checked : bool
+        False for a label map that could not be compared with its image, and lies on a grid of its own.
     """
 
     label: LabelMap | None
     result: bytes
     file_type: str
+    is_checked: bool = True
 
     @property
     def suffix(self) -> str:
@@ -67,6 +74,8 @@ def read_payload(source: Path, grid: Callable[[], Grid]) -> Payload:
         If the file is missing, empty or no label.
     LabelGeometryError
         If it does not lie on the grid.
+    ServerError
+        If the grid cannot be had, and nothing can be made of the file without it.
     """
     if not source.is_file():
         raise LabelFileError(f"no such label file: {source}", hint="check the path")
@@ -82,7 +91,14 @@ def read_payload(source: Path, grid: Callable[[], Grid]) -> Payload:
             f"{source.name} is DICOM, not a label map",
             hint="send the segmentation as NIfTI, NRRD or MetaImage, or store the DICOM SEG as a ROI collection",
         )
-    return Payload(to_grid(_read_as(source, extension), grid()), b"", extension)
+    label = _read_as(source, extension)
+    try:
+        return Payload(to_grid(label, grid()), b"", extension)
+    except ServerError as error:
+        if not is_away(error):
+            raise
+        logger.info("a label is taken without comparing it with its image, for XNAT is away: %s", error)
+        return Payload(label, b"", extension, is_checked=False)
 
 
 def _extension_of(source: Path) -> str:

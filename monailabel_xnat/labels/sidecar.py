@@ -95,6 +95,12 @@ def completed(sidecar: Mapping[str, Any], *, sha256: str, saved_at: datetime, sa
     return {**sidecar, "sha256": sha256, "saved_at": time, "saved_by": saved_by}
 
 
+def placed(sidecar: Mapping[str, Any], label: LabelMap, sha256: str) -> dict[str, Any]:
+    """Say that a label was put on the grid of its image after it had been described."""
+    notes = [*sidecar.get("notes", []), *label.notes]
+    return {**sidecar, "geometry": _geometry(label), "notes": notes, "sha256": sha256}
+
+
 def encode(sidecar: Mapping[str, Any], previous_size: int | None = None) -> bytes:
     """Write a description as JSON.
 

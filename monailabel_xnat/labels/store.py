@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from monailabel_xnat.labels.delivery import FIRST_PAUSE, Delivery
 from monailabel_xnat.labels.descriptions import Descriptions
 from monailabel_xnat.labels.files import LabelFiles
 from monailabel_xnat.labels.model import LabelVersion, version_name, versions_among
-from monailabel_xnat.labels.outbox import Entry, Outbox, sha256_of
+from monailabel_xnat.labels.outbox import Entry, Outbox, State, sha256_of
 from monailabel_xnat.labels.payload import read_payload
 from monailabel_xnat.labels.sidecar import completed, describe, info_of
 from monailabel_xnat.labels.tags import resource_of, tag_of, text_of
@@ -73,7 +74,7 @@ class Labels:
         self._files = LabelFiles(session, settings.server_folder / "labels")
         self._versions = Versions(session, catalog)
         self._descriptions = Descriptions(session)
-        self._delivery = Delivery(session, catalog, self._outbox, self._versions, self._files)
+        self._delivery = Delivery(session, catalog, images, self._outbox, self._versions, self._files)
         if self._delivery.mine():
             self._delivery.start()
 
@@ -149,9 +150,10 @@ class Labels:
             configured=self._settings.label_values,
         )
         with self._outbox.draft() as draft:
-            file = draft / f"label{payload.suffix}"
-            payload.write(file)
-            entry = self._accept(draft, scan, tag, payload.suffix, sha256_of(file), sidecar)
+            state = State.READY if payload.is_checked else State.UNCHECKED
+            entry = Entry(draft, scan.image_id, tag, "", payload.suffix, self._settings.username, state)
+            payload.write(entry.file)
+            entry = self._accept(entry, sidecar)
         return self._send(entry, scan)
 
     def path(self, scan: Scan, tag: str, version: str | None = None) -> Path:
@@ -269,10 +271,9 @@ class Labels:
         found = self._find(scan, tag, version)
         file, sidecar = self.path(scan, tag, found.name), self.sidecar(scan, tag, found.name)
         with self._outbox.draft() as draft:
-            copy = draft / f"label{found.suffix}"
-            copy.write_bytes(file.read_bytes())
-            sidecar["restored_from"] = found.name
-            entry = self._accept(draft, scan, tag, found.suffix, sha256_of(copy), sidecar)
+            entry = Entry(draft, scan.image_id, tag, "", found.suffix, self._settings.username)
+            entry.file.write_bytes(file.read_bytes())
+            entry = self._accept(entry, {**sidecar, "restored_from": found.name})
         return self._send(entry, scan)
 
     def remove(self, scan: Scan, tag: str) -> None:
@@ -303,12 +304,13 @@ class Labels:
                 hint="delete it in XNAT; this datastore deletes only what it wrote",
             )
 
-    def _accept(self, draft: Path, scan: Scan, tag: str, suffix: str, sha256: str, sidecar: Mapping[str, Any]) -> Entry:
-        now = datetime.now(timezone.utc)
-        newest = self._outbox.of(scan.image_id, tag)[:1]
+    def _accept(self, draft: Entry, sidecar: Mapping[str, Any]) -> Entry:
+        """Name the version in a draft and commit it."""
+        now, sha256 = datetime.now(timezone.utc), sha256_of(draft.file)
+        newest = self._outbox.of(draft.image_id, draft.tag)[:1]
         name = version_name(now, sha256, after=newest[0].version if newest else "")
-        entry = Entry(draft, scan.image_id, tag, name, suffix, self._settings.username)
-        return self._outbox.commit(draft, entry, completed(sidecar, sha256=sha256, saved_at=now, saved_by=self._user()))
+        description = completed(sidecar, sha256=sha256, saved_at=now, saved_by=self._user())
+        return self._outbox.commit(draft.folder, replace(draft, version=name), description)
 
     def _user(self) -> str:
         """Give XNAT's name of the user; while XNAT is away that in the settings."""
