@@ -192,7 +192,8 @@ class Application:
             request.session, request.user = session, session.user
         if not request.user.is_guest:
             return None
-        if self._require_login and not request.path.startswith("/data/services/auth") and request.path.strip("/"):
+        guarded = request.path.startswith(("/data/", "/REST/", "/fs/", "/xapi/"))
+        if self._require_login and guarded and not request.path.startswith("/data/services/auth"):
             if _BROWSERS.search(request.headers.get("user-agent", "")):
                 return html(LOGIN_PAGE)
             return HTTPError(401, headers=[("WWW-Authenticate", 'Basic realm="XNAT Protected Area"')]).page()
