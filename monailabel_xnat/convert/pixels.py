@@ -108,7 +108,9 @@ class SliceValues:
         if (self.slope, self.intercept) == (1.0, 0.0):
             return self.stored.astype(dtype, copy=False)
         if self.slope == 1.0 and dtype.kind != "f":
-            return np.add(self.stored, int(self.intercept), dtype=np.int64, casting="unsafe").astype(dtype)
+            # Integers wrap around, so the sum is right whenever the result fits, as it does.
+            offset = np.array(int(self.intercept)).astype(dtype)
+            return np.asarray(self.stored.astype(dtype, copy=False) + offset)
         scaled = self.stored.astype(np.float64) * self.slope + self.intercept
         return np.asarray(scaled.astype(dtype))
 
