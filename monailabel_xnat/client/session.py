@@ -325,7 +325,8 @@ def _accepted(response: requests.Response) -> requests.Response:
 def _may_pass(error: requests.RequestException) -> bool:
     """Tell whether a failure without answer may go away; a refused certificate will not."""
     lasting = (requests.exceptions.SSLError, requests.exceptions.InvalidURL, requests.exceptions.ReadTimeout)
-    return isinstance(error, (requests.ConnectionError, requests.Timeout)) and not isinstance(error, lasting)
+    passing = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+    return isinstance(error, passing) and not isinstance(error, lasting)
 
 
 def _forget_after_fork() -> None:
