@@ -37,9 +37,9 @@ _SPOOLED = 1 << 20
 _BROWSERS = re.compile("MSIE|Mozilla|AppleWebKit|Opera")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Served:
-    """One request that was answered."""
+    """One request that was answered; `bytes_out` and `seconds` are there once all is sent."""
 
     method: str
     path: str
@@ -47,8 +47,8 @@ class Served:
     user: str
     status: int
     bytes_in: int
-    bytes_out: int
-    seconds: float
+    bytes_out: int = 0
+    seconds: float = 0.0
 
 
 class RequestLog:
@@ -115,13 +115,13 @@ class Application:
             if fault is not None and fault.delay:
                 await asyncio.sleep(fault.delay)
             reply = await run_in_threadpool(self._answer, request, fault)
-            sent = 0
+            served = Served(request.method, path, query, request.user.login, reply.status, size)
+            # Noted before the first byte leaves: who has the answer finds the request in the log.
+            self.requests.append(served)
             try:
-                sent = await self._send(reply, request, fault, send)
+                served.bytes_out = await self._send(reply, request, fault, send)
             finally:
-                seconds = time.perf_counter() - started
-                served = Served(request.method, path, query, request.user.login, reply.status, size, sent, seconds)
-                self.requests.append(served)
+                served.seconds = time.perf_counter() - started
 
     async def _send(
         self, reply: Reply, request: Request, fault: Fault | None, send: Callable[[Message], Awaitable[None]]
