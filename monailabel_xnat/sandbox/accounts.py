@@ -8,6 +8,7 @@ import secrets
 import threading
 import time
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
@@ -95,6 +96,14 @@ class Accounts:
     def all(self) -> list[User]:
         """Return all users, by login."""
         return [_user(row) for row in self._store.all("SELECT * FROM users ORDER BY login")]
+
+    def keep_only(self, logins: Collection[str]) -> None:
+        """Remove all users but these, and forget failed logins."""
+        self._failures.clear()
+        with self._store.write() as db:
+            for user in self.all():
+                if user.login not in logins:
+                    db.execute("DELETE FROM users WHERE login = ?", (user.login,))
 
     def check(self, login: str, password: str) -> User | None:
         """Return the user whom name and password (or alias and secret) belong to, or None."""

@@ -39,6 +39,12 @@ class Resources:
         for leftover in self._staging.iterdir():
             leftover.unlink()
 
+    def clear(self) -> None:
+        """Remove the files of all resources."""
+        for folder in (self.root, self._staging):
+            shutil.rmtree(folder)
+            folder.mkdir(mode=0o700)
+
     def of(self, owner: Owner) -> list[Resource]:
         """List the resources of an object."""
         rows = self._store.all(

@@ -106,6 +106,15 @@ class Sandbox:
         """The failures that tests ask for."""
         return self._application.faults
 
+    def reset(self) -> None:
+        """Empty the archive, log everybody out, take back the failures; who was a user at the start stays one."""
+        self.expire_sessions()
+        self.faults.clear()
+        self.archive.store.clear(keep=("users",))
+        self._accounts.keep_only(self.users)
+        self._application.resources.clear()
+        self.requests.clear()
+
     def expire_sessions(self) -> None:
         """Forget every login, as a restart does."""
         self._sessions.close_all()

@@ -151,6 +151,14 @@ class Store:
             )
             return int(db.execute("SELECT value FROM sequences WHERE name = ?", (sequence,)).fetchone()[0])
 
+    def clear(self, keep: Sequence[str] = ()) -> None:
+        """Empty the tables but for those named."""
+        with self.write() as db:
+            tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+            for (name,) in tables:
+                if name not in keep:
+                    db.execute(f"DELETE FROM {name}")
+
     def close(self) -> None:
         """Close the connections of all threads."""
         with self._guard:

@@ -1,0 +1,15 @@
+"""What tests of all parts share; the fixtures around XNAT come from monailabel_xnat.pytest_plugin."""
+
+from __future__ import annotations
+
+import pytest
+
+from monailabel_xnat.sandbox.demo import write_demo
+
+pytest_plugins = ["pytester"]
+
+
+@pytest.fixture(scope="session")
+def demo_dicom(tmp_path_factory):
+    """The demo project on disk (see DemoData), written once; not to be changed."""
+    return write_demo(tmp_path_factory.mktemp("demo"))
