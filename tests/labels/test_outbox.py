@@ -83,7 +83,7 @@ def test_what_another_process_takes_out_is_reported(tmp_path, outbox, gone):
 
 def test_an_entry_keeps_its_folder_when_it_gets_another_version(outbox):
     entry = put(outbox)
-    renamed = outbox.rename(entry, "20270101T000000000000Z-0123456789ab")
+    renamed = outbox.change(entry, version="20270101T000000000000Z-0123456789ab")
     assert outbox.entries() == [renamed]
     assert outbox.current(entry) == renamed
 

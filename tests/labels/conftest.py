@@ -1,0 +1,92 @@
+"""An archive with small images in it, and datastores' labels over it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import requests
+from label_archive import AFFINE, SHAPE, Gate, Opened, fill
+
+from monailabel_xnat.catalog import Catalog
+from monailabel_xnat.client.retry import Backoff
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.config import Settings
+from monailabel_xnat.images import Images
+from monailabel_xnat.labels import Labels
+from monailabel_xnat.sandbox import Sandbox
+
+
+@pytest.fixture(scope="session")
+def archive() -> Iterator[Sandbox]:
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def sandbox(archive) -> Iterator[Sandbox]:
+    yield archive
+    archive.faults.clear()
+
+
+@pytest.fixture
+def project(archive) -> str:
+    """A project of this test alone."""
+    project = f"P{secrets.token_hex(4)}"
+    with requests.Session() as admin:
+        admin.auth = (archive.username, archive.password)
+        fill(archive.url, project, admin)
+    return project
+
+
+@pytest.fixture
+def gate(sandbox) -> Iterator[Gate]:
+    """A door before the archive, which open_labels goes through when told ``server=gate.url``."""
+    gate = Gate(sandbox.url)
+    yield gate
+    gate.close()
+
+
+@pytest.fixture
+def open_labels(sandbox, project, gate, tmp_path):
+    """Open labels as a datastore does; each call is another process's view unless it shares the folder."""
+    opened = []
+
+    def open_labels(folder="mine", username="", password="", **settings) -> Opened:
+        arguments = {
+            "server": sandbox.url,
+            "username": username or sandbox.username,
+            "password": password or sandbox.users[username or sandbox.username],
+            "project": project,
+            "cache_path": tmp_path / folder,
+            **settings,
+        }
+        loaded = Settings.load(arguments, environ={})
+        session = Session(loaded, Backoff(first_pause=0.01))
+        catalog = Catalog(session)
+        labels = Labels(session, catalog, Images(session, loaded), loaded)
+        opened.append((labels, session))
+        return Opened(labels, catalog, session, loaded)
+
+    yield open_labels
+    gate.open()
+    for labels, session in opened:
+        labels.close()
+        session.close()
+
+
+@pytest.fixture
+def draw(tmp_path):
+    """Make a label file: some organ in every voxel of one slab, a different one for each seed."""
+
+    def draw(seed=0, name="label.nii.gz", shape=SHAPE, affine=AFFINE) -> Path:
+        array = np.random.default_rng(seed).integers(0, 3, shape).astype(np.uint8)
+        path = tmp_path / name
+        nibabel.save(nibabel.Nifti1Image(array, affine), path)
+        return path
+
+    return draw

@@ -1,0 +1,431 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from label_archive import AFFINE, SHAPE, stored, voxels
+
+from monailabel_xnat.errors import (
+    AccessDeniedError,
+    CacheError,
+    LabelNotUploadedError,
+    ServerError,
+    TransferError,
+    UnknownLabelError,
+)
+from monailabel_xnat.labels import delivery
+
+
+@pytest.fixture
+def away(open_labels, gate):
+    """Labels of a datastore that has its image, when XNAT has gone away."""
+    opened = open_labels(server=gate.url, timeout=5)
+    opened.labels._images.path(opened.scan)
+    gate.shut()
+    return opened
+
+
+def save_in_vain(opened, source, tag="final", info=None):
+    with pytest.raises(LabelNotUploadedError) as caught:
+        opened.labels.save(opened.scan, tag, source, info or {})
+    return caught.value
+
+
+def wait_until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
+
+
+def test_while_xnat_is_away_a_label_is_safe_and_says_where(away, draw):
+    error = save_in_vain(away, draw(), info={"n": 1})
+    folder = Path(re.search(r"safe in (\S+) ", str(error))[1])
+    np.testing.assert_array_equal(voxels(folder / "label.nii.gz"), voxels(draw()))
+    assert isinstance(error.__cause__, ServerError)
+    assert away.labels.waiting() == 1
+
+
+def test_while_xnat_is_away_the_label_is_served_from_the_outbox(away, draw):
+    save_in_vain(away, draw(1), info={"n": 1})
+    save_in_vain(away, draw(2), info={"n": 2})
+    assert away.labels.tags(away.scan) == ["final"]
+    np.testing.assert_array_equal(voxels(away.labels.path(away.scan, "final")), voxels(draw(2)))
+    assert away.labels.info(away.scan, "final") == {"n": 2}
+    versions = away.labels.history(away.scan, "final")
+    assert [version.is_pending for version in versions] == [True, True]
+    np.testing.assert_array_equal(voxels(away.labels.path(away.scan, "final", versions[1].name)), voxels(draw(1)))
+
+
+def test_another_process_of_this_machine_serves_it_as_well(away, gate, open_labels, draw):
+    gate.open()
+    other = open_labels(server=gate.url, timeout=5, read_only=True)
+    other.catalog.scans()
+    gate.shut()
+    save_in_vain(away, draw())
+    wait_until(lambda: other.labels.tags(other.scan) == ["final"])
+    path = other.labels.path(other.scan, "final")
+    gate.open()
+    assert away.labels.replay() == {}
+    wait_until(lambda: other.labels.waiting() == 0)
+    assert other.labels.tags(other.scan) == ["final"]
+    assert other.labels.path(other.scan, "final") == path
+
+
+def test_the_info_of_a_waiting_label_can_change(away, gate, draw):
+    save_in_vain(away, draw(), info={"a": 1})
+    away.labels.update_info(away.scan, "final", {"b": 2})
+    gate.open()
+    assert away.labels.replay() == {}
+    assert away.labels.info(away.scan, "final") == {"a": 1, "b": 2}
+
+
+def test_a_waiting_label_can_be_removed(away, gate, draw):
+    save_in_vain(away, draw())
+    away.labels.remove(away.scan, "final")
+    assert away.labels.tags(away.scan) == []
+    assert away.labels.waiting() == 0
+
+
+def test_replay_brings_what_waits_under_the_time_it_was_saved(away, gate, open_labels, draw):
+    save_in_vain(away, draw(1))
+    pending = away.labels.history(away.scan, "final")[0].name
+    gate.open()
+    other = open_labels("other")
+    newer = other.labels.save(other.scan, "final", draw(2), {}).name
+    assert away.labels.replay() == {}
+    assert {name.partition(".")[0] for name in stored(away)} == {pending, newer}
+    away.catalog.renew()
+    np.testing.assert_array_equal(voxels(away.labels.path(away.scan, "final")), voxels(draw(2)))
+
+
+def test_the_background_replays_by_itself(away, gate, open_labels, draw, monkeypatch):
+    monkeypatch.setattr(delivery, "FIRST_PAUSE", 0.05)
+    save_in_vain(away, draw())
+    again = open_labels(server=gate.url, timeout=5)
+    gate.open()
+    wait_until(lambda: again.labels.waiting() == 0)
+    assert len(stored(again)) == 2
+
+
+def test_the_next_start_replays(away, gate, open_labels, draw):
+    save_in_vain(away, draw())
+    away.labels.close()
+    gate.open()
+    again = open_labels(server=gate.url)
+    wait_until(lambda: again.labels.waiting() == 0)
+    assert len(stored(again)) == 2
+
+
+def test_a_save_that_works_sends_what_waits_at_once(away, gate, draw):
+    save_in_vain(away, draw(1), "original")
+    gate.open()
+    away.labels.save(away.scan, "final", draw(2), {})
+    wait_until(lambda: away.labels.waiting() == 0)
+    assert len(stored(away, "original")) == 2
+
+
+def test_a_read_only_start_replays_nothing(away, gate, open_labels, draw):
+    save_in_vain(away, draw())
+    away.labels.close()
+    gate.open()
+    again = open_labels(server=gate.url, read_only=True)
+    time.sleep(0.3)
+    assert again.labels.waiting() == 1
+
+
+def test_nobody_sends_what_another_login_saved(away, gate, open_labels, draw):
+    save_in_vain(away, draw())
+    away.labels.close()
+    gate.open()
+    other = open_labels(server=gate.url, username="owner")
+    assert other.labels.replay() == {}
+    assert other.labels.waiting() == 1
+    assert other.labels.tags(other.scan) == ["final"]
+    assert stored(other) == []
+
+
+def test_an_upload_that_was_cut_off_is_repeated_without_a_second_version(open_labels, draw, monkeypatch):
+    opened = open_labels()
+    request = requests.Session.request
+    cut = []
+
+    def cut_once(self, method, url, **options):
+        answer = request(self, method, url, **options)
+        if method == "PUT" and url.endswith(".nii.gz") and not cut:
+            cut.append(url)
+            raise requests.ConnectionError("cut after XNAT had stored it")
+        return answer
+
+    monkeypatch.setattr(requests.Session, "request", cut_once)
+    version = opened.labels.save(opened.scan, "final", draw(), {})
+    assert cut
+    assert stored(opened) == [f"{version.name}.json", f"{version.name}.nii.gz"]
+
+
+def test_a_torn_file_of_an_earlier_attempt_is_replaced(away, gate, open_labels, draw):
+    save_in_vain(away, draw())
+    name = away.labels.history(away.scan, "final")[0].name
+    gate.open()
+    resource = f"{away.scan.path}/resources/MONAILABEL_final/files/{name}.nii.gz"
+    away.session.request("PUT", resource, body=b"torn", headers={"Content-Type": "application/octet-stream"})
+    assert away.labels.replay() == {}
+    other = open_labels("other")
+    np.testing.assert_array_equal(voxels(other.labels.path(other.scan, "final")), voxels(draw()))
+
+
+def test_a_full_disk_refuses_the_label_and_leaves_nothing(open_labels, draw, monkeypatch):
+    opened = open_labels()
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    opened.labels._images.path(opened.scan)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(CacheError, match="No space left"):
+        opened.labels.save(opened.scan, "final", draw(), {})
+    monkeypatch.undo()
+    assert opened.labels.waiting() == 0
+    assert stored(opened) == []
+
+
+def test_many_threads_lose_nothing(open_labels, draw):
+    opened = open_labels()
+    sources = [draw(seed, f"{seed}.nii.gz") for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        versions = list(pool.map(lambda source: opened.labels.save(opened.scan, "final", source, {}), sources))
+    assert len({version.name for version in versions}) == 8
+    assert len(stored(opened)) == 16
+    for version, source in zip(versions, sources):
+        np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final", version.name)), voxels(source))
+
+
+def test_two_datastores_on_one_project_lose_nothing(open_labels, draw):
+    stores = [open_labels("one"), open_labels("two")]
+    sources = [draw(seed, f"{seed}.nii.gz") for seed in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        jobs = [
+            pool.submit(stores[n % 2].labels.save, stores[n % 2].scan, "final", source, {"n": n})
+            for n, source in enumerate(sources)
+        ]
+        names = {job.result().name for job in jobs}
+    fresh = open_labels("three")
+    assert {version.name for version in fresh.labels.history(fresh.scan, "final")} == names
+    assert len(stored(fresh)) == 12
+
+
+def test_a_clock_behind_does_not_hide_what_was_saved_last(open_labels, draw, monkeypatch):
+    opened, other = open_labels(), open_labels("other")
+    opened.labels.save(opened.scan, "final", draw(1), {})
+    other.catalog.renew()
+
+    class Behind(delivery.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return super().now(tz).replace(year=2001)
+
+    monkeypatch.setattr("monailabel_xnat.labels.store.datetime", Behind)
+    monkeypatch.setattr("monailabel_xnat.labels.delivery.datetime", Behind)
+    version = other.labels.save(other.scan, "final", draw(2), {})
+    assert version.saved_at.year > 2001
+    opened.catalog.renew()
+    np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final")), voxels(draw(2)))
+
+
+def test_a_label_damaged_in_xnat_is_not_served(open_labels, draw):
+    opened = open_labels()
+    version = opened.labels.save(opened.scan, "final", draw(), {})
+    path = f"{opened.scan.path}/resources/MONAILABEL_final/files/{version.name}.nii.gz"
+    headers = {"Content-Type": "application/octet-stream"}
+    opened.session.request("PUT", path, query={"overwrite": "true"}, body=draw(9).read_bytes(), headers=headers)
+    other = open_labels("other")
+    with pytest.raises(TransferError, match=version.name):
+        other.labels.path(other.scan, "final")
+    assert list((other.settings.server_folder / "labels").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_crash_at_any_point_loses_nothing_that_was_accepted(sandbox, project, open_labels, draw, tmp_path):
+    source = draw(4)
+    driver = Path(__file__).with_name("crash_driver.py")
+    command = [
+        sys.executable,
+        str(driver),
+        sandbox.url,
+        sandbox.username,
+        sandbox.password,
+        project,
+        str(tmp_path),
+        str(source),
+    ]
+    steps = int(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=250).stdout)
+    assert steps > 20
+    outcomes = []
+    for step in range(steps):
+        opened = open_labels(f"crash{step}")
+        accepted = opened.labels.waiting() > 0 or len(stored(opened, f"t{step}")) > 0
+        wait_until(lambda opened=opened: opened.labels.waiting() == 0)
+        opened.catalog.renew()
+        names = stored(opened, f"t{step}")
+        assert len(names) == (2 if accepted else 0), f"crash at step {step}"
+        if accepted:
+            np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, f"t{step}")), voxels(source))
+        else:
+            with pytest.raises(UnknownLabelError):
+                opened.labels.path(opened.scan, f"t{step}")
+        outcomes.append(accepted)
+    # Before the label is accepted nothing of it is there, afterwards all of it: one change, at one step.
+    assert outcomes == sorted(outcomes)
+    assert set(outcomes) == {False, True}
+
+
+@pytest.fixture
+def blind(open_labels, gate):
+    """Labels of a datastore that knows which images there are but has none, when XNAT has gone away."""
+    opened = open_labels(server=gate.url, timeout=5)
+    opened.catalog.scans()
+    gate.shut()
+    return opened
+
+
+def test_a_label_is_safe_even_where_its_image_cannot_be_had(blind, gate, draw):
+    save_in_vain(blind, draw(), info={"n": 1})
+    np.testing.assert_array_equal(voxels(blind.labels.path(blind.scan, "final")), voxels(draw()))
+    gate.open()
+    assert blind.labels.replay() == {}
+    np.testing.assert_array_equal(voxels(blind.labels.path(blind.scan, "final")), voxels(draw()))
+    assert blind.labels.info(blind.scan, "final") == {"n": 1}
+    assert len(stored(blind)) == 2
+
+
+def test_such_a_label_is_turned_to_its_image_before_it_is_stored(blind, gate, draw):
+    flipped = AFFINE.copy()
+    flipped[:3, 3] += AFFINE[:3, 1] * (SHAPE[1] - 1)
+    flipped[:3, 1] *= -1
+    source = draw(affine=flipped)
+    save_in_vain(blind, source)
+    gate.open()
+    assert blind.labels.replay() == {}
+    np.testing.assert_array_equal(voxels(blind.labels.path(blind.scan, "final")), voxels(source)[:, ::-1])
+    assert "reoriented" in blind.labels.sidecar(blind.scan, "final")["notes"][0]
+
+
+def test_such_a_label_that_does_not_fit_is_kept_but_not_served(blind, gate, open_labels, draw):
+    save_in_vain(blind, draw(shape=(3, 3, 3)))
+    gate.open()
+    (reason,) = blind.labels.replay().values()
+    assert "does not lie on the grid" in reason
+    assert blind.labels.tags(blind.scan) == []
+    assert [entry.tag for entry in blind.labels.outbox.entries()] == ["final"]
+    assert open_labels(server=gate.url).labels.replay() == {}
+    assert stored(blind) == []
+
+
+def test_who_may_only_read_is_named_and_the_label_waits(open_labels, draw):
+    opened = open_labels(username="collaborator")
+    for tag in ("final", "original"):  # XNAT refuses a new resource aloud, and a file in one silently
+        error = save_in_vain(opened, draw(), tag)
+        assert isinstance(error.__cause__, AccessDeniedError)
+        assert f"'collaborator' has no permission to edit in project {opened.settings.project[0]!r}" in str(error)
+        owner = open_labels("owner")
+        owner.labels.save(owner.scan, "original", draw(), {})
+    assert opened.labels.waiting() == 2
+    assert stored(owner) == []
+
+
+def test_who_waits_for_a_permission_can_still_use_the_label(open_labels, draw):
+    opened = open_labels(username="collaborator")
+    save_in_vain(opened, draw())
+    np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final")), voxels(draw()))
+
+
+def test_members_save_and_change_but_are_told_who_may_remove(open_labels, draw):
+    member = open_labels(username="member")
+    member.labels.save(member.scan, "final", draw(), {})
+    member.labels.update_info(member.scan, "final", {"a": 1})
+    with pytest.raises(AccessDeniedError, match=r"'member' may not delete.*an owner of the project can"):
+        member.labels.remove(member.scan, "final")
+    assert member.labels.tags(member.scan) == ["final"]
+    assert len(stored(member)) == 2
+    owner = open_labels("owner", username="owner")
+    owner.labels.remove(owner.scan, "final")
+    assert stored(member) == []
+
+
+def test_a_member_keeps_saving_where_versions_cannot_be_pruned(open_labels, draw):
+    member = open_labels(username="member", keep_versions=1)
+    for seed in range(3):
+        member.labels.save(member.scan, "final", draw(seed), {})
+    assert len(member.labels.history(member.scan, "final")) == 3
+
+
+def test_concurrent_writers_elsewhere_cost_a_500_but_no_label(open_labels, sandbox, draw):
+    opened = open_labels()
+    sandbox.faults.add(r"MONAILABEL_final/files/", method="PUT", status=500, times=2)
+    opened.labels.save(opened.scan, "final", draw(), {})
+    assert len(stored(opened)) == 2
+
+
+def test_a_write_that_xnat_lost_is_repeated(open_labels, sandbox, draw):
+    opened = open_labels()
+    sandbox.faults.add(r"MONAILABEL_final/files/", method="PUT", lose=True, times=1)
+    opened.labels.save(opened.scan, "final", draw(), {})
+    other = open_labels("other")
+    np.testing.assert_array_equal(voxels(other.labels.path(other.scan, "final")), voxels(draw()))
+
+
+def test_a_write_that_xnat_keeps_losing_is_no_success(open_labels, sandbox, draw):
+    opened = open_labels()
+    sandbox.faults.add(r"MONAILABEL_final/files/", method="PUT", lose=True, times=None)
+    save_in_vain(opened, draw())
+    sandbox.faults.clear()
+    assert opened.labels.replay() == {}
+    assert len(stored(opened)) == 2
+
+
+@pytest.mark.parametrize("status", [401, 403, 413, 500, 502, 503, 504])
+def test_whatever_xnat_answers_the_label_is_safe(open_labels, sandbox, draw, status):
+    opened = open_labels()
+    opened.labels._images.path(opened.scan)
+    sandbox.faults.add(r"MONAILABEL_", status=status, times=None)
+    error = save_in_vain(opened, draw())
+    assert opened.labels.waiting() == 1
+    assert sandbox.password not in str(error)
+    sandbox.faults.clear()
+    assert opened.labels.replay() == {}
+    assert len(stored(opened)) == 2
+
+
+def test_a_login_that_expires_midway_is_renewed(open_labels, sandbox, draw):
+    opened = open_labels()
+    sandbox.faults.add(r"MONAILABEL_final/files/", method="PUT", expire=True, times=1)
+    opened.labels.save(opened.scan, "final", draw(), {})
+    assert len(stored(opened)) == 2
+
+
+@pytest.mark.parametrize("fault", [{"truncate": 10}, {"drop_after": 10}])
+def test_a_download_that_breaks_off_is_no_label(open_labels, sandbox, draw, fault):
+    owner, other = open_labels("owner"), open_labels("other")
+    owner.labels.save(owner.scan, "final", draw(), {})
+    other.catalog.renew()
+    sandbox.faults.add(r"MONAILABEL_final/files/.*nii.gz", method="GET", times=None, **fault)
+    with pytest.raises(ServerError):
+        other.labels.path(other.scan, "final")
+    sandbox.faults.clear()
+    np.testing.assert_array_equal(voxels(other.labels.path(other.scan, "final")), voxels(draw()))
+
+
+def test_a_login_page_instead_of_a_label_is_no_label(open_labels, sandbox, draw):
+    owner, other = open_labels("owner"), open_labels("other")
+    owner.labels.save(owner.scan, "final", draw(), {})
+    other.catalog.renew()
+    sandbox.faults.add(r"MONAILABEL_final/files/.*nii.gz", method="GET", times=None, login_page=True)
+    with pytest.raises(ServerError):
+        other.labels.path(other.scan, "final")
