@@ -30,10 +30,10 @@ $(INSTALLED): setup.cfg constraints.txt
 	@touch $@
 
 demo: $(INSTALLED) ## the whole loop on this computer: archive, annotate, train; stays up to play with
-	@$(BIN)/python examples/demo.py
+	@$(BIN)/python examples/demo
 
 demo-check: $(INSTALLED) ## the same without staying up; fails if anything does not work
-	@$(BIN)/python examples/demo.py --check
+	@$(BIN)/python examples/demo --check
 
 test: $(INSTALLED) ## all tests
 	$(BIN)/python -m pytest --numprocesses $(WORKERS)

@@ -1,0 +1,177 @@
+"""The whole loop on one computer: an XNAT, MONAI Label on it, annotate, train, and segment better than before.
+
+Run by ``make demo``, which stays up to play with, and ``make demo-check``, which exits with a status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from client import MODEL, Client
+from report import dice_by_organ, mean, picture, table
+from servers import USER, MonaiLabelServer, archive, case_of, free_port, image_ids, label_info
+
+from monailabel_xnat.sandbox import Sandbox
+from monailabel_xnat.sandbox.demo import DemoData
+
+EPOCHS = 40
+# "Clearly above": an untrained network is near 0.05 and a trained one near 0.9.
+LEAST_GAIN = 0.3
+
+_STARTED = time.monotonic()
+
+
+def main() -> int:
+    """Run the demo."""
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--check", action="store_true", help="exit when done; fail if anything did not work")
+    arguments.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of training; default: %(default)s")
+    arguments.add_argument("--output", type=Path, default=Path("demo-output"), help="default: %(default)s")
+    options = arguments.parse_args()
+    options.output.mkdir(exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="monailabel-xnat-demo-"))
+    try:
+        with archive(work) as (sandbox, demo):
+            say(f"XNAT sandbox at {sandbox.url}: project {demo.project} with {len(demo.cases)} CT sessions")
+            say("starting MONAI Label with --conf datastore xnat (some 20 s)")
+            port = free_port()
+            with MonaiLabelServer(sandbox, demo.project, work, port) as server:
+                invite(sandbox, demo, server, with_password=not options.check)
+                summary = loop(Client(server.url), demo, work, options)
+            say("starting MONAI Label anew: it should know the labels and the samples handed out")
+            # A cache of its own shows that this comes from XNAT, not from a file of the first server.
+            shutil.rmtree(work / "cache", ignore_errors=True)
+            with MonaiLabelServer(sandbox, demo.project, work, port) as server:
+                check_restart(Client(server.url), summary)
+                if not options.check:
+                    say("both servers stay up until Ctrl-C")
+                    threading.Event().wait()
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        shutil.copy(work / "monailabel.log", options.output) if (work / "monailabel.log").exists() else None
+        shutil.rmtree(work, ignore_errors=True)
+    return 0
+
+
+def say(text: str) -> None:
+    """Print a line with the seconds since the start."""
+    print(f"[{time.monotonic() - _STARTED:5.0f} s] {text}", flush=True)
+
+
+def loop(client: Client, demo: DemoData, work: Path, options: argparse.Namespace) -> dict:
+    """List, infer, annotate, train and infer again; give what came of it."""
+    output = options.output
+    say(f"{client.info()['name']}: {client.counts()}")
+    images = image_ids(client.everything())
+    held_out = [case for case in demo.cases if case.held_out]
+    say(f"segmenting {len(held_out)} held-out cases with the untrained network")
+    before = predict(client, demo, images, output, "before")
+    sample = annotate(client, demo, images, work)
+    say(f"training {options.epochs} epochs on {client.counts()['completed']} labelled images from XNAT")
+    for line in client.train(options.epochs):
+        if "Epoch" in line and "Iter" not in line:
+            say(f"  {line[-110:].strip()}")
+    say("segmenting the held-out cases again")
+    after = predict(client, demo, images, output, "after")
+    case = held_out[0]
+    image = Path(client.image_info(images[case.subject])["path"])
+    maps = {
+        "truth": case.truth,
+        "before training": output / f"before_{case.subject}.nii.gz",
+        "after training": output / f"after_{case.subject}.nii.gz",
+    }
+    drawn = picture(output / "demo.png", image, maps, demo.labels, f"{case.subject}, held out from training")
+    print(f"\nDice on held-out cases, before -> after training:\n{table(before, after)}\n", flush=True)
+    summary = {
+        "dice_before": before,
+        "dice_after": after,
+        "mean_before": mean(before),
+        "mean_after": mean(after),
+        "epochs": options.epochs,
+        "seconds": round(time.monotonic() - _STARTED),
+        "sample": sample,
+        "counts": client.counts(),
+    }
+    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    say(f"picture: {drawn}; numbers: {output / 'summary.json'}")
+    if summary["mean_after"] < summary["mean_before"] + LEAST_GAIN:
+        raise RuntimeError(f"training did not help: mean Dice {mean(before):.3f} before, {mean(after):.3f} after")
+    return summary
+
+
+def predict(client: Client, demo: DemoData, images: dict[str, str], output: Path, name: str) -> dict:
+    """Segment the held-out cases over the REST API and compare with the known truth."""
+    scores = {}
+    for case in demo.cases:
+        if case.held_out:
+            label = client.infer(images[case.subject], output / f"{name}_{case.subject}.nii.gz")
+            scores[case.subject] = dice_by_organ(case.truth, label, demo.labels)
+    return scores
+
+
+def annotate(client: Client, demo: DemoData, images: dict[str, str], work: Path) -> str:
+    """Take the next samples as an annotator would, and submit corrected labels; give the last sample's id."""
+    sample = ""
+    wanted = sum(not case.labelled and not case.held_out for case in demo.cases)
+    for _ in range(len(demo.cases) * 4):
+        if not wanted:
+            break
+        offered = client.next_sample()
+        sample = offered["id"]
+        case = case_of(demo, images, sample)
+        if case.held_out or case.labelled:
+            continue
+        say(f"next sample: {sample} ({case.subject}); draft by {MODEL}, corrected by hand, saved as final")
+        client.infer(sample, work / "draft.nii.gz")
+        client.save_label(sample, case.truth, label_info(demo))
+        wanted -= 1
+    return sample
+
+
+def check_restart(client: Client, summary: dict) -> None:
+    """See that a second server knows the labels and what was handed out, which are in XNAT.
+
+    Raises
+    ------
+    RuntimeError
+        If it does not.
+    """
+    counts = client.counts()
+    handed_out = client.image_info(summary["sample"]).get("strategy", {})
+    if counts["label_tags"] != summary["counts"]["label_tags"] or "random" not in handed_out:
+        raise RuntimeError(f"the second server does not see what the first one left: {counts}, {handed_out}")
+    say(f"it does: {counts['label_tags']}, last sample handed out to {handed_out['random']['client_id']!r}")
+
+
+def invite(sandbox: Sandbox, demo: DemoData, server: MonaiLabelServer, *, with_password: bool) -> None:
+    """Say where the servers are and what to try."""
+    password = f", password {sandbox.users[USER]}" if with_password else ""
+    print(
+        f"""
+  XNAT sandbox    {sandbox.url}   project {demo.project}, user {USER}{password}
+  MONAI Label     {server.url}   its API: {server.url}/docs
+
+Try:
+  curl {server.url}/info/
+  curl '{server.url}/datastore/?output=all'
+  curl -X POST {server.url}/activelearning/random
+  curl -u {USER} '{sandbox.url}/data/projects/{demo.project}/experiments?format=json'
+  3D Slicer: module MONAI Label, server {server.url}, Next Sample
+""",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except RuntimeError as error:
+        sys.exit(f"demo failed: {error}")
