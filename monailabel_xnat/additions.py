@@ -6,7 +6,6 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from monailabel_xnat.client.dicom_import import DicomImport, is_dicom
 from monailabel_xnat.client.files import list_files
@@ -278,23 +277,16 @@ def _require_content(path: Path) -> None:
 
 def _checked_modality(path: Path, kind: str, settings: Settings) -> str:
     """Read an image file as a whole, and tell its modality: the only one that is listed, else CT by its values."""
-    import SimpleITK  # takes a while to load, and a datastore to which nothing is added never needs it
+    # Brings SimpleITK, which takes a while to load; a datastore to which nothing is added never needs it.
+    from monailabel_xnat.convert.wholefile import read_whole_image
 
-    simpleitk: Any = SimpleITK  # its own type hints cover half of it
-    try:
-        image = simpleitk.ReadImage(str(path))
-    except RuntimeError:
-        raise ImageError(f"{path.name} cannot be read as an image", hint="is it whole?") from None
+    values = read_whole_image(path)
     if kind in _PICTURES:
         return ""
     listed = [pattern.upper() for pattern in settings.modality if pattern.upper() in _TYPES]
     if len(listed) == 1:
         return listed[0]
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        return "MR"
-    extremes = simpleitk.MinimumMaximumImageFilter()
-    extremes.Execute(image)
-    return "CT" if extremes.GetMinimum() < _SURELY_CT else "MR"
+    return "CT" if values.dtype.kind in "if" and values.min() < _SURELY_CT else "MR"
 
 
 def _label(text: str) -> str:

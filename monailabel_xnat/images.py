@@ -318,19 +318,16 @@ class Images:
         return folder if folder.parent == part else _linked(folder, part / "link")
 
     def _as_file(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Path:
-        place = f"resource {resource.label} of scan {scan.image_id}"
-        image = image_file(files, place)
+        from monailabel_xnat.convert.wholefile import join_header_and_voxels, read_whole_image
+
+        image = image_file(files, f"resource {resource.label} of scan {scan.image_id}")
         joined = joined_ending(image.path)
         folder = self._source(scan, resource, files if joined else [image], part)
         path = folder / image.path
-        try:
-            beside = {file.path.rpartition("/")[2] for file in files} if joined else set()
-            check_data_file(path, sorted(beside))
-            if joined:
-                path = _joined(path, part / f"image{joined}")
-            _grid(path)
-        except RuntimeError as error:
-            raise ImageError(f"{image.path} in {place} cannot be read as an image") from error
+        check_data_file(path, sorted({file.path.rpartition("/")[2] for file in files} if joined else ()))
+        if joined:
+            path = join_header_and_voxels(path, part / f"image{joined}")
+        read_whole_image(path)
         return path if part in path.parents else _linked(path, part / f"link{ending(path.name)}")
 
     def _source(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Path:
@@ -377,14 +374,6 @@ def _is_counted(resource: Resource) -> bool:
 def _fingerprint(files: Sequence[RemoteFile]) -> str:
     lines = sorted(f"{file.path}\0{file.size}\0{file.md5}" for file in files)
     return hashlib.sha256("\n".join([str(_CONVERSION), *lines]).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _joined(header: Path, target: Path) -> Path:
-    """Put an image whose voxels lie beside its header into one file."""
-    import SimpleITK
-
-    SimpleITK.WriteImage(SimpleITK.ReadImage(str(header)), str(target))
-    return target
 
 
 def _grid(path: Path) -> Grid:

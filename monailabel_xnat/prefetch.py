@@ -9,7 +9,6 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_complete
 from dataclasses import dataclass
 from typing import Protocol
 
-from monailabel_xnat.errors import XNATDatastoreError
 from monailabel_xnat.listing import Scan
 
 logger = logging.getLogger(__name__)
@@ -184,8 +183,7 @@ class BackgroundPrefetch:
             try:
                 if self._images.local(scan) is None:
                     self._images.path(scan)
-            except (XNATDatastoreError, OSError) as error:
-                # Whoever really asks for the image gets the error.
+            except Exception as error:  # noqa: BLE001 - whoever really asks for the image gets it
                 logger.debug("an image was not prefetched: %s", error)
 
 

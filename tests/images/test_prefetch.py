@@ -1,0 +1,138 @@
+"""Many images at once, and the likely next ones in the background."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import pytest
+from conftest import make_scan, make_series
+
+from monailabel_xnat.listing import Resource
+from monailabel_xnat.prefetch import BackgroundPrefetch
+
+
+@pytest.fixture
+def scans(bench, tmp_path):
+    """Five scans with an image each."""
+    return [
+        bench.put("DICOM", make_series(tmp_path / f"series {number}", seed=number), number=str(number))
+        for number in range(5)
+    ]
+
+
+BROKEN = make_scan(Resource("SNAPSHOTS", 1, 1), number="broken")
+
+
+def ids(scans):
+    return {str(scan.image_id) for scan in scans}
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_fetches_all_and_says_which_failed(bench, scans, workers):
+    images, told = bench.images(), []
+    images.path(scans[0])
+    report = images.prefetch([*scans, BROKEN, scans[1]], workers=workers, progress=told.append)
+    assert ids(scans[:1]) == set(report.already_here)
+    assert ids(scans[1:]) == set(report.fetched)
+    assert list(report.failed) == [str(BROKEN.image_id)]
+    assert "has no image" in report.failed[str(BROKEN.image_id)]
+    assert all(images.local(scan) for scan in scans)
+    assert [(step.done, step.total) for step in told] == [(done, 6) for done in range(1, 7)]
+    assert [bool(step.error) for step in told].count(True) == 1
+
+
+def test_a_second_time_there_is_nothing_to_do(bench, scans):
+    images = bench.images()
+    images.prefetch(scans)
+    asked = list(bench.archive.asked)
+    report = images.prefetch(scans)
+    assert (set(report.already_here), report.fetched, report.failed) == (ids(scans), (), {})
+    assert bench.archive.asked == asked
+
+
+def test_what_did_not_stay_within_the_budget_is_reported(bench, scans):
+    images = bench.images(cache_budget=5e-6)
+    report = images.prefetch(scans, workers=1)
+    assert len(report.fetched) + len(report.failed) == 5
+    assert len(report.failed) == 2, "three images of 1312 bytes fit"
+    assert all("cache_budget is too small" in why for why in report.failed.values())
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_any_executor_will_do(bench, scans, kind):
+    images = bench.images()
+    context = multiprocessing.get_context("spawn")
+    executor = ThreadPoolExecutor(2) if kind == "threads" else ProcessPoolExecutor(2, mp_context=context)
+    with executor:
+        report = images.prefetch([*scans, BROKEN], executor=executor)
+        assert executor.submit(int, "3").result() == 3, "it is still the caller's"
+    assert set(report.fetched) == ids(scans)
+    assert list(report.failed) == [str(BROKEN.image_id)]
+    assert all(images.local(scan) for scan in scans)
+
+
+def test_no_workers_is_an_error(bench, scans):
+    with pytest.raises(ValueError, match="0 workers"):
+        bench.images().prefetch(scans, workers=0)
+
+
+def test_an_interrupted_prefetch_starts_nothing_more(bench, scans):
+    images = bench.images()
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        images.prefetch(scans, workers=1, progress=interrupt)
+    assert sum(1 for scan in scans if images.local(scan)) < 5
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_the_likely_next_come_in_the_background_as_many_as_set(bench, scans, caplog):
+    images = bench.images(prefetch=2)
+    images.expect([BROKEN, *scans])
+    wait_for(lambda: images.local(scans[0]))
+    images.expect(scans[1:])
+    wait_for(lambda: images.local(scans[1]) and images.local(scans[2]))
+    assert images.local(scans[3]) is None
+    assert caplog.records == [] or max(record.levelno for record in caplog.records) <= 20
+    assert [thread.daemon for thread in threading.enumerate() if thread.name == "xnat-prefetch"] == [True]
+
+
+def test_nothing_is_started_after_closing(bench, scans):
+    images = bench.images()
+    images.expect(scans[:1])
+    wait_for(lambda: images.local(scans[0]))
+    images.close()
+    wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "xnat-prefetch"])
+    images.expect(scans)
+    assert not [thread for thread in threading.enumerate() if thread.name == "xnat-prefetch"]
+
+
+def test_the_background_stays_within_a_share_of_the_budget(bench):
+    images = bench.images()
+    scans = [make_scan(Resource("DICOM", 10, 100), number=str(number)) for number in range(10)]
+    started = []
+
+    class Recorder:
+        def local(self, scan):
+            started.append(scan)
+            return scan
+
+        path = elsewhere = None
+
+    background = BackgroundPrefetch(Recorder(), budget=2000)
+    background.expect(scans)
+    wait_for(lambda: len(started) == 2)
+    background.close()
+    assert started == scans[:2]
+    images.close()
