@@ -51,6 +51,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _USE_NOTED_EVERY = 30.0
 # What other processes add is counted no more often than this, unless the budget is reached.
 _COUNTED_EVERY = 60.0
+# An image and the files that it is made from lie on the disk at the same time, and are of about one size.
+_MADE_PER_NEED = 2
 # An image that XNAT has replaced stays for whoever still works with it.
 _REPLACED_STAYS = 3600.0
 
@@ -140,8 +142,7 @@ class Cache:
             remove(part)
             private_folder(part)
         try:
-            if need > shutil.disk_usage(part).free:
-                raise self._full(need)
+            self._make_room(need, sparing=key)
             yield part
         except OSError as error:
             if error.errno in _FULL:
@@ -257,6 +258,15 @@ class Cache:
         """Hold nothing more."""
         self._leases.close()
 
+    def _make_room(self, need: int, sparing: str) -> None:
+        """See that the disk has room for an image, though the budget may allow for more than the disk has."""
+        missing = need * _MADE_PER_NEED - shutil.disk_usage(self.folder).free
+        if missing > 0:
+            with self._eviction:
+                self._evict(self.entries(), missing, sparing)
+        if need > shutil.disk_usage(self.folder).free:
+            raise self._full(need)
+
     def _evict(self, entries: list[Entry], excess: int, sparing: str) -> int:
         freed = 0
         if excess > 0:
@@ -265,7 +275,7 @@ class Cache:
                 if freed < excess and entry.key not in kept and entry.size and self._remove_if_idle(entry):
                     freed += entry.size
             if freed < excess:
-                logger.warning("the image cache holds %s beyond its budget, all in use", _megabytes(excess - freed))
+                logger.warning("the image cache takes %s too much, all in use", _megabytes(excess - freed))
         return freed
 
     def _remove_if_idle(self, entry: Entry) -> bool:
@@ -303,7 +313,7 @@ class Cache:
             ) from error
 
     def _full(self, need: int) -> CacheError:
-        needed = f", {_megabytes(need)} needed" if need else ""
+        needed = f", at least {_megabytes(need)} needed" if need else ""
         return CacheError(
             f"no space left for images in {self.folder}{needed}",
             hint="free some, set a smaller cache_budget, or a cache_path on another disk",

@@ -188,7 +188,7 @@ def test_a_single_image_larger_than_the_budget_is_given_all_the_same(tmp_path, c
     cache = Cache(tmp_path, budget=10)
     make(cache, "large", bytes(1000))
     assert keys(cache) == {"large"}
-    assert "beyond its budget" in caplog.text
+    assert "all in use" in caplog.text
 
 
 def hold_until_killed(folder: str, ready) -> None:
@@ -291,9 +291,20 @@ def test_the_lock_holds_between_threads_and_processes(tmp_path):
 
 def test_a_full_disk_names_the_folder_and_what_was_needed(cache, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5_000_000})())
-    with pytest.raises(CacheError, match=r"no space left for images in .*images, 106\.0 MB needed.*cache_path"):
+    with pytest.raises(
+        CacheError, match=r"no space left for images in .*images, at least 106\.0 MB needed.*cache_path"
+    ):
         make_half(cache, AssertionError("there is no point in starting"), need=106_000_000)
     assert list(cache.folder.iterdir()) == [cache.folder / ".locks"]
+
+
+def test_a_disk_smaller_than_the_budget_makes_room_of_what_was_used_longest_ago(cache, monkeypatch):
+    unused_since(make(cache, "used lately", bytes(1000)), 10)
+    unused_since(make(cache, "used long ago", bytes(1000)), 1000)
+    usage = type("Usage", (), {"free": 1200})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with cache.lock("new"), cache.making("new", need=1000):
+        assert keys(cache) == {"used lately"}
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
