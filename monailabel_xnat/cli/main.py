@@ -42,6 +42,7 @@ class Command(NamedTuple):
 
 COMMANDS: tuple[Command, ...] = (
     Command("sandbox", "monailabel_xnat.cli.sandbox", "run an XNAT-compatible server on this computer"),
+    Command("outbox", "monailabel_xnat.cli.outbox", "list or send the labels that are not in XNAT yet"),
 )
 
 

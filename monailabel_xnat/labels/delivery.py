@@ -170,8 +170,10 @@ class Delivery:
         if self._session.settings.read_only:
             return
         with self._start:
-            if self._stop.is_set() or self._thread is not None:
+            # A forked child has the thread's object, but not the thread.
+            if self._stop.is_set() or (self._thread is not None and self._thread.is_alive()):
                 return
+            self._wake.clear()
             self._thread = threading.Thread(
                 target=self._replay_until_empty, args=(pause,), name="xnat-outbox", daemon=True
             )
@@ -200,8 +202,9 @@ class Delivery:
                 if not self.mine():
                     self._thread = None
                     return
+            logger.warning("%d labels still wait for XNAT; `monailabel-xnat outbox` shows why", len(failures))
             for folder, reason in failures.items():
-                logger.warning("a label still waits for XNAT in %s: %s", folder, reason)
+                logger.debug("waits in %s: %s", folder, reason)
             self._wake.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 

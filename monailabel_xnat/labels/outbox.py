@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from monailabel_xnat.client.locks import private_folder
+from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import CacheError, LoginError, ServerError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId, safe_name
 from monailabel_xnat.labels.sidecar import decode, encode
@@ -124,11 +125,11 @@ class Outbox:
     ----------
     folder : Path
         Made when the first label comes.
-    on_departure : callable
+    on_departure : callable or None
         Is told of each label that another process has taken out.
     """
 
-    def __init__(self, folder: Path, on_departure: Callable[[Entry], None]) -> None:
+    def __init__(self, folder: Path, on_departure: Callable[[Entry], None] | None = None) -> None:
         self._folder = folder
         self._on_departure = on_departure
         self._lock = threading.Lock()
@@ -252,8 +253,9 @@ class Outbox:
             self._by_image = {}
             for entry in (entry for entry in self._entries if entry.state is not State.REFUSED):
                 self._by_image.setdefault((entry.image_id.experiment, entry.image_id.scan), []).append(entry)
-        for entry in departed:
-            self._on_departure(entry)
+        if self._on_departure is not None:
+            for entry in departed:
+                self._on_departure(entry)
 
     def _look_again(self, changed: Entry | None = None) -> None:
         with self._lock:
@@ -266,6 +268,11 @@ class Outbox:
         for folder in self._folder.iterdir():
             if folder.name.startswith((_DRAFT, _GONE)) and _age(folder) > _STALE_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def folder_of(settings: Settings) -> Path:
+    """Give the folder of the outbox for a server."""
+    return settings.server_folder / "outbox"
 
 
 def is_away(error: XNATDatastoreError) -> bool:
@@ -299,7 +306,8 @@ def _read(folder: Path) -> Entry | None:
         texts = (content["tag"], content["version"], content["suffix"], content["login"])
         return Entry(folder, image, *texts, State(content["state"]))
     except (OSError, ValueError, KeyError, TypeError, XNATDatastoreError) as error:
-        logger.warning("the outbox holds something that cannot be read, it is left alone: %s: %s", folder, error)
+        logger.warning("the outbox %s holds something that cannot be read; it is left alone", folder.parent)
+        logger.debug("cannot be read: %s: %s", folder, error)
         return None
 
 
@@ -337,9 +345,10 @@ def _replace_durably(path: Path, content: bytes) -> None:
 
 def _flush(path: Path) -> None:
     """Have a file or folder written to the disk itself."""
-    if path.is_dir() and os.name == "nt":
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":  # Windows does it by itself, and has no call for it
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

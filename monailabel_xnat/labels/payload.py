@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -156,6 +158,9 @@ def _read_as(source: Path, extension: str) -> LabelMap:
     if not extension or source.name.lower().endswith(extension):
         return read_label(source)
     with tempfile.TemporaryDirectory(prefix="label-") as folder:
-        link = Path(folder) / f"label{extension}"
-        link.symlink_to(source.absolute())
-        return read_label(link)
+        named = Path(folder) / f"label{extension}"
+        try:
+            os.link(source, named)
+        except OSError:  # another disk
+            shutil.copyfile(source, named)
+        return read_label(named)

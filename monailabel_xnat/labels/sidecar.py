@@ -31,6 +31,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from monailabel_xnat.convert import LabelMap, Segment
 from monailabel_xnat.convert.geometry import axis_codes
@@ -150,7 +151,7 @@ def _geometry(label: LabelMap) -> dict[str, Any]:
 
 
 def _segments(label: LabelMap, info: Mapping[str, Any], configured: Mapping[str, int]) -> list[dict[str, Any]]:
-    counts = np.bincount(label.array.ravel(order="K"))
+    counts = _voxel_counts(label.array)
     present = [int(value) for value in np.flatnonzero(counts) if value > 0]
     segments = name_segments(present, label.segments, info, configured)
     return [
@@ -162,6 +163,14 @@ def _segments(label: LabelMap, info: Mapping[str, Any], configured: Mapping[str,
         }
         for segment in segments
     ]
+
+
+def _voxel_counts(array: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Count the voxels of each value, slice by slice, for bincount needs 8 bytes for each voxel it is given."""
+    counts = np.zeros(int(array.max(initial=0)) + 1, np.int64)
+    for k in range(array.shape[2]):
+        counts += np.bincount(array[:, :, k].ravel(order="K"), minlength=len(counts))
+    return counts
 
 
 def name_segments(

@@ -38,13 +38,16 @@ from monailabel_xnat.labels.delivery import FIRST_PAUSE, Delivery
 from monailabel_xnat.labels.descriptions import Descriptions
 from monailabel_xnat.labels.files import LabelFiles
 from monailabel_xnat.labels.model import LabelVersion, version_name, versions_among
-from monailabel_xnat.labels.outbox import Entry, Outbox, State, sha256_of
+from monailabel_xnat.labels.outbox import Entry, Outbox, State, folder_of, sha256_of
 from monailabel_xnat.labels.payload import read_payload
 from monailabel_xnat.labels.sidecar import completed, describe, info_of
 from monailabel_xnat.labels.tags import resource_of, tag_of, text_of
 from monailabel_xnat.labels.versions import BUILT_IN_RESOURCE, Versions, resource_path
 
 logger = logging.getLogger(__name__)
+
+# What a datastore is started for comes first.
+_START_PAUSE = 1.0
 
 DRAFT_TAG = "original"
 """MONAI Label's tag for what a model drew."""
@@ -70,13 +73,13 @@ class Labels:
         self._images = images
         self._settings = settings
         self._catalog = catalog
-        self._outbox = Outbox(settings.server_folder / "outbox", self._note_departure)
+        self._outbox = Outbox(folder_of(settings), self._note_departure)
         self._files = LabelFiles(session, settings.server_folder / "labels")
         self._versions = Versions(session, catalog)
         self._descriptions = Descriptions(session)
         self._delivery = Delivery(session, catalog, images, self._outbox, self._versions, self._files)
         if self._delivery.mine():
-            self._delivery.start()
+            self._delivery.start(_START_PAUSE)
 
     @property
     def outbox(self) -> Outbox:
@@ -345,7 +348,7 @@ class Labels:
         except AccessDeniedError as error:
             logger.info("earlier versions stay: %s", error)
         except XNATDatastoreError as error:
-            logger.warning("earlier versions could not be deleted: %s", error)
+            logger.warning("earlier versions of a label could not be deleted: %s", type(error).__name__)
 
     def _delete(self, scan: Scan, tag: str, keep: int) -> list[LabelVersion]:
         """Delete all versions in XNAT but the newest ``keep``; the caller holds the resource."""
@@ -353,7 +356,7 @@ class Labels:
         resource = resource_path(scan, label)
         listing = list_files(self._session, resource)
         old = versions_among(listing)[keep:]
-        for version in old:
+        for version in reversed(old):  # the current one last: if XNAT stops midway, it is still there
             for file in (version.sidecar_file, version.file):
                 if file is not None:
                     remove_file(self._session, file, listing)

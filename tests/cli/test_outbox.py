@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import requests
+
+from monailabel_xnat.catalog import Catalog
+from monailabel_xnat.cli.main import main
+from monailabel_xnat.client.files import list_files
+from monailabel_xnat.client.retry import Backoff
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.config import Settings
+from monailabel_xnat.errors import LabelNotUploadedError
+from monailabel_xnat.images import Images
+from monailabel_xnat.labels import Labels
+from monailabel_xnat.sandbox import Sandbox
+
+IMAGE = nibabel.Nifti1Image(np.ones((4, 4, 3), np.uint8), np.diag([-1.0, -1.0, 2.0, 1.0]))
+
+
+@pytest.fixture(scope="module")
+def archive():
+    with Sandbox() as sandbox, requests.Session() as admin:
+        admin.auth = (sandbox.username, sandbox.password)
+        session = f"{sandbox.url}/data/projects/P/subjects/s/experiments/e"
+        for path in (session[: session.index("/subjects")], session.rpartition("/experiments")[0]):
+            admin.put(path).raise_for_status()
+        admin.put(f"{session}?xsiType=xnat:ctSessionData").raise_for_status()
+        admin.put(f"{session}/scans/1?xsiType=xnat:ctScanData").raise_for_status()
+        headers = {"Content-Type": "application/octet-stream"}
+        file = f"{session}/scans/1/resources/NIFTI/files/i.nii"
+        admin.put(file, data=IMAGE.to_bytes(), headers=headers).raise_for_status()
+        yield sandbox
+
+
+@pytest.fixture
+def words(archive, tmp_path, monkeypatch):
+    """Options and environment of a user with a cache folder of this test alone."""
+    monkeypatch.setenv("MONAI_LABEL_XNAT_USERNAME", archive.username)
+    monkeypatch.setenv("MONAI_LABEL_XNAT_PASSWORD", archive.password)
+    return ["--studies", archive.url, "--cache-path", str(tmp_path / "cache")]
+
+
+@pytest.fixture
+def waiting(archive, words, tmp_path):
+    """A label that could not be sent."""
+    given = {"server": archive.url, "project": "P", "cache_path": tmp_path / "cache"}
+    settings = Settings.load(given)
+    session = Session(settings, Backoff(first_pause=0.01))
+    catalog, images = Catalog(session), Images(session, settings)
+    labels = Labels(session, catalog, images, settings)
+    nibabel.save(IMAGE, tmp_path / "label.nii.gz")
+    archive.faults.add("MONAILABEL_", status=503, times=None)
+    with pytest.raises(LabelNotUploadedError):
+        labels.save(catalog.scan("P/s/e/1"), "final", tmp_path / "label.nii.gz", {})
+    labels.close()
+    yield catalog.scan("P/s/e/1"), session
+    archive.faults.clear()
+    session.close()
+
+
+def test_nothing_waits(words, capsys):
+    assert main(["outbox", *words]) == 0
+    assert main(["outbox", "replay", *words]) == 0
+    assert "No label waits" in capsys.readouterr().out
+
+
+def test_what_waits_is_listed_with_the_reason(waiting, words, capsys):
+    assert main(["outbox", *words]) == 0
+    out = capsys.readouterr().out
+    assert "  final  " in out
+    assert "tried 1 times" in out
+    assert "503" in out
+    assert "1 labels wait" in out
+
+
+def test_the_list_is_for_programs_too(waiting, words, capsys):
+    assert main(["outbox", "list", "--json", *words]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert (entry["image"], entry["tag"], entry["state"]) == (str(waiting[0].image_id), "final", "ready")
+    assert entry["attempts"] == 1
+
+
+def test_replay_sends_what_waits(waiting, words, archive, capsys):
+    scan, session = waiting
+    archive.faults.clear()
+    assert main(["outbox", "replay", *words]) == 0
+    assert "No label waits" in capsys.readouterr().out
+    assert len(list_files(session, f"{scan.path}/resources/MONAILABEL_final")) == 2
+
+
+def test_replay_says_by_its_status_that_something_still_waits(waiting, words, archive, capsys):
+    archive.faults.clear()
+    archive.faults.add("MONAILABEL_", status=403, times=None)
+    assert main(["outbox", "replay", *words]) == 1
+    assert "no permission to edit" in capsys.readouterr().out
+
+
+def test_a_missing_address_is_said_in_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["outbox"]) == 2
+    assert "no XNAT server given" in capsys.readouterr().err
