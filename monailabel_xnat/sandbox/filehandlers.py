@@ -13,12 +13,14 @@ from urllib.parse import unquote_plus
 
 from monailabel_xnat.sandbox import tables
 from monailabel_xnat.sandbox.archive import Archive
-from monailabel_xnat.sandbox.items import Items, catalog_xml
+from monailabel_xnat.sandbox.catalog_xml import catalog_xml
+from monailabel_xnat.sandbox.items import Items
 from monailabel_xnat.sandbox.model import Experiment, FileEntry, Resource, Scan
 from monailabel_xnat.sandbox.permissions import Permissions
 from monailabel_xnat.sandbox.replies import HTTPError, Reply, html, text, xml
 from monailabel_xnat.sandbox.request import Request, Target
-from monailabel_xnat.sandbox.resources import Owner, Resources
+from monailabel_xnat.sandbox.owners import Owner
+from monailabel_xnat.sandbox.resources import Incoming, Resources
 from monailabel_xnat.sandbox.zipping import zip_blocks
 
 _UPLOAD_TYPES = re.compile(
@@ -172,7 +174,7 @@ class Files:
             return text()
         if not found:
             raise HTTPError(403 if label.isdigit() else 404, "Unable to find the specified catalog.")
-        return xml(catalog_xml(found[0], self._resources))
+        return xml(catalog_xml(found[0], self._resources.files(found[0])))
 
     def _make_resource(self, request: Request, target: Target, holders: list[Holder], exists: bool) -> Reply:
         if not self._may.may_edit(self._project(target)):
@@ -294,7 +296,9 @@ class Files:
         if path in existing and not request.flag("overwrite"):
             return [path]
         values = {name: request.query.get(name, "") for name in ("format", "content", "description", "tags")}
-        self._resources.put(resource, path, self._resources.stage(request.body), request.user.login, **values)
+        self._resources.put(
+            resource, [Incoming(path, self._resources.stage(request.body), values)], request.user.login
+        )
         return []
 
     def _extract(self, request: Request, resource: Resource) -> list[str]:
@@ -304,7 +308,9 @@ class Files:
             if name in existing and not request.flag("overwrite"):
                 duplicates.append(name)
                 continue
-            self._resources.put(resource, name, self._resources.stage(stream), request.user.login)
+            self._resources.put(
+                resource, [Incoming(name, self._resources.stage(stream))], request.user.login
+            )  # type: ignore[arg-type]
         return duplicates
 
     def _delete(self, request: Request, target: Target, selected: list[tuple[Holder, Resource]], path: str) -> Reply:

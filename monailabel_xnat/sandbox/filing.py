@@ -18,7 +18,7 @@ from monailabel_xnat.sandbox.dicom import (
 )
 from monailabel_xnat.sandbox.items import Items
 from monailabel_xnat.sandbox.model import Experiment, Scan, Subject
-from monailabel_xnat.sandbox.resources import Resources
+from monailabel_xnat.sandbox.resources import Incoming, Resources
 
 _MODALITY = re.compile(r"xnat:(\w+?)(Scan|Session)Data")
 
@@ -158,8 +158,9 @@ class Filing:
             if file.sop_instance_uid not in known:
                 name = f"{item.series_uid}-{file.instance_number or 0}-{file.sop_instance_uid.rpartition('.')[2]}.dcm"
                 values = {"sop_uid": file.sop_instance_uid, "instance_number": file.instance_number, "format": "DICOM"}
-                entries.append((xnat_label(name), file.path, values))
-        self._resources.add(resource, entries, user.login)
+                with file.path.open("rb") as stream:
+                    entries.append(Incoming(xnat_label(name), self._resources.stage(stream), values))
+        self._resources.put(resource, entries, user.login)
 
 
 def project_id(folder: Path, given: str | None) -> str:

@@ -13,7 +13,8 @@ from monailabel_xnat.sandbox.filing import Filing
 from monailabel_xnat.sandbox.permissions import Permissions
 from monailabel_xnat.sandbox.replies import HTTPError, Reply
 from monailabel_xnat.sandbox.request import Request
-from monailabel_xnat.sandbox.resources import Resources, checked
+from monailabel_xnat.sandbox.resources import Resources
+from monailabel_xnat.sandbox.staging import checked_path
 
 
 def import_archive(request: Request, archive: Archive, resources: Resources, may: Permissions) -> Reply:
@@ -76,7 +77,7 @@ def _unpack(request: Request, folder: Path) -> None:
 
 def _write(folder: Path, name: str, source: object) -> None:
     try:
-        target = folder / checked(name)
+        target = folder / checked_path(name)
     except ValueError as error:
         raise HTTPError(400, str(error)) from error
     target.parent.mkdir(parents=True, exist_ok=True)

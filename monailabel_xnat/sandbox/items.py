@@ -9,7 +9,8 @@ from xml.sax.saxutils import quoteattr
 from monailabel_xnat.sandbox.archive import Archive
 from monailabel_xnat.sandbox.datatypes import PROJECT, SUBJECT
 from monailabel_xnat.sandbox.model import Experiment, Item, Project, Resource, Scan, Subject
-from monailabel_xnat.sandbox.resources import Owner, Resources
+from monailabel_xnat.sandbox.owners import Owner, owner_of
+from monailabel_xnat.sandbox.resources import Resources
 
 # The field of an owner in which its resources stand.
 _RESOURCE_FIELDS = {"scan": "file", "out": "out/file", "in": "in/file"}
@@ -61,20 +62,7 @@ class Items:
 
     def owner(self, item: Item, direction: str = "out") -> Owner:
         """Give what the resources of an object belong to."""
-        if isinstance(item, Project):
-            return Owner("project", item.id, f"{item.id}/resources")
-        if isinstance(item, Subject):
-            return Owner("subject", item.id, f"{item.project}/subjects/{item.id}")
-        if isinstance(item, Scan):
-            session = self._archive.experiment(item.experiment)
-            home = f"{session.project}/arc001/{session.id}" if session else "lost"
-            return Owner("scan", str(item.pk), f"{home}/SCANS/{item.pk}")
-        kind = direction if item.session_id else "experiment"
-        return Owner(
-            kind,
-            item.id,
-            f"{item.project}/arc001/{item.session_id or item.id}/{'ASSESSORS' if item.session_id else 'RESOURCES'}/{item.id}",
-        )
+        return owner_of(self._archive, item, direction)
 
     def _make(self, xsi_type: str, fields: dict[str, Any], item: Item, owner: Owner) -> dict[str, Any]:
         types = self._archive.types
@@ -159,31 +147,3 @@ def _typed(types: Any, xsi_type: str, path: str, value: Any) -> Any:
         return types.typed(xsi_type, path, str(value))
     except ValueError:
         return str(value)
-
-
-def catalog_xml(resource: Resource, resources: Resources) -> str:
-    """Give the catalog document of a resource; of a DICOM resource with its SOP instance UIDs."""
-    dicom = bool(resource.series_uid)
-    kind = "cat:DCMCatalog" if dicom else "cat:Catalog"
-    uid = f" UID={quoteattr(resource.series_uid)}" if dicom else ""
-    lines = []
-    for entry in resources.files(resource):
-        values: dict[str, str | None] = {
-            "URI": entry.path,
-            "ID": entry.path,
-            "name": entry.name,
-            "format": entry.format,
-            "content": entry.content,
-            "digest": entry.digest,
-            "createdBy": entry.created_by,
-            "createdTime": entry.created,
-        }
-        if dicom:
-            values.update(UID=entry.sop_uid, instanceNumber=entry.instance_number)
-        written = "".join(f" {name}={quoteattr(value)}" for name, value in values.items() if value)
-        lines.append(f"<cat:entry{written}{' xsi:type=' + chr(34) + 'cat:dcmEntry' + chr(34) if dicom else ''}/>")
-    return (
-        f'<?xml version="1.0" encoding="UTF-8"?>\n<{kind} ID="{resource.id}" name={quoteattr(resource.label)}{uid}'
-        ' xmlns:cat="http://nrg.wustl.edu/catalog" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">'
-        f"<cat:entries>{''.join(lines)}</cat:entries></{kind}>"
-    )

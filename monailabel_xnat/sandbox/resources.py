@@ -1,49 +1,88 @@
-"""Resources and their files: catalog entries in the database, contents as plain files on disk."""
+"""Resources and their files: catalog entries in the database, contents as plain files on disk.
+
+A file is written beside the archive, brought to disk and moved into its place; what was on its way when the server
+was killed is finished or taken back at the next start. So there is never half a file, and no entry without its file.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import os
+import json
 import shutil
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+import threading
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from monailabel_xnat.sandbox.archive import Archive, timestamp
 from monailabel_xnat.sandbox.model import FileEntry, Resource, load
+from monailabel_xnat.sandbox.owners import Owner, segment
+from monailabel_xnat.sandbox.staging import Staged, Staging, checked_path
 
-_BLOCK = 1 << 20
+CATALOG_SUFFIX = "_catalog.xml"
+_ENTRY_COLUMNS = ("format", "content", "description", "tags", "sop_uid", "instance_number")
+
+
+class ConcurrentModificationError(Exception):
+    """Another writer changed a catalog between its reading and its writing, as in XNAT's CatalogUtils."""
 
 
 @dataclass(frozen=True)
-class Owner:
-    """What a resource belongs to: `kind` as in `Resource`, `parent` its id (of a scan: the site-wide number)."""
+class Incoming:
+    """A file on its way into a resource: where to, its content, and the entry's other columns."""
 
-    kind: str
-    parent: str
-    folder: str
+    path: str
+    staged: Staged
+    values: dict[str, str] = field(default_factory=dict)
+
+
+class Changes:
+    """When catalogs were made and changed, counted in changes since the start of the server."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self._made: dict[int, int] = {}
+        self._changed: dict[int, int] = {}
+
+    @property
+    def now(self) -> int:
+        """How many changes there were."""
+        return self._count
+
+    def note(self, resource: int, *, made: bool = False) -> None:
+        """Note a change of a catalog."""
+        with self._lock:
+            self._count += 1
+            (self._made if made else self._changed)[resource] = self._count
+
+    def existed(self, resource: int, moment: int) -> bool:
+        """Tell whether a catalog was there at a moment."""
+        return self._made.get(resource, 0) <= moment
+
+    def changed_since(self, resource: int, moment: int) -> bool:
+        """Tell whether a catalog was changed after a moment."""
+        return self._changed.get(resource, 0) > moment
 
 
 class Resources:
     """The resources of an archive."""
 
     def __init__(self, archive: Archive) -> None:
-        self._archive = archive
         self._store = archive.store
         self.root = archive.folder / "files"
-        self._staging = archive.folder / "staging"
-        for folder in (self.root, self._staging):
-            folder.mkdir(mode=0o700, exist_ok=True)
-        for leftover in self._staging.iterdir():
-            leftover.unlink()
+        self.root.mkdir(mode=0o700, exist_ok=True)
+        self.staging = Staging(archive.folder / "staging")
+        self.changes = Changes()
+        self._recover()
 
     def clear(self) -> None:
         """Remove the files of all resources."""
-        for folder in (self.root, self._staging):
-            shutil.rmtree(folder)
-            folder.mkdir(mode=0o700)
+        shutil.rmtree(self.root)
+        self.root.mkdir(mode=0o700)
+        self.staging.clear()
+
+    # Resources
 
     def of(self, owner: Owner) -> list[Resource]:
         """List the resources of an object."""
@@ -59,135 +98,208 @@ class Resources:
             return next((resource for resource in found if resource.id == int(name)), None)
         return next((resource for resource in found if resource.label == name), None)
 
-    def create(self, owner: Owner, label: str, **values: str) -> Resource:
-        """Make a resource."""
-        with self._store.write() as db:
-            cursor = db.execute(
-                "INSERT INTO resources (kind, parent, label, format, content, description, tags, folder, series_uid,"
-                " file_count, file_size) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0)",
-                (
-                    owner.kind,
-                    owner.parent,
-                    label,
-                    *(values.get(name, "") for name in ("format", "content", "description", "tags")),
-                    "",
-                    values.get("series_uid", ""),
-                ),
-            )
-            number = cursor.lastrowid
-            folder = f"{owner.folder}/{number}_{_safe(label)}"
-            db.execute("UPDATE resources SET folder = ? WHERE id = ?", (folder, number))
-        return self.get(number or 0)
-
     def get(self, number: int) -> Resource:
         """Give a resource by its number."""
         resource: Resource = load(Resource, self._store.one("SELECT * FROM resources WHERE id = ?", (number,)))
         return resource
 
+    def create(self, owner: Owner, label: str, **values: str) -> Resource:
+        """Make a resource; its counts are unknown until something is written.
+
+        Parameters
+        ----------
+        owner
+            What it belongs to.
+        label
+            Its label; nothing forbids two with the same one, as in XNAT.
+        **values
+            ``format``, ``content``, ``description``, ``tags``, ``series_uid``.
+        """
+        columns = ("format", "content", "description", "tags", "series_uid")
+        with self._store.write() as db:
+            folder = self._free_folder(f"{owner.folder}/{segment(label)}")
+            cursor = db.execute(
+                f"INSERT INTO resources (kind, parent, label, folder, {', '.join(columns)})"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (owner.kind, owner.parent, label, folder, *(values.get(name, "") for name in columns)),
+            )
+            number = cursor.lastrowid or 0
+            self.changes.note(number, made=True)
+        return self.get(number)
+
+    def _free_folder(self, wanted: str) -> str:
+        folder, number = wanted, 1
+        while self._store.one("SELECT 1 FROM resources WHERE folder = ?", (folder,)):
+            number += 1
+            folder = f"{wanted}_{number}"
+        # Left by a server that was killed while it deleted.
+        shutil.rmtree(self.root / folder, ignore_errors=True)
+        return folder
+
     def delete(self, resource: Resource) -> None:
         """Remove a resource and its files."""
         with self._store.write() as db:
             db.execute("DELETE FROM resources WHERE id = ?", (resource.id,))
-        shutil.rmtree(self.root / resource.folder, ignore_errors=True)
+            self.changes.note(resource.id)
+        with self._store.write():
+            folder = self.root / resource.folder
+            shutil.rmtree(folder, ignore_errors=True)
+            self._drop_empty(folder.parent)
 
     def delete_of(self, owner: Owner) -> None:
         """Remove every resource of an object."""
         for resource in self.of(owner):
             self.delete(resource)
 
+    def move(self, old: str, new: str) -> None:
+        """Move a folder of resources, as XNAT does when a session or a subject gets another label.
+
+        Parameters
+        ----------
+        old, new
+            Folders below the root, such as ``P/arc001/s1``; nothing happens where there is no such folder.
+        """
+        with self._store.write() as db:
+            db.execute(
+                "UPDATE resources SET folder = :new || substr(folder, length(:old) + 1)"
+                " WHERE substr(folder, 1, length(:old) + 1) = :old || '/'",
+                {"old": old, "new": new},
+            )
+            if (self.root / old).is_dir():
+                (self.root / new).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                (self.root / old).replace(self.root / new)
+
+    # Files
+
     def files(self, resource: Resource) -> list[FileEntry]:
         """List the catalog of a resource."""
         rows = self._store.all("SELECT * FROM files WHERE resource = ? ORDER BY path", (resource.id,))
         return [load(FileEntry, row) for row in rows]
 
+    def folder(self, resource: Resource) -> Path:
+        """Give where the files of a resource lie."""
+        return self.root / resource.folder
+
     def path(self, entry: FileEntry) -> Path:
         """Give where a file's content lies."""
-        return self.root / self.get(entry.resource).folder / entry.path
+        return self.folder(self.get(entry.resource)) / entry.path
 
-    def stage(self, source: BinaryIO) -> tuple[Path, int, str]:
-        """Copy a stream into the staging folder; give the file, its size and its MD5."""
-        digest, size = hashlib.md5(usedforsecurity=False), 0
-        with tempfile.NamedTemporaryFile(dir=self._staging, delete=False) as staged:
-            for block in iter(lambda: source.read(_BLOCK), b""):
-                staged.write(block)
-                digest.update(block)
-                size += len(block)
-        return Path(staged.name), size, digest.hexdigest()
+    def stage(self, source: BinaryIO) -> Staged:
+        """Bring a stream to disk, beside the archive."""
+        return self.staging.take(source)
 
-    def put(self, resource: Resource, path: str, staged: tuple[Path, int, str], user: str, **values: str) -> None:
-        """Move a staged file into a resource and enter it into the catalog.
+    def put(
+        self,
+        resource: Resource,
+        files: Sequence[Incoming],
+        user: str,
+        *,
+        since: int | None = None,
+        update_stats: bool = True,
+    ) -> None:
+        """Move staged files into a resource and enter them into its catalog, all or none.
+
+        Names that end ``_catalog.xml`` are left out, for XNAT never catalogues them.
+
+        Parameters
+        ----------
+        resource
+            Where to.
+        files
+            The files; an entry with the same path is replaced.
+        user
+            Who writes.
+        since
+            Moment (of :attr:`changes`) at which the writer read the catalog; None: no matter.
+        update_stats
+            Whether count and size of the resource are brought up to date.
 
         Raises
         ------
         ValueError
-            If the path leaves the resource.
+            If a path leaves the resource.
+        ConcurrentModificationError
+            If the catalog was changed since; the files are in their places then, without entries, as in XNAT.
         """
-        name = checked(path)
-        target = self.root / resource.folder / name
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file, size, digest = staged
-        os.replace(file, target)
-        columns = ("format", "content", "description", "tags", "sop_uid", "instance_number")
+        wanted = [(checked_path(item.path), item) for item in files if not item.path.endswith(CATALOG_SUFFIX)]
         with self._store.write() as db:
-            db.execute("DELETE FROM files WHERE resource = ? AND path = ?", (resource.id, name))
-            db.execute(
-                "INSERT INTO files (resource, path, size, digest, format, content, description, tags, sop_uid,"
-                " instance_number, created, created_by) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (resource.id, name, size, digest, *(values.get(key, "") for key in columns), timestamp(), user),
-            )
-            self._count(db, resource.id)
-
-    def add(self, resource: Resource, entries: Sequence[tuple[str, Path, dict[str, str]]], user: str) -> None:
-        """Copy many local files into a resource in one transaction."""
-        rows = []
-        for path, source, values in entries:
-            with source.open("rb") as stream:
-                staged, size, digest = self.stage(stream)
-            target = self.root / resource.folder / checked(path)
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.replace(staged, target)
-            uid, number = values.get("sop_uid", ""), values.get("instance_number", "")
-            rows.append((resource.id, path, size, digest, values.get("format", ""), uid, number, timestamp(), user))
-        with self._store.write() as db:
-            db.executemany(
-                "INSERT OR REPLACE INTO files (resource, path, size, digest, format, sop_uid, instance_number, created,"
-                " created_by) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                rows,
-            )
-            self._count(db, resource.id)
-
-    def remove(self, entries: Sequence[FileEntry]) -> None:
-        """Remove files from disk and catalog."""
-        with self._store.write() as db:
-            for entry in entries:
-                db.execute("DELETE FROM files WHERE id = ?", (entry.id,))
-                self._count(db, entry.resource)
-        for entry in entries:
-            self.path(entry).unlink(missing_ok=True)
+            folder = self.get(resource.id).folder
+            rows = [
+                (item.staged.path.name, f"{folder}/{path}", resource.id, path, item.staged.size, item.staged.digest)
+                + (json.dumps(item.values), user)
+                for path, item in wanted
+            ]
+            db.executemany("INSERT INTO pending_files VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        try:
+            with self._store.write() as db:
+                for path, item in wanted:
+                    self.staging.move(item.staged, self.root / folder / path)
+                if since is not None and self.changes.changed_since(resource.id, since):
+                    raise ConcurrentModificationError(f"the catalog of resource {resource.id} was changed meanwhile")
+                self._enter(db, resource.id, wanted, user)
+                self._count(db, resource.id, update_stats)
+        finally:
+            with self._store.write() as db:
+                db.executemany("DELETE FROM pending_files WHERE staged = ?", [row[:1] for row in rows])
 
     @staticmethod
-    def _count(db: Any, number: int) -> None:
-        db.execute(
-            "UPDATE resources SET version = version + 1,"
-            " file_count = (SELECT COUNT(*) FROM files WHERE resource = :id),"
-            " file_size = (SELECT COALESCE(SUM(size), 0) FROM files WHERE resource = :id) WHERE id = :id",
-            {"id": number},
+    def _enter(db: Any, resource: int, files: Iterable[tuple[str, Incoming]], user: str) -> None:
+        now = timestamp()
+        db.executemany(
+            f"INSERT OR REPLACE INTO files (resource, path, size, digest, created, created_by,"
+            f" {', '.join(_ENTRY_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (resource, path, item.staged.size, item.staged.digest, now, user)
+                + tuple(item.values.get(name, "") for name in _ENTRY_COLUMNS)
+                for path, item in files
+            ],
         )
 
+    def remove(self, entries: Collection[FileEntry], *, keep_files: bool = False) -> None:
+        """Remove entries from their catalogs, and their files from disk unless told otherwise."""
+        paths = [self.path(entry) for entry in entries]
+        with self._store.write() as db:
+            db.executemany("DELETE FROM files WHERE id = ?", [(entry.id,) for entry in entries])
+            for number in {entry.resource for entry in entries}:
+                self._count(db, number)
+        with self._store.write():
+            for path in paths if not keep_files else ():
+                path.unlink(missing_ok=True)
+                self._drop_empty(path.parent)
 
-def checked(path: str) -> str:
-    """Give a relative path in plain form.
+    def _drop_empty(self, folder: Path) -> None:
+        """Remove a folder that is empty, and those around it; nobody may write meanwhile."""
+        while folder != self.root and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+            folder = folder.parent
 
-    Raises
-    ------
-    ValueError
-        If it is empty or leaves its folder.
-    """
-    parts = [part for part in PurePosixPath(path.replace("\\", "/")).parts if part not in ("/", ".")]
-    if not parts or ".." in parts or "\0" in path:
-        raise ValueError(f"{path!r} is no path inside a resource")
-    return "/".join(parts)
+    def count(self, resource: Resource) -> None:
+        """Bring count and size of a resource up to date."""
+        with self._store.write() as db:
+            self._count(db, resource.id)
 
+    def _count(self, db: Any, number: int, update_stats: bool = True) -> None:
+        db.execute("UPDATE resources SET version = version + 1 WHERE id = ?", (number,))
+        if update_stats:
+            db.execute(
+                "UPDATE resources SET file_count = (SELECT COUNT(*) FROM files WHERE resource = :id),"
+                " file_size = (SELECT COALESCE(SUM(size), 0) FROM files WHERE resource = :id) WHERE id = :id",
+                {"id": number},
+            )
+        self.changes.note(number)
 
-def _safe(label: str) -> str:
-    return "".join(character if character.isalnum() or character in "._-" else "_" for character in label)
+    def _recover(self) -> None:
+        """Finish the writes whose file had reached its place when the server was killed; forget the others."""
+        rows = self._store.all("SELECT * FROM pending_files")
+        with self._store.write() as db:
+            for row in rows:
+                target = self.root / row["target"]
+                known = db.execute("SELECT 1 FROM resources WHERE id = ?", (row["resource"],)).fetchone()
+                if known and not self.staging.holds(row["staged"]) and target.exists():
+                    staged = Staged(target, row["size"], row["digest"])
+                    item = Incoming(row["path"], staged, json.loads(row["entry"]))
+                    self._enter(db, row["resource"], [(row["path"], item)], row["user"])
+                    self._count(db, row["resource"])
+            db.execute("DELETE FROM pending_files")
+        self.staging.clear()
+

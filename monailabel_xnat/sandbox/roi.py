@@ -17,7 +17,7 @@ from monailabel_xnat.sandbox.model import Experiment
 from monailabel_xnat.sandbox.permissions import Permissions
 from monailabel_xnat.sandbox.replies import HTTPError, Reply, as_json, text
 from monailabel_xnat.sandbox.request import Request
-from monailabel_xnat.sandbox.resources import Resources
+from monailabel_xnat.sandbox.resources import Incoming, Resources
 
 _TYPES = {
     "SEG": (".dcm", "DICOM"),
@@ -191,7 +191,9 @@ class RoiCollections:
         suffix, file_format = _TYPES[kind]
         resource = self._resources.create(self._items.owner(known), kind, format=file_format, content="EXTERNAL")
         request.body.seek(0)
-        self._resources.put(resource, f"{label}{suffix}", self._resources.stage(request.body), request.user.login)
+        self._resources.put(
+            resource, [Incoming(f"{label}{suffix}", self._resources.stage(request.body))], request.user.login
+        )
         return known
 
 
