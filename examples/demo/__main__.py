@@ -77,8 +77,8 @@ def loop(client: Client, demo: DemoData, work: Path, options: argparse.Namespace
     sample = annotate(client, demo, images, work)
     say(f"training {options.epochs} epochs on {client.counts()['completed']} labelled images from XNAT")
     for line in client.train(options.epochs):
-        if "Epoch" in line and "Iter" not in line:
-            say(f"  {line[-110:].strip()}")
+        if "Metrics" in line:
+            say(f"  {line.partition('- INFO - ')[2] or line}")
     say("segmenting the held-out cases again")
     after = predict(client, demo, images, output, "after")
     case = held_out[0]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -130,7 +130,7 @@ class MonaiLabelServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         process, self._process = self._process, None
-        if process is None or process.poll() is not None:
+        if process is None:
             return
         process.send_signal(signal.SIGINT)
         try:
@@ -138,6 +138,9 @@ class MonaiLabelServer:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        # A training that is still under way is a child of the server, in the group that the server leads.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
     def _wait_until_it_answers(self) -> None:
         assert self._process is not None
