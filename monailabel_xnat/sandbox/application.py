@@ -77,10 +77,6 @@ class RequestLog:
             return len(self._served)
 
 
-class _ConnectionDropped(Exception):
-    """Raised to cut an answer short; uvicorn closes the connection."""
-
-
 class Application:
     """The ASGI application over one archive."""
 
@@ -108,9 +104,12 @@ class Application:
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
         with tempfile.SpooledTemporaryFile(_SPOOLED, dir=str(self._archive.folder)) as body:
+            began = self.resources.changes.now
             size = await _receive_body(receive, body)
+            if size is None:
+                return
             length = int(headers["content-length"]) if "content-length" in headers else None
-            request = Request(scope["method"], path, query, headers, body, length, ANONYMOUS)  # type: ignore[arg-type]
+            request = Request(scope["method"], path, query, headers, body, length, ANONYMOUS, began=began)  # type: ignore[arg-type]
             fault = self.faults.due(request.method, path)
             if fault is not None and fault.delay:
                 await asyncio.sleep(fault.delay)
@@ -140,7 +139,8 @@ class Application:
                 await send({"type": "http.response.body", "body": block[:left], "more_body": True})
                 sent += min(len(block), left)
                 if sent >= fault.drop_after:
-                    raise _ConnectionDropped
+                    # Uvicorn closes the connection of an answer that was left unfinished.
+                    return sent
                 continue
             sent += len(block)
             await send({"type": "http.response.body", "body": block, "more_body": True})
@@ -250,12 +250,13 @@ class Application:
         return Objects(self._archive, self.resources, may).handle(request, target)
 
 
-async def _receive_body(receive: Callable[[], Awaitable[Message]], body: Any) -> int:
+async def _receive_body(receive: Callable[[], Awaitable[Message]], body: Any) -> int | None:
+    """Take the body to its end; None where the client went away before."""
     size, more = 0, True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            break
+            return None
         block = message.get("body", b"")
         body.write(block)
         size += len(block)

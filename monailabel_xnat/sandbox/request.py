@@ -32,6 +32,8 @@ class Request:
         Its length; None where it came chunked.
     user, session
         Who asks.
+    began
+        When the request arrived, in changes of catalogs: a catalog changed since was changed by another writer.
     """
 
     method: str
@@ -42,6 +44,7 @@ class Request:
     length: int | None
     user: User
     session: Session | None = None
+    began: int = 0
 
     @property
     def content_type(self) -> str:
