@@ -10,16 +10,16 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Union
 
 import pydicom
 
-from monailabel_xnat.convert.elements import Elements
-from monailabel_xnat.errors import ImageConversionError
+from monailabel_xnat.convert.elements import ElementError, Elements
+from monailabel_xnat.errors import ImageConversionError, XNATDatastoreError
 
 RESTORE = "download the scan again, or restore the file in the archive"
 """The remedy for a damaged file."""
@@ -108,7 +108,8 @@ def read_dicom(path: Path, stream: BinaryIO, wanted: Collection[int]) -> DicomFi
             except (_CutError, struct.error):
                 cut = True
     stream.seek(0)
-    file = _parse(path, stream, wanted)
+    with damage_named(path):
+        file = _parse(stream, wanted)
     if cut and file.end >= file_size(stream):
         raise ImageConversionError(f"{path.name} is truncated: it ends within its header", hint=RESTORE)
     return file
@@ -124,13 +125,23 @@ def _looks_like_dicom(start: bytes) -> bool:
     return element <= 0x70 and ((start[4:6].isalpha() and start[4:6].isupper()) or length < _MAGIC_OFFSET)
 
 
-def _parse(path: Path, stream: BinaryIO, wanted: Collection[int]) -> DicomFile:
-    """Read elements by pydicom."""
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Turn whatever pydicom stumbles over in a damaged file into an error that names the file."""
     try:
-        dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(wanted), force=True)
-    except (EOFError, OSError, LookupError, ValueError, AttributeError, TypeError, struct.error, zlib.error) as error:
-        message = f"{path.name} is truncated or damaged, its header cannot be read: {error}"
+        yield
+    except (XNATDatastoreError, OSError):
+        raise
+    except ElementError as error:
+        raise ImageConversionError(f"{path.name}: {error}", hint="repair or remove this file") from error
+    except Exception as error:
+        message = f"{path.name} is truncated or damaged: {error}"
         raise ImageConversionError(message, hint=RESTORE) from error
+
+
+def _parse(stream: BinaryIO, wanted: Collection[int]) -> DicomFile:
+    """Read elements by pydicom."""
+    dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(wanted), force=True)
     meta = dataset.file_meta
     syntax = str(meta.get("TransferSyntaxUID", "")) or (IMPLICIT if dataset.is_implicit_VR else EXPLICIT)
     return DicomFile(dataset, str(meta.get("MediaStorageSOPClassUID", "")), syntax, stream.tell())

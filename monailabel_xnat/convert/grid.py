@@ -53,7 +53,7 @@ class Grid:
         ValueError
             If the file cannot be read.
         """
-        if path.name.endswith((".nii", ".nii.gz")):
+        if path.name.lower().endswith((".nii", ".nii.gz")):
             return cls.of_nifti(path)
         return cls(*read_itk_geometry(path))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -10,7 +9,7 @@ from typing import BinaryIO
 from pydicom.uid import UID
 
 from monailabel_xnat.convert import elements
-from monailabel_xnat.convert.dicomfile import RESTORE, DicomFile, file_size, read_dicom
+from monailabel_xnat.convert.dicomfile import RESTORE, DicomFile, damage_named, file_size, read_dicom
 from monailabel_xnat.convert.elements import Elements
 from monailabel_xnat.convert.frames import FRAME_TAGS, Frame, read_frames
 from monailabel_xnat.convert.pixeldata import has_float_pixels, locate_pixel_data
@@ -139,10 +138,8 @@ def read_header(path: Path) -> ImageHeader | OtherFile:
         file = read_dicom(path, stream, _TAGS)
         if file is None:
             return OtherFile(path, "not DICOM")
-        try:
+        with damage_named(path):
             return _image_or_other(path, stream, file)
-        except (elements.ElementError, struct.error) as error:
-            raise ImageConversionError(f"{path.name}: {error}", hint="repair or remove this file") from error
 
 
 def _image_or_other(path: Path, stream: BinaryIO, file: DicomFile) -> ImageHeader | OtherFile:

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK
 
 from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats
 
-# Its own type hints cover half of it.
-_simpleitk: Any = SimpleITK
+
+def _simpleitk() -> Any:
+    """Give SimpleITK, loaded at first use: it takes longer than all the rest of this package."""
+    import SimpleITK
+
+    return SimpleITK
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def read_itk_file(path: Path) -> ItkFile:
 
 def itk_reader(path: Path, image_io: str = "") -> Any:
     """Make SimpleITK's reader for one file; ``image_io`` names the format where the file name does not."""
-    reader = _simpleitk.ImageFileReader()
+    reader = _simpleitk().ImageFileReader()
     if image_io:
         reader.SetImageIO(image_io)
     reader.SetFileName(str(path))
@@ -84,7 +87,7 @@ def itk_reader(path: Path, image_io: str = "") -> Any:
 
 def itk_values(image: Any) -> npt.NDArray[Any]:
     """Copy the voxels of an image, slowest index first, components last."""
-    values: npt.NDArray[Any] = _simpleitk.GetArrayFromImage(image)
+    values: npt.NDArray[Any] = _simpleitk().GetArrayFromImage(image)
     return values
 
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pydicom
 from pydicom.uid import UID
 
+from monailabel_xnat.convert.dicomfile import damage_named
 from monailabel_xnat.convert.frames import Frame
 from monailabel_xnat.convert.geometry import Floats
 from monailabel_xnat.convert.headers import ImageHeader
@@ -40,9 +41,11 @@ _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _FLOAT32_EXACT = 1 << 24
 _GDCM = "GDCMImageIO"
 
-# Functional groups, spacings, thickness, position, orientation and rescale.
-_BEYOND_PIXELS = (
-    0x52009229, 0x52009230, 0x00180050, 0x00180088, 0x00200032, 0x00200037, 0x00280030, 0x00281052, 0x00281053,
+# What SimpleITK needs to decode, without anything that says where the image lies or how it is scaled.
+_PIXEL_DESCRIPTION = (
+    0x00080016, 0x00080018, 0x0020000D, 0x0020000E, 0x00280002, 0x00280004, 0x00280006, 0x00280008, 0x00280010,
+    0x00280011, 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00281101, 0x00281102, 0x00281103, 0x00281201,
+    0x00281202, 0x00281203, 0x7FE00010,
 )  # fmt: skip
 
 # CT, MR and PET images (DICOM PS3.4 B.5): Rescale Slope and Intercept are all there is between file and value.
@@ -82,7 +85,7 @@ class SliceValues:
         ends = [float(end) * slope + intercept for end in (stored.min(), stored.max())]
         low, high = min(ends), max(ends)
         dtype = _integer_dtype(low, high)
-        if dtype == _FLOAT64 and (slope, intercept) != (1.0, 0.0):
+        if dtype == _FLOAT64:
             return cls._of_floats(stored.astype(np.float64) * slope + intercept)
         return cls(stored, slope, intercept, low, high, dtype)
 
@@ -205,7 +208,7 @@ def _copy_slices(frames: Sequence[Frame], headers: Mapping[Path, ImageHeader]) -
         slices.append(SliceValues.of(stored, frame.slope, frame.intercept))
     for position in {0, len(frames) - 1}:
         try:
-            expected = decode(frames[position].path)[0]
+            expected = decode(frames[position].path, headers[frames[position].path].transfer_syntax)[0]
         except ImageConversionError:
             return None
         if not np.array_equal(slices[position].values(expected.dtype), expected):
@@ -235,30 +238,28 @@ def _within_bits(stored: Array, header: ImageHeader) -> bool:
     return bool(stored.max() < 1 << header.bits_stored)
 
 
-def decode(path: Path) -> Array:
+def decode(path: Path, syntax: str) -> Array:
     """Read all frames of a file by SimpleITK: (frames, rows, columns) or (frames, rows, columns, samples)."""
     try:
         return itk_values(itk_reader(path, _GDCM).Execute())
     except RuntimeError as error:
-        raise _undecodable(path, error) from error
+        raise _undecodable(path, syntax, error) from error
 
 
-def file_geometry(path: Path) -> Floats:
+def file_geometry(header: ImageHeader) -> Floats:
     """Give the affine, voxel index to LPS in mm, that ITK reads from the header of one file."""
-    reader = itk_reader(path, _GDCM)
+    reader = itk_reader(header.path, _GDCM)
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise _undecodable(path, error) from error
+        raise _undecodable(header.path, header.transfer_syntax, error) from error
     return itk_affine(reader)
 
 
-def _undecodable(path: Path, error: RuntimeError) -> ImageConversionError:
-    meta = pydicom.filereader.read_file_meta_info(path)
-    syntax = UID(str(meta.get("TransferSyntaxUID", "unknown"))).name
+def _undecodable(path: Path, syntax: str, error: RuntimeError) -> ImageConversionError:
     reason = str(error).strip().splitlines()[-1].strip()
     return ImageConversionError(
-        f"{path.name} cannot be decoded ({syntax}): {reason}",
+        f"{path.name} cannot be decoded ({UID(syntax).name}): {reason}",
         hint="if the file is whole, store it in another way (uncompressed, unsigned) that SimpleITK reads",
     )
 
@@ -270,13 +271,13 @@ def _decode_file(header: ImageHeader, frames: Sequence[Frame]) -> dict[tuple[Pat
     decoded = None
     if uniform:
         try:
-            decoded = decode(header.path)
+            decoded = decode(header.path, header.transfer_syntax)
         except ImageConversionError as error:
             failure = error
     if decoded is not None:
         return {(frame.path, frame.index): _compact(SliceValues.of(decoded[frame.index])) for frame in frames}
     try:
-        decoded = _decode_bare(header.path)
+        decoded = _decode_bare(header)
     except ImageConversionError:
         if uniform:
             raise failure from None
@@ -296,16 +297,13 @@ def _compact(values: SliceValues) -> SliceValues:
     return replace(values, stored=values.stored.astype(values.dtype))
 
 
-def _decode_bare(path: Path) -> Array:
+def _decode_bare(header: ImageHeader) -> Array:
     """Decode a file by its pixel description alone: SimpleITK refuses some whose geometry it cannot use.
 
     Nothing is scaled then.
     """
-    dataset = pydicom.dcmread(path)
-    for tag in _BEYOND_PIXELS:
-        if tag in dataset:
-            del dataset[tag]
     with tempfile.TemporaryDirectory(prefix="monailabel_xnat-") as folder:
-        copy = Path(folder) / path.name
-        dataset.save_as(copy)
-        return decode(copy)
+        copy = Path(folder) / header.path.name
+        with damage_named(header.path):
+            pydicom.dcmread(header.path, specific_tags=list(_PIXEL_DESCRIPTION)).save_as(copy)
+        return decode(copy, header.transfer_syntax)

@@ -121,7 +121,7 @@ def _plan_unplaced(
             raise ImageConversionError(message, hint=_CHOOSE_OTHER)
         images = _by_instance_number(images)
     frames = tuple(frame for image in images for frame in image.frames)
-    affine = pixels.file_geometry(images[0].path)
+    affine = pixels.file_geometry(images[0])
     if len(images) > 1:
         affine[:3, 2] /= np.linalg.norm(affine[:3, 2])
     if len(frames) > 1:
@@ -238,7 +238,7 @@ def _affine(stack: Sequence[Frame], headers: Mapping[Path, ImageHeader]) -> Floa
     if len(headers[stack[0].path].frames) > 1:
         return computed
     try:
-        reference = pixels.file_geometry(stack[0].path)
+        reference = pixels.file_geometry(headers[stack[0].path])
     except ImageConversionError:
         return computed
     step = np.linalg.norm(computed[:3, 2])
