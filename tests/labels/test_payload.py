@@ -109,7 +109,7 @@ def test_a_label_elsewhere_is_refused_with_both_geometries(tmp_path, array):
         ("junk.nii.gz", b"junk"),
         ("junk", b"\x00" * 500),
         ("broken.json", b"{"),
-        ("torn.nii.gz", gzip.compress(b"x" * 1000)[:30]),
+        ("torn.nii.gz", gzip.compress(b"x" * 1000, mtime=0)[:30]),
         ("seg.dcm", b"\0" * 128 + b"DICM" + b"\0" * 100),
         ("label.bin", b""),
     ],
