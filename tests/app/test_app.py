@@ -17,7 +17,7 @@ APP = Path(__file__).parents[2] / "examples" / "organs_app"
 PROGRAM = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
-from monailabel.interfaces.utils.app import app_instance
+from monailabel.interfaces.utils.app import app_instance, clear_cache
 from monailabel.config import settings
 answers = []
 for case in json.load(sys.stdin):
@@ -31,8 +31,7 @@ for case in json.load(sys.stdin):
     except Exception as error:
         answer = {"error": f"{type(error).__name__}: {error}"}
     answers.append(answer)
-    from monailabel.interfaces.utils import app as module
-    module.app = None
+    clear_cache()
 print("ANSWERS" + json.dumps(answers))
 """
 
