@@ -15,6 +15,7 @@ from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, upload_files
 from monailabel_xnat.convert import read_label, to_grid, write_label
 from monailabel_xnat.errors import (
+    CacheError,
     LabelGeometryError,
     UnknownImageError,
     UnknownLabelError,
@@ -118,7 +119,7 @@ class Delivery:
             if version is None:
                 raise UnknownLabelError(f"the label {entry.tag!r} was removed from the outbox before it was sent")
             if current is not None:
-                self._files.keep(scan.image_id, entry.tag, version, entry.file)
+                self._keep(entry, scan, version)
                 self._outbox.remove(entry)
         return version
 
@@ -226,6 +227,13 @@ class Delivery:
             ready = self._outbox.commit(draft, replace(entry, version=version, state=State.READY), sidecar)
         self._outbox.remove(entry)
         return ready
+
+    def _keep(self, entry: Entry, scan: Scan, version: LabelVersion) -> None:
+        """Keep the file, so that it need not be fetched; where the disk is full it will be."""
+        try:
+            self._files.keep(scan.image_id, entry.tag, version, entry.file)
+        except CacheError as error:
+            logger.debug("%s", error)
 
     def _not_behind(self, entry: Entry, scan: Scan) -> Entry:
         """Rename an entry that was never sent if XNAT holds a newer name, for then this clock is behind another."""

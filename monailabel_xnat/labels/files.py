@@ -14,7 +14,7 @@ from monailabel_xnat.client.locks import private_folder
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import CacheError, TransferError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId, safe_name
-from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion
+from monailabel_xnat.labels.model import LabelVersion
 
 _CHUNK = 1 << 20
 
@@ -74,7 +74,7 @@ class LabelFiles:
         # No dot but that of the extension: MONAI Label takes all that follows the first for it.
         text = f"{image.subject}_{image.experiment}_{image.scan}_{tag}_{version.name}"
         stem = safe_name(text, f"{image} {tag} {version.name}")
-        return self._folder / (stem + (LABEL_MAP if version.suffix == LABEL_MAP else ".json"))
+        return self._folder / (stem + version.extension)
 
     def _fetch(self, version: LabelVersion, target: Path) -> None:
         assert version.file is not None  # noqa: S101 - only what waits in the outbox has none

@@ -50,6 +50,11 @@ class LabelVersion:
         return self.file is None
 
     @property
+    def extension(self) -> str:
+        """Extension of its file on this machine: ``.nii.gz`` or ``.json``."""
+        return LABEL_MAP if self.suffix == LABEL_MAP else ".json"
+
+    @property
     def digest(self) -> str:
         """The first 12 hexadecimal digits of the SHA-256 of its file."""
         return self.name.rpartition("-")[2]

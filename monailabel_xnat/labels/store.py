@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
-from monailabel_xnat.client.files import list_files
 from monailabel_xnat.client.locks import writing
-from monailabel_xnat.client.removal import remove_file
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import (
-    AccessDeniedError,
+    CacheError,
     LabelError,
+    LabelGeometryError,
     LabelNotUploadedError,
     ReadOnlyError,
     ServerError,
@@ -34,10 +33,11 @@ from monailabel_xnat.errors import (
 )
 from monailabel_xnat.images import Images
 from monailabel_xnat.jsonable import plain
+from monailabel_xnat.labels.deletion import Deletion
 from monailabel_xnat.labels.delivery import FIRST_PAUSE, Delivery
 from monailabel_xnat.labels.descriptions import Descriptions
 from monailabel_xnat.labels.files import LabelFiles
-from monailabel_xnat.labels.model import LabelVersion, version_name, versions_among
+from monailabel_xnat.labels.model import LabelVersion, version_name
 from monailabel_xnat.labels.outbox import Entry, Outbox, State, folder_of, sha256_of
 from monailabel_xnat.labels.payload import read_payload
 from monailabel_xnat.labels.sidecar import completed, describe, info_of
@@ -77,6 +77,7 @@ class Labels:
         self._files = LabelFiles(session, settings.server_folder / "labels")
         self._versions = Versions(session, catalog)
         self._descriptions = Descriptions(session)
+        self._deletion = Deletion(session, self._versions, self._files)
         self._delivery = Delivery(session, catalog, images, self._outbox, self._versions, self._files)
         if self._delivery.mine():
             self._delivery.start(_START_PAUSE)
@@ -158,6 +159,18 @@ class Labels:
             payload.write(entry.file)
             entry = self._accept(entry, sidecar)
         return self._send(entry, scan)
+
+    def current(self, scan: Scan, tag: str) -> LabelVersion:
+        """Give the current version of a label, without its description.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is no such label.
+        ServerError
+            If XNAT fails.
+        """
+        return self._find(scan, text_of(tag))
 
     def path(self, scan: Scan, tag: str, version: str | None = None) -> Path:
         """Give the file of a label on this machine, the current one or an earlier version; fetched once.
@@ -297,7 +310,7 @@ class Labels:
         tag = text_of(tag)
         label = resource_of(tag)
         with writing(self._settings, resource_path(scan, label)):
-            removed = self._delete(scan, tag, keep=0) if scan.resource(label) else []
+            removed = self._deletion.delete(scan, tag) if scan.resource(label) else []
             waiting = self._outbox.of(scan.image_id, tag)
             for entry in waiting:
                 self._outbox.remove(entry)
@@ -306,6 +319,11 @@ class Labels:
                 f"the label {tag!r} was left in resource {BUILT_IN_RESOURCE} by MONAI Label's built-in datastore",
                 hint="delete it in XNAT; this datastore deletes only what it wrote",
             )
+
+    def forget(self, scan: Scan) -> None:
+        """Drop what waits for an image that was removed."""
+        for entry in self._outbox.of(scan.image_id):
+            self._outbox.remove(entry)
 
     def _accept(self, draft: Entry, sidecar: Mapping[str, Any]) -> Entry:
         """Name the version in a draft and commit it."""
@@ -326,7 +344,10 @@ class Labels:
         """Bring an accepted label to XNAT."""
         try:
             version = self._delivery.send(entry, scan, first=True)
-        except ServerError as error:
+        except LabelGeometryError:  # looked at only now, for XNAT was away for a moment
+            self._outbox.remove(entry)
+            raise
+        except (ServerError, CacheError) as error:
             self._outbox.note_failure(entry, error)
             self._delivery.start(FIRST_PAUSE)
             raise LabelNotUploadedError(
@@ -334,37 +355,9 @@ class Labels:
                 hint="it is served from there and sent again by itself; `monailabel-xnat outbox` shows what waits",
             ) from error
         self._delivery.retry_soon()
-        self._prune(scan, entry.tag)
+        if self._settings.keep_versions:
+            self._deletion.prune(scan, entry.tag, self._settings.keep_versions)
         return version
-
-    def _prune(self, scan: Scan, tag: str) -> None:
-        """Delete the versions beyond ``keep_versions``; where the user may not, they stay."""
-        keep = self._settings.keep_versions
-        if not keep:
-            return
-        try:
-            with writing(self._settings, resource_path(scan, resource_of(tag))):
-                self._delete(scan, tag, keep=keep)
-        except AccessDeniedError as error:
-            logger.info("earlier versions stay: %s", error)
-        except XNATDatastoreError as error:
-            logger.warning("earlier versions of a label could not be deleted: %s", type(error).__name__)
-
-    def _delete(self, scan: Scan, tag: str, keep: int) -> list[LabelVersion]:
-        """Delete all versions in XNAT but the newest ``keep``; the caller holds the resource."""
-        label = resource_of(tag)
-        resource = resource_path(scan, label)
-        listing = list_files(self._session, resource)
-        old = versions_among(listing)[keep:]
-        for version in reversed(old):  # the current one last: if XNAT stops midway, it is still there
-            for file in (version.sidecar_file, version.file):
-                if file is not None:
-                    remove_file(self._session, file, listing)
-                    listing = [other for other in listing if other.path != file.path]
-            self._files.discard(scan.image_id, tag, version)
-        if old:
-            self._versions.note(scan, label, list_files(self._session, resource))
-        return old
 
     def _tag_shown(self, scan: Scan, resource: Resource) -> str | None:
         """Give the tag that a resource stands for in the listing of an image."""

@@ -94,7 +94,7 @@ def test_replay_sends_what_waits(waiting, words, archive, capsys):
 
 def test_replay_says_by_its_status_that_something_still_waits(waiting, words, archive, capsys):
     archive.faults.clear()
-    archive.faults.add("MONAILABEL_", status=403, times=None)
+    archive.faults.add("MONAILABEL_", method="PUT", status=403, times=None)
     assert main(["outbox", "replay", *words]) == 1
     assert "no permission to edit" in capsys.readouterr().out
 

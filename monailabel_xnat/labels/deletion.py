@@ -1,0 +1,71 @@
+"""Deleting versions of a label in XNAT, and nothing else that lies beside them."""
+
+from __future__ import annotations
+
+import logging
+
+from monailabel_xnat.catalog import Scan
+from monailabel_xnat.client.files import list_files
+from monailabel_xnat.client.locks import writing
+from monailabel_xnat.client.removal import remove_file
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.errors import AccessDeniedError, XNATDatastoreError
+from monailabel_xnat.labels.files import LabelFiles
+from monailabel_xnat.labels.model import LabelVersion, versions_among
+from monailabel_xnat.labels.tags import resource_of
+from monailabel_xnat.labels.versions import Versions, resource_path
+
+logger = logging.getLogger(__name__)
+
+
+class Deletion:
+    """Deletes what this library wrote; the name tells.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    versions : Versions
+        Is told of what is left.
+    files : LabelFiles
+        Forgets the files of what was deleted.
+    """
+
+    def __init__(self, session: Session, versions: Versions, files: LabelFiles) -> None:
+        self._session = session
+        self._versions = versions
+        self._files = files
+
+    def delete(self, scan: Scan, tag: str, keep: int = 0) -> list[LabelVersion]:
+        """Delete all versions of a label but the newest ``keep``, and tell which they were.
+
+        Raises
+        ------
+        AccessDeniedError
+            If the user may not delete.
+        ServerError
+            If XNAT fails.
+        """
+        label = resource_of(tag)
+        resource = resource_path(scan, label)
+        with writing(self._session.settings, resource):
+            listing = list_files(self._session, resource)
+            old = versions_among(listing)[keep:]
+            for version in reversed(old):  # the newest last: if XNAT stops midway, the label is still there
+                for file in (version.sidecar_file, version.file):
+                    if file is not None:
+                        remove_file(self._session, file, listing)
+                        listing = [other for other in listing if other.path != file.path]
+                self._files.discard(scan.image_id, tag, version)
+            if old:
+                self._versions.note(scan, label, list_files(self._session, resource))
+        return old
+
+    def prune(self, scan: Scan, tag: str, keep: int) -> None:
+        """Delete the versions beyond the newest ``keep``; where that is not possible, they stay."""
+        try:
+            self.delete(scan, tag, keep)
+        except AccessDeniedError as error:
+            logger.info("earlier versions stay: %s", error)
+        except XNATDatastoreError as error:
+            logger.warning("earlier versions of a label could not be deleted: %s", type(error).__name__)
