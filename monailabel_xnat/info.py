@@ -2,6 +2,8 @@
 
 Each scan that has any holds it as ``image.json`` in its resource ``MONAILABEL_info``. Two servers on one project, or a
 server and its scoring process, merge: before writing, what XNAT holds is read again and only our keys are replaced.
+Writers on one machine take turns; one on another machine may still write between our reading and writing, so that what
+was written is looked at once more a moment later, and written again if it has gone.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from filelock import FileLock
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
 from monailabel_xnat.client.files import list_files
@@ -30,6 +34,8 @@ INFO_FILE = "image.json"
 # Changes wait this long for others to the same images, so that scoring a project does not write each one thrice.
 _GATHER_SECONDS = 0.25
 _RETRY_SECONDS = 30.0
+# Longer than reading and writing takes: by then whoever overwrote us has done so.
+_CONFIRM_SECONDS = 2.0
 # Each write makes the file one byte longer than the last modulo this, so that the size in the listing tells a change.
 _SIZE_CYCLE = 64
 
@@ -52,6 +58,8 @@ class ImageInfos:
         self._loading = threading.Lock()
         self._stored: dict[ImageId, tuple[Resource, dict[str, Any]]] = {}
         self._pending: dict[ImageId, dict[str, Any]] = {}
+        self._written: dict[ImageId, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self._locks = session.settings.server_folder / "locks"
         self._wake = threading.Event()
         self._closed = False
         self._denied: set[str] = set()
@@ -128,6 +136,8 @@ class ImageInfos:
                 return
             threading.Event().wait(_GATHER_SECONDS)
             self.flush()
+            if self._written and not self._wake.wait(_CONFIRM_SECONDS):
+                self._confirm()
             if self._writable() and not self._wake.wait(_RETRY_SECONDS):
                 self._wake.set()
 
@@ -143,9 +153,11 @@ class ImageInfos:
             return
         try:
             scan = self._catalog.scan(image)
-            size, merged = self._read_again(scan)
-            merged.update(changes)
-            written = self._store(scan, merged, size)
+            with self._turn(image):
+                size, merged = self._read_again(scan)
+                before = {key: merged.get(key) for key in changes}
+                merged.update(changes)
+                written = self._store(scan, merged, size)
         except AccessDeniedError as error:
             self._denied.add(image.project)
             logger.warning("image info of this project is kept in memory only: %s", error)
@@ -155,6 +167,7 @@ class ImageInfos:
             return
         with self._lock:
             self._stored[image] = (written, merged)
+            self._written[image] = (before, changes)
             waiting = self._pending.get(image, {})
             left = {key: value for key, value in waiting.items() if key not in changes or value != changes[key]}
             if left:
@@ -162,6 +175,27 @@ class ImageInfos:
             else:
                 self._pending.pop(image, None)
         self._catalog.put_resource(image, written)
+
+    def _confirm(self) -> None:
+        """Write again what someone on another machine has overwritten with what they had read before us."""
+        with self._lock:
+            written, self._written = self._written, {}
+        for image, (before, changes) in written.items():
+            try:
+                _, info = self._read_again(self._catalog.scan(image))
+            except XNATDatastoreError as error:
+                logger.debug("an image info could not be confirmed: %s", type(error).__name__)
+                continue
+            lost = {key: value for key, value in changes.items() if info.get(key) == before[key] != value}
+            if lost:
+                with self._lock:
+                    self._pending[image] = {**lost, **self._pending.get(image, {})}
+                self._wake.set()
+
+    def _turn(self, image: ImageId) -> FileLock:
+        """Give the lock under which the processes of this machine change the info of an image."""
+        self._locks.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return FileLock(self._locks / f"{image.file_stem}.lock")
 
     def _store(self, scan: Scan, info: dict[str, Any], previous_size: int) -> Resource:
         content = json.dumps(info, indent=1, sort_keys=True).encode()

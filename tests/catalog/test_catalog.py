@@ -223,7 +223,7 @@ def test_without_a_project_all_that_can_be_read_is_listed(archive, open_catalog)
 
 
 def test_an_unknown_project_is_named(archive, open_catalog):
-    with pytest.raises(NotInArchiveError, match="'NOPE'.*admin"):
+    with pytest.raises(NotInArchiveError, match=r"'NOPE'.*admin"):
         open_catalog(project="NOPE").scans()
 
 

@@ -40,6 +40,19 @@ def test_two_servers_on_one_project_keep_each_other_s_keys(open_datastore):
     assert info["epistemic_entropy"] == 0.5
 
 
+def test_what_a_server_on_another_machine_overwrote_is_written_again(open_datastore, tmp_path):
+    server, other = open_datastore(), open_datastore(cache_path=tmp_path / "another machine")
+    image = server.list_images()[0]
+    scan = other._catalog.scan(image)
+    server.update_image_info(image, {"strategy": {"random": {"ts": 1}}})
+    server._infos.flush()
+    other._infos._store(scan, {"dice": 0.5}, 0)  # as if it had read before the server wrote
+    server._infos._confirm()
+    server.close()
+    info = open_datastore().get_image_info(image)
+    assert (info["strategy"], info["dice"]) == ({"random": {"ts": 1}}, 0.5)
+
+
 def test_a_change_by_another_server_is_seen_after_a_renewal(open_datastore):
     server, other = open_datastore(), open_datastore()
     image = server.list_images()[0]
