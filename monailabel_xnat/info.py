@@ -16,10 +16,9 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from filelock import FileLock
-
 from monailabel_xnat.catalog import Catalog, Resource, Scan
 from monailabel_xnat.client.files import list_files
+from monailabel_xnat.client.locks import writing
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.client.upload import upload
 from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, XNATDatastoreError
@@ -59,7 +58,6 @@ class ImageInfos:
         self._stored: dict[ImageId, tuple[Resource, dict[str, Any]]] = {}
         self._pending: dict[ImageId, dict[str, Any]] = {}
         self._written: dict[ImageId, tuple[dict[str, Any], dict[str, Any]]] = {}
-        self._locks = session.settings.server_folder / "locks"
         self._wake = threading.Event()
         self._closed = False
         self._denied: set[str] = set()
@@ -153,7 +151,7 @@ class ImageInfos:
             return
         try:
             scan = self._catalog.scan(image)
-            with self._turn(image):
+            with writing(self._session.settings, _resource(scan)):
                 size, merged = self._read_again(scan)
                 before = {key: merged.get(key) for key in changes}
                 merged.update(changes)
@@ -192,22 +190,16 @@ class ImageInfos:
                     self._pending[image] = {**lost, **self._pending.get(image, {})}
                 self._wake.set()
 
-    def _turn(self, image: ImageId) -> FileLock:
-        """Give the lock under which the processes of this machine change the info of an image."""
-        self._locks.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return FileLock(self._locks / f"{image.file_stem}.lock")
-
     def _store(self, scan: Scan, info: dict[str, Any], previous_size: int) -> Resource:
         content = json.dumps(info, indent=1, sort_keys=True).encode()
         target = (previous_size + 1) % _SIZE_CYCLE
         content += b" " * ((target - len(content)) % _SIZE_CYCLE)
-        resource = scan.path + quoted("resources", INFO_RESOURCE)
-        upload(self._session, resource, INFO_FILE, content, format="JSON", content="MONAILABEL", overwrite=True)
+        upload(self._session, _resource(scan), INFO_FILE, content, format="JSON", content="MONAILABEL", overwrite=True)
         return Resource(INFO_RESOURCE, 1, len(content))
 
     def _read_again(self, scan: Scan) -> tuple[int, dict[str, Any]]:
         """Read what XNAT holds now; (0, {}) if nothing."""
-        path = scan.path + quoted("resources", INFO_RESOURCE)
+        path = _resource(scan)
         if scan.resource(INFO_RESOURCE) is None and not list_files(self._session, path):
             return 0, {}
         try:
@@ -252,3 +244,7 @@ class ImageInfos:
                 info = self._stored[scan.image_id][1] if scan.image_id in self._stored else {}
         with self._lock:
             self._stored[scan.image_id] = (resource, info)
+
+
+def _resource(scan: Scan) -> str:
+    return scan.path + quoted("resources", INFO_RESOURCE)
