@@ -25,13 +25,16 @@ from monailabel_xnat.client_errors import errors_for_clients
 from monailabel_xnat.config import Settings
 from monailabel_xnat.dataset import TRAINING_TAG, Dataset
 from monailabel_xnat.description import Description
-from monailabel_xnat.errors import InvalidIdError, UnknownImageError, UnknownLabelError
+from monailabel_xnat.errors import InvalidIdError, UnknownImageError, UnknownLabelError, XNATDatastoreError
 from monailabel_xnat.ids import LabelId
 from monailabel_xnat.images import Images
 from monailabel_xnat.info import ImageInfos
 from monailabel_xnat.labels import Labels
 
 logger = logging.getLogger(__name__)
+
+# What labels are stored as, and so the likely form of one that cannot be looked at just now.
+LABEL_SUFFIX = ".nii.gz"
 
 
 class XNATDatastore(Datastore):  # type: ignore[misc]
@@ -291,6 +294,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             scan = self._catalog.scan(image_id)
             self._images.remove(scan)
             self._catalog.drop(scan.image_id)
+            self._labels.forget(scan)
             self._infos.forget(scan.image_id)
 
     def datalist(self) -> list[dict[str, Any]]:
@@ -320,6 +324,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         """Give everything about images and labels as LocalDatastore does."""
         with errors_for_clients():
             scans = self._catalog.scans()
+            self._labels.load_infos(scans)
             objects = {str(scan.image_id): self._object(scan) for scan in scans}
         folders = {"images_dir": "", "labels_dir": ""}
         return {"name": self.name(), "description": self.description(), **folders, "objects": objects}
@@ -369,12 +374,18 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         return {key: value for key, value in facts.items() if value}
 
     def _object(self, scan: Scan) -> dict[str, Any]:
-        labels = {tag: {"ext": ".nii.gz", "info": self._labels.info(scan, tag)} for tag in self._labels.tags(scan)}
-        name = self._images.name(scan)
+        suffixes = "".join(Path(self._images.name(scan)).suffixes)
         return {
-            "image": {"ext": "".join(Path(name).suffixes), "info": {**self._facts(scan), **self._infos.get(scan)}},
-            "labels": labels,
+            "image": {"ext": suffixes, "info": {**self._facts(scan), **self._infos.get(scan)}},
+            "labels": {tag: self._label_object(scan, tag) for tag in self._labels.tags(scan)},
         }
+
+    def _label_object(self, scan: Scan, tag: str) -> dict[str, Any]:
+        try:
+            return {"ext": self._labels.current(scan, tag).suffix, "info": self._labels.info(scan, tag)}
+        except XNATDatastoreError as error:
+            logger.warning("a label could not be described and is listed without its info: %s", type(error).__name__)
+            return {"ext": LABEL_SUFFIX, "info": {}}
 
 
 def _text(tag: Any) -> str:
