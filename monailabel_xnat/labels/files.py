@@ -123,6 +123,6 @@ class LabelFiles:
 def _is_whole(path: Path, version: LabelVersion) -> bool:
     try:
         size = path.stat().st_size
-    except FileNotFoundError:
+    except OSError:
         return False
     return version.file is None or version.file.size in (None, size)

@@ -297,6 +297,10 @@ def _visible_folders(folder: Path) -> Iterator[Path]:
                     yield folder / item.name
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise CacheError(
+            f"cannot look into the outbox {folder}: {error.strerror}", hint="set cache_path to another folder"
+        ) from error
 
 
 def _read(folder: Path) -> Entry | None:

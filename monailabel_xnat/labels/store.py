@@ -28,7 +28,6 @@ from monailabel_xnat.errors import (
     LabelNotUploadedError,
     ReadOnlyError,
     ServerError,
-    UnknownLabelError,
     XNATDatastoreError,
 )
 from monailabel_xnat.images import Images
@@ -37,20 +36,18 @@ from monailabel_xnat.labels.deletion import Deletion
 from monailabel_xnat.labels.delivery import FIRST_PAUSE, Delivery
 from monailabel_xnat.labels.descriptions import Descriptions
 from monailabel_xnat.labels.files import LabelFiles
+from monailabel_xnat.labels.lookup import DRAFT_TAG, Lookup
 from monailabel_xnat.labels.model import LabelVersion, version_name
 from monailabel_xnat.labels.outbox import Entry, Outbox, State, folder_of, sha256_of
 from monailabel_xnat.labels.payload import read_payload
 from monailabel_xnat.labels.sidecar import completed, describe, info_of
-from monailabel_xnat.labels.tags import resource_of, tag_of, text_of
+from monailabel_xnat.labels.tags import resource_of, text_of
 from monailabel_xnat.labels.versions import BUILT_IN_RESOURCE, Versions, resource_path
 
 logger = logging.getLogger(__name__)
 
 # What a datastore is started for comes first.
 _START_PAUSE = 1.0
-
-DRAFT_TAG = "original"
-"""MONAI Label's tag for what a model drew."""
 
 
 class Labels:
@@ -76,6 +73,7 @@ class Labels:
         self._outbox = Outbox(folder_of(settings), self._note_departure)
         self._files = LabelFiles(session, settings.server_folder / "labels")
         self._versions = Versions(session, catalog)
+        self._lookup = Lookup(self._versions, self._outbox)
         self._descriptions = Descriptions(session)
         self._deletion = Deletion(session, self._versions, self._files)
         self._delivery = Delivery(session, catalog, images, self._outbox, self._versions, self._files)
@@ -108,9 +106,7 @@ class Labels:
 
     def tags(self, scan: Scan) -> list[str]:
         """List the tags that an image has labels with, waiting ones included; makes no request."""
-        tags = {tag for resource in scan.resources if (tag := self._tag_shown(scan, resource))}
-        tags.update(entry.tag for entry in self._outbox.of(scan.image_id))
-        return sorted(tags)
+        return self._lookup.tags(scan)
 
     def save(self, scan: Scan, tag: str, source: Path, info: Mapping[str, Any] | None) -> LabelVersion:
         """Store a label as a new version.
@@ -170,7 +166,7 @@ class Labels:
         ServerError
             If XNAT fails.
         """
-        return self._find(scan, text_of(tag))
+        return self._lookup.find(scan, text_of(tag))
 
     def path(self, scan: Scan, tag: str, version: str | None = None) -> Path:
         """Give the file of a label on this machine, the current one or an earlier version; fetched once.
@@ -183,15 +179,15 @@ class Labels:
             If XNAT fails.
         """
         tag = text_of(tag)
-        found = self._find(scan, tag, version)
-        entry = self._waiting(scan, tag, found.name)
+        found = self._lookup.find(scan, tag, version)
+        entry = self._lookup.entry(scan, tag, found.name)
         if entry is not None:
             try:
                 return self._files.keep(scan.image_id, tag, found, entry.file)
             except FileNotFoundError:  # it has just been brought to XNAT
                 self._note_departure(entry)
                 scan = self._catalog.scan(scan.image_id)
-                found = self._find(scan, tag, version)
+                found = self._lookup.find(scan, tag, version)
         return self._files.path(scan.image_id, tag, found)
 
     def info(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
@@ -217,7 +213,7 @@ class Labels:
             If XNAT fails.
         """
         tag = text_of(tag)
-        return self._described(scan, tag, self._find(scan, tag, version))
+        return self._described(scan, tag, self._lookup.find(scan, tag, version))
 
     def load_infos(self, scans: Iterable[Scan]) -> None:
         """Fetch the descriptions of all labels of these images, in parallel, where they are not known yet."""
@@ -242,13 +238,13 @@ class Labels:
         self._require_writable("change label infos")
         tag = text_of(tag)
         changes = _plain_info(info)
-        found = self._find(scan, tag)
+        found = self._lookup.find(scan, tag)
         if found.saved_at is None:
             found = self._adopt(scan, tag, found)
             scan = self._catalog.scan(scan.image_id)
         resource = resource_path(scan, resource_of(tag))
         with writing(self._settings, resource):
-            entry = self._waiting(scan, tag, found.name)
+            entry = self._lookup.entry(scan, tag, found.name)
             if entry is not None:
                 sidecar = entry.sidecar()
                 self._outbox.describe(entry, {**sidecar, "info": {**info_of(sidecar), **changes}})
@@ -265,7 +261,7 @@ class Labels:
             If XNAT fails.
         """
         tag = text_of(tag)
-        versions = self._all(scan, tag)
+        versions = self._lookup.all(scan, tag)
         if not versions:
             return []
         with ThreadPoolExecutor(min(self._settings.connections, len(versions))) as pool:
@@ -284,7 +280,7 @@ class Labels:
         """
         self._require_writable("restore labels")
         tag = text_of(tag)
-        found = self._find(scan, tag, version)
+        found = self._lookup.find(scan, tag, version)
         file, sidecar = self.path(scan, tag, found.name), self.sidecar(scan, tag, found.name)
         with self._outbox.draft() as draft:
             entry = Entry(draft, scan.image_id, tag, "", found.suffix, self._settings.username)
@@ -314,7 +310,7 @@ class Labels:
             waiting = self._outbox.of(scan.image_id, tag)
             for entry in waiting:
                 self._outbox.remove(entry)
-        if not removed and not waiting and self._left_by_built_in(scan, tag):
+        if not removed and not waiting and tag == DRAFT_TAG and self._lookup.built_in(scan):
             raise LabelError(
                 f"the label {tag!r} was left in resource {BUILT_IN_RESOURCE} by MONAI Label's built-in datastore",
                 hint="delete it in XNAT; this datastore deletes only what it wrote",
@@ -359,47 +355,8 @@ class Labels:
             self._deletion.prune(scan, entry.tag, self._settings.keep_versions)
         return version
 
-    def _tag_shown(self, scan: Scan, resource: Resource) -> str | None:
-        """Give the tag that a resource stands for in the listing of an image."""
-        tag = DRAFT_TAG if resource.label == BUILT_IN_RESOURCE else tag_of(resource.label)
-        known = self._versions.known(scan, resource.label) if tag else None
-        # Unknown counts as one: the listing shows files there.
-        return tag if known is None or known else None
-
-    def _all(self, scan: Scan, tag: str) -> list[LabelVersion]:
-        """List the versions in XNAT and in the outbox, newest first."""
-        label = resource_of(tag)
-        stored = self._versions.of(scan, label) if scan.resource(label) else []
-        if tag == DRAFT_TAG and not stored and scan.resource(BUILT_IN_RESOURCE):
-            stored = self._versions.of(scan, BUILT_IN_RESOURCE)
-        names = {version.name for version in stored}
-        waiting = self._outbox.of(scan.image_id, tag)
-        pending = [LabelVersion(entry.version, entry.suffix) for entry in waiting if entry.version not in names]
-        return sorted([*stored, *pending], key=lambda version: version.name, reverse=True)
-
-    def _find(self, scan: Scan, tag: str, version: str | None = None) -> LabelVersion:
-        try:
-            versions = self._all(scan, tag)
-        except ServerError:
-            waiting = self._outbox.of(scan.image_id, tag)
-            if not waiting:
-                raise
-            # While XNAT is away what waits is the newest there is.
-            versions = [LabelVersion(entry.version, entry.suffix) for entry in waiting]
-        found = next((candidate for candidate in versions if version in (None, candidate.name)), None)
-        if found is None:
-            what = f"version {version} of the label" if version and versions else "label"
-            raise UnknownLabelError(
-                f"image {str(scan.image_id)!r} has no {what} with tag {tag!r}",
-                hint=f"it has labels with the tags {', '.join(self.tags(scan)) or 'none'}",
-            )
-        return found
-
-    def _waiting(self, scan: Scan, tag: str, version: str) -> Entry | None:
-        return next((entry for entry in self._outbox.of(scan.image_id, tag) if entry.version == version), None)
-
     def _described(self, scan: Scan, tag: str, version: LabelVersion) -> dict[str, Any]:
-        entry = self._waiting(scan, tag, version.name) if version.is_pending else None
+        entry = self._lookup.entry(scan, tag, version.name) if version.is_pending else None
         return entry.sidecar() if entry else self._descriptions.read(version)
 
     def _try_to_load(self, scan: Scan, tag: str) -> None:
@@ -411,9 +368,6 @@ class Labels:
     def _adopt(self, scan: Scan, tag: str, version: LabelVersion) -> LabelVersion:
         """Store a label of the built-in datastore as one of ours, which can have an info."""
         return self.save(scan, tag, self._files.path(scan.image_id, tag, version), {})
-
-    def _left_by_built_in(self, scan: Scan, tag: str) -> bool:
-        return tag == DRAFT_TAG and bool(scan.resource(BUILT_IN_RESOURCE)) and bool(self._all(scan, tag))
 
     def _note_departure(self, entry: Entry) -> None:
         """Have a label that another process has brought to XNAT looked up there, before the catalog shows it."""

@@ -15,6 +15,7 @@ from label_archive import AFFINE, SHAPE, stored, voxels
 from monailabel_xnat.errors import (
     AccessDeniedError,
     CacheError,
+    LabelGeometryError,
     LabelNotUploadedError,
     ServerError,
     TransferError,
@@ -429,3 +430,38 @@ def test_a_login_page_instead_of_a_label_is_no_label(open_labels, sandbox, draw)
     sandbox.faults.add(r"MONAILABEL_final/files/.*nii.gz", method="GET", times=None, login_page=True)
     with pytest.raises(ServerError):
         other.labels.path(other.scan, "final")
+
+
+def test_a_label_that_does_not_fit_is_refused_even_if_xnat_was_away_for_a_moment(open_labels, sandbox, draw):
+    opened = open_labels()
+    opened.catalog.scans()
+    sandbox.faults.add("/resources/NIFTI/", status=503, times=4)
+    with pytest.raises(LabelGeometryError):
+        opened.labels.save(opened.scan, "final", draw(shape=(3, 3, 3)), {})
+    assert opened.labels.waiting() == 0
+    assert stored(opened) == []
+
+
+def test_a_disk_that_is_full_after_the_upload_does_not_fail_the_save(open_labels, draw):
+    opened = open_labels()
+    opened.settings.server_folder.mkdir(parents=True, exist_ok=True)
+    (opened.settings.server_folder / "labels").write_text("in the way")
+    opened.labels.save(opened.scan, "final", draw(), {})
+    assert len(stored(opened)) == 2
+    assert opened.labels.waiting() == 0
+    with pytest.raises(CacheError, match="labels"):
+        opened.labels.path(opened.scan, "final")
+
+
+def test_what_waits_for_an_image_goes_with_it(away, draw):
+    save_in_vain(away, draw())
+    away.labels.forget(away.scan)
+    assert away.labels.waiting() == 0
+
+
+def test_an_outbox_that_cannot_be_looked_into_is_said(open_labels, tmp_path):
+    opened = open_labels()
+    opened.settings.server_folder.mkdir(parents=True, exist_ok=True)
+    (opened.settings.server_folder / "outbox").write_text("in the way")
+    with pytest.raises(CacheError, match="outbox"):
+        open_labels()

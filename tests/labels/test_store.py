@@ -312,3 +312,28 @@ def test_read_only_refuses_every_write_without_a_request(open_labels, draw, monk
         with pytest.raises(ReadOnlyError):
             write()
     assert sent == []
+
+
+def test_infos_of_many_images_are_loaded_together(open_labels, draw, monkeypatch):
+    mine, other = open_labels(), open_labels("other")
+    scans = [mine.catalog.scan(f"{mine.settings.project[0]}/s1/e1/{scan}") for scan in (1, 2)]
+    for scan in scans:
+        for tag in ("final", "original"):
+            mine.labels.save(scan, tag, draw(), {"tag": tag})
+    other.labels.load_infos(other.catalog.scans())
+    sent = count_requests(other, monkeypatch)
+    for scan in other.catalog.scans():
+        assert {tag: other.labels.info(scan, tag)["tag"] for tag in other.labels.tags(scan)} == {
+            "final": "final",
+            "original": "original",
+        }
+    assert sent == []
+
+
+def test_the_extension_of_a_label_is_known_without_fetching_it(open_labels, draw, tmp_path):
+    opened = open_labels()
+    (tmp_path / "result.json").write_text("{}")
+    opened.labels.save(opened.scan, "final", draw(), {})
+    opened.labels.save(opened.scan, "original", tmp_path / "result.json", {})
+    assert opened.labels.current(opened.scan, "final").extension == ".nii.gz"
+    assert opened.labels.current(opened.scan, "original").extension == ".json"

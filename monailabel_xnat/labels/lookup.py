@@ -1,0 +1,94 @@
+"""What labels an image has: in XNAT, in the outbox, and from MONAI Label's built-in datastore."""
+
+from __future__ import annotations
+
+from monailabel_xnat.catalog import Resource, Scan
+from monailabel_xnat.errors import ServerError, UnknownLabelError
+from monailabel_xnat.labels.model import LabelVersion
+from monailabel_xnat.labels.outbox import Entry, Outbox
+from monailabel_xnat.labels.tags import resource_of, tag_of
+from monailabel_xnat.labels.versions import BUILT_IN_RESOURCE, Versions
+
+DRAFT_TAG = "original"
+"""MONAI Label's tag for what a model drew; what the built-in datastore left counts as such."""
+
+
+class Lookup:
+    """Finds labels.
+
+    Parameters
+    ----------
+    versions : Versions
+        Those in XNAT.
+    outbox : Outbox
+        Those that wait.
+    """
+
+    def __init__(self, versions: Versions, outbox: Outbox) -> None:
+        self._versions = versions
+        self._outbox = outbox
+
+    def tags(self, scan: Scan) -> list[str]:
+        """List the tags that an image has labels with; makes no request."""
+        tags = {tag for resource in scan.resources if (tag := self._tag_shown(scan, resource))}
+        tags.update(entry.tag for entry in self._outbox.of(scan.image_id))
+        return sorted(tags)
+
+    def all(self, scan: Scan, tag: str) -> list[LabelVersion]:
+        """List the versions of a label, newest first; [] if there are none.
+
+        Raises
+        ------
+        ServerError
+            If XNAT fails.
+        """
+        label = resource_of(tag)
+        stored = self._versions.of(scan, label) if scan.resource(label) else []
+        if not stored and tag == DRAFT_TAG:
+            stored = self.built_in(scan)
+        names = {version.name for version in stored}
+        pending = [version for version in self._pending(scan, tag) if version.name not in names]
+        return sorted([*stored, *pending], key=lambda version: version.name, reverse=True)
+
+    def find(self, scan: Scan, tag: str, version: str | None = None) -> LabelVersion:
+        """Find a version of a label; the current one if none is named.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is no such label or version.
+        ServerError
+            If XNAT fails.
+        """
+        try:
+            versions = self.all(scan, tag)
+        except ServerError:
+            versions = self._pending(scan, tag)  # while XNAT is away what waits is the newest there is
+            if not versions:
+                raise
+        found = next((candidate for candidate in versions if version in (None, candidate.name)), None)
+        if found is None:
+            what = f"version {version} of the label" if version and versions else "label"
+            raise UnknownLabelError(
+                f"image {str(scan.image_id)!r} has no {what} with tag {tag!r}",
+                hint=f"it has labels with the tags {', '.join(self.tags(scan)) or 'none'}",
+            )
+        return found
+
+    def entry(self, scan: Scan, tag: str, version: str) -> Entry | None:
+        """Find a version in the outbox."""
+        return next((entry for entry in self._outbox.of(scan.image_id, tag) if entry.version == version), None)
+
+    def built_in(self, scan: Scan) -> list[LabelVersion]:
+        """List what MONAI Label's built-in datastore left, newest first."""
+        return self._versions.of(scan, BUILT_IN_RESOURCE) if scan.resource(BUILT_IN_RESOURCE) else []
+
+    def _pending(self, scan: Scan, tag: str) -> list[LabelVersion]:
+        return [LabelVersion(entry.version, entry.suffix) for entry in self._outbox.of(scan.image_id, tag)]
+
+    def _tag_shown(self, scan: Scan, resource: Resource) -> str | None:
+        """Give the tag that a resource stands for in the listing of an image."""
+        tag = DRAFT_TAG if resource.label == BUILT_IN_RESOURCE else tag_of(resource.label)
+        known = self._versions.known(scan, resource.label) if tag else None
+        # Unknown counts as one: the listing shows files there.
+        return tag if known is None or known else None
