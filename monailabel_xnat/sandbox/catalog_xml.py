@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-
 from xml.sax.saxutils import escape, quoteattr
 
 from monailabel_xnat.sandbox.model import FileEntry, Resource

@@ -31,15 +31,19 @@ def owner_of(archive: Archive, item: Item, direction: str = "out") -> Owner:
     if isinstance(item, Subject):
         return Owner("subject", item.id, f"{segment(item.project)}/subjects/{segment(item.label)}")
     if isinstance(item, Scan):
-        session = archive.experiment(item.experiment)
-        assert session is not None
+        session = _session(archive, item.experiment)
         return Owner("scan", str(item.pk), f"{session_folder(session)}/SCANS/{segment(item.id)}")
     if item.session_id is None:
         return Owner("experiment", item.id, f"{session_folder(item)}/RESOURCES")
-    session = archive.experiment(item.session_id)
-    assert session is not None
-    folder = f"{session_folder(session)}/ASSESSORS/{segment(item.label)}"
+    folder = f"{session_folder(_session(archive, item.session_id))}/ASSESSORS/{segment(item.label)}"
     return Owner(direction, item.id, f"{folder}/{direction.upper()}" if direction == "in" else folder)
+
+
+def _session(archive: Archive, session_id: str) -> Experiment:
+    session = archive.experiment(session_id)
+    if session is None:
+        raise LookupError(f"session {session_id} was deleted meanwhile")
+    return session
 
 
 def session_folder(session: Experiment) -> str:

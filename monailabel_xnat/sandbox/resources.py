@@ -115,13 +115,13 @@ class Resources:
         **values
             ``format``, ``content``, ``description``, ``tags``, ``series_uid``.
         """
-        columns = ("format", "content", "description", "tags", "series_uid")
+        columns = (values.get(name, "") for name in ("format", "content", "description", "tags", "series_uid"))
         with self._store.write() as db:
             folder = self._free_folder(f"{owner.folder}/{segment(label)}")
             cursor = db.execute(
-                f"INSERT INTO resources (kind, parent, label, folder, {', '.join(columns)})"
+                "INSERT INTO resources (kind, parent, label, folder, format, content, description, tags, series_uid)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (owner.kind, owner.parent, label, folder, *(values.get(name, "") for name in columns)),
+                (owner.kind, owner.parent, label, folder, *columns),
             )
             number = cursor.lastrowid or 0
             self.changes.note(number, made=True)
@@ -224,12 +224,10 @@ class Resources:
         wanted = [(checked_path(item.path), item) for item in files if not item.path.endswith(CATALOG_SUFFIX)]
         with self._store.write() as db:
             folder = self.get(resource.id).folder
-            rows = [
-                (item.staged.path.name, f"{folder}/{path}", resource.id, path, item.staged.size, item.staged.digest)
-                + (json.dumps(item.values), user)
-                for path, item in wanted
-            ]
-            db.executemany("INSERT INTO pending_files VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            for path, item in wanted:
+                name, size, digest = item.staged.path.name, item.staged.size, item.staged.digest
+                row = (name, f"{folder}/{path}", resource.id, path, size, digest, json.dumps(item.values), user)
+                db.execute("INSERT INTO pending_files VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         try:
             with self._store.write() as db:
                 for path, item in wanted:
@@ -240,20 +238,20 @@ class Resources:
                 self._count(db, resource.id, update_stats)
         finally:
             with self._store.write() as db:
-                db.executemany("DELETE FROM pending_files WHERE staged = ?", [row[:1] for row in rows])
+                db.executemany(
+                    "DELETE FROM pending_files WHERE staged = ?", [(item.staged.path.name,) for _, item in wanted]
+                )
 
     @staticmethod
     def _enter(db: Any, resource: int, files: Iterable[tuple[str, Incoming]], user: str) -> None:
         now = timestamp()
-        db.executemany(
-            f"INSERT OR REPLACE INTO files (resource, path, size, digest, created, created_by,"
-            f" {', '.join(_ENTRY_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (resource, path, item.staged.size, item.staged.digest, now, user)
-                + tuple(item.values.get(name, "") for name in _ENTRY_COLUMNS)
-                for path, item in files
-            ],
-        )
+        for path, item in files:
+            given = (item.values.get(name, "") for name in _ENTRY_COLUMNS)
+            db.execute(
+                "INSERT OR REPLACE INTO files (resource, path, size, digest, created, created_by, format, content,"
+                " description, tags, sop_uid, instance_number) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (resource, path, item.staged.size, item.staged.digest, now, user, *given),
+            )
 
     def remove(self, entries: Collection[FileEntry], *, keep_files: bool = False) -> None:
         """Remove entries from their catalogs, and their files from disk unless told otherwise."""
@@ -302,4 +300,3 @@ class Resources:
                     self._count(db, row["resource"])
             db.execute("DELETE FROM pending_files")
         self.staging.clear()
-
