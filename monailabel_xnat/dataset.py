@@ -66,6 +66,7 @@ class Dataset:
             read is left out, with a warning, and listed in :attr:`left_out`.
         """
         scans = sorted(self.labelled(), key=lambda scan: scan.image_id)
+        self._images.hold(scans)
         with ThreadPoolExecutor(self._workers, thread_name_prefix="xnat-datalist") as pool:
             pairs = list(pool.map(self._pair, scans))
         failures = {str(scan.image_id): pair for scan, pair in zip(scans, pairs) if isinstance(pair, str)}
