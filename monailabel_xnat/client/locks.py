@@ -19,8 +19,6 @@ from monailabel_xnat.errors import CacheError, ServerTimeoutError
 
 # Few files for any number of resources; two resources that share one only wait for each other now and then.
 _STRIPES = 64
-# A writer holds the lock for some transfers, each of which may take the setting ``timeout``.
-_TIMEOUTS_WAITED = 5
 
 _held = threading.local()
 
@@ -32,7 +30,7 @@ def writing(settings: Settings, resource: str) -> Iterator[None]:
     Parameters
     ----------
     settings : Settings
-        Tell the folder for the locks and how long to wait.
+        Tell the folder for the locks and, by ``timeout``, how long to wait.
     resource : str
         Path of the resource.
 
@@ -49,7 +47,7 @@ def writing(settings: Settings, resource: str) -> Iterator[None]:
     if path in paths:
         yield
         return
-    lock = filelock.FileLock(str(path), timeout=_TIMEOUTS_WAITED * settings.timeout)
+    lock = filelock.FileLock(str(path), timeout=settings.timeout)
     with _acquired(lock, resource):
         paths.add(path)
         try:

@@ -465,3 +465,33 @@ def test_an_outbox_that_cannot_be_looked_into_is_said(open_labels, tmp_path):
     (opened.settings.server_folder / "outbox").write_text("in the way")
     with pytest.raises(CacheError, match="outbox"):
         open_labels()
+
+
+@pytest.mark.parametrize("folders", ["one", "several"])
+def test_processes_that_save_at_once_lose_nothing(sandbox, project, open_labels, draw, tmp_path, folders):
+    driver = Path(__file__).with_name("save_driver.py")
+    login = [sandbox.url, sandbox.username, sandbox.password, project]
+    sources = [str(draw(seed, f"{seed}.nii.gz")) for seed in range(3)]
+    cache = [str(tmp_path / ("shared" if folders == "one" else f"machine{n}")) for n in range(3)]
+    processes = [
+        subprocess.Popen([sys.executable, str(driver), *login, folder, *sources], stdout=subprocess.PIPE)
+        for folder in cache
+    ]
+    names = [name for process in processes for name in process.communicate(timeout=120)[0].decode().split()]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert len(set(names)) == 9
+    opened = open_labels()
+    assert {version.name for version in opened.labels.history(opened.scan, "final")} == set(names)
+
+
+def test_two_processes_may_replay_one_outbox_at_once(away, gate, open_labels, draw):
+    for seed in range(3):
+        save_in_vain(away, draw(seed))
+    other = open_labels(server=gate.url, timeout=5)
+    gate.open()
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda opened: opened.labels.replay(), (away, other)))
+    assert results == [{}, {}]
+    assert len(stored(away)) == 6
+    assert len(away.labels.history(away.scan, "final")) == 3
+    assert len(other.labels.history(other.scan, "final")) == 3
