@@ -7,7 +7,7 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-FOLDERS := monailabel_xnat tests examples
+FOLDERS := monailabel_xnat tests examples benchmarks
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

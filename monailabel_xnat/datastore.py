@@ -13,7 +13,8 @@ import io
 import logging
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,6 +31,7 @@ from monailabel_xnat.ids import LabelId
 from monailabel_xnat.images import Images
 from monailabel_xnat.info import ImageInfos
 from monailabel_xnat.labels import Labels
+from monailabel_xnat.prefetch import PrefetchReport, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -328,6 +330,36 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             objects = {str(scan.image_id): self._object(scan) for scan in scans}
         folders = {"images_dir": "", "labels_dir": ""}
         return {"name": self.name(), "description": self.description(), **folders, "objects": objects}
+
+    def prefetch(
+        self,
+        image_ids: Iterable[str],
+        *,
+        workers: int = 4,
+        progress: Callable[[Progress], None] | None = None,
+        executor: Executor | None = None,
+    ) -> PrefetchReport:
+        """Fetch many images, several at a time, and say which failed.
+
+        Parameters
+        ----------
+        image_ids : iterable of str
+            Which images.
+        workers : int
+            How many at a time, where no executor is given.
+        progress : callable or None
+            Called after each image.
+        executor : concurrent.futures.Executor or None
+            Does the work instead of threads of this process; its workers open connections of their own.
+
+        Raises
+        ------
+        UnknownImageError, InvalidIdError
+            If an id is not that of an image; nothing is fetched then.
+        """
+        with errors_for_clients():
+            scans = [self._catalog.scan(image) for image in image_ids]
+            return self._images.prefetch(scans, workers=workers, progress=progress, executor=executor)
 
     def close(self) -> None:
         """Write what waits and log out."""

@@ -1,0 +1,105 @@
+"""How long until an image can be read: ours against the ways there are, in one run, as ratios.
+
+Each way is a process of its own, so that wall time, processor time and memory are that way's alone; imports and logins
+are paid before the clock starts. Needs curl and dcm2niix (Debian packages); a way whose program is absent is left out.
+
+    python benchmarks/images.py [--repeat 3] [--series "CT 512x512x200"] [--syntax plain] [--workers]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from series import SERIES, SYNTAXES, write_series
+from ways import WAYS
+
+from monailabel_xnat import XNATDatastore
+from monailabel_xnat.sandbox import Sandbox
+
+IMAGES = 20
+Figures = dict[str, float]
+
+
+def main() -> None:
+    """Measure and print a table for each series and transfer syntax."""
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--repeat", type=int, default=3)
+    arguments.add_argument("--series", choices=SERIES, action="append")
+    arguments.add_argument("--syntax", choices=SYNTAXES, action="append")
+    arguments.add_argument("--workers", action="store_true", help=f"only {IMAGES} images with 1, 2 and 4 workers")
+    options = arguments.parse_args()
+    for name in [] if options.workers else options.series or SERIES:
+        for syntax in options.syntax or SYNTAXES:
+            measure_series(name, syntax, options.repeat)
+    measure_workers()
+
+
+def measure_series(name: str, syntax: str, repeat: int) -> None:
+    """Measure every way on one series; they take turns, so that a busy machine is busy for all."""
+    figures: dict[str, list[Figures]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = write_series(Path(scratch, "series"), name, syntax)
+        with Sandbox() as sandbox:
+            session = sandbox.import_dicom(folder, "BENCH")[0].rpartition("/")[2]
+            for _ in range(repeat):
+                for way in WAYS:
+                    found = measure(way, sandbox, session, folder, Path(scratch, "work"))
+                    figures[way] += [found] if found else []
+    print(f"\n{name}, {syntax}: medians of {repeat}\n")
+    print(f"  {'':<28}{'wall s':>9}{'cpu s':>9}{'MB':>7}{'wall / ours':>13}")
+    ours = statistics.median(one["wall"] for one in figures["ours"])
+    for way, found in figures.items():
+        if found:
+            wall, cpu, peak = (statistics.median(one[key] for one in found) for key in ("wall", "cpu", "peak"))
+            print(f"  {way:<28}{wall:>9.4f}{cpu:>9.3f}{peak:>7.0f}{wall / ours:>13.3f}", flush=True)
+
+
+def measure(way: str, sandbox: Sandbox, session: str, folder: Path, work: Path) -> Figures | None:
+    """Run one way in a process of its own; None where a program it needs is absent, or it fails."""
+    if "dcm2niix" in way and shutil.which("dcm2niix") is None:
+        return None
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    login = {"url": sandbox.url, "user": sandbox.username, "password": sandbox.password}
+    given = {**login, "session": session, "folder": str(folder), "work": str(work)}
+    program = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("ways.py")), way, json.dumps(given)]
+    environment = {**os.environ, "NETRC": os.devnull}
+    run = subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
+    if run.returncode != 0:
+        print(f"  {way} failed: {(run.stderr.strip().splitlines() or [''])[-1]}", flush=True)
+        return None
+    found: Figures = json.loads(run.stdout.rpartition("MEASURED")[2])
+    return found
+
+
+def measure_workers() -> None:
+    """Fetch many images with 1, 2 and 4 workers."""
+    print(f"\n{IMAGES} images, MR 256x256x160, plain\n")
+    with tempfile.TemporaryDirectory() as scratch, Sandbox() as sandbox:
+        for number in range(IMAGES):
+            folder = write_series(Path(scratch, f"series{number}"), "MR 256x256x160", "plain", f"BENCH{number:02d}")
+            sandbox.import_dicom(folder, "BENCH")
+            shutil.rmtree(folder)
+        alone = 0.0
+        for workers in (1, 2, 4):
+            login = (sandbox.url, sandbox.username, sandbox.password, "BENCH")
+            datastore = XNATDatastore(*login, cache_path=Path(scratch, f"cache{workers}"), environ={})
+            started = time.perf_counter()
+            datastore.prefetch(datastore.list_images(), workers=workers)
+            wall = time.perf_counter() - started
+            alone = alone or wall
+            print(f"  {workers} workers: {wall:.2f} s, {alone / wall:.2f} times as fast as one", flush=True)
+            datastore.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The ways to an image that are measured; run as a process of its own by images.py.
+
+A way is a function that prepares (imports, login, listing) and gives what is then timed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import subprocess
+import sys
+import time
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+Timed = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a way needs to know."""
+
+    url: str
+    user: str
+    password: str
+    session: str
+    folder: str
+    work: str
+
+
+def ours(given: Given) -> Timed:
+    import SimpleITK  # noqa: F401 - paid before the clock starts
+
+    import monailabel_xnat.convert.conversion  # noqa: F401 - likewise
+    from monailabel_xnat import XNATDatastore
+
+    datastore = XNATDatastore(given.url, given.user, given.password, "BENCH", cache_path=given.work, environ={})
+    image = datastore.list_images()[0]
+    return lambda: datastore.get_image_uri(image)
+
+
+def ours_warm(given: Given) -> Timed:
+    timed = ours(given)
+    timed()
+    return timed
+
+
+def curl(given: Given) -> Timed:
+    address = f"{given.url}/data/experiments/{given.session}/scans/2/resources/DICOM/files?format=zip"
+    login = f"{given.user}:{given.password}"
+    return lambda: _run("curl", "-s", "-u", login, "-o", f"{given.work}/scan.zip", address)
+
+
+def curl_and_dcm2niix(given: Given) -> Timed:
+    download = curl(given)
+
+    def timed() -> None:
+        download()
+        zipfile.ZipFile(f"{given.work}/scan.zip").extractall(f"{given.work}/dicom")
+        _run("dcm2niix", "-b", "n", "-z", "n", "-d", "9", "-o", given.work, f"{given.work}/dicom")
+
+    return timed
+
+
+def built_in_and_loadimage(given: Given) -> Timed:
+    from monai.transforms import LoadImage
+    from monailabel.datastore.xnat import XNATDatastore
+
+    datastore = XNATDatastore(given.url, given.user, given.password, "BENCH", "", given.work)
+    image = datastore.list_images()[0]
+    load = LoadImage(reader="ITKReader")
+    return lambda: load(datastore.get_image_uri(image))
+
+
+def xnatpy_and_simpleitk(given: Given) -> Timed:
+    import SimpleITK as sitk  # noqa: N813 - as everybody calls it
+    import xnat
+
+    connection = xnat.connect(given.url, user=given.user, password=given.password)
+    dicom = connection.projects["BENCH"].experiments[0].scans[0].resources["DICOM"]
+
+    def timed() -> None:
+        dicom.download_dir(given.work, verbose=False)
+        folder = next(str(path.parent) for path in Path(given.work).rglob("*.dcm"))
+        sitk.WriteImage(
+            sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(folder)), f"{given.work}/image.nii"
+        )
+
+    return timed
+
+
+def bare_simpleitk(given: Given) -> Timed:
+    import SimpleITK as sitk  # noqa: N813 - as everybody calls it
+
+    return lambda: sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(given.folder))
+
+
+WAYS = {
+    "ours": ours,
+    "ours, warm": ours_warm,
+    "(a) curl": curl,
+    "(b) curl + dcm2niix": curl_and_dcm2niix,
+    "(c) built-in + LoadImage": built_in_and_loadimage,
+    "(d) xnatpy + SimpleITK": xnatpy_and_simpleitk,
+    "bare SimpleITK read": bare_simpleitk,
+}
+
+
+def measure(way: Callable[[Given], Timed], given: Given) -> dict[str, float]:
+    """Run one way; give wall and processor seconds, and how many MB memory grew by at most."""
+    timed = way(given)
+    before, cpu, started = _peak(), _cpu(), time.perf_counter()
+    timed()
+    wall = time.perf_counter() - started
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return {"wall": wall, "cpu": _cpu() - cpu, "peak": max(_peak() - before, children) / 1024}
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _cpu() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _run(*words: str) -> None:
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    print("MEASURED" + json.dumps(measure(WAYS[sys.argv[1]], Given(**json.loads(sys.argv[2])))))
