@@ -218,7 +218,7 @@ def _pause(session: Session, attempt: int) -> None:
 def _not_stored(session: Session, resource: str, item: Upload, listing: list[RemoteFile]) -> ServerError:
     found = next((file for file in listing if file.path == item.name), None)
     if found is None:
-        return _no_permission(session, resource)
+        return _no_permission(session, resource, "XNAT said yes and stored nothing, as it does where ")
     sent = item.fingerprint
     return TransferError(
         f"XNAT holds {found.size} bytes (MD5 {found.md5 or 'unknown'}) as {item.name}, "
@@ -228,9 +228,9 @@ def _not_stored(session: Session, resource: str, item: Upload, listing: list[Rem
     )
 
 
-def _no_permission(session: Session, resource: str) -> AccessDeniedError:
+def _no_permission(session: Session, resource: str, seen: str = "") -> AccessDeniedError:
     return AccessDeniedError(
-        f"user {session.user!r} has no permission to edit in project {project_of(resource)!r}: XNAT stored nothing",
+        f"{seen}user {session.user!r} has no permission to edit in project {project_of(resource)!r}",
         hint="an owner of the project can make this user a member of it",
         url=resource,
     )

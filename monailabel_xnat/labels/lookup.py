@@ -48,7 +48,7 @@ class Lookup:
             stored = self.built_in(scan)
         names = {version.name for version in stored}
         pending = [version for version in self._pending(scan, tag) if version.name not in names]
-        return sorted([*stored, *pending], key=lambda version: version.name, reverse=True)
+        return sorted([*stored, *pending], key=_time_of, reverse=True)
 
     def find(self, scan: Scan, tag: str, version: str | None = None) -> LabelVersion:
         """Find a version of a label; the current one if none is named.
@@ -92,3 +92,8 @@ class Lookup:
         known = self._versions.known(scan, resource.label) if tag else None
         # Unknown counts as one: the listing shows files there.
         return tag if known is None or known else None
+
+
+def _time_of(version: LabelVersion) -> str:
+    """Give what versions are ordered by: the name; what the built-in datastore left is older, in the order it has."""
+    return version.name if version.saved_at else ""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import stat
+import time
 
 import nibabel
 import numpy as np
@@ -337,3 +338,21 @@ def test_the_extension_of_a_label_is_known_without_fetching_it(open_labels, draw
     opened.labels.save(opened.scan, "original", tmp_path / "result.json", {})
     assert opened.labels.current(opened.scan, "final").extension == ".nii.gz"
     assert opened.labels.current(opened.scan, "original").extension == ".json"
+
+
+def test_of_several_labels_of_the_built_in_datastore_the_newest_counts(open_labels, draw):
+    opened = open_labels()
+    labels = {name: draw(seed, name).read_bytes() for seed, name in enumerate(["a.nii.gz", "b.nii.gz"])}
+    scans = [opened.catalog.scan(f"{opened.settings.project[0]}/s1/e1/{scan}") for scan in (1, 2)]
+    orders = {scan.image_id: names for scan, names in zip(scans, (sorted(labels), sorted(labels, reverse=True)))}
+    for turn in (0, 1):
+        for scan in scans:
+            name = orders[scan.image_id][turn]
+            path = scan.path + quoted("resources", "AI", "files", name)
+            headers = {"Content-Type": "application/octet-stream"}
+            opened.session.request("PUT", path, body=labels[name], headers=headers)
+        time.sleep(1.1 * (1 - turn))  # XNAT tells the time of a file in whole seconds
+    opened.catalog.renew()
+    for scan in opened.catalog.scans():
+        newest = orders[scan.image_id][1]
+        assert opened.labels.path(scan, "original").read_bytes() == labels[newest]
