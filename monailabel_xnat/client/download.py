@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import queue
+import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path, PureWindowsPath
+from typing import IO
 
 from monailabel_xnat.client.files import RemoteFile
 from monailabel_xnat.client.session import Session
@@ -17,6 +21,8 @@ from monailabel_xnat.errors import NotInArchiveError, TransferError
 logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
+# Blocks that may wait to be written; with their size, the memory that a download takes.
+_BLOCKS_AHEAD = 8
 _NAMED_IN_ERRORS = 3
 
 
@@ -93,23 +99,116 @@ def _download_alone(session: Session, file: RemoteFile, target: Path) -> bool:
 
 
 def _download_one(session: Session, file: RemoteFile, target: Path) -> None:
-    with session.stream(file.uri) as response:
-        _write(response.iter_content(_BLOCK), file, target)
+    with session.stream(file.uri) as response, _Writer() as writer:
+        writer.write(response.iter_content(_BLOCK), _CheckedFile(file, target))
 
 
 def _download_zip(session: Session, resource: str, files: Sequence[RemoteFile], folder: Path) -> None:
     expected = {_normal(file.path): file for file in files}
     label = resource.rpartition("/")[2]
-    with session.stream(f"{resource}/files", {"format": "zip"}) as response:
+    with session.stream(f"{resource}/files", {"format": "zip"}) as response, _Writer() as writer:
         try:
             for member in zip_members(response.iter_content(_BLOCK)):
                 file = expected.pop(_path_in_resource(member.name, expected), None)
                 if file is not None:
-                    _write(member.content, file, folder / file.path)
+                    writer.write(member.content, _CheckedFile(file, folder / file.path))
         except BadZipError as error:
             raise _broken(f"the zip of {label} is not whole: {error}", resource) from None
     if expected:
         raise _broken(f"the zip of {label} lacks {_named(file.path for file in expected.values())}", resource)
+
+
+class _CheckedFile:
+    """A file that is written block by block and compared with what XNAT lists; closes itself when it fails."""
+
+    def __init__(self, file: RemoteFile, target: Path) -> None:
+        self._file = file
+        self._target = target
+        self._stream: IO[bytes] | None = None
+        self._digest = hashlib.md5(usedforsecurity=False) if file.md5 else None
+        self._size = 0
+
+    def open(self) -> None:
+        self._target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._stream = open(self._target, "wb", opener=_private)  # noqa: SIM115 - closed in three places
+
+    def write(self, block: Buffer) -> None:
+        try:
+            self._write(block)
+        except BaseException:
+            self.close()
+            raise
+
+    def finish(self) -> None:
+        """Close the file and compare it as a whole."""
+        self.close()
+        if self._file.size not in (None, self._size):
+            self._refuse(f"{self._size} bytes instead of {self._file.size}")
+        if self._digest is not None and self._digest.hexdigest() != self._file.md5:
+            self._refuse("another MD5 digest than XNAT lists")
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def _write(self, block: Buffer) -> None:
+        assert self._stream is not None  # noqa: S101 - opened first
+        self._size += len(block)
+        if self._file.size is not None and self._size > self._file.size:  # it may never end
+            self._refuse(f"more than the {self._file.size} bytes that XNAT lists")
+        self._stream.write(block)
+        if self._digest is not None:
+            self._digest.update(block)
+
+    def _refuse(self, problem: str) -> None:
+        raise _broken(f"{self._file.path} came with {problem}", self._file.uri)
+
+
+class _Writer:
+    """Does what it is given in turn, on a thread of its own, so that writing goes on while the next bytes arrive.
+
+    After a failure it does nothing more, and raises it at the next call or at the end.
+    """
+
+    def __init__(self) -> None:
+        self._steps: queue.Queue[Callable[[], None] | None] = queue.Queue(_BLOCKS_AHEAD)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="xnat-download", daemon=True)
+
+    def __enter__(self) -> _Writer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._steps.put(None)
+        self._thread.join()
+        if kind is None and self._error is not None:
+            raise self._error
+
+    def write(self, content: Iterable[Buffer], file: _CheckedFile) -> None:
+        """Have a file written."""
+        self._do(file.open)
+        try:
+            for block in content:
+                self._do(partial(file.write, block))
+        except BaseException:
+            self._steps.put(file.close)
+            raise
+        self._do(file.finish)
+
+    def _do(self, step: Callable[[], None]) -> None:
+        """Have a step done; waits while too many are waiting."""
+        if self._error is not None:
+            raise self._error
+        self._steps.put(step)
+
+    def _run(self) -> None:
+        for step in iter(self._steps.get, None):
+            if self._error is None:
+                try:
+                    step()
+                except BaseException as error:  # noqa: BLE001 - raised where the download is waited for
+                    self._error = error
 
 
 def _path_in_resource(name: str, expected: Iterable[str]) -> str:
@@ -125,28 +224,6 @@ def _path_in_resource(name: str, expected: Iterable[str]) -> str:
 
 def _normal(path: str) -> str:
     return unicodedata.normalize("NFC", path)
-
-
-def _write(content: Iterable[Buffer], file: RemoteFile, target: Path) -> None:
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    digest = hashlib.md5(usedforsecurity=False) if file.md5 else None
-    size = 0
-    with open(target, "wb", opener=_private) as stream:
-        for block in content:
-            stream.write(block)
-            size += len(block)
-            if file.size is not None and size > file.size:
-                break  # more than listed: wrong already, and it may never end
-            if digest is not None:
-                digest.update(block)
-    if file.size is not None and size != file.size:
-        more = "more than " if size > file.size else ""
-        raise _broken(
-            f"{file.path} came with {more}{min(size, file.size) if more else size} bytes instead of {file.size}",
-            file.uri,
-        )
-    if digest is not None and digest.hexdigest() != file.md5:
-        raise _broken(f"{file.path} came with another MD5 digest than XNAT lists", file.uri)
 
 
 def _private(path: str, flags: int) -> int:
