@@ -21,6 +21,11 @@ MAX_FAILED_LOGINS = 20
 LOCKOUT_SECONDS = 3600.0
 TOKEN_SECONDS = 2 * 24 * 3600.0
 
+USER_SQL = "SELECT rowid AS number, * FROM users WHERE login = ?"
+_SET_USER = (
+    "INSERT INTO users VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (login) DO UPDATE SET password = excluded.password,"
+    " is_admin = excluded.is_admin, standing_role = excluded.standing_role"
+)
 _SCRYPT = {"n": 2**13, "r": 8, "p": 1, "dklen": 32}
 
 
@@ -34,6 +39,7 @@ class User:
     lastname: str = ""
     email: str = ""
     standing_role: str = ""
+    number: int = 0
 
     @property
     def is_guest(self) -> bool:
@@ -84,18 +90,19 @@ class Accounts:
             standing_role,
         )
         with self._store.write() as db:
-            db.execute("INSERT OR REPLACE INTO users VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            db.execute(_SET_USER, values)
+            row = db.execute(USER_SQL, (login,)).fetchone()
         self._verified.pop(login, None)
-        return User(login, is_admin, *values[2:5], standing_role)
+        return user_of(row)
 
     def get(self, login: str) -> User | None:
         """Return a user, or None."""
-        row = self._store.one("SELECT * FROM users WHERE login = ?", (login,))
-        return _user(row) if row else None
+        row = self._store.one(USER_SQL, (login,))
+        return user_of(row) if row else None
 
     def all(self) -> list[User]:
         """Return all users, by login."""
-        return [_user(row) for row in self._store.all("SELECT * FROM users ORDER BY login")]
+        return [user_of(row) for row in self._store.all("SELECT rowid AS number, * FROM users ORDER BY login")]
 
     def keep_only(self, logins: Collection[str]) -> None:
         """Remove all users but these, and forget failed logins."""
@@ -128,17 +135,17 @@ class Accounts:
         return True
 
     def _by_password(self, login: str, password: str) -> User | None:
-        row = self._store.one("SELECT * FROM users WHERE login = ?", (login,))
+        row = self._store.one(USER_SQL, (login,))
         if row is None:
             return None
         # scrypt is slow on purpose; a login seen before is recognised by a keyed digest that never leaves memory.
         digest = hmac.new(self._key, f"{row['password']}\n{password}".encode(), "sha256").digest()
         if hmac.compare_digest(self._verified.get(login, b""), digest):
-            return _user(row)
+            return user_of(row)
         if not _matches(password, row["password"]):
             return None
         self._verified[login] = digest
-        return _user(row)
+        return user_of(row)
 
     def _by_token(self, alias: str, secret: str) -> User | None:
         token = self.token(alias)
@@ -247,10 +254,10 @@ def secret_digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def _user(row: Any) -> User:
-    return User(
-        row["login"], bool(row["is_admin"]), row["firstname"], row["lastname"], row["email"], row["standing_role"]
-    )
+def user_of(row: Any) -> User:
+    """Make a user of a row of `USER_SQL`."""
+    names = ("firstname", "lastname", "email", "standing_role", "number")
+    return User(row["login"], bool(row["is_admin"]), *(row[name] for name in names))
 
 
 def _token_json(number: int, alias: str, login: str, created: float, expires: float) -> dict[str, Any]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from monailabel_xnat.sandbox.accounts import User
+from monailabel_xnat.sandbox.accounts import USER_SQL, User, user_of
 from monailabel_xnat.sandbox.datatypes import DataTypes
-from monailabel_xnat.sandbox.model import Experiment, Project, Scan, Subject, load
+from monailabel_xnat.sandbox.model import Experiment, Fields, Project, Scan, Subject, load, merged
+from monailabel_xnat.sandbox.seeding import SITE_ID, seed_sessions
 from monailabel_xnat.sandbox.store import Store
 
-SITE_ID = "XNAT"
 SYSTEM = User("admin", is_admin=True)
+T = TypeVar("T")
 ROLES = ("owner", "member", "collaborator")
 
 
@@ -51,11 +52,11 @@ class Archive:
         """Find a project by its ID, or by an alias."""
         row = self.store.one("SELECT * FROM projects WHERE id = ?", (name,))
         if row is None:
-            row = self.store.one("SELECT * FROM projects WHERE json_extract(fields, '$.alias') = ?", (name,))
+            row = self.store.one(_BY_ALIAS, (name,))
         return load(Project, row) if row else None
 
     def create_project(
-        self, project_id: str, user: User = SYSTEM, accessibility: str = "private", **fields: str
+        self, project_id: str, user: User = SYSTEM, accessibility: str = "private", **fields: Any
     ) -> Project:
         """Make a project; its maker owns it, and users with a standing role get that role."""
         now = timestamp()
@@ -71,9 +72,20 @@ class Archive:
                 (project_id,),
             )
             db.execute("INSERT OR REPLACE INTO memberships VALUES (?, ?, 'owner')", (project_id, user.login))
-        found = self.project(project_id)
-        assert found is not None
-        return found
+        return _there(self.project(project_id))
+
+    def accessibility(self) -> dict[str, str]:
+        """Give the accessibility of every project."""
+        return {row["id"]: row["accessibility"] for row in self.store.all("SELECT id, accessibility FROM projects")}
+
+    def is_retired(self, project_id: str) -> bool:
+        """Tell whether a project had this ID and was deleted."""
+        return self.store.one("SELECT 1 FROM retired_projects WHERE id = ?", (project_id,)) is not None
+
+    def set_prearchive_code(self, project: str, code: int) -> None:
+        """Set what happens to what is imported: 0 stays in the prearchive, 4 and 5 are archived."""
+        with self.store.write() as db:
+            db.execute("UPDATE projects SET prearchive_code = ? WHERE id = ?", (code, project))
 
     def set_accessibility(self, project: str, level: str) -> None:
         """Make a project private, protected or public."""
@@ -96,6 +108,11 @@ class Archive:
         """Give the role of a user in each project in which there is one."""
         rows = self.store.all("SELECT project, role FROM memberships WHERE login = ?", (user.login,))
         return {row["project"]: row["role"] for row in rows}
+
+    def user(self, login: str) -> User | None:
+        """Find a user."""
+        row = self.store.one(USER_SQL, (login,))
+        return user_of(row) if row else None
 
     # Subjects
 
@@ -140,9 +157,7 @@ class Archive:
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (number, project, label, json.dumps(fields), now, user.login, now),
             )
-        found = self.subject(number)
-        assert found is not None
-        return found
+        return _there(self.subject(number))
 
     # Experiments: sessions and assessors
 
@@ -159,6 +174,10 @@ class Archive:
                 (project, project, name, name),
             )
         return load(Experiment, row) if row else None
+
+    def experiments_of(self, column: str, value: str) -> list[Experiment]:
+        """List what belongs to a project (`column`: ``project``) or a subject (``subject_id``), assessors last."""
+        return [load(Experiment, row) for row in self.store.all(_EXPERIMENTS_SQL[column], (value,))]
 
     def assessors(self, session: str) -> list[Experiment]:
         """List the assessors of a session."""
@@ -186,9 +205,7 @@ class Archive:
                 " insert_user, last_modified) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (number, project, label, xsi_type, subject, session, json.dumps(fields), now, user.login, now),
             )
-        found = self.experiment(number)
-        assert found is not None
-        return found
+        return _there(self.experiment(number))
 
     # Scans
 
@@ -208,18 +225,73 @@ class Archive:
             )
         return next(scan for scan in self.scans(experiment) if scan.id == scan_id)
 
+    def scan_values(self, field: str, projects: Collection[str]) -> list[str]:
+        """List the values that a field of the scans has in some projects."""
+        rows = self.store.all(_SCAN_VALUES_SQL, (f"$.{field}",))
+        return sorted({row["value"] for row in rows if row["project"] in projects})
+
     # All kinds
 
-    def set_fields(self, table: str, key: str, value: Any, fields: dict[str, Any]) -> None:
-        """Merge fields into an object; None removes one."""
+    def counts(self) -> dict[str, int]:
+        """Give the number of objects of each data type."""
+        return {row["xsi_type"]: row["count"] for row in self.store.all(_COUNTS_SQL)}
+
+    def set_fields(self, table: str, key: str, value: Any, fields: Fields) -> None:
+        """Merge fields into an object; None removes one.
+
+        Parameters
+        ----------
+        table, key
+            ``projects``, ``subjects`` or ``experiments`` with ``id``, or ``scans`` with ``pk``.
+        value
+            Which one.
+        fields
+            What changes.
+        """
+        select, update = _FIELDS_SQL[table, key]
         with self.store.write() as db:
-            row = db.execute(f"SELECT fields FROM {table} WHERE {key} = ?", (value,)).fetchone()
-            merged = {**json.loads(row["fields"]), **fields}
-            kept = {name: item for name, item in merged.items() if item is not None}
+            row = db.execute(select, (value,)).fetchone()
+            if row is not None:
+                db.execute(update, (json.dumps(merged(json.loads(row["fields"]), fields)), timestamp(), value))
+
+    def set_status(self, experiment: str, status: str) -> None:
+        """Set the status of an experiment: ``active``, ``quarantine``, ``locked`` or ``obsolete``."""
+        with self.store.write() as db:
             db.execute(
-                f"UPDATE {table} SET fields = ?, last_modified = ? WHERE {key} = ?",
-                (json.dumps(kept), timestamp(), value),
+                "UPDATE experiments SET status = ?, last_modified = ? WHERE id = ?", (status, timestamp(), experiment)
             )
+
+    def label_owner(self, kind: str, label: str, project: str) -> str:
+        """Give the ID of the subject or experiment (`kind`: the table) with a label in a project, or an empty text."""
+        row = self.store.one(_LABEL_SQL[kind], (project, project, label))
+        return row["id"] if row else ""
+
+    def rename(self, kind: str, item: str, project: str, label: str) -> None:
+        """Give a subject or experiment (`kind`: the table) another label in its own or another project."""
+        with self.store.write() as db:
+            if db.execute(
+                "UPDATE shares SET label = ? WHERE item = ? AND project = ?", (label, item, project)
+            ).rowcount:
+                return
+            db.execute(_RENAME_SQL[kind], (label, timestamp(), item))
+
+    def move(self, kind: str, item: str, project: str, label: str) -> None:
+        """Make another project the primary one of a subject or experiment (`kind`: the table)."""
+        with self.store.write() as db:
+            db.execute("DELETE FROM shares WHERE item = ? AND project = ?", (item, project))
+            db.execute(_MOVE_SQL[kind], (project, label, timestamp(), item))
+
+    def drop(self, kind: str, item: Any) -> None:
+        """Delete the row of an object (`kind`: the table) and its shares; what it holds has to be gone before."""
+        with self.store.write() as db:
+            db.execute("DELETE FROM shares WHERE item = ?", (str(item) if kind != "scans" else scan_item(item),))
+            db.execute(_DROP_SQL[kind], (item,))
+            if kind == "projects":
+                db.execute("INSERT OR IGNORE INTO retired_projects VALUES (?)", (item,))
+
+    def label_in(self, item: Experiment, project: str) -> str:
+        """Give the label that an experiment has in a project."""
+        return item.label if project == item.project else self.shares(item.id).get(project, item.label)
 
     def share(self, item: str, project: str, label: str) -> None:
         """Show a subject or an experiment in another project, under a label of its own there."""
@@ -238,50 +310,77 @@ class Archive:
 
     def seed_sessions(self, project: str, sessions: int, scans: int, resources: Iterable[str] = ("DICOM",)) -> None:
         """Make many sessions of metadata, without files, in one transaction."""
-        now = timestamp()
-        first = self.store.next_value("seed") * 1_000_000
-        subjects, experiments, scan_rows, resource_rows = [], [], [], []
-        for number in range(sessions):
-            subject, experiment = f"{SITE_ID}_S9{first + number:08d}", f"{SITE_ID}_E9{first + number:08d}"
-            subjects.append((subject, project, f"seed{number:05d}", "{}", now, "admin", now))
-            fields = json.dumps({"UID": f"1.2.826.0.1.{first + number}", "date": "2026-01-31"})
-            label = f"seed{number:05d}_CT1"
-            experiments.append((experiment, project, label, "xnat:ctSessionData", subject, fields, now, "admin", now))
-            for scan in range(1, scans + 1):
-                pk = (first + number) * 100 + scan
-                values = {
-                    "type": "AXIAL",
-                    "UID": f"1.2.826.0.1.{first + number}.{scan}",
-                    "quality": "usable",
-                    "frames": "200",
-                    "series_description": f"axial {scan}",
-                    "modality": "CT",
-                }
-                row = (pk, experiment, str(scan), "xnat:ctScanData", json.dumps(values), now, "admin", now)
-                scan_rows.append(row)
-                resource_rows += [
-                    ("scan", str(pk), name, f"seeded/{pk}/{name}", 200, 105_000_000) for name in resources
-                ]
-        with self.store.write() as db:
-            db.executemany(
-                "INSERT INTO subjects (id, project, label, fields, insert_date, insert_user, last_modified)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                subjects,
-            )
-            db.executemany(
-                "INSERT INTO experiments (id, project, label, xsi_type, subject_id, fields, insert_date, insert_user,"
-                " last_modified) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                experiments,
-            )
-            db.executemany(
-                "INSERT INTO scans (pk, experiment, id, xsi_type, fields, insert_date, insert_user, last_modified)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                scan_rows,
-            )
-            db.executemany(
-                "INSERT INTO resources (kind, parent, label, folder, file_count, file_size) VALUES (?, ?, ?, ?, ?, ?)",
-                resource_rows,
-            )
+        seed_sessions(self.store, project, sessions, scans, tuple(resources), timestamp())
+
+
+_BY_ALIAS = (
+    "SELECT projects.* FROM projects, json_each(projects.fields, '$.aliases/alias') AS alias"
+    " WHERE json_extract(alias.value, '$.alias') = ?"
+)
+_FIELDS_SQL = {
+    ("projects", "id"): (
+        "SELECT fields FROM projects WHERE id = ?",
+        "UPDATE projects SET fields = ?, last_modified = ? WHERE id = ?",
+    ),
+    ("subjects", "id"): (
+        "SELECT fields FROM subjects WHERE id = ?",
+        "UPDATE subjects SET fields = ?, last_modified = ? WHERE id = ?",
+    ),
+    ("experiments", "id"): (
+        "SELECT fields FROM experiments WHERE id = ?",
+        "UPDATE experiments SET fields = ?, last_modified = ? WHERE id = ?",
+    ),
+    ("scans", "pk"): (
+        "SELECT fields FROM scans WHERE pk = ?",
+        "UPDATE scans SET fields = ?, last_modified = ? WHERE pk = ?",
+    ),
+}
+_SCAN_VALUES_SQL = (
+    "SELECT DISTINCT experiments.project, json_extract(scans.fields, ?) AS value FROM scans"
+    " JOIN experiments ON experiments.id = scans.experiment WHERE value IS NOT NULL"
+)
+_COUNTS_SQL = (
+    "SELECT xsi_type, COUNT(*) AS count FROM experiments GROUP BY xsi_type"
+    " UNION ALL SELECT 'xnat:projectData', COUNT(*) FROM projects"
+    " UNION ALL SELECT 'xnat:subjectData', COUNT(*) FROM subjects"
+)
+_EXPERIMENTS_SQL = {
+    "project": "SELECT * FROM experiments WHERE project = ? ORDER BY session_id IS NOT NULL, id",
+    "subject_id": "SELECT * FROM experiments WHERE subject_id = ? ORDER BY id",
+}
+_LABEL_SQL = {
+    "subjects": "SELECT subjects.id FROM subjects LEFT JOIN shares AS here ON here.item = subjects.id"
+    " AND here.project = ? WHERE (subjects.project = ? OR here.project IS NOT NULL)"
+    " AND COALESCE(here.label, subjects.label) = ?",
+    "experiments": "SELECT experiments.id FROM experiments LEFT JOIN shares AS here ON here.item = experiments.id"
+    " AND here.project = ? WHERE (experiments.project = ? OR here.project IS NOT NULL)"
+    " AND COALESCE(here.label, experiments.label) = ?",
+}
+_RENAME_SQL = {
+    "subjects": "UPDATE subjects SET label = ?, last_modified = ? WHERE id = ?",
+    "experiments": "UPDATE experiments SET label = ?, last_modified = ? WHERE id = ?",
+}
+_MOVE_SQL = {
+    "subjects": "UPDATE subjects SET project = ?, label = ?, last_modified = ? WHERE id = ?",
+    "experiments": "UPDATE experiments SET project = ?, label = ?, last_modified = ? WHERE id = ?",
+}
+_DROP_SQL = {
+    "projects": "DELETE FROM projects WHERE id = ?",
+    "subjects": "DELETE FROM subjects WHERE id = ?",
+    "experiments": "DELETE FROM experiments WHERE id = ?",
+    "scans": "DELETE FROM scans WHERE pk = ?",
+}
+
+
+def scan_item(pk: int) -> str:
+    """Give the name under which shares know a scan."""
+    return f"scan:{pk}"
+
+
+def _there(found: T | None) -> T:
+    if found is None:
+        raise LookupError("what was just made is gone: another request deleted it")
+    return found
 
 
 def timestamp() -> str:

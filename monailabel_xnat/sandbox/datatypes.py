@@ -23,6 +23,7 @@ IMAGE_SESSION = "xnat:imageSessionData"
 IMAGE_ASSESSOR = "xnat:imageAssessorData"
 IMAGE_SCAN = "xnat:imageScanData"
 ROI_COLLECTION = "icr:roiCollectionData"
+DEMOGRAPHICS = "xnat:demographicData"
 
 ABSTRACT = frozenset((EXPERIMENT, SUBJECT_ASSESSOR, IMAGE_SESSION, IMAGE_ASSESSOR, IMAGE_SCAN))
 
@@ -41,13 +42,27 @@ _DEPTH = 4
 
 @dataclass
 class DataType:
-    """One complex type: the type it extends, its element, its own simple fields (lower-cased path to XSD type)."""
+    """One complex type.
+
+    Parameters
+    ----------
+    name, base, element
+        The type, the type it extends, the element it is written as.
+    fields, casing
+        Its own simple fields: lower-cased path to XSD type, and to the path in the schema's spelling.
+    attributes
+        Lower-cased paths of those that are written as XML attributes.
+    members
+        Lower-cased names of its own elements in the order of the schema.
+    """
 
     name: str
     base: str = ""
     element: str = ""
     fields: dict[str, str] = field(default_factory=dict)
     casing: dict[str, str] = field(default_factory=dict)
+    attributes: set[str] = field(default_factory=set)
+    members: list[str] = field(default_factory=list)
 
 
 class DataTypes:
@@ -108,6 +123,11 @@ class DataTypes:
         stem = re.sub(r"Data$", "", local)
         return f"{prefix}:{stem[:1].upper()}{stem[1:]}"
 
+    def qualified(self, tag: str) -> str:
+        """Return a name such as ``{http://nrg.wustl.edu/xnat}MRSession`` with its prefix, ``xnat:MRSession``."""
+        uri, _, local = tag.rpartition("}")
+        return f"{self._prefixes.get(uri[1:], '')}:{local}"
+
     def element_type(self, element: str) -> str | None:
         """Return the type of a root element, or None."""
         return next((item.name for item in self._types.values() if item.element == element), None)
@@ -139,6 +159,27 @@ class DataTypes:
         wanted = path.lower()
         return next((item.casing[wanted] for item in self.lineage(name) if wanted in item.casing), path)
 
+    def has_field(self, name: str, path: str) -> bool:
+        """Tell whether a type has a simple field."""
+        wanted = path.lower()
+        return any(wanted in item.fields for item in self.lineage(name))
+
+    def simple_type(self, name: str, path: str) -> str:
+        """Return the XSD type of a field, such as ``integer``; ``string`` for an unknown one."""
+        wanted = path.lower()
+        return next((item.fields[wanted] for item in self.lineage(name) if wanted in item.fields), "string")
+
+    def is_attribute(self, name: str, path: str) -> bool:
+        """Tell whether a field is written as an XML attribute."""
+        wanted = path.lower()
+        return any(wanted in item.attributes for item in self.lineage(name))
+
+    def members(self, name: str) -> dict[str, tuple[int, str]]:
+        """Return place and namespace prefix of the elements of a type, by lower-cased name, in the schema's order."""
+        lineage = list(self.lineage(name))
+        found = [(member, item.name.partition(":")[0]) for item in reversed(lineage) for member in item.members]
+        return {member: (place, prefix) for place, (member, prefix) in enumerate(found)}
+
     def typed(self, name: str, path: str, value: str) -> Any:
         """Return a field's value as the number the schema says, else the text.
 
@@ -147,8 +188,7 @@ class DataTypes:
         ValueError
             If the field is a number and the text is none.
         """
-        wanted = path.lower()
-        kind = next((item.fields[wanted] for item in self.lineage(name) if wanted in item.fields), "string")
+        kind = self.simple_type(name, path)
         if kind in _INTEGERS:
             return int(value)
         return float(value) if kind in _FLOATS else value
@@ -169,7 +209,8 @@ class _SchemaDocument:
     def __init__(self, path: Path) -> None:
         self._declared: dict[str, str] = {}
         root: ElementTree.Element | None = None
-        for event, item in ElementTree.iterparse(path, events=("start-ns", "start")):
+        # The operator's own files, not what a client sent.
+        for event, item in ElementTree.iterparse(path, events=("start-ns", "start")):  # noqa: S314
             if event == "start-ns":
                 self._declared.setdefault(item[0], item[1])
             elif root is None:
@@ -222,6 +263,10 @@ def _collect(
         if simple is not None:
             known.fields[name.lower()] = simple
             known.casing[name.lower()] = name
+        if child.tag == f"{XS}attribute":
+            known.attributes.add(name.lower())
+        elif not path:
+            known.members.append(name.lower())
         if child.tag == f"{XS}attribute" or child.get("maxOccurs") == "unbounded" or depth == 0:
             continue
         inner = child.find(f"{XS}complexType")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 
@@ -51,6 +52,28 @@ class Fault:
     login_page: bool = False
     lose: bool = False
     expire: bool = False
+
+    def spoil(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """Give the blocks of an answer's body, cut where the failure says so."""
+        if self.truncate:
+            blocks = _without_end(blocks, self.truncate)
+        return _first(blocks, self.drop_after) if self.drop_after is not None else iter(blocks)
+
+
+def _without_end(blocks: Iterable[bytes], length: int) -> Iterator[bytes]:
+    held = b""
+    for block in blocks:
+        held += block
+        yield held[:-length]
+        held = held[-length:]
+
+
+def _first(blocks: Iterable[bytes], length: int) -> Iterator[bytes]:
+    for block in blocks:
+        yield block[:length]
+        length -= len(block)
+        if length <= 0:
+            return
 
 
 @dataclass

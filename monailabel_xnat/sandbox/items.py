@@ -1,19 +1,23 @@
-"""One object as XNAT writes it: JSON with flattened fields and children, or the XML document."""
+"""One object as XNAT writes it: JSON with flattened fields and children (ItemJSONBuilder), or XML (SAXWriter)."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 from monailabel_xnat.sandbox.archive import Archive
-from monailabel_xnat.sandbox.datatypes import PROJECT, SUBJECT
-from monailabel_xnat.sandbox.model import Experiment, Item, Project, Resource, Scan, Subject
+from monailabel_xnat.sandbox.datatypes import DEMOGRAPHICS, PROJECT, SUBJECT, DataTypes
+from monailabel_xnat.sandbox.item_xml import ItemXml
+from monailabel_xnat.sandbox.model import Experiment, Fields, Item, Project, Resource, Scan, Subject
 from monailabel_xnat.sandbox.owners import Owner, owner_of
 from monailabel_xnat.sandbox.resources import Resources
 
+Node = dict[str, Any]
+
 # The field of an owner in which its resources stand.
 _RESOURCE_FIELDS = {"scan": "file", "out": "out/file", "in": "in/file"}
+_PARTICIPANT = "xnat:projectParticipant"
+_SHARE = "xnat:experimentData_share"
 
 
 class Items:
@@ -23,34 +27,36 @@ class Items:
         self._archive = archive
         self._resources = resources
 
-    def json(self, item: Item) -> dict[str, Any]:
+    def json(self, item: Item) -> Node:
         """Give the JSON of an object."""
         return {"items": [self._node(item)]}
 
-    def xml(self, item: Item) -> str:
-        """Give the XML document of an object."""
-        spaces = "".join(f' xmlns:{prefix}="{uri}"' for prefix, uri in sorted(self._archive.types.namespaces.items()))
-        node = self._node(item)
-        tag = self._archive.types.element(node["meta"]["xsi:type"])
-        return f'<?xml version="1.0" encoding="UTF-8"?>\n{self._element(tag, node, spaces)}'
+    def xml(self, item: Item, *, is_concealed: bool = False) -> str:
+        """Give the XML document of an object, without the comments about hidden fields where `is_concealed`."""
+        return ItemXml(self._archive.types, is_concealed=is_concealed).document(self._node(item))
 
-    def _node(self, item: Item) -> dict[str, Any]:
+    def owner(self, item: Item, direction: str = "out") -> Owner:
+        """Give what the resources of an object belong to."""
+        return owner_of(self._archive, item, direction)
+
+    def _node(self, item: Item) -> Node:
         if isinstance(item, Project):
-            return self._make(PROJECT, {"ID": item.id}, item, self.owner(item))
-        if isinstance(item, Subject):
-            fields = {"ID": item.id, "label": item.label, "project": item.project}
-            return self._make(SUBJECT, fields, item, self.owner(item))
+            return self._make(PROJECT, {"ID": item.id}, item)
         if isinstance(item, Scan):
-            return self._make(
-                item.xsi_type, {"ID": item.id, "image_session_ID": item.experiment}, item, self.owner(item)
-            )
-        return self._experiment(item)
+            fields = {"ID": item.id, "image_session_ID": item.experiment, "xnat_imagescandata_id": item.pk}
+            return self._make(item.xsi_type, fields, item)
+        fields = {"ID": item.id, "label": item.label, "project": item.project}
+        if isinstance(item, Subject):
+            node = self._make(SUBJECT, fields, item)
+        elif item.session_id:
+            node = self._make(item.xsi_type, {**fields, "imageSession_ID": item.session_id}, item)
+        else:
+            node = self._session(item, {**fields, "subject_ID": item.subject_id or ""})
+        self._add_shares(node, item)
+        return node
 
-    def _experiment(self, item: Experiment) -> dict[str, Any]:
-        fields: dict[str, Any] = {"ID": item.id, "label": item.label, "project": item.project}
-        if item.session_id:
-            return self._make(item.xsi_type, {**fields, "imageSession_ID": item.session_id}, item, self.owner(item))
-        node = self._make(item.xsi_type, {**fields, "subject_ID": item.subject_id or ""}, item, self.owner(item))
+    def _session(self, item: Experiment, fields: Fields) -> Node:
+        node = self._make(item.xsi_type, fields, item)
         scans = [self._node(scan) for scan in self._archive.scans(item.id)]
         assessors = [self._node(assessor) for assessor in self._archive.assessors(item.id)]
         node["children"] += [
@@ -60,79 +66,61 @@ class Items:
         ]
         return node
 
-    def owner(self, item: Item, direction: str = "out") -> Owner:
-        """Give what the resources of an object belong to."""
-        return owner_of(self._archive, item, direction)
+    def _add_shares(self, node: Node, item: Subject | Experiment) -> None:
+        kind = _PARTICIPANT if isinstance(item, Subject) else _SHARE
+        shares = [
+            {"meta": _meta(kind, item), "data_fields": {"project": project, "label": label}, "children": []}
+            for project, label in self._archive.shares(item.id).items()
+        ]
+        if shares:
+            node["children"].append({"field": "sharing/share", "items": shares})
 
-    def _make(self, xsi_type: str, fields: dict[str, Any], item: Item, owner: Owner) -> dict[str, Any]:
+    def _make(self, xsi_type: str, own: Fields, item: Item) -> Node:
         types = self._archive.types
-        children: list[dict[str, Any]] = []
+        fields: Fields = dict(own)
+        demographics: Fields = {}
+        children: list[Node] = []
         for name, value in item.fields.items():
             path = types.casing(xsi_type, name)
             if isinstance(value, list):
                 nodes = [{"meta": _meta("", item), "data_fields": entry, "children": []} for entry in value]
                 children.append({"field": path, "items": nodes})
+            elif name.startswith("demographics/"):
+                leaf = name.partition("/")[2]
+                demographics[leaf] = _typed(types, DEMOGRAPHICS, leaf, value)
             elif value not in (None, ""):
                 fields[path] = _typed(types, xsi_type, path, value)
-        found = [self._resource(resource, item) for resource in self._resources.of(owner)]
-        if found:
-            children.append({"field": _RESOURCE_FIELDS.get(owner.kind, "resources/resource"), "items": found})
-        return {"meta": _meta(xsi_type, item), "data_fields": fields, "children": children}
+        if demographics:
+            node = {"meta": _meta(DEMOGRAPHICS, item), "data_fields": demographics, "children": []}
+            children.append({"field": "demographics", "items": [node]})
+        return {"meta": _meta(xsi_type, item), "data_fields": fields, "children": [*children, *self._files(item)]}
 
-    def _resource(self, resource: Resource, item: Item) -> dict[str, Any]:
-        fields: dict[str, Any] = {
+    def _files(self, item: Item) -> list[Node]:
+        directions = ("in", "out") if isinstance(item, Experiment) and item.session_id else ("out",)
+        found = []
+        for direction in directions:
+            owner = self.owner(item, direction)
+            nodes = [self._resource(resource, item) for resource in self._resources.of(owner)]
+            if nodes:
+                found.append({"field": _RESOURCE_FIELDS.get(owner.kind, "resources/resource"), "items": nodes})
+        return found
+
+    def _resource(self, resource: Resource, item: Item) -> Node:
+        fields: Fields = {
             "xnat_abstractresource_id": resource.id,
             "URI": f"{self._resources.root}/{resource.folder}/{resource.label}_catalog.xml",
             "label": resource.label,
+            "format": resource.format,
+            "content": resource.content,
+            "description": resource.description,
+            "file_count": resource.file_count,
+            "file_size": resource.file_size,
         }
-        optional = {"format": resource.format, "content": resource.content}
-        counts = {"file_count": resource.file_count, "file_size": resource.file_size}
-        fields.update({name: value for name, value in {**optional, **counts}.items() if value not in (None, "")})
-        return {"meta": _meta("xnat:resourceCatalog", item), "data_fields": fields, "children": []}
-
-    def _element(self, tag: str, node: dict[str, Any], attributes: str = "") -> str:
-        kind = node["meta"].get("xsi:type", "")
-        simple = dict(node["data_fields"])
-        known = (
-            "ID",
-            "label",
-            "project",
-            "UID",
-            "URI",
-            "type",
-            "format",
-            "content",
-            "file_count",
-            "file_size",
-            "modality",
-        )
-        for name in [name for name in simple if name in known]:
-            attributes += f" {name}={quoteattr(str(simple.pop(name)))}"
-        if not attributes.count("xmlns:") and kind:
-            attributes += f' xsi:type="{kind}"'
-        body = "".join(_nested(name, value) for name, value in simple.items())
-        for child in node["children"]:
-            *wrappers, leaf = child["field"].split("/")
-            inner = "".join(self._element(f"xnat:{leaf}", entry) for entry in child["items"])
-            for wrapper in reversed(wrappers):
-                inner = f"<xnat:{wrapper}>{inner}</xnat:{wrapper}>"
-            body += inner
-        return f"<{tag}{attributes}>{body}</{tag}>"
+        kept = {name: value for name, value in fields.items() if value not in (None, "")}
+        return {"meta": _meta("xnat:resourceCatalog", item), "data_fields": kept, "children": []}
 
 
-def _nested(name: str, value: Any) -> str:
-    *wrappers, leaf = name.split("/")
-    text = f"<xnat:{leaf}>{_escaped(value)}</xnat:{leaf}>"
-    for wrapper in reversed(wrappers):
-        text = f"<xnat:{wrapper}>{text}</xnat:{wrapper}>"
-    return text
-
-
-def _escaped(value: Any) -> str:
-    return quoteattr(str(value), {'"': "&quot;"})[1:-1]
-
-
-def _meta(xsi_type: str, item: Item) -> dict[str, Any]:
+def _meta(xsi_type: str, item: Item) -> Node:
     started = datetime.strptime(item.insert_date, "%Y-%m-%d %H:%M:%S.%f")
     return {
         "isHistory": False,
@@ -142,7 +130,7 @@ def _meta(xsi_type: str, item: Item) -> dict[str, Any]:
     }
 
 
-def _typed(types: Any, xsi_type: str, path: str, value: Any) -> Any:
+def _typed(types: DataTypes, xsi_type: str, path: str, value: Any) -> Any:
     try:
         return types.typed(xsi_type, path, str(value))
     except ValueError:

@@ -1,303 +1,269 @@
-"""Lists of experiments with columns of their scans and resources joined in (QueryOrganizer)."""
+"""Lists of experiments, with columns of their scans, resources and shares joined in (ExperimentListResource)."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import translate
-from typing import Any, Callable, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from monailabel_xnat.sandbox.archive import Archive
-from monailabel_xnat.sandbox.datatypes import (
-    ABSTRACT,
-    EXPERIMENT,
-    IMAGE_ASSESSOR,
-    IMAGE_SCAN,
-    IMAGE_SESSION,
-    SUBJECT_ASSESSOR,
-    DataTypes,
-)
+from monailabel_xnat.sandbox.columns import EXPERIMENT_SHORTCUTS, Column, ColumnNames, Level, Values
+from monailabel_xnat.sandbox.datatypes import ABSTRACT, IMAGE_ASSESSOR, SUBJECT_ASSESSOR, DataTypes
+from monailabel_xnat.sandbox.tables import Page, Row, Table
 
-# Shortcut to the path it stands for; the path, asked in any spelling, comes back under the shortcut.
-SHORTCUTS: dict[str, str] = {
-    "ID": "xnat:experimentdata/id",
-    "label": "xnat:experimentdata/label",
-    "project": "xnat:experimentdata/project",
-    "xsiType": "xnat:experimentdata/extension_item/element_name",
-    "date": "xnat:experimentdata/date",
-    "time": "xnat:experimentdata/time",
-    "note": "xnat:experimentdata/note",
-    "insert_date": "xnat:experimentdata/meta/insert_date",
-    "insert_user": "xnat:experimentdata/meta/insert_user/login",
-    "last_modified": "xnat:experimentdata/meta/last_modified",
-    "subject_ID": "xnat:subjectassessordata/subject_id",
-    "subject_label": "xnat:subjectdata/label",
-    "subject_project": "xnat:subjectdata/project",
-    "session_ID": "xnat:imagesessiondata/id",
-    "session_label": "xnat:imagesessiondata/label",
-    "session_project": "xnat:imagesessiondata/project",
-    "modality": "xnat:imagesessiondata/modality",
-    "session_type": "xnat:imagesessiondata/session_type",
-    "UID": "xnat:imagesessiondata/uid",
-    "scanner": "xnat:imagesessiondata/scanner",
-    "operator": "xnat:imagesessiondata/operator",
-    "dcmPatientId": "xnat:imagesessiondata/dcmpatientid",
-    "dcmAccessionNumber": "xnat:imagesessiondata/dcmaccessionnumber",
-}
-_BY_PATH = {path: name for name, path in SHORTCUTS.items()}
-_BY_PATH.update({"studyinstanceuid": "UID"})
-_LOWER = {name.lower(): name for name in SHORTCUTS}
-_META = {
-    "meta/insert_date": "insert_date",
-    "meta/insert_user/login": "insert_user",
-    "meta/last_modified": "last_modified",
-}
 _DEFAULTS = ("ID", "project", "date", "xsiType", "label", "insert_date")
+_OF_SUBJECT = ("subject_ID", "subject_label")
+_OF_SESSION = ("session_ID", "session_label")
+_RESOURCE_KINDS = frozenset(("experiment", "out"))
+_NOTHING: list[Values] = [{}]
 
 
-class _Row(NamedTuple):
-    """One combination of experiment, scan and resource, each as lower-cased fields."""
+@dataclass(frozen=True)
+class Scope:
+    """What a list of experiments is restricted to by its path; `root` is the type it is of by default."""
 
-    experiment: Mapping[str, str]
-    scan: Mapping[str, str]
-    resource: Mapping[str, str]
-    share: str
-
-
-Getter = Callable[[_Row], str]
+    root: str
+    project: str = ""
+    subject: str = ""
+    session: str = ""
 
 
-def experiment_rows(
-    archive: Archive,
-    query: Mapping[str, str],
-    readable: Callable[[str], bool],
-    *,
-    project: str | None = None,
-    subject: str | None = None,
-    session: str | None = None,
-) -> list[dict[str, str]]:
-    """List experiments: of the site, of a project with what is shared into it, of a subject, or assessors of a session.
+class ExperimentList:
+    """One request for a list of experiments.
 
     Parameters
     ----------
     archive
         Where to look.
     query
-        ``xsiType``, ``columns`` and filters as XNAT takes them.
+        ``xsiType``, ``columns``, filters, ``limit`` and ``offset`` as XNAT takes them.
     readable
-        Tells whether the data of a project may be read.
-    project, subject, session
-        What the list is restricted to.
+        IDs of the projects whose data the user may read; None: whatever is in the scope.
+    scope
+        What the path restricts the list to.
     """
-    types = archive.types
-    default = IMAGE_ASSESSOR if session else SUBJECT_ASSESSOR if project or subject else EXPERIMENT
-    root = (
-        types.canonical(query["xsiType"]) or query["xsiType"] if query.get("xsiType") else _root(types, query, default)
-    )
-    names = _asked(query, root)
-    columns = [(_key(name), _getter(types, name)) for name in names]
-    filters = _filters(types, query)
-    join_scans = any(_is_scan(types, name) for name in [*names, *(name for name, _ in filters)])
-    join_resources = join_scans and any("/file/" in name.lower() for name in names)
-    join_shares = any("sharing/share" in name.lower() for name in names)
-    rows = []
-    checks = [(_getter(types, name), test) for name, test in filters if "sharing/share" not in name.lower()]
-    shared_into = next((query[name] for name in query if "sharing/share/project" in name.lower()), None)
-    for row in _rows(
-        archive, root, readable, project, subject, session, shared_into, join_scans, join_resources, join_shares
-    ):
-        if all(test(getter(row)) for getter, test in checks):
-            values = {key: getter(row) for key, getter in columns}
-            values["URI"] = f"/data/experiments/{row.experiment['id']}"
-            rows.append(values)
-    return rows if join_scans else _unique(rows)
+
+    def __init__(self, archive: Archive, query: Mapping[str, str], readable: set[str] | None, scope: Scope) -> None:
+        self._archive = archive
+        self._query = query
+        self._readable = readable
+        self._scope = scope
+        self._root = _root(archive.types, query, scope.root)
+        self._names = ColumnNames(archive.types, EXPERIMENT_SHORTCUTS, self._root)
+        self._columns = self._asked()
+        self._levels = self._by_level()
+
+    def table(self) -> Table:
+        """Give the table: a row for each combination of experiment, scan, resource and share."""
+        if "fields" in self._query:
+            return Table(("key", "xpath"), self._names.shortcuts())
+        page = Page.of(self._query)
+        names = [*(column.key for column in self._columns), "URI"]
+        rows = self._rows()
+        if self._root in ABSTRACT:
+            # XNAT removes what may not be read from an abstract list after it has cut the page.
+            chosen = [row for row, readable in page.cut(rows) if readable]
+        else:
+            chosen = page.cut(row for row, readable in rows if readable)
+        return Table(names, chosen, "Matching experiments", is_page=page.is_on)
+
+    def _asked(self) -> list[Column]:
+        defaults = [*_DEFAULTS]
+        types, root = self._archive.types, self._root
+        if types.is_a(root, IMAGE_ASSESSOR):
+            defaults += _OF_SESSION
+        elif "xsiType" in self._query and types.is_a(root, SUBJECT_ASSESSOR):
+            defaults += _OF_SUBJECT
+        asked = self._names.asked(self._query.get("columns", ""), tuple(defaults))
+        added = ["xsiType", "project"] if root in ABSTRACT else []
+        found = [*asked, *self._names.columns([*added, f"{root}/ID"])]
+        return list({column.key: column for column in found}.values())
+
+    def _by_level(self) -> dict[str, Level]:
+        levels = {name: Level() for name in ("object", "subject", "session", "scan", "scan file", "own file", "share")}
+        for column in self._columns:
+            levels[column.level].columns.append(column)
+        for column, test in self._names.filters(self._query):
+            levels[column.level].filters.append((column, test))
+        return levels
+
+    def _rows(self) -> Iterator[tuple[Row, bool]]:
+        clause, arguments = self._clause()
+        shares = _grouped(self._archive, _SHARES, (), "item")
+        branches = self._branches(clause, arguments)
+        share_level = self._levels["share"]
+        for row in self._archive.store.all(_EXPERIMENTS + _JOINS + clause + " ORDER BY experiments.id", arguments):
+            into = shares.get(row["id"], [])
+            head = self._head(row, into)
+            if head is None:
+                continue
+            readable = self._may_read(row["project"], into)
+            tails = [branch.get(row["id"]) or empty for branch, empty in branches]
+            if share_level.is_used:
+                tails.append(share_level.take_all(into or _NOTHING))
+            for cells in _product(head, tails):
+                yield {**cells, "URI": f"/data/experiments/{row['id']}"}, readable
+
+    def _may_read(self, project: str, shares: list[Values]) -> bool:
+        if self._readable is None or project in self._readable:
+            return True
+        return any(share["project"] in self._readable for share in shares)
+
+    def _head(self, row: Any, shares: list[Values]) -> Row | None:
+        """Give the cells of an experiment, its subject and its session, or None where it does not pass the filters."""
+        here = next((share["label"] for share in shares if share["project"] == self._scope.project), "")
+        values = object_values(row, label=here or row["label"])
+        values["subject_id"] = row["subject_id"] or ""
+        cells = self._levels["object"].take(values)
+        if cells is not None and self._levels["subject"].is_used:
+            found = self._levels["subject"].take(_prefixed(row, "s_", row["s_shared_label"]))
+            cells = None if found is None else {**cells, **found}
+        if cells is not None and self._levels["session"].is_used:
+            session = _prefixed(row, "e_") if row["session_id"] else values
+            found = self._levels["session"].take(session)
+            cells = None if found is None else {**cells, **found}
+        return cells
+
+    def _clause(self) -> tuple[str, tuple[str, ...]]:
+        """Give the SQL condition that selects the experiments, and its arguments."""
+        kinds = self._archive.types.family(self._root) or [self._root]
+        scope = self._scope
+        conditions = ["experiments.xsi_type IN (" + ", ".join("?" * len(kinds)) + ")"]
+        arguments = [scope.project, *kinds]
+        primary = self._query.get("project", "")
+        for condition, value in (
+            ("experiments.subject_id = ?", scope.subject),
+            ("experiments.session_id = ?", scope.session),
+            ("experiments.project = ?", "" if set(primary) & set(",*%") else primary),
+            (_IN_PROJECT, scope.project),
+        ):
+            if value:
+                conditions.append(condition)
+                arguments += [value] * condition.count("?")
+        return " WHERE " + " AND ".join(conditions), tuple(arguments)
+
+    def _branches(self, clause: str, arguments: tuple[str, ...]) -> list[tuple[dict[str, list[Row]], list[Row]]]:
+        """Give the cells of the scans and of the own resources by experiment, with those where there are none."""
+        found = []
+        if self._levels["scan"].is_used or self._levels["scan file"].is_used:
+            found.append(self._scans(clause, arguments))
+        own = self._levels["own file"]
+        if own.is_used:
+            selected = [row for row in self._archive.store.all(_RESOURCES) if row["kind"] in _RESOURCE_KINDS]
+            found.append((_cells(own, selected, "parent", resource_values), own.empty()))
+        return found
+
+    def _scans(self, clause: str, arguments: tuple[str, ...]) -> tuple[dict[str, list[Row]], list[Row]]:
+        scan_level, file_level = self._levels["scan"], self._levels["scan file"]
+        files: dict[str, list[Row]] = {}
+        no_files = file_level.empty()
+        if file_level.is_used:
+            selected = [row for row in self._archive.store.all(_RESOURCES) if row["kind"] == "scan"]
+            files = _cells(file_level, selected, "parent", resource_values)
+        found: dict[str, list[Row]] = {}
+        for row in self._archive.store.all(_SCANS + _JOINS + clause + " ORDER BY scans.pk", arguments):
+            rows = found.setdefault(row["experiment"], [])
+            cells = scan_level.take(object_values(row, image_session_id=row["experiment"]))
+            if cells is None:
+                continue
+            if not file_level.is_used:
+                rows.append(cells)
+            else:
+                rows += [{**cells, **more} for more in files.get(str(row["pk"]), no_files)]
+        return found, list(_product({}, [scan_level.empty(), no_files]))
 
 
-def _unique(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    return list({tuple(sorted(row.items())): row for row in rows}.values())
+_JOINS = (
+    " LEFT JOIN shares AS here ON here.item = experiments.id AND here.project = ?"
+    " LEFT JOIN subjects ON subjects.id = experiments.subject_id"
+    " LEFT JOIN shares AS subject_here ON subject_here.item = subjects.id AND subject_here.project = here.project"
+    " LEFT JOIN experiments AS sessions ON sessions.id = experiments.session_id"
+)
+_EXPERIMENTS = (
+    "SELECT experiments.*, subjects.id AS s_id, subjects.label AS s_label, subjects.project AS s_project,"
+    " subjects.fields AS s_fields, subject_here.label AS s_shared_label, sessions.id AS e_id,"
+    " sessions.label AS e_label, sessions.project AS e_project, sessions.fields AS e_fields FROM experiments"
+)
+_SCANS = "SELECT scans.* FROM scans JOIN experiments ON experiments.id = scans.experiment"
+_RESOURCES = "SELECT * FROM resources ORDER BY id"
+_SHARES = "SELECT item, project, label FROM shares ORDER BY project"
+_IN_PROJECT = "(experiments.project = ? OR here.project IS NOT NULL)"
 
 
 def _root(types: DataTypes, query: Mapping[str, str], default: str) -> str:
-    """Give the type of a column or filter where it extends the list's own root, else that root."""
-    names = [*query.get("columns", "").split(","), *query]
-    for name in names:
+    """Give the type that a list is of: ``xsiType``, else that of a column or filter which extends the default."""
+    if query.get("xsiType"):
+        return types.canonical(query["xsiType"]) or query["xsiType"]
+    root = default
+    for name in [*query.get("columns", "").split(","), *query]:
         kind = types.canonical(name.partition("/")[0]) if "/" in name else None
-        if kind and kind != default and types.is_a(kind, default):
-            return kind
-    return default
+        if kind and types.is_a(kind, root):
+            root = kind
+    return root
 
 
-def _asked(query: Mapping[str, str], root: str) -> list[str]:
-    text = query.get("columns", "")
-    names = [name.strip() for name in text.split(",") if name.strip() and name.strip() != "DEFAULT"]
-    known = [name for name in names if "/" in name or name.lower() in _LOWER or name.lower() in _BY_PATH]
-    asked = known or list(_DEFAULTS)
-    if not known and root != EXPERIMENT:
-        if _is_assessor_name(root) or root == IMAGE_ASSESSOR:
-            asked += ["session_ID", "session_label"]
-        elif root != SUBJECT_ASSESSOR:
-            asked += ["subject_ID", "subject_label"]
-    if root in ABSTRACT:
-        asked += ["xsiType", "project"]
-    return [*dict.fromkeys([*asked, f"{root.lower()}/id"])]
-
-
-def _is_assessor_name(root: str) -> bool:
-    return root.startswith("icr:")
-
-
-def _key(name: str) -> str:
-    lower = name.lower()
-    if lower in _LOWER:
-        return _LOWER[lower]
-    return _BY_PATH.get(lower, lower)
-
-
-def _is_scan(types: DataTypes, name: str) -> bool:
-    kind, _, path = name.lower().partition("/")
-    return types.is_a(kind, IMAGE_SCAN) or path.startswith("scans/scan/")
-
-
-def _getter(types: DataTypes, name: str) -> Getter:
-    lower = SHORTCUTS.get(_LOWER.get(name.lower(), ""), name.lower())
-    lower = SHORTCUTS[_BY_PATH[lower]] if lower in _BY_PATH else lower
-    kind, _, path = lower.partition("/")
-    if path.startswith("scans/scan/"):
-        kind, path = IMAGE_SCAN.lower(), path[len("scans/scan/") :]
-    if types.is_a(kind, IMAGE_SCAN):
-        if path.startswith("file/"):
-            column = path[len("file/") :]
-            return lambda row: row.resource.get(column, "")
-        only = None if kind == IMAGE_SCAN.lower() else kind
-        return lambda row: row.scan.get(path, "") if only in (None, row.scan.get("xsitype", "").lower()) else ""
-    if path == "sharing/share/project":
-        return lambda row: row.share
-    if kind == "xnat:subjectdata":
-        return lambda row: row.experiment.get(f"subject_{path}", "")
-    if kind == IMAGE_SESSION.lower() and path in ("id", "label", "project"):
-        return lambda row: row.experiment.get(f"session_{path}") or row.experiment.get(path, "")
-    path = "xsitype" if path == "extension_item/element_name" else _META.get(path, path)
-    return lambda row: row.experiment.get(path, "")
-
-
-Test = Callable[[str], bool]
-
-
-def _filters(types: DataTypes, query: Mapping[str, str]) -> list[tuple[str, Test]]:
-    found = []
-    for name, text in query.items():
-        if name in ("xsiType", "columns", "format"):
-            continue
-        if "/" in name or name.lower() in _LOWER:
-            found.append((name, _test(text)))
-    return found
-
-
-def _test(text: str) -> Test:
-    """Make the test of a filter: commas mean or, ``*`` and ``%`` anything, ``lo-hi`` a range of numbers."""
-    patterns = [re.compile(translate(part.replace("%", "*")), re.IGNORECASE) for part in text.split(",")]
-    bounds = re.fullmatch(r"(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", text)
-
-    def test(value: str) -> bool:
-        if any(pattern.fullmatch(value) for pattern in patterns):
-            return True
-        return bool(
-            bounds and re.fullmatch(r"\d+(\.\d+)?", value) and float(bounds[1]) <= float(value) <= float(bounds[2])
-        )
-
-    return test
-
-
-def _rows(
-    archive: Archive,
-    root: str,
-    readable: Callable[[str], bool],
-    project: str | None,
-    subject: str | None,
-    session: str | None,
-    shared_into: str | None,
-    join_scans: bool,
-    join_resources: bool,
-    join_shares: bool,
-) -> Iterator[_Row]:
-    kinds = set(archive.types.family(root)) | {root}
-    shares: dict[str, dict[str, str]] = {}
-    for row in archive.store.all("SELECT item, project, label FROM shares"):
-        shares.setdefault(row["item"], {})[row["project"]] = row["label"]
-    scans = _scans(archive) if join_scans else {}
-    resources = _scan_resources(archive) if join_resources else {}
-    for row in _experiments(archive):
-        into = shares.get(row["id"], {})
-        if row["xsi_type"] not in kinds or (session and row["session_id"] != session):
-            continue
-        if session is None and root in (SUBJECT_ASSESSOR,) and row["session_id"]:
-            continue
-        if (project and row["project"] != project and project not in into) or (
-            subject and row["subject_id"] != subject
-        ):
-            continue
-        if shared_into and not set(shared_into.split(",")) & set(into):
-            continue
-        if not readable(row["project"]) and not any(readable(other) for other in into):
-            continue
-        experiment = _experiment(row, into.get(project or "", ""))
-        for scan in scans.get(row["id"], [{}]) if join_scans else [{}]:
-            for resource in resources.get(scan.get("pk", ""), [{}]) if join_resources else [{}]:
-                for share in (list(into) or [""]) if join_shares else [""]:
-                    yield _Row(experiment, scan, resource, share)
-
-
-def _experiments(archive: Archive) -> Sequence[Any]:
-    return archive.store.all(
-        "SELECT experiments.*, subjects.label AS s_label, subjects.project AS s_project,"
-        " sessions.label AS e_label, sessions.project AS e_project"
-        " FROM experiments LEFT JOIN subjects ON subjects.id = experiments.subject_id"
-        " LEFT JOIN experiments AS sessions ON sessions.id = experiments.session_id ORDER BY experiments.id"
-    )
-
-
-def _experiment(row: Any, shared_label: str) -> dict[str, str]:
-    values = {key.lower(): _text(value) for key, value in json.loads(row["fields"]).items()}
-    values.update(
-        {
-            "id": row["id"],
-            "label": shared_label or row["label"],
-            "project": row["project"],
-            "xsitype": row["xsi_type"],
-            "insert_date": row["insert_date"],
-            "insert_user": row["insert_user"],
-            "last_modified": row["last_modified"],
-            "subject_id": row["subject_id"] or "",
-            "subject_label": row["s_label"] or "",
-            "subject_project": row["s_project"] or "",
-        }
-    )
-    if row["session_id"]:
-        values.update(
-            session_id=row["session_id"], session_label=row["e_label"] or "", session_project=row["e_project"] or ""
-        )
+def object_values(row: Any, **more: str) -> dict[str, str]:
+    """Give the values of an experiment, scan or subject by lower-cased field path."""
+    values = flattened(row["fields"])
+    names = row.keys()
+    for name in ("id", "label", "project", "insert_date", "insert_user", "last_modified", "pk"):
+        if name in names:
+            values[name] = str(row[name])
+    if "xsi_type" in names:
+        values["xsitype"] = row["xsi_type"]
+    values.update(more)
     return values
 
 
-def _scans(archive: Archive) -> dict[str, list[dict[str, str]]]:
-    found: dict[str, list[dict[str, str]]] = {}
-    for row in archive.store.all("SELECT * FROM scans ORDER BY pk"):
-        values = {key.lower(): _text(value) for key, value in json.loads(row["fields"]).items()}
-        values.update(id=row["id"], xsitype=row["xsi_type"], pk=str(row["pk"]))
-        found.setdefault(row["experiment"], []).append(values)
+def flattened(fields: str) -> dict[str, str]:
+    """Give stored fields by lower-cased path; of lists, those entries that have a name."""
+    values = {}
+    for key, value in json.loads(fields).items():
+        if isinstance(value, list):
+            for entry in value:
+                for leaf in entry if "name" in entry else ():
+                    values[f"{key}[name={entry['name']}]/{leaf}".lower()] = str(entry[leaf])
+        elif value is not None:
+            values[key.lower()] = str(value)
+    return values
+
+
+def resource_values(row: Any) -> dict[str, str]:
+    """Give the values of a resource by column of ``xnat:abstractResource``."""
+    names = ("label", "format", "content", "description", "file_count", "file_size")
+    found = {name: "" if row[name] is None else str(row[name]) for name in names}
+    return {**found, "xnat_abstractresource_id": str(row["id"])}
+
+
+def _prefixed(row: Any, prefix: str, label: str | None = None) -> dict[str, str]:
+    if row[f"{prefix}id"] is None:
+        return {}
+    names = ("id", "label", "project")
+    own = {name: row[f"{prefix}{name}"] for name in names}
+    return {**flattened(row[f"{prefix}fields"]), **own, "label": label or own["label"]}
+
+
+def _grouped(archive: Archive, sql: str, arguments: tuple[str, ...], key: str) -> dict[str, list[Values]]:
+    found: dict[str, list[Values]] = {}
+    for row in archive.store.all(sql, arguments):
+        found.setdefault(row[key], []).append(dict(row))
     return found
 
 
-def _scan_resources(archive: Archive) -> dict[str, list[dict[str, str]]]:
-    found: dict[str, list[dict[str, str]]] = {}
-    for row in archive.store.all("SELECT * FROM resources WHERE kind = 'scan' ORDER BY id"):
-        values = {key: _text(row[key]) for key in ("label", "format", "content", "file_count", "file_size")}
-        found.setdefault(row["parent"], []).append(values)
+def _cells(level: Level, rows: Iterable[Any], key: str, values: Any) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        listed = found.setdefault(row[key], [])
+        cells = level.take(values(row))
+        if cells is not None:
+            listed.append(cells)
     return found
 
 
-def _text(value: Any) -> str:
-    if value is None or isinstance(value, (list, dict)):
-        return ""
-    return str(value)
+def _product(head: Row, tails: list[list[Row]]) -> Iterator[Row]:
+    if not tails:
+        yield head
+        return
+    for cells in tails[0]:
+        yield from _product({**head, **cells}, tails[1:])

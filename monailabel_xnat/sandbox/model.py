@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -128,3 +129,15 @@ def load(kind: Any, row: Any) -> Any:
         if name in values:
             values[name] = json.loads(values[name])
     return kind(**values)
+
+
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> Fields:
+    """Change stored fields: None takes one away, entries of a list replace those of the same name."""
+    found = dict(old)
+    for key, value in new.items():
+        if isinstance(value, list) and any("name" in entry for entry in value):
+            entries = {entry["name"]: entry for entry in [*found.get(key, []), *value]}
+            found[key] = [entry for entry in entries.values() if None not in entry.values()]
+        else:
+            found[key] = value
+    return {key: value for key, value in found.items() if value is not None and value != []}

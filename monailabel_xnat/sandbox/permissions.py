@@ -1,8 +1,8 @@
-"""Who may do what: roles in projects, accessibility of projects, shares."""
+"""Who may do what: roles in projects, accessibility of projects, shares, locks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import cached_property
 from typing import Union
 
 from monailabel_xnat.sandbox.accounts import User
@@ -11,6 +11,8 @@ from monailabel_xnat.sandbox.model import Experiment, Project, Subject
 
 Owned = Union[Subject, Experiment]
 
+ACTIVE = "active"
+
 
 class Permissions:
     """What one user may do in an archive."""
@@ -18,22 +20,34 @@ class Permissions:
     def __init__(self, archive: Archive, user: User) -> None:
         self._archive = archive
         self.user = user
-        self._roles = {} if user.is_guest else archive.roles(user)
+
+    @cached_property
+    def _roles(self) -> dict[str, str]:
+        return {} if self.user.is_guest else self._archive.roles(self.user)
+
+    @cached_property
+    def _accessibility(self) -> dict[str, str]:
+        return self._archive.accessibility()
+
+    def granted_role(self, project: str) -> str | None:
+        """Give the role that the user was given in a project."""
+        return self._roles.get(project)
 
     def role(self, project: str) -> str | None:
-        """Give the user's role in a project; administrators own all."""
+        """Give the role that the user acts in; administrators own all."""
         return "owner" if self.user.is_admin else self._roles.get(project)
 
     def may_see(self, project: Project) -> bool:
         """Tell whether the project itself, not its data, can be read."""
-        return self.role(project.id) is not None or project.accessibility in ("public", "protected")
+        return self.may_see_id(project.id)
+
+    def may_see_id(self, project: str) -> bool:
+        """Tell whether the project with an ID, not its data, can be read."""
+        return bool(self.role(project)) or self._accessibility.get(project) in ("public", "protected")
 
     def may_read(self, project: str) -> bool:
         """Tell whether the data of a project can be read."""
-        if self.role(project):
-            return True
-        found = self._archive.project(project)
-        return found is not None and found.accessibility == "public"
+        return bool(self.role(project)) or self._accessibility.get(project) == "public"
 
     def may_edit(self, project: str) -> bool:
         """Tell whether data of a project can be made and changed."""
@@ -45,13 +59,12 @@ class Permissions:
 
     def may_read_item(self, item: Owned) -> bool:
         """Tell whether a subject or experiment can be read, by its project or one that it is shared into."""
-        return any(self.may_read(project) for project in (item.project, *self._archive.shares(item.id)))
+        return self.may_read(item.project) or any(self.may_read(project) for project in self._archive.shares(item.id))
+
+    def may_edit_item(self, item: Owned) -> bool:
+        """Tell whether a subject or experiment can be changed: by its own project, and only while it is active."""
+        return self.may_edit(item.project) and (isinstance(item, Subject) or item.status == ACTIVE)
 
     def readable(self) -> set[str]:
         """Give the IDs of the projects whose data can be read."""
-        return {project.id for project in self._archive.projects() if self.may_read(project.id)}
-
-
-def ids(projects: Iterable[Project]) -> set[str]:
-    """Give the IDs of projects."""
-    return {project.id for project in projects}
+        return {project for project in self._accessibility if self.may_read(project)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -51,6 +51,11 @@ class Reply:
     def blocks(self) -> Iterator[bytes]:
         """Return the body block by block."""
         return iter((self.body,)) if isinstance(self.body, bytes) else iter(self.body)
+
+    def head(self) -> Reply:
+        """Return the answer to HEAD: the headers alone."""
+        length = len(self.body) if isinstance(self.body, bytes) else self.length
+        return replace(self, body=iter(()), length=length)
 
     def header_list(self) -> list[tuple[bytes, bytes]]:
         """Return the headers as ASGI wants them, lower-cased names."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 from urllib.parse import unquote
 
@@ -12,6 +12,9 @@ from monailabel_xnat.sandbox.archive import Archive
 from monailabel_xnat.sandbox.model import Experiment, Project, Scan, Subject
 from monailabel_xnat.sandbox.permissions import Permissions
 from monailabel_xnat.sandbox.replies import HTTPError
+
+MEDIA_TYPES = {"json": "application/json", "html": "text/html", "xml": "text/xml", "csv": "text/csv"}
+FORMATS_OF_ALL = frozenset(("json", "html", "xml"))
 
 
 @dataclass
@@ -34,6 +37,10 @@ class Request:
         Who asks.
     began
         When the request arrived, in changes of catalogs: a catalog changed since was changed by another writer.
+    context
+        Path that the site is deployed under; `path` starts after it.
+    is_inside
+        Whether the path lies in the site at all.
     """
 
     method: str
@@ -45,6 +52,16 @@ class Request:
     user: User
     session: Session | None = None
     began: int = 0
+    context: str = ""
+    is_inside: bool = True
+
+    @property
+    def words(self) -> list[str]:
+        """The segments of the path, still percent-encoded, without empty ones at the end."""
+        words = self.path.split("/")[1:]
+        while words and not words[-1]:
+            words.pop()
+        return words
 
     @property
     def content_type(self) -> str:
@@ -56,12 +73,56 @@ class Request:
         value = self.query.get(name)
         return value is not None and value.lower() not in ("false", "0")
 
+    def format(self, offered: Sequence[str]) -> str:
+        """Choose the format of the answer: ``format=`` wins, then the header ``Accept``, then the first one offered.
+
+        Raises
+        ------
+        HTTPError
+            406 where none of those offered is acceptable.
+        """
+        asked = self.query.get("format", "")
+        if asked in MEDIA_TYPES:
+            return asked if asked in FORMATS_OF_ALL or asked in offered else offered[0]
+        ranges = _media_ranges(self.headers.get("accept", "*/*"))
+        scores = [(_quality(MEDIA_TYPES[name], ranges), -place, name) for place, name in enumerate(offered)]
+        quality, _, best = max(scores)
+        if quality <= 0:
+            raise HTTPError(406)
+        return best
+
+
+# What may follow what. There is no projects/P/experiments/E/scans: it ends in the experiment's own handler.
+_FILES = frozenset(("resources", "files"))
+_INSIDE = _FILES | {"scans", "assessors", "reconstructions"}
+_ROUTES: dict[str, frozenset[str]] = {
+    "": frozenset(("projects", "subjects", "experiments")),
+    "projects": _FILES | {"subjects", "experiments"},
+    "projects/subjects": _FILES | {"experiments"},
+    "projects/subjects/experiments": _INSIDE,
+    "projects/experiments": _FILES,
+    "subjects": _FILES,
+    "experiments": _INSIDE,
+    "scans": _FILES,
+    "assessors": _FILES,
+}
+NOT_FOUND = {
+    "projects": "Unable to find the specified project.",
+    "subjects": "Unable to identify subject.",
+    "experiments": "Unable to find the specified experiment.",
+    "scans": "Unable to find the specified scan.",
+    "assessors": "Unable to find the specified experiment.",
+}
+
 
 @dataclass
 class Target:
     """What a path names, from the outside in; `missing` is the last name where it does not exist (yet).
 
-    `collection` is set where the path ends in a list (``scans``); `rest` is what follows ``files``, still encoded.
+    `scan_name` is the scan as written, which for resources may be a list, a type or ``ALL``; `segments` is the path;
+    `kind` is what the last name is of (``experiments``); `collection` is set where the path ends in a list (``scans``);
+    `new_subject` is the subject of the path where only that is missing; `rest` is what follows ``files``, or an object
+    where XNAT has no such route, still encoded.
     """
 
     project: Project | None = None
@@ -75,16 +136,21 @@ class Target:
     direction: str = "out"
     resource: str | None = None
     files: bool = False
+    new_subject: str = ""
+    scan_name: str = ""
+    segments: list[str] = field(default_factory=list)
     rest: list[str] = field(default_factory=list)
 
-    @property
-    def all_scans(self) -> bool:
-        """Whether the path names scans."""
-        return self.kind == "scans"
+    def with_one_scan(self) -> Target:
+        """Give the target where a scan is meant by its ID alone, as for the object itself."""
+        if self.kind != "scans":
+            return self
+        exact = [scan for scan in self.scans if scan.id == self.scan_name]
+        return replace(self, scans=exact, missing="" if exact else self.scan_name)
 
 
 class Finder:
-    """Follows a path through the archive as one user sees it; what cannot be read is 404."""
+    """Follows a path through the archive as one user sees it; what cannot be read is not there."""
 
     def __init__(self, archive: Archive, permissions: Permissions) -> None:
         self._archive = archive
@@ -98,101 +164,139 @@ class Finder:
         HTTPError
             404 where something on the way does not exist or may not be read.
         """
-        target = Target()
-        position = 0
+        target = Target(segments=[segment for segment in segments if segment])
+        route, position = "", 0
         while position < len(segments):
             word = segments[position]
-            if word in ("resources", "files"):
-                self._resource(target, segments, position)
-                return target
-            if word in ("in", "out") and target.assessor:
+            if word in ("in", "out") and route == "assessors":
                 target.direction, position = word, position + 1
                 continue
-            if target.missing or word not in ("projects", "subjects", "experiments", "scans", "assessors"):
+            if word not in _ROUTES[route]:
                 target.rest = segments[position:]
-                return self._settled(target)
-            if position + 1 == len(segments) or not segments[position + 1]:
-                self._settled(target)
-                target.collection = word
+                return _settled(target)
+            if word in ("resources", "files"):
+                _find_files(_settled(target), segments[position:])
                 return target
-            target.kind = word
-            self._step(target, word, unquote(segments[position + 1]))
+            if not any(segments[position + 1 :]):
+                # As long as it is a list, what is missing is the last object before it.
+                _settled(target).collection = word
+                return target
+            route = self._step(target, route, word, text_of(segments[position + 1]))
             position += 2
         return target
 
-    @staticmethod
-    def _settled(target: Target) -> Target:
-        if target.missing:
-            raise HTTPError(404)
-        return target
+    def _step(self, target: Target, route: str, word: str, name: str) -> str:
+        """Go one object further; give the route on which that is."""
+        if target.missing and target.kind == "subjects" and word == "experiments":
+            target.new_subject, target.missing = target.missing, ""
+        _settled(target)
+        target.kind = word
+        steps = {
+            "projects": self._step_project,
+            "subjects": self._step_subject,
+            "experiments": self._step_experiment,
+            "assessors": self._step_assessor,
+            "scans": self._step_scans,
+        }
+        target.missing = "" if steps[word](target, name) else name
+        if target.kind in ("assessors", "scans"):
+            return target.kind
+        return f"{route}/{word}" if route else word
 
-    def _resource(self, target: Target, segments: list[str], position: int) -> None:
-        self._settled(target)
-        if segments[position] == "resources":
-            position += 1
-            if position == len(segments) or not segments[position]:
-                target.collection = "resources"
-                return
-            target.resource = unquote(segments[position])
-            position += 1
-        if position < len(segments) and segments[position] == "files":
-            target.files = True
-            position += 1
-        target.rest = list(segments[position:])
-        while target.rest and not target.rest[-1]:
-            target.rest.pop()
-
-    def _step(self, target: Target, word: str, name: str) -> None:
-        self._settled(target)
-        found = getattr(self, f"_step_{word}")(target, name)
-        if not found:
-            target.missing = name
-
-    def _step_projects(self, target: Target, name: str) -> bool:
+    def _step_project(self, target: Target, name: str) -> bool:
         project = self._archive.project(name)
         if project is not None and self._may.may_see(project):
             target.project = project
         return target.project is not None
 
-    def _step_subjects(self, target: Target, name: str) -> bool:
+    def _step_subject(self, target: Target, name: str) -> bool:
         subject = self._archive.subject(name, target.project.id if target.project else None)
         if subject is not None and self._reads(subject, target):
             target.subject = subject
         return target.subject is not None
 
-    def _step_experiments(self, target: Target, name: str) -> bool:
+    def _step_experiment(self, target: Target, name: str) -> bool:
         found = self._archive.experiment(name, target.project.id if target.project else None)
-        if found is not None and self._reads(found, target):
-            if target.subject is not None and found.subject_id != target.subject.id and not found.session_id:
-                return False
-            if found.session_id:
-                target.assessor, target.experiment = found, self._archive.experiment(found.session_id)
-                target.kind = "assessors"
-            else:
-                target.experiment = found
-            return True
-        return False
+        if found is None or target.new_subject or not self._reads(found, target):
+            return False
+        if found.session_id:
+            # An assessor is an experiment too.
+            target.assessor, target.experiment = found, self._archive.experiment(found.session_id)
+            target.kind = "assessors"
+        elif target.subject is None or found.subject_id == target.subject.id:
+            target.experiment = found
+        return target.experiment is not None
 
-    def _step_assessors(self, target: Target, name: str) -> bool:
-        if target.experiment is None:
-            raise HTTPError(404)
-        for assessor in self._archive.assessors(target.experiment.id):
-            if name in (assessor.id, assessor.label):
+    def _step_assessor(self, target: Target, name: str) -> bool:
+        for assessor in self._archive.assessors(target.experiment.id if target.experiment else ""):
+            if name == assessor.id or (target.project is not None and name == assessor.label):
                 target.assessor = assessor
         return target.assessor is not None
 
     def _step_scans(self, target: Target, name: str) -> bool:
-        if target.experiment is None:
-            raise HTTPError(404)
-        scans = self._archive.scans(target.experiment.id)
+        scans = self._archive.scans(target.experiment.id if target.experiment else "")
+        target.scan_name = name.replace("[SLASH]", "/").replace("[COMMA]", ",")
         if name in ("ALL", "*"):
             target.scans = scans
             return True
         names = [part.replace("[SLASH]", "/").replace("[COMMA]", ",") for part in name.split(",")]
-        target.scans = [scan for scan in scans if scan.id in names or scan.fields.get("type") in names]
+        types = ["" if part == "NULL" else part for part in names]
+        target.scans = [scan for scan in scans if scan.id in names or str(scan.fields.get("type", "")) in types]
         return bool(target.scans)
 
     def _reads(self, item: Subject | Experiment, target: Target) -> bool:
         if target.project is not None and self._may.may_read(target.project.id):
             return True
         return self._may.may_read_item(item)
+
+
+def _media_ranges(header: str) -> dict[str, float]:
+    found = {}
+    for part in header.split(","):
+        name, *parameters = [word.strip() for word in part.split(";")]
+        weights = [word[2:] for word in parameters if word.startswith("q=")]
+        try:
+            found[name.lower()] = float(weights[0]) if weights else 1.0
+        except ValueError:
+            found[name.lower()] = 0.0
+    return found
+
+
+def _quality(media_type: str, ranges: Mapping[str, float]) -> float:
+    names = [media_type, f"{media_type.partition('/')[0]}/*", "*/*"]
+    if media_type == "text/xml":
+        names.insert(1, "application/xml")
+    return next((ranges[name] for name in names if name in ranges), 0.0)
+
+
+def text_of(segment: str) -> str:
+    """Decode a segment of a path; XNAT escapes what it gets, as in HTML."""
+    return escaped(unquote(segment))
+
+
+def escaped(text: str) -> str:
+    """Escape ``&``, ``<``, ``>`` and ``"``, as XNAT does with what comes in (``TurbineUtils.escapeParam``)."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+
+
+def _settled(target: Target) -> Target:
+    if target.missing:
+        raise HTTPError(404, NOT_FOUND.get(target.kind, ""))
+    if target.new_subject:
+        raise HTTPError(404, NOT_FOUND["subjects"])
+    return target
+
+
+def _find_files(target: Target, segments: list[str]) -> None:
+    word, *rest = segments
+    if word == "resources":
+        if not any(rest):
+            target.collection = "resources"
+            return
+        target.resource, *rest = [text_of(rest[0]), *rest[1:]]
+        word = rest[0] if rest else ""
+        rest = rest[1:] if word == "files" else rest
+    target.files = word == "files"
+    while rest and not rest[-1]:
+        rest.pop()
+    target.rest = rest

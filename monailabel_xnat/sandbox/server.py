@@ -14,11 +14,12 @@ from types import TracebackType
 import uvicorn
 
 from monailabel_xnat.sandbox.accounts import Accounts, Sessions
-from monailabel_xnat.sandbox.application import Application, RequestLog
+from monailabel_xnat.sandbox.application import Application
 from monailabel_xnat.sandbox.archive import Archive
 from monailabel_xnat.sandbox.datatypes import DataTypes
 from monailabel_xnat.sandbox.faults import Faults
 from monailabel_xnat.sandbox.filing import Filing, project_id
+from monailabel_xnat.sandbox.requestlog import RequestLog
 
 ADMIN = "admin"
 STANDING_USERS = {"owner": "owner", "member": "member", "collaborator": "collaborator", "none": ""}
@@ -51,6 +52,15 @@ class Sandbox:
         Folder of XSD files to serve instead of the sandbox's own.
     roi_plugin
         Whether the OHIF viewer's plugin is installed.
+    context
+        Path that the site is deployed under, such as ``/xnat``.
+
+    Raises
+    ------
+    PermissionError
+        If the folder can be read by others.
+    BlockingIOError
+        If another sandbox is using the folder.
 
     Examples
     --------
@@ -70,6 +80,7 @@ class Sandbox:
         session_timeout: float = 900.0,
         schemas: str | Path | None = None,
         roi_plugin: bool = True,
+        context: str = "",
     ) -> None:
         self._temporary = data is None
         self.folder = Path(tempfile.mkdtemp(prefix="xnat-sandbox-")) if data is None else Path(data)
@@ -78,7 +89,15 @@ class Sandbox:
         self._accounts = Accounts(self.archive.store)
         self.users = self._make_users(users or {})
         self._sessions = Sessions(session_timeout)
-        self._application = Application(self.archive, self._accounts, self._sessions, require_login, roi_plugin)
+        self._context = f"/{context.strip('/')}" if context.strip("/") else ""
+        self._application = Application(
+            self.archive,
+            self._accounts,
+            self._sessions,
+            require_login=require_login,
+            roi_plugin=roi_plugin,
+            context=self._context,
+        )
         self._host, self._port = host, port
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -94,7 +113,7 @@ class Sandbox:
     @property
     def url(self) -> str:
         """Where the server listens."""
-        return f"http://{self._host}:{self._port}"
+        return f"http://{self._host}:{self._port}{self._context}"
 
     @property
     def requests(self) -> RequestLog:

@@ -1,22 +1,41 @@
-"""The site's own calls: log in, who am I, schemas, search elements, access, tokens."""
+"""The site's own calls below ``/data``: log in, who am I, tokens, users, data types."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Callable
 from urllib.parse import parse_qsl, unquote
 
-from monailabel_xnat.sandbox import tables
-from monailabel_xnat.sandbox.accounts import Accounts, Session, Sessions
+from monailabel_xnat.sandbox.accounts import Accounts, Session, Sessions, User
 from monailabel_xnat.sandbox.archive import Archive
+from monailabel_xnat.sandbox.datatypes import PROJECT, ROI_COLLECTION, SUBJECT
 from monailabel_xnat.sandbox.permissions import Permissions
-from monailabel_xnat.sandbox.replies import HTTPError, Reply, as_json, html, text
+from monailabel_xnat.sandbox.replies import HTTPError, Reply, as_json, text
 from monailabel_xnat.sandbox.request import Request
+from monailabel_xnat.sandbox.tables import Row, Table
 
-VERSION = "1.9.2"
-GUEST_PAGE = '<html><body><span id="user_info">Logged in as: <span style="color:red;">Guest</span></span></body></html>'
-LOGIN_PAGE = (
-    '<!DOCTYPE html>\n<html><body><form name="form1" method="post" action="/login">Log in to XNAT</form></body></html>'
-)
+PROVIDER = "localdb"
+_TABLE_FORMATS = ("json", "html", "xml", "csv")
+_LARGEST_FORM = 65536
+# The data types that are set up on the site, and what one of each is called.
+_SET_UP = {
+    PROJECT: "Project",
+    SUBJECT: "Subject",
+    "xnat:mrSessionData": "MR Session",
+    "xnat:ctSessionData": "CT Session",
+    "xnat:petSessionData": "PET Session",
+    "xnat:petmrSessionData": "PET MR Session",
+    "xnat:crSessionData": "CR Session",
+    "xnat:dxSessionData": "DX Session",
+    "xnat:mgSessionData": "MG Session",
+    "xnat:usSessionData": "US Session",
+    "xnat:xaSessionData": "XA Session",
+    "xnat:nmSessionData": "NM Session",
+    "xnat:otherDicomSessionData": "Other DICOM Session",
+    "xnat:qcManualAssessorData": "Manual QC",
+    "xnat:qcAssessmentData": "Auto QC",
+    ROI_COLLECTION: "ROI Collection",
+}
 
 
 class Site:
@@ -30,27 +49,27 @@ class Site:
 
     def data(self, request: Request, words: list[str]) -> Reply | None:
         """Answer what is not an object of the archive, below ``/data``; None if it is one."""
-        head = words[0] if words else ""
-        simple: dict[str, Callable[[Request, list[str]], Reply]] = {
-            "JSESSION": self._jsession,
-            "auth": self._auth,
-            "version": self._version,
-            "search": self._search,
-            "users": self._users,
-            "scanners": self._empty,
-            "scan_types": self._scan_types,
-            "prearchive": self._empty,
+        if words[:1] == ["archive"] and words[1:] in (["scanners"], ["scan_types"]):
+            words = words[1:]  # these, unlike the others, stand below /data/archive too
+        name = "/".join(words[:2]) if words[:1] == ["services"] else "".join(words[:1])
+        handlers: dict[str, tuple[str, Callable[[Request, list[str]], Reply]]] = {
+            "JSESSION": ("GET HEAD POST DELETE", self._jsession),
+            "auth": ("GET HEAD", self._auth),
+            "search": ("GET HEAD", self._search),
+            "users": ("GET HEAD", self._users),
+            "scanners": ("GET HEAD", self._scanners),
+            "scan_types": ("GET HEAD", self._scan_types),
+            "services/auth": ("PUT POST", self._log_in),
+            "services/tokens": ("GET HEAD", self._tokens),
         }
-        if head == "services" and words[1:2] == ["auth"]:
-            return self._log_in(request)
-        if head == "services" and words[1:2] == ["tokens"]:
-            return self._tokens(request, words[2:])
-        if head == "services" and words[1:3] == ["refresh", "catalog"]:
-            return text()
-        return simple[head](request, words) if head in simple else None
+        if name not in handlers:
+            return None
+        methods, handler = handlers[name]
+        if request.method not in methods.split():
+            raise HTTPError(405, headers=[("Allow", methods.replace(" ", ", "))])
+        return handler(request, [unquote(word) for word in words])
 
-    def _csrf(self, request: Request, session: Session) -> str:
-        return f"; XNAT_CSRF={session.csrf}" if request.flag("CSRF") else ""
+    # Sessions
 
     def _jsession(self, request: Request, words: list[str]) -> Reply:
         session = request.session
@@ -59,141 +78,124 @@ class Site:
         if request.method == "DELETE":
             self._sessions.close(session.id)
             return text()
-        return text(session.id + self._csrf(request, session))
+        return text(session.id + _csrf(request, session))
 
     def _auth(self, request: Request, words: list[str]) -> Reply:
+        if request.session is None:
+            raise HTTPError(401)
         if request.user.is_guest:
             return text("guest")
-        csrf = self._csrf(request, request.session) if request.session else ""
-        return text(f"User '{request.user.login}' is logged in{csrf}")
+        return text(f"User '{request.user.login}' is logged in{_csrf(request, request.session)}")
 
-    def _log_in(self, request: Request) -> Reply:
-        if request.method not in ("PUT", "POST"):
-            raise HTTPError(405)
-        form = dict(parse_qsl(request.body.read(65536).decode(), keep_blank_values=True))
+    def _log_in(self, request: Request, words: list[str]) -> Reply:
+        pairs = parse_qsl(request.body.read(_LARGEST_FORM).decode("utf-8", "replace"), keep_blank_values=True)
+        providers = [value for name, value in pairs if name == "provider"]
+        if len(providers) > 1 or providers not in ([], [PROVIDER]):
+            raise HTTPError(400, "Unknown or repeated authentication provider.")
+        form = dict(pairs)
         user = self._accounts.check(form.get("username", ""), form.get("password", ""))
         session = self._sessions.open(user) if user else None
         if session is None:
             raise HTTPError(401, "Authentication failed.")
-        request.session = session
-        request.user = session.user
+        request.session, request.user = session, session.user
         return text(session.id)
 
-    @staticmethod
-    def _version(request: Request, words: list[str]) -> Reply:
+    # Tokens
+
+    def _tokens(self, request: Request, words: list[str]) -> Reply:
+        if request.user.is_guest:
+            raise HTTPError(403)
+        action, *names = words[2:] or [""]
+        if action == "issue":
+            return as_json(self._accounts.issue_token(self._token_user(request, names)))
+        if action == "show":
+            return as_json(self._accounts.tokens(self._token_user(request, names)))
+        if action == "validate" and len(names) == 2:
+            self._own_token(request, names[0], must_be_own=False)
+            user = self._accounts.check(names[0], names[1])
+            return as_json({"valid": user.login} if user else {})
+        if action == "invalidate" and names:
+            self._own_token(request, names[0])
+            self._accounts.drop_token(names[0])
+            return as_json({"result": "OK"})
         raise HTTPError(404)
 
-    def _search(self, request: Request, words: list[str]) -> Reply:
-        if words[1:2] != ["elements"]:
+    def _token_user(self, request: Request, names: list[str]) -> User:
+        """Give whose tokens are meant: one's own or, for administrators, those of ``user/NAME``."""
+        if not names:
+            return request.user
+        if not request.user.is_admin:
+            raise HTTPError(403)
+        found = self._accounts.get(names[1]) if names[0] == "user" and len(names) == 2 else None
+        if found is None:
             raise HTTPError(404)
-        if len(words) > 2:
-            name = unquote(words[2])
-            row = {
-                "FIELD_ID": "ID",
-                "HEADER": "ID",
-                "SUMMARY": f"{name}/ID",
+        return found
+
+    def _own_token(self, request: Request, alias: str, *, must_be_own: bool = True) -> None:
+        token = self._accounts.token(alias)
+        if token is None:
+            raise HTTPError(404, f"Unknown alias: {alias}")
+        if must_be_own and token["login"] != request.user.login and not request.user.is_admin:
+            raise HTTPError(403)
+
+    # Tables
+
+    def _search(self, request: Request, words: list[str]) -> Reply:
+        if words[1:2] != ["elements"] or len(words) > 3:
+            raise HTTPError(404)
+        table = self._search_fields(words[2]) if len(words) == 3 else self._elements(request.query)
+        return table.reply(request.format(_TABLE_FORMATS), request.query)
+
+    def _elements(self, query: Mapping[str, str]) -> Table:
+        counts = self._archive.counts()
+        rows = []
+        for name, singular in _SET_UP.items():
+            count = counts.get(name, 0)
+            if self._archive.types.canonical(name) and (count or query.get("used") != "true"):
+                names = {"SINGULAR": singular, "PLURAL": f"{singular}s", "SECURED": "true", "COUNT": str(count)}
+                rows.append({"ELEMENT_NAME": name, **names})
+        return Table(("ELEMENT_NAME", "SINGULAR", "PLURAL", "SECURED", "COUNT"), rows, "Data-Types")
+
+    def _search_fields(self, name: str) -> Table:
+        kind = self._archive.types.canonical(name)
+        if kind is None:
+            raise HTTPError(404)
+        rows = [
+            {
+                "FIELD_ID": field.upper(),
+                "HEADER": field,
+                "SUMMARY": f"{kind}/{field}",
                 "TYPE": "string",
                 "REQUIRES_VALUE": "false",
+                "DESC": "",
+                "ELEMENT_NAME": kind,
+                "SRC": "0",
             }
-            return tables.answer(
-                [{**row, "DESC": "", "ELEMENT_NAME": name, "SRC": "0"}], request.query, "Search Fields"
-            )
-        types = self._archive.types
-        names = ["xnat:projectData", "xnat:subjectData", *types.sessions()[:6], "icr:roiCollectionData"]
-        rows = [
-            {"ELEMENT_NAME": name, "SINGULAR": name, "PLURAL": name, "SECURED": "true", "COUNT": "0"}
-            for name in names
-            if types.canonical(name)
+            for field in ("ID", "project")
         ]
-        return tables.answer(rows, request.query, "Data-Types")
+        return Table(list(rows[0]), rows, "Search Fields")
 
     def _users(self, request: Request, words: list[str]) -> Reply:
         if not request.user.is_admin:
             raise HTTPError(403)
+        names = ("login", "firstname", "lastname", "email")
         rows = [
-            {
-                "xdat_user_id": str(number),
-                "login": user.login,
-                "firstname": user.firstname,
-                "lastname": user.lastname,
-                "email": user.email,
-            }
-            for number, user in enumerate(self._accounts.all(), 1)
+            {"xdat_user_id": str(user.number), **{name: getattr(user, name) for name in names}}
+            for user in self._accounts.all()
         ]
-        return tables.answer(rows, request.query)
+        return Table(("xdat_user_id", *names), rows).reply(request.format(_TABLE_FORMATS), request.query)
 
-    @staticmethod
-    def _empty(request: Request, words: list[str]) -> Reply:
-        return tables.answer([], request.query)
+    def _scanners(self, request: Request, words: list[str]) -> Reply:
+        return self._distinct(request, "scanner")
 
     def _scan_types(self, request: Request, words: list[str]) -> Reply:
-        return tables.answer([], request.query)
+        return self._distinct(request, "type")
 
-    def _tokens(self, request: Request, words: list[str]) -> Reply:
-        action = words[0] if words else ""
-        if action == "validate" and len(words) == 3:
-            user = self._accounts.check(words[1], words[2])
-            return as_json({"valid": user.login} if user else {})
-        if request.user.is_guest:
-            raise HTTPError(403)
-        if action == "issue":
-            return as_json(self._accounts.issue_token(request.user))
-        if action == "show":
-            return as_json(self._accounts.tokens(request.user))
-        if action == "invalidate" and len(words) > 1:
-            token = self._accounts.token(words[1])
-            if token is None:
-                raise HTTPError(404)
-            if token["login"] != request.user.login and not request.user.is_admin:
-                raise HTTPError(403)
-            self._accounts.drop_token(words[1])
-            return as_json({"result": "OK"})
-        raise HTTPError(404)
-
-    def xapi(self, request: Request, words: list[str]) -> Reply:
-        """Answer what is below ``/xapi`` apart from ROI collections."""
-        path = "/".join(unquote(word) for word in words)
-        if path == "siteConfig/buildInfo":
-            return as_json({"version": VERSION, "buildNumber": "0", "buildDate": "", "hostname": "sandbox"})
-        if path == "siteConfig/uptime":
-            return as_json({"Days": "0", "Hours": "0"})
-        if path == "schemas":
-            return as_json(self._archive.types.names())
-        if path.startswith("schemas/"):
-            document = self._archive.types.document(path[len("schemas/") :])
-            if document is None:
-                raise HTTPError(404)
-            return Reply(document, media_type="application/xml")
-        if path == "users/username":
-            return text(request.user.login)
-        if path == "access/projects":
-            return as_json(self._access(request))
-        raise HTTPError(404)
-
-    def _access(self, request: Request) -> list[dict[str, str]]:
-        names = {"owner": "Owners", "member": "Members", "collaborator": "Collaborators"}
-        rows = []
-        for project in self._archive.projects():
-            role = self._archive.roles(request.user).get(project.id)
-            if role:
-                rows.append(
-                    {
-                        "ID": project.id,
-                        "secondary_ID": str(project.fields.get("secondary_ID", "")),
-                        "name": str(project.fields.get("name", "")),
-                        "description": str(project.fields.get("description", "")),
-                        "URI": f"/data/projects/{project.id}",
-                        "role": names[role],
-                        "group_id": f"{project.id}_{role}",
-                    }
-                )
-        return rows
+    def _distinct(self, request: Request, field: str) -> Reply:
+        """List the values that a field of the scans has in readable projects."""
+        rows: list[Row] = [{field: value} for value in self._archive.scan_values(field, self._may.readable())]
+        return Table((field,), rows).reply(request.format(_TABLE_FORMATS), request.query)
 
 
-def front_page(request: Request) -> Reply:
-    """Answer the site's root as a browser page, which xnatpy reads to find a guest."""
-    if request.user.is_guest:
-        return html(GUEST_PAGE)
-    return html(
-        f'<html><body><span id="user_info">Logged in as: &nbsp;<a href="/app/me">{request.user.login}</a></span></body></html>'
-    )
+def _csrf(request: Request, session: Session) -> str:
+    return f"; XNAT_CSRF={session.csrf}" if request.flag("CSRF") else ""

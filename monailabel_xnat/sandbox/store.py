@@ -143,13 +143,15 @@ class Store:
             finally:
                 self._local.depth = 0
 
-    def next_value(self, sequence: str) -> int:
-        """Return the next number of a sequence; numbers are never given twice."""
+    def next_value(self, sequence: str, count: int = 1) -> int:
+        """Return the first of the next numbers of a sequence; numbers are never given twice."""
         with self.write() as db:
             db.execute(
-                "INSERT INTO sequences VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1", (sequence,)
+                "INSERT INTO sequences VALUES (:name, :count) ON CONFLICT (name) DO UPDATE SET value = value + :count",
+                {"name": sequence, "count": count},
             )
-            return int(db.execute("SELECT value FROM sequences WHERE name = ?", (sequence,)).fetchone()[0])
+            last = int(db.execute("SELECT value FROM sequences WHERE name = ?", (sequence,)).fetchone()[0])
+            return last - count + 1
 
     def clear(self, keep: Sequence[str] = ()) -> None:
         """Empty the tables but for those named."""
@@ -157,7 +159,7 @@ class Store:
             tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
             for (name,) in tables:
                 if name not in keep:
-                    db.execute(f"DELETE FROM {name}")
+                    db.execute(f"DELETE FROM {name}")  # noqa: S608 - a name out of the database itself
 
     def close(self) -> None:
         """Close the connections of all threads."""
