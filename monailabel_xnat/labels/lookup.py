@@ -6,7 +6,7 @@ from monailabel_xnat.catalog import Resource, Scan
 from monailabel_xnat.errors import ServerError, UnknownLabelError
 from monailabel_xnat.labels.model import LabelVersion
 from monailabel_xnat.labels.outbox import Entry, Outbox
-from monailabel_xnat.labels.tags import resource_of, tag_of
+from monailabel_xnat.labels.tags import is_tag, resource_of, tag_of
 from monailabel_xnat.labels.versions import BUILT_IN_RESOURCE, Versions
 
 DRAFT_TAG = "original"
@@ -42,6 +42,8 @@ class Lookup:
         ServerError
             If XNAT fails.
         """
+        if not is_tag(tag):
+            return []
         label = resource_of(tag)
         stored = self._versions.of(scan, label) if scan.resource(label) else []
         if not stored and tag == DRAFT_TAG:

@@ -41,7 +41,7 @@ from monailabel_xnat.labels.model import LabelVersion, version_name
 from monailabel_xnat.labels.outbox import Entry, Outbox, State, folder_of, sha256_of
 from monailabel_xnat.labels.payload import read_payload
 from monailabel_xnat.labels.sidecar import completed, describe, info_of
-from monailabel_xnat.labels.tags import resource_of, text_of
+from monailabel_xnat.labels.tags import is_tag, resource_of, text_of
 from monailabel_xnat.labels.versions import BUILT_IN_RESOURCE, Versions, resource_path
 
 logger = logging.getLogger(__name__)
@@ -304,6 +304,8 @@ class Labels:
         """
         self._require_writable("remove labels")
         tag = text_of(tag)
+        if not is_tag(tag):
+            return
         label = resource_of(tag)
         with writing(self._settings, resource_path(scan, label)):
             removed = self._deletion.delete(scan, tag) if scan.resource(label) else []

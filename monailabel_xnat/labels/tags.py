@@ -28,6 +28,14 @@ def text_of(tag: object) -> str:
     return str.__str__(getattr(tag, "value", tag) or "")
 
 
+def is_tag(tag: str) -> bool:
+    """Tell whether there can be a label with a tag."""
+    try:
+        return bool(resource_of(tag))
+    except LabelError:
+        return False
+
+
 @lru_cache(maxsize=4096)
 def resource_of(tag: str) -> str:
     """Give the label of the XNAT resource for a tag.

@@ -231,9 +231,14 @@ def test_a_removed_label_can_be_saved_anew(open_labels, draw):
     np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final")), voxels(draw(2)))
 
 
-def test_removing_what_is_not_there_is_no_error(open_labels):
+@pytest.mark.parametrize("tag", ["final", "", "x" * 300])
+def test_what_is_not_there_is_unknown_and_removing_it_is_no_error(open_labels, tag):
     opened = open_labels()
-    opened.labels.remove(opened.scan, "final")
+    opened.labels.remove(opened.scan, tag)
+    assert opened.labels.history(opened.scan, tag) == []
+    for ask in (opened.labels.path, opened.labels.info, opened.labels.current):
+        with pytest.raises(UnknownLabelError):
+            ask(opened.scan, tag)
 
 
 def test_keep_versions_prunes_the_oldest_only(open_labels, draw):
