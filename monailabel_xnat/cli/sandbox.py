@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--user", action="append", default=[], metavar="NAME=PASSWORD", help="set a password instead of making one up"
     )
     parser.add_argument("--open", action="store_true", help="let guests in, who see public projects")
+    parser.add_argument("--context", default="", help="path that the site is deployed under, such as /xnat")
+    parser.add_argument(
+        "--session-timeout", type=float, default=900.0, metavar="SECONDS",
+        help="forget a login that was not used for so long; default: %(default)s",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,7 +45,18 @@ def run(args: argparse.Namespace) -> int:
     missing = [folder for folder in args.imports if not folder.is_dir()]
     if missing:
         raise FileNotFoundError(f"no such folder to import: {', '.join(map(str, missing))}")
-    sandbox = Sandbox(args.data, args.port, args.host, users, require_login=not args.open, schemas=args.schemas)
+    # Without this, SIGTERM would end the process before a temporary archive is removed.
+    signal.signal(signal.SIGTERM, _interrupt)
+    sandbox = Sandbox(
+        args.data,
+        args.port,
+        args.host,
+        users,
+        require_login=not args.open,
+        session_timeout=args.session_timeout,
+        schemas=args.schemas,
+        context=args.context,
+    )
     try:
         sandbox.listen()
         _fill(sandbox, args)
@@ -48,6 +65,10 @@ def run(args: argparse.Namespace) -> int:
     finally:
         sandbox.stop()
     return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _user(text: str) -> tuple[str, str]:
@@ -72,6 +93,7 @@ def _fill(sandbox: Sandbox, args: argparse.Namespace) -> None:
 
 def _announce(sandbox: Sandbox, given: dict[str, str]) -> None:
     print(f"\n{BANNER}\n\nXNAT sandbox: {sandbox.url}")
-    for login, password in sandbox.users.items():
-        print(f"  user {login:<13} password {'(as given)' if login in given else password}")
+    for login in sandbox.logins:
+        made = sandbox.users.get(login, "(as before)")
+        print(f"  user {login:<13} password {'(as given)' if login in given else made}")
     print("\nCtrl-C ends it.", flush=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 import uvicorn
+from filelock import FileLock, Timeout
 
 from monailabel_xnat.sandbox.accounts import Accounts, Sessions
 from monailabel_xnat.sandbox.application import Application
@@ -42,8 +43,9 @@ class Sandbox:
     host
         Address to listen on; anything but loopback is your decision.
     users
-        Passwords by login, for ``admin``, ``owner``, ``member``, ``collaborator``, ``none`` and any others; those
-        not given are made up.
+        Passwords by login, for ``admin``, ``owner``, ``member``, ``collaborator``, ``none`` and any others. Of those
+        five, whoever has none yet gets one that is made up; who has one from an earlier start on the same `data` keeps
+        it.
     require_login
         False: an open site, where who is not logged in is a guest.
     session_timeout
@@ -61,6 +63,8 @@ class Sandbox:
         If the folder can be read by others.
     BlockingIOError
         If another sandbox is using the folder.
+    ValueError
+        If the folder was written by another version, or a login or password cannot be used.
 
     Examples
     --------
@@ -85,9 +89,11 @@ class Sandbox:
         self._temporary = data is None
         self.folder = Path(tempfile.mkdtemp(prefix="xnat-sandbox-")) if data is None else Path(data)
         _require_private(self.folder)
+        self._lock = _locked(self.folder)
         self.archive = Archive(self.folder, DataTypes(Path(schemas) if schemas else _SCHEMAS))
         self._accounts = Accounts(self.archive.store)
         self.users = self._make_users(users or {})
+        self._logins_at_start = self.logins
         self._sessions = Sessions(session_timeout)
         self._context = f"/{context.strip('/')}" if context.strip("/") else ""
         self._application = Application(
@@ -107,13 +113,30 @@ class Sandbox:
 
     @property
     def password(self) -> str:
-        """Password of the user ``admin``."""
+        """Password of the user ``admin``.
+
+        Raises
+        ------
+        LookupError
+            If it was set at an earlier start; only its hash was kept.
+        """
+        if ADMIN not in self.users:
+            raise LookupError(
+                f"the password of {ADMIN!r} was set when {self.folder} was first used, and only its hash is kept;"
+                f" give a new one: Sandbox(..., users={{{ADMIN!r}: ...}})"
+            )
         return self.users[ADMIN]
+
+    @property
+    def logins(self) -> list[str]:
+        """Everybody who can log in, also those whose password was set at an earlier start."""
+        return [user.login for user in self._accounts.all()]
 
     @property
     def url(self) -> str:
         """Where the server listens."""
-        return f"http://{self._host}:{self._port}{self._context}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}{self._context}"
 
     @property
     def requests(self) -> RequestLog:
@@ -130,7 +153,7 @@ class Sandbox:
         self.expire_sessions()
         self.faults.clear()
         self.archive.store.clear(keep=("users",))
-        self._accounts.keep_only(self.users)
+        self._accounts.keep_only(self._logins_at_start)
         self._application.resources.clear()
         self.requests.clear()
 
@@ -201,6 +224,7 @@ class Sandbox:
             self._socket.close()
             self._socket = None
         self.archive.close()
+        self._lock.release()
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -218,7 +242,9 @@ class Sandbox:
 
     def _listen(self) -> None:
         if self._socket is None:
-            self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+            # With its protocol named, asyncio sends small answers at once instead of waiting for Nagle's algorithm.
+            self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind((self._host, self._port))
             self._port = self._socket.getsockname()[1]
@@ -234,14 +260,13 @@ class Sandbox:
         )
 
     def _make_users(self, given: Mapping[str, str]) -> dict[str, str]:
-        passwords = {}
-        for login in [
-            ADMIN,
-            *STANDING_USERS,
-            *(name for name in given if name not in STANDING_USERS and name != ADMIN),
-        ]:
-            passwords[login] = given.get(login) or secrets.token_urlsafe(12)
-            self._accounts.add(login, passwords[login], login == ADMIN, STANDING_USERS.get(login, ""))
+        """Set the passwords given, make up those that nobody has yet; give them all."""
+        passwords = dict(given)
+        for login in (ADMIN, *STANDING_USERS):
+            if login not in passwords and self._accounts.get(login) is None:
+                passwords[login] = secrets.token_urlsafe(12)
+        for login, password in passwords.items():
+            self._accounts.add(login, password, login == ADMIN, STANDING_USERS.get(login, ""))
         return passwords
 
 
@@ -258,3 +283,19 @@ def _require_private(folder: Path) -> None:
         raise PermissionError(
             f"{folder} can be read by others; give it mode 0700 (chmod 700 {folder}) or use another folder"
         )
+
+
+def _locked(folder: Path) -> FileLock:
+    """Keep other sandboxes out of a folder; the system takes the lock away from a process that is killed.
+
+    Raises
+    ------
+    BlockingIOError
+        If another one is in it.
+    """
+    lock = FileLock(folder / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(f"another sandbox is using {folder}; end it, or use another folder") from None
+    return lock
