@@ -1,33 +1,48 @@
-"""The OHIF plugin's ROI collections, with the checks that refuse what does not belong to the session."""
+"""The OHIF viewer plugin's ROI collections, with the checks that refuse what does not belong to the session."""
 
 from __future__ import annotations
 
-import io
-import re
 import secrets
-import warnings
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from monailabel_xnat.sandbox.archive import Archive
 from monailabel_xnat.sandbox.datatypes import ROI_COLLECTION
-from monailabel_xnat.sandbox.items import Items
-from monailabel_xnat.sandbox.model import Experiment
+from monailabel_xnat.sandbox.model import Experiment, Resource
+from monailabel_xnat.sandbox.owners import owner_of
 from monailabel_xnat.sandbox.permissions import Permissions
 from monailabel_xnat.sandbox.replies import HTTPError, Reply, as_json, text
 from monailabel_xnat.sandbox.request import Request
 from monailabel_xnat.sandbox.resources import Incoming, Resources
+from monailabel_xnat.sandbox.roireferences import RoiContent, read_content
 
-_TYPES = {
-    "SEG": (".dcm", "DICOM"),
-    "RTSTRUCT": (".dcm", "DICOM"),
-    "AIM": (".xml", "XML"),
-    "NIFTI": (".nii.gz", "NIFTI"),
-    "MEAS": (".json", "JSON"),
+_DICOM_LABELS = ("DICOM", "secondary")
+
+
+class _Kind(NamedTuple):
+    """How a type of collection is stored."""
+
+    suffix: str
+    format: str
+
+
+_KINDS = {
+    "SEG": _Kind(".dcm", "DICOM"),
+    "RTSTRUCT": _Kind(".dcm", "DICOM"),
+    "AIM": _Kind(".xml", "XML"),
+    "NIFTI": _Kind(".nii.gz", "NIFTI"),
+    "MEAS": _Kind(".json", "JSON"),
 }
-_PERMISSION_NAMES = ("RoiCollection", "MRSession", "CTSession", "PETSession", "PETMRSession", "CRSession")
-_MODALITIES = (
+_PERMISSION_ELEMENTS = {
+    "RoiCollection": ROI_COLLECTION,
+    "MRSession": "xnat:mrSessionData",
+    "CTSession": "xnat:ctSessionData",
+    "PETSession": "xnat:petSessionData",
+    "PETMRSession": "xnat:petmrSessionData",
+    "CRSession": "xnat:crSessionData",
+}
+# A SEG or RTSTRUCT needs a session of modality MR, CT, PT or US.
+_SESSION_TYPES = (
     "xnat:mrSessionData",
     "xnat:ctSessionData",
     "xnat:petSessionData",
@@ -42,128 +57,170 @@ class RoiCollections:
     def __init__(self, archive: Archive, resources: Resources, may: Permissions) -> None:
         self._archive = archive
         self._resources = resources
-        self._items = Items(archive, resources)
         self._may = may
 
     def handle(self, request: Request, segments: list[str]) -> Reply:
-        """Answer ``/xapi/roi/projects/P/...``."""
-        words = [unquote(segment) for segment in segments]
+        """Answer ``/xapi/roi/projects/P/...``; a refusal is text, or JSON for who accepts nothing else."""
+        try:
+            return self._answer(request, [unquote(segment) for segment in segments])
+        except HTTPError as error:
+            if request.headers.get("accept") == "application/json":
+                return as_json({"ResponseMessage": str(error)}, error.status)
+            raise
+
+    def _answer(self, request: Request, words: list[str]) -> Reply:
         if len(words) < 4 or words[0] != "projects":
             raise HTTPError(404)
-        project = words[1]
+        project, noun, name = words[1], words[2], words[3]
+        calls = {
+            ("permissions", 4): ("GET",),
+            ("collections", 4): ("GET", "DELETE"),
+            ("rois", 4): ("GET",),
+            ("exists", 4): ("GET",),
+            ("sessions", 6): ("PUT",),
+        }
+        methods = calls.get((noun, len(words)))
+        if methods is None or (noun == "sessions" and words[4] != "collections"):
+            raise HTTPError(404)
+        if request.method not in methods:
+            raise HTTPError(405)
         if not self._may.may_read(project):
-            raise HTTPError(403)
-        if words[2] == "permissions":
-            return self._permissions(project, words[3])
-        if words[2] == "sessions" and len(words) == 6 and words[4] == "collections":
-            if request.method != "PUT":
-                raise HTTPError(405)
-            return self._store(request, project, words[3], words[5])
-        if words[2] == "collections":
-            return (
-                self._delete(project, words[3]) if request.method == "DELETE" else self._get(request, project, words[3])
-            )
-        if words[2] == "exists":
-            return text("true" if self._find(project, words[3]) else "false")
-        raise HTTPError(404)
+            raise HTTPError(403, f"Project {project} is not accessible")
+        if noun == "permissions":
+            return self._permissions(project, name)
+        if noun == "sessions":
+            return self._store(request, project, name, words[5])
+        if noun == "exists":
+            return as_json(self._find(project, name) is not None)
+        if noun == "rois":
+            return self._rois(project, name)
+        return self._delete(project, name) if request.method == "DELETE" else self._get(request, project, name)
 
     def _permissions(self, project: str, name: str) -> Reply:
-        if name not in _PERMISSION_NAMES:
-            raise HTTPError(422)
-        kind = ROI_COLLECTION if name == "RoiCollection" else f"xnat:{name[:-7].lower()}SessionData"
-        edit = self._may.may_edit(project)
-        answer = {"element": f"{kind}/project", "create": edit, "read": True, "edit": edit}
-        return as_json({**answer, "delete": self._may.may_delete(project)})
+        element = _PERMISSION_ELEMENTS.get(name)
+        if element is None:
+            raise HTTPError(422, f"Unsupported data type: {name}")
+        edit, delete = self._may.may_edit(project), self._may.may_delete(project)
+        return as_json({"element": f"{element}/project", "create": edit, "read": True, "edit": edit, "delete": delete})
 
     def _find(self, project: str, name: str) -> Experiment | None:
         found = self._archive.experiment(name, project)
         return found if found is not None and found.xsi_type == ROI_COLLECTION else None
 
-    def _get(self, request: Request, project: str, name: str) -> Reply:
-        found = self._find(project, name)
-        kind = request.query.get("type", "")
-        resource = self._resources.find(self._items.owner(found), kind) if found and kind else None
-        if resource is None:
-            raise HTTPError(422, "Unknown ROI collection or no such conversion")
-        content = self._resources.path(self._resources.files(resource)[0]).read_bytes()
-        return Reply(content, media_type="application/octet-stream")
-
-    def _delete(self, project: str, name: str) -> Reply:
+    def _require(self, project: str, name: str) -> Experiment:
         found = self._find(project, name)
         if found is None:
-            raise HTTPError(422)
+            raise HTTPError(422, f"ROI collection not found: {name}")
+        return found
+
+    def _resource(self, collection: Experiment, kind: str) -> Resource | None:
+        return self._resources.find(owner_of(self._archive, collection), kind) if kind in _KINDS else None
+
+    def _bytes(self, resource: Resource) -> bytes:
+        return self._resources.path(self._resources.files(resource)[0]).read_bytes()
+
+    # Read and delete
+
+    def _get(self, request: Request, project: str, name: str) -> Reply:
+        kind = request.query.get("type")
+        if kind is None:
+            raise HTTPError(400, "Required request parameter 'type' is not present")
+        collection = self._require(project, name)
+        resource = self._resource(collection, kind)
+        if resource is None:
+            raise HTTPError(422 if self._may.may_edit(project) else 404, f"{name} is not available as {kind}")
+        return Reply(self._bytes(resource), media_type="application/octet-stream")
+
+    def _rois(self, project: str, name: str) -> Reply:
+        collection = self._require(project, name)
+        kind = str(collection.fields.get("collectionType", ""))
+        resource = self._resource(collection, kind)
+        found = read_content(kind, self._bytes(resource)).rois if resource else []
+        return as_json(
+            [
+                {
+                    "id": number,
+                    "uid": roi.uid,
+                    "name": roi.name,
+                    "geometricType": roi.geometric_type,
+                    "roiCollectionId": collection.id,
+                }
+                for number, roi in enumerate(found, 1)
+            ]
+        )
+
+    def _delete(self, project: str, name: str) -> Reply:
+        found = self._require(project, name)
         if not self._may.may_delete(project):
             raise HTTPError(403)
-        self._resources.delete_of(self._items.owner(found))
+        self._clear(found)
         with self._archive.store.write() as db:
             db.execute("DELETE FROM experiments WHERE id = ?", (found.id,))
         return text()
 
+    def _clear(self, collection: Experiment) -> None:
+        self._resources.delete_of(owner_of(self._archive, collection))
+
+    # Store
+
     def _store(self, request: Request, project: str, session_id: str, label: str) -> Reply:
         if request.content_type != "application/octet-stream":
-            raise HTTPError(415)
+            raise HTTPError(415, f"Content type '{request.content_type}' not supported")
         kind = request.query.get("type", "")
-        if kind not in _TYPES:
-            raise HTTPError(422, f"Unsupported type: {kind}")
-        session = self._archive.experiment(session_id)
-        in_project = session is not None and (session.project == project or project in self._archive.shares(session.id))
-        if session is None or not in_project:
-            raise HTTPError(422, f"Session not found: {session_id}")
+        if kind not in _KINDS:
+            raise HTTPError(422, f"Unsupported ROI collection type: {kind}")
+        session = self._session(project, session_id)
         if not self._may.may_edit(project):
             raise HTTPError(403)
         known = self._archive.experiment(label, project)
         if known is not None and (known.session_id != session.id or known.xsi_type != ROI_COLLECTION):
-            raise HTTPError(409, f"Label {label} is in use")
+            raise HTTPError(409, f"Label {label} is in use by another experiment")
         if known is not None and not request.flag("overwrite"):
             raise HTTPError(422, "ROI collection exists, overwrite not specified")
         fields = self._checked(kind, request.body.read(), session)
         return text(self._save(request, session, known, label, kind, fields).id)
 
+    def _session(self, project: str, session_id: str) -> Experiment:
+        found = self._archive.experiment(session_id)
+        if found is None or (found.project != project and project not in self._archive.shares(found.id)):
+            raise HTTPError(422, f"Session not found: {session_id}")
+        return found
+
     def _checked(self, kind: str, content: bytes, session: Experiment) -> dict[str, Any]:
-        fields: dict[str, Any] = {"collectionType": kind, "name": kind, "subjectID": session.subject_id or ""}
-        if kind in ("SEG", "RTSTRUCT"):
-            if session.xsi_type not in _MODALITIES:
-                raise HTTPError(422, f"Session type {session.xsi_type} has no {kind}")
-            fields.update(self._checked_dicom(content, session))
-        elif kind == "NIFTI":
-            raise HTTPError(422, "Missing dependencies: study UID")
-        elif kind == "AIM":
-            uids = re.findall(rb'instanceUid[^>]*?root="([0-9.]+)"', content)
-            known = {scan.fields.get("UID") for scan in self._archive.scans(session.id)}
-            found = sorted({uid.decode() for uid in uids} & {str(uid) for uid in known})
-            fields["references/seriesUID"] = [{"seriesUID": uid} for uid in found]
-        return fields
-
-    def _checked_dicom(self, content: bytes, session: Experiment) -> dict[str, Any]:
-        import pydicom
-        from pydicom.errors import InvalidDicomError
-
+        """Check that a collection belongs to the session, and give the assessor's fields."""
+        if kind in ("SEG", "RTSTRUCT") and session.xsi_type not in _SESSION_TYPES:
+            raise HTTPError(422, f"{kind} is not supported for a session of type {session.xsi_type}")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                dataset = pydicom.dcmread(io.BytesIO(content))
-        except (InvalidDicomError, EOFError, ValueError) as error:
-            raise HTTPError(422, f"Not a DICOM object: {error}") from error
-        studies, series, instances = _references(dataset)
-        if studies - {""} != {session.fields.get("UID")}:
-            raise HTTPError(422, f"Missing dependencies: study UID {' '.join(sorted(studies))}")
-        scans = {str(scan.fields.get("UID")): scan for scan in self._archive.scans(session.id)}
-        if not series or not series <= scans.keys():
-            raise HTTPError(422, f"Missing dependencies: series UID {' '.join(sorted(series - scans.keys()))}")
-        known: set[str] = set()
-        for uid in series:
-            for resource in self._resources.of(self._items.owner(scans[uid])):
-                if resource.label in ("DICOM", "secondary"):
-                    known |= {entry.sop_uid for entry in self._resources.files(resource)}
-        if not instances <= known:
-            raise HTTPError(422, f"Missing dependencies: SOP instance UID {' '.join(sorted(instances - known)[:3])}")
-        day = str(dataset.get("ContentDate", "") or dataset.get("StructureSetDate", ""))
+            found = read_content(kind, content)
+        except ValueError as error:
+            raise HTTPError(422, str(error)) from error
+        self._require_images(found, session)
         return {
-            "UID": str(dataset.SOPInstanceUID),
-            "name": str(dataset.get("SeriesDescription", "")) or str(dataset.Modality),
-            "date": f"{day[:4]}-{day[4:6]}-{day[6:8]}" if len(day) == 8 else "",
-            "references/seriesUID": [{"seriesUID": uid} for uid in sorted(series)],
+            "UID": found.uid,
+            "collectionType": kind,
+            "name": found.name or kind,
+            "subjectID": session.subject_id or "",
+            "date": found.date or None,
+            "time": found.time or None,
+            "references/seriesUID": [{"seriesUID": uid} for uid in sorted(found.series) if uid],
         }
+
+    def _require_images(self, found: RoiContent, session: Experiment) -> None:
+        if found.studies != {str(session.fields.get("UID", ""))}:
+            raise _missing("study UID", found.studies)
+        scans = {str(scan.fields.get("UID", "")): scan for scan in self._archive.scans(session.id)}
+        named = found.series.keys() - {""}
+        if not named or named - scans.keys():
+            raise _missing("series UID", named - scans.keys())
+        archived: dict[str, set[str]] = {}
+        for uid in named:
+            owner = owner_of(self._archive, scans[uid])
+            catalogs = [item for item in self._resources.of(owner) if item.label in _DICOM_LABELS]
+            archived[uid] = {entry.sop_uid for item in catalogs for entry in self._resources.files(item)}
+        archived[""] = set().union(*archived.values())
+        for uid, instances in found.series.items():
+            if instances - archived[uid]:
+                raise _missing("SOP instance UID", instances - archived[uid])
 
     def _save(
         self,
@@ -174,48 +231,30 @@ class RoiCollections:
         kind: str,
         fields: dict[str, Any],
     ) -> Experiment:
+        request.body.seek(0)
+        staged = self._resources.stage(request.body)
         if known is None:
-            number = f"RoiCollection_{secrets.token_hex(8)}"
             known = self._archive.create_experiment(
                 session.project,
                 label,
                 ROI_COLLECTION,
                 session=session.id,
                 user=request.user,
-                experiment_id=number,
-                **fields,
+                experiment_id=f"RoiCollection_{secrets.token_urlsafe(16).replace('-', '_')}",
+                **{name: value for name, value in fields.items() if value is not None},
             )
         else:
-            self._resources.delete_of(self._items.owner(known))
+            self._clear(known)
             self._archive.set_fields("experiments", "id", known.id, fields)
-        suffix, file_format = _TYPES[kind]
-        resource = self._resources.create(self._items.owner(known), kind, format=file_format, content="EXTERNAL")
-        request.body.seek(0)
-        self._resources.put(
-            resource, [Incoming(f"{label}{suffix}", self._resources.stage(request.body))], request.user.login
-        )
+        stored = _KINDS[kind]
+        owner = owner_of(self._archive, known)
+        resource = self._resources.create(owner, kind, format=stored.format, content="EXTERNAL")
+        values = {"format": stored.format, "content": "EXTERNAL"}
+        self._resources.put(resource, [Incoming(f"{label}{stored.suffix}", staged, values)], request.user.login)
         return known
 
 
-def _references(dataset: Any) -> Any:
-    """Collect the study, series and instance UIDs that a SEG or RTSTRUCT refers to."""
-    studies: set[str] = {str(dataset.get("StudyInstanceUID", ""))} if dataset.Modality == "SEG" else set()
-    series: set[str] = set()
-    instances: set[str] = set()
-    for item in _walk(dataset):
-        if "RTReferencedSeriesSequence" in item and "ReferencedSOPInstanceUID" in item:
-            studies.add(str(item.ReferencedSOPInstanceUID))
-            continue
-        if "ReferencedSOPInstanceUID" in item and item is not dataset:
-            instances.add(str(item.ReferencedSOPInstanceUID))
-        if "SeriesInstanceUID" in item and item is not dataset:
-            series.add(str(item.SeriesInstanceUID))
-    return studies, series, instances
-
-
-def _walk(dataset: Any) -> Iterator[Any]:
-    yield dataset
-    for element in dataset:
-        if element.VR == "SQ" and element.keyword not in ("ReferencedStudySequence",):
-            for item in element.value:
-                yield from _walk(item)
+def _missing(what: str, uids: set[str]) -> HTTPError:
+    shown = sorted(uids)
+    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+    return HTTPError(422, f"Missing dependencies: {what} {', '.join(shown[:3])}{more}".rstrip())

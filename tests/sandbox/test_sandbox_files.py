@@ -496,7 +496,8 @@ class HalfSent:
         self._rest = body[len(body) // 2 :]
         self._socket = socket.create_connection((where.hostname, where.port))
         cookie = admin.http.cookies.get("JSESSIONID")
-        head = f"PUT {path} HTTP/1.1\r\nHost: x\r\nCookie: JSESSIONID={cookie}\r\nContent-Type: application/octet-stream\r\n"
+        head = f"PUT {path} HTTP/1.1\r\nHost: x\r\nCookie: JSESSIONID={cookie}\r\n"
+        head += "Content-Type: application/octet-stream\r\n"
         self._socket.sendall(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode())
         self._socket.sendall(body[: len(body) // 2])
         time.sleep(0.2)
