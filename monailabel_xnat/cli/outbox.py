@@ -41,7 +41,7 @@ def _waiting(settings: Settings) -> list[dict[str, Any]]:
             "image": str(entry.image_id),
             "tag": entry.tag,
             "version": entry.version,
-            "login": entry.login,
+            "saved_by": entry.user,
             "state": entry.state.value,
             **entry.failure(),
             "folder": str(entry.folder),
@@ -77,7 +77,7 @@ def _show(waiting: list[dict[str, Any]], *, as_json: bool) -> None:
         print()
         return
     for item in waiting:
-        print(f"{item['image']}  {item['tag']}  {item['version']}  saved by {item['login'] or 'guest'}")
+        print(f"{item['image']}  {item['tag']}  {item['version']}  saved by {item['saved_by']}")
         print(f"  {item['folder']}")
         if "reason" in item:
             print(f"  {item['state']}, tried {item['attempts']} times: {item['reason']}")

@@ -17,6 +17,7 @@ from monailabel_xnat.convert import read_label, to_grid, write_label
 from monailabel_xnat.errors import (
     CacheError,
     LabelGeometryError,
+    ServerError,
     UnknownImageError,
     UnknownLabelError,
     XNATDatastoreError,
@@ -124,10 +125,15 @@ class Delivery:
         return version
 
     def mine(self) -> list[Entry]:
-        """List what waits under the login of this session; other people's labels are sent under their own name."""
-        login = self._session.settings.username
-        entries = self._outbox.entries()
-        return [entry for entry in entries if entry.login == login and entry.state is not State.REFUSED]
+        """List what waits under the user of this session; other people's labels are sent under their own name."""
+        entries = [entry for entry in self._outbox.entries() if entry.state is not State.REFUSED]
+        users = {self._session.settings.username}
+        if any(entry.user not in users for entry in entries):
+            try:  # an alias token stands for a user of another name
+                users.add(self._session.user)
+            except ServerError as error:
+                logger.debug("it is not known who we are: %s", error)
+        return [entry for entry in entries if entry.user in users]
 
     def replay(self, entries: Iterable[Entry] | None = None) -> dict[str, str]:
         """Try to send what waits, each once.
@@ -135,7 +141,7 @@ class Delivery:
         Parameters
         ----------
         entries : iterable of Entry or None
-            What to send; None: all of this login.
+            What to send; None: all of this user.
 
         Returns
         -------
@@ -183,6 +189,8 @@ class Delivery:
     def retry_soon(self) -> None:
         """Tell that XNAT takes labels again."""
         self._wake.set()
+        if self._outbox.entries():
+            self.start()
 
     def close(self) -> None:
         """End the background thread; what waits stays in the outbox."""

@@ -8,7 +8,7 @@ disk, and goes in one step:
 ``sidecar.json``
     Its description, as it will be stored in XNAT.
 ``entry.json``
-    Which image, tag and version it is, which login saved it, and its state.
+    Which image, tag and version it is, which user saved it, and its state.
 ``failure.json``
     How often it was tried and what was wrong; only where it was tried.
 """
@@ -78,8 +78,8 @@ class Entry:
         The name that the version has, or will have, in XNAT; the same at each attempt, so that repeating is harmless.
     suffix : str
         What the name of its file ends in.
-    login : str
-        The user name in the settings of whoever saved it.
+    user : str
+        XNAT's name of the user who saved it.
     state : State
         How far it has been looked at.
     """
@@ -89,7 +89,7 @@ class Entry:
     tag: str
     version: str
     suffix: str
-    login: str
+    user: str
     state: State = State.READY
 
     @property
@@ -307,7 +307,7 @@ def _read(folder: Path) -> Entry | None:
     try:
         content = decode((folder / _ENTRY).read_bytes())
         image = ImageId.parse(content["image_id"])
-        texts = (content["tag"], content["version"], content["suffix"], content["login"])
+        texts = (content["tag"], content["version"], content["suffix"], content["user"])
         return Entry(folder, image, *texts, State(content["state"]))
     except (OSError, ValueError, KeyError, TypeError, XNATDatastoreError) as error:
         logger.warning("the outbox %s holds something that cannot be read; it is left alone", folder.parent)
@@ -321,7 +321,7 @@ def _as_json(entry: Entry) -> dict[str, str]:
         "tag": entry.tag,
         "version": entry.version,
         "suffix": entry.suffix,
-        "login": entry.login,
+        "user": entry.user,
         "state": entry.state.value,
     }
 

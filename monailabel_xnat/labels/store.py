@@ -77,7 +77,7 @@ class Labels:
         self._descriptions = Descriptions(session)
         self._deletion = Deletion(session, self._versions, self._files)
         self._delivery = Delivery(session, catalog, images, self._outbox, self._versions, self._files)
-        if self._delivery.mine():
+        if self._outbox.entries():
             self._delivery.start(_START_PAUSE)
 
     @property
@@ -151,7 +151,7 @@ class Labels:
         )
         with self._outbox.draft() as draft:
             state = State.READY if payload.is_checked else State.UNCHECKED
-            entry = Entry(draft, scan.image_id, tag, "", payload.suffix, self._settings.username, state)
+            entry = Entry(draft, scan.image_id, tag, "", payload.suffix, self._user(), state)
             payload.write(entry.file)
             entry = self._accept(entry, sidecar)
         return self._send(entry, scan)
@@ -283,7 +283,7 @@ class Labels:
         found = self._lookup.find(scan, tag, version)
         file, sidecar = self.path(scan, tag, found.name), self.sidecar(scan, tag, found.name)
         with self._outbox.draft() as draft:
-            entry = Entry(draft, scan.image_id, tag, "", found.suffix, self._settings.username)
+            entry = Entry(draft, scan.image_id, tag, "", found.suffix, self._user())
             entry.file.write_bytes(file.read_bytes())
             entry = self._accept(entry, {**sidecar, "restored_from": found.name})
         return self._send(entry, scan)
@@ -328,7 +328,7 @@ class Labels:
         now, sha256 = datetime.now(timezone.utc), sha256_of(draft.file)
         newest = self._outbox.of(draft.image_id, draft.tag)[:1]
         name = version_name(now, sha256, after=newest[0].version if newest else "")
-        description = completed(sidecar, sha256=sha256, saved_at=now, saved_by=self._user())
+        description = completed(sidecar, sha256=sha256, saved_at=now, saved_by=draft.user)
         return self._outbox.commit(draft.folder, replace(draft, version=name), description)
 
     def _user(self) -> str:

@@ -495,3 +495,13 @@ def test_two_processes_may_replay_one_outbox_at_once(away, gate, open_labels, dr
     assert len(stored(away)) == 6
     assert len(away.labels.history(away.scan, "final")) == 3
     assert len(other.labels.history(other.scan, "final")) == 3
+
+
+def test_an_alias_token_sends_what_its_user_saved(away, gate, open_labels, draw):
+    save_in_vain(away, draw())
+    away.labels.close()
+    gate.open()
+    token = away.session.json("/data/services/tokens/issue")
+    again = open_labels(server=gate.url, username=token["alias"], password=token["secret"])
+    wait_until(lambda: again.labels.waiting() == 0)
+    assert len(stored(again)) == 2

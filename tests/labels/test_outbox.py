@@ -38,7 +38,7 @@ def test_what_was_put_in_is_found_by_another_process(tmp_path, outbox):
     assert found == [entry]
     assert found[0].file.read_bytes() == b"label"
     assert found[0].sidecar() == {"info": {"a": 1}}
-    assert (found[0].image_id, found[0].tag, found[0].login) == (IMAGE, "final", "me")
+    assert (found[0].image_id, found[0].tag, found[0].user) == (IMAGE, "final", "me")
 
 
 def test_labels_are_found_by_image_and_tag_newest_first(outbox):
