@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import SimpleITK
-from conftest import make_series
+from scan_bench import make_series
 
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client.files import list_files

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import make_series
+from scan_bench import make_series
 
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client.retry import Backoff

@@ -14,12 +14,11 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
-from conftest import make_scan, make_series
+from scan_bench import fetch, make_scan, make_series
 
 from monailabel_xnat.client.session import quoted
 from monailabel_xnat.convert import dicom_to_nifti
 from monailabel_xnat.errors import CacheError, ImageError, NoImageError, ServerError, TransferError
-from monailabel_xnat.images import Images
 from monailabel_xnat.listing import Resource
 
 
@@ -147,16 +146,6 @@ def test_threads_that_want_the_same_image_cause_one_download(bench, series):
     for thread in threads:
         thread.join()
     assert (len(paths), len(set(paths)), bench.downloads()) == (8, 1, 1)
-
-
-def fetch(settings, scan, start, paths):
-    from monailabel_xnat.client.session import Session
-
-    session = Session(settings)
-    images = Images(session, settings)
-    start.wait()
-    paths.put(images.path(scan))
-    session.close()
 
 
 def test_processes_that_want_the_same_image_cause_one_download(bench, series):

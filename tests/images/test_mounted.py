@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from conftest import make_series
+from scan_bench import make_series
 
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client.session import Session

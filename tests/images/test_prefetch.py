@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
-from conftest import make_scan, make_series
+from scan_bench import make_scan, make_series
 
 from monailabel_xnat.listing import Resource
 from monailabel_xnat.prefetch import BackgroundPrefetch
