@@ -74,11 +74,11 @@ class FieldReader:
             400 for an unknown type, a broken document or a value that its field cannot hold.
         """
         given = request.query.get("xsiType", "")
-        kind = self._types.canonical(given) if given else known_type
+        kind = self._types.canonical(given) if given else ""
         if kind is None:
             raise HTTPError(400, f"Unknown data type: {given}")
         content = self._document(request) if self._has_document(request) else Content()
-        content.xsi_type = kind or content.xsi_type
+        content.xsi_type = content.xsi_type or kind or known_type
         self._read_query(content, known_type or content.xsi_type, request.query)
         return content
 

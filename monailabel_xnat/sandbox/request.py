@@ -188,8 +188,10 @@ class Finder:
     def _step(self, target: Target, route: str, word: str, name: str) -> str:
         """Go one object further; give the route on which that is."""
         if target.missing and target.kind == "subjects" and word == "experiments":
+            # An experiment of a subject that is not there yet may be put: the subject is made with it.
             target.new_subject, target.missing = target.missing, ""
-        _settled(target)
+        else:
+            _settled(target)
         target.kind = word
         steps = {
             "projects": self._step_project,
