@@ -31,12 +31,10 @@ from monailabel_xnat.ids import LabelId
 from monailabel_xnat.images import Images
 from monailabel_xnat.info import ImageInfos
 from monailabel_xnat.labels import Labels
+from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion
 from monailabel_xnat.prefetch import PrefetchReport, Progress
 
 logger = logging.getLogger(__name__)
-
-# What labels are stored as, and so the likely form of one that cannot be looked at just now.
-LABEL_SUFFIX = ".nii.gz"
 
 
 class XNATDatastore(Datastore):  # type: ignore[misc]
@@ -217,11 +215,11 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
                 return ""
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
-        """Give the info stored with a label; {} if there is none."""
+        """Give the info stored with a label, and as LocalDatastore ``ts`` and ``name``; {} if there is no label."""
         with errors_for_clients():
             try:
-                scan = self._catalog.scan(LabelId.parse(label_id).image)
-                return dict(self._labels.info(scan, _text(label_tag)))
+                label = LabelId.parse(label_id)
+                return self._label_info(self._catalog.scan(label.image), _text(label_tag), label.version)
             except (InvalidIdError, UnknownImageError, UnknownLabelError):
                 return {}
 
@@ -414,10 +412,18 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
 
     def _label_object(self, scan: Scan, tag: str) -> dict[str, Any]:
         try:
-            return {"ext": self._labels.current(scan, tag).suffix, "info": self._labels.info(scan, tag)}
+            return {"ext": self._labels.current(scan, tag).extension, "info": self._label_info(scan, tag)}
         except XNATDatastoreError as error:
             logger.warning("a label could not be described and is listed without its info: %s", type(error).__name__)
-            return {"ext": LABEL_SUFFIX, "info": {}}
+            return {"ext": LABEL_MAP, "info": {}}
+
+    def _label_info(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
+        """Give a label's info with what clients show of it: when it was saved (seconds since 1970) and a file name."""
+        info = self._labels.info(scan, tag, version)
+        found = self._labels.current(scan, tag)
+        saved = LabelVersion(version, found.suffix).saved_at if version else found.saved_at
+        shown = {"ts": int(saved.timestamp())} if saved else {}
+        return {"name": scan.image_id.file_stem + found.extension, **shown, **info}
 
 
 def _text(tag: Any) -> str:
