@@ -3,6 +3,9 @@
 from monailabel_xnat.convert.conversion import ConvertedVolume, dicom_to_nifti
 from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.labelmap import LabelMap, read_label, to_grid, write_label
+from monailabel_xnat.convert.references import References, rtstruct_references, seg_references
+from monailabel_xnat.convert.seg_read import read_seg
+from monailabel_xnat.convert.seg_write import write_seg
 from monailabel_xnat.convert.segments import Segment
 
 __all__ = [
@@ -10,8 +13,13 @@ __all__ = [
     "dicom_to_nifti",
     "Grid",
     "LabelMap",
+    "References",
     "Segment",
     "read_label",
+    "read_seg",
+    "rtstruct_references",
+    "seg_references",
     "to_grid",
     "write_label",
+    "write_seg",
 ]

@@ -1,0 +1,91 @@
+"""DICOM objects that hold labels: opened, their text decoded, damage named."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Union
+
+import pydicom
+from pydicom import charset
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID
+from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
+
+from monailabel_xnat.convert import elements
+from monailabel_xnat.errors import LabelFileError, XNATDatastoreError
+
+ObjectSource = Union[Path, bytes]
+"""A file, or its content."""
+
+_SOP_CLASS = 0x00080016
+_CHARACTER_SET = 0x00080005
+_STORE_AGAIN = "store it again from the program that made it"
+
+
+@contextmanager
+def damage_named(name: str) -> Iterator[None]:
+    """Turn whatever pydicom stumbles over in a damaged object into an error that names it."""
+    try:
+        yield
+    except (XNATDatastoreError, OSError):
+        raise
+    except Exception as error:
+        raise LabelFileError(f"{name} is damaged: {error}", hint=_STORE_AGAIN) from error
+
+
+def name_of(source: ObjectSource) -> str:
+    """Name an object for messages."""
+    return source.name if isinstance(source, Path) else "the DICOM object"
+
+
+def open_object(source: ObjectSource, classes: Collection[str], kind: str, *, pixels: bool = True) -> Dataset:
+    """Read a DICOM object of one of several SOP classes.
+
+    Parameters
+    ----------
+    source : Path or bytes
+        A file, or its content.
+    classes : collection of str
+        UIDs of the SOP classes that it may have.
+    kind : str
+        What these are, for messages.
+    pixels : bool
+        Whether to read the pixel data.
+
+    Raises
+    ------
+    LabelFileError
+        If it is something else, or damaged.
+    """
+    name = name_of(source)
+    with damage_named(name):
+        try:
+            stream = io.BytesIO(source) if isinstance(source, bytes) else source
+            dataset = pydicom.dcmread(stream, stop_before_pixels=not pixels)
+        except FileNotFoundError as error:
+            raise LabelFileError(f"no such file: {name}", hint="check the path") from error
+        except InvalidDicomError as error:
+            raise LabelFileError(f"{name} is no DICOM file", hint=f"give a {kind}") from error
+        sop_class = elements.text(dataset, _SOP_CLASS)
+        if sop_class not in classes:
+            found = UID(sop_class).name if sop_class else "of no SOP class"
+            raise LabelFileError(f"{name} is no {kind}, but {found}", hint=f"give a {kind}")
+    return dataset
+
+
+def encodings_of(dataset: Dataset) -> list[str]:
+    """Give Python's names of the character sets of a dataset, for `decoded`."""
+    return list(charset.convert_encodings(list(elements.texts(dataset, _CHARACTER_SET)) or ""))
+
+
+def decoded(dataset: Dataset, tag: int, encodings: list[str]) -> str:
+    """Give the text of an element in the character sets of its object, empty if it is absent."""
+    element = dataset.get_item(tag) if tag in dataset else None
+    if element is not None and isinstance(element.value, bytes):
+        value = element.value.rstrip(b"\0 ")
+        return str(charset.decode_bytes(value, encodings, TEXT_VR_DELIMS | PN_DELIMS)).strip()
+    return elements.text(dataset, tag)

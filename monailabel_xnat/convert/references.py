@@ -1,0 +1,117 @@
+"""Which images a DICOM SEG or RTSTRUCT was drawn on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pydicom.dataset import Dataset
+
+from monailabel_xnat.convert import elements
+from monailabel_xnat.convert.dicomobject import ObjectSource, damage_named, name_of, open_object
+
+SEG_CLASSES = frozenset(
+    (
+        "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation
+        "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation
+    )
+)
+RTSTRUCT_CLASSES = frozenset(("1.2.840.10008.5.1.4.1.1.481.3",))
+
+_STUDY = 0x0020000D
+_SERIES = 0x0020000E
+_INSTANCE = 0x00081155
+_REFERENCED_SERIES = 0x00081115
+_REFERENCED_INSTANCES = 0x0008114A
+_FRAME_GROUPS = 0x52009230
+_DERIVATION = 0x00089124
+_SOURCE_IMAGES = 0x00082112
+
+_REFERENCED_FRAMES_OF_REFERENCE = 0x30060010
+_RT_STUDIES = 0x30060012
+_RT_SERIES = 0x30060014
+_CONTOUR_IMAGES = 0x30060016
+_ROI_CONTOURS = 0x30060039
+_CONTOURS = 0x30060040
+
+
+@dataclass(frozen=True)
+class References:
+    """The images that an object refers to.
+
+    Parameters
+    ----------
+    study_uid : str
+        Study Instance UID.
+    series_uids : tuple of str
+        Series Instance UIDs, each once.
+    instance_uids : tuple of str
+        SOP Instance UIDs, each once.
+    """
+
+    study_uid: str
+    series_uids: tuple[str, ...]
+    instance_uids: tuple[str, ...]
+
+
+def seg_references(source: ObjectSource) -> References:
+    """Read which images a DICOM SEG refers to, without its pixels.
+
+    Parameters
+    ----------
+    source : Path or bytes
+        A file, or its content.
+
+    Raises
+    ------
+    LabelFileError
+        If it is no DICOM SEG, or damaged.
+    """
+    dataset = open_object(source, SEG_CLASSES, "DICOM SEG", pixels=False)
+    with damage_named(name_of(source)):
+        series = elements.items(dataset, _REFERENCED_SERIES)
+        instances = [item for one in series for item in elements.items(one, _REFERENCED_INSTANCES)]
+        # Required, and yet left out by some writers; the frames name their images too.
+        instances = instances or list(_source_images(dataset))
+        return References(elements.text(dataset, _STUDY), _uids(series, _SERIES), _uids(instances, _INSTANCE))
+
+
+def rtstruct_references(source: ObjectSource) -> References:
+    """Read which images a DICOM RTSTRUCT refers to.
+
+    Parameters
+    ----------
+    source : Path or bytes
+        A file, or its content.
+
+    Raises
+    ------
+    LabelFileError
+        If it is no RTSTRUCT, or damaged.
+    """
+    dataset = open_object(source, RTSTRUCT_CLASSES, "RTSTRUCT")
+    with damage_named(name_of(source)):
+        frames = elements.items(dataset, _REFERENCED_FRAMES_OF_REFERENCE)
+        studies = [item for frame in frames for item in elements.items(frame, _RT_STUDIES)]
+        series = [item for study in studies for item in elements.items(study, _RT_SERIES)]
+        images = [item for one in series for item in elements.items(one, _CONTOUR_IMAGES)]
+        images = images or list(_contour_images(dataset))
+        # A structure set may lie in a study of its own: the study that it names counts.
+        study = next(iter(_uids(studies, _INSTANCE)), elements.text(dataset, _STUDY))
+        return References(study, _uids(series, _SERIES), _uids(images, _INSTANCE))
+
+
+def _source_images(dataset: Dataset) -> Iterator[Dataset]:
+    for frame in elements.items(dataset, _FRAME_GROUPS):
+        for derivation in elements.items(frame, _DERIVATION):
+            yield from elements.items(derivation, _SOURCE_IMAGES)
+
+
+def _contour_images(dataset: Dataset) -> Iterator[Dataset]:
+    for roi in elements.items(dataset, _ROI_CONTOURS):
+        for contour in elements.items(roi, _CONTOURS):
+            yield from elements.items(contour, _CONTOUR_IMAGES)
+
+
+def _uids(items: list[Dataset], tag: int) -> tuple[str, ...]:
+    return tuple(uid for uid in dict.fromkeys(elements.text(item, tag) for item in items) if uid)

@@ -1,0 +1,243 @@
+"""What a DICOM SEG says beside its pixels: patient, study, segments, and the images it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.config import IGNORE
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as Items
+from pydicom.uid import generate_uid
+from pydicom.valuerep import format_number_as_ds
+
+from monailabel_xnat import __version__
+from monailabel_xnat.convert.colours import default_colour, rgb_to_dicom_lab
+from monailabel_xnat.convert.dicomobject import decoded, encodings_of
+from monailabel_xnat.convert.frames import Frame
+from monailabel_xnat.convert.geometry import Floats, Plane
+from monailabel_xnat.convert.headers import ImageHeader
+from monailabel_xnat.convert.seg_read import VALUE_DESCRIPTION
+from monailabel_xnat.convert.segments import Segment
+
+SEG_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"
+
+LONGEST_LINE = 64
+"""Characters of an LO value (DICOM PS3.5 6.2)."""
+
+# Patient and study are those of the images; the elements that must be there, be it empty (PS3.3 C.7.1.1, C.7.2.1).
+_REQUIRED = (
+    0x00080020,  # Study Date
+    0x00080030,  # Study Time
+    0x00080050,  # Accession Number
+    0x00080090,  # Referring Physician's Name
+    0x00100010,  # Patient's Name
+    0x00100020,  # Patient ID
+    0x00100030,  # Patient's Birth Date
+    0x00100040,  # Patient's Sex
+    0x0020000D,  # Study Instance UID
+    0x00200010,  # Study ID
+    0x00201040,  # Position Reference Indicator
+)
+_OPTIONAL = (
+    0x00081030,  # Study Description
+    0x00100021,  # Issuer of Patient ID
+    0x00101010,  # Patient's Age
+    0x00120062,  # Patient Identity Removed
+    0x00120063,  # De-identification Method
+)
+_CHARACTER_SET = 0x00080005
+_FRAME_OF_REFERENCE = 0x00200052
+_SERIES_NUMBER_OFFSET = 1000
+
+
+def seg_header(
+    image: ImageHeader,
+    plane: Plane,
+    step: float,
+    segments: Sequence[Segment],
+    *,
+    description: str,
+    algorithm_type: str,
+    algorithm_name: str,
+    instance_uid: str,
+) -> Dataset:
+    """Give the elements of a binary SEG before its frames, without the references to images.
+
+    Parameters
+    ----------
+    image : ImageHeader
+        One of the images; patient, study and frame of reference are read from its file.
+    plane : Plane
+        Its place: orientation and pixel spacing.
+    step : float
+        Distance of the slices, mm.
+    segments : sequence of Segment
+        In the order of their numbers, from 1.
+    description, algorithm_type, algorithm_name, instance_uid
+        As for `write_seg`.
+    """
+    dataset = _of_patient_and_study(image.path, instance_uid)
+    dataset.SOPClassUID = SEG_CLASS
+    dataset.SOPInstanceUID = instance_uid
+    dataset.Modality = "SEG"
+    dataset.SeriesInstanceUID = derived_uid(instance_uid, "series")
+    number = image.series_number if image.series_number.isdigit() else "0"
+    dataset.SeriesNumber = str(min(int(number), 10**8) + _SERIES_NUMBER_OFFSET)
+    dataset.InstanceNumber = "1"
+    dataset.SeriesDescription = one_line(description)
+    dataset.ContentLabel = "SEGMENTATION"
+    dataset.ContentDescription = one_line(description)
+    dataset.ContentCreatorName = ""
+    dataset.ImageType = ["DERIVED", "PRIMARY"]
+    _set_equipment_and_time(dataset)
+    _set_pixel_module(dataset, image)
+    _set_dimensions(dataset, instance_uid)
+    algorithm = {"SegmentAlgorithmType": algorithm_type}
+    if algorithm_type != "MANUAL":
+        algorithm["SegmentAlgorithmName"] = one_line(algorithm_name) or "unnamed"
+    dataset.SegmentSequence = Items(_segment(n, one, algorithm) for n, one in enumerate(segments, start=1))
+    shared = Dataset()
+    shared.PlaneOrientationSequence = items(ImageOrientationPatient=_decimals(plane.orientation))
+    # Readers take one or the other for the distance of the slices.
+    thickness = format_number_as_ds(step)
+    shared.PixelMeasuresSequence = items(
+        PixelSpacing=_decimals(plane.spacing), SliceThickness=thickness, SpacingBetweenSlices=thickness
+    )
+    dataset.SharedFunctionalGroupsSequence = Items([shared])
+    return dataset
+
+
+def referenced_series(frames: Iterable[Frame], headers: Mapping[Path, ImageHeader]) -> Items:
+    """Give the item of the Referenced Series Sequence: every image once (DICOM PS3.3 C.12.4)."""
+    images = [headers[path] for path in dict.fromkeys(frame.path for frame in frames)]
+    references = Items(items(**_reference(image))[0] for image in images)
+    return items(SeriesInstanceUID=images[0].series_uid, ReferencedInstanceSequence=references)
+
+
+def derivation(frame: Frame, image: ImageHeader) -> Items:
+    """Give the item of the Derivation Image Sequence: the image frame that a mask was drawn on."""
+    reference = _reference(image)
+    if len(image.frames) > 1:
+        reference["ReferencedFrameNumber"] = str(frame.index + 1)
+    source = items(
+        **reference,
+        SpatialLocationsPreserved="YES",
+        PurposeOfReferenceCodeSequence=_code("121322", "DCM", "Source image for image processing operation"),
+    )
+    return items(SourceImageSequence=source, DerivationCodeSequence=_code("113076", "DCM", "Segmentation"))
+
+
+def plane_position(plane: Plane) -> Items:
+    """Give the item of the Plane Position Sequence."""
+    return items(ImagePositionPatient=_decimals(plane.position))
+
+
+def items(**elements: Any) -> Items:
+    """Give a sequence of one item."""
+    dataset = Dataset()
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    return Items([dataset])
+
+
+def derived_uid(instance_uid: str, purpose: str) -> str:
+    """Give another UID for the same object, the same one each time."""
+    return str(generate_uid(entropy_srcs=[instance_uid, purpose]))
+
+
+def one_line(text: str) -> str:
+    """Fit text into an LO value: no line breaks, no backslash, which separates values, and not too long."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text.replace("\\", "/"))
+    return plain.strip()[:LONGEST_LINE].strip()
+
+
+def _of_patient_and_study(path: Path, instance_uid: str) -> Dataset:
+    """Start a dataset with patient, study and frame of reference of an image file."""
+    wanted = [_CHARACTER_SET, _FRAME_OF_REFERENCE, *_REQUIRED, *_OPTIONAL]
+    source = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=wanted, force=True)
+    encodings = encodings_of(source)
+    dataset = Dataset()
+    # UTF-8: names of segments may hold any letter.
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    for tag in (*_REQUIRED, *_OPTIONAL):
+        value = decoded(source, tag, encodings)
+        if value or tag in _REQUIRED:
+            # As it is: what the images say about the patient is not for us to correct.
+            dataset.add(DataElement(tag, dictionary_VR(tag), value, validation_mode=IGNORE))
+    uid = decoded(source, _FRAME_OF_REFERENCE, encodings) or derived_uid(instance_uid, "frame of reference")
+    dataset.add(DataElement(_FRAME_OF_REFERENCE, "UI", uid, validation_mode=IGNORE))
+    return dataset
+
+
+def _set_equipment_and_time(dataset: Dataset) -> None:
+    dataset.Manufacturer = "monailabel_xnat"
+    dataset.ManufacturerModelName = "monailabel_xnat"
+    dataset.DeviceSerialNumber = "0"
+    dataset.SoftwareVersions = __version__
+    now = datetime.now()
+    for name in ("Series", "Content", "InstanceCreation"):
+        setattr(dataset, f"{name}Date", now.strftime("%Y%m%d"))
+        setattr(dataset, f"{name}Time", now.strftime("%H%M%S"))
+
+
+def _set_pixel_module(dataset: Dataset, image: ImageHeader) -> None:
+    dataset.Rows, dataset.Columns = image.rows, image.columns
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.PixelRepresentation = 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 1, 1, 0
+    dataset.LossyImageCompression = "00"
+    dataset.SegmentationType = "BINARY"
+    dataset.SegmentsOverlap = "NO"
+
+
+def _set_dimensions(dataset: Dataset, instance_uid: str) -> None:
+    """Frames count by segment, then by position (DICOM PS3.3 C.7.6.17)."""
+    organization = derived_uid(instance_uid, "dimensions")
+    dataset.DimensionOrganizationSequence = items(DimensionOrganizationUID=organization)
+    pointers = (
+        ("ReferencedSegmentNumber", "SegmentIdentificationSequence"),
+        ("ImagePositionPatient", "PlanePositionSequence"),
+    )
+    indices = []
+    for element, group in pointers:
+        index = Dataset()
+        index.DimensionOrganizationUID = organization
+        index.DimensionIndexPointer = pydicom.datadict.tag_for_keyword(element)
+        index.FunctionalGroupPointer = pydicom.datadict.tag_for_keyword(group)
+        index.DimensionDescriptionLabel = element
+        indices.append(index)
+    dataset.DimensionIndexSequence = Items(indices)
+
+
+def _segment(number: int, segment: Segment, algorithm: Mapping[str, str]) -> Dataset:
+    dataset: Dataset = items(**algorithm)[0]
+    dataset.SegmentNumber = number
+    dataset.SegmentLabel = one_line(segment.name) or f"Segment {segment.value}"
+    dataset.SegmentDescription = VALUE_DESCRIPTION.format(segment.value)
+    # A label map does not say what kind of thing a segment is: the most general codes.
+    dataset.SegmentedPropertyCategoryCodeSequence = _code("123037004", "SCT", "Anatomical Structure")
+    dataset.SegmentedPropertyTypeCodeSequence = _code("85756007", "SCT", "Tissue")
+    colour = segment.colour or default_colour(number)
+    dataset.RecommendedDisplayCIELabValue = list(rgb_to_dicom_lab(colour))
+    return dataset
+
+
+def _reference(image: ImageHeader) -> dict[str, Any]:
+    return {"ReferencedSOPClassUID": image.sop_class, "ReferencedSOPInstanceUID": image.sop_instance_uid}
+
+
+def _code(value: str, scheme: str, meaning: str) -> Items:
+    return items(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
+
+
+def _decimals(values: Sequence[float] | Floats) -> list[str]:
+    # Adding 0.0 makes a negative zero positive.
+    return [format_number_as_ds(float(value) + 0.0) for value in np.asarray(values)]

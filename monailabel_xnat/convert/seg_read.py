@@ -1,0 +1,227 @@
+"""Reading DICOM SEG objects, whoever wrote them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+
+from monailabel_xnat.convert import elements
+from monailabel_xnat.convert.canvas import Canvas
+from monailabel_xnat.convert.colours import dicom_lab_to_rgb
+from monailabel_xnat.convert.dicomfile import DEFLATED, EXPLICIT, IMPLICIT
+from monailabel_xnat.convert.dicomobject import damage_named, decoded, encodings_of, open_object
+from monailabel_xnat.convert.frames import read_frames
+from monailabel_xnat.convert.geometry import Plane
+from monailabel_xnat.convert.grid import Grid
+from monailabel_xnat.convert.labelmap import LARGEST_VALUE, LabelMap
+from monailabel_xnat.convert.placement import Placement, place_plane
+from monailabel_xnat.convert.references import SEG_CLASSES
+from monailabel_xnat.convert.segments import Segment
+from monailabel_xnat.errors import LabelFileError, LabelGeometryError
+
+VALUE_DESCRIPTION = "label value {}"
+"""What `write_seg` puts into Segment Description: segments must count from 1, the values of a label need not."""
+
+_SYNTAX = 0x00020010
+_FRAMES = 0x00280008
+_ROWS = 0x00280010
+_COLUMNS = 0x00280011
+_BITS_ALLOCATED = 0x00280100
+_PADDING = 0x00280120
+_TYPE = 0x00620001
+_LARGEST_FRACTION = 0x0062000E
+_SEGMENTS = 0x00620002
+_NUMBER = 0x00620004
+_LABEL = 0x00620005
+_DESCRIPTION = 0x00620006
+_COLOUR = 0x0062000D
+_IDENTIFICATION = 0x0062000A
+_REFERENCED_NUMBER = 0x0062000B
+_SHARED_GROUPS = 0x52009229
+_FRAME_GROUPS = 0x52009230
+_PLAIN = frozenset((IMPLICIT, EXPLICIT, DEFLATED))
+
+Pixels = npt.NDArray[Any]
+
+
+def read_seg(path: Path, grid: Grid) -> LabelMap:
+    """Read a DICOM SEG onto the grid of its image.
+
+    Frames are put where their position and orientation say, in whatever order and direction they are stored. Where
+    segments overlap the later number has the voxel. Fractional segments count from half of their maximum on.
+
+    Parameters
+    ----------
+    path : Path
+        A SEG of type BINARY, FRACTIONAL or LABELMAP (DICOM PS3.3 A.51).
+    grid : Grid
+        The grid of the image.
+
+    Returns
+    -------
+    LabelMap
+        Values are segment numbers, or those of the label that `write_seg` made the SEG of.
+
+    Raises
+    ------
+    LabelFileError
+        If it is no SEG, is damaged, or is compressed in a way that cannot be read here.
+    LabelGeometryError
+        If it does not lie on the grid, or beyond it.
+    """
+    dataset = open_object(path, SEG_CLASSES, "DICOM SEG")
+    with damage_named(path.name):
+        segments, values, notes = _read_segments(dataset)
+        canvas = Canvas(grid, max(_largest_number(dataset), *values.values()))
+        outside = 0
+        for placement, mask, number in _masks(dataset, grid):
+            inside = mask[placement.window]
+            if inside.size < mask.size:
+                outside += int(np.count_nonzero(mask)) - int(np.count_nonzero(inside))
+            canvas.paint(placement.view, inside, values.get(number, number))
+        if _type(dataset) == "FRACTIONAL":
+            notes.append(f"fractional segments: voxels count from {_threshold(dataset):g} on")
+    if outside:
+        raise LabelGeometryError(
+            f"{outside} voxels of the segmentation {path.name} lie outside its image: {grid}",
+            hint="read it with the image that it was drawn on",
+        )
+    if canvas.overlap:
+        notes.append(f"{canvas.overlap} voxels belong to several segments: each has the one of the highest number")
+    return LabelMap(canvas.label_array(), grid.affine.copy(), segments, tuple(notes))
+
+
+def _read_segments(dataset: Dataset) -> tuple[tuple[Segment, ...], dict[int, int], list[str]]:
+    """Read the segments, the value for each segment number, and notes."""
+    encodings = encodings_of(dataset)
+    items = {elements.integer(item, _NUMBER): item for item in elements.items(dataset, _SEGMENTS)}
+    # A label map object may describe its background.
+    items.pop(0, None)
+    if not items:
+        raise LabelFileError("the DICOM SEG describes no segment", hint="store it again from the program that made it")
+    values, notes = _values({number: decoded(item, _DESCRIPTION, encodings) for number, item in items.items()})
+    segments = []
+    for number, item in sorted(items.items()):
+        name = decoded(item, _LABEL, encodings) or f"Segment {number}"
+        lab = elements.integers(item, _COLOUR)
+        segments.append(Segment(values[number], name, dicom_lab_to_rgb(lab) if len(lab) == 3 else None))
+    return tuple(segments), values, notes
+
+
+def _values(descriptions: Mapping[int, str]) -> tuple[dict[int, int], list[str]]:
+    """Give each segment number the value that its description states; else the number, if no other has that."""
+    pattern = re.compile(VALUE_DESCRIPTION.format(r"(\d{1,5})"))
+    stated = {number: int(found[1]) for number, text in descriptions.items() if (found := pattern.fullmatch(text))}
+    if len(set(stated.values())) < len(stated) or not all(0 < value <= LARGEST_VALUE for value in stated.values()):
+        stated = {}
+    values, notes = dict(stated), []
+    for number in sorted(descriptions.keys() - stated.keys()):
+        taken = set(values.values())
+        values[number] = number if number not in taken else min(set(range(1, len(taken) + 2)) - taken)
+        if values[number] != number:
+            notes.append(f"segment {number} has the value {values[number]}: another one has {number}")
+    return values, notes
+
+
+def _masks(dataset: Dataset, grid: Grid) -> Iterator[tuple[Placement, npt.NDArray[np.bool_], int]]:
+    """Give where each mask (rows, columns) lies and the number of its segment, ascending."""
+    rows, columns = elements.integer(dataset, _ROWS), elements.integer(dataset, _COLUMNS)
+    planes = _planes(dataset)
+    pictures = _pictures(dataset, len(planes), rows, columns)
+    placements = {plane: place_plane(plane, rows, columns, grid) for plane in set(planes)}
+    if _type(dataset) == "LABELMAP":
+        background = (0, elements.integer(dataset, _PADDING))
+        for frame, plane in enumerate(planes):
+            picture = pictures(frame)
+            for number in np.flatnonzero(np.bincount(picture.ravel())):
+                if number not in background:
+                    yield placements[plane], picture == number, int(number)
+        return
+    threshold = _threshold(dataset)
+    numbers = _frame_numbers(dataset)
+    for frame in sorted(range(len(planes)), key=numbers.__getitem__):
+        picture = pictures(frame)
+        mask = picture if picture.dtype == np.bool_ else picture >= threshold
+        yield placements[planes[frame]], mask, numbers[frame]
+
+
+def _planes(dataset: Dataset) -> list[Plane]:
+    count = int(elements.decimal(dataset, _FRAMES) or 1)
+    planes = [frame.plane for frame in read_frames(Path(), dataset, count, 0.0)]
+    placed = [plane for plane in planes if plane is not None]
+    if len(placed) < count:
+        message = f"{count - len(placed)} of {count} frames of the DICOM SEG do not say where in the patient they lie"
+        raise LabelFileError(message, hint="only segmentations of slices through the patient can be read")
+    return placed
+
+
+def _frame_numbers(dataset: Dataset) -> list[int]:
+    """Give the segment number of each frame."""
+    (shared,) = elements.items(dataset, _SHARED_GROUPS)[:1] or [Dataset()]
+    numbers = []
+    for group in elements.items(dataset, _FRAME_GROUPS):
+        found = elements.items(group, _IDENTIFICATION) or elements.items(shared, _IDENTIFICATION)
+        numbers.append(elements.integer(found[0], _REFERENCED_NUMBER) if found else 0)
+    if not all(numbers):
+        frame = numbers.index(0) + 1
+        raise LabelFileError(f"frame {frame} of the DICOM SEG names no segment", hint="store the segmentation again")
+    return numbers
+
+
+def _pictures(dataset: Dataset, count: int, rows: int, columns: int) -> Callable[[int], Pixels]:
+    """Give a function from the index of a frame to its pixels (rows, columns): bool if they are single bits."""
+    syntax = str(dataset.file_meta.get("TransferSyntaxUID", IMPLICIT))
+    bits = elements.integer(dataset, _BITS_ALLOCATED, 1)
+    if syntax not in _PLAIN or bits not in (1, 8, 16):
+        return _decoded_pictures(dataset, syntax, count, rows, columns)
+    size = rows * columns
+    data = np.frombuffer(dataset.PixelData, dtype=np.uint8)
+    expected = (count * size * bits + 7) // 8
+    if len(data) < expected:
+        message = f"the DICOM SEG is truncated: {len(data)} of {expected} bytes of pixel data"
+        raise LabelFileError(message, hint="download it again")
+    if bits > 1:
+        stack = data[:expected].view(f"<u{bits // 8}").reshape(count, rows, columns)
+        return lambda frame: stack[frame]
+
+    def unpacked(frame: int) -> Pixels:
+        # A frame begins where the one before ends, be it within a byte (DICOM PS3.5 8.1.1).
+        first, skipped = divmod(frame * size, 8)
+        plain = np.unpackbits(data[first : first + (skipped + size + 7) // 8], bitorder="little")
+        return plain[skipped : skipped + size].view(np.bool_).reshape(rows, columns)
+
+    return unpacked
+
+
+def _decoded_pictures(dataset: Dataset, syntax: str, count: int, rows: int, columns: int) -> Callable[[int], Pixels]:
+    try:
+        stack = dataset.pixel_array.reshape(count, rows, columns)
+    except Exception as error:
+        raise LabelFileError(
+            f"the pixels of the DICOM SEG cannot be decoded ({UID(syntax).name}): {error}",
+            hint="store it uncompressed",
+        ) from error
+    return lambda frame: stack[frame]
+
+
+def _type(dataset: Dataset) -> str:
+    return elements.text(dataset, _TYPE) or "BINARY"
+
+
+def _threshold(dataset: Dataset) -> float:
+    """Give the least pixel value that counts as inside."""
+    if _type(dataset) != "FRACTIONAL":
+        return 1.0
+    return elements.integer(dataset, _LARGEST_FRACTION, 255) / 2
+
+
+def _largest_number(dataset: Dataset) -> int:
+    """Give the largest segment number that the pixels of a label map may hold."""
+    return int(2 ** elements.integer(dataset, _BITS_ALLOCATED, 1) - 1) if _type(dataset) == "LABELMAP" else 0
