@@ -26,13 +26,13 @@ from monailabel_xnat.client_errors import errors_for_clients
 from monailabel_xnat.config import Settings
 from monailabel_xnat.dataset import TRAINING_TAG, Dataset
 from monailabel_xnat.description import Description
-from monailabel_xnat.errors import InvalidIdError, UnknownImageError, UnknownLabelError, XNATDatastoreError
+from monailabel_xnat.errors import InvalidIdError, UnknownImageError, UnknownLabelError
 from monailabel_xnat.ids import LabelId
 from monailabel_xnat.images import Images
 from monailabel_xnat.info import ImageInfos
 from monailabel_xnat.labels import Labels
-from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion
 from monailabel_xnat.prefetch import PrefetchReport, Progress
+from monailabel_xnat.views import Views
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         self._images = Images(self._session, self._settings)
         self._labels = Labels(self._session, self._catalog, self._images, self._settings)
         self._infos = ImageInfos(self._session, self._catalog)
+        self._views = Views(self._images, self._labels, self._infos)
         self._dataset = Dataset(self._catalog, self._images, self._labels, self._settings)
         self._description = Description(self._session)
         self._catalog.scans()
@@ -173,7 +174,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         """
         with errors_for_clients():
             scan = self._find(image_id)
-            return {**self._facts(scan), **self._infos.get(scan)} if scan else {}
+            return self._views.image(scan) if scan else {}
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Merge top-level keys into the info of an image; XNAT gets them from a background thread.
@@ -219,7 +220,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         with errors_for_clients():
             try:
                 label = LabelId.parse(label_id)
-                return self._label_info(self._catalog.scan(label.image), _text(label_tag), label.version)
+                return self._views.label(self._catalog.scan(label.image), _text(label_tag), label.version)
             except (InvalidIdError, UnknownImageError, UnknownLabelError):
                 return {}
 
@@ -323,9 +324,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
     def json(self) -> dict[str, Any]:
         """Give everything about images and labels as LocalDatastore does."""
         with errors_for_clients():
-            scans = self._catalog.scans()
-            self._labels.load_infos(scans)
-            objects = {str(scan.image_id): self._object(scan) for scan in scans}
+            objects = self._views.tree(self._catalog.scans())
         folders = {"images_dir": "", "labels_dir": ""}
         return {"name": self.name(), "description": self.description(), **folders, "objects": objects}
 
@@ -381,49 +380,6 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             if other.image_id != scan.image_id and TRAINING_TAG not in self._labels.tags(other)
         ]
         return sorted(others, key=lambda other: (self._infos.handed_out(other), str(other.image_id)))
-
-    def _facts(self, scan: Scan) -> dict[str, Any]:
-        image = scan.image_id
-        facts = {
-            "name": self._images.name(scan),
-            "project": image.project,
-            "subject": image.subject,
-            "experiment": image.experiment,
-            "scan": image.scan,
-            "PatientID": scan.subject_label,
-            "StudyInstanceUID": scan.study_uid,
-            "SeriesInstanceUID": scan.series_uid,
-            "StudyDate": scan.session_date,
-            "Modality": scan.modality,
-            "SeriesDescription": scan.series_description,
-        }
-        local = self._images.local(scan)
-        if local is not None:
-            facts["path"] = str(local)
-            facts["checksum"] = self._images.checksum(scan) or ""
-        return {key: value for key, value in facts.items() if value}
-
-    def _object(self, scan: Scan) -> dict[str, Any]:
-        suffixes = "".join(Path(self._images.name(scan)).suffixes)
-        return {
-            "image": {"ext": suffixes, "info": {**self._facts(scan), **self._infos.get(scan)}},
-            "labels": {tag: self._label_object(scan, tag) for tag in self._labels.tags(scan)},
-        }
-
-    def _label_object(self, scan: Scan, tag: str) -> dict[str, Any]:
-        try:
-            return {"ext": self._labels.current(scan, tag).extension, "info": self._label_info(scan, tag)}
-        except XNATDatastoreError as error:
-            logger.warning("a label could not be described and is listed without its info: %s", type(error).__name__)
-            return {"ext": LABEL_MAP, "info": {}}
-
-    def _label_info(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
-        """Give a label's info with what clients show of it: when it was saved (seconds since 1970) and a file name."""
-        info = self._labels.info(scan, tag, version)
-        found = self._labels.current(scan, tag)
-        saved = LabelVersion(version, found.suffix).saved_at if version else found.saved_at
-        shown = {"ts": int(saved.timestamp())} if saved else {}
-        return {"name": scan.image_id.file_stem + found.extension, **shown, **info}
 
 
 def _text(tag: Any) -> str:

@@ -20,7 +20,7 @@ LAYERS = (
     {"convert"},
     {"images", "mounted", "prefetch", "additions"},
     {"labels"},
-    {"info", "description", "dataset"},
+    {"info", "description", "dataset", "views"},
     {"client_errors", "datastore"},
     {"app", "cli", "pytest_plugin"},
 )

@@ -1,0 +1,91 @@
+"""What clients are shown of images and labels: facts from XNAT's listing joined with what MONAI Label stored."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from monailabel_xnat.catalog import Scan
+from monailabel_xnat.errors import XNATDatastoreError
+from monailabel_xnat.images import Images
+from monailabel_xnat.info import ImageInfos
+from monailabel_xnat.labels import Labels
+from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion
+
+logger = logging.getLogger(__name__)
+
+
+class Views:
+    """Dictionaries of plain JSON values, fresh at each call.
+
+    Parameters
+    ----------
+    images, labels, infos
+        Where the facts come from.
+    """
+
+    def __init__(self, images: Images, labels: Labels, infos: ImageInfos) -> None:
+        self._images = images
+        self._labels = labels
+        self._infos = infos
+
+    def image(self, scan: Scan) -> dict[str, Any]:
+        """Describe an image; what was stored with it goes over what the listing knows."""
+        return {**self._facts(scan), **self._infos.get(scan)}
+
+    def label(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
+        """Describe a label: its info, when it was saved (``ts``, seconds since 1970) and a file name for clients.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is no such label or version.
+        ServerError
+            If XNAT fails.
+        """
+        info = self._labels.info(scan, tag, version)
+        found = self._labels.current(scan, tag)
+        saved = LabelVersion(version, found.suffix).saved_at if version else found.saved_at
+        shown = {"ts": int(saved.timestamp())} if saved else {}
+        return {"name": scan.image_id.file_stem + found.extension, **shown, **info}
+
+    def tree(self, scans: list[Scan]) -> dict[str, Any]:
+        """Describe images and their labels as LocalDatastore's index does, which Slicer and the Reviewer read."""
+        self._labels.load_infos(scans)
+        return {str(scan.image_id): self._branch(scan) for scan in scans}
+
+    def _facts(self, scan: Scan) -> dict[str, Any]:
+        image = scan.image_id
+        facts = {
+            "name": self._images.name(scan),
+            "project": image.project,
+            "subject": image.subject,
+            "experiment": image.experiment,
+            "scan": image.scan,
+            "PatientID": scan.subject_label,
+            "StudyInstanceUID": scan.study_uid,
+            "SeriesInstanceUID": scan.series_uid,
+            "StudyDate": scan.session_date,
+            "Modality": scan.modality,
+            "SeriesDescription": scan.series_description,
+        }
+        local = self._images.local(scan)
+        if local is not None:
+            facts["path"] = str(local)
+            facts["checksum"] = self._images.checksum(scan) or ""
+        return {key: value for key, value in facts.items() if value}
+
+    def _branch(self, scan: Scan) -> dict[str, Any]:
+        extension = "".join(Path(self._images.name(scan)).suffixes)
+        return {
+            "image": {"ext": extension, "info": self.image(scan)},
+            "labels": {tag: self._leaf(scan, tag) for tag in self._labels.tags(scan)},
+        }
+
+    def _leaf(self, scan: Scan, tag: str) -> dict[str, Any]:
+        try:
+            return {"ext": self._labels.current(scan, tag).extension, "info": self.label(scan, tag)}
+        except XNATDatastoreError as error:
+            logger.warning("a label could not be described and is listed without its info: %s", type(error).__name__)
+            return {"ext": LABEL_MAP, "info": {}}
