@@ -311,7 +311,15 @@ class Images:
         kept = (entry.path for entry in self.cache.find(key, _DICOM) if entry.fingerprint == fingerprint)
         folder = next(kept, None) or self._source(scan, resource, files, part)
         paths = [folder / file.path for file in files]
-        return dicom_to_nifti(paths, part / f"image.{self._file_form}", series_uid=scan.series_uid or None).path
+        target = part / f"image.{self._file_form}"
+        try:
+            return dicom_to_nifti(paths, target, series_uid=scan.series_uid or None).path
+        except NoImageError:
+            if not scan.series_uid:
+                raise
+        # Files that were anonymised in the archive have other UIDs than XNAT remembers; of one series they are clear.
+        logger.info("a scan's files are not of the series that XNAT lists for it")
+        return dicom_to_nifti(paths, target).path
 
     def _as_folder(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Path:
         folder = self._source(scan, resource, files, part)

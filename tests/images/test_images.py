@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import multiprocessing
@@ -12,6 +13,7 @@ import zipfile
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
 from scan_bench import fetch, make_scan, make_series
@@ -50,6 +52,22 @@ def test_the_name_is_unique_and_has_no_dot_but_in_its_ending(bench, series, tmp_
     assert len(names) == 3
     assert all(name.count(".") == 1 and name.endswith(".nii") for name in names)
     assert first.name.startswith("P_XNAT_S00001_XNAT_E00001_1_")
+
+
+def test_of_several_series_in_a_scan_xnat_s_own_is_the_image(bench, series, tmp_path):
+    other = make_series(tmp_path / "other", seed=1, slices=6)
+    scan = bench.put("DICOM", {**series, **{f"other/{name}": content for name, content in other.items()}})
+    uid = str(pydicom.dcmread(io.BytesIO(next(iter(other.values())))).SeriesInstanceUID)
+    assert bench.images().grid(scan._replace(series_uid=uid)).shape == (10, 12, 6)
+    second = scan._replace(image_id=dataclasses.replace(scan.image_id, scan="2"), series_uid="1.2.3")
+    bench.archive.resources[second.path + "/resources/DICOM"] = bench.archive.resources[scan.path + "/resources/DICOM"]
+    with pytest.raises(ImageError, match="2 series lie together"):
+        bench.images().path(second)
+
+
+def test_files_of_one_series_are_the_image_whatever_uid_xnat_remembers(bench, series):
+    scan = bench.put("DICOM", series)._replace(series_uid="1.2.3")
+    assert bench.images().grid(scan).shape == (10, 12, 4)
 
 
 def test_compressed_if_asked_for(bench, series):
