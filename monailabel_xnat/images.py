@@ -30,7 +30,7 @@ from monailabel_xnat.client.imagefile import (
 )
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.config import Settings
-from monailabel_xnat.errors import ImageError, NoImageError, ServerError
+from monailabel_xnat.errors import ImageError, NoImageError, ServerError, TransferError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.listing import Resource, Scan
 from monailabel_xnat.mounted import MountedArchive
@@ -275,7 +275,14 @@ class Images:
         for entry in self.cache.find(scan.image_id.file_stem, form):
             if entry.fingerprint == fingerprint:
                 return self.cache.renew(entry, _as_seen(resource))
-        return self._make(scan, resource, files, form, fingerprint)
+        try:
+            return self._make(scan, resource, files, form, fingerprint)
+        except TransferError:
+            files = list_files(self._session, path)
+            if _fingerprint(files) == fingerprint:
+                raise
+        logger.info("files of an image changed in XNAT while they came; fetching them anew")
+        return self._make(scan, resource, files, form, _fingerprint(files))
 
     def _make(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], form: str, fingerprint: str) -> Entry:
         key = scan.image_id.file_stem

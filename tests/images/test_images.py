@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import json
 import multiprocessing
 import os
 import threading
@@ -342,6 +343,19 @@ def test_a_failed_download_leaves_nothing_and_the_next_succeeds(bench, series):
     assert images.cache.entries() == []
     del bench.archive.answers[asked]
     assert images.path(scan).exists()
+
+
+def test_files_that_change_while_they_come_are_fetched_anew(bench, series, tmp_path):
+    images, scan = bench.images(), bench.put("DICOM", series)
+    asked = f"{scan.path}/resources/DICOM/files"
+
+    def before_the_upload():
+        del bench.archive.answers[asked]
+        bench.archive.resources[scan.path + "/resources/DICOM"] = make_series(tmp_path / "other", seed=1, slices=6)
+        return "application/json", json.dumps(bench.archive.listing(series)).encode(), -1
+
+    bench.archive.answers[asked] = before_the_upload
+    assert images.grid(scan).shape == (10, 12, 6)
 
 
 def test_a_server_error_is_passed_on(bench, series):
