@@ -56,7 +56,8 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     finally:
-        shutil.copy(work / "monailabel.log", options.output) if (work / "monailabel.log").exists() else None
+        if (work / "monailabel.log").exists():
+            shutil.copy(work / "monailabel.log", options.output)
         shutil.rmtree(work, ignore_errors=True)
     return 0
 
