@@ -21,7 +21,7 @@ from servers import USER, MonaiLabelServer, archive, case_of, free_port, image_i
 from monailabel_xnat.sandbox import Sandbox
 from monailabel_xnat.sandbox.demo import DemoData
 
-EPOCHS = 40
+EPOCHS = 30
 # "Clearly above": an untrained network is near 0.05 and a trained one near 0.9.
 LEAST_GAIN = 0.3
 
