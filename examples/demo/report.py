@@ -67,7 +67,10 @@ def picture(target: Path, image: Path, maps: dict[str, Path], labels: dict[str, 
     axial = int(np.argmax((truth > 0).sum(axis=(0, 1))))
     coronal = int(np.argmax((truth > 0).sum(axis=(0, 2))))
     columns = [("image", None), *overlays.items()]
-    figure, axes = plt.subplots(2, len(columns), figsize=(3.2 * len(columns), 6.2), squeeze=False)
+    heights = [voxels.shape[1] * spacing[1], voxels.shape[2] * spacing[2]]
+    size = (3.0 * len(columns), 3.4 * sum(heights) / (voxels.shape[0] * spacing[0]) + 1.0)
+    rows = {"height_ratios": heights}
+    figure, axes = plt.subplots(2, len(columns), figsize=size, squeeze=False, gridspec_kw=rows, layout="constrained")
     colours = ListedColormap(COLOURS)
     for column, (name, overlay) in enumerate(columns):
         for row, (cut, ratio) in enumerate(
@@ -89,7 +92,7 @@ def picture(target: Path, image: Path, maps: dict[str, Path], labels: dict[str, 
             axis.set_axis_off()
         axes[0][column].set_title(name)
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[value]) for value in labels.values()]
-    figure.legend(handles, list(labels), loc="lower center", ncols=len(labels), frameon=False)
+    figure.legend(handles, list(labels), loc="outside lower center", ncols=len(labels), frameon=False)
     figure.suptitle(title)
     figure.savefig(target, dpi=110, bbox_inches="tight")
     plt.close(figure)
