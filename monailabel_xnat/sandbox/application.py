@@ -14,10 +14,10 @@ from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 
 from monailabel_xnat.sandbox.accounts import ANONYMOUS, Accounts, Sessions
 from monailabel_xnat.sandbox.archive import Archive
+from monailabel_xnat.sandbox.customfields import CustomFields
 from monailabel_xnat.sandbox.faults import Fault, Faults
 from monailabel_xnat.sandbox.filehandlers import Files
 from monailabel_xnat.sandbox.gate import LOGIN_PAGE, Gate
-from monailabel_xnat.sandbox.importing import import_archive
 from monailabel_xnat.sandbox.objects import Objects
 from monailabel_xnat.sandbox.permissions import Permissions
 from monailabel_xnat.sandbox.replies import HTTPError, Reply, html, text
@@ -25,6 +25,7 @@ from monailabel_xnat.sandbox.request import Finder, Request, escaped
 from monailabel_xnat.sandbox.requestlog import RequestLog, Served
 from monailabel_xnat.sandbox.resources import Resources
 from monailabel_xnat.sandbox.roi import RoiCollections
+from monailabel_xnat.sandbox.services import Services
 from monailabel_xnat.sandbox.site import Site
 from monailabel_xnat.sandbox.xapi import Xapi, front_page
 
@@ -154,14 +155,17 @@ class Application:
             if not self._roi_plugin:
                 raise HTTPError(404)
             return RoiCollections(self._archive, self.resources, may).handle(request, words[1:])
+        if words[:1] == ["custom-fields"]:
+            return CustomFields(self._archive, may).handle(request, words[1:])
         return Xapi(self._archive, may).handle(request, words)
 
     def _data(self, request: Request, words: list[str], may: Permissions) -> Reply:
         reply = Site(self._archive, self._accounts, self._sessions, may).data(request, words)
         if reply is not None:
             return reply
-        if words[:2] == ["services", "import"]:
-            return import_archive(request, self._archive, self.resources, may)
+        reply = Services(self._archive, self.resources, may).answer(request, words)
+        if reply is not None:
+            return reply
         if words[:1] == ["archive"]:
             words = words[1:]
         if words[:1] not in (["projects"], ["subjects"], ["experiments"]):
@@ -182,6 +186,7 @@ def _request(scope: Message, body: Any, context: str, began: int) -> Request:
     inner = path[len(context) :] if is_inside else path
     request = Request(scope["method"], inner, query, headers, body, length, ANONYMOUS, began=began)
     request.context, request.is_inside = context, is_inside
+    request.pairs = [(name, escaped(value)) for name, value in pairs]
     return request
 
 

@@ -256,12 +256,12 @@ def _read_header(path: Path) -> pydicom.Dataset:
     bare = start[_PREAMBLE_LENGTH:] != b"DICM"
     if bare and start[:2] not in _BARE_STARTS:
         raise _PassedOverError("not a DICOM file")
-    with _without_warnings():
+    with without_warnings():
         return pydicom.dcmread(path, stop_before_pixels=True, force=bare, specific_tags=list(_TAGS))
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Keep pydicom's complaints about single values quiet.
 
     The filters are the whole process's: two threads that saved and restored them in turn could leave them off.
@@ -273,7 +273,7 @@ def _without_warnings() -> Iterator[None]:
 
 def _describe(path: Path, dataset: pydicom.Dataset) -> SeriesFiles:
     """Turn a header into a series of one file."""
-    with _without_warnings():
+    with without_warnings():
         text = {keyword: _text(dataset, keyword) for keyword in _TAGS}
         meta = getattr(dataset, "file_meta", None)
         sop_class = text["SOPClassUID"] or _text(meta, "MediaStorageSOPClassUID")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from monailabel_xnat.sandbox.accounts import User
 from monailabel_xnat.sandbox.archive import SYSTEM, Archive
 from monailabel_xnat.sandbox.dicom import (
+    DicomFile,
     SeriesFiles,
     read_series,
     scan_ids,
@@ -16,11 +20,31 @@ from monailabel_xnat.sandbox.dicom import (
     session_xsi_type,
     xnat_label,
 )
-from monailabel_xnat.sandbox.items import Items
 from monailabel_xnat.sandbox.model import Experiment, Scan, Subject
+from monailabel_xnat.sandbox.owners import owner_of
+from monailabel_xnat.sandbox.permissions import ACTIVE
 from monailabel_xnat.sandbox.resources import Incoming, Resources
+from monailabel_xnat.sandbox.routing import read_route
 
-_MODALITY = re.compile(r"xnat:(\w+?)(Scan|Session)Data")
+NONE, APPEND, DELETE, OVERRIDE = "none", "append", "delete", "override"
+_REPLACING = (DELETE, OVERRIDE)
+
+
+class ConflictError(Exception):
+    """What is to be filed does not go together with what is in the archive."""
+
+
+class LockedError(Exception):
+    """The session in the archive is not to be changed."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a study goes; labels that are empty are made from its headers."""
+
+    project: str
+    subject: str = ""
+    session: str = ""
 
 
 class Filing:
@@ -29,18 +53,9 @@ class Filing:
     def __init__(self, archive: Archive, resources: Resources) -> None:
         self._archive = archive
         self._resources = resources
-        self._items = Items(archive, resources)
 
-    def file(
-        self,
-        folder: Path,
-        project: str,
-        *,
-        subject: str = "",
-        session: str = "",
-        user: User = SYSTEM,
-    ) -> list[Experiment]:
-        """File every series below a folder.
+    def file(self, folder: Path, project: str, user: User = SYSTEM) -> list[Experiment]:
+        """File every series below a folder; what is in the archive already is passed over.
 
         Parameters
         ----------
@@ -48,8 +63,6 @@ class Filing:
             Any folder of DICOM files.
         project
             Where to; made if it does not exist.
-        subject, session
-            Labels to use instead of those made from the headers.
         user
             Who files.
 
@@ -63,42 +76,95 @@ class Filing:
         ValueError
             If there is no DICOM in the folder.
         """
-        series = read_series(folder)
-        if not series:
+        studies = by_study(read_series(folder))
+        if not studies:
             raise ValueError(f"no DICOM file in {folder}")
         if self._archive.project(project) is None:
             self._archive.create_project(project, user)
-        studies: dict[str, list[SeriesFiles]] = defaultdict(list)
-        for item in series:
-            studies[item.study_uid].append(item)
-        return [self._study(items, project, subject, session, user) for items in studies.values()]
+        return [self.file_study(series, self.place(series, Place(project)), user, APPEND) for series in studies]
 
-    def _study(self, series: list[SeriesFiles], project: str, subject: str, session: str, user: User) -> Experiment:
-        owner = self._subject(
-            project, subject or xnat_label(series[0].patient_id or series[0].patient_name or "unknown"), user
-        )
-        found = self._session(series, project, owner, session, user)
+    def place(self, series: Sequence[SeriesFiles], asked: Place) -> Place:
+        """Complete a place from a study's headers; the project stays empty where they name none that exists."""
+        first = series[0]
+        route = read_route(first.files[0].path)
+        candidates = (asked.project, route.project, *route.may_be_project)
+        project = next((name for name in candidates if name and self._archive.project(name)), "")
+        subject = asked.subject or route.subject or xnat_label(first.patient_id or first.patient_name) or "unknown"
+        known = self._archive.subject(subject, project) if project else None
+        session = asked.session or route.session or self._known_label(known, first.study_uid)
+        return Place(project, subject, session or self._free_label(project, subject, first.modality))
+
+    def _known_label(self, subject: Subject | None, study_uid: str) -> str:
+        """Give the label of the session that holds a study already."""
+        sessions = self._archive.experiments_of("subject_id", subject.id) if subject else []
+        return next((item.label for item in sessions if item.fields.get("UID") == study_uid), "")
+
+    def _free_label(self, project: str, subject: str, modality: str) -> str:
+        number = 1
+        while project and self._archive.experiment(f"{subject}_{modality or 'OT'}{number}", project) is not None:
+            number += 1
+        return f"{subject}_{modality or 'OT'}{number}"
+
+    def file_study(self, series: Sequence[SeriesFiles], place: Place, user: User, overwrite: str) -> Experiment:
+        """File the series of one study.
+
+        Parameters
+        ----------
+        series
+            All of one study.
+        place
+            Where to, complete.
+        user
+            Who files.
+        overwrite
+            What to do with a session that exists: ``none`` refuses, ``append`` adds what is missing, ``delete`` and
+            ``override`` replace its files by new ones of the same SOP instances, and take a study of another UID too.
+
+        Returns
+        -------
+        Experiment
+            The session.
+
+        Raises
+        ------
+        ConflictError
+            If the session exists and may not be changed that way.
+        LockedError
+            If it is locked.
+        """
+        found = self._archive.experiment(place.session, place.project)
+        if found is None:
+            found = self._new_session(series, place, user)
+        else:
+            self._require_match(found, series[0], place, overwrite)
         taken = {str(scan.fields.get("UID")): scan for scan in self._archive.scans(found.id)}
         ids = scan_ids(series)
         for item in series:
-            scan = taken.get(item.series_uid) or self._scan(
-                found, item, self._free_id(found, ids[item.series_uid], item), user
-            )
-            self._add_files(scan, item, user)
+            known = taken.get(item.series_uid)
+            scan = known or self._new_scan(found, item, self._free_id(found, ids[item.series_uid], item), user)
+            added = self._add_files(scan, item, user, overwrite)
+            if known and added:
+                self._count_frames(known, item, added)
         return found
 
-    def _subject(self, project: str, label: str, user: User) -> Subject:
-        return self._archive.subject(label, project) or self._archive.create_subject(project, label, user)
+    def _require_match(self, found: Experiment, first: SeriesFiles, place: Place, overwrite: str) -> None:
+        subject = self._archive.subject(found.subject_id or "")
+        if found.status != ACTIVE:
+            raise LockedError(f"session {found.label} is {found.status}")
+        if subject is None or place.subject not in (subject.label, subject.id):
+            raise ConflictError(f"session {found.label} belongs to another subject")
+        if overwrite == NONE:
+            raise ConflictError(f"Session already exists: {found.label}, retry with overwrite enabled")
+        uid = found.fields.get("UID")
+        if uid and uid != first.study_uid and overwrite not in _REPLACING:
+            raise ConflictError(f"session {found.label} holds another study, of UID {uid}")
 
-    def _session(self, series: list[SeriesFiles], project: str, subject: Subject, label: str, user: User) -> Experiment:
+    # Sessions and scans
+
+    def _new_session(self, series: Sequence[SeriesFiles], place: Place, user: User) -> Experiment:
         first = series[0]
-        for row in self._archive.store.all(
-            "SELECT id FROM experiments WHERE project = ? AND subject_id = ?", (project, subject.id)
-        ):
-            known = self._archive.experiment(row["id"])
-            if known is not None and known.fields.get("UID") == first.study_uid:
-                return known
-        kind = session_xsi_type(series)
+        subject = self._archive.subject(place.subject, place.project)
+        owner = subject or self._archive.create_subject(place.project, place.subject, user)
         fields = {
             "UID": first.study_uid,
             "date": first.study_date,
@@ -113,25 +179,20 @@ class Filing:
             "scanner/model": first.model,
         }
         kept = {name: value for name, value in fields.items() if value}
-        name = label or self._free_label(project, subject.label, kind, first.modality)
-        return self._archive.create_experiment(project, name, kind, subject=subject.id, user=user, **kept)
-
-    def _free_label(self, project: str, subject: str, kind: str, modality: str) -> str:
-        number = 1
-        while self._archive.experiment(f"{subject}_{modality or 'OT'}{number}", project) is not None:
-            number += 1
-        return f"{subject}_{modality or 'OT'}{number}"
+        kind = session_xsi_type(series)
+        return self._archive.create_experiment(place.project, place.session, kind, subject=owner.id, user=user, **kept)
 
     def _free_id(self, session: Experiment, wanted: str, item: SeriesFiles) -> str:
         taken = {scan.id for scan in self._archive.scans(session.id)}
         if wanted not in taken:
             return wanted
-        modality, number = item.modality or "OT", 1
-        while f"{wanted}-{modality}{number}" in taken:
+        modality, number = xnat_label(item.modality) or "OT", 1
+        plain = re.sub(rf"-{modality}\d+$", "", wanted)
+        while f"{plain}-{modality}{number}" in taken:
             number += 1
-        return f"{wanted}-{modality}{number}"
+        return f"{plain}-{modality}{number}"
 
-    def _scan(self, session: Experiment, item: SeriesFiles, scan_id: str, user: User) -> Scan:
+    def _new_scan(self, session: Experiment, item: SeriesFiles, scan_id: str, user: User) -> Scan:
         fields = {
             "UID": item.series_uid,
             "type": item.series_description or item.modality,
@@ -146,21 +207,55 @@ class Filing:
         kept = {name: value for name, value in fields.items() if value}
         return self._archive.create_scan(session.id, scan_id, scan_xsi_type(item), user, **kept)
 
-    def _add_files(self, scan: Scan, item: SeriesFiles, user: User) -> None:
-        owner = self._items.owner(scan)
+    def _count_frames(self, scan: Scan, item: SeriesFiles, added: int) -> None:
+        more = item.frames if added == len(item.files) else added
+        frames = int(str(scan.fields.get("frames") or 0)) + more
+        self._archive.set_fields("scans", "pk", scan.pk, {"frames": str(frames)})
+
+    # Files
+
+    def _add_files(self, scan: Scan, item: SeriesFiles, user: User, overwrite: str) -> int:
+        """Add the files of a series to its scan, and give how many of them are new."""
+        owner = owner_of(self._archive, scan)
         label = "secondary" if scan.xsi_type == "xnat:scScanData" else "DICOM"
         resource = self._resources.find(owner, label) or self._resources.create(
             owner, label, format="DICOM", content="RAW", series_uid=item.series_uid
         )
-        known = {entry.sop_uid for entry in self._resources.files(resource)}
-        entries = []
-        for file in item.files:
-            if file.sop_instance_uid not in known:
-                name = f"{item.series_uid}-{file.instance_number or 0}-{file.sop_instance_uid.rpartition('.')[2]}.dcm"
-                values = {"sop_uid": file.sop_instance_uid, "instance_number": file.instance_number, "format": "DICOM"}
-                with file.path.open("rb") as stream:
-                    entries.append(Incoming(xnat_label(name), self._resources.stage(stream), values))
-        self._resources.put(resource, entries, user.login)
+        known = {entry.sop_uid: entry.path for entry in self._resources.files(resource)}
+        incoming = [
+            self._incoming(item, file, known.get(file.sop_instance_uid))
+            for file in item.files
+            if overwrite in _REPLACING or file.sop_instance_uid not in known
+        ]
+        if incoming:
+            self._resources.put(resource, incoming, user.login)
+        return sum(file.sop_instance_uid not in known for file in item.files)
+
+    def _incoming(self, item: SeriesFiles, file: DicomFile, path: str | None) -> Incoming:
+        values = {
+            "format": "DICOM",
+            "content": "RAW",
+            "sop_uid": file.sop_instance_uid,
+            "instance_number": file.instance_number,
+        }
+        with file.path.open("rb") as stream:
+            staged = self._resources.staging.take(stream, to_disk=False)
+        return Incoming(path or _file_name(item, file), staged, values)
+
+
+def by_study(series: Sequence[SeriesFiles]) -> list[list[SeriesFiles]]:
+    """Group series by study."""
+    studies: dict[str, list[SeriesFiles]] = defaultdict(list)
+    for item in series:
+        studies[item.study_uid].append(item)
+    return list(studies.values())
+
+
+def _file_name(item: SeriesFiles, file: DicomFile) -> str:
+    """Name a file as XNAT's namer does: study, series number, instance number, and a hash of what it is."""
+    what = f"{file.sop_class_uid}{file.sop_instance_uid}".encode()
+    mark = hashlib.sha1(what, usedforsecurity=False).hexdigest()[:8]
+    return xnat_label(f"{item.study_uid}-{item.series_number or 0}-{file.instance_number or 0}-{mark}.dcm")
 
 
 def project_id(folder: Path, given: str | None) -> str:

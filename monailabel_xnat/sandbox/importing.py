@@ -1,85 +1,202 @@
-"""XNAT's import service: a zip or tar of DICOM posted, filed into the archive (DicomZipImporter)."""
+"""XNAT's import service: DICOM that is posted is filed into the archive or left in the prearchive (Importer)."""
 
 from __future__ import annotations
 
 import shutil
-import tarfile
-import tempfile
-import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote
 
 from monailabel_xnat.sandbox.archive import Archive
-from monailabel_xnat.sandbox.filing import Filing
+from monailabel_xnat.sandbox.dicom import SeriesFiles, read_series
+from monailabel_xnat.sandbox.filing import (
+    APPEND,
+    DELETE,
+    NONE,
+    OVERRIDE,
+    ConflictError,
+    Filing,
+    LockedError,
+    Place,
+    by_study,
+)
+from monailabel_xnat.sandbox.forms import form_files
+from monailabel_xnat.sandbox.model import Experiment, Project
 from monailabel_xnat.sandbox.permissions import Permissions
+from monailabel_xnat.sandbox.prearchive import CONFLICT, READY, RECEIVING, Prearchive
 from monailabel_xnat.sandbox.replies import HTTPError, Reply
 from monailabel_xnat.sandbox.request import Request
 from monailabel_xnat.sandbox.resources import Resources
-from monailabel_xnat.sandbox.staging import checked_path
+from monailabel_xnat.sandbox.unpacking import unpack
+
+DICOM_ZIP, SESSION, GRADUAL = "DICOM-zip", "SI", "gradual-DICOM"
+_OVERWRITES = (NONE, APPEND, DELETE, OVERRIDE)
+# Project settings: what arrives is held, refuses to overwrite, is archived, or archived over what is there.
+_NO_OVERWRITE, _AUTO_ARCHIVE, _AUTO_OVERWRITE = 1, 4, 5
 
 
-def import_archive(request: Request, archive: Archive, resources: Resources, may: Permissions) -> Reply:
-    """Answer ``POST /data/services/import``: the addresses of the sessions, a line each."""
-    if request.method not in ("POST", "PUT"):
-        raise HTTPError(405)
-    if request.query.get("import-handler", "DICOM-zip") not in ("DICOM-zip", "SI", "gradual-DICOM"):
-        raise HTTPError(404, "Unsupported import-handler")
-    project, subject, session = _destination(request)
-    found = archive.project(project) if project else None
-    if found is None:
-        raise HTTPError(404, f"Unknown project {project}")
-    if not may.may_edit(found.id):
-        raise HTTPError(403)
-    with tempfile.TemporaryDirectory(dir=archive.folder) as folder:
-        _unpack(request, Path(folder))
+@dataclass(frozen=True)
+class _Destination:
+    """What the call asks for; `to_archive` is None where the project's setting decides."""
+
+    place: Place
+    to_archive: bool | None
+
+
+class Import:
+    """The service, for one request's user."""
+
+    def __init__(self, archive: Archive, resources: Resources, may: Permissions) -> None:
+        self._archive = archive
+        self._resources = resources
+        self._filing = Filing(archive, resources)
+        self._prearchive = Prearchive(archive)
+        self._may = may
+
+    def handle(self, request: Request) -> Reply:
+        """Answer ``POST /data/services/import``: the addresses of the sessions, a line each.
+
+        Raises
+        ------
+        HTTPError
+            400 for what is no DICOM, no file or several; 403 without the right; 404 for an unknown project or
+            handler; 409 (``SI``) or 400 for a session that is there already; 423 for one that is locked.
+        """
+        if request.method != "POST":
+            raise HTTPError(405)
+        handler = request.query.get("import-handler", DICOM_ZIP)
+        if handler not in (DICOM_ZIP, SESSION, GRADUAL):
+            raise HTTPError(404, f"Unsupported import-handler: {handler}")
+        destination = _destination(request)
+        self._require_project(request, destination.place.project)
+        with self._resources.staging.scratch() as folder:
+            series = self._received(request, folder, handler)
+            return self._file_all(request, series, destination, handler)
+
+    def _require_project(self, request: Request, name: str) -> None:
+        project = self._archive.project(name) if name else None
+        if request.user.is_guest:
+            raise HTTPError(403)
+        if name and (project is None or not self._may.may_see(project)):
+            raise HTTPError(404, f"Unknown project: {name}")
+        if project is not None and not self._may.may_edit(project.id):
+            raise HTTPError(403)
+
+    def _received(self, request: Request, folder: Path, handler: str) -> list[SeriesFiles]:
+        """Unpack what came, and read it."""
+        paths: list[Path] = []
+
+        def take(name: str, content: BinaryIO) -> None:
+            target = folder / f"{len(paths):07d}"
+            with target.open("xb") as file:
+                shutil.copyfileobj(content, file)
+            paths.append(target)
+            names.append(name)
+
+        names: list[str] = []
+        with form_files(request) as files:
+            if len(files) != 1:
+                raise HTTPError(400, f"One file is expected, {len(files)} came.")
+            try:
+                take(*files[0]) if handler == GRADUAL else unpack(files[0][1], "", take)
+            except ValueError as error:
+                raise HTTPError(400, str(error)) from error
+        series = read_series(folder)
+        if not series:
+            raise HTTPError(400, "There is no DICOM in the upload.")
+        if not request.flag("Ignore-Unparsable"):
+            _require_only_dicom(series, paths, names)
+        return series
+
+    def _file_all(
+        self, request: Request, series: Sequence[SeriesFiles], destination: _Destination, handler: str
+    ) -> Reply:
+        lines, refusals = [], []
+        for study in by_study(series):
+            try:
+                lines.append(self._file_study(request, study, destination, handler))
+            except ConflictError as error:
+                refusals.append(HTTPError(409 if handler == SESSION else 400, str(error)))
+            except LockedError as error:
+                refusals.append(HTTPError(423, str(error)))
+        if refusals:
+            raise refusals[0]
+        return Reply("".join(f"{line}\r\n" for line in lines).encode())
+
+    def _file_study(
+        self, request: Request, study: Sequence[SeriesFiles], destination: _Destination, handler: str
+    ) -> str:
+        place = self._filing.place(study, destination.place)
+        project = self._archive.project(place.project) if place.project else None
+        if project is not None and not self._may.may_edit(project.id):
+            raise HTTPError(403)
+        if project is None or not _is_archived(project, destination):
+            status = RECEIVING if handler == GRADUAL and project is not None else READY
+            return f"/data{self._prearchive.add(study, place, status).path}"
+        overwrite = _overwrite(request, project, destination, handler)
         try:
-            sessions = Filing(archive, resources).file(
-                Path(folder), found.id, subject=subject, session=session, user=request.user
-            )
-        except ValueError as error:
-            raise HTTPError(400, str(error).replace(folder, "the upload")) from error
-    lines = []
-    for made in sessions:
-        owner = archive.subject(made.subject_id or "")
-        label = owner.label if owner else ""
-        lines.append(f"/data/archive/projects/{found.id}/subjects/{label}/experiments/{made.label}")
-    return Reply("".join(f"{line}\r\n" for line in lines).encode())
+            made = self._filing.file_study(study, place, request.user, overwrite)
+        except ConflictError:
+            self._prearchive.add(study, place, CONFLICT)
+            raise
+        if request.flag("quarantine"):
+            self._archive.set_status(made.id, "quarantine")
+        return archived_address(self._archive, made)
 
 
-def _destination(request: Request) -> list[str]:
-    words = request.query.get("dest", "").strip("/").split("/")
-    named = dict(zip(words[1::2], words[2::2])) if words[0] in ("archive", "prearchive") else {}
-    return [
-        named.get(f"{noun}s", "") or request.query.get(noun, "") or request.query.get(other, "")
-        for noun, other in (("project", "PROJECT_ID"), ("subject", "SUBJECT_ID"))
-    ] + [named.get("experiments", "") or request.query.get("session", "") or request.query.get("EXPT_LABEL", "")]
+def archived_address(archive: Archive, session: Experiment) -> str:
+    """Give the address of a session as imports tell it, by labels."""
+    subject = archive.subject(session.subject_id or "")
+    label = subject.label if subject else ""
+    return f"/data/archive/projects/{session.project}/subjects/{label}/experiments/{session.label}"
 
 
-def _unpack(request: Request, folder: Path) -> None:
-    body = request.body
-    if zipfile.is_zipfile(body):
-        with zipfile.ZipFile(body) as archive:
-            for info in archive.infolist():
-                if not info.is_dir():
-                    with archive.open(info) as source:
-                        _write(folder, info.filename, source)
-        return
-    body.seek(0)
-    try:
-        with tarfile.open(fileobj=body) as archive:
-            for member in archive:
-                source = archive.extractfile(member) if member.isfile() else None
-                if source is not None:
-                    _write(folder, member.name, source)
-    except tarfile.TarError:
-        body.seek(0)
-        _write(folder, "upload.dcm", body)
+def _is_archived(project: Project, destination: _Destination) -> bool:
+    if destination.to_archive is not None:
+        return destination.to_archive
+    return project.prearchive_code in (_AUTO_ARCHIVE, _AUTO_OVERWRITE)
 
 
-def _write(folder: Path, name: str, source: object) -> None:
-    try:
-        target = folder / checked_path(name)
-    except ValueError as error:
-        raise HTTPError(400, str(error)) from error
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as file:
-        shutil.copyfileobj(source, file)  # type: ignore[type-var, arg-type]
+def _overwrite(request: Request, project: Project, destination: _Destination, handler: str) -> str:
+    asked = request.query.get("overwrite", "")
+    if asked and asked not in _OVERWRITES:
+        raise HTTPError(400, f"overwrite is one of {', '.join(_OVERWRITES)}, not {asked}")
+    if asked not in ("", NONE) and project.prearchive_code == _NO_OVERWRITE:
+        raise HTTPError(400, f"project {project.id} does not allow overwrite")
+    # Single objects are always added; the others only if told so.
+    automatic = destination.to_archive is None and project.prearchive_code == _AUTO_OVERWRITE
+    return asked or (APPEND if handler == GRADUAL or automatic else NONE)
+
+
+def _destination(request: Request) -> _Destination:
+    """Read ``dest``, or the parameters that name project, subject and session."""
+    query = request.query
+    words = [unquote(word) for word in query.get("dest", "").strip("/").split("/")]
+    if words[:1] == ["data"]:
+        words = words[1:]
+    named = dict(zip(words[1::2], words[2::2]))
+    if words[0] not in ("", "archive", "prearchive") or not named.keys() <= {"projects", "subjects", "experiments"}:
+        raise HTTPError(400, f"Unknown destination: {query['dest']}")
+    place = Place(
+        named.get("projects", "") or query.get("project", "") or query.get("PROJECT_ID", ""),
+        named.get("subjects", "") or query.get("subject", "") or query.get("SUBJECT_ID", ""),
+        named.get("experiments", "") or query.get("session", "") or query.get("EXPT_LABEL", ""),
+    )
+    asked = any(request.flag(name) for name in ("Direct-Archive", "autoArchive", "AA"))
+    return _Destination(place, {"archive": True, "prearchive": False}.get(words[0], True if asked else None))
+
+
+def _require_only_dicom(series: Sequence[SeriesFiles], paths: Sequence[Path], names: Sequence[str]) -> None:
+    """Refuse an upload with other files; a second file of one instance and a DICOMDIR are passed over."""
+    read = {file.path for item in series for file in item.files}
+    for path, name in zip(paths, names):
+        if path not in read and name.rpartition("/")[2].upper() != "DICOMDIR" and not _has_dicom_preamble(path):
+            raise HTTPError(400, f"Unable to read {name} as DICOM; Ignore-Unparsable=true passes over such files.")
+
+
+def _has_dicom_preamble(path: Path) -> bool:
+    """Tell whether a file is DICOM."""
+    with path.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"

@@ -41,6 +41,8 @@ class Request:
         Path that the site is deployed under; `path` starts after it.
     is_inside
         Whether the path lies in the site at all.
+    pairs
+        The parameters in order, with those that come several times.
     """
 
     method: str
@@ -54,6 +56,7 @@ class Request:
     began: int = 0
     context: str = ""
     is_inside: bool = True
+    pairs: Sequence[tuple[str, str]] = ()
 
     @property
     def words(self) -> list[str]:
@@ -72,6 +75,10 @@ class Request:
         """Read a boolean parameter: any value but ``false`` and ``0`` is true (SecureResource)."""
         value = self.query.get(name)
         return value is not None and value.lower() not in ("false", "0")
+
+    def values(self, name: str) -> list[str]:
+        """Give every value of a parameter that may come several times."""
+        return [value for key, value in self.pairs if key == name]
 
     def format(self, offered: Sequence[str]) -> str:
         """Choose the format of the answer: ``format=`` wins, then the header ``Accept``, then the first one offered.

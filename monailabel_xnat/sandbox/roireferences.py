@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,8 @@ from xml.etree import ElementTree
 import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import RTStructureSetStorage, SegmentationStorage
+
+from monailabel_xnat.sandbox.dicom import without_warnings
 
 _SOP_CLASSES = {"SEG": SegmentationStorage, "RTSTRUCT": RTStructureSetStorage}
 
@@ -70,8 +71,7 @@ def read_content(kind: str, content: bytes) -> RoiContent:
         If it is not what it is said to be.
     """
     if kind in _SOP_CLASSES:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             dataset = _dataset(kind, content)
             return _segmentation(dataset) if kind == "SEG" else _structure_set(dataset)
     readers = {"AIM": _aim, "MEAS": _measurements}

@@ -20,6 +20,7 @@ from monailabel_xnat.sandbox.archive import Archive
 from monailabel_xnat.sandbox.datatypes import DataTypes
 from monailabel_xnat.sandbox.faults import Faults
 from monailabel_xnat.sandbox.filing import Filing, project_id
+from monailabel_xnat.sandbox.prearchive import Prearchive
 from monailabel_xnat.sandbox.requestlog import RequestLog
 
 ADMIN = "admin"
@@ -155,6 +156,7 @@ class Sandbox:
         self.archive.store.clear(keep=("users",))
         self._accounts.keep_only(self._logins_at_start)
         self._application.resources.clear()
+        Prearchive(self.archive).clear()
         self.requests.clear()
 
     def expire_sessions(self) -> None:

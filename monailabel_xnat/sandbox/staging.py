@@ -6,6 +6,9 @@ import hashlib
 import os
 import secrets
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -29,8 +32,16 @@ class Staging:
         self._folder = folder
         folder.mkdir(mode=0o700, exist_ok=True)
 
-    def take(self, source: BinaryIO) -> Staged:
-        """Copy a stream, to its end, onto the disk."""
+    def take(self, source: BinaryIO, *, to_disk: bool = True) -> Staged:
+        """Copy a stream to its end.
+
+        Parameters
+        ----------
+        source
+            The stream.
+        to_disk
+            Whether the bytes must have reached the disk, and so outlive the computer, not only the server.
+        """
         digest, size = hashlib.md5(usedforsecurity=False), 0
         path = self._folder / secrets.token_hex(16)
         with path.open("xb") as target:
@@ -38,8 +49,9 @@ class Staging:
                 target.write(block)
                 digest.update(block)
                 size += len(block)
-            target.flush()
-            os.fsync(target.fileno())
+            if to_disk:
+                target.flush()
+                os.fsync(target.fileno())
         return Staged(path, size, digest.hexdigest())
 
     def holds(self, name: str) -> bool:
@@ -55,6 +67,12 @@ class Staging:
     def drop(self, staged: Staged) -> None:
         """Forget a file that is not wanted."""
         staged.path.unlink(missing_ok=True)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Give a folder for a while."""
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            yield Path(folder)
 
     def clear(self) -> None:
         """Forget what waits."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from python_multipart.multipart import File, parse_form
-
+from monailabel_xnat.sandbox.forms import MULTIPART, form_files
 from monailabel_xnat.sandbox.holders import Holder
 from monailabel_xnat.sandbox.model import Resource
 from monailabel_xnat.sandbox.replies import HTTPError, Reply, html, text
@@ -22,7 +20,6 @@ _UPLOAD_TYPES = re.compile(
     r"application/(octet-stream|zip|x-zip-compressed|dicom|x-tar|tar|gzip|x-gzip|x-compressed|x-gtar|pdf|rtf|msword"
     r"|vnd\..*|excel|powerpoint)|text/(plain|xml|csv|html)|image/.*|video/.*"
 )
-_MULTIPART = "multipart/form-data"
 _RESOURCE_VALUES = ("format", "content", "description", "tags")
 
 
@@ -47,11 +44,10 @@ class Uploads:
             number, 406 for a form in the body, 500 for a body without length, a damaged archive or another writer.
         """
         _require_file(request)
-        resource = self._resource(request, holder, label)
         incoming: list[Incoming] = []
         try:
             self._receive(request, path, incoming)
-            return self._store(request, resource, incoming)
+            return self._store(request, self._resource(request, holder, label), incoming)
         except ConcurrentModificationError as error:
             raise HTTPError(500, f"ConcurrentModificationException: {error}") from error
         except ValueError as error:
@@ -79,8 +75,8 @@ class Uploads:
         def take(name: str, content: BinaryIO) -> None:
             incoming.append(Incoming(name, self._resources.stage(content), values))
 
-        with ExitStack() as stack:
-            for name, content in _parts(request, path, stack):
+        with form_files(request, path) as files:
+            for name, content in files:
                 if request.flag("extract") and name.lower().endswith(ARCHIVE_SUFFIXES):
                     unpack(content, name.rpartition("/")[2], take)
                 else:
@@ -102,7 +98,7 @@ class Uploads:
 
 def _require_file(request: Request) -> None:
     """Refuse a body that XNAT does not take for a file."""
-    form, in_body = request.content_type == _MULTIPART, request.flag("inbody")
+    form, in_body = request.content_type == MULTIPART, request.flag("inbody")
     if form and in_body:
         raise HTTPError(406)
     if not (form or in_body or _UPLOAD_TYPES.fullmatch(request.content_type)):
@@ -113,20 +109,3 @@ def _require_file(request: Request) -> None:
         )
     if not request.length and request.content_type != "application/zip":
         raise HTTPError(500, "The body has no length.")
-
-
-def _parts(request: Request, path: str, stack: ExitStack) -> list[tuple[str, Any]]:
-    """Give name and content of each file in a request."""
-    if request.content_type != _MULTIPART:
-        return [(path, request.body)]
-    files: list[File] = []
-    header = {"Content-Type": request.headers["content-type"].encode("latin-1")}
-    parse_form(header, request.body, None, files.append)
-    parts = []
-    for file in files:
-        stack.callback(file.close)
-        file.file_object.seek(0)
-        parts.append((path or (file.file_name or b"").decode("utf-8", "replace"), file.file_object))
-    if not parts:
-        raise HTTPError(400, "The form has no file.")
-    return parts

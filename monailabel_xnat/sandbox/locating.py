@@ -1,0 +1,36 @@
+"""Archive addresses as parameters and custom fields write them: they may leave out the subject."""
+
+from __future__ import annotations
+
+from monailabel_xnat.sandbox.archive import Archive
+from monailabel_xnat.sandbox.permissions import Permissions
+from monailabel_xnat.sandbox.replies import HTTPError
+from monailabel_xnat.sandbox.request import Finder, Target
+
+_INSIDE_SESSION = ("scans", "assessors")
+
+
+def locate(archive: Archive, may: Permissions, words: list[str]) -> Target:
+    """Find what ``projects/P/experiments/E/scans/S`` or any other path names.
+
+    Parameters
+    ----------
+    archive, may
+        Where, and for whom.
+    words
+        The segments, still percent-encoded.
+
+    Raises
+    ------
+    HTTPError
+        404 where there is no such thing, or not for this user.
+    """
+    if words[:1] == ["projects"] and words[2:3] == ["experiments"] and words[4:5] and words[4] in _INSIDE_SESSION:
+        session = Finder(archive, may).find(words[:4]).experiment
+        if session is None:
+            raise HTTPError(404)
+        words = ["experiments", session.id, *words[4:]]
+    target = Finder(archive, may).find(words)
+    if target.missing or target.new_subject or (target.rest and not target.files):
+        raise HTTPError(404)
+    return target

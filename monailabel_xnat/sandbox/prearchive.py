@@ -1,0 +1,176 @@
+"""The prearchive: imported sessions that wait to be archived, as folders of DICOM and a row each."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from monailabel_xnat.sandbox.archive import Archive, timestamp
+from monailabel_xnat.sandbox.dicom import SeriesFiles, read_series, scan_ids, scan_xsi_type
+from monailabel_xnat.sandbox.filing import Place
+from monailabel_xnat.sandbox.owners import segment
+
+UNASSIGNED = "Unassigned"
+READY, CONFLICT, RECEIVING = "READY", "CONFLICT", "RECEIVING"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A session in the prearchive; `folder` is its name there, `directory` where its files lie below the archive."""
+
+    id: int
+    project: str
+    timestamp: str
+    folder: str
+    subject: str
+    name: str
+    status: str
+    study_uid: str
+    scan_date: str
+    scan_time: str
+    uploaded: str
+    last_modified: str
+    directory: str
+
+    @property
+    def path(self) -> str:
+        """Its address below ``/data``."""
+        return f"/prearchive/projects/{self.project or UNASSIGNED}/{self.timestamp}/{self.folder}"
+
+    @property
+    def place(self) -> Place:
+        """Where it is to be archived."""
+        return Place(self.project, self.subject, self.name)
+
+
+@dataclass(frozen=True)
+class WaitingScan:
+    """A scan of a session in the prearchive; its files are those of the folder, all in one resource."""
+
+    id: str
+    xsi_type: str
+    series: SeriesFiles
+    label: str
+
+
+class Prearchive:
+    """The prearchive of an archive."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._store = archive.store
+        self._root = archive.folder / "prearchive"
+
+    def add(self, series: Sequence[SeriesFiles], place: Place, status: str) -> Waiting:
+        """Take the files of a study in.
+
+        Parameters
+        ----------
+        series
+            All of one study; their files are copied.
+        place
+            Where it is to be archived; the project may be unknown.
+        status
+            ``READY``, ``CONFLICT`` or ``RECEIVING``.
+        """
+        known = self._receiving(series[0], place) if status == RECEIVING else None
+        waiting = known or self._new(series[0], place, status)
+        ids = scan_ids(series)
+        for item in series:
+            target = self._root / waiting.directory / "SCANS" / segment(ids[item.series_uid]) / _label(item)
+            target.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for file in item.files:
+                shutil.copyfile(file.path, target / segment(f"{file.sop_instance_uid}.dcm"))
+        return waiting
+
+    def _receiving(self, first: SeriesFiles, place: Place) -> Waiting | None:
+        """Find the session that objects of a study are gathered in."""
+        row = self._store.one(
+            "SELECT * FROM prearchive WHERE status = ? AND project = ? AND study_uid = ? AND name = ?",
+            (RECEIVING, place.project, first.study_uid, place.session),
+        )
+        return Waiting(**dict(row)) if row else None
+
+    def _new(self, first: SeriesFiles, place: Place, status: str) -> Waiting:
+        now, folder = timestamp(), segment(place.session)
+        home = segment(place.project) if place.project else UNASSIGNED
+        moment = datetime.strptime(now, "%Y-%m-%d %H:%M:%S.%f")
+        with self._store.write() as db:
+            while self.find(place.project or UNASSIGNED, _stamp(moment), folder) is not None:
+                moment += timedelta(milliseconds=1)
+            values = (place.project, _stamp(moment), folder, place.subject, place.session, status, first.study_uid)
+            cursor = db.execute(
+                "INSERT INTO prearchive (project, timestamp, folder, subject, name, status, study_uid, scan_date,"
+                " scan_time, uploaded, last_modified, directory) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*values, first.study_date, first.study_time, now, now, f"{home}/{_stamp(moment)}/{folder}"),
+            )
+        return self._get(cursor.lastrowid or 0)
+
+    def _get(self, number: int) -> Waiting:
+        found = self._store.one("SELECT * FROM prearchive WHERE id = ?", (number,))
+        if found is None:
+            raise LookupError("the session left the prearchive meanwhile")
+        return Waiting(**dict(found))
+
+    def all(self) -> list[Waiting]:
+        """List what waits, oldest first."""
+        return [Waiting(**dict(row)) for row in self._store.all("SELECT * FROM prearchive ORDER BY id")]
+
+    def find(self, project: str, moment: str, folder: str) -> Waiting | None:
+        """Find a session by the parts of its address."""
+        wanted = "" if project == UNASSIGNED else project
+        row = self._store.one(
+            "SELECT * FROM prearchive WHERE project = ? AND timestamp = ? AND folder = ?", (wanted, moment, folder)
+        )
+        return Waiting(**dict(row)) if row else None
+
+    def series(self, waiting: Waiting) -> list[SeriesFiles]:
+        """Read the series of a session."""
+        return read_series(self._root / waiting.directory)
+
+    def scans(self, waiting: Waiting) -> list[WaitingScan]:
+        """List the scans of a session."""
+        series = self.series(waiting)
+        ids = scan_ids(series)
+        return [WaitingScan(ids[item.series_uid], scan_xsi_type(item), item, _label(item)) for item in series]
+
+    def set_status(self, waiting: Waiting, status: str) -> None:
+        """Give a session another status."""
+        with self._store.write() as db:
+            db.execute(
+                "UPDATE prearchive SET status = ?, last_modified = ? WHERE id = ?", (status, timestamp(), waiting.id)
+            )
+
+    def move(self, waiting: Waiting, project: str) -> Waiting:
+        """Assign a session to another project."""
+        with self._store.write() as db:
+            db.execute(
+                "UPDATE prearchive SET project = ?, last_modified = ? WHERE id = ?", (project, timestamp(), waiting.id)
+            )
+        return self._get(waiting.id)
+
+    def delete(self, waiting: Waiting) -> None:
+        """Remove a session and its files."""
+        with self._store.write() as db:
+            db.execute("DELETE FROM prearchive WHERE id = ?", (waiting.id,))
+        self._remove(self._root / waiting.directory)
+
+    def clear(self) -> None:
+        """Remove the files of all sessions."""
+        shutil.rmtree(self._root, ignore_errors=True)
+
+    def _remove(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
+
+
+def _label(item: SeriesFiles) -> str:
+    return "secondary" if scan_xsi_type(item) == "xnat:scScanData" else "DICOM"
+
+
+def _stamp(moment: datetime) -> str:
+    """Write a time as prearchive addresses have it."""
+    return f"{moment:%Y%m%d_%H%M%S}{moment.microsecond // 1000:03d}"
