@@ -15,6 +15,7 @@ from typing import Any, Callable
 from monailabel_xnat.sandbox.store import Store
 
 GUEST = "guest"
+PROVIDER = "localdb"
 STANDING_ROLES = ("owner", "member", "collaborator")
 MAX_SESSIONS = 1000
 MAX_FAILED_LOGINS = 20
@@ -52,12 +53,13 @@ ANONYMOUS = User(GUEST)
 
 @dataclass
 class Session:
-    """One server session, named by the cookie ``JSESSIONID``."""
+    """One server session, named by the cookie ``JSESSIONID``; `opened_as` is the name that the user logged in with."""
 
     id: str
     user: User
     last_used: float
     csrf: str = field(default_factory=lambda: str(uuid.uuid4()))
+    opened_as: str = ""
 
 
 class Accounts:
@@ -114,8 +116,8 @@ class Accounts:
 
     def check(self, login: str, password: str) -> User | None:
         """Return the user whom name and password (or alias and secret) belong to, or None."""
-        login = login.rpartition("/")[2]
-        if self._is_locked(login):
+        provider, _, login = login.rpartition("/")
+        if provider not in ("", PROVIDER) or self._is_locked(login):
             return None
         user = self._by_password(login, password) or self._by_token(login, password)
         if user is None:
@@ -194,13 +196,14 @@ class Sessions:
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}
 
-    def open(self, user: User) -> Session | None:
-        """Open a session; None when the user has too many already."""
+    def open(self, user: User, opened_as: str = "") -> Session | None:
+        """Open a session; None when the user has too many already. Guests have no such limit."""
         with self._lock:
             self._drop_expired()
-            if sum(item.user.login == user.login for item in self._sessions.values()) >= MAX_SESSIONS:
+            count = sum(item.user.login == user.login for item in self._sessions.values())
+            if count >= MAX_SESSIONS and not user.is_guest:
                 return None
-            session = Session(secrets.token_hex(16).upper(), user, self._clock())
+            session = Session(secrets.token_hex(16).upper(), user, self._clock(), opened_as=opened_as or user.login)
             self._sessions[session.id] = session
             return session
 

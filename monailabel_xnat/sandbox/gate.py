@@ -70,10 +70,10 @@ class Gate:
     def _session(self, request: Request) -> Session | None:
         session = self._sessions.touch(_cookie(request))
         credentials = _credentials(request)
-        if credentials is None or (session is not None and session.user.login == credentials[0]):
+        if credentials is None or (session is not None and session.opened_as == credentials[0]):
             return session
         user = self._accounts.check(*credentials)
-        session = self._sessions.open(user) if user else None
+        session = self._sessions.open(user, credentials[0]) if user else None
         if session is None:
             raise _unauthorized()
         return session

@@ -193,7 +193,7 @@ _IN_PROJECT = "(experiments.project = ? OR here.project IS NOT NULL)"
 
 def _root(types: DataTypes, query: Mapping[str, str], default: str) -> str:
     """Give the type that a list is of: ``xsiType``, else that of a column or filter which extends the default."""
-    if query.get("xsiType"):
+    if query.get("xsiType") and "," not in query["xsiType"]:
         return types.canonical(query["xsiType"]) or query["xsiType"]
     root = default
     for name in [*query.get("columns", "").split(","), *query]:

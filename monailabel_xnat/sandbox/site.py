@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Callable
 from urllib.parse import parse_qsl, unquote
 
-from monailabel_xnat.sandbox.accounts import Accounts, Session, Sessions, User
+from monailabel_xnat.sandbox.accounts import PROVIDER, Accounts, Session, Sessions, User
 from monailabel_xnat.sandbox.archive import Archive
 from monailabel_xnat.sandbox.datatypes import PROJECT, ROI_COLLECTION, SUBJECT
 from monailabel_xnat.sandbox.permissions import Permissions
@@ -14,7 +14,6 @@ from monailabel_xnat.sandbox.replies import HTTPError, Reply, as_json, text
 from monailabel_xnat.sandbox.request import Request
 from monailabel_xnat.sandbox.tables import Row, Table
 
-PROVIDER = "localdb"
 _TABLE_FORMATS = ("json", "html", "xml", "csv")
 _LARGEST_FORM = 65536
 # The data types that are set up on the site, and what one of each is called.
