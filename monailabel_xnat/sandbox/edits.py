@@ -54,8 +54,9 @@ class Edits:
             "assessors": self._assessor,
             "scans": self._scan,
         }
-        # One transaction: what is checked still holds when it is written.
+        # One transaction, in which the path is followed anew: what is found still holds when it is written.
         with self._archive.store.write():
+            target = Finder(self._archive, self._may).find(target.segments).with_one_scan()
             return handlers[target.kind](request, target)
 
     def post(self, request: Request, target: Target) -> Reply:

@@ -249,6 +249,8 @@ class Sandbox:
             self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind((self._host, self._port))
+            # Whoever connects before the server runs waits for it.
+            self._socket.listen()
             self._port = self._socket.getsockname()[1]
 
     def _config(self) -> uvicorn.Config:
