@@ -4,6 +4,7 @@ from monailabel_xnat.convert.conversion import ConvertedVolume, dicom_to_nifti
 from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.labelmap import LabelMap, read_label, to_grid, write_label
 from monailabel_xnat.convert.references import References, rtstruct_references, seg_references
+from monailabel_xnat.convert.rtstruct import read_rtstruct
 from monailabel_xnat.convert.seg_read import read_seg
 from monailabel_xnat.convert.seg_write import write_seg
 from monailabel_xnat.convert.segments import Segment
@@ -16,6 +17,7 @@ __all__ = [
     "References",
     "Segment",
     "read_label",
+    "read_rtstruct",
     "read_seg",
     "rtstruct_references",
     "seg_references",

@@ -16,7 +16,8 @@ from pydicom.uid import UID
 from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
 from monailabel_xnat.convert import elements
-from monailabel_xnat.errors import LabelFileError, XNATDatastoreError
+from monailabel_xnat.convert.dicomfile import read_dicom
+from monailabel_xnat.errors import ImageConversionError, LabelFileError, XNATDatastoreError
 
 ObjectSource = Union[Path, bytes]
 """A file, or its content."""
@@ -31,9 +32,12 @@ def damage_named(name: str) -> Iterator[None]:
     """Turn whatever pydicom stumbles over in a damaged object into an error that names it."""
     try:
         yield
-    except (XNATDatastoreError, OSError):
+    except XNATDatastoreError:
         raise
     except Exception as error:
+        # pydicom raises OSError too; those of the system have a number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise LabelFileError(f"{name} is damaged: {error}", hint=_STORE_AGAIN) from error
 
 
@@ -75,6 +79,21 @@ def open_object(source: ObjectSource, classes: Collection[str], kind: str, *, pi
             found = UID(sop_class).name if sop_class else "of no SOP class"
             raise LabelFileError(f"{name} is no {kind}, but {found}", hint=f"give a {kind}")
     return dataset
+
+
+def refuse_truncated(path: Path) -> None:
+    """Refuse a file that ends within an element: pydicom takes what is there of a sequence as all of it.
+
+    Raises
+    ------
+    LabelFileError
+        If it is not whole.
+    """
+    with path.open("rb") as stream:
+        try:
+            read_dicom(path, stream, ())
+        except ImageConversionError as error:
+            raise LabelFileError(error.message, hint=_STORE_AGAIN) from error
 
 
 def encodings_of(dataset: Dataset) -> list[str]:

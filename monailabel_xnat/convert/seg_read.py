@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
@@ -48,7 +48,9 @@ _SHARED_GROUPS = 0x52009229
 _FRAME_GROUPS = 0x52009230
 _PLAIN = frozenset((IMPLICIT, EXPLICIT, DEFLATED))
 
-Pixels = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+Pictures = Callable[[int], npt.NDArray[Any]]
+"""Gives the pixels (rows, columns) of the frame of an index; bool where they are single bits."""
 
 
 def read_seg(path: Path, grid: Grid) -> LabelMap:
@@ -80,19 +82,21 @@ def read_seg(path: Path, grid: Grid) -> LabelMap:
     with damage_named(path.name):
         segments, values, notes = _read_segments(dataset)
         canvas = Canvas(grid, max(_largest_number(dataset), *values.values()))
+        planes = _planes(dataset)
+        placements = _placements(dataset, planes, grid)
+        masks, remarks = _masks(dataset, len(planes))
         outside = 0
-        for placement, mask, number in _masks(dataset, grid):
-            inside = mask[placement.window]
+        for frame, mask, number in masks:
+            inside = mask[placements[frame].window]
             if inside.size < mask.size:
                 outside += int(np.count_nonzero(mask)) - int(np.count_nonzero(inside))
-            canvas.paint(placement.view, inside, values.get(number, number))
-        if _type(dataset) == "FRACTIONAL":
-            notes.append(f"fractional segments: voxels count from {_threshold(dataset):g} on")
+            canvas.paint(placements[frame].view, inside, values.get(number, number))
     if outside:
         raise LabelGeometryError(
             f"{outside} voxels of the segmentation {path.name} lie outside its image: {grid}",
             hint="read it with the image that it was drawn on",
         )
+    notes += remarks
     if canvas.overlap:
         notes.append(f"{canvas.overlap} voxels belong to several segments: each has the one of the highest number")
     return LabelMap(canvas.label_array(), grid.affine.copy(), segments, tuple(notes))
@@ -130,26 +134,38 @@ def _values(descriptions: Mapping[int, str]) -> tuple[dict[int, int], list[str]]
     return values, notes
 
 
-def _masks(dataset: Dataset, grid: Grid) -> Iterator[tuple[Placement, npt.NDArray[np.bool_], int]]:
-    """Give where each mask (rows, columns) lies and the number of its segment, ascending."""
+def _placements(dataset: Dataset, planes: Sequence[Plane], grid: Grid) -> list[Placement]:
+    """Find the place of each frame; many segments share one."""
     rows, columns = elements.integer(dataset, _ROWS), elements.integer(dataset, _COLUMNS)
-    planes = _planes(dataset)
-    pictures = _pictures(dataset, len(planes), rows, columns)
-    placements = {plane: place_plane(plane, rows, columns, grid) for plane in set(planes)}
+    found = {plane: place_plane(plane, rows, columns, grid) for plane in dict.fromkeys(planes)}
+    return [found[plane] for plane in planes]
+
+
+def _masks(dataset: Dataset, count: int) -> tuple[Iterator[tuple[int, Mask, int]], list[str]]:
+    """Give frame, mask and segment number of each mask, so that later ones go above earlier ones; and notes."""
+    pictures = _pictures(dataset, count)
     if _type(dataset) == "LABELMAP":
-        background = (0, elements.integer(dataset, _PADDING))
-        for frame, plane in enumerate(planes):
-            picture = pictures(frame)
-            for number in np.flatnonzero(np.bincount(picture.ravel())):
-                if number not in background:
-                    yield placements[plane], picture == number, int(number)
-        return
-    threshold = _threshold(dataset)
-    numbers = _frame_numbers(dataset)
-    for frame in sorted(range(len(planes)), key=numbers.__getitem__):
+        return _labelled_masks(dataset, pictures, count), []
+    threshold, notes = _threshold(dataset, pictures, count)
+    return _segment_masks(dataset, pictures, threshold), notes
+
+
+def _labelled_masks(dataset: Dataset, pictures: Pictures, count: int) -> Iterator[tuple[int, Mask, int]]:
+    """Give the masks of each number in each frame of a label map object."""
+    background = (0, elements.integer(dataset, _PADDING))
+    for frame in range(count):
         picture = pictures(frame)
-        mask = picture if picture.dtype == np.bool_ else picture >= threshold
-        yield placements[planes[frame]], mask, numbers[frame]
+        for number in np.flatnonzero(np.bincount(picture.ravel())):
+            if number not in background:
+                yield frame, picture == number, int(number)
+
+
+def _segment_masks(dataset: Dataset, pictures: Pictures, threshold: float) -> Iterator[tuple[int, Mask, int]]:
+    """Give the mask of each frame, by ascending number of its segment."""
+    numbers = _frame_numbers(dataset)
+    for frame in sorted(range(len(numbers)), key=numbers.__getitem__):
+        picture = pictures(frame)
+        yield frame, picture if picture.dtype == np.bool_ else picture >= threshold, numbers[frame]
 
 
 def _planes(dataset: Dataset) -> list[Plane]:
@@ -175,8 +191,9 @@ def _frame_numbers(dataset: Dataset) -> list[int]:
     return numbers
 
 
-def _pictures(dataset: Dataset, count: int, rows: int, columns: int) -> Callable[[int], Pixels]:
-    """Give a function from the index of a frame to its pixels (rows, columns): bool if they are single bits."""
+def _pictures(dataset: Dataset, count: int) -> Pictures:
+    """Give access to the frames."""
+    rows, columns = elements.integer(dataset, _ROWS), elements.integer(dataset, _COLUMNS)
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", IMPLICIT))
     bits = elements.integer(dataset, _BITS_ALLOCATED, 1)
     if syntax not in _PLAIN or bits not in (1, 8, 16):
@@ -191,7 +208,7 @@ def _pictures(dataset: Dataset, count: int, rows: int, columns: int) -> Callable
         stack = data[:expected].view(f"<u{bits // 8}").reshape(count, rows, columns)
         return lambda frame: stack[frame]
 
-    def unpacked(frame: int) -> Pixels:
+    def unpacked(frame: int) -> npt.NDArray[Any]:
         # A frame begins where the one before ends, be it within a byte (DICOM PS3.5 8.1.1).
         first, skipped = divmod(frame * size, 8)
         plain = np.unpackbits(data[first : first + (skipped + size + 7) // 8], bitorder="little")
@@ -200,7 +217,7 @@ def _pictures(dataset: Dataset, count: int, rows: int, columns: int) -> Callable
     return unpacked
 
 
-def _decoded_pictures(dataset: Dataset, syntax: str, count: int, rows: int, columns: int) -> Callable[[int], Pixels]:
+def _decoded_pictures(dataset: Dataset, syntax: str, count: int, rows: int, columns: int) -> Pictures:
     try:
         stack = dataset.pixel_array.reshape(count, rows, columns)
     except Exception as error:
@@ -215,11 +232,15 @@ def _type(dataset: Dataset) -> str:
     return elements.text(dataset, _TYPE) or "BINARY"
 
 
-def _threshold(dataset: Dataset) -> float:
-    """Give the least pixel value that counts as inside."""
+def _threshold(dataset: Dataset, pictures: Pictures, count: int) -> tuple[float, list[str]]:
+    """Give the least pixel value that counts as inside, and notes."""
     if _type(dataset) != "FRACTIONAL":
-        return 1.0
-    return elements.integer(dataset, _LARGEST_FRACTION, 255) / 2
+        return 1.0, []
+    half = elements.integer(dataset, _LARGEST_FRACTION, 255) / 2
+    # dcmjs calls masks of 0 and 1 fractional, with a maximum of 255, where it compresses them.
+    if half > 1 and all(pictures(frame).max(initial=0) <= 1 for frame in range(count)):
+        return 1.0, [f"fractional segments that hold 0 and 1 alone, of at most {2 * half:g}: taken as masks"]
+    return half, [f"fractional segments: voxels count from {half:g} on"]
 
 
 def _largest_number(dataset: Dataset) -> int:

@@ -1,0 +1,204 @@
+"""Reading RT structure sets: contours in patient space, filled slice by slice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from monailabel_xnat.convert import elements
+from monailabel_xnat.convert.canvas import Canvas, View
+from monailabel_xnat.convert.dicomobject import damage_named, decoded, encodings_of, open_object, refuse_truncated
+from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats, group_by_distance
+from monailabel_xnat.convert.grid import Grid
+from monailabel_xnat.convert.labelmap import LARGEST_VALUE, LabelMap
+from monailabel_xnat.convert.placement import PLANE_TOLERANCE
+from monailabel_xnat.convert.polygons import fill_polygons
+from monailabel_xnat.convert.references import RTSTRUCT_CLASSES
+from monailabel_xnat.convert.segments import Segment
+from monailabel_xnat.errors import LabelFileError, LabelGeometryError
+
+SAME_PLANE_TOLERANCE = 0.02
+"""Contours nearer to each other than this lie in one plane and make one shape, in slice spacings."""
+
+SLICE_TOLERANCE = 0.1
+"""Contours farther than this from the middle of a slice are noted, in slice spacings."""
+
+_STRUCTURES = 0x30060020
+_ROI_NUMBER = 0x30060022
+_ROI_NAME = 0x30060026
+_ROI_CONTOURS = 0x30060039
+_ROI_COLOUR = 0x3006002A
+_REFERENCED_ROI = 0x30060084
+_CONTOURS = 0x30060040
+_GEOMETRY = 0x30060042
+_POINTS = 0x30060050
+_CLOSED = frozenset(("CLOSED_PLANAR", "CLOSEDPLANAR_XOR"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Roi:
+    """A structure and its closed contours: corners (n, 3) in voxels."""
+
+    segment: Segment
+    contours: tuple[Floats, ...]
+
+
+def read_rtstruct(path: Path, grid: Grid) -> LabelMap:
+    """Read an RT structure set as label map on the grid of its image.
+
+    A voxel belongs to an ROI if its centre lies inside the contours of its slice, by the even-odd rule: a contour
+    within another is a hole. Contours between two slices count for the nearer one. Slices without a contour stay
+    empty. Where ROIs overlap the later number has the voxel. Points and open contours are left aside.
+
+    Parameters
+    ----------
+    path : Path
+        An RT structure set (DICOM PS3.3 A.19, C.8.8.6).
+    grid : Grid
+        The grid of the image; its third axis runs from slice to slice.
+
+    Returns
+    -------
+    LabelMap
+        Values are ROI numbers; numbered anew from 1 if one is not between 1 and 65535.
+
+    Raises
+    ------
+    LabelFileError
+        If it is no structure set, is damaged, or holds no closed contour.
+    LabelGeometryError
+        If contours run across the slices, or none lies in the image.
+    """
+    dataset = open_object(path, RTSTRUCT_CLASSES, "RTSTRUCT")
+    refuse_truncated(path)
+    with damage_named(path.name):
+        rois, notes = _read_rois(dataset, grid)
+        if not rois:
+            message = f"{path.name} holds no closed contour{': ' if notes else ''}{'; '.join(notes)}"
+            raise LabelFileError(message, hint="only closed contours make a label map")
+        _refuse_other_place(rois, grid)
+        canvas = Canvas(grid, max(roi.segment.value for roi in rois))
+        for roi in rois:
+            notes += _draw(roi, grid, canvas)
+    if canvas.overlap:
+        notes.append(f"{canvas.overlap} voxels belong to several ROIs: each has the one of the highest number")
+    segments = tuple(roi.segment for roi in rois)
+    return LabelMap(canvas.label_array(), grid.affine.copy(), segments, tuple(notes))
+
+
+def _read_rois(dataset: Dataset, grid: Grid) -> tuple[list[_Roi], list[str]]:
+    """Read the structures that have closed contours, by number, and say what was left aside."""
+    encodings = encodings_of(dataset)
+    structures = elements.items(dataset, _STRUCTURES)
+    names = {_integer(item, _ROI_NUMBER): decoded(item, _ROI_NAME, encodings) for item in structures}
+    drawn: dict[int, list[Dataset]] = {}
+    for item in elements.items(dataset, _ROI_CONTOURS):
+        drawn.setdefault(_integer(item, _REFERENCED_ROI), []).append(item)
+    values, notes = _values(sorted(drawn))
+    rois = []
+    for number, parts in sorted(drawn.items()):
+        name = names.get(number) or f"ROI {number}"
+        contours = [contour for part in parts for contour in elements.items(part, _CONTOURS)]
+        closed, left_aside = _closed(contours, name, grid)
+        notes += left_aside
+        if closed:
+            rois.append(_Roi(Segment(values[number], name, _colour(parts[0])), closed))
+    return rois, notes
+
+
+def _values(numbers: Sequence[int]) -> tuple[dict[int, int], list[str]]:
+    if all(0 < number <= LARGEST_VALUE for number in numbers):
+        return {number: number for number in numbers}, []
+    note = f"ROI numbers from {numbers[0]} to {numbers[-1]} are no label values: numbered anew in their order"
+    return {number: value for value, number in enumerate(numbers, start=1)}, [note]
+
+
+def _closed(contours: Sequence[Dataset], name: str, grid: Grid) -> tuple[tuple[Floats, ...], list[str]]:
+    """Give the closed contours of a structure in voxels, and say how many others there are."""
+    to_voxels = np.linalg.inv(LPS_TO_RAS @ grid.affine)
+    closed: dict[bytes, Floats] = {}
+    others: Counter[str] = Counter()
+    for contour in contours:
+        kind = elements.text(contour, _GEOMETRY)
+        corners = np.reshape(elements.decimals(contour, _POINTS) or (), (-1, 3))
+        if kind not in _CLOSED:
+            others[kind or "without type"] += 1
+        elif len(corners) < 3:
+            others["closed, with fewer than three points"] += 1
+        elif corners.tobytes() in closed:
+            # By the even-odd rule it would undo the first.
+            others["stored twice"] += 1
+        else:
+            closed[corners.tobytes()] = corners @ to_voxels[:3, :3].T + to_voxels[:3, 3]
+    _refuse_oblique(closed.values(), name)
+    notes = [f"{name}: {count} contours left aside ({kind})" for kind, count in others.items()]
+    return tuple(closed.values()), notes
+
+
+def _refuse_oblique(contours: Iterable[Floats], name: str) -> None:
+    depth = max((float(np.ptp(corners[:, 2])) for corners in contours), default=0.0)
+    if depth > PLANE_TOLERANCE:
+        raise LabelGeometryError(
+            f"the contours of {name!r} do not lie in the slices of the image: one of them spans {depth:.2f} slices",
+            hint="read the structure set with the series that it was drawn on",
+        )
+
+
+def _refuse_other_place(rois: Sequence[_Roi], grid: Grid) -> None:
+    """Refuse structures of which nothing lies in the image."""
+    if any(_touches(corners, grid) for roi in rois for corners in roi.contours):
+        return
+    corners = np.concatenate([contour for roi in rois for contour in roi.contours])
+    patient = corners @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    low, high = (", ".join(f"{value:.1f}" for value in ends) for ends in (patient.min(axis=0), patient.max(axis=0)))
+    raise LabelGeometryError(
+        f"the contours lie outside the image: from ({low}) to ({high}) mm RAS. Image: {grid}",
+        hint="read the structure set with the series that it was drawn on",
+    )
+
+
+def _touches(corners: Floats, grid: Grid) -> bool:
+    return bool((corners.max(axis=0) >= -0.5).all() and (corners.min(axis=0) <= np.array(grid.shape) - 0.5).all())
+
+
+def _draw(roi: _Roi, grid: Grid, canvas: Canvas) -> Iterator[str]:
+    """Fill the contours of a structure, plane after plane; give notes."""
+    contours = [corners for corners in roi.contours if _touches(corners, grid)]
+    if len(contours) < len(roi.contours):
+        yield f"{roi.segment.name}: {len(roi.contours) - len(contours)} contours lie outside the image"
+    heights = np.array([corners[:, 2].mean() for corners in contours])
+    slices = set()
+    apart = 0.0
+    for plane in group_by_distance(heights, SAME_PLANE_TOLERANCE):
+        height = float(heights[plane].mean())
+        number = min(max(round(height), 0), grid.shape[2] - 1)
+        slices.add(number)
+        apart = max(apart, abs(height - number))
+        window, mask = fill_polygons([contours[at][:, :2] for at in plane], (grid.shape[0], grid.shape[1]))
+        canvas.paint(_view(window, number), mask, roi.segment.value)
+    if apart > SLICE_TOLERANCE:
+        yield f"{roi.segment.name}: contours up to {apart:.2f} slices beside a slice count for the nearest one"
+    missing = max(slices) - min(slices) + 1 - len(slices) if slices else 0
+    if missing:
+        yield f"{roi.segment.name}: {missing} slices between its contours have none and stay empty"
+
+
+def _view(window: tuple[slice, slice], number: int) -> View:
+    return lambda volume: volume[window[0], window[1], number]
+
+
+def _integer(item: Dataset, tag: int) -> int:
+    return int(elements.decimal(item, tag) or 0)
+
+
+def _colour(item: Dataset) -> tuple[int, int, int] | None:
+    values = elements.decimals(item, _ROI_COLOUR)
+    if values is None or len(values) != 3:
+        return None
+    red, green, blue = (min(255, max(0, round(value))) for value in values)
+    return red, green, blue
