@@ -274,10 +274,10 @@ def without_warnings() -> Iterator[None]:
 def _describe(path: Path, dataset: pydicom.Dataset) -> SeriesFiles:
     """Turn a header into a series of one file."""
     with without_warnings():
-        text = {keyword: _text(dataset, keyword) for keyword in _TAGS}
+        text = {keyword: element_text(dataset, keyword) for keyword in _TAGS}
         meta = getattr(dataset, "file_meta", None)
-        sop_class = text["SOPClassUID"] or _text(meta, "MediaStorageSOPClassUID")
-        instance = text["SOPInstanceUID"] or _text(meta, "MediaStorageSOPInstanceUID")
+        sop_class = text["SOPClassUID"] or element_text(meta, "MediaStorageSOPClassUID")
+        instance = text["SOPInstanceUID"] or element_text(meta, "MediaStorageSOPInstanceUID")
     if sop_class == uid.MediaStorageDirectoryStorage:
         raise _PassedOverError("a DICOMDIR")
     if not (sop_class or instance):
@@ -307,7 +307,7 @@ def _describe(path: Path, dataset: pydicom.Dataset) -> SeriesFiles:
     )
 
 
-def _text(dataset: Any, keyword: str) -> str:
+def element_text(dataset: Any, keyword: str) -> str:
     """Read an element as text, its first value if it has several, its raw bytes if it breaks its VR."""
     if dataset is None or keyword not in dataset:
         return ""
@@ -316,7 +316,7 @@ def _text(dataset: Any, keyword: str) -> str:
         try:
             value = read(Tag(keyword)).value
             break
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001  # a damaged value can raise anything
             logger.debug("The value of %s is broken: %s", keyword, type(exc).__name__)
     if isinstance(value, (list, tuple, pydicom.multival.MultiValue)):
         value = value[0] if value else ""

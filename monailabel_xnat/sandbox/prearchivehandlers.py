@@ -127,7 +127,7 @@ class PrearchiveCalls:
             return file_reply(request, files[names[3]])
         if len(names) > 3:
             raise HTTPError(404)
-        base = f"{waiting.path}/scans/{scan.id}/resources/{scan.label}/files"
+        base = f"/data{waiting.path}/scans/{scan.id}/resources/{scan.label}/files"
         rows = [
             {"Name": name, "Size": str(path.stat().st_size), "URI": f"{base}/{name}"} for name, path in files.items()
         ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pydicom
 
-from monailabel_xnat.sandbox.dicom import without_warnings, xnat_label
+from monailabel_xnat.sandbox.dicom import element_text, without_warnings, xnat_label
 
 # Where XNAT looks for "Project:P Subject:S Session:E", in this order.
 _COMMENTS = ("PatientComments", "StudyComments", "AdditionalPatientHistory")
@@ -39,8 +39,8 @@ def read_route(path: Path) -> Route:
         header = pydicom.dcmread(
             path, stop_before_pixels=True, force=True, specific_tags=[*_COMMENTS, *_PROJECT_FIELDS]
         )
-        comments = [str(header.get(name, "") or "") for name in _COMMENTS]
-        plain = tuple(str(header.get(name, "") or "").strip() for name in _PROJECT_FIELDS)
+        comments = [element_text(header, name) for name in _COMMENTS]
+        plain = tuple(element_text(header, name) for name in _PROJECT_FIELDS)
     return Route(
         project=_assigned("Project", comments),
         subject=xnat_label(_assigned("Subject", comments)),

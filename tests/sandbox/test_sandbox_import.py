@@ -1,0 +1,384 @@
+"""DICOM through XNAT's import service, the prearchive, and what becomes of it (xnat-rest.md 13)."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+import warnings
+import zipfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pydicom
+import pytest
+
+from monailabel_xnat.sandbox import Sandbox
+
+IMPORT = "/data/services/import"
+ENTRY = "{http://nrg.wustl.edu/catalog}entry"
+
+
+def series_files(demo, number: int = 1) -> list[Path]:
+    """Three slices of the CT series of a demo session."""
+    return sorted(demo.cases[number].dicom.rglob("*.dcm"))[:3]
+
+
+def changed(path: Path, **values) -> bytes:
+    """A file with other header values; None deletes one."""
+    dataset = pydicom.dcmread(path)
+    for name, value in values.items():
+        if value is None:
+            delattr(dataset, name)
+        else:
+            setattr(dataset, name, value)
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    target = io.BytesIO()
+    dataset.save_as(target, write_like_original=False)
+    return target.getvalue()
+
+
+def zipped(*contents: bytes, **named: bytes) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for number, content in enumerate(contents):
+            archive.writestr(f"folder/{number}", content)
+        for name, content in named.items():
+            archive.writestr(name, content)
+    return target.getvalue()
+
+
+@pytest.fixture
+def slices(demo_dicom) -> list[bytes]:
+    return [path.read_bytes() for path in series_files(demo_dicom)]
+
+
+@pytest.fixture
+def project(admin) -> str:
+    admin.made("/data/projects/P")
+    admin.made("/data/projects/P/prearchive_code/4")
+    return "P"
+
+
+def scans(admin, label: str) -> dict[str, dict[str, str]]:
+    rows = admin.rows(f"/data/projects/P/experiments/{label}/resources", all="true")
+    return {row["cat_id"]: row for row in rows}
+
+
+# Into the archive
+
+
+def test_a_zip_becomes_a_session(admin, project, slices, demo_dicom):
+    case = demo_dicom.cases[1]
+    answer = admin.post(IMPORT, zipped(*slices), dest="/archive/projects/P")
+    label = f"{case.subject}_CT1"
+    assert (answer.status_code, answer.text) == (
+        200,
+        f"/data/archive/projects/P/subjects/{case.subject}/experiments/{label}\r\n",
+    )
+    item = admin.get(answer.text.strip(), format="json").json()["items"][0]
+    assert item["meta"]["xsi:type"] == "xnat:ctSessionData"
+    assert item["data_fields"]["UID"] == case.study_uid
+    (scan,) = admin.rows(f"{answer.text.strip()}/scans", columns="ID,xsiType,UID,frames,modality")
+    assert (scan["ID"], scan["xsiType"], scan["UID"]) == ("2", "xnat:ctScanData", case.series_uid)
+    assert (scan["frames"], scan["modality"]) == ("3", "CT")
+    (resource,) = admin.rows(f"{answer.text.strip()}/scans/2/resources")
+    assert (resource["label"], resource["format"], resource["content"]) == ("DICOM", "DICOM", "RAW")
+    catalog = ElementTree.fromstring(admin.get(f"{answer.text.strip()}/scans/2/resources/DICOM").text)
+    assert catalog.get("UID") == case.series_uid
+    uids = {pydicom.dcmread(io.BytesIO(content)).SOPInstanceUID for content in slices}
+    assert {entry.get("UID") for entry in catalog.iter(ENTRY)} == uids
+    names = {row["Name"] for row in admin.rows(f"{answer.text.strip()}/scans/2/resources/DICOM/files")}
+    assert all(re.fullmatch(rf"{re.escape(case.study_uid)}-2-\d+-[0-9a-f]+\.dcm", name) for name in names)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"dest": "/archive/projects/P/subjects/sub/experiments/ses"},
+        {"dest": "/archive", "project": "P", "subject": "sub", "session": "ses"},
+        {"project": "P", "subject": "sub", "session": "ses"},
+        {"project": "P", "subject": "sub", "session": "ses", "Direct-Archive": "true"},
+        {"PROJECT_ID": "P", "SUBJECT_ID": "sub", "EXPT_LABEL": "ses", "import-handler": "SI"},
+    ],
+)
+def test_destinations(admin, project, slices, query):
+    answer = admin.post(IMPORT, zipped(slices[0]), **query)
+    assert answer.text == "/data/archive/projects/P/subjects/sub/experiments/ses\r\n"
+
+
+def test_tar_and_form(admin, project, slices):
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w:gz") as archive:
+        info = tarfile.TarInfo("a.dcm")
+        info.size = len(slices[0])
+        archive.addfile(info, io.BytesIO(slices[0]))
+    assert admin.post(IMPORT, target.getvalue(), kind="application/x-gzip", dest="/archive/projects/P").ok
+    form = {"file": ("x.zip", zipped(slices[1]))}
+    where = {"dest": "/archive/projects/P", "overwrite": "append"}
+    assert admin.http.post(admin.url + IMPORT, files=form, params=where).status_code == 200
+    two = [("a", ("a.zip", zipped(slices[0]))), ("b", ("b.zip", zipped(slices[1])))]
+    assert admin.http.post(admin.url + IMPORT, files=two, params=where).status_code == 400
+
+
+def test_single_objects_gather_in_one_session(admin, project, slices):
+    for content in slices:
+        answer = admin.post(
+            IMPORT, content, kind="application/dicom", dest="/archive/projects/P", **{"import-handler": "gradual-DICOM"}
+        )
+        assert answer.status_code == 200
+    (session,) = admin.rows("/data/projects/P/experiments")
+    assert scans(admin, session["label"])["2"]["file_count"] == "3"
+    (scan,) = admin.rows(f"/data/experiments/{session['ID']}/scans", columns="ID,frames")
+    assert scan["frames"] == "3"
+
+
+def test_chunked_bodies_are_fine_here(admin, project, slices):
+    assert admin.post(IMPORT, iter([zipped(slices[0])]), dest="/archive/projects/P").status_code == 200
+
+
+# What is there already
+
+
+@pytest.mark.parametrize(("handler", "status"), [("DICOM-zip", 400), ("SI", 409)])
+def test_a_session_that_exists_is_a_conflict(admin, project, slices, handler, status):
+    query = {"dest": "/archive/projects/P", "import-handler": handler}
+    assert admin.post(IMPORT, zipped(slices[0]), **query).status_code == 200
+    answer = admin.post(IMPORT, zipped(slices[1]), **query)
+    assert (answer.status_code, "retry with overwrite enabled" in answer.text) == (status, True)
+    assert [row["status"] for row in admin.rows("/data/prearchive/projects/P")] == ["CONFLICT"]
+
+
+def test_append_adds_what_is_missing(admin, project, slices, demo_dicom):
+    query = {"dest": "/archive/projects/P", "overwrite": "append"}
+    address = admin.post(IMPORT, zipped(slices[0]), **query).text.strip()
+    other = changed(series_files(demo_dicom)[0], PatientComments="other bytes")
+    assert admin.post(IMPORT, zipped(*slices[1:], other), **query).text.strip() == address
+    before = admin.rows(f"{address}/scans/2/resources/DICOM/files")
+    assert len(before) == 3
+    assert admin.post(IMPORT, zipped(*slices), **query).status_code == 200
+    assert admin.rows(f"{address}/scans/2/resources/DICOM/files") == before
+    assert len(admin.rows(f"{address}/scans")) == 1
+
+
+@pytest.mark.parametrize("overwrite", ["delete", "override"])
+def test_delete_replaces_the_files_of_an_instance(admin, project, slices, demo_dicom, overwrite):
+    address = admin.post(IMPORT, zipped(*slices), dest="/archive/projects/P").text.strip()
+    other = changed(series_files(demo_dicom)[0], InstitutionName="elsewhere")
+    query = {"dest": "/archive/projects/P", "overwrite": overwrite}
+    assert admin.post(IMPORT, zipped(other), **query).status_code == 200
+    files = admin.rows(f"{address}/scans/2/resources/DICOM/files")
+    assert len(files) == 3
+    contents = [admin.get(row["URI"]).content for row in files]
+    assert contents.count(other) == 1
+
+
+def test_another_study_under_the_same_label_is_a_conflict(admin, project, slices, demo_dicom):
+    query = {"dest": "/archive/projects/P/subjects/s/experiments/e", "overwrite": "append"}
+    assert admin.post(IMPORT, zipped(slices[0]), **query).status_code == 200
+    other = changed(series_files(demo_dicom)[1], StudyInstanceUID="1.2.3")
+    assert admin.post(IMPORT, zipped(other), **query).status_code == 400
+    elsewhere = {**query, "dest": "/archive/projects/P/subjects/other/experiments/e"}
+    assert admin.post(IMPORT, zipped(slices[1]), **elsewhere).status_code == 400
+
+
+def test_a_second_series_of_a_number_gets_a_longer_id(admin, project, slices, demo_dicom):
+    query = {"dest": "/archive/projects/P", "overwrite": "append"}
+    address = admin.post(IMPORT, zipped(slices[0]), **query).text.strip()
+    other = changed(series_files(demo_dicom)[0], SeriesInstanceUID="1.2.3", SOPInstanceUID="1.2.3.1")
+    assert admin.post(IMPORT, zipped(other), **query).status_code == 200
+    assert [row["ID"] for row in admin.rows(f"{address}/scans")] == ["2", "2-CT1"]
+
+
+def test_a_quarantined_session_is_locked(admin, project, slices):
+    query = {"dest": "/archive/projects/P", "overwrite": "append"}
+    assert admin.post(IMPORT, zipped(slices[0]), quarantine="true", **query).status_code == 200
+    assert admin.post(IMPORT, zipped(slices[1]), **query).status_code == 423
+
+
+def test_a_folder_imported_twice_is_the_same_archive(xnat_sandbox, admin, demo_dicom):
+    first = xnat_sandbox.import_dicom(demo_dicom.dicom, "P")
+    files = {row["label"]: row for row in admin.rows(f"{first[0]}/resources", all="true")}
+    assert xnat_sandbox.import_dicom(demo_dicom.dicom, "P") == first
+    assert {row["label"]: row for row in admin.rows(f"{first[0]}/resources", all="true")} == files
+    assert len(first) == len(admin.rows("/data/projects/P/experiments")) == len(demo_dicom.cases)
+
+
+# Refusals
+
+
+def test_refusals(admin, user, project, slices):
+    body = zipped(slices[0])
+    assert admin.get(IMPORT).status_code == 405
+    assert admin.post(IMPORT, body, **{"import-handler": "unknown"}).status_code == 404
+    assert admin.post(IMPORT, body, dest="/archive/projects/NONE").status_code == 404
+    assert admin.post(IMPORT, body, dest="/elsewhere").status_code == 400
+    assert admin.post(IMPORT, body, dest="/archive/projects/P", overwrite="maybe").status_code == 400
+    assert user("collaborator").post(IMPORT, body, dest="/archive/projects/P").status_code == 403
+    assert user("none").post(IMPORT, body, dest="/archive/projects/P").status_code == 404
+    assert user("member").post(IMPORT, body, dest="/archive/projects/P").status_code == 200
+    for damaged in (b"", b"no archive", body[:-40], zipped(b"no dicom")):
+        assert admin.post(IMPORT, damaged, dest="/archive/projects/P").status_code == 400
+
+
+def test_other_files_are_refused_unless_ignored(admin, project, slices):
+    body = zipped(slices[0], **{"notes.txt": b"hello"})
+    answer = admin.post(IMPORT, body, dest="/archive/projects/P")
+    assert (answer.status_code, "notes.txt" in answer.text) == (400, True)
+    assert admin.rows("/data/projects/P/experiments") == []
+    assert admin.post(IMPORT, body, dest="/archive/projects/P", **{"Ignore-Unparsable": "true"}).status_code == 200
+
+
+def test_imports_do_not_reach_outside(admin, project, slices, xnat_sandbox):
+    body = zipped(**{"../../escaped.dcm": slices[0]})
+    assert admin.post(IMPORT, body, dest="/archive/projects/P").status_code == 400
+    assert list(xnat_sandbox.folder.parent.glob("escaped*")) == []
+    assert list((xnat_sandbox.folder / "staging").iterdir()) == []
+
+
+def test_a_project_may_refuse_to_overwrite(admin, project, slices):
+    admin.made("/data/projects/P/prearchive_code/1")
+    query = {"dest": "/archive/projects/P", "overwrite": "append"}
+    assert admin.post(IMPORT, zipped(slices[0]), **query).status_code == 400
+
+
+# Routes in the headers
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"PatientComments": "Project:P Subject:sub Session:ses"},
+        {"PatientComments": "some words; project: P; subject: sub; session: ses"},
+        {"PatientComments": "", "AdditionalPatientHistory": "Project:P, Subject:sub, Session:ses"},
+    ],
+)
+def test_comments_name_the_destination(admin, project, demo_dicom, values):
+    body = zipped(changed(series_files(demo_dicom)[0], **values))
+    assert admin.post(IMPORT, body).text == "/data/archive/projects/P/subjects/sub/experiments/ses\r\n"
+
+
+def test_without_names_the_labels_come_from_patient_and_modality(admin, project, demo_dicom):
+    first, second = series_files(demo_dicom)[:2]
+    one = changed(first, PatientComments="", PatientID="a b")
+    two = changed(second, PatientComments="", PatientID="a b", StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.3.4")
+    answer = admin.post(IMPORT, zipped(one), dest="/archive/projects/P")
+    assert answer.text == "/data/archive/projects/P/subjects/a_b/experiments/a_b_CT1\r\n"
+    answer = admin.post(IMPORT, zipped(two), dest="/archive/projects/P")
+    assert answer.text == "/data/archive/projects/P/subjects/a_b/experiments/a_b_CT2\r\n"
+
+
+@pytest.mark.parametrize("field", ["StudyDescription", "AccessionNumber"])
+def test_a_study_may_be_called_like_its_project(admin, project, demo_dicom, field):
+    body = zipped(changed(series_files(demo_dicom)[0], **{field: "P"}))
+    assert admin.post(IMPORT, body).text.startswith("/data/archive/projects/P/subjects/")
+
+
+# Prearchive
+
+
+def test_without_a_project_it_stays_unassigned(admin, user, project, slices):
+    answer = admin.post(IMPORT, zipped(slices[0]), dest="/archive")
+    assert re.fullmatch(r"/data/prearchive/projects/Unassigned/\d{8}_\d{9}/\S+\r\n", answer.text)
+    (row,) = admin.rows("/data/prearchive/projects/Unassigned")
+    assert (row["project"], row["status"]) == ("Unassigned", "READY")
+    assert user("member").rows("/data/prearchive/projects") == []
+    moved = admin.post("/data/services/prearchive/move", src=row["url"], newProject="P")
+    assert moved.status_code == 200
+    assert len(user("member").rows("/data/prearchive/projects/P")) == 1
+
+
+def test_a_project_may_hold_what_arrives(admin, project, slices, demo_dicom):
+    admin.made("/data/projects/P/prearchive_code/0")
+    address = admin.post(IMPORT, zipped(*slices), project="P").text.strip()
+    assert address.startswith("/data/prearchive/projects/P/")
+    (row,) = admin.rows("/data/prearchive/projects")
+    assert row["url"] == address[len("/data") :]
+    assert (row["tag"], row["subject"]) == (demo_dicom.cases[1].study_uid, demo_dicom.cases[1].subject)
+    assert admin.rows(address) == [row]
+    (scan,) = admin.rows(f"{address}/scans")
+    assert (scan["ID"], scan["xsiType"]) == ("2", "xnat:ctScanData")
+    (resource,) = admin.rows(f"{address}/scans/2/resources")
+    assert (resource["label"], resource["file_count"]) == ("DICOM", "3")
+    files = admin.rows(f"{address}/scans/2/resources/DICOM/files")
+    assert {admin.get(file["URI"]).content for file in files} == set(slices)
+    archived = admin.post("/data/services/archive", src=row["url"], overwrite="append")
+    assert archived.text.startswith("/data/archive/projects/P/subjects/")
+    assert admin.rows("/data/prearchive/projects") == []
+    assert len(admin.rows(f"{archived.text.strip()}/scans/2/resources/DICOM/files")) == 3
+
+
+def test_single_objects_gather_in_the_prearchive(admin, project, slices):
+    query = {"import-handler": "gradual-DICOM", "dest": "/prearchive/projects/P"}
+    addresses = {admin.post(IMPORT, content, kind="application/dicom", **query).text for content in slices}
+    assert len(addresses) == 1
+    (row,) = admin.rows("/data/prearchive/projects")
+    assert row["status"] == "RECEIVING"
+    assert admin.rows(f"/data{row['url']}/scans/2/resources")[0]["file_count"] == "3"
+
+
+def test_the_prearchive_is_for_who_may_edit(admin, user, project, slices):
+    address = admin.post(IMPORT, zipped(slices[0]), dest="/prearchive/projects/P").text.strip()
+    assert user("member").get(address, format="json").status_code == 200
+    assert user("collaborator").get(address, format="json").status_code == 404
+    source = address[len("/data") :]
+    assert user("collaborator").post("/data/services/prearchive/delete", src=source).status_code == 404
+    assert admin.post("/data/services/prearchive/delete", src=source).status_code == 200
+    assert admin.post("/data/services/prearchive/delete", src=source).status_code == 404
+    assert admin.post("/data/services/archive").status_code == 400
+
+
+def test_archiving_over_a_session_is_a_conflict(admin, project, slices):
+    admin.post(IMPORT, zipped(slices[0]), dest="/archive/projects/P")
+    waiting = admin.post(IMPORT, zipped(slices[1]), dest="/prearchive/projects/P").text.strip()[len("/data") :]
+    assert admin.post("/data/services/archive", src=waiting).status_code == 409
+    (row,) = admin.rows("/data/prearchive/projects/P")
+    assert row["status"] == "CONFLICT"
+    assert admin.post("/data/services/archive", src=waiting, overwrite="append").status_code == 200
+
+
+# Other people's client
+
+
+@pytest.fixture
+def xnatpy(xnat_sandbox):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import xnat
+
+        with xnat.connect(xnat_sandbox.url, user="admin", password=xnat_sandbox.password) as connection:
+            yield connection
+
+
+def test_xnatpy_imports_and_walks_the_prearchive(xnatpy, project, demo_dicom, tmp_path, slices):
+    folder = demo_dicom.cases[1].dicom
+    session = xnatpy.services.import_dir(folder, project="P", destination="/archive")
+    assert session.label == f"{demo_dicom.cases[1].subject}_CT1"
+    (tmp_path / "a.zip").write_bytes(zipped(*slices))
+    waiting = xnatpy.services.import_(tmp_path / "a.zip", project="P", destination="/prearchive")
+    assert waiting.status == "READY"
+    (found,) = xnatpy.prearchive.sessions()
+    assert (found.id, found.project, found.tag) == (waiting.id, "P", demo_dicom.cases[1].study_uid)
+    (scan,) = found.scans.values()
+    assert [file.size for file in scan.files.values()] == [len(content) for content in sorted(slices, key=len)]
+    assert scan.read_dicom().Modality == "CT"
+    archived = found.archive(overwrite="append")
+    assert archived.label == session.label
+    xnatpy.services.import_(tmp_path / "a.zip", project="P", destination="/prearchive").delete()
+    assert xnatpy.prearchive.sessions() == []
+
+
+def test_what_waits_survives_a_restart(tmp_path, slices):
+    import requests
+
+    folder = tmp_path / "data"
+    with Sandbox(folder, users={"admin": "secret"}) as sandbox:
+        http = requests.Session()
+        http.auth = ("admin", "secret")
+        http.put(f"{sandbox.url}/data/projects/P").raise_for_status()
+        query = {"dest": "/prearchive/projects/P"}
+        http.post(f"{sandbox.url}{IMPORT}", zipped(*slices), params=query).raise_for_status()
+        http.close()
+    with Sandbox(folder, users={"admin": "secret"}) as sandbox:
+        answer = requests.get(f"{sandbox.url}/data/prearchive/projects/P", auth=("admin", "secret"))
+        assert len(answer.json()["ResultSet"]["Result"]) == 1
