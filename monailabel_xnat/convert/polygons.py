@@ -42,7 +42,7 @@ def fill_polygons(polygons: Sequence[Floats], shape: tuple[int, int]) -> tuple[W
     places, rows = _crossings(starts, ends, bottom, top)
     # Every pixel to the right of a crossing is on the other side of it.
     width, height = right - left, top - bottom
-    columns = np.clip(np.ceil(places).astype(np.int64) - left, 0, width)
+    columns = np.clip(np.ceil(places), left, right).astype(np.int64) - left
     changes = np.bincount((rows - bottom) * (width + 1) + columns, minlength=height * (width + 1))
     crossed = np.cumsum(changes.reshape(height, width + 1)[:, :-1], axis=1)
     return slices, (crossed % 2 == 1).T

@@ -187,6 +187,14 @@ def test_contours_of_another_place_are_refused_and_single_ones_noted(tmp_path):
     assert label.notes == ("roi: 1 contours lie outside the image",)
 
 
+def test_contours_that_run_far_beyond_the_image_are_cut(tmp_path):
+    grid = grid_of()
+    label = read(tmp_path, grid, roi_of(grid, box(-1e20, 5.5, 1e20, 8.5, 1)))
+    expected = np.zeros(SHAPE[:2], bool)
+    expected[:, 6:9] = True
+    np.testing.assert_array_equal(label.array[:, :, 1] == 1, expected)
+
+
 def test_references(tmp_path):
     path = StructureSetWriter().write(tmp_path / "rt.dcm", [])
     found = rtstruct_references(path)
