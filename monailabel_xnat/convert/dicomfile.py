@@ -130,11 +130,14 @@ def damage_named(path: Path) -> Iterator[None]:
     """Turn whatever pydicom stumbles over in a damaged file into an error that names the file."""
     try:
         yield
-    except (XNATDatastoreError, OSError):
+    except XNATDatastoreError:
         raise
     except ElementError as error:
         raise ImageConversionError(f"{path.name}: {error}", hint="repair or remove this file") from error
     except Exception as error:
+        # pydicom, too, raises OSError for damaged sequences; what the system raises has a number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         message = f"{path.name} is truncated or damaged: {error}"
         raise ImageConversionError(message, hint=RESTORE) from error
 
