@@ -86,6 +86,7 @@ class Application:
                 return
             request = _request(scope, body, self._context, began)
             fault = self.faults.due(request.method, request.path)
+            request.is_stale = fault is not None and fault.stale
             if fault is not None and fault.delay:
                 await asyncio.sleep(fault.delay)
             reply = await run_in_threadpool(self._answer, request, fault)

@@ -38,6 +38,8 @@ class Fault:
         Answer 200 to a write, without doing it.
     expire
         End all sessions before the request is handled.
+    stale
+        Let a file PUT find its catalog changed by another writer: 500, the bytes on disk, no entry.
     """
 
     path: str = ""
@@ -52,6 +54,7 @@ class Fault:
     login_page: bool = False
     lose: bool = False
     expire: bool = False
+    stale: bool = False
 
     def spoil(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         """Give the blocks of an answer's body, cut where the failure says so."""

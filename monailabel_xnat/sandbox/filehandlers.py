@@ -58,7 +58,8 @@ class Files:
             raise HTTPError(403)
         holders = holders_of(self._archive, request, target)
         project = item.project if item else target.project.id if target.project else ""
-        may_edit, may_delete = self._may.may_edit(project), self._may.may_delete(project)
+        may_edit = self._may.may_edit_item(item) if item else self._may.may_edit(project)
+        may_delete = self._may.may_delete(project)
         if target.files:
             return self._files(request, target, holders, may_edit, may_delete)
         calls = ResourceCalls(self._resources, holders, may_edit=may_edit, may_delete=may_delete)
@@ -111,7 +112,7 @@ class Files:
             found = found[int(query["index"]) :][:1] if query["index"].isdigit() else []
         locator = query.get("locator", "URI")
         rows = [self._row(item, locator, selection.is_one) for item in found]
-        return tables.answer(rows, query, "Files", [{"key": "URI", "serverRoot": ""}])
+        return tables.answer(rows, query, "Files", [{"key": "URI", "serverRoot": request.context}])
 
     def _row(self, found: _Found, locator: str, is_one: bool) -> dict[str, str]:
         holder, resource, entry = found

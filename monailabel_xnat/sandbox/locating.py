@@ -27,9 +27,9 @@ def locate(archive: Archive, may: Permissions, words: list[str]) -> Target:
     """
     if words[:1] == ["projects"] and words[2:3] == ["experiments"] and words[4:5] and words[4] in _INSIDE_SESSION:
         session = Finder(archive, may).find(words[:4]).experiment
-        if session is None:
+        if session is None or session.subject_id is None:
             raise HTTPError(404)
-        words = ["experiments", session.id, *words[4:]]
+        words = [*words[:2], "subjects", session.subject_id, *words[2:]]
     target = Finder(archive, may).find(words)
     if target.missing or target.new_subject or (target.rest and not target.files):
         raise HTTPError(404)

@@ -37,6 +37,8 @@ class Request:
         Who asks.
     began
         When the request arrived, in changes of catalogs: a catalog changed since was changed by another writer.
+    is_stale
+        Whether another writer is to be pretended, who changes each catalog before this request does.
     context
         Path that the site is deployed under; `path` starts after it.
     is_inside
@@ -54,6 +56,7 @@ class Request:
     user: User
     session: Session | None = None
     began: int = 0
+    is_stale: bool = False
     context: str = ""
     is_inside: bool = True
     pairs: Sequence[tuple[str, str]] = ()

@@ -19,6 +19,8 @@ from monailabel_xnat.sandbox.model import FileEntry, Resource, load
 from monailabel_xnat.sandbox.owners import Owner, segment
 from monailabel_xnat.sandbox.staging import Staged, Staging, checked_path
 
+# A moment before every change of a catalog.
+BEFORE_ALL = -1
 CATALOG_SUFFIX = "_catalog.xml"
 _ENTRY_COLUMNS = ("format", "content", "description", "tags", "sop_uid", "instance_number")
 

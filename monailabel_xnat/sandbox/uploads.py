@@ -12,7 +12,7 @@ from monailabel_xnat.sandbox.holders import Holder
 from monailabel_xnat.sandbox.model import Resource
 from monailabel_xnat.sandbox.replies import HTTPError, Reply, html, text
 from monailabel_xnat.sandbox.request import Request
-from monailabel_xnat.sandbox.resources import ConcurrentModificationError, Incoming, Resources
+from monailabel_xnat.sandbox.resources import BEFORE_ALL, ConcurrentModificationError, Incoming, Resources
 from monailabel_xnat.sandbox.staging import checked_path
 from monailabel_xnat.sandbox.unpacking import ARCHIVE_SUFFIXES, unpack
 
@@ -92,7 +92,8 @@ class Uploads:
         if wanted:
             stats = request.query.get("update-stats", "true").lower() not in ("false", "0")
             login = request.user.login
-            self._resources.put(resource, wanted, login, since=request.began, update_stats=stats)
+            since = BEFORE_ALL if request.is_stale else request.began
+            self._resources.put(resource, wanted, login, since=since, update_stats=stats)
         return html(json.dumps({"duplicates": duplicates})) if duplicates else text()
 
 
