@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from monailabel_xnat.sandbox.archive import ROLES, Archive
 from monailabel_xnat.sandbox.model import Project
+from monailabel_xnat.sandbox.owners import ARCHIVE_FOLDER
 from monailabel_xnat.sandbox.permissions import Permissions
 from monailabel_xnat.sandbox.replies import HTTPError, Reply, text
 from monailabel_xnat.sandbox.request import Request, text_of
@@ -33,8 +34,8 @@ class ProjectSettings:
             "accessibility": self._accessibility,
             "users": self._users,
             "prearchive_code": self._prearchive_code,
-            "quarantine_code": self._code,
-            "current_arc": self._code,
+            "quarantine_code": self._quarantine_code,
+            "current_arc": self._current_arc,
         }
         if word not in handlers:
             raise HTTPError(400)
@@ -96,8 +97,16 @@ class ProjectSettings:
             return text()
         return text(str(project.prearchive_code))
 
-    def _code(self, request: Request, project: Project, names: list[str]) -> Reply:
-        """Take a setting that changes nothing here: there is one archive folder, and nothing is quarantined."""
+    def _quarantine_code(self, request: Request, project: Project, names: list[str]) -> Reply:
+        """Take a setting that changes nothing here: what is imported is never quarantined."""
+        return self._fixed(request, project, "0")
+
+    def _current_arc(self, request: Request, project: Project, names: list[str]) -> Reply:
+        """Take a setting that changes nothing here: there is one archive folder."""
+        return self._fixed(request, project, ARCHIVE_FOLDER)
+
+    def _fixed(self, request: Request, project: Project, value: str) -> Reply:
         if request.method == "PUT":
             self._require_owner(project)
-        return text()
+            return text()
+        return text(value)

@@ -1,0 +1,108 @@
+"""pyxnat, unmodified, against the sandbox."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import pyxnat
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def interface(xnat_sandbox, tmp_path):
+    found = pyxnat.Interface(server=xnat_sandbox.url, user="owner", password=xnat_sandbox.users["owner"])
+    yield found
+    found.disconnect()
+
+
+@pytest.fixture
+def scan(interface):
+    project = interface.select.project("PYX")
+    project.create()
+    scan = project.subject("s1").experiment("e1").scan("1")
+    scan.create(experiment="xnat:mrSessionData", scans="xnat:mrScanData")
+    return scan
+
+
+def test_projects_are_made_described_and_opened(interface):
+    project = interface.select.project("PYX")
+    assert not project.exists()
+    project.create()
+    assert project.exists()
+    assert interface.select.projects().get() == ["PYX"]
+    assert project.accessibility() == b"private"
+    project.set_accessibility("public")
+    assert project.accessibility() == b"public"
+    project.set_prearchive_code("0")
+    assert project.prearchive_code() == 0
+    assert project.quarantine_code() == 0
+    assert "owner" in project.users()
+    assert project.user_role("owner") == "owner"
+    project.attrs.set("description", "a text")
+    assert project.attrs.get("description") == "a text"
+
+
+def test_objects_are_selected_by_label_and_by_wildcard(interface, scan):
+    subject = interface.select("/project/PYX/subjects/s1")
+    assert subject.exists()
+    assert subject.label() == "s1"
+    assert interface.select("/projects/PYX/subjects/*/experiments/*").get() == [
+        interface.select.project("PYX").subject("s1").experiment("e1").id()
+    ]
+    assert scan.exists()
+    assert scan.datatype() == "xnat:mrScanData"
+    assert not scan.parent().scan("2").exists()
+    assert scan.parent().scans().get() == ["1"]
+
+
+def test_attributes_are_set_and_read(scan):
+    scan.attrs.mset({"xnat:mrScanData/quality": "usable", "xnat:mrScanData/type": "T1"})
+    assert scan.attrs.get("quality") == "usable"
+    session = scan.parent()
+    session.attrs.set("xnat:mrSessionData/date", "2024-06-24")
+    assert session.attrs.get("xnat:mrSessionData/date") == "2024-06-24"
+
+
+def test_arrays_are_joined_lists(interface, scan):
+    rows = interface.array.experiments(project_id="PYX", experiment_type="xnat:mrSessionData").data
+    assert [row["xnat:mrsessiondata/subject_id"] for row in rows] == [scan.parent().parent().id()]
+    rows = interface.array.scans(project_id="PYX", experiment_type="xnat:mrSessionData", scan_type="xnat:mrScanData")
+    assert [row["xnat:mrscandata/id"] for row in rows.data] == ["1"]
+
+
+def test_files_are_put_got_and_deleted(scan, tmp_path):
+    source = tmp_path / "a.nii"
+    source.write_bytes(b"\0\1" * 50)
+    resource = scan.resource("LABELS")
+    file = resource.file("a.nii")
+    file.insert(str(source), format="NIFTI", content="SEG", tags="x")
+    assert file.exists()
+    assert int(file.size()) == 100
+    assert (file.format(), file.content()) == ("NIFTI", "SEG")
+    copy = file.get(str(tmp_path / "copy.nii"))
+    assert (tmp_path / "copy.nii").read_bytes() == source.read_bytes()
+    assert copy
+    assert [item.label() for item in resource.files()] == ["a.nii"]
+    assert [item.label() for item in scan.resources()] == ["LABELS"]
+    file.delete()
+    assert not file.exists()
+    resource.delete()
+    assert not scan.resource("LABELS").exists()
+
+
+def test_objects_are_shared_and_deleted(interface, scan):
+    interface.select.project("OTHER").create()
+    subject = interface.select.project("PYX").subject("s1")
+    subject.share("OTHER")
+    assert sorted(subject.shares().get()) == ["OTHER", "PYX"]
+    subject.unshare("OTHER")
+    session = subject.experiment("e1")
+    session.delete()
+    assert not session.exists()
+    subject.delete()
+    assert not subject.exists()

@@ -1,0 +1,229 @@
+"""xnatpy, unmodified, against the sandbox: connect in every way, walk, make, set, share, delete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import requests
+import xnat
+from xnat.exceptions import XNATError, XNATLoginFailedError, XNATResponseError
+
+from monailabel_xnat.sandbox import Sandbox
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def shared_schemas():
+    folder = Path(__file__).parents[2].parent / "shared" / "xnat-schemas"
+    if not folder.is_dir():
+        pytest.skip("XNAT's schemas are not here")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["ours", "XNAT's"])
+def server(request):
+    """A sandbox that serves our schemas, and one with those of XNAT."""
+    schemas = None
+    if request.param != "ours":
+        schemas = request.getfixturevalue("shared_schemas")
+    with Sandbox(schemas=schemas) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def connection(server):
+    """One connection with the whole model, for all tests: building it takes a second or more."""
+    with xnat.connect(server.url, user="owner", password=server.users["owner"], loglevel="ERROR") as found:
+        yield found
+
+
+@pytest.fixture
+def project(server, connection):
+    server.reset()
+    # The reset has logged everybody out; xnatpy keeps its credentials for itself.
+    connection.interface.cookies.clear()
+    connection.interface.auth = ("owner", server.users["owner"])
+    connection.clearcache()
+    connection.put("/data/archive/projects/P")
+    return connection.projects["P"]
+
+
+@pytest.fixture
+def session(connection, project):
+    subject = connection.classes.SubjectData(parent=project, label="s1")
+    return connection.classes.MrSessionData(parent=subject, label="e1")
+
+
+def test_connect_builds_every_class_and_tells_the_user(connection):
+    assert connection.logged_in_user == "owner"
+    assert connection.xnat_version.startswith("1.9")
+    for name in ("ProjectData", "MrSessionData", "PetmrSessionData", "CtScanData", "SegScanData"):
+        assert hasattr(connection.classes, name)
+    assert "icr:roiCollectionData" in connection.XNAT_CLASS_LOOKUP
+
+
+def test_walk(connection, project, session):
+    scan = connection.classes.MrScanData(parent=session, id="1", type="T1")
+    connection.clearcache()
+    project = connection.projects["P"]
+    assert [item.label for item in project.subjects.values()] == ["s1"]
+    found = project.experiments["e1"]
+    assert (found.label, found.project, found.subject.label) == ("e1", "P", "s1")
+    assert [(item.id, item.type) for item in found.scans.values()] == [("1", "T1")]
+    assert project.subjects["s1"].experiments["e1"].id == found.id
+    assert list(found.assessors) == list(found.reconstructions) == []
+    assert connection.scan_types == [{"type": "T1"}]
+    assert connection.scanners == []
+    assert connection.experiments["e1"].id == found.id
+    assert scan.fulluri.endswith("/scans/1")
+
+
+def test_set_fields(connection, project, session):
+    scan = connection.classes.MrScanData(parent=session, id="1", type="T1")
+    scan.quality = "unusable"
+    scan.note = "moved"
+    scan.frames = 12
+    session.fields["status"] = "done"
+    session.note = "seen"
+    subject = project.subjects["s1"]
+    subject.demographics.gender = "female"
+    subject.demographics.age = 40
+    connection.clearcache()
+    found = connection.projects["P"].experiments["e1"]
+    assert (found.note, dict(found.fields)) == ("seen", {"status": "done"})
+    assert (found.scans["1"].quality, found.scans["1"].note, found.scans["1"].frames) == ("unusable", "moved", 12)
+    demographics = connection.projects["P"].subjects["s1"].demographics
+    assert (demographics.gender, demographics.age) == ("female", 40)
+
+
+def test_upload_and_download(connection, session, tmp_path):
+    scan = connection.classes.MrScanData(parent=session, id="1", type="T1")
+    resource = scan.create_resource("LABELS")
+    resource.upload_data(b"content", "sub/a.bin", overwrite=True)
+    (tmp_path / "folder").mkdir()
+    for name in "xy":
+        (tmp_path / "folder" / f"{name}.txt").write_text(name)
+    resource.upload_dir(tmp_path / "folder")
+    resource.clearcache()
+    assert sorted(resource.files.keys()) == ["sub/a.bin", "x.txt", "y.txt"]
+    file = resource.files["sub/a.bin"]
+    assert file.size == "7"
+    file.download(str(tmp_path / "copy"))
+    assert (tmp_path / "copy").read_bytes() == b"content"
+    session.download_dir(str(tmp_path / "session"))
+    assert sorted(path.name for path in (tmp_path / "session").rglob("*.*")) == ["a.bin", "x.txt", "y.txt"]
+    file.delete()
+    resource.clearcache()
+    assert sorted(resource.files.keys()) == ["x.txt", "y.txt"]
+
+
+def test_share_rename_status_and_delete(connection, project, session):
+    connection.put("/data/archive/projects/Q")
+    connection.clearcache()
+    subject = connection.projects["P"].subjects["s1"]
+    subject.share("Q")
+    session.share("Q", label="elsewhere")
+    assert [item.label for item in connection.projects["Q"].experiments.values()] == ["elsewhere"]
+    session.quarantine()
+    assert session.status == "quarantine"
+    session.activate()
+    session.label = "renamed"
+    connection.clearcache()
+    assert connection.projects["P"].experiments["renamed"].id == session.id
+
+
+def test_delete(connection, project):
+    subject = connection.classes.SubjectData(parent=project, label="s2")
+    session = connection.classes.CtSessionData(parent=subject, label="e2")
+    connection.classes.CtScanData(parent=session, id="1", type="X")
+    connection.clearcache()
+    found = connection.projects["P"].experiments["e2"]
+    found.scans["1"].delete()
+    found.delete()
+    connection.projects["P"].subjects["s2"].delete()
+    connection.clearcache()
+    assert len(connection.projects["P"].experiments) == len(connection.projects["P"].subjects) == 0
+
+
+def test_assessors(connection, session):
+    made = connection.classes.QcManualAssessorData(parent=session, label="qc1")
+    connection.clearcache()
+    found = connection.projects["P"].experiments["e1"].assessors["qc1"]
+    assert found.id == made.id
+    assert found.fulluri.endswith(f"/assessors/{made.id}")
+
+
+def test_roi_collections_are_objects(connection, session):
+    connection.put(
+        f"{session.fulluri}/assessors/roi",
+        query={
+            "xsiType": "icr:roiCollectionData",
+            "icr:roiCollectionData/collectionType": "SEG",
+            "icr:roiCollectionData/name": "liver",
+            "icr:roiCollectionData/references/seriesUID": "1.2.3",
+        },
+        accepted_status=[200, 201],
+    )
+    connection.clearcache()
+    found = connection.projects["P"].experiments["e1"].assessors["roi"]
+    assert (found.collection_type, found.name) == ("SEG", "liver")
+
+
+def test_errors_carry_the_status(connection, project):
+    with pytest.raises(XNATResponseError, match="404"):
+        connection.get("/data/experiments/nothing?format=json")
+
+
+# Ways to connect
+
+
+def connect(sandbox, **options):
+    return xnat.connect(sandbox.url, loglevel="ERROR", no_parse_model=True, **options)
+
+
+def test_raw_connection_is_a_handful_of_requests(xnat_sandbox):
+    with connect(xnat_sandbox, user="member", password=xnat_sandbox.users["member"]) as raw:
+        assert raw.get_json("/data/projects")["ResultSet"]["Result"] == []
+        assert raw.logged_in_user == "member"
+    assert len(xnat_sandbox.requests) <= 7
+    assert list(xnat_sandbox.requests)[-1].method == "DELETE"
+
+
+def test_extension_types_may_be_left_out(xnat_sandbox):
+    with xnat.connect(
+        xnat_sandbox.url,
+        user="member",
+        password=xnat_sandbox.users["member"],
+        loglevel="ERROR",
+        extension_types=False,
+    ) as found:
+        assert hasattr(found.classes, "MrSessionData")
+
+
+def test_alias_tokens_connect(xnat_sandbox):
+    issued = requests.get(
+        f"{xnat_sandbox.url}/data/services/tokens/issue", auth=("owner", xnat_sandbox.users["owner"]), timeout=10
+    ).json()
+    with connect(xnat_sandbox, user=issued["alias"], password=issued["secret"]) as raw:
+        assert raw.logged_in_user == "owner"
+
+
+def test_wrong_passwords_fail(xnat_sandbox):
+    with pytest.raises((XNATLoginFailedError, XNATError)):
+        connect(xnat_sandbox, user="owner", password="wrong")
+
+
+def test_guests_connect_to_open_sites():
+    with Sandbox(require_login=False) as open_site:
+        open_site.archive.create_project("PUB", accessibility="public")
+        with connect(open_site) as raw:
+            assert [row["ID"] for row in raw.get_json("/data/projects")["ResultSet"]["Result"]] == ["PUB"]
+
+
+def test_a_site_under_a_path(tmp_path):
+    with Sandbox(context="/xnat") as sandbox:
+        sandbox.archive.create_project("P")
+        with connect(sandbox, user="owner", password=sandbox.users["owner"]) as raw:
+            assert raw.get_json("/data/projects/P/subjects")["ResultSet"]["Result"] == []
