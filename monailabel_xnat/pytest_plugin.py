@@ -108,14 +108,14 @@ def _xnat_server() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def xnat_sandbox(_xnat_server: Sandbox) -> Sandbox:
-    """An XNAT-compatible server of one's own: empty, with nobody logged in and no failures set."""
+    """Give an XNAT-compatible server: empty, with nobody logged in and no failures set."""
     _xnat_server.reset()
     return _xnat_server
 
 
 @pytest.fixture
 def xnat_site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
-    """An empty project on the sandbox; with ``--live-xnat`` one on that server, deleted at the end."""
+    """Give an empty project on the sandbox; with ``--live-xnat`` one on that server, deleted at the end."""
     from monailabel_xnat.client.session import Session
     from monailabel_xnat.config import Settings
 
@@ -166,7 +166,7 @@ def open_xnat_datastore(request: pytest.FixtureRequest, tmp_path: Path) -> Itera
 
 @pytest.fixture
 def xnat_datastore(open_xnat_datastore: Callable[..., XNATDatastore]) -> XNATDatastore:
-    """A datastore on the sandbox (or the live project); call its ``refresh()`` after the archive was filled."""
+    """Give a datastore on the sandbox (or the live project); ``refresh()`` it after the archive was filled."""
     return open_xnat_datastore()
 
 

@@ -17,6 +17,9 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 
 from monailabel_xnat import XNATDatastore
 
+# Fixtures that are chosen by name do not show that they need a site, by which `pytest --live-xnat` selects tests.
+pytestmark = pytest.mark.usefixtures("xnat_site")
+
 
 @pytest.fixture
 def folder_datastore(tmp_path, demo_dicom):

@@ -131,7 +131,7 @@ def test_point_11_a_resource_is_xml_whatever_is_asked(admin, made, files):
     assert (missing.status_code, "Unable to find the specified catalog." in missing.text) == (404, True)
 
 
-def test_members_make_resources_and_files_but_delete_none(user, made, files):
+def test_point_04_members_make_resources_and_files_but_delete_none(user, made, files):
     member = user("member")
     assert member.put(f"{made.scan}/resources/MINE").status_code == 200
     member.made(f"{files}/a.nii", b"abc")
