@@ -9,11 +9,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import UnknownImageError, XNATDatastoreError
 from monailabel_xnat.ids import EXPECTED_FORM, ImageId
 from monailabel_xnat.listing import Resource, Scan, list_projects, list_scans, list_shared_scans
-from monailabel_xnat.selection import is_image
+from monailabel_xnat.roi_references import RoiReferences
+from monailabel_xnat.selection import drawn_labels, is_image
 
 __all__ = ["Catalog", "Resource", "Scan"]
 
@@ -70,6 +72,8 @@ class Catalog:
         self._background: threading.Thread | None = None
         self._shares_asked: float | None = None
         self._has_shares = False
+        self._rois = RoiReferences(session, self._renew_in_background)
+        self._drawn = 0
         self.problem = ""
 
     def scans(self) -> list[Scan]:
@@ -131,6 +135,28 @@ class Catalog:
 
         self._apply(change)
 
+    def put_collection(self, image: ImageId, collection: RoiCollection) -> None:
+        """Note that we stored a ROI collection of a scan."""
+
+        def change(snapshot: _Snapshot) -> None:
+            scan = snapshot.scans.get(image)
+            if scan is not None:
+                others = tuple(other for other in scan.collections if other.id != collection.id)
+                snapshot.scans[image] = scan._replace(collections=(*others, collection))
+
+        self._apply(change)
+
+    def drop_collection(self, image: ImageId, collection: RoiCollection) -> None:
+        """Note that we deleted a ROI collection of a scan."""
+
+        def change(snapshot: _Snapshot) -> None:
+            scan = snapshot.scans.get(image)
+            if scan is not None:
+                others = tuple(other for other in scan.collections if other.id != collection.id)
+                snapshot.scans[image] = scan._replace(collections=others)
+
+        self._apply(change)
+
     def drop(self, image: ImageId) -> None:
         """Note that we removed a scan."""
 
@@ -153,6 +179,7 @@ class Catalog:
             If XNAT fails; the old snapshot stays.
         """
         self._shares_asked = None
+        self._rois.ask_again()
         with self._renewal:
             self._take_snapshot()
 
@@ -198,6 +225,7 @@ class Catalog:
                 change(snapshot)
             self._snapshot, self._taken, self.problem = snapshot, self._clock(), ""
         logger.info("listed %d images", len(snapshot.scans))
+        self._tell_of_drawn(scans)
 
     def _list(self) -> list[Scan]:
         projects = list(self._settings.project) or list_projects(self._session)
@@ -212,7 +240,26 @@ class Catalog:
         if ask_for_shares:
             self._has_shares = any(shared)
             self._shares_asked = self._clock()
-        return self._selected([*owned, *shared], projects)
+        scans = self._selected([*owned, *shared], projects)
+        return self._with_collections(scans, projects) if self._settings.roi_tag else scans
+
+    def _with_collections(self, scans: list[Scan], projects: list[str]) -> list[Scan]:
+        """Join the ROI collections to the scans that they were drawn on; those of a shared session are its owner's."""
+        found = self._rois.by_series([*projects, *(scan.owner for scan in scans)])
+        if not found:
+            return scans
+        keys = ((scan.image_id.experiment, scan.series_uid) for scan in scans)
+        return [scan._replace(collections=found[key]) if key in found else scan for scan, key in zip(scans, keys)]
+
+    def _tell_of_drawn(self, scans: list[Scan]) -> None:
+        drawn = sum(len(drawn_labels(scan, self._settings)) for scan in scans)
+        if drawn and not self._drawn:
+            logger.info(
+                "%d ROI collections saved in the viewer count as labels with tag %r (settings roi_tag, roi_label)",
+                drawn,
+                self._settings.roi_tag,
+            )
+        self._drawn = drawn
 
     def _shares_are_due(self) -> bool:
         if self._has_shares or self._shares_asked is None:

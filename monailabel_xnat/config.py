@@ -30,6 +30,8 @@ _FOREIGN_VARIABLES: Mapping[str, tuple[str, ...]] = {
     "read_only": ("MONAI_LABEL_DATASTORE_READ_ONLY",),
 }
 _SECRETS = ("password",)
+# Whose default an empty text turns off.
+_MAY_BE_EMPTY = ("roi_tag", "roi_write")
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 
@@ -188,6 +190,10 @@ class Settings:
     labels: tuple[tuple[str, int], ...] = _setting(
         _label_values, (), "voxel value of each label name, such as spleen=1,liver=2"
     )
+    roi_tag: str = _setting(
+        _text, "final", "tag of what people draw in the XNAT-OHIF viewer (ROI collections); empty: not read"
+    )
+    roi_label: tuple[str, ...] = _setting(_names, (), "patterns of labels of ROI collections that count; ! excludes")
     read_only: bool = _setting(_flag, False, "refuse everything that would write to XNAT")
     allow_delete: bool = _setting(_flag, False, "let remove_image delete the scan in XNAT")
     keep_versions: int = _setting(_at_least(0), 0, "how many versions of a label to keep in XNAT; 0: all")
@@ -210,7 +216,8 @@ class Settings:
         Parameters
         ----------
         arguments : mapping
-            Arguments of the constructor by field name; None and ``""`` count as not given.
+            Arguments of the constructor by field name; None and ``""`` count as not given, but that ``""`` turns
+            off ``roi_tag`` and ``roi_write``.
         conf : mapping or None
             MONAI Label's ``--conf``; keys ``xnat_<field>`` are ours, except secrets.
         environ : mapping or None
@@ -269,7 +276,8 @@ def _first_given(
     ]
     variables = (ENVIRONMENT_PREFIX + name.upper(), *_FOREIGN_VARIABLES.get(name, ()))
     candidates += [(f"environment variable {variable}", environ.get(variable)) for variable in variables]
-    given = (candidate for candidate in candidates if candidate[1] is not None and candidate[1] != "")
+    empty = (None,) if name in _MAY_BE_EMPTY else (None, "")
+    given = (candidate for candidate in candidates if candidate[1] not in empty)
     return next(given, ("", None))
 
 

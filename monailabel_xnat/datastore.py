@@ -32,6 +32,7 @@ from monailabel_xnat.images import Images
 from monailabel_xnat.info import ImageInfos
 from monailabel_xnat.labels import Labels
 from monailabel_xnat.prefetch import PrefetchReport, Progress
+from monailabel_xnat.selection import drawn_labels
 from monailabel_xnat.views import Views
 
 logger = logging.getLogger(__name__)
@@ -211,6 +212,8 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             try:
                 label = LabelId.parse(label_id)
                 scan = self._catalog.scan(label.image)
+                if label.collection is not None:
+                    return str(self._labels.collection_path(scan, label.collection))
                 return str(self._labels.path(scan, _text(label_tag), label.version))
             except (InvalidIdError, UnknownImageError, UnknownLabelError):
                 return ""
@@ -220,7 +223,10 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         with errors_for_clients():
             try:
                 label = LabelId.parse(label_id)
-                return self._views.label(self._catalog.scan(label.image), _text(label_tag), label.version)
+                scan = self._catalog.scan(label.image)
+                if label.collection is not None:
+                    return self._views.collection(scan, label.collection)
+                return self._views.label(scan, _text(label_tag), label.version)
             except (InvalidIdError, UnknownImageError, UnknownLabelError):
                 return {}
 
@@ -318,8 +324,14 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         scans = self._catalog.scans()
         tags = Counter(tag for scan in scans for tag in self._labels.tags(scan))
         status: dict[str, Any] = {"total": len(scans), "completed": tags[TRAINING_TAG], "label_tags": dict(tags)}
-        problems = {"xnat": self._catalog.problem, "outbox": self._labels.waiting(), "left_out": self._dataset.left_out}
-        return {**status, **{key: value for key, value in problems.items() if value}}
+        drawn = sum(len(drawn_labels(scan, self._settings)) for scan in scans)
+        details = {
+            "roi_collections": drawn,
+            "xnat": self._catalog.problem,
+            "outbox": self._labels.waiting(),
+            "left_out": self._dataset.left_out,
+        }
+        return {**status, **{key: value for key, value in details.items() if value}}
 
     def json(self) -> dict[str, Any]:
         """Give everything about images and labels as LocalDatastore does."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.errors import NotInArchiveError
 from monailabel_xnat.ids import ImageId
@@ -71,6 +72,7 @@ class Scan(NamedTuple):
     study_uid: str
     frames: int | None
     resources: tuple[Resource, ...]
+    collections: tuple[RoiCollection, ...] = ()
 
     @property
     def path(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.config import Settings
 from monailabel_xnat.listing import Resource, Scan
 
@@ -12,6 +13,9 @@ from monailabel_xnat.listing import Resource, Scan
 _NOT_IMAGES = frozenset(
     {"SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "REG", "FID", "DOC", "ECG", "HD", "PLAN"}
 )
+
+# ROI collections that hold a label map, or contours that make one.
+_LABEL_KINDS = ("SEG", "RTSTRUCT", "NIFTI")
 
 
 def is_image(scan: Scan, settings: Settings) -> bool:
@@ -25,6 +29,22 @@ def image_resources(scan: Scan, settings: Settings) -> list[Resource]:
     """Give the resources of a scan that may hold the image, best first; those known to be empty are left out."""
     filled = {resource.label.upper(): resource for resource in scan.resources if resource.file_count != 0}
     return [filled[label.upper()] for label in settings.image_resource if label.upper() in filled]
+
+
+def drawn_labels(scan: Scan, settings: Settings) -> list[RoiCollection]:
+    """Give the ROI collections of a scan that count as labels, oldest first: what others than we drew."""
+    if not scan.collections or not settings.roi_tag:
+        return []
+    return [
+        collection
+        for collection in scan.collections
+        if is_label(collection) and not collection.is_ours and matches(settings.roi_label, collection.label)
+    ]
+
+
+def is_label(collection: RoiCollection) -> bool:
+    """Tell whether a ROI collection is of a kind that can be read as label map."""
+    return collection.kind in _LABEL_KINDS
 
 
 def matches(patterns: Sequence[str], *texts: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from monailabel_xnat.images import Images
 from monailabel_xnat.info import ImageInfos
 from monailabel_xnat.labels import Labels
 from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion
+from monailabel_xnat.labels.sidecar import info_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,18 @@ class Views:
         saved = LabelVersion(version, found.suffix).saved_at if version else found.saved_at
         shown = {"ts": int(saved.timestamp())} if saved else {}
         return {"name": scan.image_id.file_stem + found.extension, **shown, **info}
+
+    def collection(self, scan: Scan, label: str) -> dict[str, Any]:
+        """Describe one ROI collection of an image, as :meth:`label` does a label.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is no such collection.
+        """
+        sidecar = self._labels.collection_sidecar(scan, label)
+        saved = datetime.fromisoformat(sidecar["saved_at"])
+        return {"name": scan.image_id.file_stem + LABEL_MAP, "ts": int(saved.timestamp()), **info_of(sidecar)}
 
     def tree(self, scans: list[Scan]) -> dict[str, Any]:
         """Describe images and their labels as LocalDatastore's index does, which Slicer and the Reviewer read."""

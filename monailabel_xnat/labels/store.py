@@ -10,15 +10,15 @@ deletes all its versions, and needs the right to delete.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from monailabel_xnat.catalog import Catalog, Resource, Scan
+from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.client.locks import writing
+from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import (
@@ -28,21 +28,19 @@ from monailabel_xnat.errors import (
     LabelNotUploadedError,
     ReadOnlyError,
     ServerError,
-    XNATDatastoreError,
 )
 from monailabel_xnat.images import Images
 from monailabel_xnat.jsonable import plain
 from monailabel_xnat.labels.deletion import Deletion
 from monailabel_xnat.labels.delivery import FIRST_PAUSE, Delivery
-from monailabel_xnat.labels.descriptions import Descriptions
-from monailabel_xnat.labels.files import LabelFiles
-from monailabel_xnat.labels.lookup import DRAFT_TAG, Lookup
+from monailabel_xnat.labels.lookup import DRAFT_TAG
 from monailabel_xnat.labels.model import LabelVersion, version_name
-from monailabel_xnat.labels.outbox import Entry, Outbox, State, folder_of, sha256_of
+from monailabel_xnat.labels.outbox import Entry, Outbox, State, sha256_of
 from monailabel_xnat.labels.payload import read_payload
+from monailabel_xnat.labels.reading import StoredLabels
 from monailabel_xnat.labels.sidecar import completed, describe, info_of
 from monailabel_xnat.labels.tags import is_tag, resource_of, text_of
-from monailabel_xnat.labels.versions import BUILT_IN_RESOURCE, Versions, resource_path
+from monailabel_xnat.labels.versions import BUILT_IN_RESOURCE, resource_path
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +48,7 @@ logger = logging.getLogger(__name__)
 _START_PAUSE = 1.0
 
 
-class Labels:
+class Labels(StoredLabels):
     """The labels of the images.
 
     Parameters
@@ -66,15 +64,7 @@ class Labels:
     """
 
     def __init__(self, session: Session, catalog: Catalog, images: Images, settings: Settings) -> None:
-        self._session = session
-        self._images = images
-        self._settings = settings
-        self._catalog = catalog
-        self._outbox = Outbox(folder_of(settings), self._note_departure)
-        self._files = LabelFiles(session, settings.server_folder / "labels")
-        self._versions = Versions(session, catalog)
-        self._lookup = Lookup(self._versions, self._outbox)
-        self._descriptions = Descriptions(session)
+        super().__init__(session, catalog, images, settings)
         self._deletion = Deletion(session, self._versions, self._files)
         self._delivery = Delivery(session, catalog, images, self._outbox, self._versions, self._files)
         if self._outbox.entries():
@@ -103,10 +93,6 @@ class Labels:
     def close(self) -> None:
         """End the background work; what waits in the outbox stays there."""
         self._delivery.close()
-
-    def tags(self, scan: Scan) -> list[str]:
-        """List the tags that an image has labels with, waiting ones included; makes no request."""
-        return self._lookup.tags(scan)
 
     def save(self, scan: Scan, tag: str, source: Path, info: Mapping[str, Any] | None) -> LabelVersion:
         """Store a label as a new version.
@@ -156,73 +142,6 @@ class Labels:
             entry = self._accept(entry, sidecar)
         return self._send(entry, scan)
 
-    def current(self, scan: Scan, tag: str) -> LabelVersion:
-        """Give the current version of a label, without its description.
-
-        Raises
-        ------
-        UnknownLabelError
-            If there is no such label.
-        ServerError
-            If XNAT fails.
-        """
-        return self._lookup.find(scan, text_of(tag))
-
-    def path(self, scan: Scan, tag: str, version: str | None = None) -> Path:
-        """Give the file of a label on this machine, the current one or an earlier version; fetched once.
-
-        Raises
-        ------
-        UnknownLabelError
-            If there is no such label or version.
-        ServerError
-            If XNAT fails.
-        """
-        tag = text_of(tag)
-        found = self._lookup.find(scan, tag, version)
-        entry = self._lookup.entry(scan, tag, found.name)
-        if entry is not None:
-            try:
-                return self._files.keep(scan.image_id, tag, found, entry.file)
-            except FileNotFoundError:  # it has just been brought to XNAT
-                self._note_departure(entry)
-                scan = self._catalog.scan(scan.image_id)
-                found = self._lookup.find(scan, tag, version)
-        return self._files.path(scan.image_id, tag, found)
-
-    def info(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
-        """Give the label info stored with a label.
-
-        Raises
-        ------
-        UnknownLabelError
-            If there is no such label or version.
-        ServerError
-            If XNAT fails.
-        """
-        return info_of(self.sidecar(scan, tag, version))
-
-    def sidecar(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
-        """Give the description of a label; see :mod:`monailabel_xnat.labels.sidecar`.
-
-        Raises
-        ------
-        UnknownLabelError
-            If there is no such label or version.
-        ServerError
-            If XNAT fails.
-        """
-        tag = text_of(tag)
-        return self._described(scan, tag, self._lookup.find(scan, tag, version))
-
-    def load_infos(self, scans: Iterable[Scan]) -> None:
-        """Fetch the descriptions of all labels of these images, in parallel, where they are not known yet."""
-        wanted = [(scan, tag) for scan in scans for tag in self.tags(scan)]
-        if not wanted:
-            return
-        with ThreadPoolExecutor(min(self._settings.connections, len(wanted))) as pool:
-            list(pool.map(lambda pair: self._try_to_load(*pair), wanted))
-
     def update_info(self, scan: Scan, tag: str, info: Mapping[str, Any]) -> None:
         """Merge top-level keys into the info of a label; nothing else of it changes.
 
@@ -238,6 +157,10 @@ class Labels:
         self._require_writable("change label infos")
         tag = text_of(tag)
         changes = _plain_info(info)
+        drawn = self._drawn(scan, tag)
+        if drawn is not None:
+            self._adopt_drawn(scan, tag, drawn, changes)
+            return
         found = self._lookup.find(scan, tag)
         if found.saved_at is None:
             found = self._adopt(scan, tag, found)
@@ -251,22 +174,6 @@ class Labels:
                 return
             listing = self._descriptions.merge(resource, found, changes)
             self._versions.note(scan, resource_of(tag), listing)
-
-    def history(self, scan: Scan, tag: str) -> list[LabelVersion]:
-        """List all versions of a label with their descriptions, newest first; [] if there are none.
-
-        Raises
-        ------
-        ServerError
-            If XNAT fails.
-        """
-        tag = text_of(tag)
-        versions = self._lookup.all(scan, tag)
-        if not versions:
-            return []
-        with ThreadPoolExecutor(min(self._settings.connections, len(versions))) as pool:
-            sidecars = pool.map(lambda version: self._described(scan, tag, version), versions)
-            return [version.with_sidecar(sidecar) for version, sidecar in zip(versions, sidecars)]
 
     def restore(self, scan: Scan, tag: str, version: str) -> LabelVersion:
         """Store the content of an earlier version anew, so that it is the current one; its info comes along.
@@ -298,7 +205,8 @@ class Labels:
         AccessDeniedError
             If the user may not delete; in XNAT members of a project may write but not delete. The label stays.
         LabelError
-            If it was left by MONAI Label's built-in datastore: only what this one wrote is deleted.
+            If it was left by MONAI Label's built-in datastore, or drawn in the viewer: only what this one wrote is
+            deleted.
         ServerError
             If XNAT fails.
         """
@@ -316,6 +224,11 @@ class Labels:
             raise LabelError(
                 f"the label {tag!r} was left in resource {BUILT_IN_RESOURCE} by MONAI Label's built-in datastore",
                 hint="delete it in XNAT; this datastore deletes only what it wrote",
+            )
+        if not removed and not waiting and self._drawn(scan, tag):
+            raise LabelError(
+                f"the label {tag!r} is a ROI collection that was saved in the viewer",
+                hint="delete it there; this datastore deletes only what it wrote",
             )
 
     def forget(self, scan: Scan) -> None:
@@ -357,23 +270,15 @@ class Labels:
             self._deletion.prune(scan, entry.tag, self._settings.keep_versions)
         return version
 
-    def _described(self, scan: Scan, tag: str, version: LabelVersion) -> dict[str, Any]:
-        entry = self._lookup.entry(scan, tag, version.name) if version.is_pending else None
-        return entry.sidecar() if entry else self._descriptions.read(version)
-
-    def _try_to_load(self, scan: Scan, tag: str) -> None:
-        try:
-            self.sidecar(scan, tag)
-        except XNATDatastoreError as error:
-            logger.debug("a label's description could not be read: %s", error)
-
     def _adopt(self, scan: Scan, tag: str, version: LabelVersion) -> LabelVersion:
         """Store a label of the built-in datastore as one of ours, which can have an info."""
         return self.save(scan, tag, self._files.path(scan.image_id, tag, version), {})
 
-    def _note_departure(self, entry: Entry) -> None:
-        """Have a label that another process has brought to XNAT looked up there, before the catalog shows it."""
-        self._catalog.put_resource(entry.image_id, Resource(resource_of(entry.tag), None, None))
+    def _adopt_drawn(self, scan: Scan, tag: str, drawn: RoiCollection, changes: Mapping[str, Any]) -> None:
+        """Store a ROI collection as a label of ours, which can have an info."""
+        path = self._collections.path(scan, drawn)
+        info = info_of(self._collections.description(scan, drawn))
+        self.save(scan, tag, path, {**info, **changes})
 
     def _require_writable(self, what: str) -> None:
         if self._settings.read_only:

@@ -155,13 +155,13 @@ def test_the_number_of_requests_does_not_grow_with_the_project(xnat_sandbox, arc
     archive.seed_sessions("P", sessions=50, scans=4)
     catalog = open_catalog()
     assert len(catalog.scans()) == 200
-    assert len(listings(xnat_sandbox)) == 2  # what the project owns, and once what is shared into it
+    assert len(listings(xnat_sandbox)) == 3  # what the project owns, its ROI collections, once what is shared into it
     xnat_sandbox.requests.clear()
     catalog.renew()
     for _ in range(20):
         catalog.scans()
         catalog.scan(ids(catalog)[7])
-    assert len(listings(xnat_sandbox)) == len(xnat_sandbox.requests) == 2
+    assert len(listings(xnat_sandbox)) == len(xnat_sandbox.requests) == 3
 
 
 def test_an_old_listing_is_served_while_it_is_renewed(xnat_sandbox, archive, open_catalog):

@@ -1,0 +1,296 @@
+"""ROI collections: what the XNAT-OHIF viewer saves drawings as, one assessor of the session for each.
+
+Listing and reading go over XNAT's ordinary calls; storing goes over the viewer's plugin (``/xapi/roi``), which checks
+that what comes belongs to the session.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from datetime import datetime, timedelta, timezone
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from monailabel_xnat.client.files import RemoteFile, list_files
+from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.errors import LabelFileError, NotInArchiveError, ServerError, TransferError
+
+DICOM_SUFFIX = ".dcm"
+
+_XSI_TYPE = "icr:roiCollectionData"
+_FIELD = "icr:roicollectiondata/"
+_COLUMNS = (
+    *("ID", "label", "session_ID", "insert_date", "insert_user", "last_modified"),
+    *(_FIELD + column for column in ("uid", "collectiontype", "name")),
+)
+_REFERENCES = "references/seriesUID"
+_SUFFIXES = {"SEG": (DICOM_SUFFIX,), "RTSTRUCT": (DICOM_SUFFIX,), "NIFTI": (".nii.gz", ".nii")}
+_CHUNK = 1 << 20
+# UTC offsets of all time zones are multiples of this.
+_ZONE_STEP = timedelta(minutes=15)
+_SAME_MOMENT = timedelta(minutes=1)
+
+_UUID_ROOT = "2.25."
+_MARK_BITS = 62
+_MARK = b"monailabel_xnat ROI collection "
+
+
+class RoiCollection(NamedTuple):
+    """A ROI collection as the listing shows it; texts are empty where XNAT does not know.
+
+    Parameters
+    ----------
+    id, label : str
+        Of the assessor.
+    session_id : str
+        The session that it belongs to.
+    kind : str
+        ``SEG``, ``RTSTRUCT``, ``NIFTI``, ``AIM`` or ``MEAS``.
+    name : str
+        What the person who saved it called it.
+    uid : str
+        SOP Instance UID of the object.
+    inserted, changed : str
+        ``YYYY-MM-DD HH:MM:SS.mmm``, in the time zone of the server.
+    user : str
+        Who saved it.
+    """
+
+    id: str
+    label: str
+    session_id: str
+    kind: str
+    name: str = ""
+    uid: str = ""
+    inserted: str = ""
+    changed: str = ""
+    user: str = ""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this package wrote it: the UID of what we write bears a mark, and any other program gives another."""
+        return is_marked(self.uid)
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells its content from any other."""
+        text = "\n".join((self.id, self.uid, self.inserted, self.changed))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def resource(self) -> str:
+        """Path of the resource that holds its file."""
+        return quoted("data", "experiments", self.session_id, "assessors", self.id, "out", "resources", self.kind)
+
+
+def list_collections(session: Session, project: str) -> list[RoiCollection]:
+    """List the ROI collections in the sessions of a project.
+
+    Raises
+    ------
+    ServerError
+        If XNAT fails, which it does where it does not know the data type.
+    """
+    query = {"project": project, "xsiType": _XSI_TYPE, "columns": ",".join(_COLUMNS)}
+    return [_collection(row) for row in session.rows("/data/experiments", query)]
+
+
+def referenced_series(session: Session, collection: RoiCollection) -> tuple[str, ...]:
+    """Read the Series Instance UIDs of the scans that a collection was drawn on.
+
+    Raises
+    ------
+    ServerError
+        If XNAT fails.
+    """
+    item = session.json(quoted("data", "experiments", collection.id))
+    try:
+        children = item["items"][0]["children"]
+        found = (child["items"] for child in children if child["field"] == _REFERENCES)
+        return tuple(str(entry["data_fields"]["seriesUID"]) for entries in found for entry in entries)
+    except (KeyError, IndexError, TypeError):
+        raise ServerError("XNAT described a ROI collection in a form that is not known", url=collection.id) from None
+
+
+def collection_file(session: Session, collection: RoiCollection) -> RemoteFile:
+    """Find the file of a collection.
+
+    Raises
+    ------
+    LabelFileError
+        If it has none.
+    ServerError
+        If XNAT fails.
+    """
+    files = list_files(session, collection.resource)
+    suffixes = _SUFFIXES.get(collection.kind, ())
+    found = [file for file in files if file.path.lower().endswith(suffixes)] or files[:1]
+    if not found:
+        raise LabelFileError(
+            f"the ROI collection {collection.label!r} holds no file", hint="save it again from the viewer"
+        )
+    return found[0]
+
+
+def download_collection(session: Session, collection: RoiCollection, folder: Path) -> tuple[Path, datetime]:
+    """Fetch the file of a collection into a folder.
+
+    Returns
+    -------
+    Path
+        The file.
+    datetime
+        When it was stored, UTC.
+
+    Raises
+    ------
+    LabelFileError
+        If it has none.
+    ServerError
+        If XNAT fails, or sends something else than it lists (TransferError).
+    """
+    remote = collection_file(session, collection)
+    suffix = next((end for end in _SUFFIXES[collection.kind] if remote.path.lower().endswith(end)), DICOM_SUFFIX)
+    target = folder / f"collection{suffix}"
+    digest = hashlib.md5(usedforsecurity=False)
+    with session.stream(remote.uri) as response, target.open("wb") as stream:
+        for chunk in response.iter_content(_CHUNK):
+            digest.update(chunk)
+            stream.write(chunk)
+        stored = stored_at(collection, response.headers.get("Last-Modified", ""))
+    if remote.md5 not in ("", digest.hexdigest()) or remote.size not in (None, target.stat().st_size):
+        raise TransferError(
+            f"XNAT sent something else than it lists for the ROI collection {collection.label!r}",
+            hint="try again; if it stays, save it again from the viewer",
+            url=remote.uri,
+        )
+    return target, stored
+
+
+def ask_when_stored(session: Session, collection: RoiCollection) -> datetime:
+    """Ask when the file of a collection was stored, UTC: listings tell it in the time zone of the server only.
+
+    Raises
+    ------
+    LabelFileError, ServerError
+        As for :func:`collection_file`.
+    """
+    answer = session.request("HEAD", collection_file(session, collection).uri)
+    return stored_at(collection, answer.headers.get("Last-Modified", ""))
+
+
+def stored_at(collection: RoiCollection, last_modified: str = "") -> datetime:
+    """Give when a collection was stored, UTC.
+
+    Parameters
+    ----------
+    collection : RoiCollection
+        Its date of insertion is exact, but of an unknown time zone; without anything else it is taken for UTC.
+    last_modified : str
+        The HTTP header of its file: UTC, in whole seconds.
+    """
+    inserted = _inserted(collection)
+    try:
+        modified = parsedate_to_datetime(last_modified).astimezone(timezone.utc)
+    except (TypeError, ValueError):
+        return inserted
+    zone = round((modified - inserted) / _ZONE_STEP) * _ZONE_STEP
+    # Stored anew since it was inserted, only the file's own time counts.
+    return inserted + zone if abs(modified - inserted - zone) < _SAME_MOMENT else modified
+
+
+def may_store(session: Session, project: str) -> bool:
+    """Ask whether the viewer's plugin is there and lets the user store ROI collections in a project.
+
+    Raises
+    ------
+    ServerError
+        If XNAT fails.
+    """
+    try:
+        answer = session.json(quoted("xapi", "roi", "projects", project, "permissions", "RoiCollection"))
+    except NotInArchiveError:
+        return False
+    return isinstance(answer, dict) and bool(answer.get("create")) and bool(answer.get("edit"))
+
+
+def store_seg(
+    session: Session, project: str, session_id: str, label: str, source: Path, *, overwrite: bool = False
+) -> str:
+    """Store a DICOM SEG as a ROI collection.
+
+    Returns
+    -------
+    str
+        ID of the assessor.
+
+    Raises
+    ------
+    ServerError
+        If XNAT fails or refuses it: with status 422 also where the label is in use, 409 where it is in use elsewhere.
+    """
+    path = quoted("xapi", "roi", "projects", project, "sessions", session_id, "collections", label)
+    with session.transfer_slots:
+        answer = session.request(
+            "PUT",
+            path,
+            query={"type": "SEG", "overwrite": "true" if overwrite else "false"},
+            body=lambda: source.open("rb"),
+            headers={"Content-Type": "application/octet-stream"},
+        )
+    return answer.text.strip()
+
+
+def delete_collection(session: Session, project: str, collection: RoiCollection) -> None:
+    """Delete a collection.
+
+    Raises
+    ------
+    ServerError
+        If XNAT fails or does not let the user.
+    """
+    session.request("DELETE", quoted("xapi", "roi", "projects", project, "collections", collection.id))
+
+
+def marked_uid(identity: str) -> str:
+    """Make the SOP Instance UID for something that we write; the same for the same identity.
+
+    It is a UID of a UUID (DICOM PS3.5 B.2), of which one half is a digest of the identity, the other of the first half.
+    """
+    digest = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") >> 4
+    high = (digest >> 12) << 16 | 0x8000 | (digest & 0xFFF)
+    return f"{_UUID_ROOT}{high << 64 | 0b10 << _MARK_BITS | _mark_of(high)}"
+
+
+def is_marked(uid: str) -> bool:
+    """Tell whether a UID is one of :func:`marked_uid`."""
+    number = uid[len(_UUID_ROOT) :]
+    if not uid.startswith(_UUID_ROOT) or not number.isdecimal():
+        return False
+    high, low = divmod(int(number), 1 << 64)
+    return low == 0b10 << _MARK_BITS | _mark_of(high)
+
+
+def _mark_of(high: int) -> int:
+    digest = hashlib.sha256(_MARK + high.to_bytes(16, "big")).digest()
+    return int.from_bytes(digest[:8], "big") & ((1 << _MARK_BITS) - 1)
+
+
+def _collection(row: dict[str, Any]) -> RoiCollection:
+    keys: Iterable[str] = (
+        *("ID", "label", "session_ID"),
+        *(_FIELD + column for column in ("collectiontype", "name", "uid")),
+        *("insert_date", "last_modified", "insert_user"),
+    )
+    texts = [str(row.get(key) or "") for key in keys]
+    texts[3] = texts[3].upper()
+    return RoiCollection(*texts)
+
+
+def _inserted(collection: RoiCollection) -> datetime:
+    try:
+        return datetime.fromisoformat(collection.inserted.replace(" ", "T")[:23]).replace(tzinfo=timezone.utc)
+    except ValueError:
+        return datetime.fromtimestamp(0, timezone.utc)

@@ -1,0 +1,208 @@
+"""ROI collections that people saved in the XNAT-OHIF viewer, as labels on the grid of their image.
+
+They are read, never changed. Each is decoded once; what came of it stays on this machine, beside the label files:
+``<name>.nii.gz`` and ``<name>.json``, a description of the form of :mod:`~monailabel_xnat.labels.sidecar`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from monailabel_xnat.catalog import Scan
+from monailabel_xnat.client.locks import private_folder
+from monailabel_xnat.client.roi import DICOM_SUFFIX, RoiCollection, ask_when_stored, download_collection, stored_at
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.convert import Grid, LabelMap, read_label, read_rtstruct, read_seg, to_grid, write_label
+from monailabel_xnat.errors import CacheError, UnknownLabelError, XNATDatastoreError
+from monailabel_xnat.ids import safe_name
+from monailabel_xnat.images import Images
+from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion, version_name
+from monailabel_xnat.labels.outbox import sha256_of
+from monailabel_xnat.labels.sidecar import completed, decode, describe, encode
+from monailabel_xnat.labels.values import with_values
+from monailabel_xnat.selection import drawn_labels, is_label
+
+logger = logging.getLogger(__name__)
+
+
+def _read_nifti(path: Path, grid: Grid) -> LabelMap:
+    return to_grid(read_label(path), grid)
+
+
+_READERS: Mapping[str, Callable[[Path, Grid], LabelMap]] = {
+    "SEG": read_seg,
+    "RTSTRUCT": read_rtstruct,
+    "NIFTI": _read_nifti,
+}
+
+
+class Collections:
+    """Reads ROI collections.
+
+    Parameters
+    ----------
+    session : Session
+        The connection; its settings say which collections count, and as which tag.
+    images : Images
+        Tell the grids of images.
+    folder : Path
+        Where what was decoded is kept.
+    """
+
+    def __init__(self, session: Session, images: Images, folder: Path) -> None:
+        self._session = session
+        self._settings = session.settings
+        self._images = images
+        self._folder = folder
+        self._stored_at: dict[str, datetime] = {}
+
+    def tag(self, scan: Scan) -> str:
+        """Give the tag that an image has by what people drew; "" if nobody did. Makes no request."""
+        return self._settings.roi_tag if drawn_labels(scan, self._settings) else ""
+
+    def newest(self, scan: Scan, tag: str, after: datetime | None = None) -> RoiCollection | None:
+        """Find the collection that is the label with a tag, the newest one that counts.
+
+        Parameters
+        ----------
+        scan : Scan
+            The image.
+        tag : str
+            The label's tag.
+        after : datetime or None
+            When the newest label of ours was saved: only a collection stored later than that is the label.
+        """
+        drawn = drawn_labels(scan, self._settings) if tag == self._settings.roi_tag else []
+        if not drawn or (len(drawn) == 1 and after is None):
+            return drawn[0] if drawn else None
+        newest = max(drawn, key=self._when_stored)
+        return newest if after is None or self._when_stored(newest) > after else None
+
+    def named(self, scan: Scan, label: str) -> RoiCollection:
+        """Find a collection of an image by its label, also one that does not count as label of the image.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is none, or none that can be read as label map.
+        """
+        readable = [collection for collection in scan.collections if is_label(collection)]
+        for collection in readable:
+            if collection.label == label:
+                return collection
+        raise UnknownLabelError(
+            f"image {str(scan.image_id)!r} has no ROI collection {label!r}",
+            hint=f"it has {', '.join(collection.label for collection in readable) or 'none'}",
+        )
+
+    def path(self, scan: Scan, collection: RoiCollection) -> Path:
+        """Give a collection as label map (NIfTI) on the grid of its image; fetched and decoded once.
+
+        Values are those of the setting ``labels`` by the names of the segments; without it the segment numbers.
+
+        Raises
+        ------
+        LabelError
+            If it cannot be read, does not lie on the grid, or none of its segments has a name of the setting.
+        ServerError
+            If XNAT fails.
+        CacheError
+            If the disk does not take it.
+        """
+        path = self._path(scan, collection)
+        if not self._description_file(path).exists() or not path.exists():
+            self._decode(scan, collection, path)
+        return path
+
+    def description(self, scan: Scan, collection: RoiCollection) -> dict[str, Any]:
+        """Describe a collection like a label that was saved; before it was decoded only by what the listing shows."""
+        try:
+            return decode(self._description_file(self._path(scan, collection)).read_bytes())
+        except (OSError, ValueError):
+            info = {"roi_collection": _facts(collection)}
+            sidecar = describe(scan, self._settings.roi_tag, info, label=None, file_type="", configured={})
+            when = self._stored_at.get(collection.fingerprint) or stored_at(collection)
+            return completed(sidecar, sha256="", saved_at=when, saved_by=collection.user)
+
+    def version(self, scan: Scan, collection: RoiCollection) -> LabelVersion:
+        """Give a collection as version of a label."""
+        description = self.description(scan, collection)
+        saved_at = datetime.fromisoformat(description["saved_at"])
+        identity = hashlib.sha256(collection.fingerprint.encode()).hexdigest()
+        return LabelVersion(version_name(saved_at, identity), LABEL_MAP, sidecar=description)
+
+    def _decode(self, scan: Scan, collection: RoiCollection, path: Path) -> None:
+        grid = self._images.grid(scan)
+        folder = private_folder(self._folder)
+        try:
+            with tempfile.TemporaryDirectory(prefix=".roi-", dir=folder) as scratch:
+                file, saved_at = download_collection(self._session, collection, Path(scratch))
+                label = with_values(_READERS[collection.kind](file, grid), self._settings.label_values)
+                write_label(label, Path(scratch, path.name))
+                description = self._described(scan, collection, label, Path(scratch, path.name), saved_at)
+                Path(scratch, "description").write_bytes(encode(description))
+                Path(scratch, path.name).replace(path)
+                Path(scratch, "description").replace(self._description_file(path))
+        except XNATDatastoreError:
+            raise
+        except OSError as error:
+            raise CacheError(
+                f"the label could not be kept in {self._folder}: {error.strerror or error}",
+                hint="make room on the disk or set cache_path to another one",
+            ) from error
+        for note in label.notes:
+            logger.warning("a ROI collection was read with a difference: %s", note)
+
+    def _described(
+        self, scan: Scan, collection: RoiCollection, label: LabelMap, file: Path, saved_at: datetime
+    ) -> dict[str, Any]:
+        names = [{"name": segment.name, "idx": segment.value} for segment in label.segments]
+        facts = {**_facts(collection), "notes": list(label.notes)}
+        sidecar = describe(
+            scan,
+            self._settings.roi_tag,
+            {"roi_collection": facts, "label_info": names},
+            label=label,
+            file_type=LABEL_MAP if collection.kind == "NIFTI" else DICOM_SUFFIX,
+            configured={},
+        )
+        return completed(sidecar, sha256=sha256_of(file), saved_at=saved_at, saved_by=collection.user)
+
+    def _when_stored(self, collection: RoiCollection) -> datetime:
+        """Tell when a collection was stored; XNAT is asked once for each."""
+        known = self._stored_at.get(collection.fingerprint)
+        if known is None:
+            try:
+                known = ask_when_stored(self._session, collection)
+            except XNATDatastoreError as error:
+                logger.debug("it is not known when a ROI collection was stored: %s", error)
+                return stored_at(collection)
+            self._stored_at[collection.fingerprint] = known
+        return known
+
+    def _path(self, scan: Scan, collection: RoiCollection) -> Path:
+        values = json.dumps(self._settings.label_values, sort_keys=True)
+        image = scan.image_id
+        text = f"{image.subject}_{image.experiment}_{image.scan}_roi_{collection.label}"
+        return self._folder / (safe_name(text, f"{image} {collection.fingerprint} {values}") + LABEL_MAP)
+
+    def _description_file(self, path: Path) -> Path:
+        return path.with_name(path.name[: -len(LABEL_MAP)] + ".json")
+
+
+def _facts(collection: RoiCollection) -> dict[str, Any]:
+    return {
+        "label": collection.label,
+        "id": collection.id,
+        "type": collection.kind,
+        "name": collection.name,
+        "user": collection.user,
+        "inserted": collection.inserted,
+    }

@@ -1,0 +1,204 @@
+"""Labels as they are read: which there are, their files, their descriptions, their history."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from monailabel_xnat.catalog import Catalog, Resource, Scan
+from monailabel_xnat.client.roi import RoiCollection
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.config import Settings
+from monailabel_xnat.errors import UnknownLabelError, XNATDatastoreError
+from monailabel_xnat.images import Images
+from monailabel_xnat.labels.collections import Collections
+from monailabel_xnat.labels.descriptions import Descriptions
+from monailabel_xnat.labels.files import LabelFiles
+from monailabel_xnat.labels.lookup import Lookup
+from monailabel_xnat.labels.model import LabelVersion
+from monailabel_xnat.labels.outbox import Entry, Outbox, folder_of
+from monailabel_xnat.labels.sidecar import info_of
+from monailabel_xnat.labels.tags import resource_of, text_of
+from monailabel_xnat.labels.versions import Versions
+
+logger = logging.getLogger(__name__)
+
+
+class StoredLabels:
+    """The labels of the images, to be read.
+
+    A label with a tag is the newest of the versions in XNAT, of those that wait in the outbox, and, for the tag of the
+    setting ``roi_tag``, of the ROI collections that people saved in the viewer.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    catalog : Catalog
+        Tells where the images are, and is told of our own writes.
+    images : Images
+        Tell the grid of an image.
+    settings : Settings
+        Folder, and what the values of labels are.
+    """
+
+    def __init__(self, session: Session, catalog: Catalog, images: Images, settings: Settings) -> None:
+        self._session = session
+        self._images = images
+        self._settings = settings
+        self._catalog = catalog
+        folder = settings.server_folder / "labels"
+        self._outbox = Outbox(folder_of(settings), self._note_departure)
+        self._files = LabelFiles(session, folder)
+        self._versions = Versions(session, catalog)
+        self._lookup = Lookup(self._versions, self._outbox)
+        self._collections = Collections(session, images, folder)
+        self._descriptions = Descriptions(session)
+
+    def tags(self, scan: Scan) -> list[str]:
+        """List the tags that an image has labels with, waiting ones included; makes no request."""
+        tags = self._lookup.tags(scan)
+        drawn = self._collections.tag(scan) if scan.collections else ""
+        return tags if not drawn or drawn in tags else sorted([*tags, drawn])
+
+    def current(self, scan: Scan, tag: str) -> LabelVersion:
+        """Give the current version of a label, without its description.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is no such label.
+        ServerError
+            If XNAT fails.
+        """
+        tag = text_of(tag)
+        drawn = self._drawn(scan, tag)
+        return self._collections.version(scan, drawn) if drawn else self._lookup.find(scan, tag)
+
+    def path(self, scan: Scan, tag: str, version: str | None = None) -> Path:
+        """Give the file of a label on this machine, the current one or an earlier version; fetched once.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is no such label or version.
+        LabelError
+            If it is a ROI collection that cannot be read as label of the image.
+        ServerError
+            If XNAT fails.
+        """
+        tag = text_of(tag)
+        drawn = self._drawn(scan, tag, version)
+        if drawn is not None:
+            return self._collections.path(scan, drawn)
+        found = self._lookup.find(scan, tag, version)
+        entry = self._lookup.entry(scan, tag, found.name)
+        if entry is not None:
+            try:
+                return self._files.keep(scan.image_id, tag, found, entry.file)
+            except FileNotFoundError:  # it has just been brought to XNAT
+                self._note_departure(entry)
+                scan = self._catalog.scan(scan.image_id)
+                found = self._lookup.find(scan, tag, version)
+        return self._files.path(scan.image_id, tag, found)
+
+    def info(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
+        """Give the label info stored with a label.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is no such label or version.
+        ServerError
+            If XNAT fails.
+        """
+        return info_of(self.sidecar(scan, tag, version))
+
+    def sidecar(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
+        """Give the description of a label; see :mod:`monailabel_xnat.labels.sidecar`.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is no such label or version.
+        ServerError
+            If XNAT fails.
+        """
+        tag = text_of(tag)
+        drawn = self._drawn(scan, tag, version)
+        if drawn is not None:
+            return self._collections.description(scan, drawn)
+        return self._described(scan, tag, self._lookup.find(scan, tag, version))
+
+    def collection_path(self, scan: Scan, label: str) -> Path:
+        """Give one ROI collection of an image, by its label, as label map on this machine.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is no such collection.
+        LabelError, ServerError, CacheError
+            As for :meth:`path`.
+        """
+        return self._collections.path(scan, self._collections.named(scan, label))
+
+    def collection_sidecar(self, scan: Scan, label: str) -> dict[str, Any]:
+        """Describe one ROI collection of an image like a label that was saved.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is no such collection.
+        """
+        return self._collections.description(scan, self._collections.named(scan, label))
+
+    def load_infos(self, scans: Iterable[Scan]) -> None:
+        """Fetch the descriptions of all labels of these images, in parallel, where they are not known yet."""
+        wanted = [(scan, tag) for scan in scans for tag in self.tags(scan)]
+        if not wanted:
+            return
+        with ThreadPoolExecutor(min(self._settings.connections, len(wanted))) as pool:
+            list(pool.map(lambda pair: self._try_to_load(*pair), wanted))
+
+    def history(self, scan: Scan, tag: str) -> list[LabelVersion]:
+        """List all versions of a label with their descriptions, newest first; [] if there are none.
+
+        Raises
+        ------
+        ServerError
+            If XNAT fails.
+        """
+        tag = text_of(tag)
+        versions = self._lookup.all(scan, tag)
+        if not versions:
+            return []
+        with ThreadPoolExecutor(min(self._settings.connections, len(versions))) as pool:
+            sidecars = pool.map(lambda version: self._described(scan, tag, version), versions)
+            return [version.with_sidecar(sidecar) for version, sidecar in zip(versions, sidecars)]
+
+    def _drawn(self, scan: Scan, tag: str, version: str | None = None) -> RoiCollection | None:
+        """Find the ROI collection that is a label: the newest one, if no label of ours is newer."""
+        if version is not None or not scan.collections or tag != self._collections.tag(scan):
+            return None
+        try:
+            ours = self._lookup.find(scan, tag)
+        except UnknownLabelError:
+            return self._collections.newest(scan, tag)
+        return self._collections.newest(scan, tag, after=ours.saved_at)
+
+    def _described(self, scan: Scan, tag: str, version: LabelVersion) -> dict[str, Any]:
+        entry = self._lookup.entry(scan, tag, version.name) if version.is_pending else None
+        return entry.sidecar() if entry else self._descriptions.read(version)
+
+    def _try_to_load(self, scan: Scan, tag: str) -> None:
+        try:
+            self.sidecar(scan, tag)
+        except XNATDatastoreError as error:
+            logger.debug("a label's description could not be read: %s", error)
+
+    def _note_departure(self, entry: Entry) -> None:
+        """Have a label that another process has brought to XNAT looked up there, before the catalog shows it."""
+        self._catalog.put_resource(entry.image_id, Resource(resource_of(entry.tag), None, None))

@@ -1,0 +1,102 @@
+"""The setting ``labels``: which voxel value each name of a segment stands for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from monailabel_xnat.convert import LabelMap, Segment
+from monailabel_xnat.errors import LabelError
+
+_BETWEEN_WORDS = re.compile(r"[\s_-]+")
+# What a value is called that nobody named.
+_UNNAMED = re.compile(r"(Segment|ROI)[ _]?\d+", re.IGNORECASE)
+
+
+def with_values(label: LabelMap, values: Mapping[str, int]) -> LabelMap:
+    """Give each segment the value that its name has in the settings.
+
+    Names are compared without case, and blanks, ``_`` and ``-`` are one. Segments of other names are left out, for a
+    model cannot know what they are; the notes tell which.
+
+    Parameters
+    ----------
+    label : LabelMap
+        With its segments.
+    values : mapping of str to int
+        Voxel value of each name; empty: the label stays as it is.
+
+    Raises
+    ------
+    LabelError
+        If it has segments, but none with a name of the settings.
+    """
+    if not values or not label.segments:
+        return label
+    wanted = _by_plain_name(values)
+    table = {
+        segment.value: wanted[_plain(segment.name)] for segment in label.segments if _plain(segment.name) in wanted
+    }
+    left_out = sorted({segment.name for segment in label.segments if segment.value not in table})
+    if not table:
+        raise LabelError(
+            f"no segment has a name of the setting labels ({', '.join(values)}): it has {', '.join(left_out)}",
+            hint="name the segments so, or change the setting",
+        )
+    names = {value: name for name, value in values.items()}
+    segments = {
+        table[segment.value]: Segment(table[segment.value], names[table[segment.value]], segment.colour)
+        for segment in label.segments
+        if segment.value in table
+    }
+    notes = [f"left out, for their names are not in the setting labels: {', '.join(left_out)}"] if left_out else []
+    return replace(
+        label,
+        array=mapped(label.array, table),
+        segments=tuple(segment for _, segment in sorted(segments.items())),
+        notes=(*label.notes, *notes),
+    )
+
+
+def differing_values(segments: Iterable[Mapping[str, Any]], values: Mapping[str, int]) -> dict[int, int]:
+    """Give the value in the settings for each value of a stored label; {} if none differs.
+
+    Parameters
+    ----------
+    segments : iterable of mapping
+        As in the label's description. Values without a name of their own stay as they are; those of a name that is
+        not in the settings become 0.
+    values : mapping of str to int
+        Voxel value of each name.
+    """
+    if not values:
+        return {}
+    wanted = _by_plain_name(values)
+    table = {}
+    for segment in segments:
+        value, name = int(segment["value"]), str(segment["name"])
+        table[value] = value if _UNNAMED.fullmatch(name) else wanted.get(_plain(name), 0)
+    return table if any(value != other for value, other in table.items()) else {}
+
+
+def mapped(array: np.ndarray[Any, Any], table: Mapping[int, int]) -> np.ndarray[Any, Any]:
+    """Replace the values of a label map; those that are not in the table become 0."""
+    largest = max(table.values(), default=0)
+    lookup = np.zeros(int(array.max(initial=0)) + 1, np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16)
+    for value, other in table.items():
+        if value < len(lookup):
+            lookup[value] = other
+    # In the order of memory, which NIfTI is written in.
+    return np.asfortranarray(lookup[array])
+
+
+def _by_plain_name(values: Mapping[str, int]) -> dict[str, int]:
+    return {_plain(name): value for name, value in values.items()}
+
+
+def _plain(name: str) -> str:
+    return _BETWEEN_WORDS.sub(" ", name).strip().casefold()

@@ -1,0 +1,281 @@
+"""ROI collections saved in the viewer are labels: found, decoded, preferred when newer, and never changed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from viewer import Viewer
+
+from monailabel_xnat.catalog import Catalog
+from monailabel_xnat.client.roi import is_marked, marked_uid
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.config import Settings
+from monailabel_xnat.images import Images
+
+PROJECT = "P"
+
+
+@pytest.fixture(scope="session")
+def decoded_series(demo_dicom, tmp_path_factory):
+    """Images of one demo series, decoded once for all tests."""
+    return [path for path in sorted(demo_dicom.cases[1].dicom.rglob("*")) if path.is_file()]
+
+
+@pytest.fixture
+def viewer(xnat_sandbox, demo_dicom, decoded_series, tmp_path):
+    xnat_sandbox.import_dicom(demo_dicom.cases[1].dicom, PROJECT)
+    given = {"server": xnat_sandbox.url, "username": xnat_sandbox.username, "password": xnat_sandbox.password}
+    settings = Settings.load({**given, "project": PROJECT, "cache_path": tmp_path / "viewer"}, environ={})
+    session = Session(settings)
+    (scan,) = Catalog(session).scans()
+    images = Images(session, settings)
+    yield Viewer(session, scan, decoded_series, images.grid(scan), tmp_path)
+    images.close()
+    session.close()
+
+
+@pytest.fixture
+def open_datastore(viewer, open_xnat_datastore):
+    def open_datastore(**settings):
+        return open_xnat_datastore(**{"project": PROJECT, "roi_write": "", **settings})
+
+    return open_datastore
+
+
+def only(datastore):
+    (image,) = datastore.list_images()
+    return image
+
+
+def voxels(path):
+    return np.asarray(nibabel.load(path).dataobj)
+
+
+def own_label(viewer, tmp_path, value=1):
+    array, _ = viewer.draw(own=(1, 4))
+    path = tmp_path / f"own{value}.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(array * np.uint8(value), viewer.grid.affine), path)
+    return str(path)
+
+
+def roi_requests(sandbox):
+    return [served for served in sandbox.requests if "RoiCollection" in served.path]
+
+
+def test_a_drawing_is_a_final_label_in_every_way(viewer, open_datastore):
+    array = viewer.save("SEG_1", liver=(3, 9), spleen=(12, 15))
+    datastore = open_datastore()
+    image = only(datastore)
+    assert datastore.get_labeled_images() == [image]
+    assert datastore.get_unlabeled_images() == []
+    assert datastore.get_labels_by_image_id(image) == {"final": image}
+    assert (voxels(datastore.get_label_uri(image, "final")) == array).all()
+    info = datastore.get_label_info(image, "final")
+    assert info["label_info"] == [{"name": "liver", "idx": 1}, {"name": "spleen", "idx": 2}]
+    assert (info["roi_collection"]["label"], info["roi_collection"]["user"]) == ("SEG_1", "admin")
+    assert abs(info["ts"] - time.time()) < 60
+    (pair,) = datastore.datalist()
+    assert nibabel.load(pair["image"]).shape == nibabel.load(pair["label"]).shape
+    assert np.allclose(nibabel.load(pair["image"]).affine, nibabel.load(pair["label"]).affine)
+    assert datastore.json()["objects"][image]["labels"]["final"]["info"]["roi_collection"]["type"] == "SEG"
+    status = datastore.status()
+    assert (status["completed"], status["roi_collections"]) == (1, 1)
+
+
+def test_it_is_read_once(viewer, xnat_sandbox, open_datastore):
+    viewer.save("SEG_1")
+    datastore = open_datastore()
+    datastore.get_label_uri(only(datastore), "final")
+    xnat_sandbox.requests.clear()
+    datastore.get_label_uri(only(datastore), "final")
+    datastore.get_labels_by_image_id(only(datastore))
+    datastore.json()
+    datastore.refresh()
+    assert roi_requests(xnat_sandbox) == []
+    datastore.close()
+    again = open_datastore()
+    again.get_label_uri(only(again), "final")
+    assert roi_requests(xnat_sandbox) == []
+
+
+def test_the_info_is_known_without_reading_the_drawing(viewer, xnat_sandbox, open_datastore):
+    viewer.save("SEG_1", "my drawing")
+    datastore = open_datastore()
+    xnat_sandbox.requests.clear()
+    assert datastore.get_label_info(only(datastore), "final")["roi_collection"]["name"] == "my drawing"
+    assert roi_requests(xnat_sandbox) == []
+
+
+def test_of_several_the_newest_counts_and_each_can_be_asked_for(viewer, open_datastore):
+    older = viewer.save("SEG_1", liver=(3, 9))
+    time.sleep(0.01)
+    newer = viewer.save("SEG_2", liver=(5, 7))
+    datastore = open_datastore()
+    image = only(datastore)
+    assert (voxels(datastore.get_label_uri(image, "final")) == newer).all()
+    assert (voxels(datastore.get_label_uri(f"{image}#SEG_1", "final")) == older).all()
+    assert datastore.get_label_info(f"{image}#SEG_1", "final")["roi_collection"]["label"] == "SEG_1"
+    assert datastore.get_label_uri(f"{image}#SEG_3", "final") == ""
+    assert datastore.get_label_info(f"{image}#SEG_3", "final") == {}
+
+
+def test_one_saved_again_in_its_place_is_read_anew(viewer, open_datastore):
+    viewer.save("SEG_1", liver=(3, 9))
+    datastore = open_datastore()
+    datastore.get_label_uri(only(datastore), "final")
+    changed = viewer.save("SEG_1", liver=(5, 7), overwrite=True)
+    datastore.refresh()
+    assert (voxels(datastore.get_label_uri(only(datastore), "final")) == changed).all()
+
+
+def test_the_newer_of_a_drawing_and_a_label_of_ours_counts(viewer, open_datastore, tmp_path):
+    drawn = viewer.save("SEG_1")
+    time.sleep(0.01)
+    datastore = open_datastore()
+    image = only(datastore)
+    datastore.save_label(image, own_label(viewer, tmp_path), "final", {"mine": True})
+    assert datastore.get_label_info(image, "final")["mine"]
+    assert not (voxels(datastore.get_label_uri(image, "final")) == drawn).all()
+    time.sleep(0.01)
+    newest = viewer.save("SEG_2", liver=(5, 7))
+    datastore.refresh()
+    assert (voxels(datastore.get_label_uri(image, "final")) == newest).all()
+    assert datastore.get_labels_by_image_id(image) == {"final": image}
+
+
+def test_a_drawing_says_nothing_of_drafts(viewer, open_datastore, tmp_path):
+    viewer.save("SEG_1")
+    datastore = open_datastore()
+    image = only(datastore)
+    datastore.save_label(image, own_label(viewer, tmp_path), "original", {"model": "m"})
+    assert datastore.get_label_info(image, "original")["model"] == "m"
+    assert set(datastore.get_labels_by_image_id(image)) == {"final", "original"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "tags"),
+    [
+        ({"roi_tag": ""}, set()),
+        ({"roi_tag": "drawn"}, {"drawn"}),
+        ({"roi_label": "SEG_*"}, {"final"}),
+        ({"roi_label": "!seg_*"}, set()),
+    ],
+)
+def test_the_settings_choose_what_counts(viewer, open_datastore, settings, tags):
+    viewer.save("SEG_1")
+    datastore = open_datastore(**settings)
+    assert set(datastore.get_labels_by_image_id(only(datastore))) == tags
+
+
+def test_what_counts_is_told_once(viewer, open_datastore, caplog):
+    viewer.save("SEG_1")
+    with caplog.at_level(logging.INFO):
+        datastore = open_datastore()
+        datastore.refresh()
+    told = [record for record in caplog.records if "saved in the viewer" in record.getMessage()]
+    assert len(told) == 1
+    assert "1 ROI collections" in told[0].getMessage()
+
+
+def test_changing_its_info_makes_it_a_label_of_ours(viewer, open_datastore):
+    array = viewer.save("SEG_1")
+    datastore = open_datastore()
+    image = only(datastore)
+    datastore.update_label_info(image, "final", {"score": 3})
+    info = datastore.get_label_info(image, "final")
+    assert (info["score"], info["roi_collection"]["label"]) == (3, "SEG_1")
+    assert (voxels(datastore.get_label_uri(image, "final")) == array).all()
+    rows = viewer.session.rows("/data/experiments", {"xsiType": "icr:roiCollectionData", "project": PROJECT})
+    assert [row["label"] for row in rows] == ["SEG_1"]
+
+
+def test_it_is_not_ours_to_remove(viewer, open_datastore):
+    viewer.save("SEG_1")
+    datastore = open_datastore()
+    with pytest.raises(ValueError, match="saved in the viewer"):
+        datastore.remove_label(only(datastore), "final")
+
+
+def test_a_nifti_collection_made_by_the_generic_calls_is_read(viewer, open_datastore, tmp_path):
+    content = Path(own_label(viewer, tmp_path, 2)).read_bytes()
+    image = viewer.scan.image_id
+    path = f"/data/projects/P/subjects/{image.subject}/experiments/{image.experiment}/assessors/N1"
+    kind = "icr:roiCollectionData"
+    fields = {"UID": "1.2.3", "collectionType": "NIFTI", "references/seriesUID": viewer.scan.series_uid}
+    query = {"xsiType": kind, **{f"{kind}/{name}": value for name, value in fields.items()}}
+    viewer.session.request("PUT", path, query=query)
+    headers = {"Content-Type": "application/octet-stream"}
+    viewer.session.request("PUT", f"{path}/out/resources/NIFTI/files/n.nii.gz", body=content, headers=headers)
+    datastore = open_datastore()
+    assert set(np.unique(voxels(datastore.get_label_uri(only(datastore), "final")))) == {0, 2}
+
+
+def test_what_cannot_be_read_is_left_out_and_named(viewer, open_datastore):
+    viewer.save("SEG_1")
+    (file,) = [file for file in viewer.session.rows(seg_files(viewer)) if file["Name"].endswith(".dcm")]
+    headers = {"Content-Type": "application/octet-stream"}
+    path = f"{seg_files(viewer)}/{file['Name']}"
+    viewer.session.request("PUT", path, query={"overwrite": "true"}, body=b"nothing like it", headers=headers)
+    datastore = open_datastore()
+    assert datastore.datalist() == []
+    (reason,) = datastore.status()["left_out"].values()
+    assert "DICOM" in reason
+
+
+def seg_files(viewer):
+    (row,) = viewer.session.rows("/data/experiments", {"xsiType": "icr:roiCollectionData", "project": PROJECT})
+    return f"/data/experiments/{viewer.scan.image_id.experiment}/assessors/{row['ID']}/out/resources/SEG/files"
+
+
+@pytest.mark.parametrize("status", [400, 404, 500])
+def test_a_site_without_the_type_is_asked_again_only_by_a_refresh(viewer, xnat_sandbox, open_datastore, caplog, status):
+    viewer.save("SEG_1")
+    # What the project owns is listed first, then what is shared into it.
+    xnat_sandbox.faults.add("/data/experiments", status=status, skip=2)
+    with caplog.at_level(logging.INFO):
+        datastore = open_datastore(max_age=0.001)
+    assert datastore.get_labeled_images() == []
+    assert len([record for record in caplog.records if "lists no ROI collections" in record.getMessage()]) == 1
+    xnat_sandbox.requests.clear()
+    deadline = time.monotonic() + 10
+    while len(xnat_sandbox.requests) < 3 and time.monotonic() < deadline:
+        datastore.list_images()
+        time.sleep(0.01)
+    assert not any("roi" in served.query.get("xsiType", "") for served in xnat_sandbox.requests)
+    datastore.refresh()
+    assert datastore.get_labeled_images() == datastore.list_images()
+
+
+def test_names_stand_for_the_values_in_the_settings(viewer, open_datastore, caplog):
+    array = viewer.save("SEG_1", Liver=(3, 9), left_kidney=(10, 12), artefact=(13, 15))
+    datastore = open_datastore(labels="spleen=1,liver=2,left kidney=7")
+    image = only(datastore)
+    with caplog.at_level(logging.WARNING):
+        found = voxels(datastore.get_label_uri(image, "final"))
+    assert (found == np.choose(array, [0, 2, 7, 0])).all()
+    assert "artefact" in caplog.text
+    info = datastore.get_label_info(image, "final")
+    assert info["label_info"] == [{"name": "liver", "idx": 2}, {"name": "left kidney", "idx": 7}]
+    assert any("artefact" in note for note in info["roi_collection"]["notes"])
+
+
+def test_without_any_known_name_it_is_no_label(viewer, open_datastore):
+    viewer.save("SEG_1", Segment_1=(3, 9))
+    datastore = open_datastore(labels="spleen=1")
+    assert datastore.datalist() == []
+    (reason,) = datastore.status()["left_out"].values()
+    assert "spleen" in reason
+    assert "Segment 1" in reason
+
+
+def test_the_mark_of_what_we_write():
+    uid = marked_uid("a label")
+    assert uid == marked_uid("a label") != marked_uid("another")
+    assert len(uid) <= 64
+    assert is_marked(uid)
+    assert not any(map(is_marked, (uid[:-1], "1.2.3", "2.25.", "", "2.25.1234567890")))
