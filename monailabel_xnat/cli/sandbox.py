@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from monailabel_xnat.errors import SettingsError
+
 if TYPE_CHECKING:
     from monailabel_xnat.sandbox import Sandbox
 
@@ -38,7 +40,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until interrupted."""
+    """Serve until interrupted.
+
+    Raises
+    ------
+    SettingsError
+        If an argument makes no sense, such as a folder of XSD files without XNAT's.
+    """
+    try:
+        _run(args)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
     from monailabel_xnat.sandbox import Sandbox
 
     users = dict(_user(text) for text in args.user)
@@ -64,7 +80,6 @@ def run(args: argparse.Namespace) -> int:
         sandbox.serve()
     finally:
         sandbox.stop()
-    return 0
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -74,7 +89,7 @@ def _interrupt(number: int, frame: object) -> None:
 def _user(text: str) -> tuple[str, str]:
     name, equals, password = text.partition("=")
     if not (name and equals and password):
-        raise OSError("--user wants NAME=PASSWORD")
+        raise SettingsError("--user wants NAME=PASSWORD")
     return name, password
 
 

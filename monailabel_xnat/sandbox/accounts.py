@@ -78,10 +78,9 @@ class Accounts:
         Raises
         ------
         ValueError
-            If the login or the password is empty, or the login is ``guest``.
+            If the login or the password cannot be used.
         """
-        if not login or not password or login == GUEST or ":" in login:
-            raise ValueError(f"cannot make user {login!r}: a login without ':' (not 'guest') and a password are needed")
+        require_valid_user(login, password)
         values = (
             login,
             _hash(password),
@@ -239,6 +238,20 @@ class Sessions:
         oldest = self._clock() - self.timeout
         for expired in [key for key, item in self._sessions.items() if item.last_used < oldest]:
             del self._sessions[expired]
+
+
+def require_valid_user(login: str, password: str) -> None:
+    """Refuse what cannot be a user.
+
+    Raises
+    ------
+    ValueError
+        If the login or the password is empty, or the login is ``guest`` or has a colon or slash in it.
+    """
+    if not login or not password or login == GUEST or set(login) & set(":/"):
+        raise ValueError(
+            f"cannot make user {login!r}: a login without ':' and '/' (not 'guest') and a password are needed"
+        )
 
 
 def _hash(password: str) -> str:

@@ -69,7 +69,8 @@ class Edits:
             raise HTTPError(409, f"{name} exists already.")
         made = self.put(request, found).body
         last = made.decode() if isinstance(made, bytes) and made else quote(name, safe="")
-        url = f"http://{request.headers.get('host', '')}/data/{'/'.join(target.segments)}/{last}"
+        site = f"http://{request.headers.get('host', '')}{request.context}"
+        url = f"{site}/data/{'/'.join(target.segments)}/{last}"
         answer = text(url)
         answer.headers.append(("Location", url))
         return answer

@@ -14,7 +14,7 @@ from types import TracebackType
 import uvicorn
 from filelock import FileLock, Timeout
 
-from monailabel_xnat.sandbox.accounts import Accounts, Sessions
+from monailabel_xnat.sandbox.accounts import Accounts, Sessions, require_valid_user
 from monailabel_xnat.sandbox.application import Application
 from monailabel_xnat.sandbox.archive import Archive
 from monailabel_xnat.sandbox.datatypes import DataTypes
@@ -87,11 +87,18 @@ class Sandbox:
         roi_plugin: bool = True,
         context: str = "",
     ) -> None:
+        types = DataTypes(Path(schemas) if schemas else _SCHEMAS)
+        for login, password in (users or {}).items():
+            require_valid_user(login, password)
         self._temporary = data is None
         self.folder = Path(tempfile.mkdtemp(prefix="xnat-sandbox-")) if data is None else Path(data)
         _require_private(self.folder)
         self._lock = _locked(self.folder)
-        self.archive = Archive(self.folder, DataTypes(Path(schemas) if schemas else _SCHEMAS))
+        try:
+            self.archive = Archive(self.folder, types)
+        except ValueError:
+            self._lock.release()
+            raise
         self._accounts = Accounts(self.archive.store)
         self.users = self._make_users(users or {})
         self._logins_at_start = self.logins

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,32 +87,33 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._held: weakref.WeakSet[_Held] = weakref.WeakSet()
         self._guard = threading.Lock()
         self._writer = threading.RLock()
         db = self._connection()
-        db.executescript(_TABLES)
         found = db.execute("PRAGMA user_version").fetchone()[0]
         if found not in (0, FORMAT):
+            self.close()
             raise ValueError(
                 f"{path} has archive format {found}, this sandbox reads format {FORMAT}; use another data folder"
             )
+        db.executescript(_TABLES)
         db.execute(f"PRAGMA user_version = {FORMAT}")
 
     def _connection(self) -> sqlite3.Connection:
-        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if found is not None:
-            return found
+        held: _Held | None = getattr(self._local, "held", None)
+        if held is not None:
+            return held.connection
         db = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
         db.row_factory = sqlite3.Row
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA cache_size = -32000")
-        self._local.connection = db
+        self._local.held = _Held(db)
         self._local.depth = 0
         with self._guard:
-            self._connections.append(db)
+            self._held.add(self._local.held)
         return db
 
     def all(self, sql: str, arguments: Sequence[Any] = ()) -> list[sqlite3.Row]:
@@ -164,7 +166,17 @@ class Store:
     def close(self) -> None:
         """Close the connections of all threads."""
         with self._guard:
-            for connection in self._connections:
-                connection.close()
-            self._connections.clear()
+            for held in list(self._held):
+                held.connection.close()
+            self._held.clear()
         self._local = threading.local()
+
+
+class _Held:
+    """The connection of a thread, closed when the thread has ended."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    def __del__(self) -> None:
+        self.connection.close()

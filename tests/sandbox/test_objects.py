@@ -523,21 +523,3 @@ def test_deleting_scans_one_by_one(admin, made):
 def test_a_new_object_may_take_the_name_of_a_deleted_one(admin, made):
     admin.delete(made.long)
     assert admin.put(made.long, **MR).status_code == 201
-
-
-# Resources as objects
-
-
-def test_point_05_resource_put_on_an_existing_label_is_409_and_delete_of_a_missing_one_200(admin, made):
-    path = f"{made.scan}/resources/LABELS"
-    first, second = admin.put(path, format="NIFTI"), admin.put(path, format="NIFTI")
-    assert (first.status_code, first.text, second.status_code) == (200, "", 409)
-    assert [admin.delete(path).status_code for _ in range(2)] == [200, 200]
-
-
-def test_point_11_resources_are_xml_even_for_format_json(admin, made):
-    admin.made(f"{made.scan}/resources/LABELS/files/a.txt", b"x")
-    for query in ({}, {"format": "json"}, {"format": "html"}):
-        answer = admin.get(f"{made.scan}/resources/LABELS", **query)
-        assert answer.text.startswith('<?xml version="1.0" encoding="UTF-8"?>\n<cat:Catalog')
-        assert "xml" in answer.headers["Content-Type"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+
 @pytest.fixture
 def everybody(user, made):
     return {login: user(login) for login in ("admin", "owner", "member", "collaborator", "none")}

@@ -351,3 +351,35 @@ def test_the_command_remembers_users(folder, tmp_path):
         process.terminate()
         process.communicate(timeout=30)
     assert len(re.findall(r"\(as before\)", text)) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--user", "owner"], "NAME=PASSWORD"),
+        (["--user", "guest=x"], "cannot make user"),
+        (["--schemas", "."], "holds no XNAT schema"),
+        (["--import", "nowhere"], "no such folder"),
+        (["--import", "."], "no DICOM"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_a_line(words, message, tmp_path):
+    command = [sys.executable, "-m", "monailabel_xnat", "sandbox", *words]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    (tmp_path / "here").mkdir()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, cwd=tmp_path / "here")
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_connections_end_with_their_threads(xnat_sandbox):
+    store = xnat_sandbox.archive.store
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    for _ in range(30):
+        thread = threading.Thread(target=store.all, args=("SELECT 1",))
+        thread.start()
+        thread.join()
+    if before:
+        assert len(os.listdir("/proc/self/fd")) < before + 20
