@@ -237,7 +237,11 @@ class _Selection:
         ]
 
     def file(self, path: str) -> _Found | None:
-        return next((found for found in self.files() if found.entry.path == path), None)
+        for holder, resource in self.resources:
+            entry = self._resources.file(resource, path)
+            if entry is not None:
+                return _Found(holder, resource, entry)
+        return None
 
 
 def decoded(path: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from monailabel_xnat.sandbox.accounts import User
@@ -30,11 +30,11 @@ NONE, APPEND, DELETE, OVERRIDE = "none", "append", "delete", "override"
 _REPLACING = (DELETE, OVERRIDE)
 
 
-class ConflictError(Exception):
+class ConflictError(ValueError):
     """What is to be filed does not go together with what is in the archive."""
 
 
-class LockedError(Exception):
+class LockedError(ValueError):
     """The session in the archive is not to be changed."""
 
 
@@ -74,14 +74,23 @@ class Filing:
         Raises
         ------
         ValueError
-            If there is no DICOM in the folder.
+            If there is no DICOM in the folder, or a session is locked.
         """
         studies = by_study(read_series(folder))
         if not studies:
             raise ValueError(f"no DICOM file in {folder}")
         if self._archive.project(project) is None:
             self._archive.create_project(project, user)
-        return [self.file_study(series, self.place(series, Place(project)), user, APPEND) for series in studies]
+        return [self._file_somewhere(series, project, user) for series in studies]
+
+    def _file_somewhere(self, series: Sequence[SeriesFiles], project: str, user: User) -> Experiment:
+        """File a study; where its label belongs to another one, it gets a label of its own."""
+        place = self.place(series, Place(project))
+        try:
+            return self.file_study(series, place, user, APPEND)
+        except ConflictError:
+            label = self._free_label(project, place.subject, series[0].modality)
+            return self.file_study(series, replace(place, session=label), user, APPEND)
 
     def place(self, series: Sequence[SeriesFiles], asked: Place) -> Place:
         """Complete a place from a study's headers; the project stays empty where they name none that exists."""

@@ -53,5 +53,5 @@ def session_folder(session: Experiment) -> str:
 
 def segment(name: str) -> str:
     """Make a name safe as one segment of a path."""
-    safe = re.sub(r"[^\w.-]", "_", name)
+    safe = re.sub(r"[^\w. -]", "_", name)
     return safe if safe.strip(".") else f"_{safe}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -76,14 +76,14 @@ class Prearchive:
             ``READY``, ``CONFLICT`` or ``RECEIVING``.
         """
         known = self._receiving(series[0], place) if status == RECEIVING else None
-        waiting = known or self._new(series[0], place, status)
+        waiting = known or self._reserve(series[0], place, status)
         ids = scan_ids(series)
         for item in series:
             target = self._root / waiting.directory / "SCANS" / segment(ids[item.series_uid]) / _label(item)
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
             for file in item.files:
                 shutil.copyfile(file.path, target / segment(f"{file.sop_instance_uid}.dcm"))
-        return waiting
+        return known or self._enter(waiting)
 
     def _receiving(self, first: SeriesFiles, place: Place) -> Waiting | None:
         """Find the session that objects of a study are gathered in."""
@@ -93,18 +93,39 @@ class Prearchive:
         )
         return Waiting(**dict(row)) if row else None
 
-    def _new(self, first: SeriesFiles, place: Place, status: str) -> Waiting:
+    def _reserve(self, first: SeriesFiles, place: Place, status: str) -> Waiting:
+        """Make a folder that no other session has."""
         now, folder = timestamp(), segment(place.session)
         home = segment(place.project) if place.project else UNASSIGNED
         moment = datetime.strptime(now, "%Y-%m-%d %H:%M:%S.%f")
-        with self._store.write() as db:
-            while self.find(place.project or UNASSIGNED, _stamp(moment), folder) is not None:
+        while True:
+            directory = f"{home}/{_stamp(moment)}/{folder}"
+            try:
+                (self._root / directory).mkdir(mode=0o700, parents=True)
+                break
+            except FileExistsError:
                 moment += timedelta(milliseconds=1)
-            values = (place.project, _stamp(moment), folder, place.subject, place.session, status, first.study_uid)
+        return Waiting(
+            id=0,
+            project=place.project,
+            timestamp=_stamp(moment),
+            folder=folder,
+            subject=place.subject,
+            name=place.session,
+            status=status,
+            study_uid=first.study_uid,
+            scan_date=first.study_date,
+            scan_time=first.study_time,
+            uploaded=now,
+            last_modified=now,
+            directory=directory,
+        )
+
+    def _enter(self, waiting: Waiting) -> Waiting:
+        """Enter a session whose files are there."""
+        with self._store.write() as db:
             cursor = db.execute(
-                "INSERT INTO prearchive (project, timestamp, folder, subject, name, status, study_uid, scan_date,"
-                " scan_time, uploaded, last_modified, directory) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*values, first.study_date, first.study_time, now, now, f"{home}/{_stamp(moment)}/{folder}"),
+                "INSERT INTO prearchive VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(waiting)[1:]
             )
         return self._get(cursor.lastrowid or 0)
 

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from monailabel_xnat.sandbox import tables
 from monailabel_xnat.sandbox.archive import Archive
 from monailabel_xnat.sandbox.filereply import file_reply
-from monailabel_xnat.sandbox.filing import APPEND, NONE, ConflictError, Filing, LockedError, Place
+from monailabel_xnat.sandbox.filing import NONE, ConflictError, Filing, LockedError, Place
 from monailabel_xnat.sandbox.importing import archived_address
 from monailabel_xnat.sandbox.permissions import Permissions
 from monailabel_xnat.sandbox.prearchive import CONFLICT, READY, UNASSIGNED, Prearchive, Waiting, WaitingScan
@@ -181,7 +181,7 @@ class PrearchiveCalls:
         if not self._may.may_edit(place.project):
             raise HTTPError(403)
         try:
-            made = self._filing.file_study(series, place, request.user, query.get("overwrite", NONE) or APPEND)
+            made = self._filing.file_study(series, place, request.user, query.get("overwrite") or NONE)
         except ConflictError as error:
             self._prearchive.set_status(waiting, CONFLICT)
             raise HTTPError(409, str(error)) from error

@@ -63,7 +63,7 @@ class ResourceCalls:
             400 for a longer path, 403 without the right, 404 for an unknown resource or several scans, 409 for a
             label that is taken.
         """
-        if rest:
+        if rest or "'" in label or '"' in label:  # quotes are an attempt at SQL injection to XNAT
             raise HTTPError(400)
         found = [resource for holder in self._holders for resource in matching(self._resources, holder, label)]
         if not found and label.isdigit():

@@ -131,7 +131,8 @@ class Resources:
 
     def _free_folder(self, wanted: str) -> str:
         folder, number = wanted, 1
-        while self._store.one("SELECT 1 FROM resources WHERE folder = ?", (folder,)):
+        # Some disks do not tell upper from lower case.
+        while self._store.one("SELECT 1 FROM resources WHERE folder = ? COLLATE NOCASE", (folder,)):
             number += 1
             folder = f"{wanted}_{number}"
         # Left by a server that was killed while it deleted.
@@ -177,6 +178,11 @@ class Resources:
         """List the catalog of a resource."""
         rows = self._store.all("SELECT * FROM files WHERE resource = ? ORDER BY path", (resource.id,))
         return [load(FileEntry, row) for row in rows]
+
+    def file(self, resource: Resource, path: str) -> FileEntry | None:
+        """Find an entry of a catalog."""
+        row = self._store.one("SELECT * FROM files WHERE resource = ? AND path = ?", (resource.id, path))
+        return load(FileEntry, row) if row else None
 
     def folder(self, resource: Resource) -> Path:
         """Give where the files of a resource lie."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 FORMAT = 1
+
+Arguments = Union[Sequence[Any], Mapping[str, Any]]
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS sequences (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
@@ -57,6 +59,7 @@ CREATE TABLE IF NOT EXISTS resources (
     tags TEXT NOT NULL DEFAULT '', folder TEXT NOT NULL, series_uid TEXT NOT NULL DEFAULT '',
     file_count INTEGER, file_size INTEGER, version INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS resources_parent ON resources (kind, parent);
+CREATE INDEX IF NOT EXISTS resources_folder ON resources (folder COLLATE NOCASE);
 CREATE TABLE IF NOT EXISTS files (
     id INTEGER PRIMARY KEY AUTOINCREMENT, resource INTEGER NOT NULL REFERENCES resources ON DELETE CASCADE,
     path TEXT NOT NULL, size INTEGER NOT NULL, digest TEXT NOT NULL, format TEXT NOT NULL DEFAULT '',
@@ -71,7 +74,6 @@ CREATE TABLE IF NOT EXISTS prearchive (
     subject TEXT NOT NULL, name TEXT NOT NULL, status TEXT NOT NULL, study_uid TEXT NOT NULL,
     scan_date TEXT NOT NULL, scan_time TEXT NOT NULL, uploaded TEXT NOT NULL, last_modified TEXT NOT NULL,
     directory TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS field_names (lower TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -116,11 +118,11 @@ class Store:
             self._held.add(self._local.held)
         return db
 
-    def all(self, sql: str, arguments: Sequence[Any] = ()) -> list[sqlite3.Row]:
+    def all(self, sql: str, arguments: Arguments = ()) -> list[sqlite3.Row]:
         """Return every row of a query."""
         return self._connection().execute(sql, arguments).fetchall()
 
-    def one(self, sql: str, arguments: Sequence[Any] = ()) -> sqlite3.Row | None:
+    def one(self, sql: str, arguments: Arguments = ()) -> sqlite3.Row | None:
         """Return the first row of a query, or None."""
         row: sqlite3.Row | None = self._connection().execute(sql, arguments).fetchone()
         return row

@@ -52,8 +52,8 @@ class Uploads:
             raise HTTPError(500, f"ConcurrentModificationException: {error}") from error
         except ValueError as error:
             raise HTTPError(500 if request.flag("extract") else 400, str(error)) from error
-        except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
-            raise HTTPError(500, f"{path} is in the way of another file's folder") from error
+        except OSError as error:  # a folder in the place of a file, a name that is too long, a full disk
+            raise HTTPError(500, f"{type(error).__name__}: {error.strerror}") from error
         finally:
             for item in incoming:
                 self._resources.staging.drop(item.staged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import requests
 
 
@@ -37,6 +38,7 @@ def test_needs_no_server():
 """
 
 
+@pytest.mark.slow
 def test_live_server_gets_a_project_that_is_deleted_again(pytester, xnat_sandbox, monkeypatch):
     monkeypatch.setenv("MONAI_LABEL_XNAT_USERNAME", "admin")
     monkeypatch.setenv("MONAI_LABEL_XNAT_PASSWORD", xnat_sandbox.password)

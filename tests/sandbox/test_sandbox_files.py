@@ -568,3 +568,34 @@ def test_readers_get_old_or_new_bytes_never_a_mixture(admin, user, files):
         admin.made(f"{files}/a.bin", body, overwrite="true")
     thread.join()
     assert set(seen) <= {old, new}
+
+
+def test_odd_names_are_refused_without_harm(admin, made, files):
+    admin.made(f"{files}/a/b.txt", b"abc")
+    assert admin.put(f"{files}/a", b"abc", overwrite="true").status_code == 500
+    assert admin.put(f"{files}/a/b.txt/c", b"abc").status_code == 500
+    assert admin.put(f"{files}/{'x' * 300}", b"abc").status_code == 500
+    assert admin.put(f"{made.scan}/resources/it's").status_code == 400
+    assert paths(admin, files) == ["a/b.txt"]
+
+
+def test_labels_that_differ_in_case_have_folders_of_their_own(admin, made):
+    for label in ("SEG", "seg", "Seg"):
+        admin.made(f"{made.scan}/resources/{label}/files/a.txt", label.encode())
+    for label in ("SEG", "seg", "Seg"):
+        assert admin.get(f"{made.scan}/resources/{label}/files/a.txt").text == label
+
+
+def test_files_move_with_the_label_of_their_session(admin, made, files, xnat_sandbox):
+    admin.made(f"{files}/a.txt", b"abc")
+    admin.made(made.long, label="renamed")
+    assert (xnat_sandbox.folder / "files/P/arc001/renamed/SCANS/1/R/a.txt").read_bytes() == b"abc"
+    assert admin.get(f"{made.session}/scans/1/resources/R/files/a.txt").content == b"abc"
+
+
+def test_a_locked_session_takes_no_files(admin, made, files):
+    admin.made(made.long, _lock="true")
+    assert admin.put(f"{files}/a.txt", b"abc").status_code == 200
+    assert admin.put(f"{made.scan}/resources/NEW").status_code == 403
+    admin.made(made.long, _unlock="true")
+    assert paths(admin, files) == []

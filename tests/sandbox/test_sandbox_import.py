@@ -382,3 +382,12 @@ def test_what_waits_survives_a_restart(tmp_path, slices):
     with Sandbox(folder, users={"admin": "secret"}) as sandbox:
         answer = requests.get(f"{sandbox.url}/data/prearchive/projects/P", auth=("admin", "secret"))
         assert len(answer.json()["ResultSet"]["Result"]) == 1
+
+
+def test_a_folder_with_two_studies_of_one_label_is_filed_all_the_same(xnat_sandbox, admin, demo_dicom, tmp_path):
+    first, second = series_files(demo_dicom)[:2]
+    comment = "Project:P Subject:sub Session:ses"
+    (tmp_path / "1").write_bytes(changed(first, PatientComments=comment))
+    (tmp_path / "2").write_bytes(changed(second, PatientComments=comment, StudyInstanceUID="1.2.3"))
+    assert len(xnat_sandbox.import_dicom(tmp_path, "P")) == 2
+    assert {row["label"] for row in admin.rows("/data/projects/P/experiments")} == {"ses", "sub_CT1"}
