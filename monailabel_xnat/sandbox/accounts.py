@@ -16,7 +16,6 @@ from monailabel_xnat.sandbox.store import Store
 
 GUEST = "guest"
 PROVIDER = "localdb"
-STANDING_ROLES = ("owner", "member", "collaborator")
 MAX_SESSIONS = 1000
 MAX_FAILED_LOGINS = 20
 LOCKOUT_SECONDS = 3600.0

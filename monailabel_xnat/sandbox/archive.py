@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Collection, Iterable
 from datetime import datetime
 from pathlib import Path
@@ -36,7 +35,6 @@ class Archive:
         self.folder = folder
         self.types = types
         self.store = Store(folder / "archive.sqlite")
-        self._lock = threading.RLock()
 
     def close(self) -> None:
         """Close the database."""
@@ -131,21 +129,8 @@ class Archive:
 
     def subject(self, name: str, project: str | None = None) -> Subject | None:
         """Find a subject by ID, or within a project by ID or label."""
-        if project is None:
-            row = self.store.one("SELECT * FROM subjects WHERE id = ?", (name,))
-            return load(Subject, row) if row else None
-        return next((item for item, label in self.subjects_named(name, project)), None)
-
-    def subjects_named(self, name: str, project: str) -> list[tuple[Subject, str]]:
-        """Find the subjects of a project, shared ones included, with an ID or label."""
-        rows = self.store.all(
-            "SELECT subjects.*, shares.label AS shared_label FROM subjects LEFT JOIN shares"
-            " ON shares.item = subjects.id AND shares.project = ?"
-            " WHERE (subjects.project = ? OR shares.project IS NOT NULL)"
-            " AND (subjects.id = ? OR COALESCE(shares.label, subjects.label) = ?)",
-            (project, project, name, name),
-        )
-        return [_with_label(Subject, row) for row in rows]
+        row = self.store.one(*_lookup("subjects", name, project))
+        return load(Subject, row) if row else None
 
     def create_subject(self, project: str, label: str, user: User = SYSTEM, **fields: Any) -> Subject:
         """Make a subject."""
@@ -163,16 +148,7 @@ class Archive:
 
     def experiment(self, name: str, project: str | None = None) -> Experiment | None:
         """Find an experiment by ID, or within a project, shared ones included, by ID or label."""
-        if project is None:
-            row = self.store.one("SELECT * FROM experiments WHERE id = ?", (name,))
-        else:
-            row = self.store.one(
-                "SELECT experiments.* FROM experiments LEFT JOIN shares"
-                " ON shares.item = experiments.id AND shares.project = ?"
-                " WHERE (experiments.project = ? OR shares.project IS NOT NULL)"
-                " AND (experiments.id = ? OR COALESCE(shares.label, experiments.label) = ?)",
-                (project, project, name, name),
-            )
+        row = self.store.one(*_lookup("experiments", name, project))
         return load(Experiment, row) if row else None
 
     def experiments_of(self, column: str, value: str) -> list[Experiment]:
@@ -263,7 +239,7 @@ class Archive:
 
     def label_owner(self, kind: str, label: str, project: str) -> str:
         """Give the ID of the subject or experiment (`kind`: the table) with a label in a project, or an empty text."""
-        row = self.store.one(_LABEL_SQL[kind], (project, project, label))
+        row = self.store.one(_LABEL_SQL[kind], {"project": project, "name": label})
         return row["id"] if row else ""
 
     def rename(self, kind: str, item: str, project: str, label: str) -> None:
@@ -348,13 +324,25 @@ _EXPERIMENTS_SQL = {
     "project": "SELECT * FROM experiments WHERE project = ? ORDER BY session_id IS NOT NULL, id",
     "subject_id": "SELECT * FROM experiments WHERE subject_id = ? ORDER BY id",
 }
+_ID_SQL = {
+    "subjects": "SELECT * FROM subjects WHERE id = :name",
+    "experiments": "SELECT * FROM experiments WHERE id = :name",
+}
+_NAME_SQL = {
+    "subjects": "SELECT * FROM subjects WHERE project = :project AND (id = :name OR label = :name)"
+    " UNION ALL SELECT subjects.* FROM shares JOIN subjects ON subjects.id = shares.item"
+    " WHERE shares.project = :project AND (subjects.id = :name OR shares.label = :name) LIMIT 1",
+    "experiments": "SELECT * FROM experiments WHERE project = :project AND (id = :name OR label = :name)"
+    " UNION ALL SELECT experiments.* FROM shares JOIN experiments ON experiments.id = shares.item"
+    " WHERE shares.project = :project AND (experiments.id = :name OR shares.label = :name) LIMIT 1",
+}
 _LABEL_SQL = {
-    "subjects": "SELECT subjects.id FROM subjects LEFT JOIN shares AS here ON here.item = subjects.id"
-    " AND here.project = ? WHERE (subjects.project = ? OR here.project IS NOT NULL)"
-    " AND COALESCE(here.label, subjects.label) = ?",
-    "experiments": "SELECT experiments.id FROM experiments LEFT JOIN shares AS here ON here.item = experiments.id"
-    " AND here.project = ? WHERE (experiments.project = ? OR here.project IS NOT NULL)"
-    " AND COALESCE(here.label, experiments.label) = ?",
+    "subjects": "SELECT id FROM subjects WHERE project = :project AND label = :name"
+    " UNION ALL SELECT subjects.id FROM shares JOIN subjects ON subjects.id = shares.item"
+    " WHERE shares.project = :project AND shares.label = :name LIMIT 1",
+    "experiments": "SELECT id FROM experiments WHERE project = :project AND label = :name"
+    " UNION ALL SELECT experiments.id FROM shares JOIN experiments ON experiments.id = shares.item"
+    " WHERE shares.project = :project AND shares.label = :name LIMIT 1",
 }
 _RENAME_SQL = {
     "subjects": "UPDATE subjects SET label = ?, last_modified = ? WHERE id = ?",
@@ -375,6 +363,13 @@ _DROP_SQL = {
 def scan_item(pk: int) -> str:
     """Give the name under which shares know a scan."""
     return f"scan:{pk}"
+
+
+def _lookup(kind: str, name: str, project: str | None) -> tuple[str, dict[str, str]]:
+    """Give the SQL, and its arguments, that finds a subject or experiment: by ID, in a project by label too."""
+    if project is None:
+        return _ID_SQL[kind], {"name": name}
+    return _NAME_SQL[kind], {"name": name, "project": project}
 
 
 def _there(found: T | None) -> T:

@@ -31,7 +31,7 @@ _STATUS_ACTIONS = {
     "_obsolete": "obsolete",
 }
 _PROJECT_ID = re.compile(r"[A-Za-z0-9_-]+")
-_LABEL = re.compile(r"[\w. -]+")
+_LABEL = re.compile(r"[\w. -]{1,255}")
 
 
 class Edits:

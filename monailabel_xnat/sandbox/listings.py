@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ _OF_SUBJECT = ("subject_ID", "subject_label")
 _OF_SESSION = ("session_ID", "session_label")
 _RESOURCE_KINDS = frozenset(("experiment", "out"))
 _NOTHING: list[Values] = [{}]
+# json.loads without its checks of what it is given: a list reads tens of thousands of these.
+_decode = json.JSONDecoder().raw_decode
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,9 @@ class ExperimentList:
             tails = [branch.get(row["id"]) or empty for branch, empty in branches]
             if share_level.is_used:
                 tails.append(share_level.take_all(into or _NOTHING))
+            head["URI"] = f"/data/experiments/{row['id']}"
             for cells in _product(head, tails):
-                yield {**cells, "URI": f"/data/experiments/{row['id']}"}, readable
+                yield cells, readable
 
     def _may_read(self, project: str, shares: list[Values]) -> bool:
         if self._readable is None or project in self._readable:
@@ -113,8 +116,8 @@ class ExperimentList:
     def _head(self, row: Any, shares: list[Values]) -> Row | None:
         """Give the cells of an experiment, its subject and its session, or None where it does not pass the filters."""
         here = next((share["label"] for share in shares if share["project"] == self._scope.project), "")
-        values = object_values(row, label=here or row["label"])
-        values["subject_id"] = row["subject_id"] or ""
+        own = {"project": row["project"], "xsitype": row["xsi_type"], "subject_id": row["subject_id"] or ""}
+        values = object_values(row, label=here or row["label"], **own)
         cells = self._levels["object"].take(values)
         if cells is not None and self._levels["subject"].is_used:
             found = self._levels["subject"].take(_prefixed(row, "s_", row["s_shared_label"]))
@@ -164,7 +167,7 @@ class ExperimentList:
         found: dict[str, list[Row]] = {}
         for row in self._archive.store.all(_SCANS + _JOINS + clause + " ORDER BY scans.pk", arguments):
             rows = found.setdefault(row["experiment"], [])
-            cells = scan_level.take(object_values(row, image_session_id=row["experiment"]))
+            cells = scan_level.take(scan_values(row))
             if cells is None:
                 continue
             if not file_level.is_used:
@@ -204,23 +207,29 @@ def _root(types: DataTypes, query: Mapping[str, str], default: str) -> str:
 
 
 def object_values(row: Any, **more: str) -> dict[str, str]:
-    """Give the values of an experiment, scan or subject by lower-cased field path."""
+    """Give the values of any object by lower-cased field path: those of its schema, what all have, and `more`."""
     values = flattened(row["fields"])
-    names = row.keys()
-    for name in ("id", "label", "project", "insert_date", "insert_user", "last_modified", "pk"):
-        if name in names:
-            values[name] = str(row[name])
-    if "xsi_type" in names:
-        values["xsitype"] = row["xsi_type"]
+    values["id"] = row["id"]
+    values["insert_date"] = row["insert_date"]
+    values["insert_user"] = row["insert_user"]
+    values["last_modified"] = row["last_modified"]
     values.update(more)
     return values
 
 
+def scan_values(row: Any) -> dict[str, str]:
+    """Give the values of a scan by lower-cased field path."""
+    own = {"pk": str(row["pk"]), "xsitype": row["xsi_type"], "image_session_id": row["experiment"]}
+    return object_values(row, **own)
+
+
 def flattened(fields: str) -> dict[str, str]:
     """Give stored fields by lower-cased path; of lists, those entries that have a name."""
-    values = {}
-    for key, value in json.loads(fields).items():
-        if isinstance(value, list):
+    values: dict[str, str] = {}
+    for key, value in _decode(fields)[0].items():
+        if type(value) is str:
+            values[key.lower()] = value
+        elif isinstance(value, list):
             for entry in value:
                 for leaf in entry if "name" in entry else ():
                     values[f"{key}[name={entry['name']}]/{leaf}".lower()] = str(entry[leaf])
@@ -261,9 +270,9 @@ def _cells(level: Level, rows: Iterable[Any], key: str, values: Any) -> dict[str
     return found
 
 
-def _product(head: Row, tails: list[list[Row]]) -> Iterator[Row]:
-    if not tails:
-        yield head
-        return
-    for cells in tails[0]:
-        yield from _product({**head, **cells}, tails[1:])
+def _product(head: Row, tails: Sequence[list[Row]]) -> Iterable[Row]:
+    """Give every combination of a head with one row of each tail."""
+    rows = [head]
+    for tail in tails:
+        rows = [{**row, **cells} for row in rows for cells in tail]
+    return rows

@@ -14,7 +14,7 @@ from monailabel_xnat.sandbox.columns import (
     Level,
 )
 from monailabel_xnat.sandbox.datatypes import ABSTRACT, IMAGE_SCAN, PROJECT, SUBJECT
-from monailabel_xnat.sandbox.listings import object_values, resource_values
+from monailabel_xnat.sandbox.listings import object_values, resource_values, scan_values
 from monailabel_xnat.sandbox.model import Experiment, Project
 from monailabel_xnat.sandbox.permissions import Permissions
 from monailabel_xnat.sandbox.replies import HTTPError
@@ -102,7 +102,7 @@ class Lists:
         rows = []
         for row in self._archive.store.all(_SUBJECTS, (project, project, project)):
             shown_in = {row["project"], *json.loads(row["shared_into"])}
-            values = object_values(row, label=row["shared_label"] or row["label"])
+            values = object_values(row, label=row["shared_label"] or row["label"], project=row["project"])
             cells = level.take(values) if project or shown_in & readable else None
             if cells is not None:
                 rows.append({**cells, "URI": f"/data/subjects/{row['id']}"})
@@ -128,7 +128,7 @@ class Lists:
         for row in self._archive.store.all("SELECT * FROM scans WHERE experiment = ? ORDER BY pk", (session.id,)):
             if row["xsi_type"] not in kinds:
                 continue
-            cells = scan_level.take_all([object_values(row, image_session_id=session.id)])
+            cells = scan_level.take_all([scan_values(row)])
             uri = {"URI": f"/data/experiments/{session.id}/scans/{row['id']}"}
             rows += [{**cells[0], **more, **uri} for more in self._scan_files(file_level, row["pk"])]
         return Table([*(column.key for column in columns), "URI"], rows, "Scans")
