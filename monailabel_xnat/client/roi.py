@@ -114,6 +114,23 @@ def referenced_series(session: Session, collection: RoiCollection) -> tuple[str,
         raise ServerError("XNAT described a ROI collection in a form that is not known", url=collection.id) from None
 
 
+def object_uid(session: Session, collection: RoiCollection) -> str:
+    """Ask for the SOP Instance UID of the object that a collection holds now; "" if XNAT does not know.
+
+    Raises
+    ------
+    NotInArchiveError
+        If the collection is gone.
+    ServerError
+        If XNAT fails.
+    """
+    item = session.json(quoted("data", "experiments", collection.id))
+    try:
+        return str(item["items"][0]["data_fields"].get("UID") or "")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return ""
+
+
 def collection_file(session: Session, collection: RoiCollection) -> RemoteFile:
     """Find the file of a collection.
 

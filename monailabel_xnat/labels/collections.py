@@ -31,6 +31,9 @@ from monailabel_xnat.selection import drawn_labels, is_label
 
 logger = logging.getLogger(__name__)
 
+ROI_FACTS = "roi_collection"
+"""Where the label info tells of the ROI collection that a label was drawn as."""
+
 
 def _read_nifti(path: Path, grid: Grid) -> LabelMap:
     return to_grid(read_label(path), grid)
@@ -126,7 +129,7 @@ class Collections:
         try:
             return decode(self._description_file(self._path(scan, collection)).read_bytes())
         except (OSError, ValueError):
-            info = {"roi_collection": _facts(collection)}
+            info = {ROI_FACTS: _facts(collection)}
             sidecar = describe(scan, self._settings.roi_tag, info, label=None, file_type="", configured={})
             when = self._stored_at.get(collection.fingerprint) or stored_at(collection)
             return completed(sidecar, sha256="", saved_at=when, saved_by=collection.user)
@@ -168,7 +171,7 @@ class Collections:
         sidecar = describe(
             scan,
             self._settings.roi_tag,
-            {"roi_collection": facts, "label_info": names},
+            {ROI_FACTS: facts, "label_info": names},
             label=label,
             file_type=LABEL_MAP if collection.kind == "NIFTI" else DICOM_SUFFIX,
             configured={},

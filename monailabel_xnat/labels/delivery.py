@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timezone
+from typing import Any
 
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.client.files import list_files
@@ -56,6 +57,8 @@ class Delivery:
         Is told of what has arrived.
     files : LabelFiles
         Keeps the files of what has arrived.
+    on_arrival : callable
+        Is told image, tag and version (with its description) of each label that is in XNAT now.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Delivery:
         outbox: Outbox,
         versions: Versions,
         files: LabelFiles,
+        on_arrival: Callable[[Scan, str, LabelVersion], None],
     ) -> None:
         self._session = session
         self._images = images
@@ -73,6 +77,7 @@ class Delivery:
         self._outbox = outbox
         self._versions = versions
         self._files = files
+        self._on_arrival = on_arrival
         self._start = threading.Lock()
         self._stop = threading.Event()
         self._wake = threading.Event()
@@ -120,8 +125,10 @@ class Delivery:
             if version is None:
                 raise UnknownLabelError(f"the label {entry.tag!r} was removed from the outbox before it was sent")
             if current is not None:
+                arrived = version.with_sidecar(_sidecar_of(entry))
                 self._keep(entry, scan, version)
                 self._outbox.remove(entry)
+                self._on_arrival(scan, entry.tag, arrived)
         return version
 
     def mine(self) -> list[Entry]:
@@ -254,6 +261,14 @@ class Delivery:
         return self._outbox.change(
             entry, version=version_name(datetime.now(timezone.utc), sha256, after=newest[0].name)
         )
+
+
+def _sidecar_of(entry: Entry) -> dict[str, Any]:
+    try:
+        return entry.sidecar()
+    except CacheError as error:  # it has just been read; the label is in XNAT all the same
+        logger.debug("%s", error)
+        return {}
 
 
 def _uploads(entry: Entry) -> list[Upload]:

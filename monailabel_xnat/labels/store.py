@@ -41,6 +41,7 @@ from monailabel_xnat.labels.reading import StoredLabels
 from monailabel_xnat.labels.sidecar import completed, describe, info_of
 from monailabel_xnat.labels.tags import is_tag, resource_of, text_of
 from monailabel_xnat.labels.versions import BUILT_IN_RESOURCE, resource_path
+from monailabel_xnat.labels.viewer import ViewerCopies
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,10 @@ class Labels(StoredLabels):
     def __init__(self, session: Session, catalog: Catalog, images: Images, settings: Settings) -> None:
         super().__init__(session, catalog, images, settings)
         self._deletion = Deletion(session, self._versions, self._files)
-        self._delivery = Delivery(session, catalog, images, self._outbox, self._versions, self._files)
+        self._viewer = ViewerCopies(session, catalog, images, self._files)
+        self._delivery = Delivery(
+            session, catalog, images, self._outbox, self._versions, self._files, self._viewer.offer
+        )
         if self._outbox.entries():
             self._delivery.start(_START_PAUSE)
 
@@ -93,6 +97,7 @@ class Labels(StoredLabels):
     def close(self) -> None:
         """End the background work; what waits in the outbox stays there."""
         self._delivery.close()
+        self._viewer.close()
 
     def save(self, scan: Scan, tag: str, source: Path, info: Mapping[str, Any] | None) -> LabelVersion:
         """Store a label as a new version.
@@ -220,6 +225,7 @@ class Labels(StoredLabels):
             waiting = self._outbox.of(scan.image_id, tag)
             for entry in waiting:
                 self._outbox.remove(entry)
+        self._viewer.withdraw(scan, tag, [version.name for version in removed])
         if not removed and not waiting and tag == DRAFT_TAG and self._lookup.built_in(scan):
             raise LabelError(
                 f"the label {tag!r} was left in resource {BUILT_IN_RESOURCE} by MONAI Label's built-in datastore",

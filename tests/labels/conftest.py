@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import requests
 from label_archive import AFFINE, SHAPE, Gate, Opened, fill
+from viewer import PROJECT, Viewer
 
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client.retry import Backoff
@@ -90,3 +91,29 @@ def draw(tmp_path):
         return path
 
     return draw
+
+
+@pytest.fixture
+def viewer(xnat_sandbox, demo_dicom, tmp_path) -> Iterator[Viewer]:
+    """Somebody at the viewer, before the only image of a project."""
+    series = demo_dicom.cases[1].dicom
+    xnat_sandbox.import_dicom(series, PROJECT)
+    given = {"server": xnat_sandbox.url, "username": xnat_sandbox.username, "password": xnat_sandbox.password}
+    settings = Settings.load({**given, "project": PROJECT, "cache_path": tmp_path / "viewer"}, environ={})
+    session = Session(settings)
+    (scan,) = Catalog(session).scans()
+    images = Images(session, settings)
+    files = [path for path in sorted(series.rglob("*")) if path.is_file()]
+    yield Viewer(session, scan, files, images.grid(scan), tmp_path)
+    images.close()
+    session.close()
+
+
+@pytest.fixture
+def open_datastore(viewer, open_xnat_datastore):
+    """Open a datastore on the viewer's project; it stores nothing for the viewer unless told to."""
+
+    def open_datastore(**settings):
+        return open_xnat_datastore(**{"project": PROJECT, "roi_write": "", **settings})
+
+    return open_datastore

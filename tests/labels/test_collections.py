@@ -9,58 +9,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from viewer import Viewer
+from label_archive import voxels
+from viewer import PROJECT, only, own_label
 
-from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client.roi import is_marked, marked_uid
-from monailabel_xnat.client.session import Session
-from monailabel_xnat.config import Settings
-from monailabel_xnat.images import Images
-
-PROJECT = "P"
-
-
-@pytest.fixture(scope="session")
-def decoded_series(demo_dicom, tmp_path_factory):
-    """Images of one demo series, decoded once for all tests."""
-    return [path for path in sorted(demo_dicom.cases[1].dicom.rglob("*")) if path.is_file()]
-
-
-@pytest.fixture
-def viewer(xnat_sandbox, demo_dicom, decoded_series, tmp_path):
-    xnat_sandbox.import_dicom(demo_dicom.cases[1].dicom, PROJECT)
-    given = {"server": xnat_sandbox.url, "username": xnat_sandbox.username, "password": xnat_sandbox.password}
-    settings = Settings.load({**given, "project": PROJECT, "cache_path": tmp_path / "viewer"}, environ={})
-    session = Session(settings)
-    (scan,) = Catalog(session).scans()
-    images = Images(session, settings)
-    yield Viewer(session, scan, decoded_series, images.grid(scan), tmp_path)
-    images.close()
-    session.close()
-
-
-@pytest.fixture
-def open_datastore(viewer, open_xnat_datastore):
-    def open_datastore(**settings):
-        return open_xnat_datastore(**{"project": PROJECT, "roi_write": "", **settings})
-
-    return open_datastore
-
-
-def only(datastore):
-    (image,) = datastore.list_images()
-    return image
-
-
-def voxels(path):
-    return np.asarray(nibabel.load(path).dataobj)
-
-
-def own_label(viewer, tmp_path, value=1):
-    array, _ = viewer.draw(own=(1, 4))
-    path = tmp_path / f"own{value}.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(array * np.uint8(value), viewer.grid.affine), path)
-    return str(path)
 
 
 def roi_requests(sandbox):

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 
 from monailabel_xnat.catalog import Scan
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.convert import Grid, LabelMap, Segment, write_seg
+
+PROJECT = "P"
 
 
 class Viewer:
@@ -58,3 +61,17 @@ class Viewer:
         query = {"type": kind, "overwrite": str(overwrite).lower()}
         headers = {"Content-Type": "application/octet-stream"}
         return session.request("PUT", path, query=query, body=content, headers=headers).text
+
+
+def only(datastore: Any) -> str:
+    """Give the id of the only image."""
+    (image,) = datastore.list_images()
+    return str(image)
+
+
+def own_label(viewer: Viewer, folder: Path, value: int = 1) -> str:
+    """Make a label file as a client of MONAI Label sends it."""
+    array, _ = viewer.draw(own=(1, 4))
+    path = folder / f"own{value}.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(array * np.uint8(value), viewer.grid.affine), path)
+    return str(path)

@@ -1,0 +1,251 @@
+"""Labels for the XNAT-OHIF viewer: what is safe in XNAT is stored once more, in the background, as a ROI collection.
+
+There is one collection for each image, tag and author, ``<tag>_<scan>_<model or user>_<time of the first>``; a later
+label takes the place of the one before it. What we write is known by its SOP Instance UID, which bears a mark; a
+collection without it was saved by somebody else and is never touched.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from monailabel_xnat.catalog import Catalog, Scan
+from monailabel_xnat.client.locks import private_folder, writing
+from monailabel_xnat.client.roi import (
+    RoiCollection,
+    delete_collection,
+    is_marked,
+    marked_uid,
+    may_store,
+    object_uid,
+    store_seg,
+)
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.convert import LabelMap, Segment, read_label, write_seg
+from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError, XNATDatastoreError
+from monailabel_xnat.images import Images
+from monailabel_xnat.labels.collections import ROI_FACTS
+from monailabel_xnat.labels.files import LabelFiles
+from monailabel_xnat.labels.lookup import DRAFT_TAG
+from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion
+from monailabel_xnat.labels.sidecar import info_of
+from monailabel_xnat.labels.tags import resource_of
+from monailabel_xnat.selection import image_resources
+
+logger = logging.getLogger(__name__)
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+_LONGEST_NAME = 60
+_LONGEST_GOODBYE = 10.0
+_TRIES_FOR_A_NAME = 20
+_IN_USE = (409, 422)
+# In the info of what a model drew around places that a person pointed at (DeepEdit, DeepGrow, SAM).
+_CLICKS = ("foreground", "background", "roi")
+
+
+class _Copy(NamedTuple):
+    """A label that is to be stored for the viewer; the version has its description."""
+
+    scan: Scan
+    tag: str
+    version: LabelVersion
+
+
+class ViewerCopies:
+    """Stores labels as ROI collections, one after the other, in a thread of its own.
+
+    A failure is logged and harms nobody: the label itself is in XNAT by then.
+
+    Parameters
+    ----------
+    session : Session
+        The connection; its settings say which tags are stored.
+    catalog : Catalog
+        Is told of what was stored.
+    images : Images
+        Give the DICOM files that a SEG refers to.
+    files : LabelFiles
+        Give the labels.
+    """
+
+    def __init__(self, session: Session, catalog: Catalog, images: Images, files: LabelFiles) -> None:
+        self._session = session
+        self._settings = session.settings
+        self._catalog = catalog
+        self._images = images
+        self._files = files
+        self._waiting: deque[_Copy] = deque()
+        self._may_store: dict[str, bool] = {}
+        self._start = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._deadline: float | None = None
+
+    def offer(self, scan: Scan, tag: str, version: LabelVersion) -> None:
+        """Have a label stored for the viewer, if the settings say so and its image is a DICOM series."""
+        resources = image_resources(scan, self._settings)
+        is_dicom = bool(resources) and resources[0].label.upper() == "DICOM"
+        was_drawn_there = ROI_FACTS in info_of(version.sidecar)
+        if tag not in self._settings.roi_write or version.suffix != LABEL_MAP or not is_dicom or was_drawn_there:
+            return
+        with self._start:
+            if self._deadline is not None:
+                return
+            self._waiting.append(_Copy(scan, tag, version))
+            # A forked child has the thread's object, but not the thread.
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._work, name="xnat-viewer", daemon=True)
+                self._thread.start()
+
+    def withdraw(self, scan: Scan, tag: str, versions: Iterable[str]) -> None:
+        """Delete the collections of versions that were removed, where the user may."""
+        uids = {_uid(scan, tag, version) for version in versions}
+        for collection in scan.collections:
+            if collection.uid in uids:
+                try:
+                    delete_collection(self._session, scan.image_id.project, collection)
+                    self._catalog.drop_collection(scan.image_id, collection)
+                except ServerError as error:
+                    logger.info("the viewer still shows a label that was removed: %s", error)
+
+    def close(self) -> None:
+        """Wait a moment for what is under way; the viewer does not get what is left."""
+        with self._start:
+            self._deadline, thread = time.monotonic() + _LONGEST_GOODBYE, self._thread
+        if thread is not None:
+            thread.join(_LONGEST_GOODBYE)
+        if self._waiting:
+            logger.info("%d labels were not stored for the viewer; they are safe in XNAT", len(self._waiting))
+
+    def _work(self) -> None:
+        while True:
+            with self._start:
+                if not self._waiting or (self._deadline is not None and time.monotonic() > self._deadline):
+                    self._thread = None
+                    return
+                copy = self._waiting.popleft()
+            try:
+                self._store(copy)
+            except XNATDatastoreError as error:
+                logger.warning("a label is safe in XNAT, but the viewer does not show it: %s", error)
+            except Exception:
+                logger.exception("a label is safe in XNAT, but the viewer does not show it")
+
+    def _store(self, copy: _Copy) -> None:
+        image = copy.scan.image_id
+        if not self._is_allowed(image.project):
+            return
+        scan = self._catalog.scan(image)
+        uid = _uid(scan, copy.tag, copy.version.name)
+        known = any(collection.uid == uid for collection in scan.collections)
+        if known or scan.resource(resource_of(copy.tag)) is None:
+            return
+        folder = private_folder(self._settings.server_folder / "roi")
+        with tempfile.TemporaryDirectory(prefix=".seg-", dir=folder) as scratch:
+            file = Path(scratch, "label.dcm")
+            self._write_seg(scan, copy, uid, file)
+            stem = _stem(scan, copy)
+            with writing(self._settings, f"{scan.path} {stem}"):
+                stored = self._send(scan, stem, copy, file)
+        found = RoiCollection(*stored, scan.image_id.experiment, "SEG", _title(copy), uid, user=self._session.user)
+        self._catalog.put_collection(image, found)
+
+    def _is_allowed(self, project: str) -> bool:
+        """Ask once for each project whether ROI collections can be stored there."""
+        allowed = self._may_store.get(project)
+        if allowed is None:
+            try:
+                allowed = may_store(self._session, project)
+            except AccessDeniedError:
+                allowed = False
+            self._may_store[project] = allowed
+            if not allowed:
+                logger.info("labels are not shown in the viewer: no ROI plugin, or no permission, in this project")
+        return allowed
+
+    def _write_seg(self, scan: Scan, copy: _Copy, uid: str, target: Path) -> None:
+        sidecar = copy.version.sidecar
+        label = read_label(self._files.path(scan.image_id, copy.tag, copy.version))
+        folder = self._images.dicom_folder(scan)
+        kind, model = _algorithm(copy.tag, sidecar)
+        write_seg(
+            _named(label, sidecar),
+            sorted(path for path in folder.rglob("*") if path.is_file()),
+            target,
+            description=_title(copy),
+            algorithm_type=kind,
+            algorithm_name=model,
+            instance_uid=uid,
+        )
+
+    def _send(self, scan: Scan, stem: str, copy: _Copy, file: Path) -> tuple[str, str]:
+        """Store a SEG in the place of an earlier one of ours, else under a free name; give ID and label."""
+        image = scan.image_id
+        for collection in reversed(scan.collections):
+            if collection.is_ours and collection.label.startswith(stem) and self._is_still_ours(collection):
+                where = (image.project, image.experiment, collection.label)
+                return store_seg(self._session, *where, file, overwrite=True), collection.label
+        first = stem + copy.version.name.partition("-")[0][:15]
+        for number in range(1, _TRIES_FOR_A_NAME + 1):
+            label = first if number == 1 else f"{first}_{number}"
+            try:
+                return store_seg(self._session, image.project, image.experiment, label, file), label
+            except ServerError as error:
+                if error.status not in _IN_USE or not _is_in_use(error) or number == _TRIES_FOR_A_NAME:
+                    raise
+        raise AssertionError  # the last try returns or raises
+
+    def _is_still_ours(self, collection: RoiCollection) -> bool:
+        """Look again before overwriting: somebody may have saved under this label since it was listed."""
+        try:
+            return is_marked(object_uid(self._session, collection))
+        except NotInArchiveError:
+            return False
+
+
+def _uid(scan: Scan, tag: str, version: str) -> str:
+    image = scan.image_id
+    return marked_uid(f"{image.experiment}/{image.scan} {tag} {version}")
+
+
+def _author(copy: _Copy) -> str:
+    kind, model = _algorithm(copy.tag, copy.version.sidecar)
+    return model if kind != "MANUAL" else str(copy.version.sidecar.get("saved_by") or "unknown")
+
+
+def _title(copy: _Copy) -> str:
+    return f"{copy.tag} {_author(copy)}"
+
+
+def _stem(scan: Scan, copy: _Copy) -> str:
+    return _UNSAFE.sub("_", f"{copy.tag}_{scan.image_id.scan}_{_author(copy)}")[:_LONGEST_NAME] + "_"
+
+
+def _algorithm(tag: str, sidecar: Mapping[str, Any]) -> tuple[str, str]:
+    """Give type and name of the algorithm: only of a draft one knows that no person has changed it."""
+    model = str(sidecar.get("source", {}).get("model") or "")
+    if tag != DRAFT_TAG or not model:
+        return "MANUAL", ""
+    params = info_of(sidecar).get("params")
+    clicked = isinstance(params, Mapping) and any(params.get(name) for name in _CLICKS)
+    return ("SEMIAUTOMATIC" if clicked else "AUTOMATIC"), model
+
+
+def _named(label: LabelMap, sidecar: Mapping[str, Any]) -> LabelMap:
+    segments = [
+        Segment(int(item["value"]), str(item["name"]), tuple(item["colour"]) if item.get("colour") else None)
+        for item in sidecar.get("segments") or ()
+    ]
+    return replace(label, segments=tuple(segments))
+
+
+def _is_in_use(error: ServerError) -> bool:
+    return error.status == _IN_USE[0] or "exists" in error.message
