@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from monailabel_xnat.sandbox import Sandbox
+from monailabel_xnat.sandbox.accounts import Sessions, User
 
 BROWSER = {"User-Agent": "Mozilla/5.0 (X11) AppleWebKit/537"}
 PATHS = ["/data/projects", "/data/auth", "/REST/projects", "/xapi/schemas", "/data/JSESSION", "/data/version", "/"]
@@ -22,7 +23,6 @@ def client():
 
 @pytest.fixture
 def open_site(tmp_path):
-    (tmp_path / "open").mkdir(mode=0o700)
     with Sandbox(tmp_path / "open", require_login=False, session_timeout=60) as sandbox:
         sandbox.archive.create_project("PUB", accessibility="public")
         sandbox.archive.create_project("PROT", accessibility="protected")
@@ -154,15 +154,22 @@ def test_after_expiry_on_a_closed_site_it_is_401(xnat_sandbox, client):
 
 
 def test_sessions_expire_after_a_time_without_requests(tmp_path, client):
-    (tmp_path / "x").mkdir(mode=0o700)
-    with Sandbox(tmp_path / "x", session_timeout=0.3) as sandbox:
+    with Sandbox(tmp_path / "x", session_timeout=0.01) as sandbox:
         url = f"{sandbox.url}/data/auth"
-        client.get(url, auth=login(sandbox))
-        for _ in range(4):
-            time.sleep(0.1)
-            assert client.get(url).status_code == 200
-        time.sleep(0.5)
+        assert client.get(url, auth=login(sandbox)).status_code == 200
+        time.sleep(0.05)
         assert client.get(url).status_code == 401
+
+
+def test_each_request_restarts_the_time_of_a_session():
+    now = 0.0
+    sessions = Sessions(60, clock=lambda: now)
+    session = sessions.open(User("owner"))
+    for now in (50.0, 100.0, 150.0):
+        assert sessions.touch(session.id) is session
+    now = 211.0
+    assert sessions.touch(session.id) is None
+    assert len(sessions) == 0
 
 
 def test_a_guest_keeps_the_session(open_site, client):
