@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, BinaryIO
 
 from monailabel_xnat.additions import Additions
 from monailabel_xnat.cache import Cache, Entry
-from monailabel_xnat.client.download import download_files
+from monailabel_xnat.client.download import Receiver, download_files
 from monailabel_xnat.client.files import RemoteFile, list_files
 from monailabel_xnat.client.imagefile import (
     check_data_file,
@@ -311,22 +311,27 @@ class Images:
     def _converted(
         self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path, fingerprint: str
     ) -> Path:
-        """Convert the series to NIfTI, from the files that are here already if they are."""
-        from monailabel_xnat.convert import dicom_to_nifti
+        """Convert the series to NIfTI: from the files that are here already, or from others as they arrive."""
+        from monailabel_xnat.convert.conversion import Conversion
 
         key = scan.image_id.file_stem
         kept = (entry.path for entry in self.cache.find(key, _DICOM) if entry.fingerprint == fingerprint)
-        folder = next(kept, None) or self._source(scan, resource, files, part)
-        paths = [folder / file.path for file in files]
+        folder = next(kept, None)
         target = part / f"image.{self._file_form}"
-        try:
-            return dicom_to_nifti(paths, target, series_uid=scan.series_uid or None).path
-        except NoImageError:
-            if not scan.series_uid:
-                raise
-        # Files that were anonymised in the archive have other UIDs than XNAT remembers; of one series they are clear.
-        logger.info("a scan's files are not of the series that XNAT lists for it")
-        return dicom_to_nifti(paths, target).path
+        uid = scan.series_uid or None
+        with Conversion(f"resource {resource.label} of scan {scan.image_id}", series_uid=uid) as conversion:
+            if folder:
+                _each_file(folder, files, conversion.add)
+            else:
+                self._source(scan, resource, files, part, conversion)
+            try:
+                return conversion.finish(target, series_uid=uid).path
+            except NoImageError:
+                if not uid:
+                    raise
+            # Files anonymised in the archive have other UIDs than XNAT remembers; of one series they are clear.
+            logger.info("a scan's files are not of the series that XNAT lists for it")
+            return conversion.finish(target).path
 
     def _as_folder(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Path:
         folder = self._source(scan, resource, files, part)
@@ -345,14 +350,23 @@ class Images:
         read_whole_image(path)
         return path if part in path.parents else _linked(path, part / f"link{ending(path.name)}")
 
-    def _source(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Path:
+    def _source(
+        self,
+        scan: Scan,
+        resource: Resource,
+        files: Sequence[RemoteFile],
+        part: Path,
+        receiver: Receiver | None = None,
+    ) -> Path:
         """Give a folder with the files: the mounted one, else one below ``part`` that they are downloaded to."""
         mounted = self._archive.find(scan, resource.label, files) if self._archive else None
         if mounted:
+            if receiver:
+                _each_file(mounted, files, receiver.add)
             return mounted
         folder = part / "files"
         folder.mkdir(mode=0o700)
-        download_files(self._session, scan.path + quoted("resources", resource.label), files, folder)
+        download_files(self._session, scan.path + quoted("resources", resource.label), files, folder, receiver)
         return folder
 
 
@@ -376,6 +390,13 @@ def fetch_one(settings: Settings, scan: Scan) -> None:
             # Runs in children of multiprocessing too, which atexit does not.
             Finalize(None, session.close, exitpriority=10)
     images.path(scan)
+
+
+def _each_file(folder: Path, files: Sequence[RemoteFile], use: Callable[[Path], None]) -> None:
+    from monailabel_xnat.convert.series import list_files as existing
+
+    for path in existing([folder / file.path for file in files]):
+        use(path)
 
 
 def _as_seen(resource: Resource) -> str:

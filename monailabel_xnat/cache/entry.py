@@ -122,8 +122,9 @@ def seal(made: Path) -> tuple[int, str]:
         return 0, ""
     # Several at a time: the disk takes a journal's worth of files at once, and hundreds in turn for seconds.
     with ThreadPoolExecutor(_SYNCED_AT_A_TIME) as pool:
-        size = sum(pool.map(_sync_file, files_of(made)))
-    return size, digest_of(made)
+        sizes = pool.map(_sync_file, files_of(made))
+        digest = digest_of(made)
+    return sum(sizes), digest
 
 
 def digest_of(path: Path) -> str:

@@ -8,10 +8,13 @@ import os
 import queue
 import threading
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PureWindowsPath
-from typing import IO
+from typing import IO, Protocol
+
+import requests
+from urllib3.exceptions import HTTPError
 
 from monailabel_xnat.client.files import RemoteFile
 from monailabel_xnat.client.session import Session
@@ -21,12 +24,31 @@ from monailabel_xnat.errors import NotInArchiveError, TransferError
 logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
-# Blocks that may wait to be written; with their size, the memory that a download takes.
-_BLOCKS_AHEAD = 8
+# Steps that may wait for the writing thread, each with a block at most: the memory that a download takes.
+_STEPS_AHEAD = 16
 _NAMED_IN_ERRORS = 3
 
 
-def download_files(session: Session, resource: str, files: Sequence[RemoteFile], folder: Path) -> None:
+class Receiver(Protocol):
+    """Takes files as they arrive, one at a time; from another thread than it was given by.
+
+    A file that is downloaded again comes again.
+    """
+
+    def add(self, path: Path) -> None:
+        """Take a file that is on the disk."""
+
+    def take(self, path: Path, content: bytes) -> None:
+        """Take a small file that has not been written, and write it to its path if it is needed there."""
+
+
+def download_files(
+    session: Session,
+    resource: str,
+    files: Sequence[RemoteFile],
+    folder: Path,
+    receiver: Receiver | None = None,
+) -> None:
     """Download files of a resource, all in one request; a transfer that breaks off is repeated once.
 
     Parameters
@@ -39,6 +61,8 @@ def download_files(session: Session, resource: str, files: Sequence[RemoteFile],
         Which files, as listed. Each is compared with its listed size and MD5 where XNAT knows them.
     folder : Path
         An existing folder; sub-folders are made as in the resource. After a failure it may hold some of the files.
+    receiver : Receiver or None
+        Who is told of each file as soon as it is there and compared.
 
     Raises
     ------
@@ -50,8 +74,10 @@ def download_files(session: Session, resource: str, files: Sequence[RemoteFile],
     for file in files:
         _check_path(file, resource)
     if len(files) == 1 and _download_alone(session, files[0], folder / files[0].path):
+        if receiver:
+            receiver.add(folder / files[0].path)
         return
-    _repeated_once(lambda: _download_zip(session, resource, files, folder))
+    _repeated_once(lambda: _download_zip(session, resource, files, folder, receiver))
 
 
 def download_file(session: Session, file: RemoteFile, target: Path) -> None:
@@ -100,65 +126,100 @@ def _download_alone(session: Session, file: RemoteFile, target: Path) -> bool:
 
 def _download_one(session: Session, file: RemoteFile, target: Path) -> None:
     with session.stream(file.uri) as response, _Writer() as writer:
-        writer.write(response.iter_content(_BLOCK), _CheckedFile(file, target))
+        writer.write(_blocks(response), _CheckedFile(file, target))
 
 
-def _download_zip(session: Session, resource: str, files: Sequence[RemoteFile], folder: Path) -> None:
+def _download_zip(
+    session: Session,
+    resource: str,
+    files: Sequence[RemoteFile],
+    folder: Path,
+    receiver: Receiver | None,
+) -> None:
     expected = {_normal(file.path): file for file in files}
     label = resource.rpartition("/")[2]
     with session.stream(f"{resource}/files", {"format": "zip"}) as response, _Writer() as writer:
         try:
-            for member in zip_members(response.iter_content(_BLOCK)):
+            for member in zip_members(_blocks(response)):
                 file = expected.pop(_path_in_resource(member.name, expected), None)
                 if file is not None:
-                    writer.write(member.content, _CheckedFile(file, folder / file.path))
+                    writer.write(member.content, _CheckedFile(file, folder / file.path, receiver))
         except BadZipError as error:
             raise _broken(f"the zip of {label} is not whole: {error}", resource) from None
     if expected:
         raise _broken(f"the zip of {label} lacks {_named(file.path for file in expected.values())}", resource)
 
 
+def _blocks(response: requests.Response) -> Iterator[bytes]:
+    """Give the body in large blocks, however small the chunks are that the server sends.
+
+    requests gives chunk by chunk, of 8 kB from a Tomcat: to handle each would take longer than to receive it.
+    """
+    if response.headers.get("Content-Encoding"):
+        yield from response.iter_content(_BLOCK)
+        return
+    try:
+        while block := response.raw.read(_BLOCK):
+            yield block
+    except HTTPError as error:
+        raise requests.exceptions.ChunkedEncodingError(error) from error
+
+
 class _CheckedFile:
     """A file that is written block by block and compared with what XNAT lists; closes itself when it fails."""
 
-    def __init__(self, file: RemoteFile, target: Path) -> None:
+    def __init__(self, file: RemoteFile, target: Path, receiver: Receiver | None = None) -> None:
         self._file = file
         self._target = target
+        self._receiver = receiver
         self._stream: IO[bytes] | None = None
         self._digest = hashlib.md5(usedforsecurity=False) if file.md5 else None
         self._size = 0
 
-    def open(self) -> None:
-        self._target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._stream = open(self._target, "wb", opener=_private)  # noqa: SIM115 - closed in three places
-
-    def write(self, block: Buffer) -> None:
+    def write(self, blocks: Sequence[Buffer]) -> None:
+        """Write some blocks."""
         try:
-            self._write(block)
+            self._measure(blocks)
+            if self._stream is None:
+                self._target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._stream = open(self._target, "wb", opener=_private)  # noqa: SIM115 - closed in two places
+            for block in blocks:
+                self._stream.write(block)
         except BaseException:
             self.close()
             raise
 
-    def finish(self) -> None:
-        """Close the file and compare it as a whole."""
+    def finish(self, blocks: Sequence[Buffer]) -> None:
+        """Write the last blocks, close the file and compare it as a whole; a small file may go to the receiver."""
+        if self._stream is None and self._receiver:
+            self._measure(blocks)
+            self._compare()
+            self._receiver.take(self._target, b"".join(blocks))
+            return
+        self.write(blocks)
         self.close()
+        self._compare()
+        if self._receiver:
+            self._receiver.add(self._target)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._stream is not None:
+            self._stream.close()
+
+    def _measure(self, blocks: Sequence[Buffer]) -> None:
+        self._size += sum(map(len, blocks))
+        if self._file.size is not None and self._size > self._file.size:  # it may never end
+            self._refuse(f"more than the {self._file.size} bytes that XNAT lists")
+        if self._digest is not None:
+            for block in blocks:
+                self._digest.update(block)
+
+    def _compare(self) -> None:
         if self._file.size not in (None, self._size):
             self._refuse(f"{self._size} bytes instead of {self._file.size}")
         if self._digest is not None and self._digest.hexdigest() != self._file.md5:
             self._refuse("another MD5 digest than XNAT lists")
-
-    def close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-
-    def _write(self, block: Buffer) -> None:
-        assert self._stream is not None  # noqa: S101 - opened first
-        self._size += len(block)
-        if self._file.size is not None and self._size > self._file.size:  # it may never end
-            self._refuse(f"more than the {self._file.size} bytes that XNAT lists")
-        self._stream.write(block)
-        if self._digest is not None:
-            self._digest.update(block)
 
     def _refuse(self, problem: str) -> None:
         raise _broken(f"{self._file.path} came with {problem}", self._file.uri)
@@ -171,7 +232,7 @@ class _Writer:
     """
 
     def __init__(self) -> None:
-        self._steps: queue.Queue[Callable[[], None] | None] = queue.Queue(_BLOCKS_AHEAD)
+        self._steps: queue.Queue[Callable[[], None] | None] = queue.Queue(_STEPS_AHEAD)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="xnat-download", daemon=True)
 
@@ -186,15 +247,20 @@ class _Writer:
             raise self._error
 
     def write(self, content: Iterable[Buffer], file: _CheckedFile) -> None:
-        """Have a file written."""
-        self._do(file.open)
+        """Have a file written: a small one in one step, for handing over takes longer than writing."""
+        waiting: list[Buffer] = []
+        size = 0
         try:
             for block in content:
-                self._do(partial(file.write, block))
+                waiting.append(block)
+                size += len(block)
+                if size >= _BLOCK:
+                    self._do(partial(file.write, waiting))
+                    waiting, size = [], 0
         except BaseException:
             self._steps.put(file.close)
             raise
-        self._do(file.finish)
+        self._do(partial(file.finish, waiting))
 
     def _do(self, step: Callable[[], None]) -> None:
         """Have a step done; waits while too many are waiting."""

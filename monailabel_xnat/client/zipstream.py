@@ -28,6 +28,8 @@ _ZIP64 = 0x0001
 _FULL_32 = 0xFFFFFFFF
 _FULL_16 = 0xFFFF
 _BLOCK = 1 << 20
+# Looked at in one step where the end of a member is not known beforehand: what lies behind it is copied then.
+_PIECE = 1 << 16
 _LONGEST_DESCRIPTOR = 24
 _LONGEST_END = _END.size + _FULL_16
 
@@ -88,31 +90,36 @@ class _Source:
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
-        self._ahead = memoryview(b"")
+        self._block = memoryview(b"")
+        self._at = 0
 
     def take(self, size: int, problem: str = "it ends early") -> bytes:
         """Give exactly so many bytes."""
-        while len(self._ahead) < size:
+        while len(self._block) - self._at < size:
             chunk = next(self._chunks, None)
             if chunk is None:
                 raise BadZipError(problem)
-            self._ahead = memoryview(bytes(self._ahead) + chunk)
-        taken, self._ahead = bytes(self._ahead[:size]), self._ahead[size:]
-        return taken
+            self._block, self._at = memoryview(bytes(self._block[self._at :]) + chunk), 0
+        self._at += size
+        return bytes(self._block[self._at - size : self._at])
 
-    def some(self) -> memoryview:
+    def some(self, most: int = _BLOCK) -> memoryview:
         """Give what has come, at least one byte; nothing at the end."""
-        block, self._ahead = self._ahead, memoryview(b"")
-        while not block:
+        while self._at == len(self._block):
             chunk = next(self._chunks, None)
             if chunk is None:
-                break
-            block = memoryview(chunk)
-        return block
+                return memoryview(b"")
+            self._block, self._at = memoryview(chunk), 0
+        start, self._at = self._at, min(self._at + most, len(self._block))
+        return self._block[start : self._at]
 
-    def put_back(self, data: Buffer) -> None:
-        """Take back what was not needed."""
-        self._ahead = memoryview(data if not self._ahead else bytes(data) + bytes(self._ahead))
+    def rewind(self, count: int) -> None:
+        """Take back the last bytes of what was given last."""
+        self._at -= count
+
+    def put_back(self, data: bytes) -> None:
+        """Take back what was not needed, of several pieces."""
+        self._block, self._at = memoryview(data + bytes(self._block[self._at :])), 0
 
 
 @dataclass(frozen=True)
@@ -173,7 +180,7 @@ def _stored(source: _Source, header: _Header) -> Iterator[Buffer]:
         if not block:
             raise BadZipError(f"{header.name} ends early")
         if len(block) > left:
-            source.put_back(block[left:])
+            source.rewind(len(block) - left)
             block = block[:left]
         left -= len(block)
         crc = isal_zlib.crc32(block, crc)
@@ -185,7 +192,7 @@ def _inflated(source: _Source, header: _Header) -> Iterator[Buffer]:
     unpacker = isal_zlib.decompressobj(-15)
     packed = size = crc = 0
     while not unpacker.eof:
-        block = unpacker.unconsumed_tail or source.some()
+        block = unpacker.unconsumed_tail or source.some(_PIECE)
         if not block:
             raise BadZipError(f"{header.name} ends early")
         try:
@@ -197,7 +204,7 @@ def _inflated(source: _Source, header: _Header) -> Iterator[Buffer]:
         crc = isal_zlib.crc32(data, crc)
         if data:
             yield data
-    source.put_back(unpacker.unused_data)
+    source.rewind(len(unpacker.unused_data))
     _check_content(source, header, crc, packed, size)
 
 
@@ -205,7 +212,7 @@ def _stored_until_descriptor(source: _Source) -> Iterator[Buffer]:
     """Read a stored member of unknown size: up to a descriptor that fits what came before it."""
     size, crc, window = 0, 0, b""
     while True:
-        block = source.some()
+        block = source.some(_PIECE)
         if not block:
             raise BadZipError("a member ends early")
         window += block
@@ -234,7 +241,7 @@ def _check_content(source: _Source, header: _Header, crc: int, packed: int, size
         length = _descriptor_length(descriptor, crc, packed, size)
         if not length:
             raise BadZipError(f"{header.name} is damaged")
-        source.put_back(descriptor[length:])
+        source.rewind(len(descriptor) - length)
     elif (crc, size) != (header.crc, header.size):
         raise BadZipError(f"{header.name} is damaged")
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats
+from monailabel_xnat.convert.headers import ImageHeader, OtherFile, read_header
+from monailabel_xnat.convert.heldfile import write_private
 from monailabel_xnat.convert.nifti import LARGEST_SIZE, write_nifti
-from monailabel_xnat.convert.pixels import SliceValues, common_dtype, read_slices
-from monailabel_xnat.convert.series import Source, read_series
+from monailabel_xnat.convert.pixels import SliceValues, common_dtype, held_file, is_plain
+from monailabel_xnat.convert.series import Source, choose_series, list_files, where
+from monailabel_xnat.convert.slicereader import SliceReader
 from monailabel_xnat.convert.volume import VolumePlan, plan_volume
 from monailabel_xnat.errors import ImageConversionError
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeGuard
 
 logger = logging.getLogger(__name__)
 
@@ -87,18 +94,102 @@ def dicom_to_nifti(source: Source, out_path: str | Path, *, series_uid: str | No
     ImageConversionError
         If the series is not one volume, or a file is damaged. The message names files and numbers.
     """
+    target = _checked_target(out_path)
+    with Conversion(where(source), series_uid=series_uid) as conversion:
+        for path in list_files(source):
+            conversion.add(path)
+        return conversion.finish(target, series_uid=series_uid)
+
+
+class Conversion:
+    """A conversion of files that arrive one after the other; a context manager.
+
+    The header of each is read at once, its pixels too; compressed ones are decoded in other threads meanwhile.
+    What comes out does not depend on the order in which the files come.
+
+    Parameters
+    ----------
+    place : str
+        Where the files lie, for messages.
+    series_uid : str, optional
+        Series Instance UID of the images that are likely asked for: the pixels of others are not read ahead.
+    """
+
+    def __init__(self, place: str = "the given files", *, series_uid: str | None = None) -> None:
+        self._place = place
+        self._likely = series_uid
+        self._headers: dict[Path, ImageHeader | OtherFile | Exception] = {}
+        self._slices = SliceReader()
+
+    def __enter__(self) -> Conversion:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._slices.close()
+
+    def add(self, path: Path) -> None:
+        """Read a file that is whole; one added again is read again. Whatever is wrong with it, `finish` says."""
+        with self._noting(path):
+            header = self._headers[path] = read_header(path)
+            if self._is_likely(header):
+                self._slices.start(header)
+
+    def take(self, path: Path, content: bytes) -> None:
+        """Read a file that is not on the disk, and write it there if its pixels cannot be copied; else as `add`."""
+        with self._noting(path):
+            header = self._headers[path] = read_header(path, content)
+            if self._is_likely(header) and is_plain(header):
+                header = self._headers[path] = replace(header, held=held_file(header, content))
+            elif isinstance(header, ImageHeader):
+                write_private(path, content)
+            if self._is_likely(header):
+                self._slices.start(header)
+
+    def finish(self, out_path: str | Path, *, series_uid: str | None = None) -> ConvertedVolume:
+        """Write what the files are, all of them having been added; as `dicom_to_nifti` does for a folder.
+
+        Raises
+        ------
+        NoImageError, ImageConversionError
+            As `dicom_to_nifti`.
+        """
+        target = _checked_target(out_path)
+        headers: list[ImageHeader | OtherFile] = []
+        for _, header in sorted(self._headers.items()):
+            if isinstance(header, Exception):
+                raise header
+            headers.append(header)
+        plan = plan_volume(choose_series(headers, self._place, series_uid))
+        for note in plan.notes:
+            logger.debug("Converting to %s: %s", target.name, note)
+        return _write(target, plan, self._slices.read(plan.frames, plan.headers))
+
+    @contextmanager
+    def _noting(self, path: Path) -> Iterator[None]:
+        self._slices.forget(path)
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - of several damaged files the first by path is named
+            self._headers[path] = error
+
+    def _is_likely(self, header: ImageHeader | OtherFile) -> TypeGuard[ImageHeader]:
+        return isinstance(header, ImageHeader) and self._likely in (None, header.series_uid)
+
+
+def _checked_target(out_path: str | Path) -> Path:
     target = Path(out_path)
     if not target.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"the name must end in .nii or .nii.gz: {target.name}")
-    plan = plan_volume(read_series(source, series_uid))
-    for note in plan.notes:
-        logger.debug("Converting to %s: %s", target.name, note)
-    slices = read_slices(plan.frames, plan.headers)
+    return target
+
+
+def _write(target: Path, plan: VolumePlan, slices: Sequence[SliceValues]) -> ConvertedVolume:
     dtype = common_dtype(slices)
     affine: Floats = LPS_TO_RAS @ plan.affine
     first = plan.headers[plan.frames[0].path]
-    shape = _shape(plan, first.columns, first.rows, slices[0].stored.shape[2:])
-    write_nifti(target, shape, affine, dtype, _blocks(slices, dtype, samples=slices[0].stored.shape[2:]))
+    samples = slices[0].stored.shape[2:]
+    shape = _shape(plan, first.columns, first.rows, samples)
+    write_nifti(target, shape, affine, dtype, _blocks(slices, dtype, samples))
     return ConvertedVolume(
         path=target,
         shape=shape,

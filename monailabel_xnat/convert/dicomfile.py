@@ -7,6 +7,7 @@ files, damage) is left to pydicom.
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import struct
@@ -84,7 +85,7 @@ def read_dicom(path: Path, stream: BinaryIO, wanted: Collection[int]) -> DicomFi
     path : Path
         The file, for messages.
     stream : binary file
-        The open file.
+        The open file, or a BytesIO.
     wanted : collection of int
         Tags of the elements to read.
 
@@ -100,7 +101,7 @@ def read_dicom(path: Path, stream: BinaryIO, wanted: Collection[int]) -> DicomFi
         return None
     cut = False
     if start[_MAGIC_OFFSET:] == b"DICM":
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
+        with _content(stream) as buffer:
             try:
                 return _walk(buffer, wanted)
             except _UnplainError:
@@ -113,6 +114,15 @@ def read_dicom(path: Path, stream: BinaryIO, wanted: Collection[int]) -> DicomFi
     if cut and file.end >= file_size(stream):
         raise ImageConversionError(f"{path.name} is truncated: it ends within its header", hint=RESTORE)
     return file
+
+
+@contextmanager
+def _content(stream: BinaryIO) -> Iterator[_Buffer]:
+    if isinstance(stream, io.BytesIO):
+        yield stream.getvalue()
+    else:
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
+            yield buffer
 
 
 def _looks_like_dicom(start: bytes) -> bool:
@@ -222,5 +232,8 @@ def _skip_items(buffer: _Buffer, position: int, explicit: bool) -> int:
 
 
 def file_size(stream: BinaryIO) -> int:
-    """Give the size of an open file."""
-    return os.fstat(stream.fileno()).st_size
+    """Give the size of an open file, and leave its position."""
+    position = stream.tell()
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(position)
+    return size

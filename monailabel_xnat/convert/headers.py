@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import io
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +13,7 @@ from monailabel_xnat.convert import elements
 from monailabel_xnat.convert.dicomfile import RESTORE, DicomFile, damage_named, file_size, read_dicom
 from monailabel_xnat.convert.elements import Elements
 from monailabel_xnat.convert.frames import FRAME_TAGS, Frame, read_frames
+from monailabel_xnat.convert.heldfile import HeldFile
 from monailabel_xnat.convert.pixeldata import has_float_pixels, locate_pixel_data
 from monailabel_xnat.errors import ImageConversionError
 
@@ -87,6 +89,8 @@ class ImageHeader:
         Its length as the element states it.
     frames : tuple of Frame
         In the order of the pixel data.
+    held : HeldFile or None
+        The content, where the file is not on the disk.
     """
 
     path: Path
@@ -111,6 +115,13 @@ class ImageHeader:
     pixel_offset: int
     pixel_length: int
     frames: tuple[Frame, ...]
+    held: HeldFile | None = field(default=None, repr=False, compare=False)
+
+    def file(self) -> Path:
+        """Give the path, with the file there."""
+        if self.held is not None:
+            self.held.write(self.path)
+        return self.path
 
     @property
     def frame_bytes(self) -> int:
@@ -126,15 +137,22 @@ class OtherFile:
     kind: str
 
 
-def read_header(path: Path) -> ImageHeader | OtherFile:
+def read_header(path: Path, content: bytes | None = None) -> ImageHeader | OtherFile:
     """Read the header of a file, and check that its pixel data is whole.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    content : bytes, optional
+        What is in it, if it is not on the disk.
 
     Raises
     ------
     ImageConversionError
         If the file is a DICOM image that is truncated, has no pixel data, or has a header that makes no sense.
     """
-    with path.open("rb") as stream:
+    with path.open("rb") if content is None else io.BytesIO(content) as stream:
         file = read_dicom(path, stream, _TAGS)
         if file is None:
             return OtherFile(path, "not DICOM")

@@ -60,7 +60,7 @@ def locate_pixel_data(path: Path, stream: BinaryIO, syntax: str, expected: int, 
         If there is none, or less than promised.
     """
     if syntax == DEFLATED:
-        _check_length(path, _inflated_length(path), expected)
+        _check_length(path, _inflated_length(stream), expected)
         return -1, expected
     size = file_size(stream)
     tag, length = _element_start(stream, syntax)
@@ -95,8 +95,9 @@ def _check_length(path: Path, length: int, expected: int) -> None:
         raise ImageConversionError(message, hint=RESTORE)
 
 
-def _inflated_length(path: Path) -> int:
-    dataset = pydicom.dcmread(path, specific_tags=[PIXEL_DATA])
+def _inflated_length(stream: BinaryIO) -> int:
+    stream.seek(0)
+    dataset = pydicom.dcmread(stream, specific_tags=[PIXEL_DATA])
     return len(dataset.PixelData) if PIXEL_DATA in dataset else 0
 
 

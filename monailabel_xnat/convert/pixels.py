@@ -1,17 +1,9 @@
-"""The values of the frames of a volume.
-
-SimpleITK decodes, and is the reference. Plainly uncompressed slices are copied from the file instead, which is
-several times faster; the first and the last such slice of a volume are decoded by SimpleITK too, and unless
-they are identical SimpleITK decodes all.
-"""
+"""The values of the frames of a file: decoded by SimpleITK, or where that is the same, copied."""
 
 from __future__ import annotations
 
-import logging
-import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,19 +14,14 @@ import pydicom
 from pydicom.uid import UID
 
 from monailabel_xnat.convert.dicomfile import damage_named
-from monailabel_xnat.convert.frames import Frame
 from monailabel_xnat.convert.geometry import Floats
 from monailabel_xnat.convert.headers import ImageHeader
+from monailabel_xnat.convert.heldfile import HeldFile
 from monailabel_xnat.convert.itkfile import itk_affine, itk_reader, itk_values
 from monailabel_xnat.errors import ImageConversionError
 
-logger = logging.getLogger(__name__)
-
 Array = npt.NDArray[Any]
 Dtype = np.dtype[Any]
-
-DECODING_THREADS = min(2, os.cpu_count() or 1)
-"""More threads read no faster, and the server has other work."""
 
 _INTEGERS = (np.dtype(np.uint8), np.dtype(np.int16), np.dtype(np.uint16), np.dtype(np.int32))
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
@@ -145,42 +132,7 @@ def common_dtype(slices: Sequence[SliceValues]) -> Dtype:
     return _FLOAT64 if _FLOAT64 in kinds or not fits else _FLOAT32
 
 
-def read_slices(frames: Sequence[Frame], headers: Mapping[Path, ImageHeader]) -> list[SliceValues]:
-    """Read the values of frames, in their order.
-
-    Parameters
-    ----------
-    frames : sequence of Frame
-        What to read.
-    headers : mapping of Path to ImageHeader
-        The headers of all files that the frames are in.
-
-    Raises
-    ------
-    ImageConversionError
-        If a file cannot be decoded; it is named.
-    """
-    if all(_is_plain(headers[frame.path]) for frame in frames):
-        slices = _copy_slices(frames, headers)
-        if slices is not None:
-            return slices
-        logger.debug("Uncompressed slices differ from what SimpleITK reads: it reads them all")
-    paths = list(dict.fromkeys(frame.path for frame in frames))
-    wanted = {path: [frame for frame in frames if frame.path == path] for path in paths}
-    with ThreadPoolExecutor(DECODING_THREADS) as pool:
-        decoded = pool.map(lambda path: _decode_file(headers[path], wanted[path]), paths)
-        values = {frame_key: part for parts in decoded for frame_key, part in parts.items()}
-    slices = [values[frame.path, frame.index] for frame in frames]
-    for frame, part in zip(frames, slices):
-        if part.stored.shape != slices[0].stored.shape:
-            message = (
-                f"{frame.path.name} decodes to {part.stored.shape}, {frames[0].path.name} to {slices[0].stored.shape}"
-            )
-            raise ImageConversionError(message, hint="remove the image that does not belong to the volume")
-    return slices
-
-
-def _is_plain(header: ImageHeader) -> bool:
+def is_plain(header: ImageHeader) -> bool:
     """Tell whether the pixel data of a file may be copied as it is."""
     length = header.frame_bytes
     return (
@@ -197,28 +149,37 @@ def _is_plain(header: ImageHeader) -> bool:
     )
 
 
-def _copy_slices(frames: Sequence[Frame], headers: Mapping[Path, ImageHeader]) -> list[SliceValues] | None:
-    """Copy raw pixel data; None if it is not what SimpleITK reads."""
-    slices = []
-    for frame in frames:
-        header = headers[frame.path]
-        stored = _copy_stored(header)
-        if not _within_bits(stored, header):
-            return None
-        slices.append(SliceValues.of(stored, frame.slope, frame.intercept))
-    for position in {0, len(frames) - 1}:
-        try:
-            expected = decode(frames[position].path, headers[frames[position].path].transfer_syntax)[0]
-        except ImageConversionError:
-            return None
-        if not np.array_equal(slices[position].values(expected.dtype), expected):
-            return None
-    return slices
+def copy_slice(header: ImageHeader) -> SliceValues | None:
+    """Copy the raw pixel data of a plain file; None if its bits are not what the header says.
+
+    Raises
+    ------
+    ImageConversionError
+        If the file is truncated.
+    """
+    stored = _copy_stored(header)
+    if not _within_bits(stored, header):
+        return None
+    frame = header.frames[0]
+    return SliceValues.of(stored, frame.slope, frame.intercept)
+
+
+def held_file(header: ImageHeader, content: bytes) -> HeldFile:
+    """Keep a plain file in memory, its pixels as an array."""
+    stored = np.frombuffer(content, _stored_dtype(header), header.rows * header.columns, header.pixel_offset)
+    end = header.pixel_offset + stored.nbytes
+    pixels = stored.reshape(header.rows, header.columns).copy()
+    return HeldFile(content[: header.pixel_offset], pixels, content[end:])
+
+
+def _stored_dtype(header: ImageHeader) -> str:
+    return f"<{'i' if header.signed else 'u'}{header.bits_allocated // 8}"
 
 
 def _copy_stored(header: ImageHeader) -> Array:
-    kind = f"<{'i' if header.signed else 'u'}{header.bits_allocated // 8}"
-    stored: Array = np.empty((header.rows, header.columns), dtype=kind)
+    if header.held is not None:
+        return header.held.pixels
+    stored: Array = np.empty((header.rows, header.columns), dtype=_stored_dtype(header))
     with header.path.open("rb", buffering=0) as stream:
         stream.seek(header.pixel_offset)
         read = stream.readinto(stored.data.cast("B"))
@@ -238,54 +199,65 @@ def _within_bits(stored: Array, header: ImageHeader) -> bool:
     return bool(stored.max() < 1 << header.bits_stored)
 
 
-def decode(path: Path, syntax: str) -> Array:
-    """Read all frames of a file by SimpleITK: (frames, rows, columns) or (frames, rows, columns, samples)."""
+def decode(header: ImageHeader) -> Array:
+    """Read all frames of a file by SimpleITK: (frames, rows, columns) or (frames, rows, columns, samples).
+
+    Raises
+    ------
+    ImageConversionError
+        If it cannot be decoded.
+    """
+    return _decode(header.file(), header)
+
+
+def _decode(path: Path, header: ImageHeader) -> Array:
     try:
         return itk_values(itk_reader(path, _GDCM).Execute())
     except RuntimeError as error:
-        raise _undecodable(path, syntax, error) from error
+        raise _undecodable(header, error) from error
 
 
 def file_geometry(header: ImageHeader) -> Floats:
     """Give the affine, voxel index to LPS in mm, that ITK reads from the header of one file."""
-    reader = itk_reader(header.path, _GDCM)
+    reader = itk_reader(header.file(), _GDCM)
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise _undecodable(header.path, header.transfer_syntax, error) from error
+        raise _undecodable(header, error) from error
     return itk_affine(reader)
 
 
-def _undecodable(path: Path, syntax: str, error: RuntimeError) -> ImageConversionError:
+def _undecodable(header: ImageHeader, error: RuntimeError) -> ImageConversionError:
     reason = str(error).strip().splitlines()[-1].strip()
     return ImageConversionError(
-        f"{path.name} cannot be decoded ({UID(syntax).name}): {reason}",
+        f"{header.path.name} cannot be decoded ({UID(header.transfer_syntax).name}): {reason}",
         hint="if the file is whole, store it in another way (uncompressed, unsigned) that SimpleITK reads",
     )
 
 
-def _decode_file(header: ImageHeader, frames: Sequence[Frame]) -> dict[tuple[Path, int], SliceValues]:
-    """Decode a file; its frames are scaled, each as its own header says."""
+def decode_file(header: ImageHeader) -> list[SliceValues]:
+    """Decode a file by SimpleITK; its frames are scaled, each as its own header says.
+
+    Raises
+    ------
+    ImageConversionError
+        If it cannot be decoded.
+    """
     # GDCM scales all frames of a file by the first frame's slope.
     uniform = len({(frame.slope, frame.intercept) for frame in header.frames}) == 1
-    decoded = None
     if uniform:
         try:
-            decoded = decode(header.path, header.transfer_syntax)
+            decoded = decode(header)
+            return [_compact(SliceValues.of(decoded[frame.index])) for frame in header.frames]
         except ImageConversionError as error:
             failure = error
-    if decoded is not None:
-        return {(frame.path, frame.index): _compact(SliceValues.of(decoded[frame.index])) for frame in frames}
     try:
         decoded = _decode_bare(header)
     except ImageConversionError:
         if uniform:
             raise failure from None
         raise
-    return {
-        (frame.path, frame.index): _compact(SliceValues.of(decoded[frame.index], frame.slope, frame.intercept))
-        for frame in frames
-    }
+    return [_compact(SliceValues.of(decoded[frame.index], frame.slope, frame.intercept)) for frame in header.frames]
 
 
 def _compact(values: SliceValues) -> SliceValues:
@@ -305,5 +277,5 @@ def _decode_bare(header: ImageHeader) -> Array:
     with tempfile.TemporaryDirectory(prefix="monailabel_xnat-") as folder:
         copy = Path(folder) / header.path.name
         with damage_named(header.path):
-            pydicom.dcmread(header.path, specific_tags=list(_PIXEL_DESCRIPTION)).save_as(copy)
-        return decode(copy, header.transfer_syntax)
+            pydicom.dcmread(header.file(), specific_tags=list(_PIXEL_DESCRIPTION)).save_as(copy)
+        return _decode(copy, header)

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from monailabel_xnat.convert import pixels
 from monailabel_xnat.convert.frames import TIME_TRAITS, TRAITS, Frame, Trait
 from monailabel_xnat.convert.headers import ImageHeader
+from monailabel_xnat.convert.pixels import SliceValues
 from monailabel_xnat.convert.series import name_files
+from monailabel_xnat.convert.slicereader import read_slices
 from monailabel_xnat.errors import ImageConversionError
 
 Group = Sequence[Frame]
@@ -51,7 +52,7 @@ def drop_identical_files(images: Sequence[ImageHeader]) -> tuple[list[ImageHeade
 
 def _same_pixels(one: ImageHeader, other: ImageHeader) -> bool:
     headers = {one.path: one, other.path: other}
-    values = [pixels.read_slices(image.frames, headers) for image in (one, other)]
+    values = [read_slices(image.frames, headers) for image in (one, other)]
     return all(left.equals(right) for left, right in zip(*values))
 
 
@@ -128,8 +129,8 @@ def _middle_first(groups: Sequence[Group]) -> list[Group]:
 def _without_copies(group: Group, headers: Headers) -> list[Frame]:
     if len(group) == 1:
         return list(group)
-    kept: list[tuple[Frame, pixels.SliceValues]] = []
-    for frame, values in zip(group, pixels.read_slices(group, headers)):
+    kept: list[tuple[Frame, SliceValues]] = []
+    for frame, values in zip(group, read_slices(group, headers)):
         if not any(values.equals(earlier) for _, earlier in kept):
             kept.append((frame, values))
     return [frame for frame, _ in kept]

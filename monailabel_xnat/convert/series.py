@@ -51,12 +51,31 @@ def read_series(source: Source, series_uid: str | None = None) -> Series:
     ImageConversionError
         If a file is damaged, several series leave the choice open, or what was found is no plain image.
     """
-    paths = list_files(source)
-    headers = [read_header(path) for path in paths]
+    return choose_series([read_header(path) for path in list_files(source)], where(source), series_uid)
+
+
+def choose_series(headers: Sequence[ImageHeader | OtherFile], place: str, series_uid: str | None = None) -> Series:
+    """Choose one series of what was found.
+
+    Parameters
+    ----------
+    headers : sequence of ImageHeader or OtherFile
+        The headers of all files, by path.
+    place : str
+        Where they lie, for messages.
+    series_uid : str, optional
+        As for `read_series`.
+
+    Raises
+    ------
+    NoImageError, ImageConversionError
+        As `read_series`.
+    """
     images = [header for header in headers if isinstance(header, ImageHeader)]
     others = [header for header in headers if isinstance(header, OtherFile)]
     if not images:
-        raise _no_image(source, others)
+        found = _count_kinds(others) or "nothing"
+        raise NoImageError(f"no DICOM image in {place}: found {found}", hint="choose a scan that holds images")
     chosen = _choose(images, series_uid)
     _refuse_mosaics(chosen)
     _refuse_mixed_sizes(chosen)
@@ -85,18 +104,17 @@ def list_files(source: Source) -> list[Path]:
     return sorted(paths)
 
 
+def where(source: Source) -> str:
+    """Say where files lie, for messages."""
+    return str(source) if isinstance(source, (str, os.PathLike)) else "the given files"
+
+
 def name_files(paths: Iterable[Path]) -> str:
     """List file names for a message, cut after `NAMES_SHOWN`."""
     names = [path.name for path in dict.fromkeys(paths)]
     shown = ", ".join(names[:NAMES_SHOWN])
     rest = len(names) - NAMES_SHOWN
     return f"{shown} and {rest} more" if rest > 0 else shown
-
-
-def _no_image(source: Source, others: Sequence[OtherFile]) -> NoImageError:
-    where = source if isinstance(source, (str, os.PathLike)) else "the given files"
-    found = _count_kinds(others) or "nothing"
-    return NoImageError(f"no DICOM image in {where}: found {found}", hint="choose a scan that holds images")
 
 
 def _count_kinds(others: Sequence[OtherFile]) -> str:

@@ -365,13 +365,16 @@ def test_a_server_error_is_passed_on(bench, series):
         images.path(scan)
 
 
-def test_a_disk_that_fills_up_is_named(bench, series, monkeypatch):
-    images, scan = bench.images(), bench.put("DICOM", series)
+@pytest.mark.parametrize(
+    ("form", "writes"), [("dicom", "client.download.open"), ("nifti", "convert.conversion.write_nifti")]
+)
+def test_a_disk_that_fills_up_is_named(bench, series, monkeypatch, form, writes):
+    images, scan = bench.images(image_format=form), bench.put("DICOM", series)
 
     def full(*_args, **_options):
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr("monailabel_xnat.client.download.open", full, raising=False)
+    monkeypatch.setattr(f"monailabel_xnat.{writes}", full, raising=False)
     with pytest.raises(CacheError, match=r"no space left for images in .* MB needed"):
         images.path(scan)
     assert images.cache.entries() == []
