@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from monailabel.config import settings as monailabel_settings
 
 from monailabel_xnat.datastore import XNATDatastore
+from monailabel_xnat.errors import XNATDatastoreError
 
 if TYPE_CHECKING:
     from monailabel.interfaces.datastore import Datastore
@@ -62,7 +63,12 @@ class XNATAppMixin:
     def _xnat_datastore(self) -> XNATDatastore:
         # Without an address in --studies the settings name what is missing, or find it in the environment.
         address = self.studies if self._is_remote() else ""
-        return XNATDatastore(address, conf=self.conf, environ=_environment())
+        try:
+            return XNATDatastore(address, conf=self.conf, environ=_environment())
+        except XNATDatastoreError as error:
+            # MONAI Label ends with a traceback whatever is raised here: say it plainly before, and keep that one short.
+            logger.error("XNAT cannot be used: %s", error)
+            raise error.with_traceback(None) from None
 
 
 def _environment() -> dict[str, Any]:
