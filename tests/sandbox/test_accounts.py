@@ -162,12 +162,12 @@ def test_sessions_expire_after_a_time_without_requests(tmp_path, client):
 
 
 def test_each_request_restarts_the_time_of_a_session():
-    now = 0.0
-    sessions = Sessions(60, clock=lambda: now)
+    clock = [0.0]
+    sessions = Sessions(60, clock=lambda: clock[0])
     session = sessions.open(User("owner"))
-    for now in (50.0, 100.0, 150.0):
+    for clock[0] in (50.0, 100.0, 150.0):
         assert sessions.touch(session.id) is session
-    now = 211.0
+    clock[0] = 211.0
     assert sessions.touch(session.id) is None
     assert len(sessions) == 0
 
