@@ -129,6 +129,15 @@ def _label_values(value: object) -> tuple[tuple[str, int], ...]:
     return labels
 
 
+def _label_resources(value: object) -> tuple[tuple[str, str, str], ...]:
+    """Read ``tag:resource:pattern,...``; without pattern all NIfTI files count."""
+    parts = value if isinstance(value, (list, tuple)) else _names(value)
+    found = [part if isinstance(part, (list, tuple)) else (*_text(part).split(":"), "*") for part in parts]
+    if not all(len(item) in (3, 4) and all(item) for item in found):
+        raise ValueError("expected tag:resource:pattern, such as final:SEG:*_final.nii.gz")
+    return tuple((_text(tag), _text(resource), _text(pattern)) for tag, resource, pattern, *_ in found)
+
+
 def _server(value: object) -> str:
     parts = urlsplit(_text(value))
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -189,6 +198,9 @@ class Settings:
     min_frames: int = _setting(_at_least(0), 0, "fewest images a scan may have")
     labels: tuple[tuple[str, int], ...] = _setting(
         _label_values, (), "voxel value of each label name, such as spleen=1,liver=2"
+    )
+    label_resource: tuple[tuple[str, str, str], ...] = _setting(
+        _label_resources, (), "NIfTI labels in other scan resources, tag:resource:pattern, where we stored none"
     )
     roi_tag: str = _setting(
         _text, "final", "tag of what people draw in the XNAT-OHIF viewer (ROI collections); empty: not read"

@@ -118,7 +118,7 @@ class Dataset:
         """Give the pair of one image, or why there is none."""
         try:
             image = self._images.path(scan)
-            label = self._labels.path(scan, TRAINING_TAG)
+            label = self._labels.training_path(scan, TRAINING_TAG)
         except XNATDatastoreError as error:
             return str(error)
         return {"image": str(image), "label": str(label)}

@@ -13,7 +13,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from monailabel_xnat.client.locks import private_folder
-from monailabel_xnat.client.roi import RoiCollection, list_collections, referenced_series
+from monailabel_xnat.client.roi import CollectionFacts, RoiCollection, list_collections, read_facts
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import CacheError, ServerError
 
@@ -42,7 +42,7 @@ class RoiReferences:
         self._file = session.settings.server_folder / "roi" / "references.json"
         self._on_learned = on_learned
         self._lock = threading.Lock()
-        self._series: dict[str, tuple[str, ...]] | None = None  # by fingerprint
+        self._facts: dict[str, CollectionFacts] | None = None  # by fingerprint
         self._learning: set[str] = set()
         self._listed: dict[str, list[RoiCollection]] = {}
         self._absent: set[str] = set()
@@ -77,8 +77,13 @@ class RoiReferences:
     def _grouped(self, collections: Iterable[RoiCollection]) -> BySeries:
         grouped: dict[tuple[str, str], list[RoiCollection]] = {}
         known = self._known()
-        for collection in sorted(collections, key=lambda found: (found.inserted, found.id)):
-            for uid in known.get(collection.fingerprint, ()):
+        for listed in sorted(collections, key=lambda found: (found.inserted, found.id)):
+            facts = known.get(listed.fingerprint)
+            if facts is None:
+                continue
+            # Whatever the listing of a site leaves out: without the UID our own drafts would count as drawn.
+            collection = listed._replace(uid=facts.uid or listed.uid, kind=facts.kind or listed.kind)
+            for uid in facts.series:
                 grouped.setdefault((collection.session_id, uid), []).append(collection)
         return {key: tuple(found) for key, found in grouped.items()}
 
@@ -105,7 +110,7 @@ class RoiReferences:
         queue: SimpleQueue[tuple[str, RoiCollection]] = SimpleQueue()
         for item in new.items():
             queue.put(item)
-        found: dict[str, tuple[str, ...]] = {}
+        found: dict[str, CollectionFacts] = {}
         count = min(self._session.settings.connections, len(new))
         readers = [threading.Thread(target=self._read, args=(queue, found), daemon=True) for _ in range(count)]
         for reader in readers:
@@ -113,25 +118,25 @@ class RoiReferences:
         for reader in readers:
             reader.join()
         with self._lock:
-            self._series = {**self._known(), **found}
+            self._facts = {**self._known(), **found}
             self._learning -= new.keys()
         self._keep()
 
-    def _read(self, queue: SimpleQueue[tuple[str, RoiCollection]], found: dict[str, tuple[str, ...]]) -> None:
+    def _read(self, queue: SimpleQueue[tuple[str, RoiCollection]], found: dict[str, CollectionFacts]) -> None:
         while True:
             try:
                 key, collection = queue.get_nowait()
             except Empty:
                 return
             try:
-                found[key] = referenced_series(self._session, collection)
+                found[key] = read_facts(self._session, collection)
             except ServerError as error:  # it is asked again at the next renewal
                 logger.debug("a ROI collection could not be read: %s", error)
 
-    def _known(self) -> dict[str, tuple[str, ...]]:
-        if self._series is None:
-            self._series = _load(self._file)
-        return self._series
+    def _known(self) -> dict[str, CollectionFacts]:
+        if self._facts is None:
+            self._facts = _load(self._file)
+        return self._facts
 
     def _keep(self) -> None:
         """Write what is known to the disk; another process may have written, and what it lost is read again."""
@@ -147,9 +152,9 @@ class RoiReferences:
             logger.debug("what ROI collections refer to could not be remembered: %s", error)
 
 
-def _load(file: Path) -> dict[str, tuple[str, ...]]:
+def _load(file: Path) -> dict[str, CollectionFacts]:
     try:
         content = json.loads(file.read_bytes())
-        return {str(key): tuple(map(str, uids)) for key, uids in content.items()}
+        return {str(key): CollectionFacts(uid, kind, tuple(series)) for key, (uid, kind, series) in content.items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}

@@ -38,13 +38,17 @@ def drawn_labels(scan: Scan, settings: Settings) -> list[RoiCollection]:
     return [
         collection
         for collection in scan.collections
-        if is_label(collection) and not collection.is_ours and matches(settings.roi_label, collection.label)
+        if is_label(collection) and not collection.is_ours and _is_chosen(collection, settings)
     ]
 
 
 def is_label(collection: RoiCollection) -> bool:
     """Tell whether a ROI collection is of a kind that can be read as label map."""
     return collection.kind in _LABEL_KINDS
+
+
+def _is_chosen(collection: RoiCollection, settings: Settings) -> bool:
+    return not settings.roi_label or matches(settings.roi_label, collection.label)
 
 
 def matches(patterns: Sequence[str], *texts: str) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +29,10 @@ _COLUMNS = (
 _REFERENCES = "references/seriesUID"
 _SUFFIXES = {"SEG": (DICOM_SUFFIX,), "RTSTRUCT": (DICOM_SUFFIX,), "NIFTI": (".nii.gz", ".nii")}
 _CHUNK = 1 << 20
+_TIME = "%Y-%m-%d %H:%M:%S.%f"
 # UTC offsets of all time zones are multiples of this.
 _ZONE_STEP = timedelta(minutes=15)
+_EASTMOST, _WESTMOST = timedelta(hours=14), timedelta(hours=12)
 _SAME_MOMENT = timedelta(minutes=1)
 
 _UUID_ROOT = "2.25."
@@ -74,6 +77,17 @@ class RoiCollection(NamedTuple):
         return is_marked(self.uid)
 
     @property
+    def was_replaced(self) -> bool:
+        """Whether something else may have been stored in its place since it was inserted."""
+        return bool(self.changed) and _time_of(self.changed) - _time_of(self.inserted) > _SAME_MOMENT
+
+    @property
+    def stored_between(self) -> tuple[datetime, datetime]:
+        """Between which times, UTC, it was stored, whatever the time zone of the server."""
+        inserted, changed = _time_of(self.inserted), _time_of(self.changed)
+        return inserted - _EASTMOST, max(inserted, changed) + _WESTMOST
+
+    @property
     def fingerprint(self) -> str:
         """What tells its content from any other."""
         text = "\n".join((self.id, self.uid, self.inserted, self.changed))
@@ -83,6 +97,14 @@ class RoiCollection(NamedTuple):
     def resource(self) -> str:
         """Path of the resource that holds its file."""
         return quoted("data", "experiments", self.session_id, "assessors", self.id, "out", "resources", self.kind)
+
+
+class CollectionFacts(NamedTuple):
+    """What the item of a collection says: UID of the object, type, and the Series Instance UIDs it was drawn on."""
+
+    uid: str
+    kind: str
+    series: tuple[str, ...]
 
 
 def list_collections(session: Session, project: str) -> list[RoiCollection]:
@@ -97,25 +119,8 @@ def list_collections(session: Session, project: str) -> list[RoiCollection]:
     return [_collection(row) for row in session.rows("/data/experiments", query)]
 
 
-def referenced_series(session: Session, collection: RoiCollection) -> tuple[str, ...]:
-    """Read the Series Instance UIDs of the scans that a collection was drawn on.
-
-    Raises
-    ------
-    ServerError
-        If XNAT fails.
-    """
-    item = session.json(quoted("data", "experiments", collection.id))
-    try:
-        children = item["items"][0]["children"]
-        found = (child["items"] for child in children if child["field"] == _REFERENCES)
-        return tuple(str(entry["data_fields"]["seriesUID"]) for entries in found for entry in entries)
-    except (KeyError, IndexError, TypeError):
-        raise ServerError("XNAT described a ROI collection in a form that is not known", url=collection.id) from None
-
-
-def object_uid(session: Session, collection: RoiCollection) -> str:
-    """Ask for the SOP Instance UID of the object that a collection holds now; "" if XNAT does not know.
+def read_facts(session: Session, collection: RoiCollection) -> CollectionFacts:
+    """Read the item of a collection, which tells more than the listing.
 
     Raises
     ------
@@ -126,9 +131,12 @@ def object_uid(session: Session, collection: RoiCollection) -> str:
     """
     item = session.json(quoted("data", "experiments", collection.id))
     try:
-        return str(item["items"][0]["data_fields"].get("UID") or "")
+        fields, children = item["items"][0]["data_fields"], item["items"][0]["children"]
+        found = (child["items"] for child in children if child["field"] == _REFERENCES)
+        series = tuple(str(entry["data_fields"]["seriesUID"]) for entries in found for entry in entries)
+        return CollectionFacts(str(fields.get("UID") or ""), str(fields.get("collectionType") or "").upper(), series)
     except (KeyError, IndexError, TypeError, AttributeError):
-        return ""
+        raise ServerError("XNAT described a ROI collection in a form that is not known", url=collection.id) from None
 
 
 def collection_file(session: Session, collection: RoiCollection) -> RemoteFile:
@@ -208,7 +216,7 @@ def stored_at(collection: RoiCollection, last_modified: str = "") -> datetime:
     last_modified : str
         The HTTP header of its file: UTC, in whole seconds.
     """
-    inserted = _inserted(collection)
+    inserted = _time_of(collection.inserted)
     try:
         modified = parsedate_to_datetime(last_modified).astimezone(timezone.utc)
     except (TypeError, ValueError):
@@ -281,6 +289,7 @@ def marked_uid(identity: str) -> str:
     return f"{_UUID_ROOT}{high << 64 | 0b10 << _MARK_BITS | _mark_of(high)}"
 
 
+@lru_cache(maxsize=1 << 16)
 def is_marked(uid: str) -> bool:
     """Tell whether a UID is one of :func:`marked_uid`."""
     number = uid[len(_UUID_ROOT) :]
@@ -306,8 +315,9 @@ def _collection(row: dict[str, Any]) -> RoiCollection:
     return RoiCollection(*texts)
 
 
-def _inserted(collection: RoiCollection) -> datetime:
+def _time_of(text: str) -> datetime:
+    """Read a time of a listing as if it were UTC; its fraction may have any number of digits, or be missing."""
     try:
-        return datetime.fromisoformat(collection.inserted.replace(" ", "T")[:23]).replace(tzinfo=timezone.utc)
+        return datetime.strptime(text if "." in text else f"{text}.0", _TIME).replace(tzinfo=timezone.utc)
     except ValueError:
         return datetime.fromtimestamp(0, timezone.utc)

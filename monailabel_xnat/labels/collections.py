@@ -85,8 +85,9 @@ class Collections:
         drawn = drawn_labels(scan, self._settings) if tag == self._settings.roi_tag else []
         if not drawn or (len(drawn) == 1 and after is None):
             return drawn[0] if drawn else None
-        newest = max(drawn, key=self._when_stored)
-        return newest if after is None or self._when_stored(newest) > after else None
+        in_order = not any(collection.was_replaced for collection in drawn)
+        newest = drawn[-1] if in_order else max(drawn, key=self._when_stored)
+        return newest if after is None or self._is_later(newest, after) else None
 
     def named(self, scan: Scan, label: str) -> RoiCollection:
         """Find a collection of an image by its label, also one that does not count as label of the image.
@@ -177,6 +178,12 @@ class Collections:
             configured={},
         )
         return completed(sidecar, sha256=sha256_of(file), saved_at=saved_at, saved_by=collection.user)
+
+    def _is_later(self, collection: RoiCollection, than: datetime) -> bool:
+        earliest, latest = collection.stored_between
+        if than < earliest or than > latest:
+            return than < earliest
+        return self._when_stored(collection) > than
 
     def _when_stored(self, collection: RoiCollection) -> datetime:
         """Tell when a collection was stored; XNAT is asked once for each."""

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from monailabel_xnat.client.locks import private_folder
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import CacheError, TransferError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId, safe_name
-from monailabel_xnat.labels.model import LabelVersion
+from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion
 
 _CHUNK = 1 << 20
 
@@ -65,6 +65,23 @@ class LabelFiles:
                 except OSError:
                     shutil.copyfile(source, temporary)
         return path
+
+    def derived(self, path: Path, mark: str, write: Callable[[Path], None]) -> Path:
+        """Give the file that was made of another label map, made if it is not there.
+
+        Parameters
+        ----------
+        path : Path
+            The other one, in this folder.
+        mark : str
+            What was done with it, fit for a file name.
+        write : callable
+            Writes it to a path, in one step.
+        """
+        target = path.with_name(f"{path.name[: -len(LABEL_MAP)]}_{mark}{LABEL_MAP}")
+        if not target.exists():
+            write(target)
+        return target
 
     def discard(self, image: ImageId, tag: str, version: LabelVersion) -> None:
         """Remove the file of a version that was deleted."""

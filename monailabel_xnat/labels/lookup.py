@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from monailabel_xnat.catalog import Resource, Scan
 from monailabel_xnat.errors import ServerError, UnknownLabelError
 from monailabel_xnat.labels.model import LabelVersion
@@ -11,6 +13,7 @@ from monailabel_xnat.labels.versions import BUILT_IN_RESOURCE, Versions
 
 DRAFT_TAG = "original"
 """MONAI Label's tag for what a model drew; what the built-in datastore left counts as such."""
+_BUILT_IN_FILES = "*.nii.gz"
 
 
 class Lookup:
@@ -22,15 +25,28 @@ class Lookup:
         Those in XNAT.
     outbox : Outbox
         Those that wait.
+    others : sequence of tuple
+        Tag, resource and file pattern of labels that others left.
     """
 
-    def __init__(self, versions: Versions, outbox: Outbox) -> None:
+    def __init__(self, versions: Versions, outbox: Outbox, others: Sequence[tuple[str, str, str]] = ()) -> None:
         self._versions = versions
         self._outbox = outbox
+        self._others = (*others, (DRAFT_TAG, BUILT_IN_RESOURCE, _BUILT_IN_FILES))
+        self._others_in: dict[str, list[tuple[str, str]]] = {}
+        for tag, resource, pattern in self._others:
+            self._others_in.setdefault(resource, []).append((tag, pattern))
 
     def tags(self, scan: Scan) -> list[str]:
         """List the tags that an image has labels with; makes no request."""
-        tags = {tag for resource in scan.resources if (tag := self._tag_shown(scan, resource))}
+        tags = set()
+        for resource in scan.resources:
+            ours = tag_of(resource.label)
+            if ours and self._is_filled(scan, resource):
+                tags.add(ours)
+            for tag, pattern in self._others_in.get(resource.label, ()):
+                if self._is_filled(scan, resource, pattern):
+                    tags.add(tag)
         tags.update(entry.tag for entry in self._outbox.of(scan.image_id))
         return sorted(tags)
 
@@ -46,8 +62,8 @@ class Lookup:
             return []
         label = resource_of(tag)
         stored = self._versions.of(scan, label) if scan.resource(label) else []
-        if not stored and tag == DRAFT_TAG:
-            stored = self.built_in(scan)
+        if not stored:
+            stored = self.foreign(scan, tag)
         names = {version.name for version in stored}
         pending = [version for version in self._pending(scan, tag) if version.name not in names]
         return sorted([*stored, *pending], key=_time_of, reverse=True)
@@ -81,19 +97,28 @@ class Lookup:
         """Find a version in the outbox."""
         return next((entry for entry in self._outbox.of(scan.image_id, tag) if entry.version == version), None)
 
-    def built_in(self, scan: Scan) -> list[LabelVersion]:
-        """List what MONAI Label's built-in datastore left, newest first."""
-        return self._versions.of(scan, BUILT_IN_RESOURCE) if scan.resource(BUILT_IN_RESOURCE) else []
+    def foreign(self, scan: Scan, tag: str) -> list[LabelVersion]:
+        """List what others left, newest first: files in the resources of the settings, or the built-in datastore's.
+
+        Raises
+        ------
+        ServerError
+            If XNAT fails.
+        """
+        for label_tag, resource, pattern in self._others:
+            if label_tag == tag and scan.resource(resource):
+                found = self._versions.of(scan, resource, pattern)
+                if found:
+                    return found
+        return []
 
     def _pending(self, scan: Scan, tag: str) -> list[LabelVersion]:
         return [LabelVersion(entry.version, entry.suffix) for entry in self._outbox.of(scan.image_id, tag)]
 
-    def _tag_shown(self, scan: Scan, resource: Resource) -> str | None:
-        """Give the tag that a resource stands for in the listing of an image."""
-        tag = DRAFT_TAG if resource.label == BUILT_IN_RESOURCE else tag_of(resource.label)
-        known = self._versions.known(scan, resource.label) if tag else None
-        # Unknown counts as one: the listing shows files there.
-        return tag if known is None or known else None
+    def _is_filled(self, scan: Scan, resource: Resource, pattern: str = "") -> bool:
+        """Tell whether a resource holds labels; as long as nobody has looked the files that the listing shows count."""
+        known = self._versions.known(scan, resource.label, pattern)
+        return known is None or bool(known)
 
 
 def _time_of(version: LabelVersion) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
+from urllib.parse import unquote
 
 from monailabel_xnat.client.files import RemoteFile
 
@@ -50,6 +51,11 @@ class LabelVersion:
         return self.file is None
 
     @property
+    def resource(self) -> str:
+        """Label of the resource that it lies in; "" while it waits."""
+        return unquote(self.file.uri.rpartition("/resources/")[2].partition("/")[0]) if self.file else ""
+
+    @property
     def extension(self) -> str:
         """Extension of its file on this machine: ``.nii.gz`` or ``.json``."""
         return LABEL_MAP if self.suffix == LABEL_MAP else ".json"
@@ -61,7 +67,7 @@ class LabelVersion:
 
     @property
     def saved_at(self) -> datetime | None:
-        """When it was saved, UTC; None for what MONAI Label's built-in datastore left."""
+        """When it was saved, UTC; None for what others left."""
         try:
             return datetime.strptime(self.name.partition("-")[0], _TIME).replace(tzinfo=timezone.utc)
         except ValueError:

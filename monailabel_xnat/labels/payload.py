@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from monailabel_xnat.convert import Grid, LabelMap, read_label, to_grid, write_label
+from monailabel_xnat.convert import Grid, LabelMap, read_label, read_seg, to_grid, write_label
 from monailabel_xnat.errors import LabelFileError, ServerError
 from monailabel_xnat.labels.model import LABEL_MAP, RESULT
 from monailabel_xnat.labels.outbox import is_away
@@ -65,8 +65,8 @@ def read_payload(source: Path, grid: Callable[[], Grid]) -> Payload:
     Parameters
     ----------
     source : Path
-        NIfTI, NRRD (also ``.seg.nrrd``), MetaImage, JSON, or ``.bin``: bare voxels in Fortran order on the grid of the
-        image, of 1 or 2 bytes. The content decides; the name only where the content does not tell.
+        NIfTI, NRRD (also ``.seg.nrrd``), MetaImage, DICOM SEG, JSON, or ``.bin``: bare voxels in Fortran order on the
+        grid of the image, of 1 or 2 bytes. The content decides; the name only where the content does not tell.
     grid : callable
         Gives the grid of the image; asked only for a label map.
 
@@ -89,10 +89,7 @@ def read_payload(source: Path, grid: Callable[[], Grid]) -> Payload:
     if extension == ".bin":
         return Payload(_read_voxels(source, grid()), b"", extension)
     if extension == ".dcm":
-        raise LabelFileError(
-            f"{source.name} is DICOM, not a label map",
-            hint="send the segmentation as NIfTI, NRRD or MetaImage, or store the DICOM SEG as a ROI collection",
-        )
+        return Payload(read_seg(source, grid()), b"", extension)
     label = _read_as(source, extension)
     try:
         return Payload(to_grid(label, grid()), b"", extension)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,8 @@ from monailabel_xnat.catalog import Catalog, Resource, Scan
 from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
-from monailabel_xnat.errors import UnknownLabelError, XNATDatastoreError
+from monailabel_xnat.convert import write_label
+from monailabel_xnat.errors import LabelFileError, UnknownLabelError, XNATDatastoreError
 from monailabel_xnat.images import Images
 from monailabel_xnat.labels.collections import Collections
 from monailabel_xnat.labels.descriptions import Descriptions
@@ -20,9 +23,11 @@ from monailabel_xnat.labels.files import LabelFiles
 from monailabel_xnat.labels.lookup import Lookup
 from monailabel_xnat.labels.model import LabelVersion
 from monailabel_xnat.labels.outbox import Entry, Outbox, folder_of
+from monailabel_xnat.labels.payload import read_payload
 from monailabel_xnat.labels.sidecar import info_of
 from monailabel_xnat.labels.tags import resource_of, text_of
-from monailabel_xnat.labels.versions import Versions
+from monailabel_xnat.labels.values import differing_values, write_mapped
+from monailabel_xnat.labels.versions import BUILT_IN_RESOURCE, Versions
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +59,7 @@ class StoredLabels:
         self._outbox = Outbox(folder_of(settings), self._note_departure)
         self._files = LabelFiles(session, folder)
         self._versions = Versions(session, catalog)
-        self._lookup = Lookup(self._versions, self._outbox)
+        self._lookup = Lookup(self._versions, self._outbox, settings.label_resource)
         self._collections = Collections(session, images, folder)
         self._descriptions = Descriptions(session)
 
@@ -103,7 +108,35 @@ class StoredLabels:
                 self._note_departure(entry)
                 scan = self._catalog.scan(scan.image_id)
                 found = self._lookup.find(scan, tag, version)
-        return self._files.path(scan.image_id, tag, found)
+        path = self._files.path(scan.image_id, tag, found)
+        if found.saved_at is not None or found.resource == BUILT_IN_RESOURCE:
+            return path
+        return self._files.derived(path, "aligned", lambda target: self._align(scan, path, target))
+
+    def training_path(self, scan: Scan, tag: str) -> Path:
+        """Give the file of a label with the values of the setting ``labels``, for a training set.
+
+        Where the names in its description have other values there, a file of its own is made; names that are not in
+        the setting become background.
+
+        Raises
+        ------
+        LabelError
+            If it has named segments, but none of the setting.
+        UnknownLabelError, ServerError, CacheError
+            As for :meth:`path`.
+        """
+        tag = text_of(tag)
+        values = self._settings.label_values
+        if not values or self._drawn(scan, tag):
+            return self.path(scan, tag)
+        version = self._lookup.find(scan, tag)
+        path = self.path(scan, tag, version.name)
+        table = differing_values(self._described(scan, tag, version).get("segments") or (), values)
+        if not table:
+            return path
+        mark = hashlib.sha256(json.dumps(sorted(table.items())).encode()).hexdigest()[:8]
+        return self._files.derived(path, mark, lambda target: write_mapped(path, table, target))
 
     def info(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
         """Give the label info stored with a label.
@@ -188,6 +221,14 @@ class StoredLabels:
         except UnknownLabelError:
             return self._collections.newest(scan, tag)
         return self._collections.newest(scan, tag, after=ours.saved_at)
+
+    def _align(self, scan: Scan, source: Path, target: Path) -> None:
+        """Write what others left on the grid of its image."""
+        grid = self._images.grid(scan)
+        label = read_payload(source, lambda: grid).label
+        if label is None:
+            raise LabelFileError(f"{source.name} is no label map", hint="mend the setting label_resource")
+        write_label(label, target)
 
     def _described(self, scan: Scan, tag: str, version: LabelVersion) -> dict[str, Any]:
         entry = self._lookup.entry(scan, tag, version.name) if version.is_pending else None

@@ -33,7 +33,6 @@ from monailabel_xnat.images import Images
 from monailabel_xnat.jsonable import plain
 from monailabel_xnat.labels.deletion import Deletion
 from monailabel_xnat.labels.delivery import FIRST_PAUSE, Delivery
-from monailabel_xnat.labels.lookup import DRAFT_TAG
 from monailabel_xnat.labels.model import LabelVersion, version_name
 from monailabel_xnat.labels.outbox import Entry, Outbox, State, sha256_of
 from monailabel_xnat.labels.payload import read_payload
@@ -210,8 +209,7 @@ class Labels(StoredLabels):
         AccessDeniedError
             If the user may not delete; in XNAT members of a project may write but not delete. The label stays.
         LabelError
-            If it was left by MONAI Label's built-in datastore, or drawn in the viewer: only what this one wrote is
-            deleted.
+            If it was left by another program, or drawn in the viewer: only what this one wrote is deleted.
         ServerError
             If XNAT fails.
         """
@@ -226,9 +224,11 @@ class Labels(StoredLabels):
             for entry in waiting:
                 self._outbox.remove(entry)
         self._viewer.withdraw(scan, tag, [version.name for version in removed])
-        if not removed and not waiting and tag == DRAFT_TAG and self._lookup.built_in(scan):
+        left = self._lookup.foreign(scan, tag) if not removed and not waiting else []
+        if left:
+            by_whom = "MONAI Label's built-in datastore" if left[0].resource == BUILT_IN_RESOURCE else "another program"
             raise LabelError(
-                f"the label {tag!r} was left in resource {BUILT_IN_RESOURCE} by MONAI Label's built-in datastore",
+                f"the label {tag!r} was left in resource {left[0].resource} by {by_whom}",
                 hint="delete it in XNAT; this datastore deletes only what it wrote",
             )
         if not removed and not waiting and self._drawn(scan, tag):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from monailabel_xnat.convert import LabelMap, Segment
+from monailabel_xnat.convert import LabelMap, Segment, read_label, write_label
 from monailabel_xnat.errors import LabelError
+
+logger = logging.getLogger(__name__)
 
 _BETWEEN_WORDS = re.compile(r"[\s_-]+")
 # What a value is called that nobody named.
@@ -62,12 +66,12 @@ def with_values(label: LabelMap, values: Mapping[str, int]) -> LabelMap:
     )
 
 
-def differing_values(segments: Iterable[Mapping[str, Any]], values: Mapping[str, int]) -> dict[int, int]:
+def differing_values(segments: Sequence[Mapping[str, Any]], values: Mapping[str, int]) -> dict[int, int]:
     """Give the value in the settings for each value of a stored label; {} if none differs.
 
     Parameters
     ----------
-    segments : iterable of mapping
+    segments : sequence of mapping
         As in the label's description. Values without a name of their own stay as they are; those of a name that is
         not in the settings become 0.
     values : mapping of str to int
@@ -80,7 +84,22 @@ def differing_values(segments: Iterable[Mapping[str, Any]], values: Mapping[str,
     for segment in segments:
         value, name = int(segment["value"]), str(segment["name"])
         table[value] = value if _UNNAMED.fullmatch(name) else wanted.get(_plain(name), 0)
+    if table and not any(table.values()):
+        names = ", ".join(str(segment["name"]) for segment in segments)
+        raise LabelError(
+            f"no segment has a name of the setting labels ({', '.join(values)}): it has {names}",
+            hint="change the setting, or the names in the label's info",
+        )
     return table if any(value != other for value, other in table.items()) else {}
+
+
+def write_mapped(source: Path, table: Mapping[int, int], target: Path) -> None:
+    """Write a label map with other values."""
+    label = read_label(source)
+    write_label(replace(label, array=mapped(label.array, table)), target)
+    left_out = sum(not other for other in table.values())
+    if left_out:
+        logger.warning("%d segments are left out of a label, for their names are not in the setting labels", left_out)
 
 
 def mapped(array: np.ndarray[Any, Any], table: Mapping[int, int]) -> np.ndarray[Any, Any]:

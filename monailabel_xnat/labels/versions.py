@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from email.utils import parsedate_to_datetime
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
@@ -20,8 +21,9 @@ logger = logging.getLogger(__name__)
 BUILT_IN_RESOURCE = "AI"
 """Where MONAI Label's built-in XNATDatastore leaves its labels, one NIfTI file for each model."""
 
-# Sorts before everything that was saved by us, whenever the built-in datastore saved it.
-_BUILT_IN_TIME = "00000000T000000Z"
+# Sorts before everything that was saved by us, whenever others saved it.
+_FOREIGN_TIME = "00000000T000000Z"
+_NIFTI = (LABEL_MAP, ".nii")
 
 
 class _Listing(NamedTuple):
@@ -46,29 +48,38 @@ class Versions:
         self._catalog = catalog
         self._max_age = session.settings.max_age
         self._lock = threading.Lock()
-        self._listings: dict[tuple[ImageId, str], _Listing] = {}
+        self._listings: dict[tuple[ImageId, str, str], _Listing] = {}
 
-    def of(self, scan: Scan, resource: str) -> list[LabelVersion]:
+    def of(self, scan: Scan, resource: str, pattern: str = "") -> list[LabelVersion]:
         """List the versions in a resource of a scan; no request as long as the catalog shows no change.
+
+        Parameters
+        ----------
+        scan : Scan
+            The image.
+        resource : str
+            Label of the resource.
+        pattern : str
+            For a resource of others: which of its NIfTI files are labels. Empty: those named by us.
 
         Raises
         ------
         ServerError
             If XNAT fails.
         """
-        known = self.known(scan, resource)
+        known = self.known(scan, resource, pattern)
         if known is not None:
             return known
         files = list_files(self._session, resource_path(scan, resource))
-        return self._remember(scan.image_id, scan.resource(resource), resource, files)
+        return self._remember(scan.image_id, scan.resource(resource), resource, files, pattern)
 
-    def known(self, scan: Scan, resource: str) -> list[LabelVersion] | None:
+    def known(self, scan: Scan, resource: str, pattern: str = "") -> list[LabelVersion] | None:
         """Give the versions if they are known without a request."""
         shown = scan.resource(resource)
         if shown is None or shown.file_count == 0:
             return []
         with self._lock:
-            listing = self._listings.get((scan.image_id, resource))
+            listing = self._listings.get((scan.image_id, resource, pattern))
         if listing is None or listing.resource != shown:
             return None
         # Where XNAT has not counted, nothing shows a change.
@@ -84,18 +95,18 @@ class Versions:
         self._catalog.put_resource(scan.image_id, shown)
 
     def _remember(
-        self, image: ImageId, shown: Resource | None, resource: str, files: list[RemoteFile]
+        self, image: ImageId, shown: Resource | None, resource: str, files: list[RemoteFile], pattern: str = ""
     ) -> list[LabelVersion]:
-        versions = self._built_in(files) if resource == BUILT_IN_RESOURCE else versions_among(files)
+        versions = self._foreign(files, pattern) if pattern else versions_among(files)
         with self._lock:
-            self._listings[image, resource] = _Listing(shown, time.monotonic(), versions)
+            self._listings[image, resource, pattern] = _Listing(shown, time.monotonic(), versions)
         return list(versions)
 
-    def _built_in(self, files: list[RemoteFile]) -> list[LabelVersion]:
-        labels = [file for file in files if file.path.endswith(LABEL_MAP)]
+    def _foreign(self, files: list[RemoteFile], pattern: str) -> list[LabelVersion]:
+        labels = [file for file in files if file.path.endswith(_NIFTI) and fnmatchcase(file.path, pattern)]
         if len(labels) > 1:
             labels.sort(key=lambda file: (self._modified(file), file.path), reverse=True)
-        names = (f"{_BUILT_IN_TIME}-{_identity(file)}" for file in labels)
+        names = (f"{_FOREIGN_TIME}-{_identity(file)}" for file in labels)
         return [LabelVersion(name, LABEL_MAP, file) for name, file in zip(names, labels)]
 
     def _modified(self, file: RemoteFile) -> float:

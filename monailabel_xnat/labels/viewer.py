@@ -26,7 +26,7 @@ from monailabel_xnat.client.roi import (
     is_marked,
     marked_uid,
     may_store,
-    object_uid,
+    read_facts,
     store_seg,
 )
 from monailabel_xnat.client.session import Session
@@ -206,7 +206,7 @@ class ViewerCopies:
     def _is_still_ours(self, collection: RoiCollection) -> bool:
         """Look again before overwriting: somebody may have saved under this label since it was listed."""
         try:
-            return is_marked(object_uid(self._session, collection))
+            return is_marked(read_facts(self._session, collection).uid)
         except NotInArchiveError:
             return False
 

@@ -12,7 +12,7 @@ import pytest
 from label_archive import voxels
 from viewer import PROJECT, only, own_label
 
-from monailabel_xnat.client.roi import is_marked, marked_uid
+from monailabel_xnat.client.roi import RoiCollection, is_marked, marked_uid, stored_at
 
 
 def roi_requests(sandbox):
@@ -231,3 +231,18 @@ def test_the_mark_of_what_we_write():
     assert len(uid) <= 64
     assert is_marked(uid)
     assert not any(map(is_marked, (uid[:-1], "1.2.3", "2.25.", "", "2.25.1234567890")))
+
+
+@pytest.mark.parametrize(
+    ("inserted", "modified", "expected"),
+    [
+        ("2026-11-23 10:15:00.250", "Mon, 23 Nov 2026 09:15:00 GMT", "2026-11-23T09:15:00.250000+00:00"),
+        ("2026-11-23 04:45:00.5", "Mon, 23 Nov 2026 09:15:01 GMT", "2026-11-23T09:15:00.500000+00:00"),
+        ("2026-11-22 10:15:00.250", "Mon, 23 Nov 2026 09:33:00 GMT", "2026-11-23T09:33:00+00:00"),
+        ("2026-11-23 10:15:00", "", "2026-11-23T10:15:00+00:00"),
+        ("", "Mon, 23 Nov 2026 09:15:00 GMT", "2026-11-23T09:15:00+00:00"),
+    ],
+)
+def test_when_it_was_stored_whatever_the_time_zone_of_the_server(inserted, modified, expected):
+    collection = RoiCollection("RoiCollection_1", "SEG_1", "E", "SEG", inserted=inserted)
+    assert stored_at(collection, modified).isoformat() == expected
