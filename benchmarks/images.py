@@ -16,14 +16,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from series import SERIES, SYNTAXES, write_series
+from served import served
 from ways import WAYS
-
-from monailabel_xnat import XNATDatastore
-from monailabel_xnat.sandbox import Sandbox
 
 IMAGES = 20
 Figures = dict[str, float]
@@ -48,30 +45,28 @@ def measure_series(name: str, syntax: str, repeat: int) -> None:
     figures: dict[str, list[Figures]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as scratch:
         folder = write_series(Path(scratch, "series"), name, syntax)
-        with Sandbox() as sandbox:
-            session = sandbox.import_dicom(folder, "BENCH")[0].rpartition("/")[2]
+        with served(str(folder)) as login:
             for _ in range(repeat):
                 for way in WAYS:
-                    found = measure(way, sandbox, session, folder, Path(scratch, "work"))
+                    found = measure(way, {**login, "folder": str(folder)}, Path(scratch, "work"))
                     figures[way] += [found] if found else []
     print(f"\n{name}, {syntax}: medians of {repeat}\n")
     print(f"  {'':<28}{'wall s':>9}{'cpu s':>9}{'MB':>7}{'wall / ours':>13}")
     ours = statistics.median(one["wall"] for one in figures["ours"])
-    for way, found in figures.items():
-        if found:
-            wall, cpu, peak = (statistics.median(one[key] for one in found) for key in ("wall", "cpu", "peak"))
-            print(f"  {way:<28}{wall:>9.4f}{cpu:>9.3f}{peak:>7.0f}{wall / ours:>13.3f}", flush=True)
+    for way, runs in figures.items():
+        if runs:
+            wall, cpu, peak = (statistics.median(run[key] for run in runs) for key in ("wall", "cpu", "peak"))
+            print(f"  {way:<28}{wall:>9.4f}{cpu:>9.3f}{peak:>7.0f}{wall / ours:>13.4f}", flush=True)
 
 
-def measure(way: str, sandbox: Sandbox, session: str, folder: Path, work: Path) -> Figures | None:
+def measure(way: str, given: dict[str, str], work: Path) -> Figures | None:
     """Run one way in a process of its own; None where a program it needs is absent, or it fails."""
     if "dcm2niix" in way and shutil.which("dcm2niix") is None:
         return None
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    login = {"url": sandbox.url, "user": sandbox.username, "password": sandbox.password}
-    given = {**login, "session": session, "folder": str(folder), "work": str(work)}
-    program = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("ways.py")), way, json.dumps(given)]
+    words = json.dumps({**given, "work": str(work)})
+    program = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("ways.py")), way, words]
     environment = {**os.environ, "NETRC": os.devnull}
     run = subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
     if run.returncode != 0:
@@ -84,21 +79,17 @@ def measure(way: str, sandbox: Sandbox, session: str, folder: Path, work: Path) 
 def measure_workers() -> None:
     """Fetch many images with 1, 2 and 4 workers."""
     print(f"\n{IMAGES} images, MR 256x256x160, plain\n")
-    with tempfile.TemporaryDirectory() as scratch, Sandbox() as sandbox:
-        for number in range(IMAGES):
-            folder = write_series(Path(scratch, f"series{number}"), "MR 256x256x160", "plain", f"BENCH{number:02d}")
-            sandbox.import_dicom(folder, "BENCH")
-            shutil.rmtree(folder)
-        alone = 0.0
-        for workers in (1, 2, 4):
-            login = (sandbox.url, sandbox.username, sandbox.password, "BENCH")
-            datastore = XNATDatastore(*login, cache_path=Path(scratch, f"cache{workers}"), environ={})
-            started = time.perf_counter()
-            datastore.prefetch(datastore.list_images(), workers=workers)
-            wall = time.perf_counter() - started
-            alone = alone or wall
-            print(f"  {workers} workers: {wall:.2f} s, {alone / wall:.2f} times as fast as one", flush=True)
-            datastore.close()
+    with tempfile.TemporaryDirectory() as scratch:
+        series = range(IMAGES)
+        folders = [write_series(Path(scratch, f"{n}"), "MR 256x256x160", "plain", f"BENCH{n:02d}") for n in series]
+        with served(*map(str, folders)) as login:
+            alone = 0.0
+            for workers in (1, 2, 4):
+                found = measure(str(workers), {**login, "folder": ""}, Path(scratch, "work"))
+                if found:
+                    alone = alone or found["wall"]
+                    ratio = alone / found["wall"]
+                    print(f"  {workers} workers: {found['wall']:.2f} s, {ratio:.2f} times as fast as one", flush=True)
 
 
 if __name__ == "__main__":

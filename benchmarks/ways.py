@@ -5,6 +5,7 @@ A way is a function that prepares (imports, login, listing) and gives what is th
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import resource
@@ -15,6 +16,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 Timed = Callable[[], object]
@@ -110,18 +112,38 @@ WAYS = {
 }
 
 
+def many(given: Given, workers: int) -> Timed:
+    """Fetch all images of the project, several at a time."""
+    from monailabel_xnat import XNATDatastore
+
+    cache = Path(given.work, str(workers))
+    datastore = XNATDatastore(given.url, given.user, given.password, "BENCH", cache_path=cache, environ={})
+    images = datastore.list_images()
+    return lambda: datastore.prefetch(images, workers=workers)
+
+
 def measure(way: Callable[[Given], Timed], given: Given) -> dict[str, float]:
-    """Run one way; give wall and processor seconds, and how many MB memory grew by at most."""
+    """Run one way; give wall and processor seconds, and by how many MB memory grew at most."""
     timed = way(given)
-    before, cpu, started = _peak(), _cpu(), time.perf_counter()
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far, of imports, is forgotten
+    before, cpu, started = _memory("VmRSS"), _cpu(), time.perf_counter()
     timed()
     wall = time.perf_counter() - started
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return {"wall": wall, "cpu": _cpu() - cpu, "peak": max(_peak() - before, children) / 1024}
+    return {"wall": wall, "cpu": _cpu() - cpu, "peak": max(_memory("VmHWM") - before, *_programs)}
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+# Peaks of the programs that were run, in MB.
+_programs = [0.0]
+
+
+def _memory(field: str, process: int | str = "self") -> float:
+    """Read a field of a process's status in MB; 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), 0.0)
 
 
 def _cpu() -> float:
@@ -130,10 +152,17 @@ def _cpu() -> float:
 
 
 def _run(*words: str) -> None:
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            _programs.append(_memory("VmHWM", process.pid))
+            time.sleep(0.005)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, words[0])
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
-    print("MEASURED" + json.dumps(measure(WAYS[sys.argv[1]], Given(**json.loads(sys.argv[2])))))
+    asked = sys.argv[1]
+    chosen = partial(many, workers=int(asked)) if asked.isdigit() else WAYS[asked]
+    print("MEASURED" + json.dumps(measure(chosen, Given(**json.loads(sys.argv[2])))))
