@@ -277,8 +277,11 @@ class Images:
                 return self.cache.renew(entry, _as_seen(resource))
         try:
             return self._make(scan, resource, files, form, fingerprint)
-        except TransferError:
-            files = list_files(self._session, path)
+        except TransferError as error:
+            try:
+                files = list_files(self._session, path)
+            except ServerError:
+                raise error from None
             if _fingerprint(files) == fingerprint:
                 raise
         logger.info("files of an image changed in XNAT while they came; fetching them anew")
