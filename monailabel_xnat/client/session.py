@@ -96,14 +96,20 @@ class Session:
 
         Raises
         ------
+        TransferError
+            If the answer is no JSON, or half of one.
         ServerError
-            If XNAT fails or answers something else.
+            If XNAT fails.
         """
         response = self.request("GET", path, query={"format": "json", **(query or {})})
         try:
             return response.json()
         except ValueError:
-            raise ServerError(f"XNAT answered GET {path} with something that is not JSON", url=path) from None
+            raise TransferError(
+                f"XNAT answered GET {path} with something that is not JSON",
+                hint="it may have broken off: try again",
+                url=path,
+            ) from None
 
     def rows(self, path: str, query: Query | None = None) -> list[dict[str, str]]:
         """GET a listing: one dictionary of texts per row of XNAT's result set.
