@@ -116,7 +116,9 @@ def list_collections(session: Session, project: str) -> list[RoiCollection]:
         If XNAT fails, which it does where it does not know the data type.
     """
     query = {"project": project, "xsiType": _XSI_TYPE, "columns": ",".join(_COLUMNS)}
-    return [_collection(row) for row in session.rows("/data/experiments", query)]
+    rows = session.rows("/data/experiments", query)
+    # A session is its own session: so much for a site that lists those, for it does not know the type.
+    return [_collection(row) for row in rows if row.get("session_ID") not in (None, "", row["ID"])]
 
 
 def read_facts(session: Session, collection: RoiCollection) -> CollectionFacts:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ from monailabel_xnat.client.roi import (
 )
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.convert import LabelMap, Segment, read_label, write_seg
-from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError, XNATDatastoreError
+from monailabel_xnat.errors import NotInArchiveError, ServerError, XNATDatastoreError
 from monailabel_xnat.images import Images
 from monailabel_xnat.labels.collections import ROI_FACTS
 from monailabel_xnat.labels.files import LabelFiles
@@ -48,6 +49,7 @@ _LONGEST_NAME = 60
 _LONGEST_GOODBYE = 10.0
 _TRIES_FOR_A_NAME = 20
 _IN_USE = (409, 422)
+_AWAY_STATUSES = (None, 502, 503, 504)
 # In the info of what a model drew around places that a person pointed at (DeepEdit, DeepGrow, SAM).
 _CLICKS = ("foreground", "background", "roi")
 
@@ -103,7 +105,8 @@ class ViewerCopies:
             # A forked child has the thread's object, but not the thread.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._work, name="xnat-viewer", daemon=True)
-                self._thread.start()
+                with suppress(RuntimeError):  # a process that ends starts no threads, and the label is safe
+                    self._thread.start()
 
     def withdraw(self, scan: Scan, tag: str, versions: Iterable[str]) -> None:
         """Delete the collections of versions that were removed, where the user may."""
@@ -120,7 +123,7 @@ class ViewerCopies:
         """Wait a moment for what is under way; the viewer does not get what is left."""
         with self._start:
             self._deadline, thread = time.monotonic() + _LONGEST_GOODBYE, self._thread
-        if thread is not None:
+        if thread is not None and thread.is_alive():
             thread.join(_LONGEST_GOODBYE)
         if self._waiting:
             logger.info("%d labels were not stored for the viewer; they are safe in XNAT", len(self._waiting))
@@ -164,7 +167,9 @@ class ViewerCopies:
         if allowed is None:
             try:
                 allowed = may_store(self._session, project)
-            except AccessDeniedError:
+            except ServerError as error:
+                if error.status in _AWAY_STATUSES:
+                    raise
                 allowed = False
             self._may_store[project] = allowed
             if not allowed:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from label_archive import voxels
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 from viewer import PROJECT, only, own_label
 
+from monailabel_xnat import roi_references
 from monailabel_xnat.client.roi import RoiCollection, is_marked, marked_uid, stored_at
 
 
@@ -151,6 +157,73 @@ def test_it_is_not_ours_to_remove(viewer, open_datastore):
     datastore = open_datastore()
     with pytest.raises(ValueError, match="saved in the viewer"):
         datastore.remove_label(only(datastore), "final")
+
+
+def square(viewer, low, high, k):
+    """Give the corners of a square in a slice, LPS in mm, around the voxels from one index up to another."""
+    corners = [(low, low), (high, low), (high, high), (low, high)]
+    points = np.array([[i - 0.5, j - 0.5, k, 1] for i, j in corners]) @ viewer.grid.affine.T
+    return [f"{value:.4f}" for point in points for value in point[:3] * (-1, -1, 1)]
+
+
+def make_rtstruct(viewer, name, contours):
+    image = pydicom.dcmread(viewer.images[0], stop_before_pixels=True)
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.is_little_endian, dataset.is_implicit_VR = True, False
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = RTStructureSetStorage
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    dataset.Modality, dataset.StudyInstanceUID = "RTSTRUCT", image.StudyInstanceUID
+    reference, series, study, frame, roi, drawn = (Dataset() for _ in range(6))
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
+    series.SeriesInstanceUID, series.ContourImageSequence = image.SeriesInstanceUID, [reference]
+    study.ReferencedSOPInstanceUID, study.RTReferencedSeriesSequence = image.StudyInstanceUID, [series]
+    frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = image.FrameOfReferenceUID, [study]
+    dataset.ReferencedFrameOfReferenceSequence = [frame]
+    roi.ROINumber, roi.ROIName, drawn.ReferencedROINumber = 4, name, 4
+    drawn.ContourSequence = []
+    for points in contours:
+        contour = Dataset()
+        contour.ContourGeometricType, contour.ContourData = "CLOSED_PLANAR", points
+        contour.NumberOfContourPoints = len(points) // 3
+        drawn.ContourSequence.append(contour)
+    dataset.StructureSetROISequence, dataset.ROIContourSequence = [roi], [drawn]
+    target = io.BytesIO()
+    dataset.save_as(target, write_like_original=False)
+    return target.getvalue()
+
+
+def test_contours_are_filled(viewer, open_datastore):
+    contours = [square(viewer, 3, 9, k) for k in (5, 6)]
+    viewer.store("RT_1", make_rtstruct(viewer, "spleen", contours), "RTSTRUCT")
+    expected = np.zeros(viewer.grid.shape)
+    expected[3:9, 3:9, 5:7] = 4
+    datastore = open_datastore()
+    assert (voxels(datastore.get_label_uri(only(datastore), "final")) == expected).all()
+    assert datastore.get_label_info(only(datastore), "final")["label_info"] == [{"name": "spleen", "idx": 4}]
+
+
+def test_a_drawing_in_a_session_shared_in_is_a_label_there(viewer, xnat_sandbox, open_datastore):
+    viewer.save("SEG_1")
+    xnat_sandbox.archive.create_project("R")
+    image = viewer.scan.image_id
+    for held, label in ((image.subject, "subject"), (image.experiment, "session")):
+        xnat_sandbox.archive.share(held, "R", label)
+    datastore = open_datastore(project="R")
+    assert datastore.get_labeled_images() == datastore.list_images() == [str(replace(image, project="R"))]
+
+
+def test_many_new_ones_do_not_hold_up_the_start(viewer, xnat_sandbox, open_datastore, monkeypatch):
+    monkeypatch.setattr(roi_references, "_PATIENCE", 0.05)
+    viewer.save("SEG_1")
+    xnat_sandbox.faults.add("/data/experiments/RoiCollection", delay=1.0)
+    datastore = open_datastore()
+    assert datastore.get_labeled_images() == []
+    deadline = time.monotonic() + 20
+    while not datastore.get_labeled_images():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_nifti_collection_made_by_the_generic_calls_is_read(viewer, open_datastore, tmp_path):
