@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from monailabel_xnat.catalog import Catalog, Scan
-from monailabel_xnat.config import Settings
+from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import UnknownLabelError, XNATDatastoreError
 from monailabel_xnat.images import Images
 from monailabel_xnat.labels import Labels
+from monailabel_xnat.manifest import describe_case, make_manifest, write_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -28,21 +29,22 @@ class Dataset:
 
     Parameters
     ----------
+    session : Session
+        The connection; its settings say how many transfers may run at a time and where manifests are kept.
     catalog : Catalog
         The images.
     images : Images
         Gives their files.
     labels : Labels
         Gives their labels.
-    settings : Settings
-        How many transfers may run at a time.
     """
 
-    def __init__(self, catalog: Catalog, images: Images, labels: Labels, settings: Settings) -> None:
+    def __init__(self, session: Session, catalog: Catalog, images: Images, labels: Labels) -> None:
+        self._session = session
         self._catalog = catalog
         self._images = images
         self._labels = labels
-        self._workers = settings.connections
+        self._workers = session.settings.connections
         self._lock = threading.Lock()
         self._left_out: dict[str, str] = {}
 
@@ -57,29 +59,25 @@ class Dataset:
         return [scan for scan in self._catalog.scans() if tag in self._labels.tags(scan)]
 
     def pairs(self) -> list[dict[str, str]]:
-        """Fetch every image with a final label, in parallel.
+        """Fetch every image with a final label, in parallel, and keep a manifest of them.
 
         Returns
         -------
         list of dict
             ``image`` and ``label``: absolute paths of files on one voxel grid, sorted by image id. What cannot be
             read is left out, with a warning, and listed in :attr:`left_out`.
+
+        Raises
+        ------
+        CacheError
+            If the manifest cannot be written.
         """
-        scans = sorted(self.labelled(), key=lambda scan: scan.image_id)
-        self._images.hold(scans)
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="xnat-datalist") as pool:
-            pairs = list(pool.map(self._pair, scans))
-        failures = {str(scan.image_id): pair for scan, pair in zip(scans, pairs) if isinstance(pair, str)}
-        with self._lock:
-            self._left_out = failures
-        if failures:
-            logger.warning("%d of %d labelled images are left out of the training set", len(failures), len(scans))
-            for image, reason in failures.items():
-                logger.debug("left out: %s: %s", image, reason)
-        return [pair for pair in pairs if isinstance(pair, dict)]
+        pairs, manifest = self._collect()
+        write_manifest(self._session.settings.server_folder / "manifests", manifest)
+        return pairs
 
     def archive(self, limit: int | None, metadata: Mapping[str, Any]) -> Path:
-        """Pack the training set into a zip: ``image/...``, ``label/...`` and ``metadata.json``.
+        """Pack the training set into a zip: ``image/...``, ``label/...``, ``metadata.json`` and ``manifest.json``.
 
         Parameters
         ----------
@@ -98,13 +96,13 @@ class Dataset:
         UnknownLabelError
             If there is nothing to pack.
         """
-        pairs = self.pairs()
+        pairs, manifest = self._collect()
         if not pairs:
             raise UnknownLabelError(
                 f"no image has a usable label with tag {TRAINING_TAG!r}", hint="save a label first, then ask again"
             )
         if limit and 0 < limit < len(pairs):
-            pairs = pairs[:limit]
+            pairs, manifest["cases"] = pairs[:limit], manifest["cases"][:limit]
         with tempfile.NamedTemporaryFile(prefix="dataset-", suffix=".zip", delete=False) as file:
             # Stored, not deflated: images and labels are compressed already or soon unpacked.
             with zipfile.ZipFile(file, "w") as archive:
@@ -112,13 +110,36 @@ class Dataset:
                     for kind, path in pair.items():
                         archive.write(path, f"{kind}/{Path(path).name}")
                 archive.writestr("metadata.json", json.dumps(metadata))
+                archive.writestr("manifest.json", json.dumps(manifest, indent=1))
             return Path(file.name)
 
-    def _pair(self, scan: Scan) -> dict[str, str] | str:
-        """Give the pair of one image, or why there is none."""
+    def _collect(self) -> tuple[list[dict[str, str]], dict[str, Any]]:
+        """Give the pairs and their manifest."""
+        scans = sorted(self.labelled(), key=lambda scan: scan.image_id)
+        self._images.hold(scans)
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="xnat-datalist") as pool:
+            found = list(pool.map(self._case, scans))
+        failures = {str(scan.image_id): case for scan, case in zip(scans, found) if isinstance(case, str)}
+        with self._lock:
+            self._left_out = failures
+        if failures:
+            logger.warning("%d of %d labelled images are left out of the training set", len(failures), len(scans))
+            for image, reason in failures.items():
+                logger.info("left out: %s: %s", image, reason)
+        cases = [case for case in found if not isinstance(case, str)]
+        server, user = self._session.settings.server, self._session.user
+        manifest = make_manifest(server, user, [case for _, case in cases], failures)
+        return [pair for pair, _ in cases], manifest
+
+    def _case(self, scan: Scan) -> tuple[dict[str, str], dict[str, Any]] | str:
+        """Give the pair of one image and its entry in the manifest, or why there is none."""
         try:
             image = self._images.path(scan)
             label = self._labels.training_path(scan, TRAINING_TAG)
-        except XNATDatastoreError as error:
+            version = self._labels.current(scan, TRAINING_TAG).name
+            description = self._labels.sidecar(scan, TRAINING_TAG)
+            digest = self._images.checksum(scan) or ""
+            entry = describe_case(str(scan.image_id), image, digest, label, version, TRAINING_TAG, description)
+        except (XNATDatastoreError, OSError) as error:
             return str(error)
-        return {"image": str(image), "label": str(label)}
+        return {"image": str(image), "label": str(label)}, entry

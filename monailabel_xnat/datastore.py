@@ -94,7 +94,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         self._labels = Labels(self._session, self._catalog, self._images, self._settings)
         self._infos = ImageInfos(self._session, self._catalog)
         self._views = Views(self._images, self._labels, self._infos)
-        self._dataset = Dataset(self._catalog, self._images, self._labels, self._settings)
+        self._dataset = Dataset(self._session, self._catalog, self._images, self._labels)
         self._description = Description(self._session)
         self._catalog.scans()
         # MONAI Label never closes a datastore; what waits must still be written when the process ends.

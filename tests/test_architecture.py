@@ -20,6 +20,7 @@ LAYERS = (
     {"convert"},
     {"images", "mounted", "prefetch", "additions"},
     {"labels"},
+    {"manifest"},
     {"info", "description", "dataset", "views"},
     {"client_errors", "datastore"},
     {"app", "cli", "pytest_plugin"},
