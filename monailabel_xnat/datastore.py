@@ -31,6 +31,7 @@ from monailabel_xnat.ids import LabelId
 from monailabel_xnat.images import Images
 from monailabel_xnat.info import ImageInfos
 from monailabel_xnat.labels import Labels
+from monailabel_xnat.labels.history import summary_of
 from monailabel_xnat.prefetch import PrefetchReport, Progress
 from monailabel_xnat.selection import drawn_labels
 from monailabel_xnat.views import Views
@@ -269,6 +270,18 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             scan = self._find(str(label_id))
             if scan:
                 self._labels.remove(scan, _text(label_tag))
+
+    def label_history(self, label_id: str, label_tag: str) -> list[dict[str, Any]]:
+        """List the versions of a label, newest first; see :func:`~monailabel_xnat.labels.history.summary_of`."""
+        with errors_for_clients():
+            scan = self._catalog.scan(LabelId.parse(label_id).image)
+            return [summary_of(version) for version in self._labels.history(scan, _text(label_tag))]
+
+    def restore_label(self, label_id: str, label_tag: str, version: str) -> str:
+        """Store an earlier version anew, so that it is the current one, and give the name of the new version."""
+        with errors_for_clients():
+            scan = self._catalog.scan(LabelId.parse(label_id).image)
+            return self._labels.restore(scan, _text(label_tag), version).name
 
     def add_image(self, image_id: str | None, image_filename: str, image_info: dict[str, Any]) -> str:
         """Store a new image in XNAT.

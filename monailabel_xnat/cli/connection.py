@@ -1,10 +1,17 @@
-"""The options that say which XNAT a command works on, and the settings they make."""
+"""The options that say which XNAT a command works on, the settings they make, and the labels there."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from monailabel_xnat.config import Settings
+
+if TYPE_CHECKING:
+    from monailabel_xnat.catalog import Catalog
+    from monailabel_xnat.labels import Labels
 
 
 def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,3 +46,28 @@ def settings_of(args: argparse.Namespace) -> Settings:
         "cache_path": args.cache_path,
     }
     return Settings.load(given, conf=dict(args.conf))
+
+
+@contextmanager
+def opened_labels(settings: Settings) -> Iterator[tuple[Catalog, Labels]]:
+    """Open the labels of an XNAT, without MONAI Label, which takes seconds to import.
+
+    Parameters
+    ----------
+    settings : Settings
+        Which XNAT, and which projects of it.
+    """
+    from monailabel_xnat.catalog import Catalog
+    from monailabel_xnat.client.session import Session
+    from monailabel_xnat.images import Images
+    from monailabel_xnat.labels import Labels
+
+    session = Session(settings)
+    catalog, images = Catalog(session), Images(session, settings)
+    labels = Labels(session, catalog, images, settings)
+    try:
+        yield catalog, labels
+    finally:
+        labels.close()
+        images.close()
+        session.close()

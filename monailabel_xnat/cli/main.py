@@ -43,6 +43,7 @@ class Command(NamedTuple):
 COMMANDS: tuple[Command, ...] = (
     Command("sandbox", "monailabel_xnat.cli.sandbox", "run an XNAT-compatible server on this computer"),
     Command("outbox", "monailabel_xnat.cli.outbox", "list or send the labels that are not in XNAT yet"),
+    Command("labels", "monailabel_xnat.cli.labels", "list the versions of a label, or restore one"),
 )
 
 

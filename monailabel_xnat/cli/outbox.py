@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from monailabel_xnat.cli.connection import add_connection_arguments, settings_of
+from monailabel_xnat.cli.connection import add_connection_arguments, opened_labels, settings_of
 from monailabel_xnat.config import Settings
 
 EXIT_WAITING = 1
@@ -51,24 +51,13 @@ def _waiting(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _replay(settings: Settings) -> None:
-    from monailabel_xnat.catalog import Catalog
-    from monailabel_xnat.client.session import Session
-    from monailabel_xnat.images import Images
-    from monailabel_xnat.labels import Labels
     from monailabel_xnat.labels.outbox import Outbox, folder_of
 
     projects = {entry.image_id.project for entry in Outbox(folder_of(settings)).entries()}
     if not projects:
         return
-    session = Session(replace(settings, project=settings.project or tuple(sorted(projects))))
-    images = Images(session, session.settings)
-    labels = Labels(session, Catalog(session), images, session.settings)
-    try:
+    with opened_labels(replace(settings, project=settings.project or tuple(sorted(projects)))) as (_, labels):
         labels.replay()
-    finally:
-        labels.close()
-        images.close()
-        session.close()
 
 
 def _show(waiting: list[dict[str, Any]], *, as_json: bool) -> None:

@@ -52,8 +52,7 @@ def test_a_saved_seg_is_a_label_with_the_names_and_colours_of_its_segments(open_
     stored = np.asarray(nibabel.load(datastore.get_label_uri(image, "final")).dataobj)
     np.testing.assert_array_equal(stored, array)
     # Another computer's view, from XNAT alone.
-    (version,) = _labels(open_datastore(roi_tag="", cache_path=seg.parent / "other")).values()
-    assert version["source"]["file_type"] == ".dcm"
+    (version,) = open_datastore(roi_tag="", cache_path=seg.parent / "other").label_history(image, "final")
     liver, lesion = version["segments"]
     assert (liver["value"], liver["name"], liver["voxels"]) == (1, "liver", 6 * 6 * 4)
     assert (lesion["value"], lesion["name"], lesion["voxels"]) == (7, "Läsion 2", 2 * 2 * 4)
@@ -85,9 +84,3 @@ def test_a_seg_of_another_image_is_refused(viewer, seg):
     affine[2, 3] += 1000
     with pytest.raises(LabelGeometryError):
         read_payload(seg, lambda: Grid(viewer.grid.shape, affine))
-
-
-def _labels(datastore):
-    """Give the newest description of each tag, as XNAT holds it."""
-    (scan,) = datastore._catalog.scans()
-    return {tag: datastore._labels.sidecar(scan, tag) for tag in datastore._labels.tags(scan)}
