@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from monailabel_xnat.convert.dicomfile import write_private
 from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats
 from monailabel_xnat.convert.headers import ImageHeader, OtherFile, read_header
-from monailabel_xnat.convert.heldfile import write_private
 from monailabel_xnat.convert.nifti import LARGEST_SIZE, write_nifti
-from monailabel_xnat.convert.pixels import SliceValues, common_dtype, held_file, is_plain
+from monailabel_xnat.convert.pixels import SliceValues, common_dtype, is_plain
 from monailabel_xnat.convert.series import Source, choose_series, list_files, where
 from monailabel_xnat.convert.slicereader import SliceReader
 from monailabel_xnat.convert.volume import VolumePlan, plan_volume
@@ -139,7 +139,7 @@ class Conversion:
         with self._noting(path):
             header = self._headers[path] = read_header(path, content)
             if self._is_likely(header) and is_plain(header):
-                header = self._headers[path] = replace(header, held=held_file(header, content))
+                header = self._headers[path] = replace(header, held=content)
             elif isinstance(header, ImageHeader):
                 write_private(path, content)
             if self._is_likely(header):

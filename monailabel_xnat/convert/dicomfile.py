@@ -237,3 +237,14 @@ def file_size(stream: BinaryIO) -> int:
     size = stream.seek(0, os.SEEK_END)
     stream.seek(position)
     return size
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file, and the folders above it that are missing, for this user only."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(path, "wb", opener=_private) as stream:
+        stream.write(content)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

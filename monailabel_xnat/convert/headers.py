@@ -10,10 +10,9 @@ from typing import BinaryIO
 from pydicom.uid import UID
 
 from monailabel_xnat.convert import elements
-from monailabel_xnat.convert.dicomfile import RESTORE, DicomFile, damage_named, file_size, read_dicom
+from monailabel_xnat.convert.dicomfile import RESTORE, DicomFile, damage_named, file_size, read_dicom, write_private
 from monailabel_xnat.convert.elements import Elements
 from monailabel_xnat.convert.frames import FRAME_TAGS, Frame, read_frames
-from monailabel_xnat.convert.heldfile import HeldFile
 from monailabel_xnat.convert.pixeldata import has_float_pixels, locate_pixel_data
 from monailabel_xnat.errors import ImageConversionError
 
@@ -89,7 +88,7 @@ class ImageHeader:
         Its length as the element states it.
     frames : tuple of Frame
         In the order of the pixel data.
-    held : HeldFile or None
+    held : bytes or None
         The content, where the file is not on the disk.
     """
 
@@ -115,12 +114,12 @@ class ImageHeader:
     pixel_offset: int
     pixel_length: int
     frames: tuple[Frame, ...]
-    held: HeldFile | None = field(default=None, repr=False, compare=False)
+    held: bytes | None = field(default=None, repr=False, compare=False)
 
     def file(self) -> Path:
         """Give the path, with the file there."""
         if self.held is not None:
-            self.held.write(self.path)
+            write_private(self.path, self.held)
         return self.path
 
     @property

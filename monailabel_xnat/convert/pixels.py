@@ -16,7 +16,6 @@ from pydicom.uid import UID
 from monailabel_xnat.convert.dicomfile import damage_named
 from monailabel_xnat.convert.geometry import Floats
 from monailabel_xnat.convert.headers import ImageHeader
-from monailabel_xnat.convert.heldfile import HeldFile
 from monailabel_xnat.convert.itkfile import itk_affine, itk_reader, itk_values
 from monailabel_xnat.errors import ImageConversionError
 
@@ -164,22 +163,12 @@ def copy_slice(header: ImageHeader) -> SliceValues | None:
     return SliceValues.of(stored, frame.slope, frame.intercept)
 
 
-def held_file(header: ImageHeader, content: bytes) -> HeldFile:
-    """Keep a plain file in memory, its pixels as an array."""
-    stored = np.frombuffer(content, _stored_dtype(header), header.rows * header.columns, header.pixel_offset)
-    end = header.pixel_offset + stored.nbytes
-    pixels = stored.reshape(header.rows, header.columns).copy()
-    return HeldFile(content[: header.pixel_offset], pixels, content[end:])
-
-
-def _stored_dtype(header: ImageHeader) -> str:
-    return f"<{'i' if header.signed else 'u'}{header.bits_allocated // 8}"
-
-
 def _copy_stored(header: ImageHeader) -> Array:
+    kind = f"<{'i' if header.signed else 'u'}{header.bits_allocated // 8}"
     if header.held is not None:
-        return header.held.pixels
-    stored: Array = np.empty((header.rows, header.columns), dtype=_stored_dtype(header))
+        held: Array = np.frombuffer(header.held, kind, header.rows * header.columns, header.pixel_offset)
+        return held.reshape(header.rows, header.columns)
+    stored: Array = np.empty((header.rows, header.columns), dtype=kind)
     with header.path.open("rb", buffering=0) as stream:
         stream.seek(header.pixel_offset)
         read = stream.readinto(stored.data.cast("B"))

@@ -175,3 +175,50 @@ def test_one_file_alone_is_compared_with_the_list(archive, session, folder):
     archive.resources[RESOURCE]["002.dcm"] = bytes(2000)
     with pytest.raises(TransferError, match="MD5"):
         download_file(session, file, folder / "there")
+
+
+class Received:
+    """Notes what it is given."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[str, bytes]] = []
+        self.added: list[str] = []
+
+    def take(self, path, content):
+        self.taken.append((path.name, content))
+
+    def add(self, path):
+        self.added.append(path.name)
+        assert path.exists()
+
+
+def test_a_receiver_gets_small_files_in_memory_and_large_ones_on_the_disk(archive, session, folder):
+    large = bytes(3_000_000)
+    archive.resources[RESOURCE]["large.dcm"] = large
+    received = Received()
+    download_files(session, RESOURCE, list_files(session, RESOURCE), folder, received)
+    assert dict(received.taken) == FILES
+    assert received.added == ["large.dcm"]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"large.dcm": large}
+
+
+def test_a_receiver_gets_nothing_that_is_not_as_listed(archive, session, folder):
+    archive.answers[ZIP] = BROKEN["other bytes"]
+    received = Received()
+    with pytest.raises(TransferError):
+        download_files(session, RESOURCE, list_files(session, RESOURCE), folder, received)
+    assert "003.dcm" not in dict(received.taken)
+
+
+def test_a_receiver_gets_a_file_again_that_comes_again(archive, session, folder):
+    answer_once(archive, ZIP, ("application/zip", make_zip(FILES)[:-50], None))
+    received = Received()
+    download_files(session, RESOURCE, list_files(session, RESOURCE), folder, received)
+    assert [name for name, _ in received.taken] == 2 * list(FILES)
+
+
+def test_an_error_of_the_receiver_is_the_download_s(archive, session, folder, monkeypatch):
+    received = Received()
+    monkeypatch.setattr(received, "take", lambda path, content: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        download_files(session, RESOURCE, list_files(session, RESOURCE), folder, received)
