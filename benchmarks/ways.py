@@ -54,7 +54,7 @@ def ours_warm(given: Given) -> Timed:
 def curl(given: Given) -> Timed:
     address = f"{given.url}/data/experiments/{given.session}/scans/2/resources/DICOM/files?format=zip"
     login = f"{given.user}:{given.password}"
-    return lambda: _run("curl", "-s", "-u", login, "-o", f"{given.work}/scan.zip", address)
+    return lambda: run_program("curl", "-s", "-u", login, "-o", f"{given.work}/scan.zip", address)
 
 
 def curl_and_dcm2niix(given: Given) -> Timed:
@@ -63,7 +63,7 @@ def curl_and_dcm2niix(given: Given) -> Timed:
     def timed() -> None:
         download()
         zipfile.ZipFile(f"{given.work}/scan.zip").extractall(f"{given.work}/dicom")
-        _run("dcm2niix", "-b", "n", "-z", "n", "-d", "9", "-o", given.work, f"{given.work}/dicom")
+        run_program("dcm2niix", "-b", "n", "-z", "n", "-d", "9", "-o", given.work, f"{given.work}/dicom")
 
     return timed
 
@@ -151,7 +151,8 @@ def _cpu() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def _run(*words: str) -> None:
+def run_program(*words: str) -> None:
+    """Run a program, and note its memory."""
     with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
             _programs.append(_memory("VmHWM", process.pid))
