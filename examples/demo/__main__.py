@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
+import requests
 from client import MODEL, Client
 from report import dice_by_organ, mean, picture, table
 from servers import USER, MonaiLabelServer, archive, case_of, free_port, image_ids, label_info
 
+from monailabel_xnat import XNATDatastoreError
 from monailabel_xnat.sandbox import Sandbox
 from monailabel_xnat.sandbox.demo import DemoData
 
@@ -35,8 +39,12 @@ def main() -> int:
     arguments.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of training; default: %(default)s")
     arguments.add_argument("--output", type=Path, default=Path("demo-output"), help="default: %(default)s")
     options = arguments.parse_args()
-    options.output.mkdir(exist_ok=True)
+    options.output.mkdir(parents=True, exist_ok=True)
+    leave_the_user_out()
+    # Without this, SIGTERM would leave the servers behind.
+    signal.signal(signal.SIGTERM, _interrupt)
     work = Path(tempfile.mkdtemp(prefix="monailabel-xnat-demo-"))
+    done = False
     try:
         with archive(work) as (sandbox, demo):
             say(f"XNAT sandbox at {sandbox.url}: project {demo.project} with {len(demo.cases)} CT sessions")
@@ -50,16 +58,28 @@ def main() -> int:
             shutil.rmtree(work / "cache", ignore_errors=True)
             with MonaiLabelServer(sandbox, demo.project, work, port) as server:
                 check_restart(Client(server.url), summary)
+                done = True
                 if not options.check:
                     say("both servers stay up until Ctrl-C")
                     threading.Event().wait()
     except KeyboardInterrupt:
-        return 130
+        return 0 if done else 130
     finally:
         if (work / "monailabel.log").exists():
             shutil.copy(work / "monailabel.log", options.output)
         shutil.rmtree(work, ignore_errors=True)
     return 0
+
+
+def leave_the_user_out() -> None:
+    """Forget settings of this computer's user that would send the demo to another XNAT, or through a proxy."""
+    for name in [name for name in os.environ if name.startswith(("MONAI_LABEL_", "XNAT"))]:
+        del os.environ[name]
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def say(text: str) -> None:
@@ -174,5 +194,5 @@ Try:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except RuntimeError as error:
+    except (RuntimeError, OSError, XNATDatastoreError, requests.RequestException) as error:
         sys.exit(f"demo failed: {error}")

@@ -34,6 +34,8 @@ class OrgansApp(XNATAppMixin, MONAILabelApp):
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         self.model_dir = Path(app_dir, "model")
         self.model_file = self.model_dir / "organs.pt"
+        # Each viewer numbers segments as it likes; with this the datastore goes by their names.
+        conf = {"xnat_labels": ",".join(f"{name}={value}" for name, value in LABELS.items()), **conf}
         super().__init__(
             app_dir=app_dir,
             studies=studies,

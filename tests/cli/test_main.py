@@ -1,0 +1,176 @@
+"""The command as a user runs it: a process of its own, its output and its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from monailabel_xnat import __version__
+from monailabel_xnat.cli import main as cli
+from monailabel_xnat.errors import InvalidIdError, ServerError, SettingsError
+
+HEAVY = ("monai", "monailabel", "torch", "xnat", "requests", "SimpleITK", "numpy", "starlette", "uvicorn")
+COMMANDS = [command.name for command in cli.COMMANDS]
+
+
+def run(*words, text=None):
+    command = [sys.executable, "-m", "monailabel_xnat", *words]
+    return subprocess.run(command, capture_output=True, text=True, input=text, timeout=60, check=False)
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """A sub-command whose `run` does what the test says."""
+
+    def install(action):
+        module = type(sys)("a_command")
+        module.add_arguments = lambda parser: parser.add_argument("--depth", type=int, default=0)
+        module.run = action
+        monkeypatch.setitem(sys.modules, "a_command", module)
+        monkeypatch.setattr(cli, "COMMANDS", (cli.Command("try", "a_command", "try something"),))
+
+    return install
+
+
+def test_version():
+    answer = run("--version")
+    assert (answer.returncode, answer.stdout) == (0, f"monailabel-xnat {__version__}\n")
+
+
+def test_help_names_every_command():
+    answer = run("--help")
+    assert answer.returncode == 0
+    for entry in cli.COMMANDS:
+        assert entry.name in answer.stdout
+        assert " ".join(entry.summary.split()) in " ".join(answer.stdout.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help_and_the_debug_option(name):
+    answer = run(name, "--help")
+    assert answer.returncode == 0, answer.stderr
+    assert f"usage: monailabel-xnat {name}" in answer.stdout
+    assert "--debug" in answer.stdout
+
+
+@pytest.mark.parametrize("words", [(), ("nonsense",), ("sandbox", "--nonsense"), ("sandbox", "--port", "many")])
+def test_wrong_words_are_answered_with_the_usage(words):
+    answer = run(*words)
+    assert answer.returncode == cli.EXIT_USAGE
+    assert answer.stderr.startswith("usage: monailabel-xnat")
+    assert "Traceback" not in answer.stderr
+
+
+def test_starting_imports_nothing_heavy():
+    program = (
+        "import json, sys\n"
+        "from monailabel_xnat.cli.main import build_parser\n"
+        "build_parser().format_help()\n"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert not set(HEAVY) & set(json.loads(answer.stdout))
+
+
+def test_only_the_command_that_runs_is_imported(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "COMMANDS", (*cli.COMMANDS, cli.Command("broken", "no.such.module", "never imported")))
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "never imported" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (SettingsError("no address", hint="give --server"), cli.EXIT_USAGE),
+        (InvalidIdError("'a/b' is no image id"), cli.EXIT_USAGE),
+        (ServerError("XNAT is away"), cli.EXIT_FAILURE),
+        (PermissionError(13, "Permission denied", "/data"), cli.EXIT_FAILURE),
+    ],
+)
+def test_an_error_is_one_line_and_a_status(command, capsys, error, status):
+    def fail(args):
+        raise error
+
+    command(fail)
+    assert cli.main(["try"]) == status
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"monailabel-xnat: error: {error}\n"
+
+
+def test_an_error_of_several_lines_is_still_one(command, capsys):
+    def fail(args):
+        raise ServerError("XNAT answered:\n  <html>\n  503")
+
+    command(fail)
+    assert cli.main(["try"]) == cli.EXIT_FAILURE
+    assert capsys.readouterr().err == "monailabel-xnat: error: XNAT answered: <html> 503\n"
+
+
+@pytest.mark.parametrize("words", [["--debug", "try"], ["try", "--debug"]])
+def test_debug_before_or_after_the_command_shows_where_it_happened(command, words):
+    def fail(args):
+        raise ServerError("XNAT is away")
+
+    command(fail)
+    with pytest.raises(ServerError):
+        cli.main(words)
+
+
+def test_a_fault_of_ours_is_not_hidden(command):
+    def fail(args):
+        raise ZeroDivisionError
+
+    command(fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["try"])
+
+
+def test_the_command_gets_its_arguments_and_gives_the_status(command):
+    command(lambda args: args.depth)
+    assert cli.main(["try", "--depth", "7"]) == 7
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_control_c_is_quiet():
+    command = [sys.executable, "-m", "monailabel_xnat", "sandbox"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while "Ctrl-C" not in process.stdout.readline():
+                assert process.poll() is None, process.stderr.read()
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode in (0, cli.EXIT_INTERRUPTED)
+    assert "Traceback" not in errors
+    assert "KeyboardInterrupt" not in errors
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell's pipe")
+def test_a_reader_that_leaves_early_is_no_traceback():
+    program = (
+        "import sys\n"
+        "from monailabel_xnat.cli import main as cli\n"
+        "module = type(sys)('talk')\n"
+        "module.add_arguments = lambda parser: None\n"
+        "def run(args):\n"
+        "    for _ in range(100000): print('x' * 80)\n"
+        "    return 0\n"
+        "module.run = run\n"
+        "sys.modules['talk'] = module\n"
+        "cli.COMMANDS = (cli.Command('talk', 'talk', 'talk'),)\n"
+        "sys.exit(cli.main(['talk']))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == cli.EXIT_FAILURE
+    assert errors == b""
