@@ -119,3 +119,48 @@ def test_training_replaces_the_network_that_inference_runs(loop):
 
 def test_a_part_of_the_cases_can_be_held_back_to_choose_the_best_weights(loop):
     assert loop[0]["again"]["key_metric_name"] == "val_mean_dice"
+
+
+ORDER_PROGRAM = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+from monailabel.interfaces.utils.app import app_instance
+case = json.load(sys.stdin)
+app = app_instance(app_dir=case["app"], studies=case["studies"], conf={"datastore": "xnat"})
+datastore = app.datastore()
+image = datastore.list_images()[0]
+datastore.save_label(image, case["label"], "final", {"label_info": case["label_info"]})
+print("ANSWERS" + json.dumps(datastore.datalist()))
+datastore.close()
+"""
+
+
+def test_segments_in_the_order_of_a_viewer_are_trained_by_their_names(xnat_sandbox, demo_dicom, tmp_path):
+    case = next(case for case in demo_dicom.cases if case.session != demo_dicom.cases[0].session)
+    xnat_sandbox.import_dicom(case.dicom, "DEMO")
+    shutil.copytree(APP, tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__", "model"))
+    truth = nibabel.load(case.truth)
+    organs = np.asarray(truth.dataobj)
+    drawn = np.array([0, 3, 1, 2], np.uint8)[organs]
+    nibabel.save(nibabel.Nifti1Image(drawn, truth.affine), tmp_path / "drawn.nii.gz")
+    names = [{"name": "Spleen", "idx": 1}, {"name": "Kidneys", "idx": 2}, {"name": "Liver", "idx": 3}]
+    paths = {"app": str(tmp_path / "app"), "label": str(tmp_path / "drawn.nii.gz")}
+    words = {**paths, "studies": xnat_sandbox.url, "label_info": names}
+    login = {
+        "MONAI_LABEL_XNAT_USERNAME": xnat_sandbox.username,
+        "MONAI_LABEL_XNAT_PASSWORD": xnat_sandbox.password,
+        "MONAI_LABEL_XNAT_CACHE_PATH": str(tmp_path / "cache"),
+        "MONAI_LABEL_TRACKING_ENABLED": "false",
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", ORDER_PROGRAM],
+        input=json.dumps(words),
+        env={**os.environ, **login},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    (pair,) = json.loads(run.stdout.rpartition("ANSWERS")[2])
+    assert np.array_equal(np.asarray(nibabel.load(pair["label"]).dataobj), organs)
