@@ -24,7 +24,6 @@ from monailabel_xnat.sandbox.replies import HTTPError, Reply, html, text
 from monailabel_xnat.sandbox.request import Finder, Request, escaped
 from monailabel_xnat.sandbox.requestlog import RequestLog, Served
 from monailabel_xnat.sandbox.resources import Resources
-from monailabel_xnat.sandbox.roi import RoiCollections
 from monailabel_xnat.sandbox.services import Services
 from monailabel_xnat.sandbox.site import Site
 from monailabel_xnat.sandbox.xapi import Xapi, front_page
@@ -155,6 +154,9 @@ class Application:
         if words[:1] == ["roi"]:
             if not self._roi_plugin:
                 raise HTTPError(404)
+            # Not at the start: it brings pydicom.
+            from monailabel_xnat.sandbox.roi import RoiCollections
+
             return RoiCollections(self._archive, self.resources, may).handle(request, words[1:])
         if words[:1] == ["custom-fields"]:
             return CustomFields(self._archive, may).handle(request, words[1:])

@@ -19,8 +19,6 @@ from monailabel_xnat.sandbox.application import Application
 from monailabel_xnat.sandbox.archive import Archive
 from monailabel_xnat.sandbox.datatypes import DataTypes
 from monailabel_xnat.sandbox.faults import Faults
-from monailabel_xnat.sandbox.filing import Filing, project_id
-from monailabel_xnat.sandbox.prearchive import Prearchive
 from monailabel_xnat.sandbox.requestlog import RequestLog
 
 ADMIN = "admin"
@@ -158,6 +156,8 @@ class Sandbox:
 
     def reset(self) -> None:
         """Empty the archive, log everybody out, take back the failures; who was a user at the start stays one."""
+        from monailabel_xnat.sandbox.prearchive import Prearchive
+
         self.expire_sessions()
         self.faults.clear()
         self.archive.store.clear(keep=("users",))
@@ -190,6 +190,8 @@ class Sandbox:
         ValueError
             If there is no DICOM in it.
         """
+        from monailabel_xnat.sandbox.filing import Filing, project_id
+
         target = project_id(Path(folder), project)
         made = Filing(self.archive, self._application.resources).file(Path(folder), target)
         return [f"/data/experiments/{session.id}" for session in made]

@@ -303,7 +303,7 @@ def test_a_site_may_be_deployed_under_a_path(folder):
 
 
 def test_importing_it_is_cheap():
-    heavy = "torch", "monai", "monailabel", "SimpleITK", "xnat"
+    heavy = "torch", "monai", "monailabel", "SimpleITK", "xnat", "pydicom"
     program = f"import sys, monailabel_xnat.sandbox; sys.exit(str([m for m in {heavy!r} if m in sys.modules]))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert run.stderr.strip() == "[]"
