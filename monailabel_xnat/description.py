@@ -47,33 +47,43 @@ class Description:
             If XNAT does not take it.
         """
         with self._lock:
+            project = self._home()
+            if project is None:
+                raise SettingsError(
+                    "which project should hold the name and description of the datastore?",
+                    hint="name one with the setting project",
+                )
             texts = {**self._read(), key: str(text)}
             content = json.dumps(texts, indent=1, sort_keys=True).encode()
-            path = self._resource(self._project())
-            upload(self._session, path, FILE, content, format="JSON", content="MONAILABEL", overwrite=True)
+            upload(
+                self._session,
+                self._resource(project),
+                FILE,
+                content,
+                format="JSON",
+                content="MONAILABEL",
+                overwrite=True,
+            )
             self._texts = texts
 
     def _read(self) -> dict[str, str]:
-        projects = self._session.settings.project or tuple(list_projects(self._session))
-        if not projects or (len(projects) > 1 and not self._session.settings.project):
+        project = self._home()
+        if project is None:
             return {}
-        path = self._resource(projects[0])
+        path = self._resource(project)
         if not any(file.path == FILE for file in list_files(self._session, path)):
             return {}
         try:
             texts = json.loads(self._session.request("GET", f"{path}/files/{FILE}").content)
         except ValueError:
-            raise ServerError(f"{FILE} of project {projects[0]!r} is not JSON", hint="delete it in XNAT") from None
+            raise ServerError(f"{FILE} of project {project!r} is not JSON", hint="delete it in XNAT") from None
         return {str(key): str(text) for key, text in texts.items()} if isinstance(texts, dict) else {}
 
-    def _project(self) -> str:
-        projects = self._session.settings.project or tuple(list_projects(self._session))
-        if not projects or (len(projects) > 1 and not self._session.settings.project):
-            raise SettingsError(
-                "which project should hold the name and description of the datastore?",
-                hint="name one with the setting project",
-            )
-        return projects[0]
+    def _home(self) -> str | None:
+        """Give the project that holds the texts: the first configured one, or the only one there is."""
+        configured = self._session.settings.project
+        projects = configured or list_projects(self._session)
+        return projects[0] if configured or len(projects) == 1 else None
 
     @staticmethod
     def _resource(project: str) -> str:
