@@ -158,10 +158,12 @@ class ImageInfos:
                 written = self._store(scan, merged, size)
         except AccessDeniedError as error:
             self._denied.add(image.project)
-            logger.warning("image info of this project is kept in memory only: %s", error)
+            logger.warning("image info of a project is kept in memory only: %s", type(error).__name__)
+            logger.info("why image info is kept in memory only: %s", error)
             return
         except XNATDatastoreError as error:
-            logger.warning("image info could not be written and waits: %s", error)
+            logger.warning("image info could not be written and waits: %s", type(error).__name__)
+            logger.info("why image info waits: %s", error)
             return
         with self._lock:
             self._stored[image] = (written, merged)
@@ -239,7 +241,8 @@ class ImageInfos:
         try:
             _, info = self._read_again(scan)
         except XNATDatastoreError as error:
-            logger.warning("an image info could not be read: %s", error)
+            logger.warning("an image info could not be read: %s", type(error).__name__)
+            logger.info("why image info could not be read: %s", error)
             with self._lock:
                 info = self._stored[scan.image_id][1] if scan.image_id in self._stored else {}
         with self._lock:
