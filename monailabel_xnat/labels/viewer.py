@@ -138,7 +138,8 @@ class ViewerCopies:
             try:
                 self._store(copy)
             except XNATDatastoreError as error:
-                logger.warning("a label is safe in XNAT, but the viewer does not show it: %s", error)
+                logger.warning("a label is safe in XNAT, but the viewer does not show it: %s", type(error).__name__)
+                logger.info("why the viewer does not show a label: %s", error)
             except Exception:
                 logger.exception("a label is safe in XNAT, but the viewer does not show it")
 
