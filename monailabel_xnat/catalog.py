@@ -5,43 +5,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from typing import Optional
 
 from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.errors import UnknownImageError, XNATDatastoreError
-from monailabel_xnat.ids import EXPECTED_FORM, ImageId
-from monailabel_xnat.listing import Resource, Scan, list_projects, list_scans, list_shared_scans
+from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, UnknownImageError, XNATDatastoreError
+from monailabel_xnat.ids import ImageId
+from monailabel_xnat.listing import Listing, Resource, Scan, list_projects
 from monailabel_xnat.roi_references import RoiReferences
-from monailabel_xnat.selection import drawn_labels, is_image
+from monailabel_xnat.selection import Selection, drawn_labels
+from monailabel_xnat.snapshot import Snapshot
 
 __all__ = ["Catalog", "Resource", "Scan"]
 
 logger = logging.getLogger(__name__)
 
-# Sessions shared in are looked for at each explicit refresh; in the background only where there were some, or
-# once in this many seconds.
-_SHARES_ASKED_EVERY = 600.0
-
-
-@dataclass(frozen=True)
-class _Snapshot:
-    """The scans that are images, and how else than by canonical id they may be named."""
-
-    scans: dict[ImageId, Scan]
-    by_series: dict[str, ImageId] = field(default_factory=dict)
-    by_session: dict[tuple[str, str], ImageId] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, scans: list[Scan]) -> _Snapshot:
-        snapshot = cls({scan.image_id: scan for scan in scans})
-        for image, scan in snapshot.scans.items():
-            snapshot.by_session[image.experiment, image.scan] = image
-            if scan.series_uid:
-                snapshot.by_series.setdefault(scan.series_uid, image)
-        return snapshot
+# What became of a scan by our own write; None: it is gone.
+_Edit = Callable[[Scan], Optional[Scan]]
 
 
 class Catalog:
@@ -66,21 +47,28 @@ class Catalog:
         self._clock = clock
         self._lock = threading.RLock()
         self._renewal = threading.Lock()
-        self._snapshot: _Snapshot | None = None
+        self._listing = Listing(session)
+        self._selection = Selection(session.settings)
+        self._snapshot: Snapshot | None = None
         self._taken = 0.0
-        self._changes: list[tuple[float, Callable[[_Snapshot], None]]] = []
+        self._edits: list[tuple[float, str, _Edit]] = []
         self._background: threading.Thread | None = None
-        self._shares_asked: float | None = None
-        self._has_shares = False
         self._rois = RoiReferences(session, self._renew_in_background)
+        self._listeners: list[Callable[[Collection[str]], None]] = []
         self._drawn = 0
         self.problem = ""
 
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self._current())
+
+    def ids(self) -> list[str]:
+        """List the ids of the images, as texts, in the order in which XNAT listed them."""
+        return self._current().ids()
+
     def scans(self) -> list[Scan]:
-        """List the images, in the order of their ids as XNAT listed them."""
-        self._be_ready()
-        with self._lock:
-            return list(self._known().scans.values())
+        """List the images, in the same order."""
+        return self._current().scans()
 
     def scan(self, image: ImageId | str) -> Scan:
         """Find an image by its id.
@@ -98,75 +86,48 @@ class Catalog:
         UnknownImageError
             If no image has it.
         """
-        self._be_ready()
-        with self._lock:
-            snapshot = self._known()
-            if isinstance(image, str) and image in snapshot.by_series:
-                return snapshot.scans[snapshot.by_series[image]]
-            wanted = _parsed(image)
-            found = snapshot.scans.get(wanted) or _by_other_names(snapshot, wanted)
+        found = self._current().find(image)
         if found is None:
             raise UnknownImageError(
-                f"no image {str(wanted)!r} on {self._settings.server}",
+                f"no image {str(image)!r} on {self._settings.server}",
                 hint="it may be left out by the filters in the settings, have no image files, or not be visible to "
                 "this user; refresh() shows what is new",
             )
         return found
 
+    def get(self, image: str) -> Scan | None:
+        """Give an image by its canonical id as far as known now; never asks XNAT."""
+        snapshot = self._snapshot
+        return snapshot.get(image) if snapshot else None
+
+    def subscribe(self, listener: Callable[[Collection[str]], None]) -> None:
+        """Have a listener told the ids of the images that have changed, come or gone, right after they have.
+
+        It is called in the thread that brought the change, also for all images that are known already.
+        """
+        self._listeners.append(listener)
+        if self._snapshot is not None:
+            listener(self._snapshot.ids())
+
     def put_resource(self, image: ImageId, resource: Resource) -> None:
         """Note that we wrote to a resource of a scan."""
-
-        def change(snapshot: _Snapshot) -> None:
-            scan = snapshot.scans.get(image)
-            if scan is not None:
-                others = tuple(other for other in scan.resources if other.label != resource.label)
-                snapshot.scans[image] = scan._replace(resources=(*others, resource))
-
-        self._apply(change)
+        self._edit(image, lambda scan: scan.with_resource(resource))
 
     def drop_resource(self, image: ImageId, label: str) -> None:
         """Note that we removed a resource of a scan, or its last file."""
-
-        def change(snapshot: _Snapshot) -> None:
-            scan = snapshot.scans.get(image)
-            if scan is not None:
-                others = tuple(other for other in scan.resources if other.label != label)
-                snapshot.scans[image] = scan._replace(resources=others)
-
-        self._apply(change)
+        self._edit(image, lambda scan: scan.without_resource(label))
 
     def put_collection(self, image: ImageId, collection: RoiCollection) -> None:
         """Note that we stored a ROI collection of a scan."""
-
-        def change(snapshot: _Snapshot) -> None:
-            scan = snapshot.scans.get(image)
-            if scan is not None:
-                others = tuple(other for other in scan.collections if other.id != collection.id)
-                snapshot.scans[image] = scan._replace(collections=(*others, collection))
-
-        self._apply(change)
+        self._edit(image, lambda scan: scan.with_collection(collection))
 
     def drop_collection(self, image: ImageId, collection: RoiCollection) -> None:
         """Note that we deleted a ROI collection of a scan."""
-
-        def change(snapshot: _Snapshot) -> None:
-            scan = snapshot.scans.get(image)
-            if scan is not None:
-                others = tuple(other for other in scan.collections if other.id != collection.id)
-                snapshot.scans[image] = scan._replace(collections=others)
-
-        self._apply(change)
+        self._edit(image, lambda scan: scan.without_collection(collection.id))
 
     def drop(self, image: ImageId) -> None:
         """Note that we removed a scan."""
-
-        def change(snapshot: _Snapshot) -> None:
-            scan = snapshot.scans.pop(image, None)
-            snapshot.by_session.pop((image.experiment, image.scan), None)
-            if scan is not None:
-                snapshot.by_series.pop(scan.series_uid, None)
-
-        self._apply(change)
+        self._edit(image, lambda scan: None)
 
     def renew(self) -> None:
         """Ask XNAT again, now.
@@ -178,26 +139,25 @@ class Catalog:
         ServerError
             If XNAT fails; the old snapshot stays.
         """
-        self._shares_asked = None
         self._rois.ask_again()
         with self._renewal:
             self._take_snapshot()
 
-    def _be_ready(self) -> None:
-        """Have a snapshot: wait for the first one, start the renewal of an old one."""
+    def _current(self) -> Snapshot:
+        """Give the snapshot: wait for the first one, start the renewal of an old one."""
         if self._snapshot is None:
             with self._renewal:
                 if self._snapshot is None:
                     self._take_snapshot()
         elif self._clock() - self._taken > self._settings.max_age:
             self._renew_in_background()
-
-    def _known(self) -> _Snapshot:
-        assert self._snapshot is not None  # noqa: S101 - _be_ready has seen to it, and none is ever taken away
+        assert self._snapshot is not None  # noqa: S101 - there is one now, and none is ever taken away
         return self._snapshot
 
     def _renew_in_background(self) -> None:
-        if self._background is None or not self._background.is_alive():
+        with self._lock:
+            if self._background is not None and self._background.is_alive():
+                return
             self._background = threading.Thread(target=self._try_to_renew, name="xnat-catalog", daemon=True)
             self._background.start()
 
@@ -214,36 +174,44 @@ class Catalog:
     def _take_snapshot(self) -> None:
         """Ask XNAT for everything; the caller holds the renewal lock, never the other one."""
         started = self._clock()
-        scans = self._list()
-        if self._lost_some(scans) and not self._session.verify_login():
+        snapshot = Snapshot(self._list())
+        before = self._snapshot or Snapshot(())
+        if snapshot.lost_since(before) and not self._session.verify_login():
             # On an open site an expired login reads as a guest, who sees less and is told nothing.
-            scans = self._list()
-        snapshot = _Snapshot.of(scans)
+            snapshot = Snapshot(self._list())
         with self._lock:
-            self._changes = [change for change in self._changes if change[0] >= started]
-            for _, change in self._changes:
-                change(snapshot)
+            self._edits = [edit for edit in self._edits if edit[0] >= started]
+            for _, image, edit in self._edits:
+                _apply(edit, image, snapshot)
+            changed = snapshot.take_over(before)
             self._snapshot, self._taken, self.problem = snapshot, self._clock(), ""
-        logger.info("listed %d images", len(snapshot.scans))
-        self._tell_of_drawn(scans)
+        logger.info("listed %d images", len(snapshot))
+        self._tell_of_drawn(snapshot.scans())
+        self._tell(changed)
 
     def _list(self) -> list[Scan]:
-        projects = list(self._settings.project) or list_projects(self._session)
+        """List the images of all projects, one after the other: each listing is hard work for XNAT."""
+        projects = list(self._settings.project)
+        listings = {project: self._listing.scans(project) for project in projects}
         if not projects:
-            logger.warning("XNAT shows this user no project")
-            return []
-        tasks = [list_scans] * len(projects)
-        ask_for_shares = self._shares_are_due()
-        with ThreadPoolExecutor(min(self._settings.connections, len(projects))) as pool:
-            owned = list(pool.map(lambda task, project: task(self._session, project), tasks, projects))
-            shared = list(pool.map(lambda p: list_shared_scans(self._session, p), projects)) if ask_for_shares else []
-        if ask_for_shares:
-            self._has_shares = any(shared)
-            self._shares_asked = self._clock()
-        scans = self._selected([*owned, *shared], projects)
-        return self._with_collections(scans, projects) if self._settings.roi_tag else scans
+            listings = self._list_what_can_be_read()
+        scans = _each_once(listings)
+        images = [scan for scan in scans if scan in self._selection]
+        return self._with_collections(images, listings) if self._settings.roi_tag else images
 
-    def _with_collections(self, scans: list[Scan], projects: list[str]) -> list[Scan]:
+    def _list_what_can_be_read(self) -> dict[str, list[Scan]]:
+        listings: dict[str, list[Scan]] = {}
+        for project in list_projects(self._session):
+            try:
+                listings[project] = self._listing.scans(project)
+            except (AccessDeniedError, NotInArchiveError) as error:
+                # Of a protected project anyone may see that it exists, and no more.
+                logger.info("a project is left out: %s", error)
+        if not listings:
+            logger.warning("XNAT shows this user no project")
+        return listings
+
+    def _with_collections(self, scans: list[Scan], projects: Collection[str]) -> list[Scan]:
         """Join the ROI collections to the scans that they were drawn on; those of a shared session are its owner's."""
         found = self._rois.by_series([*projects, *(scan.owner for scan in scans)])
         if not found:
@@ -261,55 +229,36 @@ class Catalog:
             )
         self._drawn = drawn
 
-    def _shares_are_due(self) -> bool:
-        if self._has_shares or self._shares_asked is None:
-            return True
-        return self._clock() - self._shares_asked > _SHARES_ASKED_EVERY
-
-    def _selected(self, listings: list[list[Scan]], projects: list[str]) -> list[Scan]:
-        """Keep the images, each once: under its owning project where that is listed, else where it is shared into."""
-        selected: dict[tuple[str, str], Scan] = {}
-        for scans in listings:
-            for scan in scans:
-                owned_elsewhere = scan.owner != scan.image_id.project and scan.owner in projects
-                if not owned_elsewhere and is_image(scan, self._settings):
-                    selected.setdefault((scan.image_id.experiment, scan.image_id.scan), scan)
-        return list(selected.values())
-
-    def _lost_some(self, scans: list[Scan]) -> bool:
-        before = self._snapshot
-        return before is not None and not before.scans.keys() <= {scan.image_id for scan in scans}
-
-    def _apply(self, change: Callable[[_Snapshot], None]) -> None:
+    def _edit(self, image: ImageId, edit: _Edit) -> None:
         """Change the snapshot, and the one that a renewal under way will bring."""
+        name = str(image)
         with self._lock:
-            self._changes.append((self._clock(), change))
+            self._edits.append((self._clock(), name, edit))
             if self._snapshot is not None:
-                change(self._snapshot)
+                _apply(edit, name, self._snapshot)
             if not self._renewal.locked():
-                self._changes.clear()
+                self._edits.clear()
+        self._tell([name])
+
+    def _tell(self, changed: Collection[str]) -> None:
+        for listener in self._listeners if changed else ():
+            listener(changed)
 
 
-def _parsed(image: ImageId | str) -> ImageId:
-    if isinstance(image, ImageId):
-        return image
-    if isinstance(image, str) and image and "/" not in image:
-        raise UnknownImageError(f"no image {image!r}", hint=f"expected {EXPECTED_FORM}, or a SeriesInstanceUID")
-    return ImageId.parse(image)
+def _apply(edit: _Edit, image: str, snapshot: Snapshot) -> None:
+    scan = snapshot.get(image)
+    edited = edit(scan) if scan else None
+    if edited is not None:
+        snapshot.put(edited)
+    elif scan is not None:
+        snapshot.drop(image)
 
 
-def _by_other_names(snapshot: _Snapshot, wanted: ImageId) -> Scan | None:
-    """Find by accession ids whatever the project (they are unique on a site), or by labels within the project."""
-    image = snapshot.by_session.get((wanted.experiment, wanted.scan))
-    if image is not None:
-        scan = snapshot.scans[image]
-        return scan if wanted.subject in (image.subject, scan.subject_label) else None
-    for scan in snapshot.scans.values():
-        if (
-            scan.image_id.scan == wanted.scan
-            and scan.session_label == wanted.experiment
-            and wanted.subject in (scan.subject_label, scan.image_id.subject)
-            and wanted.project in (scan.image_id.project, scan.owner)
-        ):
-            return scan
-    return None
+def _each_once(listings: dict[str, list[Scan]]) -> list[Scan]:
+    """Leave out of what is shared into a project what its owner lists as well, or another project before."""
+    owned = [scan for project, scans in listings.items() for scan in scans if scan.owner == project]
+    shared = [scan for scans in listings.values() for scan in scans if scan.owner not in listings]
+    found: dict[tuple[str, str], Scan] = {}
+    for scan in (*owned, *shared):
+        found.setdefault((scan.image_id.experiment, scan.image_id.scan), scan)
+    return list(found.values())

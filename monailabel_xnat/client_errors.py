@@ -6,8 +6,7 @@ that is a FastAPI ``HTTPException`` as well arrives with its status and its reas
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from fastapi import HTTPException
 from monailabel.interfaces.exception import (
@@ -56,15 +55,25 @@ _MONAI_LABEL_KINDS: dict[type[XNATDatastoreError], type[MONAILabelException]] = 
 }
 
 
-@contextmanager
-def errors_for_clients() -> Iterator[None]:
+class _ErrorsForClients:
+    """The context of :func:`errors_for_clients`: a class, for a strategy enters it for each of 20000 images."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, XNATDatastoreError) and not isinstance(error, HTTPException):
+            raise _as_http(error) from error
+
+
+_errors_for_clients = _ErrorsForClients()
+
+
+def errors_for_clients() -> _ErrorsForClients:
     """Raise our errors so that they are MONAI Label's and FastAPI's as well."""
-    try:
-        yield
-    except HTTPException:
-        raise
-    except XNATDatastoreError as error:
-        raise _as_http(error) from error
+    return _errors_for_clients
 
 
 def _as_http(error: XNATDatastoreError) -> XNATDatastoreError:

@@ -56,7 +56,8 @@ class Dataset:
 
     def labelled(self, tag: str = TRAINING_TAG) -> list[Scan]:
         """List the images that have a label with a tag."""
-        return [scan for scan in self._catalog.scans() if tag in self._labels.tags(scan)]
+        images = self._labels.images(tag)
+        return [scan for scan in self._catalog.scans() if str(scan.image_id) in images] if images else []
 
     def pairs(self) -> list[dict[str, str]]:
         """Fetch every image with a final label, in parallel, and keep a manifest of them.

@@ -12,7 +12,6 @@ import atexit
 import io
 import logging
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
@@ -33,7 +32,6 @@ from monailabel_xnat.info import ImageInfos
 from monailabel_xnat.labels import Labels
 from monailabel_xnat.labels.history import summary_of
 from monailabel_xnat.prefetch import PrefetchReport, Progress
-from monailabel_xnat.selection import drawn_labels
 from monailabel_xnat.views import Views
 
 logger = logging.getLogger(__name__)
@@ -125,7 +123,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
     def list_images(self) -> list[str]:
         """List the ids of all images."""
         with errors_for_clients():
-            return [str(scan.image_id) for scan in self._catalog.scans()]
+            return self._catalog.ids()
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """List the images that have a label; as in LocalDatastore, drafts do not count unless asked for by tag.
@@ -138,7 +136,8 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             Accepted and ignored, as by MONAI Label's own datastores.
         """
         with errors_for_clients():
-            return [str(scan.image_id) for scan in self._dataset.labelled(_text(label_tag) or TRAINING_TAG)]
+            labelled = self._labels.images(_text(label_tag) or TRAINING_TAG)
+            return [image for image in self._catalog.ids() if image in labelled] if labelled else []
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """List the images that have no label; see :meth:`get_labeled_images`."""
@@ -334,12 +333,10 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
 
     def status(self) -> dict[str, Any]:
         """Count images and labels, from memory; never fails because XNAT is away."""
-        scans = self._catalog.scans()
-        tags = Counter(tag for scan in scans for tag in self._labels.tags(scan))
-        status: dict[str, Any] = {"total": len(scans), "completed": tags[TRAINING_TAG], "label_tags": dict(tags)}
-        drawn = sum(len(drawn_labels(scan, self._settings)) for scan in scans)
+        tags = self._labels.counts()
+        status = {"total": len(self._catalog), "completed": tags.get(TRAINING_TAG, 0), "label_tags": tags}
         details = {
-            "roi_collections": drawn,
+            "roi_collections": self._labels.drawn,
             "xnat": self._catalog.problem,
             "outbox": self._labels.waiting(),
             "left_out": self._dataset.left_out,

@@ -14,6 +14,9 @@ EXPECTED_FORM = "project/subject/experiment/scan"
 _VERSION = re.compile(r"[0-9]{8}T[0-9]{6}[0-9]*Z-[0-9a-f]{12}")
 # "@" only where a label id would take what follows it for a version.
 _RESERVED = re.compile(rf"[/%#]|^\s+|\s+$|@(?={_VERSION.pattern}$)")
+# Four parts of which none needs encoding: what nearly all ids look like.
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+){3}")
+_NO_NAMES = frozenset(("", ".", ".."))
 _UNSAFE_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9_-]+")
 _LONGEST_FILE_NAME = 120
 
@@ -36,18 +39,25 @@ class ImageId:
     '4/a'
     """
 
+    # A project has tens of thousands of these.
+    __slots__ = ("experiment", "project", "scan", "subject")
+
     project: str
     subject: str
     experiment: str
     scan: str
 
     def __post_init__(self) -> None:
-        for noun in EXPECTED_FORM.split("/"):
-            value = getattr(self, noun)
-            if not isinstance(value, str) or value in ("", ".", ".."):
+        for value in (self.project, self.subject, self.experiment, self.scan):
+            if not isinstance(value, str) or value in _NO_NAMES:
+                noun = next(noun for noun in EXPECTED_FORM.split("/") if getattr(self, noun) is value)
                 raise InvalidIdError(
                     f"image id with {value!r} for its {noun}", hint=f"expected {EXPECTED_FORM}, no part empty"
                 )
+
+    def __reduce__(self) -> tuple[type[ImageId], tuple[str, str, str, str]]:
+        # Frozen and without a dictionary, it can be pickled only by being made anew.
+        return ImageId, self._parts
 
     @classmethod
     def parse(cls, text: str) -> ImageId:
@@ -70,12 +80,17 @@ class ImageId:
         return cls(*(unquote(part) for part in parts))
 
     def __str__(self) -> str:
-        return "/".join(_encode(part) for part in (self.project, self.subject, self.experiment, self.scan))
+        text = f"{self.project}/{self.subject}/{self.experiment}/{self.scan}"
+        return text if _PLAIN_ID.fullmatch(text) else "/".join(map(_encode, self._parts))
+
+    @property
+    def _parts(self) -> tuple[str, str, str, str]:
+        return self.project, self.subject, self.experiment, self.scan
 
     @property
     def file_stem(self) -> str:
         """A name for files of this image: readable, unique, without dots or separators."""
-        return safe_name("_".join((self.project, self.subject, self.experiment, self.scan)), str(self))
+        return safe_name("_".join(self._parts), str(self))
 
 
 @dataclass(frozen=True, order=True)

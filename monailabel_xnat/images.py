@@ -108,16 +108,25 @@ class Images:
     def checksum(self, scan: Scan) -> str | None:
         """Give ``SHA256:<hex>`` of the file that :meth:`path` gives, once it is here; makes no request."""
         entry = self._local(scan, self._form)
-        return f"SHA256:{entry.sha256}" if entry and entry.sha256 and not entry.path.is_dir() else None
+        return _checksum(entry) if entry else None
 
-    def name(self, scan: Scan) -> str:
-        """Give the name of the image's file, before it is here the likely one."""
-        entry = self._local(scan, self._form)
-        if entry:
-            return entry.path.name
+    def facts(self, scan: Scan) -> dict[str, str]:
+        """Give ``name`` of the image's file, before it is here the likely one, then ``path`` and ``checksum`` as well.
+
+        Makes no request, and takes microseconds; a file that another process has fetched this very moment may be
+        overlooked.
+        """
         resources = image_resources(scan, self._settings)
-        label = resources[0].label if resources else ""
-        return scan.image_id.file_stem + ("" if self._form == _DICOM else usual_ending(label, f".{self._file_form}"))
+        stem = scan.image_id.file_stem
+        entry = None
+        if resources and ((scan.image_id, self._form) in self._known or self.cache.may_hold(stem)):
+            entry = self._stored(scan, resources[0], self._form)
+        if entry is None:
+            label = resources[0].label if resources else ""
+            return {"name": stem if self._form == _DICOM else stem + usual_ending(label, f".{self._file_form}")}
+        facts = {"name": entry.path.name, "path": str(entry.path)}
+        checksum = _checksum(entry)
+        return {**facts, "checksum": checksum} if checksum else facts
 
     def grid(self, scan: Scan) -> Grid:
         """Give the voxel grid (shape, affine to RAS in mm) of the image as a file; fetches it if need be.
@@ -400,6 +409,10 @@ def _each_file(folder: Path, files: Sequence[RemoteFile], use: Callable[[Path], 
 
     for path in existing([folder / file.path for file in files]):
         use(path)
+
+
+def _checksum(entry: Entry) -> str | None:
+    return f"SHA256:{entry.sha256}" if entry.sha256 and not entry.path.is_dir() else None
 
 
 def _as_seen(resource: Resource) -> str:

@@ -1,44 +1,78 @@
-"""What XNAT lists of a project's scans: one request, folded from rows into scans."""
+"""What XNAT lists of a project's scans: one request, folded from rows into scans while they arrive."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import NamedTuple
 
 from monailabel_xnat.client.roi import RoiCollection
+from monailabel_xnat.client.rows import Row, read_listing
 from monailabel_xnat.client.session import Session, quoted
-from monailabel_xnat.errors import NotInArchiveError
+from monailabel_xnat.errors import InvalidIdError, NotInArchiveError, ServerError
 from monailabel_xnat.ids import ImageId
 
-# Asked in lower case, for so the keys come back; UID has a shortcut and comes back under that name only.
+logger = logging.getLogger(__name__)
+
 _SCAN = "xnat:imagescandata/"
-_SUBJECT_ID = "xnat:imagesessiondata/subject_id"
-_SHARED_INTO = "xnat:imagesessiondata/sharing/share/project"
-_COLUMNS = (
-    "ID",
-    "label",
-    "project",
-    "date",
-    "UID",
-    "subject_label",
-    _SUBJECT_ID,
-    *(
-        _SCAN + column
-        for column in (
-            "id",
-            "type",
-            "uid",
-            "quality",
-            "note",
-            "frames",
-            "series_description",
-            "modality",
-            "file/label",
-            "file/file_count",
-            "file/file_size",
-        )
-    ),
+
+
+class _Cells(NamedTuple):
+    """What a row of the listing says, one session x scan x resource."""
+
+    experiment: str
+    subject: str
+    owner: str
+    subject_label: str
+    session_label: str
+    session_type: str
+    session_date: str
+    study_uid: str
+    scan: str
+    type: str
+    series_description: str
+    quality: str
+    modality: str
+    note: str
+    series_uid: str
+    frames: str
+    resource: str
+    file_count: str
+    file_size: str
+
+
+# Asked in lower case, for so the keys come back; UID has a shortcut and comes back under that name only.
+_KEYS = _Cells(
+    experiment="ID",
+    subject="xnat:imagesessiondata/subject_id",
+    owner="project",
+    subject_label="subject_label",
+    session_label="label",
+    session_type="xsiType",
+    session_date="date",
+    study_uid="UID",
+    scan=_SCAN + "id",
+    type=_SCAN + "type",
+    series_description=_SCAN + "series_description",
+    quality=_SCAN + "quality",
+    modality=_SCAN + "modality",
+    note=_SCAN + "note",
+    series_uid=_SCAN + "uid",
+    frames=_SCAN + "frames",
+    resource=_SCAN + "file/label",
+    file_count=_SCAN + "file/file_count",
+    file_size=_SCAN + "file/file_size",
 )
+_cells_of = itemgetter(*_KEYS)
+# xsiType comes unasked, for the type that is listed is an abstract one.
+_QUERY = {
+    "xsiType": "xnat:imageSessionData",
+    "columns": ",".join(key for key in _KEYS if key != _KEYS.session_type),
+}
+_SHARED_INTO = "xnat:imagesessiondata/sharing/share/project"
+# What servers answer that do not list scans along with the experiments of a project.
+_NOT_JOINED = (400, 500)
 # xnat:ctSessionData and the like, where a scan has no modality of its own.
 _SESSION_MODALITIES = {"pet": "PT", "petmr": "PT", "otherDicom": ""}
 
@@ -85,51 +119,107 @@ class Scan(NamedTuple):
 
     def resource(self, label: str) -> Resource | None:
         """Find a resource by its label."""
-        return next((resource for resource in self.resources if resource.label == label), None)
+        for resource in self.resources:
+            if resource.label == label:
+                return resource
+        return None
+
+    def with_resource(self, resource: Resource) -> Scan:
+        """Give the scan with a resource added, or put in the place of the one with its label."""
+        return self._replace(resources=(*self.without_resource(resource.label).resources, resource))
+
+    def without_resource(self, label: str) -> Scan:
+        """Give the scan without one of its resources."""
+        return self._replace(resources=tuple(other for other in self.resources if other.label != label))
+
+    def with_collection(self, collection: RoiCollection) -> Scan:
+        """Give the scan with a ROI collection added, or put in the place of the one with its ID."""
+        return self._replace(collections=(*self.without_collection(collection.id).collections, collection))
+
+    def without_collection(self, collection: str) -> Scan:
+        """Give the scan without one of its ROI collections, by ID."""
+        return self._replace(collections=tuple(other for other in self.collections if other.id != collection))
 
 
-def list_scans(session: Session, project: str) -> list[Scan]:
-    """List the scans of the sessions that a project owns.
+class Listing:
+    """Lists the scans of projects, in one request for each.
 
-    Raises
-    ------
-    NotInArchiveError
-        If there is no such project, or the user may not see it.
+    XNAT's list of the experiments in a project holds those that others share into it as well, and joins the scans of
+    each in. Where a server does not join them there, the list of all experiments does, in two requests: one for what
+    the project owns (XNAT compares the owner only), one for what is shared into it.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
     """
-    scans = _list(session, project, {"project": project})
-    if not scans:
-        _require_project(session, project)
-    return scans
 
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._joins = True
 
-def list_shared_scans(session: Session, project: str) -> list[Scan]:
-    """List the scans of the sessions that other projects share into a project."""
-    return [scan for scan in _list(session, project, {_SHARED_INTO: project}) if scan.owner != project]
+    def scans(self, project: str) -> list[Scan]:
+        """List the scans of the sessions in a project, those shared into it included, each once.
 
+        Raises
+        ------
+        NotInArchiveError
+            If there is no such project, or the user may not see it.
+        AccessDeniedError
+            If the user may see the project but not what is in it.
+        ServerError
+            If XNAT fails.
+        """
+        found = self._of_project(project) if self._joins else None
+        if found is not None:
+            return found
+        scans = self._of_site(project)
+        self._joins = self._joins and not scans
+        if not scans:
+            self._require(project)
+        return scans
 
-def list_projects(session: Session) -> list[str]:
-    """List the IDs of the projects whose data the user can read."""
-    return sorted(row["ID"] for row in session.rows("/data/projects", {"columns": "ID"}))
+    def _of_project(self, project: str) -> list[Scan] | None:
+        """List over the experiments of the project; None if no scan came along."""
+        path = quoted("data", "projects", project, "experiments")
+        try:
+            return read_listing(self._session, path, _QUERY, lambda rows: fold(rows, project)) or None
+        except NotInArchiveError as error:
+            raise self._unknown(project, error) from None
+        except ServerError as error:
+            if error.status not in _NOT_JOINED:
+                raise
+            return None
 
+    def _of_site(self, project: str) -> list[Scan]:
+        path = "/data/experiments"
+        owned, shared = (
+            read_listing(self._session, path, {**_QUERY, name: project}, lambda rows: fold(rows, project))
+            for name in ("project", _SHARED_INTO)
+        )
+        return [*owned, *(scan for scan in shared if scan.owner != project)]
 
-def _require_project(session: Session, project: str) -> None:
-    try:
-        session.json(quoted("data", "projects", project))
-    except NotInArchiveError as error:
-        raise NotInArchiveError(
-            f"XNAT has no project {project!r} that user {session.user!r} may see",
+    def _require(self, project: str) -> None:
+        try:
+            self._session.json(quoted("data", "projects", project))
+        except NotInArchiveError as error:
+            raise self._unknown(project, error) from None
+
+    def _unknown(self, project: str, error: NotInArchiveError) -> NotInArchiveError:
+        return NotInArchiveError(
+            f"XNAT has no project {project!r} that user {self._session.user!r} may see",
             hint="check the project's ID (not its title) and the user's access",
             url=error.url,
             status=error.status,
-        ) from None
+        )
 
 
-def _list(session: Session, project: str, restriction: dict[str, str]) -> list[Scan]:
-    query = {"xsiType": "xnat:imageSessionData", "columns": ",".join(_COLUMNS), **restriction}
-    return fold(session.rows("/data/experiments", query), project)
+def list_projects(session: Session) -> list[str]:
+    """List the IDs of the projects that the user can see."""
+    return sorted(row["ID"] for row in session.rows("/data/projects", {"columns": "ID"}))
 
 
-def fold(rows: Iterable[dict[str, str]], project: str) -> list[Scan]:
+def fold(rows: Iterable[Row], project: str) -> list[Scan]:
     """Fold the rows of the joined listing, one per session x scan x resource, into scans.
 
     Parameters
@@ -138,52 +228,75 @@ def fold(rows: Iterable[dict[str, str]], project: str) -> list[Scan]:
         All values are texts; a session without scans, or a scan without resources, has a row with empty ones.
     project : str
         The project that the scans are listed under.
+
+    Returns
+    -------
+    list of Scan
+        In the order in which they are first listed; texts that repeat are one object.
     """
-    shared: dict[str, str] = {}  # one object for texts that repeat in thousands of rows
-    firsts: dict[tuple[str, str], dict[str, str]] = {}
-    resources: dict[tuple[str, str], dict[str, Resource]] = {}
+    scans: dict[tuple[str, str], Scan] = {}
+    share: dict[str, str] = {}  # texts of which there are few
+    session = _KEYS
     for row in rows:
-        key = (row["ID"], row.get(_SCAN + "id", ""))
-        if not key[1] or not row.get(_SUBJECT_ID):  # a session without scans, or without a subject
+        cells = _read(row)
+        if not (cells.scan and cells.experiment and cells.subject):  # a session without scans, or without a subject
             continue
-        firsts.setdefault(key, row)
-        of_scan = resources.setdefault(key, {})
-        resource = _resource(row, shared)
-        if resource is not None:
-            of_scan[resource.label] = resource
-    return [_scan(row, project, tuple(resources[key].values()), shared) for key, row in firsts.items()]
+        known = scans.get((cells.experiment, cells.scan))
+        resource = _resource(cells, share)
+        if known is None:
+            session = cells if cells.experiment != session.experiment else session
+            scan = _scan(cells, session, project, (resource,) if resource else (), share)
+            if scan is not None:
+                scans[scan.image_id.experiment, scan.image_id.scan] = scan
+        elif resource is not None and known.resource(resource.label) != resource:
+            scans[cells.experiment, cells.scan] = known.with_resource(resource)
+    return list(scans.values())
 
 
-def _resource(row: dict[str, str], shared: dict[str, str]) -> Resource | None:
-    label = row.get(_SCAN + "file/label", "")
-    if not label:
+def _read(row: Row) -> _Cells:
+    """Read a row; "" for what XNAT does not know, or has no column for."""
+    try:
+        values: tuple[str | None, ...] = _cells_of(row)
+    except KeyError:
+        values = tuple(map(row.get, _KEYS))
+    return _Cells._make([value or "" for value in values] if None in values else values)
+
+
+def _scan(
+    cells: _Cells, session: _Cells, project: str, resources: tuple[Resource, ...], shared: dict[str, str]
+) -> Scan | None:
+    """Make the scan of a row; what its session says is taken from the first row of the session."""
+    share = shared.setdefault
+    try:
+        image = ImageId(project, session.subject, session.experiment, share(cells.scan, cells.scan))
+    except InvalidIdError as error:
+        logger.info("a scan is left out, for it could not be asked for: %s", error)
         return None
-    count, size = row.get(_SCAN + "file/file_count", ""), row.get(_SCAN + "file/file_size", "")
-    return Resource(shared.setdefault(label, label), _number(count), _number(size))
-
-
-def _scan(row: dict[str, str], project: str, resources: tuple[Resource, ...], shared: dict[str, str]) -> Scan:
-    def text(key: str) -> str:
-        value = row.get(key) or ""
-        return shared.setdefault(value, value)
-
+    modality = cells.modality or _modality_of(cells.session_type)
     return Scan(
-        image_id=ImageId(project, text(_SUBJECT_ID), text("ID"), text(_SCAN + "id")),
-        owner=text("project"),
-        subject_label=text("subject_label"),
-        session_label=text("label"),
-        session_type=text("xsiType"),
-        session_date=text("date"),
-        type=text(_SCAN + "type"),
-        series_description=text(_SCAN + "series_description"),
-        quality=text(_SCAN + "quality"),
-        modality=text(_SCAN + "modality") or _modality_of(text("xsiType")),
-        note=text(_SCAN + "note"),
-        series_uid=row.get(_SCAN + "uid") or "",
-        study_uid=text("UID"),
-        frames=_number(row.get(_SCAN + "frames") or ""),
+        image_id=image,
+        owner=share(cells.owner, cells.owner),
+        subject_label=session.subject_label,
+        session_label=session.session_label,
+        session_type=share(cells.session_type, cells.session_type),
+        session_date=share(cells.session_date, cells.session_date),
+        type=share(cells.type, cells.type),
+        series_description=share(cells.series_description, cells.series_description),
+        quality=share(cells.quality, cells.quality),
+        modality=share(modality, modality),
+        note=share(cells.note, cells.note),
+        series_uid=cells.series_uid,
+        study_uid=session.study_uid,
+        frames=_number(cells.frames),
         resources=resources,
     )
+
+
+def _resource(cells: _Cells, shared: dict[str, str]) -> Resource | None:
+    if not cells.resource:
+        return None
+    label = shared.setdefault(cells.resource, cells.resource)
+    return Resource(label, _number(cells.file_count), _number(cells.file_size))
 
 
 def _modality_of(session_type: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
+import re
+from collections.abc import Callable, Sequence
+from fnmatch import translate
+from functools import lru_cache
 
 from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.config import Settings
@@ -13,22 +15,50 @@ from monailabel_xnat.listing import Resource, Scan
 _NOT_IMAGES = frozenset(
     {"SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "REG", "FID", "DOC", "ECG", "HD", "PLAN"}
 )
+# Where XNAT knows no modality, the type of such a scan says it.
+_NOT_IMAGE_TYPES = frozenset({"SEG", "SR", "PR", "KO", "RTSTRUCT"})
 
 # ROI collections that hold a label map, or contours that make one.
 _LABEL_KINDS = ("SEG", "RTSTRUCT", "NIFTI")
 
 
-def is_image(scan: Scan, settings: Settings) -> bool:
-    """Tell whether a scan is an image that the settings ask for."""
-    return (
-        scan.modality.upper() not in _NOT_IMAGES and bool(image_resources(scan, settings)) and _passes(scan, settings)
-    )
+class Selection:
+    """Tells which scans are images that the settings ask for.
+
+    Parameters
+    ----------
+    settings : Settings
+        The filters; those that are not set cost nothing.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        filters: tuple[tuple[Sequence[str], Callable[[Scan], tuple[str, ...]]], ...] = (
+            (settings.quality, lambda scan: (scan.quality,)),
+            (settings.scan_type, lambda scan: (scan.type,)),
+            (settings.series_description, lambda scan: (scan.series_description,)),
+            (settings.modality, lambda scan: (scan.modality,)),
+            (settings.subject, lambda scan: (scan.subject_label, scan.image_id.subject)),
+            (settings.session, lambda scan: (scan.session_label, scan.image_id.experiment)),
+        )
+        self._filters = [(patterns, names) for patterns, names in filters if patterns]
+
+    def __contains__(self, scan: Scan) -> bool:
+        if scan.modality.upper() in _NOT_IMAGES or scan.type.upper() in _NOT_IMAGE_TYPES:
+            return False
+        if scan.frames is not None and scan.frames < self._settings.min_frames:
+            return False
+        for patterns, names in self._filters:
+            if not matches(patterns, *names(scan)):
+                return False
+        return bool(image_resources(scan, self._settings))
 
 
 def image_resources(scan: Scan, settings: Settings) -> list[Resource]:
     """Give the resources of a scan that may hold the image, best first; those known to be empty are left out."""
-    filled = {resource.label.upper(): resource for resource in scan.resources if resource.file_count != 0}
-    return [filled[label.upper()] for label in settings.image_resource if label.upper() in filled]
+    ranks = _ranks(settings.image_resource)
+    filled = [resource for resource in scan.resources if resource.file_count != 0 and resource.label.upper() in ranks]
+    return filled if len(filled) < 2 else sorted(filled, key=lambda resource: ranks[resource.label.upper()])
 
 
 def drawn_labels(scan: Scan, settings: Settings) -> list[RoiCollection]:
@@ -61,25 +91,25 @@ def matches(patterns: Sequence[str], *texts: str) -> bool:
     *texts : str
         Names of the same thing, say a label and an ID.
     """
-    wanted = [pattern.lower() for pattern in patterns if not pattern.startswith("!")]
-    unwanted = [pattern[1:].lower() for pattern in patterns if pattern.startswith("!")]
+    if not patterns:
+        return True
+    wanted, unwanted = _compiled(tuple(patterns))
     names = [text.lower() for text in texts]
-
-    def fits_any(candidates: Sequence[str]) -> bool:
-        return any(fnmatchcase(name, pattern) for name in names for pattern in candidates)
-
-    return (not wanted or fits_any(wanted)) and not fits_any(unwanted)
+    return (wanted is None or any(map(wanted.match, names))) and not (unwanted and any(map(unwanted.match, names)))
 
 
-def _passes(scan: Scan, settings: Settings) -> bool:
-    checks = (
-        (settings.scan_type, (scan.type,)),
-        (settings.series_description, (scan.series_description,)),
-        (settings.modality, (scan.modality,)),
-        (settings.quality, (scan.quality,)),
-        (settings.subject, (scan.subject_label, scan.image_id.subject)),
-        (settings.session, (scan.session_label, scan.image_id.experiment)),
+@lru_cache(maxsize=256)
+def _compiled(patterns: tuple[str, ...]) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
+    """Make one expression of those that include, and one of those that exclude; None where there are none."""
+    wanted = [translate(pattern.lower()) for pattern in patterns if not pattern.startswith("!")]
+    unwanted = [translate(pattern[1:].lower()) for pattern in patterns if pattern.startswith("!")]
+    return (
+        re.compile("|".join(wanted)) if wanted else None,
+        re.compile("|".join(unwanted)) if unwanted else None,
     )
-    return all(matches(patterns, *texts) for patterns, texts in checks) and (
-        scan.frames is None or scan.frames >= settings.min_frames
-    )
+
+
+@lru_cache(maxsize=256)
+def _ranks(labels: tuple[str, ...]) -> dict[str, int]:
+    """Give the place of each label, in capitals, in the order of preference."""
+    return {label.upper(): rank for rank, label in reversed(list(enumerate(labels)))}

@@ -34,7 +34,9 @@ class Views:
 
     def image(self, scan: Scan) -> dict[str, Any]:
         """Describe an image; what was stored with it goes over what the listing knows."""
-        return {**self._facts(scan), **self._infos.get(scan)}
+        facts = self._facts(scan)
+        facts.update(self._infos.get(scan))
+        return facts
 
     def label(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
         """Describe a label: its info, when it was saved (``ts``, seconds since 1970) and a file name for clients.
@@ -72,7 +74,6 @@ class Views:
     def _facts(self, scan: Scan) -> dict[str, Any]:
         image = scan.image_id
         facts = {
-            "name": self._images.name(scan),
             "project": image.project,
             "subject": image.subject,
             "experiment": image.experiment,
@@ -84,16 +85,15 @@ class Views:
             "Modality": scan.modality,
             "SeriesDescription": scan.series_description,
         }
-        local = self._images.local(scan)
-        if local is not None:
-            facts["path"] = str(local)
-            facts["checksum"] = self._images.checksum(scan) or ""
-        return {key: value for key, value in facts.items() if value}
+        known = {key: value for key, value in facts.items() if value}
+        known.update(self._images.facts(scan))
+        return known
 
     def _branch(self, scan: Scan) -> dict[str, Any]:
-        extension = "".join(Path(self._images.name(scan)).suffixes)
+        facts = self._facts(scan)
+        extension = "".join(Path(facts["name"]).suffixes)
         return {
-            "image": {"ext": extension, "info": self.image(scan)},
+            "image": {"ext": extension, "info": {**facts, **self._infos.get(scan)}},
             "labels": {tag: self._leaf(scan, tag) for tag in self._labels.tags(scan)},
         }
 

@@ -16,7 +16,7 @@ LAYERS = (
     {"ids", "errors", "jsonable"},
     {"config"},
     {"client"},
-    {"listing", "selection", "catalog", "cache", "roi_references"},
+    {"listing", "selection", "snapshot", "catalog", "cache", "roi_references"},
     {"convert"},
     {"images", "mounted", "prefetch", "additions"},
     {"labels"},

@@ -49,6 +49,9 @@ _PART = ".part"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # The time of last use is noted on disk no more often than this: a warm hit should not write.
 _USE_NOTED_EVERY = 30.0
+# Which images are there at all is looked at again after this long, so that asking for each of 20000 costs nothing.
+_LOOKED_EVERY = 0.05
+_FRESH_NS = 10**9
 # What other processes add is counted no more often than this, unless the budget is reached.
 _COUNTED_EVERY = 60.0
 # An image and the files that it is made from lie on the disk at the same time, and are of about one size.
@@ -81,6 +84,9 @@ class Cache:
         self._size = 0
         self._counted = float("-inf")
         self._eviction = threading.Lock()
+        self._keys: frozenset[str] = frozenset()
+        self._looked = float("-inf")
+        self._keys_of = 0
         with self._errors("make"):
             private_folder(folder / _LOCKS)
             folder.chmod(0o700)
@@ -90,6 +96,14 @@ class Cache:
         """Keep an image to oneself, across threads and processes; waits until others are done."""
         with locked(self._lock_file(key)):
             yield
+
+    def may_hold(self, key: str) -> bool:
+        """Tell whether there may be an image, quickly; what another process has just added may be overlooked."""
+        now = time.monotonic()
+        if now - self._looked > _LOOKED_EVERY:
+            self._look()
+            self._looked = now
+        return key in self._keys
 
     def find(self, key: str, form: str) -> list[Entry]:
         """Give the whole entries of an image in one form, most recently used first."""
@@ -257,6 +271,15 @@ class Cache:
     def close(self) -> None:
         """Hold nothing more."""
         self._leases.close()
+
+    def _look(self) -> None:
+        """List the images anew if the folder has changed, or may have without showing it."""
+        with suppress(OSError):
+            changed = self.folder.stat().st_mtime_ns
+            if changed != self._keys_of:
+                self._keys = frozenset(os.listdir(self.folder))  # noqa: PTH208 - thousands of names, nothing else
+                # Two changes in one tick of the disk's clock leave one time: a fresh one is not relied on.
+                self._keys_of = changed if time.time_ns() - changed > _FRESH_NS else 0
 
     def _make_room(self, need: int, sparing: str) -> None:
         """See that the disk has room for an image, though the budget may allow for more than the disk has."""

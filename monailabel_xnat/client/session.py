@@ -53,6 +53,7 @@ class Session:
         How often and after which pauses to repeat; default: 4 attempts within a few seconds.
     """
 
+    backoff: Backoff
     _lock: threading.RLock
     _connection: BaseXNATSession | None
     _last_use: float
@@ -60,7 +61,7 @@ class Session:
 
     def __init__(self, settings: Settings, backoff: Backoff | None = None) -> None:
         self._settings = settings
-        self._backoff = backoff or Backoff()
+        self.backoff = backoff or Backoff()
         self._forget()
         _open_sessions.add(self)
 
@@ -177,6 +178,11 @@ class Session:
         self._renew(connection)
         return False
 
+    def wait(self, pause: float, reason: str) -> None:
+        """Let some seconds pass before a request is repeated, and say why in the log."""
+        logger.info("XNAT asked again in %.1f s: %s", pause, reason)
+        self.backoff.sleep(pause)
+
     def close(self) -> None:
         """Log out; a later request logs in again."""
         with self._lock:
@@ -199,7 +205,7 @@ class Session:
         headers: Mapping[str, str] | None = None,
         stream: bool,
     ) -> requests.Response:
-        pauses = self._backoff.pauses()
+        pauses = self.backoff.pauses()
         may_log_in = True
         while True:
             connection = self._checked_connection()
@@ -212,7 +218,7 @@ class Session:
                 pause = next(pauses, None) if method in REPEATABLE_METHODS and _may_pass(error) else None
                 if pause is None:
                     raise network_failure(error, self._settings.server + path) from error
-                self._wait(pause, type(error).__name__)
+                self.wait(pause, type(error).__name__)
                 continue
             self._last_use = time.monotonic()
             if may_log_in and self._login_was_lost(connection, response):
@@ -224,7 +230,7 @@ class Session:
                 pause = self._pause_before_repeat(method, response, pauses)
                 if pause is not None:
                     response.close()
-                    self._wait(pause, f"status {response.status_code}")
+                    self.wait(pause, f"status {response.status_code}")
                     continue
             return _accepted(response)
 
@@ -302,10 +308,6 @@ class Session:
         if pause is None or asked is None:
             return pause
         return asked if asked <= LONGEST_PAUSE else None
-
-    def _wait(self, pause: float, reason: str) -> None:
-        logger.info("XNAT asked again in %.1f s: %s", pause, reason)
-        self._backoff.sleep(pause)
 
     def _forget(self) -> None:
         """Start without connection or locks, in a new object or in a forked child, which must not share either."""

@@ -38,7 +38,13 @@ class Lookup:
             self._others_in.setdefault(resource, []).append((tag, pattern))
 
     def tags(self, scan: Scan) -> list[str]:
-        """List the tags that an image has labels with; makes no request."""
+        """List the tags that an image has labels with, waiting ones included; makes no request."""
+        tags = set(self.tags_in_xnat(scan))
+        tags.update(entry.tag for entry in self._outbox.of(scan.image_id))
+        return sorted(tags)
+
+    def tags_in_xnat(self, scan: Scan) -> list[str]:
+        """List the tags that an image has labels with in XNAT; makes no request."""
         tags = set()
         for resource in scan.resources:
             ours = tag_of(resource.label)
@@ -47,8 +53,7 @@ class Lookup:
             for tag, pattern in self._others_in.get(resource.label, ()):
                 if self._is_filled(scan, resource, pattern):
                     tags.add(tag)
-        tags.update(entry.tag for entry in self._outbox.of(scan.image_id))
-        return sorted(tags)
+        return sorted(tags) if tags else []
 
     def all(self, scan: Scan, tag: str) -> list[LabelVersion]:
         """List the versions of a label, newest first; [] if there are none.

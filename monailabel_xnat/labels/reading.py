@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,19 +16,21 @@ from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.convert import write_label
-from monailabel_xnat.errors import LabelFileError, UnknownLabelError, XNATDatastoreError
+from monailabel_xnat.errors import LabelFileError, UnknownImageError, UnknownLabelError, XNATDatastoreError
 from monailabel_xnat.images import Images
 from monailabel_xnat.labels.collections import Collections
 from monailabel_xnat.labels.descriptions import Descriptions
 from monailabel_xnat.labels.files import LabelFiles
 from monailabel_xnat.labels.lookup import Lookup
 from monailabel_xnat.labels.model import LabelVersion
-from monailabel_xnat.labels.outbox import Entry, Outbox, folder_of
+from monailabel_xnat.labels.outbox import Entry, Outbox, State, folder_of
 from monailabel_xnat.labels.payload import read_payload
 from monailabel_xnat.labels.sidecar import info_of
 from monailabel_xnat.labels.tags import resource_of, text_of
+from monailabel_xnat.labels.tally import Tally
 from monailabel_xnat.labels.values import differing_values, write_mapped
 from monailabel_xnat.labels.versions import BUILT_IN_RESOURCE, Versions
+from monailabel_xnat.selection import drawn_labels
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +65,32 @@ class StoredLabels:
         self._lookup = Lookup(self._versions, self._outbox, settings.label_resource)
         self._collections = Collections(session, images, folder)
         self._descriptions = Descriptions(session)
+        self._tally = Tally(catalog, self._tags_in_xnat, lambda scan: len(drawn_labels(scan, settings)))
+
+    @property
+    def drawn(self) -> int:
+        """How many ROI collections, saved in the viewer, count as labels."""
+        return self._tally.drawn
+
+    def counts(self) -> dict[str, int]:
+        """Count the images that have a label, by tag, waiting labels included; makes no request."""
+        counts = Counter(self._tally.counts())
+        for tag in {entry.tag for entry in self._outbox.entries()}:
+            counts[tag] = len(self.images(tag))
+        return dict(+counts)
+
+    def images(self, tag: str) -> set[str]:
+        """Give the ids of the images that have a label with a tag, waiting labels included; makes no request."""
+        images = self._tally.images(tag)
+        for entry in self._outbox.entries():
+            scan = self._waiting_on(entry) if entry.tag == tag else None
+            if scan is not None:
+                images.add(str(scan.image_id))
+        return images
 
     def tags(self, scan: Scan) -> list[str]:
         """List the tags that an image has labels with, waiting ones included; makes no request."""
-        tags = self._lookup.tags(scan)
-        drawn = self._collections.tag(scan) if scan.collections else ""
-        return tags if not drawn or drawn in tags else sorted([*tags, drawn])
+        return self._with_drawn(scan, self._lookup.tags(scan))
 
     def current(self, scan: Scan, tag: str) -> LabelVersion:
         """Give the current version of a label, without its description.
@@ -211,6 +234,23 @@ class StoredLabels:
         with ThreadPoolExecutor(min(self._settings.connections, len(versions))) as pool:
             sidecars = pool.map(lambda version: self._described(scan, tag, version), versions)
             return [version.with_sidecar(sidecar) for version, sidecar in zip(versions, sidecars)]
+
+    def _tags_in_xnat(self, scan: Scan) -> list[str]:
+        return self._with_drawn(scan, self._lookup.tags_in_xnat(scan))
+
+    def _with_drawn(self, scan: Scan, tags: list[str]) -> list[str]:
+        """Add the tag that an image has by what people drew."""
+        drawn = self._collections.tag(scan) if scan.collections else ""
+        return tags if not drawn or drawn in tags else sorted([*tags, drawn])
+
+    def _waiting_on(self, entry: Entry) -> Scan | None:
+        """Find the image of a label that waits; None if it is not listed, or the label is not served."""
+        if entry.state is State.REFUSED:
+            return None
+        try:
+            return self._catalog.scan(entry.image_id)
+        except UnknownImageError:
+            return None
 
     def _drawn(self, scan: Scan, tag: str, version: str | None = None) -> RoiCollection | None:
         """Find the ROI collection that is a label: the newest one, if no label of ours is newer."""

@@ -10,7 +10,7 @@ from monailabel_xnat.catalog import Catalog, Resource
 from monailabel_xnat.client.retry import Backoff
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
-from monailabel_xnat.errors import InvalidIdError, NotInArchiveError, UnknownImageError
+from monailabel_xnat.errors import InvalidIdError, NotInArchiveError, TransferError, UnknownImageError
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def wait_until(condition):
 
 
 def listings(sandbox):
-    return [served for served in sandbox.requests if served.path == "/data/experiments"]
+    return [served for served in sandbox.requests if served.path.endswith("/experiments")]
 
 
 def test_rows_of_one_scan_are_folded(archive, open_catalog):
@@ -151,17 +151,59 @@ def test_scan_ids_with_slashes_and_commas_are_asked_for_as_xnat_wants(archive, o
     assert catalog.scan(str(scan.image_id)) is scan
 
 
-def test_the_number_of_requests_does_not_grow_with_the_project(xnat_sandbox, archive, open_catalog):
-    archive.seed_sessions("P", sessions=50, scans=4)
+@pytest.mark.parametrize("sessions", [1, 50])
+def test_two_requests_list_a_project_of_any_size(xnat_sandbox, archive, open_catalog, sessions):
+    archive.seed_sessions("P", sessions=sessions, scans=4)
     catalog = open_catalog()
-    assert len(catalog.scans()) == 200
-    assert len(listings(xnat_sandbox)) == 3  # what the project owns, its ROI collections, once what is shared into it
+    assert len(catalog) == 4 * sessions
+    assert len(listings(xnat_sandbox)) == 2  # what is in the project, and its ROI collections
     xnat_sandbox.requests.clear()
     catalog.renew()
     for _ in range(20):
         catalog.scans()
-        catalog.scan(ids(catalog)[7])
-    assert len(listings(xnat_sandbox)) == len(xnat_sandbox.requests) == 3
+        catalog.scan(ids(catalog)[3])
+    assert len(listings(xnat_sandbox)) == len(xnat_sandbox.requests) == 2
+
+
+def test_a_third_request_is_made_where_sessions_are_shared_in(xnat_sandbox, archive, open_catalog):
+    archive.create_project("Q")
+    make_scan(archive, "1")
+    subject, session = make_scan(archive, "1", project="Q", session="q_CT1", subject="q")
+    archive.share(subject, "P", "q")
+    archive.share(session, "P", "q_in_P")
+    catalog = open_catalog()
+    assert len(catalog) == 2
+    assert [served.query.get("project") for served in listings(xnat_sandbox)] == [None, "P", "Q"]
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_server_that_joins_no_scans_to_a_project_is_asked_the_other_way(xnat_sandbox, archive, open_catalog, status):
+    archive.create_project("Q")
+    own, shared = make_scan(archive, "1"), make_scan(archive, "1", project="Q", session="q_CT1", subject="q")
+    archive.share(shared[0], "P", "q")
+    archive.share(shared[1], "P", "q_in_P")
+    xnat_sandbox.faults.add("/data/projects/P/experiments", status=status, times=None)
+    catalog = open_catalog()
+    assert ids(catalog) == [f"P/{own[0]}/{own[1]}/1", f"P/{shared[0]}/{shared[1]}/1"]
+    xnat_sandbox.requests.clear()
+    catalog.renew()
+    assert {served.path for served in listings(xnat_sandbox)} == {"/data/experiments"}
+
+
+@pytest.mark.parametrize("fault", [{"truncate": 9}, {"truncate": 5000}, {"drop_after": 30000}])
+def test_a_listing_that_breaks_off_is_read_again(xnat_sandbox, archive, open_catalog, fault):
+    archive.seed_sessions("P", sessions=100, scans=4)
+    xnat_sandbox.faults.add("/data/projects/P/experiments", **fault)
+    catalog = open_catalog()
+    assert len(catalog) == 400
+    assert len(listings(xnat_sandbox)) == 3
+
+
+def test_a_listing_that_always_breaks_off_is_no_short_one(xnat_sandbox, archive, open_catalog):
+    archive.seed_sessions("P", sessions=100, scans=4)
+    xnat_sandbox.faults.add("/data/projects/P/experiments", truncate=5000, times=None)
+    with pytest.raises(TransferError, match="broken off"):
+        open_catalog().scans()
 
 
 def test_an_old_listing_is_served_while_it_is_renewed(xnat_sandbox, archive, open_catalog):
@@ -182,7 +224,7 @@ def test_a_failing_renewal_keeps_the_old_listing_and_says_so(xnat_sandbox, archi
     catalog = open_catalog(clock)
     assert len(catalog.scans()) == 1
     fault = {"status": 500, "times": None}
-    xnat_sandbox.faults.add("/data/experiments", **fault)
+    xnat_sandbox.faults.add("/experiments", **fault)
     clock.now += 61
     catalog.scans()
     wait_until(lambda: catalog.problem)

@@ -101,11 +101,11 @@ def test_another_process_makes_no_request_either(bench, series):
 def test_local_and_checksum_know_what_is_here_and_ask_nobody(bench, series):
     images, scan = bench.images(), bench.put("DICOM", series)
     assert images.local(scan) is images.checksum(scan) is None
-    assert images.name(scan) == f"{scan.image_id.file_stem}.nii"
+    assert images.facts(scan)["name"] == f"{scan.image_id.file_stem}.nii"
     assert bench.archive.asked == []
     path = images.path(scan)
     assert images.local(scan) == path
-    assert images.name(scan) == path.name
+    assert images.facts(scan)["name"] == path.name
     assert images.checksum(scan) == f"SHA256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 

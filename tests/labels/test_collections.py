@@ -260,8 +260,7 @@ def seg_files(viewer):
 @pytest.mark.parametrize("status", [400, 404, 500])
 def test_a_site_without_the_type_is_asked_again_only_by_a_refresh(viewer, xnat_sandbox, open_datastore, caplog, status):
     viewer.save("SEG_1")
-    # What the project owns is listed first, then what is shared into it.
-    xnat_sandbox.faults.add("/data/experiments", status=status, skip=2)
+    xnat_sandbox.faults.add("/data/experiments", status=status)
     with caplog.at_level(logging.INFO):
         datastore = open_datastore(max_age=0.001)
     assert datastore.get_labeled_images() == []

@@ -1,0 +1,159 @@
+"""The rows of XNAT's listings, read while they arrive, so that a listing of any length takes little memory."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from monailabel_xnat.client.session import Query, Session
+from monailabel_xnat.errors import ServerError, TransferError
+
+Row = dict[str, Any]
+Result = TypeVar("Result")
+
+_BLOCK = 1 << 16
+# XNAT fixes no order of keys: what stands around the rows may come before or after them. Within a text the quotes
+# would be escaped, so that this is found nowhere else.
+_START_OF_ROWS = re.compile(r'"Result"\s*:\s*\[')
+_ROW = re.compile(r"[\s,]*(?=[^\s,])")
+_END_OF_ROWS = "]"
+
+
+def read_listing(session: Session, path: str, query: Query, read: Callable[[Iterable[Row]], Result]) -> Result:
+    """GET a listing and have its rows read as they arrive; one that breaks off is read again from the beginning.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    path : str
+        Below the site's address, already percent-encoded.
+    query : mapping
+        Query parameters; ``format=json`` is added.
+    read : callable
+        Is given the rows, each a dictionary of texts, and makes something of them.
+
+    Raises
+    ------
+    TransferError
+        If it breaks off again and again.
+    ServerError
+        If XNAT fails, or what it answers is not a listing.
+    """
+    pauses = session.backoff.pauses()
+    while True:
+        try:
+            with session.stream(path, {"format": "json", **query}) as response:
+                return read(rows_of(response.iter_content(_BLOCK), path))
+        except TransferError as error:
+            pause = next(pauses, None)
+            if pause is None:
+                raise
+            session.wait(pause, type(error).__name__)
+
+
+def rows_of(blocks: Iterable[bytes], path: str) -> Iterator[Row]:
+    """Give the rows of a result set, ``{"ResultSet": {"Result": [...], ...}}``, one by one.
+
+    Parameters
+    ----------
+    blocks : iterable of bytes
+        The JSON, UTF-8, cut anywhere.
+    path : str
+        Where it comes from, for errors.
+
+    Raises
+    ------
+    TransferError
+        If it is no JSON, or half of one; the rows before that have been given.
+    ServerError
+        If it is something else than a result set.
+    """
+    text = _Arriving(blocks)
+    start = text.find(_START_OF_ROWS)
+    if start is None:
+        _require_result_set(text.rest(), path)
+        return
+    before = text.take(start)
+    decode = json.JSONDecoder().raw_decode
+    position = 0
+    while True:
+        found = _ROW.match(text.text, position)
+        position = found.end() if found else position
+        if text.text.startswith(_END_OF_ROWS, position):
+            break
+        try:
+            row, position = decode(text.text, position)
+        except ValueError:
+            text.take(position)
+            position = 0
+            if not text.more():
+                raise _broken(path) from None
+            continue
+        if not isinstance(row, dict):
+            raise _no_listing(path)
+        yield row
+    text.take(position)
+    _require_result_set(before + text.rest(), path)
+
+
+class _Arriving:
+    """A text of which the beginning is here: what has been taken is forgotten, more is fetched on demand."""
+
+    def __init__(self, blocks: Iterable[bytes]) -> None:
+        self._blocks = iter(blocks)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.text = ""
+
+    def more(self) -> bool:
+        """Fetch the next block; False if there is none."""
+        block = next(self._blocks, None)
+        if block is None:
+            return False
+        self.text += self._decoder.decode(block)
+        return True
+
+    def find(self, pattern: re.Pattern[str]) -> int | None:
+        """Fetch until a pattern is here and give where it ends; None if it never comes."""
+        while True:
+            found = pattern.search(self.text)
+            if found:
+                return found.end()
+            if not self.more():
+                return None
+
+    def take(self, length: int) -> str:
+        """Give the beginning, and forget it."""
+        taken, self.text = self.text[:length], self.text[length:]
+        return taken
+
+    def rest(self) -> str:
+        """Give all that is left."""
+        while self.more():
+            pass
+        return self.take(len(self.text))
+
+
+def _require_result_set(envelope: str, path: str) -> None:
+    """See that what stood around the rows is whole."""
+    try:
+        answer = json.loads(envelope)
+    except ValueError:
+        raise _broken(path) from None
+    if not isinstance(answer, dict) or not isinstance(answer.get("ResultSet"), dict):
+        raise _no_listing(path)
+    if not isinstance(answer["ResultSet"].get("Result"), list):
+        raise _no_listing(path)
+
+
+def _broken(path: str) -> TransferError:
+    return TransferError(
+        f"XNAT answered GET {path} with something that is not JSON", hint="it may have broken off: try again", url=path
+    )
+
+
+def _no_listing(path: str) -> ServerError:
+    return ServerError(f"XNAT answered GET {path} with something that is not a listing", url=path)
