@@ -68,6 +68,7 @@ class _ErrorsForClients:
             raise _as_http(error) from error
 
 
+_merged: dict[type[XNATDatastoreError], type[XNATDatastoreError]] = {}
 _errors_for_clients = _ErrorsForClients()
 
 
@@ -78,7 +79,7 @@ def errors_for_clients() -> _ErrorsForClients:
 
 def _as_http(error: XNATDatastoreError) -> XNATDatastoreError:
     kind = type(error)
-    merged = _merged_class(kind)
+    merged = _merged.get(kind) or _merged.setdefault(kind, _merged_class(kind))
     result = merged.__new__(merged, error.message)
     result.args = error.args
     result.__dict__.update(error.__dict__)

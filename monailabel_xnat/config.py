@@ -102,6 +102,13 @@ def _gigabytes(value: object) -> float:
     return number
 
 
+def _rate(value: object) -> float:
+    number = float(_text(value))
+    if not 0 <= number < float("inf"):
+        raise ValueError("expected a number of requests a second, 0 for no limit")
+    return number
+
+
 def _one_of(*choices: str) -> Callable[[object], str]:
     def choose(value: object) -> str:
         text = _text(value).lower()
@@ -212,7 +219,8 @@ class Settings:
     read_only: bool = _setting(_flag, False, "refuse everything that would write to XNAT")
     allow_delete: bool = _setting(_flag, False, "let remove_image delete the scan in XNAT")
     keep_versions: int = _setting(_at_least(0), 0, "how many versions of a label to keep in XNAT; 0: all")
-    connections: int = _setting(_at_least(1), 4, "transfers at a time")
+    connections: int = _setting(_at_least(1), 4, "requests at a time, transfers included")
+    rate_limit: float = _setting(_rate, 0.0, "requests a second that are started at most; 0: no limit")
     timeout: float = _setting(_seconds, 120.0, "seconds to wait for an answer of XNAT")
     max_age: float = _setting(_seconds, 60.0, "seconds after which the listing of XNAT is renewed")
     verify_tls: bool = _setting(_flag, True, "check the certificate of the server")

@@ -340,6 +340,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             "xnat": self._catalog.problem,
             "outbox": self._labels.waiting(),
             "left_out": self._dataset.left_out,
+            "connection": self._session.pace.summary(),
         }
         return {**status, **{key: value for key, value in details.items() if value}}
 

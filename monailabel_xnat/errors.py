@@ -77,6 +77,11 @@ class ServerError(XNATDatastoreError, ConnectionError):
         self.url = url
         self.status = status
 
+    @property
+    def is_passing(self) -> bool:
+        """Whether XNAT, or a proxy before it, gave no answer of its own or has too much to do: waiting may help."""
+        return self.status in (None, 429, 502, 503, 504)
+
 
 class LoginError(ServerError, PermissionError):
     """XNAT does not know this user or password."""

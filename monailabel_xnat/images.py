@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
-import tempfile
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from monailabel_xnat.additions import Additions
 from monailabel_xnat.cache import Cache, Entry
@@ -33,6 +30,7 @@ from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import ImageError, NoImageError, ServerError, TransferError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.listing import Resource, Scan
+from monailabel_xnat.localfiles import linked, zipped
 from monailabel_xnat.mounted import MountedArchive
 from monailabel_xnat.prefetch import BackgroundPrefetch, PrefetchReport, Progress, prefetch
 from monailabel_xnat.selection import image_resources
@@ -162,7 +160,7 @@ class Images:
             As for :meth:`path`.
         """
         path = self.path(scan)
-        return _zipped(path) if path.is_dir() else path.open("rb")
+        return zipped(path) if path.is_dir() else path.open("rb")
 
     def hold(self, scans: Iterable[Scan]) -> None:
         """Keep images from eviction while this process lives, for a training say; instead of those held before."""
@@ -347,7 +345,7 @@ class Images:
 
     def _as_folder(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Path:
         folder = self._source(scan, resource, files, part)
-        return folder if folder.parent == part else _linked(folder, part / "link")
+        return folder if folder.parent == part else linked(folder, part / "link")
 
     def _as_file(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Path:
         from monailabel_xnat.convert.wholefile import join_header_and_voxels, read_whole_image
@@ -360,7 +358,7 @@ class Images:
         if joined:
             path = join_header_and_voxels(path, part / f"image{joined}")
         read_whole_image(path)
-        return path if part in path.parents else _linked(path, part / f"link{ending(path.name)}")
+        return path if part in path.parents else linked(path, part / f"link{ending(path.name)}")
 
     def _source(
         self,
@@ -435,25 +433,3 @@ def _grid(path: Path) -> Grid:
         return Grid.of_image(path)
     except ValueError as error:
         raise ImageError(f"{path.name} cannot be read as an image: {error}") from error
-
-
-def _linked(source: Path, link: Path) -> Path:
-    """Put a mounted file or folder under another name without copying it, where the system can."""
-    try:
-        link.symlink_to(source.resolve(), target_is_directory=source.is_dir())
-    except (OSError, NotImplementedError):
-        if source.is_dir():
-            shutil.copytree(source, link)
-        else:
-            shutil.copyfile(source, link)
-    return link
-
-
-def _zipped(folder: Path) -> BinaryIO:
-    file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - handed out open
-    with zipfile.ZipFile(file, "w") as archive:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                archive.write(path, path.relative_to(folder).as_posix())
-    file.seek(0)
-    return file  # type: ignore[return-value]

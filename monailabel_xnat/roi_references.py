@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 # Thousands of collections that nobody has read yet must not hold up the start; the rest comes in the background.
 _PATIENCE = 5.0
-_AWAY_STATUSES = (None, 502, 503, 504)
 
 BySeries = dict[tuple[str, str], tuple[RoiCollection, ...]]
 
@@ -65,7 +64,7 @@ class RoiReferences:
         try:
             self._listed[project] = list_collections(self._session, project)
         except ServerError as error:
-            if error.status in _AWAY_STATUSES:
+            if error.is_passing:
                 logger.warning("the ROI collections could not be listed, those known before are used: %s", error)
                 return self._listed.get(project, [])
             if not self._absent:

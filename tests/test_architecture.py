@@ -18,7 +18,7 @@ LAYERS = (
     {"client"},
     {"listing", "selection", "snapshot", "catalog", "cache", "roi_references"},
     {"convert"},
-    {"images", "mounted", "prefetch", "additions"},
+    {"images", "localfiles", "mounted", "prefetch", "additions"},
     {"labels"},
     {"manifest"},
     {"info", "description", "dataset", "views"},

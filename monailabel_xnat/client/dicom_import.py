@@ -85,14 +85,13 @@ class DicomImport:
         if labels:
             destination += "/subjects/{}/experiments/{}".format(*labels)
         query = {"import-handler": "DICOM-zip", "dest": destination, "overwrite": "append", "Ignore-Unparsable": "true"}
-        with self._session.transfer_slots:
-            response = self._session.request(
-                "POST",
-                "/data/services/import",
-                query=query,
-                body=lambda: packed.open("rb"),
-                headers={"Content-Type": "application/zip"},
-            )
+        response = self._session.request(
+            "POST",
+            "/data/services/import",
+            query=query,
+            body=lambda: packed.open("rb"),
+            headers={"Content-Type": "application/zip"},
+        )
         answers = response.text.split()
         for answer in answers:
             if _ARCHIVED in answer:

@@ -9,10 +9,10 @@ from typing import Any
 
 import requests
 import xnat
-from requests.adapters import HTTPAdapter
 from xnat.session import BaseXNATSession
 
 from monailabel_xnat.client.answers import failure, is_page, network_failure, page_failure
+from monailabel_xnat.client.pace import Pace, PacedAdapter
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import LoginError, ServerError
 
@@ -43,11 +43,18 @@ def _without_credentials(request: requests.PreparedRequest) -> requests.Prepared
     return request
 
 
-def log_in(settings: Settings) -> BaseXNATSession:
+def log_in(settings: Settings, pace: Pace) -> BaseXNATSession:
     """Log in and make the xnatpy session.
 
     ``xnat.connect`` is not used: it cannot be given a certificate authority or a client certificate, takes
     credentials from the environment behind the settings' back, and may prompt for a password.
+
+    Parameters
+    ----------
+    settings : Settings
+        Where, and as whom.
+    pace : Pace
+        Tells when each request may be sent, now and later.
 
     Raises
     ------
@@ -56,7 +63,7 @@ def log_in(settings: Settings) -> BaseXNATSession:
     ServerError
         If the server cannot be reached or is not an XNAT.
     """
-    transport = _transport(settings)
+    transport = _transport(settings, pace)
     try:
         token = _open_session(transport, settings)
         if transport.cookies.get(SESSION_COOKIE) is None:
@@ -107,7 +114,7 @@ def who_am_i(transport: requests.Session, server: str, timeout: float) -> str:
     raise page_failure(response)
 
 
-def _transport(settings: Settings) -> requests.Session:
+def _transport(settings: Settings, pace: Pace) -> requests.Session:
     transport = requests.Session()
     transport.auth = _without_credentials
     transport.headers["User-Agent"] = f"monailabel-xnat xnatpy/{xnat.__version__}"
@@ -115,7 +122,7 @@ def _transport(settings: Settings) -> requests.Session:
         transport.verify = str(settings.ca_bundle) if settings.verify_tls else False
     if settings.client_certificate:
         transport.cert = str(settings.client_certificate)
-    adapter = HTTPAdapter(pool_maxsize=2 * settings.connections + 4)
+    adapter = PacedAdapter(pace, pool_maxsize=2 * settings.connections + 4)
     transport.mount("https://", adapter)
     transport.mount("http://", adapter)
     return transport

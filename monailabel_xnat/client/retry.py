@@ -6,6 +6,8 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 
 # What proxies and overloaded servers answer for a moment; every other status is an answer to be believed.
 TRANSIENT_STATUSES = frozenset({429, 502, 503, 504})
@@ -40,21 +42,33 @@ class Backoff:
             yield min(self.first_pause * 2**attempt * random.uniform(0.75, 1.25), LONGEST_PAUSE)  # noqa: S311
 
 
-def requested_pause(retry_after: str | None) -> float | None:
-    """Read a ``Retry-After`` header.
+def requested_pause(retry_after: str | None, date: str | None = None) -> float | None:
+    """Read a ``Retry-After`` header (RFC 9110, 10.2.3).
 
     Parameters
     ----------
     retry_after : str or None
-        The header; its date form is not used by XNAT or common proxies and counts as absent.
+        The header: a number of seconds, or the time at which to come back.
+    date : str or None
+        The ``Date`` header of the same answer: that clock counts, ours may differ.
 
     Returns
     -------
     float or None
         Seconds to wait, None if the header says nothing usable.
     """
+    text = (retry_after or "").strip()
     try:
-        seconds = float(retry_after or "")
+        seconds = float(text)
     except ValueError:
+        then, now = _time_of(text), _time_of(date or "") or datetime.now(timezone.utc)
+        return max(0.0, (then - now).total_seconds()) if then else None
+    return seconds if 0 <= seconds < float("inf") else None
+
+
+def _time_of(text: str) -> datetime | None:
+    try:
+        time_of = parsedate_to_datetime(text)
+    except (TypeError, ValueError):
         return None
-    return seconds if seconds >= 0 else None
+    return time_of if time_of.tzinfo else time_of.replace(tzinfo=timezone.utc)

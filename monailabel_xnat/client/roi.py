@@ -116,7 +116,8 @@ def list_collections(session: Session, project: str) -> list[RoiCollection]:
         If XNAT fails, which it does where it does not know the data type.
     """
     query = {"project": project, "xsiType": _XSI_TYPE, "columns": ",".join(_COLUMNS)}
-    rows = session.rows("/data/experiments", query)
+    with session.pace.heavy("listing of ROI collections"):
+        rows = session.rows("/data/experiments", query)
     # A session is its own session: so much for a site that lists those, for it does not know the type.
     return [_collection(row) for row in rows if row.get("session_ID") not in (None, "", row["ID"])]
 
@@ -259,14 +260,13 @@ def store_seg(
         If XNAT fails or refuses it: with status 422 also where the label is in use, 409 where it is in use elsewhere.
     """
     path = quoted("xapi", "roi", "projects", project, "sessions", session_id, "collections", label)
-    with session.transfer_slots:
-        answer = session.request(
-            "PUT",
-            path,
-            query={"type": "SEG", "overwrite": "true" if overwrite else "false"},
-            body=lambda: source.open("rb"),
-            headers={"Content-Type": "application/octet-stream"},
-        )
+    answer = session.request(
+        "PUT",
+        path,
+        query={"type": "SEG", "overwrite": "true" if overwrite else "false"},
+        body=lambda: source.open("rb"),
+        headers={"Content-Type": "application/octet-stream"},
+    )
     return answer.text.strip()
 
 

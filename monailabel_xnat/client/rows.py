@@ -23,7 +23,9 @@ _END_OF_ROWS = "]"
 
 
 def read_listing(session: Session, path: str, query: Query, read: Callable[[Iterable[Row]], Result]) -> Result:
-    """GET a listing and have its rows read as they arrive; one that breaks off is read again from the beginning.
+    """GET the listing of a whole project and have its rows read as they arrive.
+
+    One that breaks off is read again from the beginning. Of such listings one at a time is asked for.
 
     Parameters
     ----------
@@ -46,7 +48,7 @@ def read_listing(session: Session, path: str, query: Query, read: Callable[[Iter
     pauses = session.backoff.pauses()
     while True:
         try:
-            with session.stream(path, {"format": "json", **query}) as response:
+            with session.pace.heavy("listing"), session.stream(path, {"format": "json", **query}) as response:
                 return read(rows_of(response.iter_content(_BLOCK), path))
         except TransferError as error:
             pause = next(pauses, None)

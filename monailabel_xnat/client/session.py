@@ -17,6 +17,7 @@ from xnat.session import BaseXNATSession
 
 from monailabel_xnat.client.answers import failure, is_page, network_failure, page_failure
 from monailabel_xnat.client.login import SESSION_COOKIE, log_in, who_am_i
+from monailabel_xnat.client.pace import Pace
 from monailabel_xnat.client.retry import (
     LONGEST_PAUSE,
     REPEATABLE_METHODS,
@@ -57,7 +58,7 @@ class Session:
     _lock: threading.RLock
     _connection: BaseXNATSession | None
     _last_use: float
-    transfer_slots: threading.BoundedSemaphore
+    pace: Pace
 
     def __init__(self, settings: Settings, backoff: Backoff | None = None) -> None:
         self._settings = settings
@@ -80,7 +81,7 @@ class Session:
         """The xnatpy session (without XNAT's schema model); logs in if need be."""
         with self._lock:
             if self._connection is None:
-                self._connection = log_in(self._settings)
+                self._connection = log_in(self._settings, self.pace)
                 self._last_use = time.monotonic()
                 logger.info("logged in to %s", self._settings.server)
             return self._connection
@@ -143,11 +144,12 @@ class Session:
         LoginError, AccessDeniedError, NotInArchiveError, ServerTimeoutError, ServerError
             By the status of the answer, or if there is none.
         """
-        return self._send(method, path, query=query, body=body, headers=headers, stream=False)
+        with self.pace.slot():
+            return self._send(method, path, query=query, body=body, headers=headers, stream=False)
 
     @contextmanager
     def stream(self, path: str, query: Query | None = None) -> Iterator[requests.Response]:
-        """GET a path and give the answer with its body still to be read; one of ``connections`` at a time.
+        """GET a path and give the answer with its body still to be read.
 
         Raises
         ------
@@ -156,7 +158,7 @@ class Session:
         ServerError
             As for :meth:`request`.
         """
-        with self.transfer_slots, self._send("GET", path, query=query, stream=True) as response:
+        with self.pace.slot(), self._send("GET", path, query=query, stream=True) as response:
             try:
                 yield response
             except requests.RequestException as error:
@@ -180,8 +182,10 @@ class Session:
 
     def wait(self, pause: float, reason: str) -> None:
         """Let some seconds pass before a request is repeated, and say why in the log."""
-        logger.info("XNAT asked again in %.1f s: %s", pause, reason)
-        self.backoff.sleep(pause)
+        self.pace.repeat()
+        if pause:
+            logger.info("XNAT is asked again in %.1f s: %s", pause, reason)
+            self.backoff.sleep(pause)
 
     def close(self) -> None:
         """Log out; a later request logs in again."""
@@ -191,7 +195,7 @@ class Session:
             return
         try:
             connection.interface.delete(f"{self._settings.server}/data/JSESSION", timeout=5)
-        except requests.RequestException as error:
+        except (requests.RequestException, ServerError) as error:
             logger.debug("no logout: %s", type(error).__name__)
         connection.disconnect()
 
@@ -226,12 +230,8 @@ class Session:
                 response.close()
                 self._renew(connection)
                 continue
-            if response.status_code in TRANSIENT_STATUSES:
-                pause = self._pause_before_repeat(method, response, pauses)
-                if pause is not None:
-                    response.close()
-                    self.wait(pause, f"status {response.status_code}")
-                    continue
+            if response.status_code in TRANSIENT_STATUSES and self._may_repeat(method, response, pauses):
+                continue
             return _accepted(response)
 
     def _send_once(
@@ -302,19 +302,28 @@ class Session:
             _ = self.connection
         lost.disconnect()
 
-    def _pause_before_repeat(self, method: str, response: requests.Response, pauses: Iterator[float]) -> float | None:
+    def _may_repeat(self, method: str, response: requests.Response, pauses: Iterator[float]) -> bool:
+        """Tell whether to send a request again that XNAT could not take now, after the pause that it asks for, or ours.
+
+        What it asks for holds for all threads, and also where this request is not repeated.
+        """
+        asked = requested_pause(response.headers.get("Retry-After"), response.headers.get("Date"))
+        if asked is not None:
+            logger.info("XNAT asked for %.0f s of rest: status %d", asked, response.status_code)
+            self.pace.rest(asked, response.status_code)
         pause = next(pauses, None) if method in REPEATABLE_METHODS else None
-        asked = requested_pause(response.headers.get("Retry-After"))
-        if pause is None or asked is None:
-            return pause
-        return asked if asked <= LONGEST_PAUSE else None
+        if pause is None or (asked or 0.0) > LONGEST_PAUSE:
+            return False
+        response.close()
+        self.wait(pause if asked is None else 0.0, f"status {response.status_code}")
+        return True
 
     def _forget(self) -> None:
         """Start without connection or locks, in a new object or in a forked child, which must not share either."""
         self._lock = threading.RLock()
         self._connection = None
         self._last_use = time.monotonic()
-        self.transfer_slots = threading.BoundedSemaphore(self._settings.connections)
+        self.pace = Pace(self._settings.connections, self._settings.rate_limit, self.backoff.sleep)
 
 
 def quoted(*parts: str) -> str:

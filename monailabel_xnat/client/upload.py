@@ -191,15 +191,14 @@ def _put(session: Session, resource: str, item: Upload, *, overwrite: bool) -> S
     query = {"format": item.format, "content": item.content, **({"overwrite": "true"} if overwrite else {})}
     source = item.source
     try:
-        with session.transfer_slots:
-            session.request(
-                "PUT",
-                f"{resource}/files{quoted(item.name)}",
-                query=query,
-                body=source if isinstance(source, bytes) else lambda: source.open("rb"),
-                # XNAT takes the body as the file only for the types it knows (ResourceModifierA).
-                headers={"Content-Type": "application/octet-stream"},
-            )
+        session.request(
+            "PUT",
+            f"{resource}/files{quoted(item.name)}",
+            query=query,
+            body=source if isinstance(source, bytes) else lambda: source.open("rb"),
+            # XNAT takes the body as the file only for the types it knows (ResourceModifierA).
+            headers={"Content-Type": "application/octet-stream"},
+        )
     except AccessDeniedError as error:
         raise _no_permission(session, resource) from error
     except ServerError as error:

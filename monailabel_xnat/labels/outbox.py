@@ -41,8 +41,6 @@ logger = logging.getLogger(__name__)
 _FILE, _SIDECAR, _ENTRY, _FAILURE = "label", "sidecar.json", "entry.json", "failure.json"
 _DRAFT, _GONE = ".draft-", ".gone-"
 _CHUNK = 1 << 20
-# No answer at all, or that of a proxy without its XNAT.
-_AWAY_STATUSES = (None, 502, 503, 504)
 # A draft or a folder on its way out is the work of a moment; what is older was left by a crash.
 _STALE_SECONDS = 3600.0
 # The outbox folder is looked at again after this long, so that asking for each of 10000 images costs nothing.
@@ -277,7 +275,7 @@ def folder_of(settings: Settings) -> Path:
 
 def is_away(error: XNATDatastoreError) -> bool:
     """Tell whether XNAT, not what was asked of it, is the trouble, so that waiting may help."""
-    return isinstance(error, LoginError) or (isinstance(error, ServerError) and error.status in _AWAY_STATUSES)
+    return isinstance(error, LoginError) or (isinstance(error, ServerError) and error.is_passing)
 
 
 def sha256_of(path: Path) -> str:

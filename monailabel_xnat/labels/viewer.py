@@ -49,7 +49,6 @@ _LONGEST_NAME = 60
 _LONGEST_GOODBYE = 10.0
 _TRIES_FOR_A_NAME = 20
 _IN_USE = (409, 422)
-_AWAY_STATUSES = (None, 502, 503, 504)
 # In the info of what a model drew around places that a person pointed at (DeepEdit, DeepGrow, SAM).
 _CLICKS = ("foreground", "background", "roi")
 
@@ -169,7 +168,7 @@ class ViewerCopies:
             try:
                 allowed = may_store(self._session, project)
             except ServerError as error:
-                if error.status in _AWAY_STATUSES:
+                if error.is_passing:
                     raise
                 allowed = False
             self._may_store[project] = allowed
