@@ -13,6 +13,7 @@ from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, UnknownImageError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.listing import Listing, Resource, Scan, list_projects
+from monailabel_xnat.memory import Memory
 from monailabel_xnat.roi_references import RoiReferences
 from monailabel_xnat.selection import Selection, drawn_labels
 from monailabel_xnat.snapshot import Snapshot
@@ -32,6 +33,8 @@ class Catalog:
     background while the old one is served; if that fails, the old one stays and :attr:`problem` says why. Between
     two renewals only our own writes are known, which :meth:`put_resource`, :meth:`drop_resource`,
     :meth:`drop` and :meth:`renew` tell.
+
+    What is read of the images and need not be read again is kept in :attr:`memory`.
 
     Parameters
     ----------
@@ -53,7 +56,8 @@ class Catalog:
         self._taken = 0.0
         self._edits: list[tuple[float, str, _Edit]] = []
         self._background: threading.Thread | None = None
-        self._rois = RoiReferences(session, self._renew_in_background)
+        self.memory = Memory(session.settings)
+        self._rois = RoiReferences(session, self.memory, self._renew_in_background)
         self._listeners: list[Callable[[Collection[str]], None]] = []
         self._drawn = 0
         self.problem = ""
@@ -143,6 +147,10 @@ class Catalog:
         with self._renewal:
             self._take_snapshot()
 
+    def close(self) -> None:
+        """Close what is kept on this disk."""
+        self.memory.close()
+
     def _current(self) -> Snapshot:
         """Give the snapshot: wait for the first one, start the renewal of an old one."""
         if self._snapshot is None:
@@ -184,7 +192,7 @@ class Catalog:
             for _, image, edit in self._edits:
                 _apply(edit, image, snapshot)
             changed = snapshot.take_over(before)
-            self._snapshot, self._taken, self.problem = snapshot, self._clock(), ""
+            self._snapshot, self._taken, self.problem = snapshot, self._clock(), self._rois.problem
         logger.info("listed %d images", len(snapshot))
         self._tell_of_drawn(snapshot.scans())
         self._tell(changed)

@@ -94,7 +94,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         self._infos = ImageInfos(self._session, self._catalog)
         self._views = Views(self._images, self._labels, self._infos)
         self._dataset = Dataset(self._session, self._catalog, self._images, self._labels)
-        self._description = Description(self._session)
+        self._description = Description(self._session, self._catalog.memory)
         self._catalog.scans()
         # MONAI Label never closes a datastore; what waits must still be written when the process ends.
         self._close_at_exit = _close_at_exit(weakref.ref(self))
@@ -102,7 +102,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
     def name(self) -> str:
         """Give the name that was set, else XNAT's address."""
         with errors_for_clients():
-            return self._description.get("name", f"XNAT {self._settings.server}")
+            return self._description.get("name", self._own_name)
 
     def set_name(self, name: str) -> None:
         """Store a name in XNAT."""
@@ -111,9 +111,8 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
 
     def description(self) -> str:
         """Give the description that was set, else which projects are shown."""
-        projects = ", ".join(self._settings.project) or "all projects"
         with errors_for_clients():
-            return self._description.get("description", f"{projects} on {self._settings.server}")
+            return self._description.get("description", self._own_description)
 
     def set_description(self, description: str) -> None:
         """Store a description in XNAT."""
@@ -345,11 +344,18 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         return {**status, **{key: value for key, value in details.items() if value}}
 
     def json(self) -> dict[str, Any]:
-        """Give everything about images and labels as LocalDatastore does."""
+        """Give everything about images and labels as LocalDatastore does, as far as known here without asking XNAT.
+
+        Asked for is only the info of images and labels that is new: see :meth:`get_image_info`. Name and description
+        are those last set, or asked for, on this machine.
+        """
         with errors_for_clients():
             objects = self._views.tree(self._catalog.scans())
-        folders = {"images_dir": "", "labels_dir": ""}
-        return {"name": self.name(), "description": self.description(), **folders, "objects": objects}
+        texts = {
+            "name": self._description.known("name", self._own_name),
+            "description": self._description.known("description", self._own_description),
+        }
+        return {**texts, "images_dir": "", "labels_dir": "", "objects": objects}
 
     def prefetch(
         self,
@@ -387,7 +393,17 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         self._infos.close()
         self._labels.close()
         self._images.close()
+        self._catalog.close()
         self._session.close()
+
+    @property
+    def _own_name(self) -> str:
+        return f"XNAT {self._settings.server}"
+
+    @property
+    def _own_description(self) -> str:
+        projects = ", ".join(self._settings.project) or "all projects"
+        return f"{projects} on {self._settings.server}"
 
     def _find(self, image_id: str) -> Scan | None:
         try:

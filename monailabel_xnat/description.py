@@ -10,9 +10,12 @@ from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.client.upload import upload
 from monailabel_xnat.errors import ServerError, SettingsError
 from monailabel_xnat.listing import list_projects
+from monailabel_xnat.memory import Memory
 
 RESOURCE = "MONAILABEL_datastore"
 FILE = "datastore.json"
+
+_KIND = "datastore"
 
 
 class Description:
@@ -22,10 +25,13 @@ class Description:
     ----------
     session : Session
         The connection; of several configured projects the first one holds the texts.
+    memory : Memory
+        Keeps them on this machine, for :meth:`known`.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, memory: Memory) -> None:
         self._session = session
+        self._memory = memory
         self._lock = threading.Lock()
         self._texts: dict[str, str] | None = None
 
@@ -34,7 +40,15 @@ class Description:
         with self._lock:
             if self._texts is None:
                 self._texts = self._read()
+                self._remember()
             return self._texts.get(key) or default
+
+    def known(self, key: str, default: str) -> str:
+        """Give a text as far as it was set or asked for on this machine, or the default; never asks XNAT."""
+        texts = self._texts
+        if texts is None:
+            texts = self._memory.get(_KIND, self._key(), "") or {}
+        return texts.get(key) or default
 
     def set(self, key: str, text: str) -> None:
         """Store a text in XNAT.
@@ -65,6 +79,13 @@ class Description:
                 overwrite=True,
             )
             self._texts = texts
+            self._remember()
+
+    def _remember(self) -> None:
+        self._memory.put(_KIND, self._key(), "", self._texts)
+
+    def _key(self) -> str:
+        return ",".join(self._session.settings.project)
 
     def _read(self) -> dict[str, str]:
         project = self._home()

@@ -23,20 +23,20 @@ from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.client.upload import upload
 from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId
-from monailabel_xnat.jsonable import plain
+from monailabel_xnat.jsonable import plain, resized
 
 logger = logging.getLogger(__name__)
 
 INFO_RESOURCE = "MONAILABEL_info"
 INFO_FILE = "image.json"
 
+_KIND = "image info"
+
 # Changes wait this long for others to the same images, so that scoring a project does not write each one thrice.
 _GATHER_SECONDS = 0.25
 _RETRY_SECONDS = 30.0
 # Longer than reading and writing takes: by then whoever overwrote us has done so.
 _CONFIRM_SECONDS = 2.0
-# Each write makes the file one byte longer than the last modulo this, so that the size in the listing tells a change.
-_SIZE_CYCLE = 64
 
 
 class ImageInfos:
@@ -53,6 +53,8 @@ class ImageInfos:
     def __init__(self, session: Session, catalog: Catalog) -> None:
         self._session = session
         self._catalog = catalog
+        self._memory = catalog.memory
+        self._is_recalled = False
         self._lock = threading.RLock()
         self._loading = threading.Lock()
         self._stored: dict[ImageId, tuple[Resource, dict[str, Any]]] = {}
@@ -69,10 +71,10 @@ class ImageInfos:
         if self._is_stale(scan):
             self._load_changed()
         with self._lock:
-            stored = self._stored.get(scan.image_id)
-            info = copy.deepcopy(stored[1]) if stored else {}
-            info.update(copy.deepcopy(self._pending.get(scan.image_id, {})))
-        return info
+            stored, pending = self._stored.get(scan.image_id), self._pending.get(scan.image_id)
+            if not stored and not pending:
+                return {}
+            return copy.deepcopy({**(stored[1] if stored else {}), **(pending or {})})
 
     def handed_out(self, scan: Scan) -> float:
         """Give when a strategy last handed the image out (seconds since 1970), 0.0 if never; asks nobody."""
@@ -174,6 +176,7 @@ class ImageInfos:
                 self._pending[image] = left
             else:
                 self._pending.pop(image, None)
+        self._memory.put(_KIND, str(image), written.state, merged)
         self._catalog.put_resource(image, written)
 
     def _confirm(self) -> None:
@@ -193,9 +196,7 @@ class ImageInfos:
                 self._wake.set()
 
     def _store(self, scan: Scan, info: dict[str, Any], previous_size: int) -> Resource:
-        content = json.dumps(info, indent=1, sort_keys=True).encode()
-        target = (previous_size + 1) % _SIZE_CYCLE
-        content += b" " * ((target - len(content)) % _SIZE_CYCLE)
+        content = resized(json.dumps(info, indent=1, sort_keys=True).encode(), previous_size)
         upload(self._session, _resource(scan), INFO_FILE, content, format="JSON", content="MONAILABEL", overwrite=True)
         return Resource(INFO_RESOURCE, 1, len(content))
 
@@ -228,23 +229,38 @@ class ImageInfos:
     def _load_changed(self) -> None:
         """Read, in parallel, every info that the listing shows as changed."""
         with self._loading:
+            if not self._is_recalled:
+                self._recall()
+                self._is_recalled = True
             changed = [scan for scan in self._catalog.scans() if self._is_stale(scan)]
             if not changed:
                 return
             with ThreadPoolExecutor(min(self._session.settings.connections, len(changed))) as pool:
                 list(pool.map(self._load, changed))
 
+    def _recall(self) -> None:
+        """Take what this machine has read before, as far as the listing shows no change since."""
+        remembered = self._memory.all(_KIND)
+        for scan in self._catalog.scans() if remembered else ():
+            resource, fact = scan.resource(INFO_RESOURCE), remembered.get(str(scan.image_id))
+            if resource and fact and resource.state == fact.state and isinstance(fact.content, dict):
+                with self._lock:
+                    self._stored.setdefault(scan.image_id, (resource, fact.content))
+
     def _load(self, scan: Scan) -> None:
         resource = scan.resource(INFO_RESOURCE)
         if resource is None:
             return
         try:
-            _, info = self._read_again(scan)
+            size, info = self._read_again(scan)
         except XNATDatastoreError as error:
             logger.warning("an image info could not be read: %s", type(error).__name__)
             logger.info("why image info could not be read: %s", error)
             with self._lock:
                 info = self._stored[scan.image_id][1] if scan.image_id in self._stored else {}
+        else:
+            if size == resource.file_size:  # not of a later writing than the listing
+                self._memory.put(_KIND, str(scan.image_id), resource.state, info)
         with self._lock:
             self._stored[scan.image_id] = (resource, info)
 

@@ -1,4 +1,4 @@
-"""Plain JSON values of what MONAI Label and its scorers hand over."""
+"""Plain JSON values of what MONAI Label and its scorers hand over, and files of them whose size tells a change."""
 
 from __future__ import annotations
 
@@ -36,6 +36,23 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # NumPy and torch, without importing either
         return plain(value.tolist())
     raise TypeError(f"{type(value).__name__} cannot be kept as JSON: {value!r:.100}")
+
+
+# After this many rewritings a file may have a size that it had before: a file of as many bytes costs nothing.
+_SIZE_CYCLE = 1024
+
+
+def resized(content: bytes, previous_size: int) -> bytes:
+    """Lengthen JSON by blanks, so that XNAT's listing, which shows sizes, tells others of the change.
+
+    Parameters
+    ----------
+    content : bytes
+        The JSON that is to be stored.
+    previous_size : int
+        Bytes of what it replaces: it gets one more than that, modulo 1024.
+    """
+    return content + b" " * ((previous_size + 1 - len(content)) % _SIZE_CYCLE)
 
 
 def _plain_number(value: Any) -> Any:

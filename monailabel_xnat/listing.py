@@ -87,6 +87,13 @@ class Resource(NamedTuple):
     file_count: int | None
     file_size: int | None
 
+    @property
+    def state(self) -> str:
+        """What differs when the content does; "" where XNAT has not counted, so that nothing tells."""
+        if self.file_count is None or self.file_size is None:
+            return ""
+        return f"{self.file_count} files, {self.file_size} bytes"
+
 
 class Scan(NamedTuple):
     """A scan as the listing shows it; texts are empty and ``frames`` is None where XNAT does not know."""

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from monailabel_xnat.client.locks import private_folder
 from monailabel_xnat.client.roi import CollectionFacts, RoiCollection, list_collections, read_facts
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.errors import CacheError, ServerError
+from monailabel_xnat.errors import ServerError
+from monailabel_xnat.memory import Fact, Memory
 
 logger = logging.getLogger(__name__)
 
 # Thousands of collections that nobody has read yet must not hold up the start; the rest comes in the background.
 _PATIENCE = 5.0
+_KIND = "ROI collection"
+# The collections of a project that were listed before are gone only if XNAT says so.
+_GONE = (403, 404)
 
 BySeries = dict[tuple[str, str], tuple[RoiCollection, ...]]
 
@@ -32,31 +30,37 @@ class RoiReferences:
     ----------
     session : Session
         The connection.
+    memory : Memory
+        Keeps what was read of collections.
     on_learned : callable
         Called, from another thread, when references were read that :meth:`by_series` did not wait for.
     """
 
-    def __init__(self, session: Session, on_learned: Callable[[], None]) -> None:
+    def __init__(self, session: Session, memory: Memory, on_learned: Callable[[], None]) -> None:
         self._session = session
-        self._file = session.settings.server_folder / "roi" / "references.json"
+        self._memory = memory
         self._on_learned = on_learned
         self._lock = threading.Lock()
         self._facts: dict[str, CollectionFacts] | None = None  # by fingerprint
         self._learning: set[str] = set()
         self._listed: dict[str, list[RoiCollection]] = {}
         self._absent: set[str] = set()
+        self.problem = ""
 
     def ask_again(self) -> None:
         """Have sites asked again that did not know ROI collections."""
         self._absent.clear()
 
     def by_series(self, projects: Iterable[str]) -> BySeries:
-        """List the ROI collections of projects, by session ID and Series Instance UID, oldest first."""
+        """List the ROI collections of projects, by session ID and Series Instance UID, oldest first.
+
+        Those of a project that cannot be listed now are those known before; :attr:`problem` says so.
+        """
+        self.problem = ""
         asked = [project for project in dict.fromkeys(projects) if project not in self._absent]
         if not asked:
             return {}
-        with ThreadPoolExecutor(min(self._session.settings.connections, len(asked))) as pool:
-            collections = [found for listed in pool.map(self._list, asked) for found in listed]
+        collections = [found for project in asked for found in self._list(project)]
         self._learn(collections)
         return self._grouped(collections)
 
@@ -64,13 +68,16 @@ class RoiReferences:
         try:
             self._listed[project] = list_collections(self._session, project)
         except ServerError as error:
-            if error.is_passing:
-                logger.warning("the ROI collections could not be listed, those known before are used: %s", error)
-                return self._listed.get(project, [])
+            known = self._listed.get(project)
+            if error.is_passing or (known is not None and error.status not in _GONE):
+                self.problem = f"the ROI collections could not be listed, those known before are used: {error}"
+                logger.warning("%s", self.problem)
+                return known or []
             if not self._absent:
                 logger.info("XNAT lists no ROI collections (it answered %s); none are read", error.status)
             self._absent.add(project)
-            self._listed[project] = []
+            self._listed.pop(project, None)
+            return []
         return self._listed[project]
 
     def _grouped(self, collections: Iterable[RoiCollection]) -> BySeries:
@@ -119,7 +126,7 @@ class RoiReferences:
         with self._lock:
             self._facts = {**self._known(), **found}
             self._learning -= new.keys()
-        self._keep()
+        self._memory.put_all(_KIND, {key: Fact("", facts) for key, facts in found.items()})
 
     def _read(self, queue: SimpleQueue[tuple[str, RoiCollection]], found: dict[str, CollectionFacts]) -> None:
         while True:
@@ -134,26 +141,9 @@ class RoiReferences:
 
     def _known(self) -> dict[str, CollectionFacts]:
         if self._facts is None:
-            self._facts = _load(self._file)
+            self._facts = {
+                key: CollectionFacts(fact.content[0], fact.content[1], tuple(fact.content[2]))
+                for key, fact in self._memory.all(_KIND).items()
+                if isinstance(fact.content, list)
+            }
         return self._facts
-
-    def _keep(self) -> None:
-        """Write what is known to the disk; another process may have written, and what it lost is read again."""
-        with self._lock:
-            content = json.dumps({**_load(self._file), **self._known()})
-        try:
-            folder = private_folder(self._file.parent)
-            handle, name = tempfile.mkstemp(prefix=".references-", dir=folder)
-            with os.fdopen(handle, "w") as stream:
-                stream.write(content)
-            Path(name).replace(self._file)
-        except (OSError, CacheError) as error:
-            logger.debug("what ROI collections refer to could not be remembered: %s", error)
-
-
-def _load(file: Path) -> dict[str, CollectionFacts]:
-    try:
-        content = json.loads(file.read_bytes())
-        return {str(key): CollectionFacts(uid, kind, tuple(series)) for key, (uid, kind, series) in content.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}

@@ -16,7 +16,7 @@ LAYERS = (
     {"ids", "errors", "jsonable"},
     {"config"},
     {"client"},
-    {"listing", "selection", "snapshot", "catalog", "cache", "roi_references"},
+    {"memory", "listing", "selection", "snapshot", "catalog", "cache", "roi_references"},
     {"convert"},
     {"images", "localfiles", "mounted", "prefetch", "additions"},
     {"labels"},

@@ -70,4 +70,5 @@ def opened_labels(settings: Settings) -> Iterator[tuple[Catalog, Labels]]:
     finally:
         labels.close()
         images.close()
+        catalog.close()
         session.close()

@@ -27,12 +27,16 @@ from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion, version_name
 from monailabel_xnat.labels.outbox import sha256_of
 from monailabel_xnat.labels.sidecar import completed, decode, describe, encode
 from monailabel_xnat.labels.values import with_values
+from monailabel_xnat.memory import Memory
 from monailabel_xnat.selection import drawn_labels, is_label
 
 logger = logging.getLogger(__name__)
 
 ROI_FACTS = "roi_collection"
 """Where the label info tells of the ROI collection that a label was drawn as."""
+
+
+_KIND = "ROI collection stored at"
 
 
 def _read_nifti(path: Path, grid: Grid) -> LabelMap:
@@ -57,13 +61,16 @@ class Collections:
         Tell the grids of images.
     folder : Path
         Where what was decoded is kept.
+    memory : Memory
+        Keeps when collections were stored.
     """
 
-    def __init__(self, session: Session, images: Images, folder: Path) -> None:
+    def __init__(self, session: Session, images: Images, folder: Path, memory: Memory) -> None:
         self._session = session
         self._settings = session.settings
         self._images = images
         self._folder = folder
+        self._memory = memory
         self._stored_at: dict[str, datetime] = {}
 
     def tag(self, scan: Scan) -> str:
@@ -187,15 +194,20 @@ class Collections:
 
     def _when_stored(self, collection: RoiCollection) -> datetime:
         """Tell when a collection was stored; XNAT is asked once for each."""
-        known = self._stored_at.get(collection.fingerprint)
+        known = self._stored_at.get(collection.fingerprint) or self._remembered(collection)
         if known is None:
             try:
                 known = ask_when_stored(self._session, collection)
             except XNATDatastoreError as error:
                 logger.debug("it is not known when a ROI collection was stored: %s", error)
                 return stored_at(collection)
-            self._stored_at[collection.fingerprint] = known
+            self._memory.put(_KIND, collection.fingerprint, "", known.isoformat())
+        self._stored_at[collection.fingerprint] = known
         return known
+
+    def _remembered(self, collection: RoiCollection) -> datetime | None:
+        time = self._memory.get(_KIND, collection.fingerprint, "")
+        return datetime.fromisoformat(time) if isinstance(time, str) else None
 
     def _path(self, scan: Scan, collection: RoiCollection) -> Path:
         values = json.dumps(self._settings.label_values, sort_keys=True)

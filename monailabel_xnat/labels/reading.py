@@ -6,17 +6,24 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
 from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.convert import write_label
-from monailabel_xnat.errors import LabelFileError, UnknownImageError, UnknownLabelError, XNATDatastoreError
+from monailabel_xnat.errors import (
+    LabelFileError,
+    NotInArchiveError,
+    TransferError,
+    UnknownImageError,
+    UnknownLabelError,
+    XNATDatastoreError,
+)
 from monailabel_xnat.images import Images
 from monailabel_xnat.labels.collections import Collections
 from monailabel_xnat.labels.descriptions import Descriptions
@@ -33,6 +40,8 @@ from monailabel_xnat.labels.versions import BUILT_IN_RESOURCE, Versions
 from monailabel_xnat.selection import drawn_labels
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 class StoredLabels:
@@ -61,10 +70,10 @@ class StoredLabels:
         folder = settings.server_folder / "labels"
         self._outbox = Outbox(folder_of(settings), self._note_departure)
         self._files = LabelFiles(session, folder)
-        self._versions = Versions(session, catalog)
+        self._versions = Versions(session, catalog, lambda image: self._tally.update([image]))
         self._lookup = Lookup(self._versions, self._outbox, settings.label_resource)
-        self._collections = Collections(session, images, folder)
-        self._descriptions = Descriptions(session)
+        self._collections = Collections(session, images, folder, catalog.memory)
+        self._descriptions = Descriptions(session, catalog.memory)
         self._tally = Tally(catalog, self._tags_in_xnat, lambda scan: len(drawn_labels(scan, settings)))
 
     @property
@@ -118,7 +127,9 @@ class StoredLabels:
         ServerError
             If XNAT fails.
         """
-        tag = text_of(tag)
+        return self._listed_anew(scan, lambda: self._path(scan, text_of(tag), version))
+
+    def _path(self, scan: Scan, tag: str, version: str | None = None) -> Path:
         drawn = self._drawn(scan, tag, version)
         if drawn is not None:
             return self._collections.path(scan, drawn)
@@ -149,13 +160,15 @@ class StoredLabels:
         UnknownLabelError, ServerError, CacheError
             As for :meth:`path`.
         """
-        tag = text_of(tag)
+        return self._listed_anew(scan, lambda: self._training_path(scan, text_of(tag)))
+
+    def _training_path(self, scan: Scan, tag: str) -> Path:
         values = self._settings.label_values
         if not values or self._drawn(scan, tag):
-            return self.path(scan, tag)
+            return self._path(scan, tag)
         version = self._lookup.find(scan, tag)
-        path = self.path(scan, tag, version.name)
-        table = differing_values(self._described(scan, tag, version).get("segments") or (), values)
+        path = self._path(scan, tag, version.name)
+        table = differing_values(self.sidecar(scan, tag, version.name).get("segments") or (), values)
         if not table:
             return path
         mark = hashlib.sha256(json.dumps(sorted(table.items())).encode()).hexdigest()[:8]
@@ -183,11 +196,10 @@ class StoredLabels:
         ServerError
             If XNAT fails.
         """
-        tag = text_of(tag)
-        drawn = self._drawn(scan, tag, version)
-        if drawn is not None:
-            return self._collections.description(scan, drawn)
-        return self._described(scan, tag, self._lookup.find(scan, tag, version))
+        try:
+            return self._listed_anew(scan, lambda: self._sidecar(scan, text_of(tag), version))
+        except NotInArchiveError:  # XNAT lists it, and has lost it
+            return {}
 
     def collection_path(self, scan: Scan, label: str) -> Path:
         """Give one ROI collection of an image, by its label, as label map on this machine.
@@ -228,12 +240,28 @@ class StoredLabels:
             If XNAT fails.
         """
         tag = text_of(tag)
+        self._versions.forget(scan)
         versions = self._lookup.all(scan, tag)
         if not versions:
             return []
         with ThreadPoolExecutor(min(self._settings.connections, len(versions))) as pool:
-            sidecars = pool.map(lambda version: self._described(scan, tag, version), versions)
+            sidecars = pool.map(lambda version: self.sidecar(scan, tag, version.name), versions)
             return [version.with_sidecar(sidecar) for version, sidecar in zip(versions, sidecars)]
+
+    def _listed_anew(self, scan: Scan, read: Callable[[], Result]) -> Result:
+        """Read something of a label; if it is not there as listed before, list what there is anew, and read again."""
+        try:
+            return read()
+        except (NotInArchiveError, TransferError):
+            if not self._versions.forget(scan):
+                raise
+            return read()
+
+    def _sidecar(self, scan: Scan, tag: str, version: str | None) -> dict[str, Any]:
+        drawn = self._drawn(scan, tag, version)
+        if drawn is not None:
+            return self._collections.description(scan, drawn)
+        return self._described(scan, tag, self._lookup.find(scan, tag, version))
 
     def _tags_in_xnat(self, scan: Scan) -> list[str]:
         return self._with_drawn(scan, self._lookup.tags_in_xnat(scan))

@@ -35,12 +35,10 @@ import numpy.typing as npt
 
 from monailabel_xnat.convert import LabelMap, Segment
 from monailabel_xnat.convert.geometry import axis_codes
+from monailabel_xnat.jsonable import resized
 from monailabel_xnat.listing import Scan
 
 FORMAT_VERSION = 1
-
-# Each rewriting makes the file longer than before modulo this: XNAT's listing shows sizes, so others see the change.
-_SIZE_CYCLE = 64
 
 
 def describe(
@@ -113,9 +111,7 @@ def encode(sidecar: Mapping[str, Any], previous_size: int | None = None) -> byte
         Bytes of the one that it replaces; the new one is made to differ in size.
     """
     content = json.dumps(sidecar, indent=1).encode()
-    if previous_size is not None:
-        content += b" " * ((previous_size + 1 - len(content)) % _SIZE_CYCLE)
-    return content
+    return content if previous_size is None else resized(content, previous_size)
 
 
 def decode(content: bytes) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import threading
 import time
+from collections.abc import Callable, Sequence
 from email.utils import parsedate_to_datetime
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 BUILT_IN_RESOURCE = "AI"
 """Where MONAI Label's built-in XNATDatastore leaves its labels, one NIfTI file for each model."""
 
+_KIND = "label files"
 # Sorts before everything that was saved by us, whenever others saved it.
 _FOREIGN_TIME = "00000000T000000Z"
 _NIFTI = (LABEL_MAP, ".nii")
@@ -41,11 +43,15 @@ class Versions:
         The connection.
     catalog : Catalog
         Is told of our own writes.
+    on_learned : callable
+        Is told the id of each image of which a listing was learned, for it may hold no labels at all.
     """
 
-    def __init__(self, session: Session, catalog: Catalog) -> None:
+    def __init__(self, session: Session, catalog: Catalog, on_learned: Callable[[str], None]) -> None:
         self._session = session
         self._catalog = catalog
+        self._memory = catalog.memory
+        self._on_learned = on_learned
         self._max_age = session.settings.max_age
         self._lock = threading.Lock()
         self._listings: dict[tuple[ImageId, str, str], _Listing] = {}
@@ -70,8 +76,12 @@ class Versions:
         known = self.known(scan, resource, pattern)
         if known is not None:
             return known
+        shown = scan.resource(resource)
+        remembered = self._remembered(scan, shown, resource, pattern)
+        if remembered is not None:
+            return self._learn(scan.image_id, shown, resource, remembered, pattern)
         files = list_files(self._session, resource_path(scan, resource))
-        return self._remember(scan.image_id, scan.resource(resource), resource, files, pattern)
+        return self._note(scan.image_id, shown, resource, files, pattern)
 
     def known(self, scan: Scan, resource: str, pattern: str = "") -> list[LabelVersion] | None:
         """Give the versions if they are known without a request."""
@@ -91,23 +101,50 @@ class Versions:
     def note(self, scan: Scan, resource: str, files: list[RemoteFile]) -> None:
         """Note what a resource holds after our own write, here and in the catalog."""
         shown = Resource(resource, len(files), sum(file.size or 0 for file in files))
-        self._remember(scan.image_id, shown, resource, files)
+        self._note(scan.image_id, shown, resource, files)
         self._catalog.put_resource(scan.image_id, shown)
 
-    def _remember(
-        self, image: ImageId, shown: Resource | None, resource: str, files: list[RemoteFile], pattern: str = ""
+    def forget(self, scan: Scan) -> bool:
+        """Forget what the resources of an image hold, for XNAT holds something else; False if nothing was known."""
+        with self._lock:
+            wrong = [key for key in self._listings if key[0] == scan.image_id]
+            for key in wrong:
+                del self._listings[key]
+        self._memory.forget(_KIND, [_key(*key) for key in wrong])
+        return bool(wrong)
+
+    def _note(
+        self, image: ImageId, shown: Resource | None, resource: str, files: Sequence[RemoteFile], pattern: str = ""
     ) -> list[LabelVersion]:
-        versions = self._foreign(files, pattern) if pattern else versions_among(files)
+        """Note what XNAT has just listed, in memory and on this disk."""
+        if pattern:
+            files = self._newest_first(files, pattern)
+        if shown is not None and shown.state:
+            content = [(file.path, file.size, file.md5, file.uri) for file in files]
+            self._memory.put(_KIND, _key(image, resource, pattern), shown.state, content)
+        return self._learn(image, shown, resource, files, pattern)
+
+    def _learn(
+        self, image: ImageId, shown: Resource | None, resource: str, files: Sequence[RemoteFile], pattern: str
+    ) -> list[LabelVersion]:
+        versions = _foreign(files) if pattern else versions_among(files)
         with self._lock:
             self._listings[image, resource, pattern] = _Listing(shown, time.monotonic(), versions)
+        self._on_learned(str(image))
         return list(versions)
 
-    def _foreign(self, files: list[RemoteFile], pattern: str) -> list[LabelVersion]:
+    def _remembered(self, scan: Scan, shown: Resource | None, resource: str, pattern: str) -> list[RemoteFile] | None:
+        """Give what another process, or this one in an earlier life, has read while the listing looked as now."""
+        if shown is None or not shown.state:
+            return None
+        content = self._memory.get(_KIND, _key(scan.image_id, resource, pattern), shown.state)
+        return [RemoteFile(*file) for file in content] if isinstance(content, list) else None
+
+    def _newest_first(self, files: Sequence[RemoteFile], pattern: str) -> list[RemoteFile]:
         labels = [file for file in files if file.path.endswith(_NIFTI) and fnmatchcase(file.path, pattern)]
         if len(labels) > 1:
             labels.sort(key=lambda file: (self._modified(file), file.path), reverse=True)
-        names = (f"{_FOREIGN_TIME}-{_identity(file)}" for file in labels)
-        return [LabelVersion(name, LABEL_MAP, file) for name, file in zip(names, labels)]
+        return labels
 
     def _modified(self, file: RemoteFile) -> float:
         answer = self._session.request("HEAD", file.uri)
@@ -120,6 +157,15 @@ class Versions:
 def resource_path(scan: Scan, resource: str) -> str:
     """Give the path of a resource of a scan."""
     return scan.path + quoted("resources", resource)
+
+
+def _key(image: ImageId, resource: str, pattern: str) -> str:
+    return f"{image} {resource} {pattern}"
+
+
+def _foreign(labels: Sequence[RemoteFile]) -> list[LabelVersion]:
+    """Give the label files of others as versions."""
+    return [LabelVersion(f"{_FOREIGN_TIME}-{_identity(file)}", LABEL_MAP, file) for file in labels]
 
 
 def _identity(file: RemoteFile) -> str:

@@ -63,13 +63,13 @@ def test_a_change_by_another_server_is_seen_after_a_renewal(open_datastore):
         assert server.get_image_info(image)["dice"] == number / 10
 
 
-def test_infos_are_read_in_bulk_and_only_once(xnat_sandbox, open_datastore):
+def test_infos_are_read_in_bulk_and_only_once(xnat_sandbox, open_datastore, tmp_path):
     writer = open_datastore()
     images = writer.list_images()
     for image in images:
         writer.update_image_info(image, {"dice": 0.25})
     writer.close()
-    reader = open_datastore()
+    reader = open_datastore(cache_path=tmp_path / "another machine")
     xnat_sandbox.requests.clear()
     for _ in range(3):
         assert [reader.get_image_info(image)["dice"] for image in images] == [0.25] * 3
