@@ -15,7 +15,7 @@ from monailabel_xnat.ids import ImageId
 from monailabel_xnat.listing import Listing, Resource, Scan, list_projects
 from monailabel_xnat.memory import Memory
 from monailabel_xnat.roi_references import RoiReferences
-from monailabel_xnat.selection import Selection, drawn_labels
+from monailabel_xnat.selection import Selection
 from monailabel_xnat.snapshot import Snapshot
 
 __all__ = ["Catalog", "Resource", "Scan"]
@@ -59,7 +59,6 @@ class Catalog:
         self.memory = Memory(session.settings)
         self._rois = RoiReferences(session, self.memory, self._renew_in_background)
         self._listeners: list[Callable[[Collection[str]], None]] = []
-        self._drawn = 0
         self.problem = ""
 
     def __len__(self) -> int:
@@ -194,7 +193,6 @@ class Catalog:
             changed = snapshot.take_over(before)
             self._snapshot, self._taken, self.problem = snapshot, self._clock(), self._rois.problem
         logger.info("listed %d images", len(snapshot))
-        self._tell_of_drawn(snapshot.scans())
         self._tell(changed)
 
     def _list(self) -> list[Scan]:
@@ -227,16 +225,6 @@ class Catalog:
         keys = ((scan.image_id.experiment, scan.series_uid) for scan in scans)
         return [scan._replace(collections=found[key]) if key in found else scan for scan, key in zip(scans, keys)]
 
-    def _tell_of_drawn(self, scans: list[Scan]) -> None:
-        drawn = sum(len(drawn_labels(scan, self._settings)) for scan in scans)
-        if drawn and not self._drawn:
-            logger.info(
-                "%d ROI collections saved in the viewer count as labels with tag %r (settings roi_tag, roi_label)",
-                drawn,
-                self._settings.roi_tag,
-            )
-        self._drawn = drawn
-
     def _edit(self, image: ImageId, edit: _Edit) -> None:
         """Change the snapshot, and the one that a renewal under way will bring."""
         name = str(image)
@@ -264,6 +252,8 @@ def _apply(edit: _Edit, image: str, snapshot: Snapshot) -> None:
 
 def _each_once(listings: dict[str, list[Scan]]) -> list[Scan]:
     """Leave out of what is shared into a project what its owner lists as well, or another project before."""
+    if len(listings) == 1:
+        return next(iter(listings.values()))
     owned = [scan for project, scans in listings.items() for scan in scans if scan.owner == project]
     shared = [scan for scans in listings.values() for scan in scans if scan.owner not in listings]
     found: dict[tuple[str, str], Scan] = {}

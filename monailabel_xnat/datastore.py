@@ -9,6 +9,7 @@ tag tells which one. What is done is done elsewhere: :mod:`~monailabel_xnat.cata
 from __future__ import annotations
 
 import atexit
+import heapq
 import io
 import logging
 import weakref
@@ -188,7 +189,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             scan = self._catalog.scan(image_id)
             self._infos.update(scan, info)
             if "strategy" in info:  # MONAI Label has just handed this image out as the next sample
-                self._images.expect(self._likely_next(scan))
+                self._images.expect(lambda count: self._likely_next(scan, count))
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Give the label id for each tag of an image; {} for an unknown id."""
@@ -411,14 +412,12 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         except (InvalidIdError, UnknownImageError):
             return None
 
-    def _likely_next(self, scan: Scan) -> list[Scan]:
-        """Order the other unlabelled images by how likely they come next: those never handed out first."""
-        others = [
-            other
-            for other in self._catalog.scans()
-            if other.image_id != scan.image_id and TRAINING_TAG not in self._labels.tags(other)
-        ]
-        return sorted(others, key=lambda other: (self._infos.handed_out(other), str(other.image_id)))
+    def _likely_next(self, scan: Scan, count: int) -> list[Scan]:
+        """Choose among the other unlabelled images those that come next most likely: those never handed out first."""
+        labelled, handed_out = self._labels.images(TRAINING_TAG), self._infos.handed_out()
+        left = (image for image in self._catalog.ids() if image not in labelled and image != str(scan.image_id))
+        chosen = heapq.nsmallest(count, left, key=lambda image: (handed_out.get(image, 0.0), image))
+        return [found for found in map(self._catalog.get, chosen) if found]
 
 
 def _text(tag: Any) -> str:

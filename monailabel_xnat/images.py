@@ -205,9 +205,17 @@ class Images:
         """Give a task that fetches an image in another process, with a connection of its own."""
         return partial(fetch_one, self._settings)
 
-    def expect(self, scans: Sequence[Scan]) -> None:
-        """Fetch in the background the images that are likely next, best first, as many as the setting ``prefetch``."""
-        self._background.expect(scans[: self._settings.prefetch])
+    def expect(self, choose: Callable[[int], Sequence[Scan]]) -> None:
+        """Fetch in the background the images that are likely next, as many as the setting ``prefetch``.
+
+        Parameters
+        ----------
+        choose : callable
+            Gives at most so many images, best first; called in the background.
+        """
+        count = self._settings.prefetch
+        if count:
+            self._background.expect(lambda: choose(count))
 
     def close(self) -> None:
         """Stop what goes on in the background."""

@@ -76,15 +76,13 @@ class ImageInfos:
                 return {}
             return copy.deepcopy({**(stored[1] if stored else {}), **(pending or {})})
 
-    def handed_out(self, scan: Scan) -> float:
-        """Give when a strategy last handed the image out (seconds since 1970), 0.0 if never; asks nobody."""
+    def handed_out(self) -> dict[str, float]:
+        """Give when a strategy last handed images out (seconds since 1970), by id; asks nobody."""
         with self._lock:
-            stored = self._stored.get(scan.image_id)
-            known = {**(stored[1] if stored else {}), **self._pending.get(scan.image_id, {})}
-        strategies = known.get("strategy")
-        entries = strategies.values() if isinstance(strategies, dict) else ()
-        times = (entry.get("ts") for entry in entries if isinstance(entry, dict))
-        return max((float(time) for time in times if isinstance(time, (int, float))), default=0.0)
+            strategies = {image: info.get("strategy") for image, (_, info) in self._stored.items()}
+            strategies.update((image, info["strategy"]) for image, info in self._pending.items() if "strategy" in info)
+        times = {str(image): _latest(entries) for image, entries in strategies.items() if entries}
+        return {image: time for image, time in times.items() if time}
 
     def update(self, scan: Scan, info: Mapping[str, Any]) -> None:
         """Merge top-level keys into the info of an image; XNAT gets them from a background thread.
@@ -263,6 +261,13 @@ class ImageInfos:
                 self._memory.put(_KIND, str(scan.image_id), resource.state, info)
         with self._lock:
             self._stored[scan.image_id] = (resource, info)
+
+
+def _latest(strategies: Any) -> float:
+    """Give the time of the latest of a strategy's ``{name: {"ts": seconds}}``; 0.0 where there is none."""
+    entries = strategies.values() if isinstance(strategies, dict) else ()
+    times = (entry.get("ts") for entry in entries if isinstance(entry, dict))
+    return max((float(time) for time in times if isinstance(time, (int, float))), default=0.0)
 
 
 def _resource(scan: Scan) -> str:

@@ -34,7 +34,6 @@ class _Cells(NamedTuple):
     series_description: str
     quality: str
     modality: str
-    note: str
     series_uid: str
     frames: str
     resource: str
@@ -57,7 +56,6 @@ _KEYS = _Cells(
     series_description=_SCAN + "series_description",
     quality=_SCAN + "quality",
     modality=_SCAN + "modality",
-    note=_SCAN + "note",
     series_uid=_SCAN + "uid",
     frames=_SCAN + "frames",
     resource=_SCAN + "file/label",
@@ -108,7 +106,6 @@ class Scan(NamedTuple):
     series_description: str
     quality: str
     modality: str
-    note: str
     series_uid: str
     study_uid: str
     frames: int | None
@@ -291,7 +288,6 @@ def _scan(
         series_description=share(cells.series_description, cells.series_description),
         quality=share(cells.quality, cells.quality),
         modality=share(modality, modality),
-        note=share(cells.note, cells.note),
         series_uid=cells.series_uid,
         study_uid=session.study_uid,
         frames=_number(cells.frames),

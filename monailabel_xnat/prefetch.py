@@ -138,17 +138,24 @@ class BackgroundPrefetch:
         self._images = images
         self._budget = budget
         self._wake = threading.Condition()
+        self._choose: Callable[[], Sequence[Scan]] | None = None
         self._expected: list[Scan] = []
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def expect(self, scans: Sequence[Scan]) -> None:
-        """Say which images are likely next, best first; forgets what was expected before. Returns at once."""
+    def expect(self, choose: Callable[[], Sequence[Scan]]) -> None:
+        """Expect other images than before; returns at once.
+
+        Parameters
+        ----------
+        choose : callable
+            Gives the images that are likely next, best first; called in the background, for it may look at all.
+        """
         with self._wake:
             if self._closed:
                 return
-            self._expected = self._within_budget(scans)
-            if self._expected and (self._thread is None or not self._thread.is_alive()):
+            self._choose, self._expected = choose, []
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="xnat-prefetch", daemon=True)
                 self._thread.start()
             self._wake.notify()
@@ -157,7 +164,7 @@ class BackgroundPrefetch:
         """Start nothing more; an image that is under way is not waited for."""
         with self._wake:
             self._closed = True
-            self._expected = []
+            self._choose, self._expected = None, []
             self._wake.notify()
 
     def _within_budget(self, scans: Sequence[Scan]) -> list[Scan]:
@@ -175,16 +182,24 @@ class BackgroundPrefetch:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not self._expected and not self._closed:
+                while not (self._choose or self._expected or self._closed):
                     self._wake.wait()
                 if self._closed:
                     return
-                scan = self._expected.pop(0)
+                choose, self._choose = self._choose, None
+                scan = None if choose else self._expected.pop(0)
             try:
-                if self._images.local(scan) is None:
+                if choose:
+                    self._adopt(self._within_budget(choose()))
+                elif scan and self._images.local(scan) is None:
                     self._images.path(scan)
             except Exception as error:  # noqa: BLE001 - whoever really asks for the image gets it
                 logger.debug("an image was not prefetched: %s", error)
+
+    def _adopt(self, chosen: list[Scan]) -> None:
+        with self._wake:
+            if self._choose is None and not self._closed:
+                self._expected = chosen
 
 
 def _ids(scans: Sequence[Scan]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fnmatch import translate
 from functools import lru_cache
 
@@ -33,7 +33,7 @@ class Selection:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        filters: tuple[tuple[Sequence[str], Callable[[Scan], tuple[str, ...]]], ...] = (
+        filters: tuple[tuple[tuple[str, ...], Callable[[Scan], tuple[str, ...]]], ...] = (
             (settings.quality, lambda scan: (scan.quality,)),
             (settings.scan_type, lambda scan: (scan.type,)),
             (settings.series_description, lambda scan: (scan.series_description,)),
@@ -81,19 +81,20 @@ def _is_chosen(collection: RoiCollection, settings: Settings) -> bool:
     return not settings.roi_label or matches(settings.roi_label, collection.label)
 
 
-def matches(patterns: Sequence[str], *texts: str) -> bool:
+@lru_cache(maxsize=4096)
+def matches(patterns: tuple[str, ...], *texts: str) -> bool:
     """Tell whether one of the texts fits patterns such as ``T1*`` and none fits one such as ``!*localizer*``.
 
     Parameters
     ----------
-    patterns : sequence of str
+    patterns : tuple of str
         Shell patterns, compared without case; ``!`` before one excludes. None but exclusions: all others pass.
     *texts : str
         Names of the same thing, say a label and an ID.
     """
     if not patterns:
         return True
-    wanted, unwanted = _compiled(tuple(patterns))
+    wanted, unwanted = _compiled(patterns)
     names = [text.lower() for text in texts]
     return (wanted is None or any(map(wanted.match, names))) and not (unwanted and any(map(unwanted.match, names)))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
 
 from monailabel_xnat.catalog import Catalog, Scan
+
+logger = logging.getLogger(__name__)
 
 
 class Tally:
@@ -39,12 +42,21 @@ class Tally:
 
     def update(self, images: Collection[str]) -> None:
         """Look at some images again, by id."""
+        drawn_before = self._all_drawn
         with self._lock:
             for image in images:
                 # What the catalog knows now, whoever was told of a change first.
                 scan = self._catalog.get(image)
-                self._put_tags(image, tuple(self._tags_of(scan)) if scan else ())
-                self._put_drawn(image, self._drawn_on(scan) if scan else 0)
+                tags = tuple(self._tags_of(scan)) if scan else ()
+                if tags != self._tags.get(image, ()):
+                    self._put_tags(image, tags)
+                drawn = self._drawn_on(scan) if scan and scan.collections else 0
+                if drawn != self._drawn.get(image, 0):
+                    self._put_drawn(image, drawn)
+        if self._all_drawn and not drawn_before:
+            logger.info(
+                "%d ROI collections saved in the viewer count as labels (settings roi_tag, roi_label)", self._all_drawn
+            )
 
     def counts(self) -> dict[str, int]:
         """Count the images that have a label, by tag."""
@@ -57,17 +69,12 @@ class Tally:
             return set(self._images.get(tag, ()))
 
     def _put_tags(self, image: str, tags: tuple[str, ...]) -> None:
-        before = self._tags.get(image, ())
-        if tags == before:
-            return
-        for tag in before:
+        for tag in self._tags.pop(image, ()):
             self._images[tag].discard(image)
         for tag in tags:
             self._images.setdefault(tag, set()).add(image)
         if tags:
             self._tags[image] = tags
-        else:
-            del self._tags[image]
 
     def _put_drawn(self, image: str, drawn: int) -> None:
         self._all_drawn += drawn - self._drawn.pop(image, 0)

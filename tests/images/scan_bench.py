@@ -33,7 +33,6 @@ def make_scan(*resources: Resource, number: str = "1") -> Scan:
         series_description="",
         quality="usable",
         modality="CT",
-        note="",
         series_uid="",
         study_uid="",
         frames=None,
