@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -225,19 +225,27 @@ def _fetched(
 ) -> Iterable[tuple[Scan, str]]:
     """Fetch, and give each scan with what went wrong, in the order in which they are done."""
     if executor is not None:
-        task = images.elsewhere()
-        yield from _outcomes({executor.submit(task, scan): scan for scan in scans})
+        yield from _done_by(executor, images.elsewhere(), scans)
         return
     with ThreadPoolExecutor(workers, thread_name_prefix="xnat-prefetch") as pool:
-        futures: dict[Future[object], Scan] = {pool.submit(images.path, scan): scan for scan in scans}
-        try:
-            yield from _outcomes(futures)
-        finally:
-            for future in futures:
-                future.cancel()
+        yield from _done_by(pool, images.path, scans)
 
 
-def _outcomes(futures: dict[Future[object], Scan]) -> Iterable[tuple[Scan, str]]:
-    for future in as_completed(futures):
-        error = future.exception()
-        yield futures[future], "" if error is None else str(error) or type(error).__name__
+def _done_by(executor: Executor, task: Callable[[Scan], object], scans: Sequence[Scan]) -> Iterable[tuple[Scan, str]]:
+    futures: dict[Future[object], Scan] = {}
+    try:
+        for scan in scans:
+            try:
+                futures[executor.submit(task, scan)] = scan
+            except RuntimeError as error:  # it was shut down, or its workers have died
+                yield scan, _reason(error)
+        for future in as_completed(futures):
+            failure = CancelledError("it was cancelled") if future.cancelled() else future.exception()
+            yield futures[future], _reason(failure) if failure else ""
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__

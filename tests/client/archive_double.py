@@ -50,6 +50,7 @@ class ArchiveDouble:
         self.asked: list[str] = []
         self.with_digests = True
         self.json_items: dict[str, object] = {}
+        self.logins = 0
 
     def __enter__(self) -> ArchiveDouble:
         double = self
@@ -63,6 +64,7 @@ class ArchiveDouble:
 
             def do_PUT(self):
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                double.logins += self.path.startswith("/data/services/auth")
                 self.reply("text/plain", b"A" * 32)
 
             do_DELETE = do_PUT  # noqa: N815

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 from scan_bench import make_scan, make_series
@@ -72,6 +73,53 @@ def test_any_executor_will_do(bench, scans, kind):
     assert set(report.fetched) == ids(scans)
     assert list(report.failed) == [str(BROKEN.image_id)]
     assert all(images.local(scan) for scan in scans)
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_each_worker_process_logs_in_once(bench, scans, method):
+    images = bench.images()
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as executor:
+        report = images.prefetch(scans, executor=executor)
+        workers = len(executor._processes)
+    assert set(report.fetched) == ids(scans)
+    assert bench.archive.logins <= workers <= 2
+
+
+class Inline(Executor):
+    """Does the work where it is asked for; the first of it is cancelled."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def submit(self, work, *args):
+        future = Future()
+        self.asked += 1
+        if self.asked == 1:
+            future.cancel()
+            future.set_running_or_notify_cancel()
+        else:
+            future.set_result(work(*args))
+        return future
+
+
+def test_what_an_executor_cancels_is_reported(bench, scans):
+    report = bench.images().prefetch(scans, executor=Inline())
+    assert report.failed == {str(scans[0].image_id): "it was cancelled"}
+    assert set(report.fetched) == ids(scans[1:])
+
+
+def end_worker():
+    os._exit(1)
+
+
+def test_an_executor_whose_workers_have_died_is_reported(bench, scans):
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        executor.submit(end_worker)
+        report = bench.images().prefetch(scans, executor=executor)
+        again = bench.images().prefetch(scans, executor=executor)
+    for failed in (report.failed, again.failed):
+        assert failed.keys() == ids(scans)
+        assert all("terminated abruptly" in why or "not usable" in why for why in failed.values())
 
 
 def test_no_workers_is_an_error(bench, scans):
