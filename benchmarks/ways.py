@@ -127,17 +127,17 @@ def measure(way: Callable[[Given], Timed], given: Given) -> dict[str, float]:
     timed = way(given)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far, of imports, is forgotten
-    before, cpu, started = _memory("VmRSS"), _cpu(), time.perf_counter()
+    before, cpu, started = memory_of("VmRSS"), processor_time(), time.perf_counter()
     timed()
     wall = time.perf_counter() - started
-    return {"wall": wall, "cpu": _cpu() - cpu, "peak": max(_memory("VmHWM") - before, *_programs)}
+    return {"wall": wall, "cpu": processor_time() - cpu, "peak": max(memory_of("VmHWM") - before, *_programs)}
 
 
 # Peaks of the programs that were run, in MB.
 _programs = [0.0]
 
 
-def _memory(field: str, process: int | str = "self") -> float:
+def memory_of(field: str, process: int | str = "self") -> float:
     """Read a field of a process's status in MB; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace").splitlines()
@@ -146,7 +146,8 @@ def _memory(field: str, process: int | str = "self") -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), 0.0)
 
 
-def _cpu() -> float:
+def processor_time() -> float:
+    """Give the processor time of this process and of the programs it ran, in seconds."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
@@ -155,7 +156,7 @@ def run_program(*words: str) -> None:
     """Run a program, and note its memory."""
     with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
-            _programs.append(_memory("VmHWM", process.pid))
+            _programs.append(memory_of("VmHWM", process.pid))
             time.sleep(0.005)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, words[0])

@@ -182,7 +182,7 @@ class Catalog:
         """Ask XNAT for everything; the caller holds the renewal lock, never the other one."""
         started = self._clock()
         snapshot = Snapshot(self._list())
-        before = self._snapshot or Snapshot(())
+        before = self._snapshot or Snapshot({})
         if snapshot.lost_since(before) and not self._session.verify_login():
             # On an open site an expired login reads as a guest, who sees less and is told nothing.
             snapshot = Snapshot(self._list())
@@ -195,18 +195,19 @@ class Catalog:
         logger.info("listed %d images", len(snapshot))
         self._tell(changed)
 
-    def _list(self) -> list[Scan]:
+    def _list(self) -> dict[str, Scan]:
         """List the images of all projects, one after the other: each listing is hard work for XNAT."""
         projects = list(self._settings.project)
         listings = {project: self._listing.scans(project) for project in projects}
         if not projects:
             listings = self._list_what_can_be_read()
-        scans = _each_once(listings)
-        images = [scan for scan in scans if scan in self._selection]
-        return self._with_collections(images, listings) if self._settings.roi_tag else images
+        images = {image: scan for image, scan in _each_once(listings).items() if scan in self._selection}
+        if self._settings.roi_tag:
+            self._add_collections(images, listings)
+        return images
 
-    def _list_what_can_be_read(self) -> dict[str, list[Scan]]:
-        listings: dict[str, list[Scan]] = {}
+    def _list_what_can_be_read(self) -> dict[str, dict[str, Scan]]:
+        listings: dict[str, dict[str, Scan]] = {}
         for project in list_projects(self._session):
             try:
                 listings[project] = self._listing.scans(project)
@@ -217,13 +218,14 @@ class Catalog:
             logger.warning("XNAT shows this user no project")
         return listings
 
-    def _with_collections(self, scans: list[Scan], projects: Collection[str]) -> list[Scan]:
+    def _add_collections(self, images: dict[str, Scan], projects: Collection[str]) -> None:
         """Join the ROI collections to the scans that they were drawn on; those of a shared session are its owner's."""
-        found = self._rois.by_series([*projects, *(scan.owner for scan in scans)])
-        if not found:
-            return scans
-        keys = ((scan.image_id.experiment, scan.series_uid) for scan in scans)
-        return [scan._replace(collections=found[key]) if key in found else scan for scan, key in zip(scans, keys)]
+        owners = {scan.owner for scan in images.values()}
+        found = self._rois.by_series([*projects, *sorted(owners.difference(projects))])
+        for image, scan in images.items() if found else ():
+            collections = found.get((scan.image_id.experiment, scan.series_uid))
+            if collections:
+                images[image] = scan._replace(collections=collections)
 
     def _edit(self, image: ImageId, edit: _Edit) -> None:
         """Change the snapshot, and the one that a renewal under way will bring."""
@@ -250,13 +252,13 @@ def _apply(edit: _Edit, image: str, snapshot: Snapshot) -> None:
         snapshot.drop(image)
 
 
-def _each_once(listings: dict[str, list[Scan]]) -> list[Scan]:
+def _each_once(listings: dict[str, dict[str, Scan]]) -> dict[str, Scan]:
     """Leave out of what is shared into a project what its owner lists as well, or another project before."""
     if len(listings) == 1:
         return next(iter(listings.values()))
-    owned = [scan for project, scans in listings.items() for scan in scans if scan.owner == project]
-    shared = [scan for scans in listings.values() for scan in scans if scan.owner not in listings]
-    found: dict[tuple[str, str], Scan] = {}
-    for scan in (*owned, *shared):
-        found.setdefault((scan.image_id.experiment, scan.image_id.scan), scan)
-    return list(found.values())
+    owned = [item for project, scans in listings.items() for item in scans.items() if item[1].owner == project]
+    shared = [item for scans in listings.values() for item in scans.items() if item[1].owner not in listings]
+    found: dict[tuple[str, str], tuple[str, Scan]] = {}
+    for image, scan in (*owned, *shared):
+        found.setdefault((scan.image_id.experiment, scan.image_id.scan), (image, scan))
+    return dict(found.values())

@@ -80,8 +80,7 @@ class ImageId:
         return cls(*(unquote(part) for part in parts))
 
     def __str__(self) -> str:
-        text = f"{self.project}/{self.subject}/{self.experiment}/{self.scan}"
-        return text if _PLAIN_ID.fullmatch(text) else "/".join(map(_encode, self._parts))
+        return id_text(self.project, self.subject, self.experiment, self.scan)
 
     @property
     def _parts(self) -> tuple[str, str, str, str]:
@@ -145,6 +144,14 @@ class LabelId:
         if self.collection is not None:
             return f"{self.image}#{_encode(self.collection)}"
         return f"{self.image}@{self.version}" if self.version else str(self.image)
+
+
+def id_text(project: str, subject: str, experiment: str, scan: str) -> str:
+    """Write the id of an image, ``str(ImageId(...))``, without making one."""
+    text = f"{project}/{subject}/{experiment}/{scan}"
+    if _PLAIN_ID.fullmatch(text):
+        return text
+    return "/".join(_encode(part) for part in (project, subject, experiment, scan))
 
 
 def safe_name(text: str, identity: str) -> str:

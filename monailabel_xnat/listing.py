@@ -11,7 +11,7 @@ from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.rows import Row, read_listing
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.errors import InvalidIdError, NotInArchiveError, ServerError
-from monailabel_xnat.ids import ImageId
+from monailabel_xnat.ids import ImageId, id_text
 
 logger = logging.getLogger(__name__)
 
@@ -162,8 +162,8 @@ class Listing:
         self._session = session
         self._joins = True
 
-    def scans(self, project: str) -> list[Scan]:
-        """List the scans of the sessions in a project, those shared into it included, each once.
+    def scans(self, project: str) -> dict[str, Scan]:
+        """List the scans of the sessions in a project by id, those shared into it included.
 
         Raises
         ------
@@ -178,16 +178,18 @@ class Listing:
         if found is not None:
             return found
         scans = self._of_site(project)
-        self._joins = self._joins and not scans
-        if not scans:
+        if scans:
+            self._joins = False
+        else:
             self._require(project)
         return scans
 
-    def _of_project(self, project: str) -> list[Scan] | None:
-        """List over the experiments of the project; None if no scan came along."""
+    def _of_project(self, project: str) -> dict[str, Scan] | None:
+        """List over the experiments of the project; None if there are some and no scan came along."""
         path = quoted("data", "projects", project, "experiments")
         try:
-            return read_listing(self._session, path, _QUERY, lambda rows: fold(rows, project)) or None
+            found = read_listing(self._session, path, _QUERY, lambda rows: fold(rows, project))
+            return found if found or self._session.rows(path, {"columns": "ID"}) == [] else None
         except NotInArchiveError as error:
             raise self._unknown(project, error) from None
         except ServerError as error:
@@ -195,13 +197,13 @@ class Listing:
                 raise
             return None
 
-    def _of_site(self, project: str) -> list[Scan]:
+    def _of_site(self, project: str) -> dict[str, Scan]:
         path = "/data/experiments"
         owned, shared = (
             read_listing(self._session, path, {**_QUERY, name: project}, lambda rows: fold(rows, project))
             for name in ("project", _SHARED_INTO)
         )
-        return [*owned, *(scan for scan in shared if scan.owner != project)]
+        return {**owned, **{image: scan for image, scan in shared.items() if scan.owner != project}}
 
     def _require(self, project: str) -> None:
         try:
@@ -223,7 +225,7 @@ def list_projects(session: Session) -> list[str]:
     return sorted(row["ID"] for row in session.rows("/data/projects", {"columns": "ID"}))
 
 
-def fold(rows: Iterable[Row], project: str) -> list[Scan]:
+def fold(rows: Iterable[Row], project: str) -> dict[str, Scan]:
     """Fold the rows of the joined listing, one per session x scan x resource, into scans.
 
     Parameters
@@ -235,26 +237,27 @@ def fold(rows: Iterable[Row], project: str) -> list[Scan]:
 
     Returns
     -------
-    list of Scan
-        In the order in which they are first listed; texts that repeat are one object.
+    dict of str to Scan
+        By id, in the order in which they are first listed; texts that repeat are one object.
     """
-    scans: dict[tuple[str, str], Scan] = {}
+    scans: dict[str, Scan] = {}
     share: dict[str, str] = {}  # texts of which there are few
     session = _KEYS
     for row in rows:
         cells = _read(row)
         if not (cells.scan and cells.experiment and cells.subject):  # a session without scans, or without a subject
             continue
-        known = scans.get((cells.experiment, cells.scan))
+        text = id_text(project, cells.subject, cells.experiment, cells.scan)
+        known = scans.get(text)
         resource = _resource(cells, share)
         if known is None:
             session = cells if cells.experiment != session.experiment else session
             scan = _scan(cells, session, project, (resource,) if resource else (), share)
             if scan is not None:
-                scans[scan.image_id.experiment, scan.image_id.scan] = scan
+                scans[text] = scan
         elif resource is not None and known.resource(resource.label) != resource:
-            scans[cells.experiment, cells.scan] = known.with_resource(resource)
-    return list(scans.values())
+            scans[text] = known.with_resource(resource)
+    return scans
 
 
 def _read(row: Row) -> _Cells:

@@ -61,6 +61,8 @@ class RoiReferences:
         if not asked:
             return {}
         collections = [found for project in asked for found in self._list(project)]
+        if not collections:
+            return {}
         self._learn(collections)
         return self._grouped(collections)
 

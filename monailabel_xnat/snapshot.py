@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from monailabel_xnat.errors import UnknownImageError
 from monailabel_xnat.ids import EXPECTED_FORM, ImageId
@@ -17,12 +17,12 @@ class Snapshot:
 
     Parameters
     ----------
-    scans : iterable of Scan
-        The images.
+    scans : dict of str to Scan
+        The images; taken over as it is.
     """
 
-    def __init__(self, scans: Iterable[Scan]) -> None:
-        self._scans = {str(scan.image_id): scan for scan in scans}
+    def __init__(self, scans: dict[str, Scan]) -> None:
+        self._scans = scans
         self._names: _OtherNames | None = None
 
     def __len__(self) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import MutableMapping
 from typing import Any
 
 import requests
 import xnat
+from requests.utils import get_environ_proxies
 from xnat.session import BaseXNATSession
 
 from monailabel_xnat.client.answers import failure, is_page, network_failure, page_failure
@@ -36,6 +38,13 @@ class _XnatpyLogger(logging.LoggerAdapter):  # type: ignore[type-arg]
 
     def info(self, msg: object, *args: object, **kwargs: Any) -> None:
         self.debug(msg, *args, **kwargs)
+
+
+class _Connection(BaseXNATSession):  # type: ignore[misc]
+    """xnatpy's session without its heartbeat: where one fails, it ends for good, so that we renew what has expired."""
+
+    def heartbeat(self) -> None:
+        """Ask nothing: the login has just been proved, and is again before it is relied on."""
 
 
 def _without_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -75,14 +84,13 @@ def log_in(settings: Settings, pace: Pace) -> BaseXNATSession:
                 hint="check user name and password",
                 url=settings.server,
             )
-        return BaseXNATSession(
+        return _Connection(
             server=settings.server,
             logger=_XnatpyLogger(logger, {}),
             interface=transport,
             logged_in_user=user,
             default_timeout=settings.timeout,
             jsession=token,
-            # A failed heartbeat ends xnatpy's thread for good; an expired session is noticed and renewed instead.
             keepalive=False,
         )
     except requests.RequestException as error:
@@ -118,6 +126,11 @@ def _transport(settings: Settings, pace: Pace) -> requests.Session:
     transport = requests.Session()
     transport.auth = _without_credentials
     transport.headers["User-Agent"] = f"monailabel-xnat xnatpy/{xnat.__version__}"
+    # What the environment says is taken once: requests would look through all of it at each request, and let the
+    # certificate authorities it names override our settings.
+    transport.trust_env = False
+    transport.proxies.update(get_environ_proxies(settings.server))
+    transport.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
     if settings.ca_bundle or not settings.verify_tls:
         transport.verify = str(settings.ca_bundle) if settings.verify_tls else False
     if settings.client_certificate:
