@@ -65,10 +65,10 @@ def ours(given: Given) -> Steps:
     yield LABELED, datastore.get_labeled_images
     yield UNLABELED, datastore.get_unlabeled_images
     yield INFO, lambda: datastore.get_image_info(image)
-    yield FIRST_SAMPLE, lambda: _next_sample(datastore)
-    yield SAMPLE, lambda: _next_sample(datastore)
     yield REFRESH, datastore.refresh
     yield EMPTY, lambda: opened.append(_ours(given, EMPTY_PROJECT))
+    yield FIRST_SAMPLE, lambda: _next_sample(datastore)
+    yield SAMPLE, lambda: _next_sample(datastore)
     for datastore in opened:
         datastore.close()
 

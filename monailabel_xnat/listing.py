@@ -241,7 +241,7 @@ def fold(rows: Iterable[Row], project: str) -> dict[str, Scan]:
         By id, in the order in which they are first listed; texts that repeat are one object.
     """
     scans: dict[str, Scan] = {}
-    share: dict[str, str] = {}  # texts of which there are few
+    share = _OfFew()
     session = _KEYS
     for row in rows:
         cells = _read(row)
@@ -260,6 +260,14 @@ def fold(rows: Iterable[Row], project: str) -> dict[str, Scan]:
     return scans
 
 
+class _OfFew(dict[str, str]):
+    """Texts of which there are few different ones: each is kept once, and given for all its equals."""
+
+    def __missing__(self, text: str) -> str:
+        self[text] = text
+        return text
+
+
 def _read(row: Row) -> _Cells:
     """Read a row; "" for what XNAT does not know, or has no column for."""
     try:
@@ -269,28 +277,24 @@ def _read(row: Row) -> _Cells:
     return _Cells._make([value or "" for value in values] if None in values else values)
 
 
-def _scan(
-    cells: _Cells, session: _Cells, project: str, resources: tuple[Resource, ...], shared: dict[str, str]
-) -> Scan | None:
+def _scan(cells: _Cells, session: _Cells, project: str, resources: tuple[Resource, ...], share: _OfFew) -> Scan | None:
     """Make the scan of a row; what its session says is taken from the first row of the session."""
-    share = shared.setdefault
     try:
-        image = ImageId(project, session.subject, session.experiment, share(cells.scan, cells.scan))
+        image = ImageId(project, session.subject, session.experiment, share[cells.scan])
     except InvalidIdError as error:
         logger.info("a scan is left out, for it could not be asked for: %s", error)
         return None
-    modality = cells.modality or _modality_of(cells.session_type)
     return Scan(
         image_id=image,
-        owner=share(cells.owner, cells.owner),
+        owner=share[cells.owner],
         subject_label=session.subject_label,
         session_label=session.session_label,
-        session_type=share(cells.session_type, cells.session_type),
-        session_date=share(cells.session_date, cells.session_date),
-        type=share(cells.type, cells.type),
-        series_description=share(cells.series_description, cells.series_description),
-        quality=share(cells.quality, cells.quality),
-        modality=share(modality, modality),
+        session_type=share[cells.session_type],
+        session_date=share[cells.session_date],
+        type=share[cells.type],
+        series_description=share[cells.series_description],
+        quality=share[cells.quality],
+        modality=share[cells.modality or _modality_of(cells.session_type)],
         series_uid=cells.series_uid,
         study_uid=session.study_uid,
         frames=_number(cells.frames),
@@ -298,11 +302,10 @@ def _scan(
     )
 
 
-def _resource(cells: _Cells, shared: dict[str, str]) -> Resource | None:
+def _resource(cells: _Cells, share: _OfFew) -> Resource | None:
     if not cells.resource:
         return None
-    label = shared.setdefault(cells.resource, cells.resource)
-    return Resource(label, _number(cells.file_count), _number(cells.file_size))
+    return Resource(share[cells.resource], _number(cells.file_count), _number(cells.file_size))
 
 
 def _modality_of(session_type: str) -> str:
