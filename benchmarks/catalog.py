@@ -69,7 +69,9 @@ def measure_size(size: str, repeat: int, limit: float) -> Table:
         too_slow = set()
         for _ in range(repeat):
             for way in WAYS:
-                for step, figures in _run(server, way, listing, limit) if way not in too_slow else ():
+                if way in too_slow:
+                    continue
+                for step, figures in _run(server, way, listing, limit):
                     runs[step][way].append(figures)
                 if not runs[START][way]:
                     too_slow.add(way)

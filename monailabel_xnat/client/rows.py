@@ -18,8 +18,7 @@ _BLOCK = 1 << 16
 # XNAT fixes no order of keys: what stands around the rows may come before or after them. Within a text the quotes
 # would be escaped, so that this is found nowhere else.
 _START_OF_ROWS = re.compile(r'"Result"\s*:\s*\[')
-_ROW = re.compile(r"[\s,]*(?=[^\s,])")
-_END_OF_ROWS = "]"
+_END_OF_ROW = "},"
 
 
 def read_listing(session: Session, path: str, query: Query, read: Callable[[Iterable[Row]], Result]) -> Result:
@@ -80,26 +79,28 @@ def rows_of(blocks: Iterable[bytes], path: str) -> Iterator[Row]:
         _require_result_set(text.rest(), path)
         return
     before = text.take(start)
-    decode = json.JSONDecoder().raw_decode
-    position = 0
-    while True:
-        found = _ROW.match(text.text, position)
-        position = found.end() if found else position
-        if text.text.startswith(_END_OF_ROWS, position):
-            break
+    while text.more():
+        end = text.text.rfind(_END_OF_ROW) + 1
         try:
-            row, position = decode(text.text, position)
-        except ValueError:
-            text.take(position)
-            position = 0
-            if not text.more():
-                raise _broken(path) from None
+            rows = json.loads(f"[{text.text[:end]}]")
+        except ValueError:  # no end of a row, but what looks like one within a text, or behind the rows
             continue
-        if not isinstance(row, dict):
-            raise _no_listing(path)
-        yield row
-    text.take(position)
-    _require_result_set(before + text.rest(), path)
+        if end:
+            yield from _dictionaries(rows, path)
+            text.take(end + 1)
+    last = "[" + text.rest()
+    try:
+        rows, end = json.JSONDecoder().raw_decode(last)
+    except ValueError:
+        raise _broken(path) from None
+    yield from _dictionaries(rows, path)
+    _require_result_set(before + last[end - 1 :], path)
+
+
+def _dictionaries(rows: list[Any], path: str) -> list[Row]:
+    if not all(isinstance(row, dict) for row in rows):
+        raise _no_listing(path)
+    return rows
 
 
 class _Arriving:
