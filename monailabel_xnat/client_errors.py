@@ -80,7 +80,10 @@ def errors_for_clients() -> _ErrorsForClients:
 def _as_http(error: XNATDatastoreError) -> XNATDatastoreError:
     kind = type(error)
     merged = _merged.get(kind) or _merged.setdefault(kind, _merged_class(kind))
-    result = merged.__new__(merged, error.message)
+    # Neither class's __init__ takes the other's parameters, and Python lets only the own __new__ of a class that is
+    # laid out like OSError make it.
+    made_by = OSError if issubclass(merged, OSError) else Exception
+    result = made_by.__new__(merged, error.message)
     result.args = error.args
     result.__dict__.update(error.__dict__)
     status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
