@@ -218,7 +218,8 @@ class Delivery:
                 if not self.mine():
                     self._thread = None
                     return
-            logger.warning("%d labels still wait for XNAT; `monailabel-xnat outbox` shows why", len(failures))
+            if failures:  # what is just being sent by whoever saved it is none of ours
+                logger.warning("%d labels still wait for XNAT; `monailabel-xnat outbox` shows why", len(failures))
             for folder, reason in failures.items():
                 logger.debug("waits in %s: %s", folder, reason)
             self._wake.wait(pause)

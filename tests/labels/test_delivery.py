@@ -505,3 +505,12 @@ def test_an_alias_token_sends_what_its_user_saved(away, gate, open_labels, draw)
     again = open_labels(server=gate.url, username=token["alias"], password=token["secret"])
     wait_until(lambda: again.labels.waiting() == 0)
     assert len(stored(again)) == 2
+
+
+def test_people_who_save_at_once_are_not_told_that_0_labels_wait(open_labels, draw, caplog):
+    opened = open_labels()
+    label = draw()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: opened.labels.save(opened.scan, f"tag{number}", label, {}), range(24)))
+    assert opened.labels.waiting() == 0
+    assert "still wait" not in caplog.text
