@@ -25,6 +25,7 @@ from monailabel_xnat.errors import (
 )
 from monailabel_xnat.ids import EXPECTED_FORM, ImageId
 from monailabel_xnat.listing import Scan
+from monailabel_xnat.selection import image_rank
 
 logger = logging.getLogger(__name__)
 
@@ -176,11 +177,12 @@ class Additions:
                 f"{path.name} is no image that can be added alone",
                 hint=f"give a DICOM file, folder or zip, or a file that ends in {', '.join(_RESOURCES)}",
             )
-        resource = next((label for label in self._settings.image_resource if label.upper() == kind), "")
-        if not resource:
+        wanted = self._settings.image_resource
+        if not image_rank(wanted, kind):
             raise SettingsError(
                 f"an image stored as {kind} would not be listed", hint=f"add {kind} to the setting image_resource"
             )
+        resource = next((label for label in wanted if label.upper() == kind), kind)
         modality = _checked_modality(path, kind, self._settings)
         new = Upload(_label(path.name[: -len(end)]) + end, path, kind, "RAW")
         return self._stored(place, resource, new, _TYPES.get(modality, _OTHER_TYPE))

@@ -192,7 +192,7 @@ class Settings:
     image_resource: tuple[str, ...] = _setting(
         _names,
         ("DICOM", "NIFTI", "NRRD", "MHA", "MHD", "PNG", "JPEG", "TIFF"),
-        "resources read as the image, best first",
+        "patterns of resources read as the image, best first; ! excludes",
     )
     compress: bool = _setting(_flag, False, "write converted images as .nii.gz: smaller, slower to make and to read")
     prefetch: int = _setting(_at_least(0), 2, "images fetched ahead in the background after a next sample")

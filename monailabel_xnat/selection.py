@@ -18,6 +18,10 @@ _NOT_IMAGES = frozenset(
 # Where XNAT knows no modality, the type of such a scan says it.
 _NOT_IMAGE_TYPES = frozenset({"SEG", "SR", "PR", "KO", "RTSTRUCT"})
 
+# What we store ourselves with a scan is called so, labels above all; it is never the image.
+OWN_RESOURCES = "MONAILABEL_"
+_USUAL = Settings.image_resource
+
 # ROI collections that hold a label map, or contours that make one.
 _LABEL_KINDS = ("SEG", "RTSTRUCT", "NIFTI")
 
@@ -56,9 +60,29 @@ class Selection:
 
 def image_resources(scan: Scan, settings: Settings) -> list[Resource]:
     """Give the resources of a scan that may hold the image, best first; those known to be empty are left out."""
-    ranks = _ranks(settings.image_resource)
-    filled = [resource for resource in scan.resources if resource.file_count != 0 and resource.label.upper() in ranks]
-    return filled if len(filled) < 2 else sorted(filled, key=lambda resource: ranks[resource.label.upper()])
+    patterns = settings.image_resource
+    filled = [found for found in scan.resources if found.file_count != 0 and image_rank(patterns, found.label)]
+    return filled if len(filled) < 2 else sorted(filled, key=lambda resource: image_rank(patterns, resource.label))
+
+
+@lru_cache(maxsize=4096)
+def image_rank(patterns: tuple[str, ...], label: str) -> tuple[int, ...]:
+    """Rank a resource among those that are read as the image: the lower the better, () for one that is not read.
+
+    Parameters
+    ----------
+    patterns : tuple of str
+        As for :func:`matches`, best first. None but exclusions: the usual resources without those.
+    label : str
+        The resource's label.
+    """
+    wanted = [pattern for pattern in patterns if not pattern.startswith("!")] or _USUAL
+    unwanted = tuple(pattern for pattern in patterns if pattern.startswith("!"))
+    if label.upper().startswith(OWN_RESOURCES) or not matches(unwanted, label):
+        return ()
+    usual = _USUAL.index(label.upper()) if label.upper() in _USUAL else len(_USUAL)
+    # Of several that fit the same pattern, the one that comes first by default.
+    return next(((place, usual) for place, pattern in enumerate(wanted) if matches((pattern,), label)), ())
 
 
 def drawn_labels(scan: Scan, settings: Settings) -> list[RoiCollection]:
@@ -108,9 +132,3 @@ def _compiled(patterns: tuple[str, ...]) -> tuple[re.Pattern[str] | None, re.Pat
         re.compile("|".join(wanted)) if wanted else None,
         re.compile("|".join(unwanted)) if unwanted else None,
     )
-
-
-@lru_cache(maxsize=256)
-def _ranks(labels: tuple[str, ...]) -> dict[str, int]:
-    """Give the place of each label, in capitals, in the order of preference."""
-    return {label.upper(): rank for rank, label in reversed(list(enumerate(labels)))}

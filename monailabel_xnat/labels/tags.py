@@ -11,8 +11,8 @@ import re
 from functools import lru_cache
 
 from monailabel_xnat.errors import LabelError
+from monailabel_xnat.selection import OWN_RESOURCES
 
-PREFIX = "MONAILABEL_"
 # With these XNAT holds what is no label; compared without case, as some of its databases and file systems do.
 RESERVED = frozenset({"info", "datastore"})
 # XNAT makes a folder of the resource's label; file systems end at 255 bytes.
@@ -54,20 +54,20 @@ def resource_of(tag: str) -> str:
     escaped = "".join(chr(byte) if byte in _PLAIN else f".{byte:02X}" for byte in content)
     if tag.lower() in RESERVED:
         escaped = f".{content[0]:02X}{escaped[1:]}"
-    if len(PREFIX + escaped) > LONGEST_RESOURCE:
+    if len(OWN_RESOURCES + escaped) > LONGEST_RESOURCE:
         raise LabelError(
             f"the tag {tag[:20]!r}... is too long: XNAT takes {LONGEST_RESOURCE} characters, this needs "
-            f"{len(PREFIX + escaped)}",
+            f"{len(OWN_RESOURCES + escaped)}",
             hint="use a shorter one",
         )
-    return PREFIX + escaped
+    return OWN_RESOURCES + escaped
 
 
 @lru_cache(maxsize=4096)
 def tag_of(resource: str) -> str | None:
     """Give the tag that a resource holds the labels of; None for a resource that is not one of ours."""
-    escaped = resource[len(PREFIX) :]
-    if not resource.startswith(PREFIX) or not _ESCAPED.fullmatch(escaped):
+    escaped = resource[len(OWN_RESOURCES) :]
+    if not resource.startswith(OWN_RESOURCES) or not _ESCAPED.fullmatch(escaped):
         return None
     content = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), escaped).encode("latin-1")
     try:

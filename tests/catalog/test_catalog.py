@@ -11,6 +11,7 @@ from monailabel_xnat.client.retry import Backoff
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import InvalidIdError, NotInArchiveError, TransferError, UnknownImageError
+from monailabel_xnat.selection import image_rank
 
 
 @pytest.fixture
@@ -111,6 +112,8 @@ def test_what_holds_no_image_is_left_out(archive, open_catalog):
         ({"subject": "other"}, []),
         ({"session": "subj01_*"}, ["1", "2", "3"]),
         ({"image_resource": "NIFTI"}, []),
+        ({"image_resource": "dic*"}, ["1", "2", "3"]),
+        ({"image_resource": "*,!DICOM"}, []),
     ],
 )
 def test_filters_choose_the_images(archive, open_catalog, settings, scans):
@@ -119,6 +122,26 @@ def test_filters_choose_the_images(archive, open_catalog, settings, scans):
     make_scan(archive, "3", type="loc", modality="CT", frames="3", series_description="3-plane Localizer")
     make_scan(archive, "4", quality="unusable", frames="9", type="bad", modality="XA", series_description="localizer 2")
     assert [scan.image_id.scan for scan in open_catalog(**settings).scans()] == scans
+
+
+@pytest.mark.parametrize(
+    ("patterns", "found"),
+    [
+        ("", ["DICOM", "NIFTI"]),
+        ("NIFTI,DICOM", ["NIFTI", "DICOM"]),
+        ("!dicom", ["NIFTI"]),
+        ("NIFTI_*,*,!SNAP*", ["NIFTI_al", "DICOM", "NIFTI"]),
+        ("nifti*", ["NIFTI", "NIFTI_al"]),
+        ("MONAILABEL_*", []),
+    ],
+)
+def test_resources_are_chosen_by_patterns_best_first_and_our_own_are_never_the_image(patterns, found):
+    given = {"server": "http://127.0.0.1", "image_resource": patterns}
+    wanted = Settings.load({key: value for key, value in given.items() if value}, environ={}).image_resource
+    ranks = {
+        label: image_rank(wanted, label) for label in ("SNAPSHOTS", "NIFTI_al", "MONAILABEL_final", "NIFTI", "DICOM")
+    }
+    assert sorted((label for label in ranks if ranks[label]), key=ranks.__getitem__) == found
 
 
 def test_an_image_is_found_by_every_name_it_has(archive, open_catalog):
