@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from operator import itemgetter
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.rows import Row, read_listing
@@ -14,6 +14,8 @@ from monailabel_xnat.errors import InvalidIdError, NotInArchiveError, ServerErro
 from monailabel_xnat.ids import ImageId, id_text
 
 logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 _SCAN = "xnat:imagescandata/"
 
@@ -238,10 +240,11 @@ def fold(rows: Iterable[Row], project: str) -> dict[str, Scan]:
     Returns
     -------
     dict of str to Scan
-        By id, in the order in which they are first listed; texts that repeat are one object.
+        By id, in the order in which they are first listed; what repeats is one object.
     """
     scans: dict[str, Scan] = {}
-    share = _OfFew()
+    share: _OfFew[str] = _OfFew()
+    share_resources: _OfFew[tuple[Resource, ...]] = _OfFew()  # scans of one protocol often have equal ones
     session = _KEYS
     for row in rows:
         cells = _read(row)
@@ -252,7 +255,8 @@ def fold(rows: Iterable[Row], project: str) -> dict[str, Scan]:
         resource = _resource(cells, share)
         if known is None:
             session = cells if cells.experiment != session.experiment else session
-            scan = _scan(cells, session, project, (resource,) if resource else (), share)
+            resources = share_resources[(resource,) if resource else ()]
+            scan = _scan(cells, session, project, resources, share)
             if scan is not None:
                 scans[text] = scan
         elif resource is not None and known.resource(resource.label) != resource:
@@ -260,12 +264,12 @@ def fold(rows: Iterable[Row], project: str) -> dict[str, Scan]:
     return scans
 
 
-class _OfFew(dict[str, str]):
-    """Texts of which there are few different ones: each is kept once, and given for all its equals."""
+class _OfFew(dict[Value, Value]):
+    """Values of which there are few different ones: each is kept once, and given for all its equals."""
 
-    def __missing__(self, text: str) -> str:
-        self[text] = text
-        return text
+    def __missing__(self, value: Value) -> Value:
+        self[value] = value
+        return value
 
 
 def _read(row: Row) -> _Cells:
@@ -277,7 +281,9 @@ def _read(row: Row) -> _Cells:
     return _Cells._make([value or "" for value in values] if None in values else values)
 
 
-def _scan(cells: _Cells, session: _Cells, project: str, resources: tuple[Resource, ...], share: _OfFew) -> Scan | None:
+def _scan(
+    cells: _Cells, session: _Cells, project: str, resources: tuple[Resource, ...], share: _OfFew[str]
+) -> Scan | None:
     """Make the scan of a row; what its session says is taken from the first row of the session."""
     try:
         image = ImageId(project, session.subject, session.experiment, share[cells.scan])
@@ -302,7 +308,7 @@ def _scan(cells: _Cells, session: _Cells, project: str, resources: tuple[Resourc
     )
 
 
-def _resource(cells: _Cells, share: _OfFew) -> Resource | None:
+def _resource(cells: _Cells, share: _OfFew[str]) -> Resource | None:
     if not cells.resource:
         return None
     return Resource(share[cells.resource], _number(cells.file_count), _number(cells.file_size))
