@@ -64,6 +64,7 @@ _KEYS = _Cells(
     file_count=_SCAN + "file/file_count",
     file_size=_SCAN + "file/file_size",
 )
+_LOWER_KEYS = tuple(key.lower() for key in _KEYS)
 _cells_of = itemgetter(*_KEYS)
 # xsiType comes unasked, for the type that is listed is an abstract one.
 _QUERY = {
@@ -273,11 +274,11 @@ class _OfFew(dict[Value, Value]):
 
 
 def _read(row: Row) -> _Cells:
-    """Read a row; "" for what XNAT does not know, or has no column for."""
+    """Read a row, whatever the case of its keys; "" for what XNAT does not know, or has no column for."""
     try:
         values: tuple[str | None, ...] = _cells_of(row)
     except KeyError:
-        values = tuple(map(row.get, _KEYS))
+        values = tuple(map({key.lower(): value for key, value in row.items()}.get, _LOWER_KEYS))
     return _Cells._make([value or "" for value in values] if None in values else values)
 
 

@@ -183,6 +183,13 @@ def test_rows_in_any_order_with_missing_columns_and_nulls_are_folded():
     assert scans["P/S1/E1/1"].modality == "MR"
 
 
+def test_the_case_of_keys_does_not_matter():
+    given = row("1", "DICOM", UID="1.2.3", subject_label="sub", **{"xnat:imagescandata/series_description": "ax"})
+    shouted = {key.upper(): value for key, value in given.items()}
+    assert fold([shouted], "P") == fold([given], "P")
+    assert fold([shouted], "P")["P/S1/E1/1"].study_uid == "1.2.3"
+
+
 def test_a_scan_that_cannot_be_asked_for_does_not_hide_the_others(caplog):
     assert list(fold([row(".."), row("2")], "P")) == ["P/S1/E1/2"]
 
