@@ -77,8 +77,7 @@ def image_rank(patterns: tuple[str, ...], label: str) -> tuple[int, ...]:
         The resource's label.
     """
     wanted = [pattern for pattern in patterns if not pattern.startswith("!")] or _USUAL
-    unwanted = tuple(pattern for pattern in patterns if pattern.startswith("!"))
-    if label.upper().startswith(OWN_RESOURCES) or not matches(unwanted, label):
+    if label.upper().startswith(OWN_RESOURCES) or not matches(patterns, label):
         return ()
     usual = _USUAL.index(label.upper()) if label.upper() in _USUAL else len(_USUAL)
     # Of several that fit the same pattern, the one that comes first by default.
