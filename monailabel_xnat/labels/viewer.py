@@ -139,8 +139,9 @@ class ViewerCopies:
             except XNATDatastoreError as error:
                 logger.warning("a label is safe in XNAT, but the viewer does not show it: %s", type(error).__name__)
                 logger.info("why the viewer does not show a label: %s", error)
-            except Exception:
-                logger.exception("a label is safe in XNAT, but the viewer does not show it")
+            except Exception as error:  # whatever it is, the labels behind this one are still to be shown
+                logger.warning("a label is safe in XNAT, but the viewer does not show it: %s", type(error).__name__)
+                logger.info("why the viewer does not show a label", exc_info=True)
 
     def _store(self, copy: _Copy) -> None:
         image = copy.scan.image_id

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
+import tempfile
 import time
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
@@ -130,6 +132,26 @@ def test_the_setting_chooses_the_tags(viewer, open_datastore, tmp_path, settings
     datastore.save_label(only(datastore), own_label(viewer, tmp_path), "final", {})
     datastore.close()
     assert collections(viewer) == []
+
+
+def test_what_nobody_foresaw_costs_one_copy_and_logs_no_id(viewer, datastore, tmp_path, monkeypatch, caplog):
+    make = tempfile.mkdtemp
+    full = [OSError(errno.ENOSPC, "No space left on device", f"/cache/{only(datastore)}")]
+
+    def on_a_disk_full_once(suffix=None, prefix=None, dir=None):  # noqa: A002 - as tempfile calls it
+        if prefix == ".seg-" and full:
+            raise full.pop()
+        return make(suffix, prefix, dir)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", on_a_disk_full_once)
+    caplog.set_level(logging.INFO, "monailabel_xnat")
+    datastore.save_label(only(datastore), own_label(viewer, tmp_path), "original", {"model": "m"})
+    datastore.save_label(only(datastore), own_label(viewer, tmp_path), "final", {})
+    assert wait_for(viewer, 1)[0].startswith("final_")
+    assert set(datastore.get_labels_by_image_id(only(datastore))) == {"original", "final"}
+    (warning,) = [record for record in caplog.records if record.levelno > logging.INFO]
+    assert "the viewer does not show it: OSError" in warning.getMessage()
+    assert warning.exc_info is None
 
 
 def test_closing_waits_for_what_is_under_way(viewer, datastore, tmp_path):
