@@ -190,7 +190,7 @@ def test_the_case_of_keys_does_not_matter():
     assert fold([shouted], "P")["P/S1/E1/1"].study_uid == "1.2.3"
 
 
-def test_a_scan_that_cannot_be_asked_for_does_not_hide_the_others(caplog):
+def test_a_scan_that_cannot_be_asked_for_does_not_hide_the_others():
     assert list(fold([row(".."), row("2")], "P")) == ["P/S1/E1/2"]
 
 
