@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from monailabel_xnat.sandbox.demo import write_demo
 
 pytest_plugins = ["pytester"]
+
+
+def pytest_configure():
+    """Let Ctrl-C reach the programs that tests start: what a shell runs in the background is made deaf to it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
