@@ -54,6 +54,10 @@ class ExperimentList:
         self._root = _root(archive.types, query, scope.root)
         self._names = ColumnNames(archive.types, EXPERIMENT_SHORTCUTS, self._root)
         self._columns = self._asked()
+        # Only where the root is the path's own or concrete, and the label is asked for, XNAT puts the names of the
+        # project that the list is of in place of the owner's.
+        is_renamed = self._root == scope.root or self._root not in ABSTRACT
+        self._shows_shares = is_renamed and any(column.key == "label" for column in self._columns)
         self._levels = self._by_level()
 
     def table(self) -> Table:
@@ -116,11 +120,15 @@ class ExperimentList:
     def _head(self, row: Any, shares: list[Values]) -> Row | None:
         """Give the cells of an experiment, its subject and its session, or None where it does not pass the filters."""
         here = next((share["label"] for share in shares if share["project"] == self._scope.project), "")
+        if not self._shows_shares:
+            here = ""
         own = {"project": row["project"], "xsitype": row["xsi_type"], "subject_id": row["subject_id"] or ""}
+        if here:
+            own["project"] = self._scope.project
         values = object_values(row, label=here or row["label"], **own)
         cells = self._levels["object"].take(values)
         if cells is not None and self._levels["subject"].is_used:
-            found = self._levels["subject"].take(_prefixed(row, "s_", row["s_shared_label"]))
+            found = self._levels["subject"].take(_prefixed(row, "s_", row["s_shared_label"] if here else None))
             cells = None if found is None else {**cells, **found}
         if cells is not None and self._levels["session"].is_used:
             session = _prefixed(row, "e_") if row["session_id"] else values

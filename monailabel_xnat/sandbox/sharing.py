@@ -60,19 +60,9 @@ class Sharing:
             return self._move(item, project, label)
         if project.id == home or project.id in shares:
             raise HTTPError(409, f"Already assigned to project: {project.id}")
-        if isinstance(item, Experiment):
-            self._require_subject(item, project)
         self._require_free(item, project, label)
         self._archive.share(_key(item), project.id, label)
         return text()
-
-    def _require_subject(self, item: Experiment, project: Project) -> None:
-        subject = item.subject_id
-        if item.session_id:
-            session = self._archive.experiment(item.session_id)
-            subject = session.subject_id if session else None
-        if subject and self._archive.subject(subject, project.id) is None:
-            raise HTTPError(409, f"Its subject has to be shared into {project.id} first.")
 
     def _require_free(self, item: Shared, project: Project, label: str) -> None:
         if isinstance(item, Scan):

@@ -194,7 +194,7 @@ def test_point_17_project_lists_include_what_is_shared_in_and_the_filter_misses_
     archive.made("/data/projects/P/subjects/A/projects/Q", label="AQ")
     archive.made("/data/projects/P/experiments/a1/projects/Q", label="a1q")
     rows = archive.rows("/data/projects/Q/experiments", columns="label,subject_label,project")
-    assert [(row["label"], row["subject_label"], row["project"]) for row in rows] == [("a1q", "AQ", "P")]
+    assert [(row["label"], row["subject_label"], row["project"]) for row in rows] == [("a1q", "AQ", "Q")]
     assert archive.rows("/data/experiments", project="Q", xsiType="xnat:imageSessionData") == []
     shared = archive.rows(
         "/data/experiments",
@@ -202,6 +202,23 @@ def test_point_17_project_lists_include_what_is_shared_in_and_the_filter_misses_
     )
     assert [(row["label"], row["project"]) for row in shared] == [("a1", "P")]
     assert [row["label"] for row in archive.rows("/data/projects/Q/subjects")] == ["AQ"]
+
+
+@pytest.mark.parametrize(
+    ("root", "label"),
+    [("", "a1q"), ("xnat:subjectAssessorData", "a1q"), ("xnat:mrSessionData", "a1q"), ("xnat:imageSessionData", "a1")],
+)
+def test_a_list_of_image_sessions_names_shared_ones_as_their_owner_does(archive, root, label):
+    """XNAT's ProjSubExptList puts in the project's own labels, but does not find the rows under this root."""
+    archive.made("/data/projects/P/subjects/A/projects/Q", label="AQ")
+    archive.made("/data/projects/P/experiments/a1/projects/Q", label="a1q")
+    query = {"xsiType": root} if root else {}
+    (row,) = archive.rows("/data/projects/Q/experiments", columns="label,subject_label,project", **query)
+    assert (row["label"], row["subject_label"], row["project"]) == (
+        (label, "AQ", "Q") if label == "a1q" else ("a1", "A", "P")
+    )
+    (row,) = archive.rows("/data/projects/Q/experiments", columns="project", **query)
+    assert row["project"] == "P"
 
 
 def test_a_session_shared_twice_has_two_rows_where_a_share_is_asked_for(archive):

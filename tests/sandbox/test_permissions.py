@@ -120,8 +120,31 @@ def other(admin, made):
     return made
 
 
+@pytest.mark.parametrize("asked", [{}, {"label": "s1q"}], ids=["same label", "own label"])
+def test_a_session_can_be_shared_without_its_subject(admin, other, asked):
+    """xnat-rest-tests TestSharing: the session is in the project, a path through the subject is not."""
+    assert admin.put(f"{other.long}/projects/Q", **asked).status_code == 200
+    label = asked.get("label", "s1")
+    assert [row["label"] for row in admin.rows("/data/projects/Q/experiments")] == [label]
+    assert admin.rows("/data/projects/Q/subjects") == []
+    for subject in ("sub1", other.subject_id):
+        for session in (label, other.session_id):
+            long = f"/data/projects/Q/subjects/{subject}/experiments/{session}"
+            for path in (long, f"{long}/scans", f"{long}/scans/1", f"{long}/scans/1/resources", f"{long}/assessors"):
+                assert admin.get(path, format="json").status_code == 404, path
+            file = f"{long}/scans/1/resources/R/files/a"
+            assert admin.put(file, b"x").status_code == 404
+    for session in (label, other.session_id):
+        path = f"/data/projects/Q/experiments/{session}"
+        assert admin.get(path, format="json").json()["items"][0]["data_fields"]["ID"] == other.session_id
+        assert admin.get(f"{path}/scans", format="json").status_code == 400
+        assert admin.get(f"{path}/resources", format="json").status_code == 200
+    assert [row["ID"] for row in admin.rows(f"{other.session}/scans")] == ["1"]
+    admin.made(f"{other.session}/scans/1/resources/R/files/a", b"x")
+    assert admin.get(f"{other.session}/scans/1/resources/R/files/a").content == b"x"
+
+
 def test_a_session_is_shared_after_its_subject(admin, other):
-    assert admin.put(f"{other.long}/projects/Q").status_code == 409
     assert admin.put("/data/projects/P/subjects/sub1/projects/Q", label="new").status_code == 200
     assert admin.put(f"{other.long}/projects/Q", label="s1q").status_code == 200
     fields = admin.get("/data/projects/Q/subjects/new/experiments/s1q", format="json").json()["items"][0]["data_fields"]
