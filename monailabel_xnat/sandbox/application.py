@@ -133,6 +133,8 @@ class Application:
             return HTTPError(fault.status, headers=headers).page()
         if fault.login_page:
             return html(LOGIN_PAGE)
+        if fault.json:
+            return Reply(fault.json.encode(), media_type="application/json; charset=UTF-8")
         return text() if fault.lose else None
 
     def _dispatch(self, request: Request) -> Reply:

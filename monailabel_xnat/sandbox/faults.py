@@ -34,6 +34,8 @@ class Fault:
         Leave out the last so many bytes of the answer's body, and end it properly.
     login_page
         Answer XNAT's login page with status 200.
+    json
+        Answer this JSON, a text, with status 200.
     lose
         Answer 200 to a write, without doing it.
     expire
@@ -52,6 +54,7 @@ class Fault:
     drop_after: int | None = None
     truncate: int = 0
     login_page: bool = False
+    json: str = ""
     lose: bool = False
     expire: bool = False
     stale: bool = False

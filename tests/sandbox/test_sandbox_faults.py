@@ -82,6 +82,21 @@ def test_the_login_page(admin, file, xnat_sandbox):
     assert (answer.status_code, answer.text.startswith("<!DOCTYPE html>")) == (200, True)
 
 
+def test_other_json(admin, file, xnat_sandbox):
+    xnat_sandbox.faults.add(r"/files", json='{"ResultSet": {"Result": []}}')
+    answer = admin.get(file)
+    assert (answer.status_code, answer.json()) == (200, {"ResultSet": {"Result": []}})
+    assert answer.headers["Content-Type"].startswith("application/json")
+
+
+def test_a_small_json_can_come_short_and_end_properly(admin, made, xnat_sandbox):
+    address = f"{made.scan}/resources/R/files/a.json"
+    admin.made(address, b'{"a": 1}   ')
+    xnat_sandbox.faults.add(r"a\.json", truncate=4)
+    assert admin.get(address).content == b'{"a": 1'
+    assert admin.get(address).content == b'{"a": 1}   '
+
+
 def test_a_lost_write(admin, made, file, xnat_sandbox):
     xnat_sandbox.faults.add(r"/files/b", lose=True)
     answer = admin.put(f"{made.scan}/resources/R/files/b.bin", b"abc")

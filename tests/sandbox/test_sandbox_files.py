@@ -599,3 +599,16 @@ def test_a_locked_session_takes_no_files(admin, made, files):
     assert admin.put(f"{made.scan}/resources/NEW").status_code == 403
     admin.made(made.long, _unlock="true")
     assert paths(admin, files) == []
+
+
+def test_the_digest_follows_a_file_that_is_replaced_by_one_of_its_name_and_size(admin, made):
+    files = f"{made.scan}/resources/R/files"
+    seen = []
+    for content in (b"abc", b"abd"):
+        admin.made(f"{files}/a.json", content, overwrite="true")
+        (row,) = admin.rows(files)
+        catalog = ElementTree.fromstring(admin.get(files.rpartition("/")[0]).text)
+        (entry,) = catalog.iter("{http://nrg.wustl.edu/catalog}entry")
+        assert row["digest"] == entry.get("digest") == hashlib.md5(content).hexdigest()
+        seen.append((row["Name"], row["Size"]))
+    assert seen[0] == seen[1]
