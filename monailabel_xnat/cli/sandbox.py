@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="folder that keeps the archive; default: a temporary one")
     parser.add_argument(
         "--import", dest="imports", type=Path, action="append", default=[], metavar="DICOM_DIR",
-        help="file a folder of DICOM first; may be given several times",
+        help="file a folder of DICOM first; may be given several times. Each study becomes a session of its own, named "
+        "by Patient ID and modality where the headers name none: XNAT's own import names sessions by Patient ID alone, "
+        "and refuses the second study of a patient",
     )  # fmt: skip
     parser.add_argument("--project", help="project to import into; default: named like the folder")
     parser.add_argument("--demo", action="store_true", help="fill it with the generated demo project")
@@ -32,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--user", action="append", default=[], metavar="NAME=PASSWORD", help="set a password instead of making one up"
     )
     parser.add_argument("--open", action="store_true", help="let guests in, who see public projects")
+    parser.add_argument(
+        "--anonymise", action="store_true",
+        help="anonymise what is archived, as an XNAT that nobody has changed does: archived files are not those sent",
+    )  # fmt: skip
     parser.add_argument("--context", default="", help="path that the site is deployed under, such as /xnat")
     parser.add_argument(
         "--session-timeout", type=float, default=900.0, metavar="SECONDS",
@@ -72,6 +78,7 @@ def _run(args: argparse.Namespace) -> None:
         session_timeout=args.session_timeout,
         schemas=args.schemas,
         context=args.context,
+        anonymise=args.anonymise,
     )
     try:
         sandbox.listen()

@@ -28,12 +28,15 @@ class Archive:
         Where the archive lives; made with mode 0700.
     types
         The site's data types.
+    anonymise
+        Whether the site's anonymisation script is on.
     """
 
-    def __init__(self, folder: Path, types: DataTypes) -> None:
+    def __init__(self, folder: Path, types: DataTypes, *, anonymise: bool = False) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
         self.types = types
+        self.is_anonymising = anonymise
         self.store = Store(folder / "archive.sqlite")
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import re
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
@@ -52,6 +52,36 @@ _TAGS = (
     "SeriesNumber",
     "InstanceNumber",
     "NumberOfFrames",
+)
+# Of the sequence, the station and who ran it; `details` of a series holds their values, those of a list as "1\\2".
+_DETAILS = (
+    "StationName",
+    "InstitutionName",
+    "OperatorsName",
+    "PatientBirthDate",
+    "ImageType",
+    "ScanningSequence",
+    "SequenceVariant",
+    "ScanOptions",
+    "MRAcquisitionType",
+    "SequenceName",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "PixelSpacing",
+    "Rows",
+    "Columns",
+    "RepetitionTime",
+    "EchoTime",
+    "InversionTime",
+    "FlipAngle",
+    "PixelBandwidth",
+    "MagneticFieldStrength",
+    "ReceiveCoilName",
+    "KVP",
+    "GantryDetectorTilt",
+    "ExposureTime",
+    "XRayTubeCurrent",
+    "ConvolutionKernel",
 )
 
 _WARNING_FILTERS = threading.Lock()
@@ -96,6 +126,7 @@ class SeriesFiles:
     model: str
     series_date: str
     series_time: str
+    details: Mapping[str, str]
     files: tuple[DicomFile, ...]
 
 
@@ -257,7 +288,7 @@ def _read_header(path: Path) -> pydicom.Dataset:
     if bare and start[:2] not in _BARE_STARTS:
         raise _PassedOverError("not a DICOM file")
     with without_warnings():
-        return pydicom.dcmread(path, stop_before_pixels=True, force=bare, specific_tags=list(_TAGS))
+        return pydicom.dcmread(path, stop_before_pixels=True, force=bare, specific_tags=[*_TAGS, *_DETAILS])
 
 
 @contextmanager
@@ -275,6 +306,7 @@ def _describe(path: Path, dataset: pydicom.Dataset) -> SeriesFiles:
     """Turn a header into a series of one file."""
     with without_warnings():
         text = {keyword: element_text(dataset, keyword) for keyword in _TAGS}
+        details = {keyword: _all_values(dataset, keyword) for keyword in _DETAILS if keyword in dataset}
         meta = getattr(dataset, "file_meta", None)
         sop_class = text["SOPClassUID"] or element_text(meta, "MediaStorageSOPClassUID")
         instance = text["SOPInstanceUID"] or element_text(meta, "MediaStorageSOPInstanceUID")
@@ -303,6 +335,7 @@ def _describe(path: Path, dataset: pydicom.Dataset) -> SeriesFiles:
         model=text["ManufacturerModelName"],
         series_date=_date(text["SeriesDate"]),
         series_time=_time(text["SeriesTime"]),
+        details={keyword: value for keyword, value in details.items() if value},
         files=(DicomFile(path, instance, sop_class, text["InstanceNumber"]),),
     )
 
@@ -325,6 +358,17 @@ def element_text(dataset: Any, keyword: str) -> str:
     return "" if value is None else str(value).strip(" \0\t\r\n")
 
 
+def _all_values(dataset: Any, keyword: str) -> str:
+    """Read an element as text, its values with a backslash between them."""
+    try:
+        value = dataset[keyword].value
+    except Exception:  # noqa: BLE001  # a damaged value can raise anything
+        return ""
+    if isinstance(value, pydicom.multival.MultiValue):
+        return "\\".join(str(part).strip() for part in value)
+    return "" if value is None else str(value).strip(" \0\t\r\n")
+
+
 def _merge(parts: list[SeriesFiles]) -> SeriesFiles:
     """Join the files of one series; each text is the first that any file has."""
     parts = sorted(parts, key=_file_order)
@@ -335,7 +379,9 @@ def _merge(parts: list[SeriesFiles]) -> SeriesFiles:
         if value == ""
     }
     files = tuple(part.files[0] for part in parts)
-    return replace(merged, frames=sum(part.frames for part in parts), files=files, **filled)
+    details = {name: value for part in reversed(parts) for name, value in part.details.items()}
+    frames = sum(part.frames for part in parts)
+    return replace(merged, frames=frames, details=details, files=files, **filled)
 
 
 def _file_order(part: SeriesFiles) -> tuple[int, str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from monailabel_xnat.sandbox.accounts import User
+from monailabel_xnat.sandbox.anonymising import anonymised
 from monailabel_xnat.sandbox.archive import SYSTEM, Archive
 from monailabel_xnat.sandbox.dicom import (
     DicomFile,
@@ -20,14 +22,47 @@ from monailabel_xnat.sandbox.dicom import (
     session_xsi_type,
     xnat_label,
 )
-from monailabel_xnat.sandbox.model import Experiment, Scan, Subject
+from monailabel_xnat.sandbox.headerfields import SCAN_FIELDS, SESSION_FIELDS, header_fields
+from monailabel_xnat.sandbox.model import Experiment, Resource, Scan, Subject
 from monailabel_xnat.sandbox.owners import owner_of
 from monailabel_xnat.sandbox.permissions import ACTIVE
 from monailabel_xnat.sandbox.resources import Incoming, Resources
-from monailabel_xnat.sandbox.routing import read_route
+from monailabel_xnat.sandbox.routing import Place, read_route
 
-NONE, APPEND, DELETE, OVERRIDE = "none", "append", "delete", "override"
-_REPLACING = (DELETE, OVERRIDE)
+REFUSE, REPLACE, KEEP = "refuse", "replace", "keep"
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How a study goes into a session that exists.
+
+    Parameters
+    ----------
+    allowed
+        Whether it may at all.
+    known_files
+        What becomes of instances that are there already: all is refused, they are replaced, or kept as they are.
+    other_study
+        Whether a study of another UID is taken too.
+    """
+
+    allowed: bool = True
+    known_files: str = REFUSE
+    other_study: bool = False
+
+
+NO_MERGE = Merge(allowed=False)
+FILL = Merge(known_files=KEEP)
+
+
+def merge_of(overwrite: str, *, overwrite_files: bool = False) -> Merge:
+    """Return what the parameters ``overwrite`` and ``overwrite_files`` ask for; unknown values of the first add."""
+    if overwrite in ("", "none"):
+        return NO_MERGE
+    if overwrite in ("delete", "override"):
+        # In spite of its name it deletes nothing: what is there and is not sent again stays.
+        return Merge(known_files=REPLACE, other_study=True)
+    return Merge(known_files=REPLACE if overwrite_files else REFUSE)
 
 
 class ConflictError(ValueError):
@@ -36,15 +71,6 @@ class ConflictError(ValueError):
 
 class LockedError(ValueError):
     """The session in the archive is not to be changed."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a study goes; labels that are empty are made from its headers."""
-
-    project: str
-    subject: str = ""
-    session: str = ""
 
 
 class Filing:
@@ -81,26 +107,38 @@ class Filing:
             raise ValueError(f"no DICOM file in {folder}")
         if self._archive.project(project) is None:
             self._archive.create_project(project, user)
-        return [self._file_somewhere(series, project, user) for series in studies]
+        with self._resources.staging.scratch() as scratch:
+            return [self._file_somewhere(series, project, user, scratch) for series in studies]
 
-    def _file_somewhere(self, series: Sequence[SeriesFiles], project: str, user: User) -> Experiment:
+    def _file_somewhere(self, series: Sequence[SeriesFiles], project: str, user: User, scratch: Path) -> Experiment:
         """File a study; where its label belongs to another one, it gets a label of its own."""
-        place = self.place(series, Place(project))
+        place = self._own_place(series, project)
         try:
-            return self.file_study(series, place, user, APPEND)
+            return self.file_study(series, place, user, FILL, scratch)
         except ConflictError:
             label = self._free_label(project, place.subject, series[0].modality)
-            return self.file_study(series, replace(place, session=label), user, APPEND)
+            return self.file_study(series, replace(place, session=label), user, FILL, scratch)
 
     def place(self, series: Sequence[SeriesFiles], asked: Place) -> Place:
-        """Complete a place from a study's headers; the project stays empty where they name none that exists."""
+        """Complete a place from a study's headers as XNAT does; the project stays empty where none exists.
+
+        What the comments of the headers name comes after what was asked for, and Patient's Name and Patient ID last.
+        """
         first = series[0]
         route = read_route(first.files[0].path)
         candidates = (asked.project, route.project, *route.may_be_project)
         project = next((name for name in candidates if name and self._archive.project(name)), "")
-        subject = asked.subject or route.subject or xnat_label(first.patient_id or first.patient_name) or "unknown"
-        known = self._archive.subject(subject, project) if project else None
-        session = asked.session or route.session or self._known_label(known, first.study_uid)
+        subject = asked.subject or route.subject or xnat_label(first.patient_name) or xnat_label(first.patient_id)
+        session = asked.session or route.session or xnat_label(first.patient_id)
+        return Place(project, subject or "unknown", session or "dicom_upload")
+
+    def _own_place(self, series: Sequence[SeriesFiles], project: str) -> Place:
+        """Choose a place where every study has a session of its own."""
+        first = series[0]
+        route = read_route(first.files[0].path)
+        subject = route.subject or xnat_label(first.patient_id or first.patient_name) or "unknown"
+        known = self._archive.subject(subject, project)
+        session = route.session or self._known_label(known, first.study_uid)
         return Place(project, subject, session or self._free_label(project, subject, first.modality))
 
     def _known_label(self, subject: Subject | None, study_uid: str) -> str:
@@ -110,11 +148,13 @@ class Filing:
 
     def _free_label(self, project: str, subject: str, modality: str) -> str:
         number = 1
-        while project and self._archive.experiment(f"{subject}_{modality or 'OT'}{number}", project) is not None:
+        while self._archive.experiment(f"{subject}_{modality or 'OT'}{number}", project) is not None:
             number += 1
         return f"{subject}_{modality or 'OT'}{number}"
 
-    def file_study(self, series: Sequence[SeriesFiles], place: Place, user: User, overwrite: str) -> Experiment:
+    def file_study(
+        self, series: Sequence[SeriesFiles], place: Place, user: User, merge: Merge, scratch: Path
+    ) -> Experiment:
         """File the series of one study.
 
         Parameters
@@ -125,9 +165,10 @@ class Filing:
             Where to, complete.
         user
             Who files.
-        overwrite
-            What to do with a session that exists: ``none`` refuses, ``append`` adds what is missing, ``delete`` and
-            ``override`` replace its files by new ones of the same SOP instances, and take a study of another UID too.
+        merge
+            What to do with a session that exists.
+        scratch
+            A folder for files that are on their way.
 
         Returns
         -------
@@ -137,59 +178,60 @@ class Filing:
         Raises
         ------
         ConflictError
-            If the session exists and may not be changed that way.
+            If the session exists and may not be changed that way; nothing is stored then.
         LockedError
             If it is locked.
         """
         found = self._archive.experiment(place.session, place.project)
-        if found is None:
-            found = self._new_session(series, place, user)
-        else:
-            self._require_match(found, series[0], place, overwrite)
-        taken = {str(scan.fields.get("UID")): scan for scan in self._archive.scans(found.id)}
-        ids = scan_ids(series)
-        for item in series:
-            known = taken.get(item.series_uid)
-            scan = known or self._new_scan(found, item, self._free_id(found, ids[item.series_uid], item), user)
-            added = self._add_files(scan, item, user, overwrite)
-            if known and added:
-                self._count_frames(known, item, added)
+        if found is not None:
+            self._require_match(found, series[0], place, merge)
+            self._require_new_files(found, series, merge)
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            if self._archive.is_anonymising:
+                series = anonymised(series, place, Path(folder))
+            found = found or self._new_session(series, place, user)
+            taken = {str(scan.fields.get("UID")): scan for scan in self._archive.scans(found.id)}
+            ids = scan_ids(series)
+            for item in series:
+                known = taken.get(item.series_uid)
+                scan = known or self._new_scan(found, item, self._free_id(found, ids[item.series_uid], item), user)
+                added = self._add_files(scan, item, user, merge)
+                if known and added:
+                    self._count_frames(known, item, added)
         return found
 
-    def _require_match(self, found: Experiment, first: SeriesFiles, place: Place, overwrite: str) -> None:
+    def _require_match(self, found: Experiment, first: SeriesFiles, place: Place, merge: Merge) -> None:
         subject = self._archive.subject(found.subject_id or "")
         if found.status != ACTIVE:
             raise LockedError(f"session {found.label} is {found.status}")
         if subject is None or place.subject not in (subject.label, subject.id):
             raise ConflictError(f"session {found.label} belongs to another subject")
-        if overwrite == NONE:
+        if not merge.allowed:
             raise ConflictError(f"Session already exists: {found.label}, retry with overwrite enabled")
         uid = found.fields.get("UID")
-        if uid and uid != first.study_uid and overwrite not in _REPLACING:
+        if uid and uid != first.study_uid and not merge.other_study:
             raise ConflictError(f"session {found.label} holds another study, of UID {uid}")
+
+    def _require_new_files(self, found: Experiment, series: Sequence[SeriesFiles], merge: Merge) -> None:
+        if merge.known_files != REFUSE:
+            return
+        scans = {str(scan.fields.get("UID")): scan for scan in self._archive.scans(found.id)}
+        for item in series:
+            resource = self._resource_of(scans[item.series_uid]) if item.series_uid in scans else None
+            known = {entry.sop_uid for entry in self._resources.files(resource)} if resource else set()
+            if any(file.sop_instance_uid in known for file in item.files):
+                raise ConflictError(f"session {found.label} has files of that name, retry with overwrite_files=true")
 
     # Sessions and scans
 
     def _new_session(self, series: Sequence[SeriesFiles], place: Place, user: User) -> Experiment:
-        first = series[0]
         subject = self._archive.subject(place.subject, place.project)
         owner = subject or self._archive.create_subject(place.project, place.subject, user)
-        fields = {
-            "UID": first.study_uid,
-            "date": first.study_date,
-            "time": first.study_time,
-            "modality": first.modality,
-            "dcmPatientId": first.patient_id,
-            "dcmPatientName": first.patient_name,
-            "dcmAccessionNumber": first.accession_number,
-            "study_id": first.study_id,
-            "session_type": first.study_description,
-            "scanner/manufacturer": first.manufacturer,
-            "scanner/model": first.model,
-        }
-        kept = {name: value for name, value in fields.items() if value}
         kind = session_xsi_type(series)
-        return self._archive.create_experiment(place.project, place.session, kind, subject=owner.id, user=user, **kept)
+        fields = header_fields(self._archive.types, kind, series[0], SESSION_FIELDS)
+        return self._archive.create_experiment(
+            place.project, place.session, kind, subject=owner.id, user=user, **fields
+        )
 
     def _free_id(self, session: Experiment, wanted: str, item: SeriesFiles) -> str:
         taken = {scan.id for scan in self._archive.scans(session.id)}
@@ -202,19 +244,9 @@ class Filing:
         return f"{plain}-{modality}{number}"
 
     def _new_scan(self, session: Experiment, item: SeriesFiles, scan_id: str, user: User) -> Scan:
-        fields = {
-            "UID": item.series_uid,
-            "type": item.series_description or item.modality,
-            "series_description": item.series_description,
-            "modality": item.modality,
-            "quality": "usable",
-            "frames": str(item.frames),
-            "scanner/manufacturer": item.manufacturer,
-            "scanner/model": item.model,
-            "startTime": item.series_time,
-        }
-        kept = {name: value for name, value in fields.items() if value}
-        return self._archive.create_scan(session.id, scan_id, scan_xsi_type(item), user, **kept)
+        kind = scan_xsi_type(item)
+        fields = header_fields(self._archive.types, kind, item, SCAN_FIELDS)
+        return self._archive.create_scan(session.id, scan_id, kind, user, **fields)
 
     def _count_frames(self, scan: Scan, item: SeriesFiles, added: int) -> None:
         more = item.frames if added == len(item.files) else added
@@ -223,18 +255,23 @@ class Filing:
 
     # Files
 
-    def _add_files(self, scan: Scan, item: SeriesFiles, user: User, overwrite: str) -> int:
-        """Add the files of a series to its scan, and give how many of them are new."""
-        owner = owner_of(self._archive, scan)
-        label = "secondary" if scan.xsi_type == "xnat:scScanData" else "DICOM"
-        resource = self._resources.find(owner, label) or self._resources.create(
-            owner, label, format="DICOM", content="RAW", series_uid=item.series_uid
+    def _resource_of(self, scan: Scan) -> Resource | None:
+        return self._resources.find(owner_of(self._archive, scan), _resource_label(scan))
+
+    def _add_files(self, scan: Scan, item: SeriesFiles, user: User, merge: Merge) -> int:
+        """Add the files of a series to its scan, and return how many of them are new."""
+        resource = self._resource_of(scan) or self._resources.create(
+            owner_of(self._archive, scan),
+            _resource_label(scan),
+            format="DICOM",
+            content="RAW",
+            series_uid=item.series_uid,
         )
         known = {entry.sop_uid: entry.path for entry in self._resources.files(resource)}
         incoming = [
             self._incoming(item, file, known.get(file.sop_instance_uid))
             for file in item.files
-            if overwrite in _REPLACING or file.sop_instance_uid not in known
+            if merge.known_files == REPLACE or file.sop_instance_uid not in known
         ]
         if incoming:
             self._resources.put(resource, incoming, user.login)
@@ -258,6 +295,10 @@ def by_study(series: Sequence[SeriesFiles]) -> list[list[SeriesFiles]]:
     for item in series:
         studies[item.study_uid].append(item)
     return list(studies.values())
+
+
+def _resource_label(scan: Scan) -> str:
+    return "secondary" if scan.xsi_type == "xnat:scScanData" else "DICOM"
 
 
 def _file_name(item: SeriesFiles, file: DicomFile) -> str:

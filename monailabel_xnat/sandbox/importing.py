@@ -11,17 +11,7 @@ from urllib.parse import unquote
 
 from monailabel_xnat.sandbox.archive import Archive
 from monailabel_xnat.sandbox.dicom import SeriesFiles, read_series
-from monailabel_xnat.sandbox.filing import (
-    APPEND,
-    DELETE,
-    NONE,
-    OVERRIDE,
-    ConflictError,
-    Filing,
-    LockedError,
-    Place,
-    by_study,
-)
+from monailabel_xnat.sandbox.filing import FILL, ConflictError, Filing, LockedError, Merge, by_study, merge_of
 from monailabel_xnat.sandbox.forms import form_files
 from monailabel_xnat.sandbox.model import Experiment, Project
 from monailabel_xnat.sandbox.permissions import Permissions
@@ -29,10 +19,10 @@ from monailabel_xnat.sandbox.prearchive import CONFLICT, READY, RECEIVING, Prear
 from monailabel_xnat.sandbox.replies import HTTPError, Reply
 from monailabel_xnat.sandbox.request import Request
 from monailabel_xnat.sandbox.resources import Resources
+from monailabel_xnat.sandbox.routing import Place
 from monailabel_xnat.sandbox.unpacking import unpack
 
 DICOM_ZIP, SESSION, GRADUAL = "DICOM-zip", "SI", "gradual-DICOM"
-_OVERWRITES = (NONE, APPEND, DELETE, OVERRIDE)
 # Project settings: what arrives is held, refuses to overwrite, is archived, or archived over what is there.
 _NO_OVERWRITE, _AUTO_ARCHIVE, _AUTO_OVERWRITE = 1, 4, 5
 
@@ -66,14 +56,14 @@ class Import:
         """
         if request.method != "POST":
             raise HTTPError(405)
-        handler = request.query.get("import-handler", DICOM_ZIP)
+        handler = _handler(request)
         if handler not in (DICOM_ZIP, SESSION, GRADUAL):
             raise HTTPError(404, f"Unsupported import-handler: {handler}")
         destination = _destination(request)
         self._require_project(request, destination.place.project)
         with self._resources.staging.scratch() as folder:
             series = self._received(request, folder, handler)
-            return self._file_all(request, series, destination, handler)
+            return self._file_all(request, series, destination, folder)
 
     def _require_project(self, request: Request, name: str) -> None:
         project = self._archive.project(name) if name else None
@@ -111,12 +101,13 @@ class Import:
         return series
 
     def _file_all(
-        self, request: Request, series: Sequence[SeriesFiles], destination: _Destination, handler: str
+        self, request: Request, series: Sequence[SeriesFiles], destination: _Destination, scratch: Path
     ) -> Reply:
+        handler = _handler(request)
         lines, refusals = [], []
         for study in by_study(series):
             try:
-                lines.append(self._file_study(request, study, destination, handler))
+                lines.append(self._file_study(request, study, destination, scratch))
             except ConflictError as error:
                 refusals.append(HTTPError(409 if handler == SESSION else 400, str(error)))
             except LockedError as error:
@@ -126,18 +117,18 @@ class Import:
         return Reply("".join(f"{line}\r\n" for line in lines).encode())
 
     def _file_study(
-        self, request: Request, study: Sequence[SeriesFiles], destination: _Destination, handler: str
+        self, request: Request, study: Sequence[SeriesFiles], destination: _Destination, scratch: Path
     ) -> str:
         place = self._filing.place(study, destination.place)
         project = self._archive.project(place.project) if place.project else None
         if project is not None and not self._may.may_edit(project.id):
             raise HTTPError(403)
         if project is None or not _is_archived(project, destination):
-            status = RECEIVING if handler == GRADUAL and project is not None else READY
+            status = RECEIVING if _handler(request) == GRADUAL and project is not None else READY
             return f"/data{self._prearchive.add(study, place, status).path}"
-        overwrite = _overwrite(request, project, destination, handler)
+        merge = _merge(request, project, destination)
         try:
-            made = self._filing.file_study(study, place, request.user, overwrite)
+            made = self._filing.file_study(study, place, request.user, merge, scratch)
         except ConflictError:
             self._prearchive.add(study, place, CONFLICT)
             raise
@@ -159,15 +150,17 @@ def _is_archived(project: Project, destination: _Destination) -> bool:
     return project.prearchive_code in (_AUTO_ARCHIVE, _AUTO_OVERWRITE)
 
 
-def _overwrite(request: Request, project: Project, destination: _Destination, handler: str) -> str:
-    asked = request.query.get("overwrite", "")
-    if asked and asked not in _OVERWRITES:
-        raise HTTPError(400, f"overwrite is one of {', '.join(_OVERWRITES)}, not {asked}")
-    if asked not in ("", NONE) and project.prearchive_code == _NO_OVERWRITE:
+def _handler(request: Request) -> str:
+    return request.query.get("import-handler", DICOM_ZIP)
+
+
+def _merge(request: Request, project: Project, destination: _Destination) -> Merge:
+    merge = merge_of(request.query.get("overwrite", ""), overwrite_files=request.flag("overwrite_files"))
+    if merge.allowed and project.prearchive_code == _NO_OVERWRITE:
         raise HTTPError(400, f"project {project.id} does not allow overwrite")
     # Single objects are always added; the others only if told so.
     automatic = destination.to_archive is None and project.prearchive_code == _AUTO_OVERWRITE
-    return asked or (APPEND if handler == GRADUAL or automatic else NONE)
+    return FILL if not merge.allowed and (_handler(request) == GRADUAL or automatic) else merge
 
 
 def _destination(request: Request) -> _Destination:

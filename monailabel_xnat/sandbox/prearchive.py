@@ -10,8 +10,8 @@ from pathlib import Path
 
 from monailabel_xnat.sandbox.archive import Archive, timestamp
 from monailabel_xnat.sandbox.dicom import SeriesFiles, read_series, scan_ids, scan_xsi_type
-from monailabel_xnat.sandbox.filing import Place
 from monailabel_xnat.sandbox.owners import segment
+from monailabel_xnat.sandbox.routing import Place
 
 UNASSIGNED = "Unassigned"
 READY, CONFLICT, RECEIVING = "READY", "CONFLICT", "RECEIVING"

@@ -8,13 +8,14 @@ from urllib.parse import unquote
 from monailabel_xnat.sandbox import tables
 from monailabel_xnat.sandbox.archive import Archive
 from monailabel_xnat.sandbox.filereply import file_reply
-from monailabel_xnat.sandbox.filing import NONE, ConflictError, Filing, LockedError, Place
+from monailabel_xnat.sandbox.filing import ConflictError, Filing, LockedError, merge_of
 from monailabel_xnat.sandbox.importing import archived_address
 from monailabel_xnat.sandbox.permissions import Permissions
 from monailabel_xnat.sandbox.prearchive import CONFLICT, READY, UNASSIGNED, Prearchive, Waiting, WaitingScan
 from monailabel_xnat.sandbox.replies import HTTPError, Reply, text
 from monailabel_xnat.sandbox.request import Request
 from monailabel_xnat.sandbox.resources import Resources
+from monailabel_xnat.sandbox.routing import Place
 from monailabel_xnat.sandbox.zipping import zip_blocks
 
 
@@ -24,6 +25,7 @@ class PrearchiveCalls:
     def __init__(self, archive: Archive, resources: Resources, may: Permissions) -> None:
         self._archive = archive
         self._filing = Filing(archive, resources)
+        self._scratch = resources.staging.scratch
         self._prearchive = Prearchive(archive)
         self._may = may
 
@@ -181,7 +183,9 @@ class PrearchiveCalls:
         if not self._may.may_edit(place.project):
             raise HTTPError(403)
         try:
-            made = self._filing.file_study(series, place, request.user, query.get("overwrite") or NONE)
+            merge = merge_of(query.get("overwrite", ""), overwrite_files=request.flag("overwrite_files"))
+            with self._scratch() as scratch:
+                made = self._filing.file_study(series, place, request.user, merge, scratch)
         except ConflictError as error:
             self._prearchive.set_status(waiting, CONFLICT)
             raise HTTPError(409, str(error)) from error

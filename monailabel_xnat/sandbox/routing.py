@@ -27,6 +27,15 @@ class Route:
     may_be_project: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a study goes; labels that are empty are made from its headers."""
+
+    project: str
+    subject: str = ""
+    session: str = ""
+
+
 def read_route(path: Path) -> Route:
     """Read the destination from the header of a file.
 
@@ -52,7 +61,7 @@ def read_route(path: Path) -> Route:
 def _assigned(name: str, comments: Iterable[str]) -> str:
     """Find ``Name: value`` in a comment; the value ends at a blank, a comma or a semicolon."""
     for comment in comments:
-        found = re.search(rf"(?:^|[\s,;]){name}:\s*([^\s,;]+)", comment, re.IGNORECASE)
+        found = re.search(rf"(?:^|[\s,;]){name}:\s*([\w-]+)(?=[\s,;]|$)", comment, re.IGNORECASE)
         if found:
             return found.group(1)
     return ""

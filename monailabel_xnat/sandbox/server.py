@@ -55,6 +55,10 @@ class Sandbox:
         Whether the OHIF viewer's plugin is installed.
     context
         Path that the site is deployed under, such as ``/xnat``.
+    anonymise
+        Whether the site's anonymisation script is on, as it is on an XNAT that nobody has changed: what is archived
+        is not what was sent, because Study Description, Patient's Name and Patient ID are set to the project's ID and
+        the labels of subject and session.
 
     Raises
     ------
@@ -84,6 +88,7 @@ class Sandbox:
         schemas: str | Path | None = None,
         roi_plugin: bool = True,
         context: str = "",
+        anonymise: bool = False,
     ) -> None:
         types = DataTypes(Path(schemas) if schemas else _SCHEMAS)
         for login, password in (users or {}).items():
@@ -93,7 +98,7 @@ class Sandbox:
         _require_private(self.folder)
         self._lock = _locked(self.folder)
         try:
-            self.archive = Archive(self.folder, types)
+            self.archive = Archive(self.folder, types, anonymise=anonymise)
         except ValueError:
             self._lock.release()
             raise

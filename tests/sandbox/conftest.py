@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import requests
 
+from monailabel_xnat.sandbox import Sandbox
+
 
 class Api:
     """What one user asks a sandbox; each answer as it comes."""
@@ -79,6 +81,15 @@ def user(xnat_sandbox):
 @pytest.fixture
 def admin(user) -> Api:
     return user("admin")
+
+
+@pytest.fixture
+def anonymising():
+    """Give a sandbox whose site anonymises, with what its administrator asks."""
+    with Sandbox(anonymise=True) as sandbox:
+        api = Api(sandbox)
+        yield sandbox, api
+        api.close()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import tarfile
@@ -149,16 +150,38 @@ def test_a_session_that_exists_is_a_conflict(admin, project, slices, handler, st
     assert [row["status"] for row in admin.rows("/data/prearchive/projects/P")] == ["CONFLICT"]
 
 
-def test_append_adds_what_is_missing(admin, project, slices, demo_dicom):
-    query = {"dest": "/archive/projects/P", "overwrite": "append"}
+@pytest.mark.parametrize("overwrite", ["append", "True", "maybe"])
+def test_append_adds_what_is_missing(admin, project, slices, overwrite):
+    """Unknown values of overwrite, such as the True that a common helper package sends, add too."""
+    query = {"dest": "/archive/projects/P", "overwrite": overwrite}
     address = admin.post(IMPORT, zipped(slices[0]), **query).text.strip()
-    other = changed(series_files(demo_dicom)[0], PatientComments="other bytes")
-    assert admin.post(IMPORT, zipped(*slices[1:], other), **query).text.strip() == address
-    before = admin.rows(f"{address}/scans/2/resources/DICOM/files")
-    assert len(before) == 3
-    assert admin.post(IMPORT, zipped(*slices), **query).status_code == 200
-    assert admin.rows(f"{address}/scans/2/resources/DICOM/files") == before
+    assert admin.post(IMPORT, zipped(*slices[1:]), **query).text.strip() == address
+    assert len(admin.rows(f"{address}/scans/2/resources/DICOM/files")) == 3
     assert len(admin.rows(f"{address}/scans")) == 1
+
+
+@pytest.mark.parametrize(("handler", "status"), [("DICOM-zip", 400), ("SI", 409)])
+def test_appending_files_that_are_there_is_a_conflict(admin, project, slices, handler, status):
+    """xnat-rest-tests TestImport: append of the same files fails unless overwrite_files says otherwise."""
+    query = {"dest": "/archive/projects/P", "overwrite": "append", "import-handler": handler}
+    address = admin.post(IMPORT, zipped(slices[0]), **query).text.strip()
+    before = admin.rows(f"{address}/scans/2/resources/DICOM/files")
+    answer = admin.post(IMPORT, zipped(*slices), **query)
+    assert (answer.status_code, "overwrite_files" in answer.text) == (status, True)
+    assert admin.rows(f"{address}/scans/2/resources/DICOM/files") == before
+    (row,) = admin.rows("/data/prearchive/projects/P")
+    assert (row["status"], row["name"]) == ("CONFLICT", address.rpartition("/")[2])
+
+
+def test_overwrite_files_replaces_those_that_are_there(admin, project, slices, demo_dicom):
+    query = {"dest": "/archive/projects/P", "overwrite": "append", "overwrite_files": "true"}
+    address = admin.post(IMPORT, zipped(*slices), **query).text.strip()
+    before = {row["Name"]: row["digest"] for row in admin.rows(f"{address}/scans/2/resources/DICOM/files")}
+    other = changed(series_files(demo_dicom)[0], InstitutionName="elsewhere")
+    assert admin.post(IMPORT, zipped(other, slices[1]), **query).text.strip() == address
+    after = {row["Name"]: row["digest"] for row in admin.rows(f"{address}/scans/2/resources/DICOM/files")}
+    assert before.keys() == after.keys()
+    assert sum(before[name] != after[name] for name in before) == 1
 
 
 @pytest.mark.parametrize("overwrite", ["delete", "override"])
@@ -213,7 +236,6 @@ def test_refusals(admin, user, project, slices):
     assert admin.post(IMPORT, body, **{"import-handler": "unknown"}).status_code == 404
     assert admin.post(IMPORT, body, dest="/archive/projects/NONE").status_code == 404
     assert admin.post(IMPORT, body, dest="/elsewhere").status_code == 400
-    assert admin.post(IMPORT, body, dest="/archive/projects/P", overwrite="maybe").status_code == 400
     assert user("collaborator").post(IMPORT, body, dest="/archive/projects/P").status_code == 403
     assert user("none").post(IMPORT, body, dest="/archive/projects/P").status_code == 404
     assert user("member").post(IMPORT, body, dest="/archive/projects/P").status_code == 200
@@ -258,14 +280,84 @@ def test_comments_name_the_destination(admin, project, demo_dicom, values):
     assert admin.post(IMPORT, body).text == "/data/archive/projects/P/subjects/sub/experiments/ses\r\n"
 
 
-def test_without_names_the_labels_come_from_patient_and_modality(admin, project, demo_dicom):
+@pytest.mark.parametrize("comments", ["PatientComments", "StudyComments"])
+@pytest.mark.parametrize(
+    ("comment", "subject", "session"),
+    [("", "Demo_Ben", "a_b"), ("Subject:sub", "sub", "a_b"), ("Session:ses", "Demo_Ben", "ses")],
+)
+def test_labels_are_the_patients_name_and_id(admin, project, demo_dicom, comments, comment, subject, session):
+    """xnat-rest-tests TestImport: subject from Patient's Name, session from Patient ID, what comments say first."""
+    values = {"PatientComments": "", comments: comment, "PatientID": "a b", "PatientName": "Demo^Ben"}
+    body = zipped(changed(series_files(demo_dicom)[0], **values))
+    answer = admin.post(IMPORT, body, dest="/archive/projects/P")
+    assert answer.text == f"/data/archive/projects/P/subjects/{subject}/experiments/{session}\r\n"
+
+
+def test_a_second_study_of_a_patient_waits_in_the_prearchive(admin, project, demo_dicom):
     first, second = series_files(demo_dicom)[:2]
-    one = changed(first, PatientComments="", PatientID="a b")
-    two = changed(second, PatientComments="", PatientID="a b", StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.3.4")
-    answer = admin.post(IMPORT, zipped(one), dest="/archive/projects/P")
-    assert answer.text == "/data/archive/projects/P/subjects/a_b/experiments/a_b_CT1\r\n"
-    answer = admin.post(IMPORT, zipped(two), dest="/archive/projects/P")
-    assert answer.text == "/data/archive/projects/P/subjects/a_b/experiments/a_b_CT2\r\n"
+    one = changed(first, PatientComments="")
+    two = changed(second, PatientComments="", StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.3.4")
+    assert admin.post(IMPORT, zipped(one), dest="/archive/projects/P").status_code == 200
+    answer = admin.post(IMPORT, zipped(two), dest="/archive/projects/P", overwrite="append")
+    assert (answer.status_code, "holds another study" in answer.text) == (400, True)
+    (row,) = admin.rows("/data/prearchive/projects/P")
+    assert (row["status"], row["tag"], row["name"]) == ("CONFLICT", "1.2.3", demo_dicom.cases[1].subject)
+
+
+def test_a_folder_of_two_studies_of_a_patient_becomes_two_sessions(xnat_sandbox, admin, demo_dicom, tmp_path):
+    first, second = series_files(demo_dicom)[:2]
+    (tmp_path / "1").write_bytes(changed(first, PatientComments="", PatientID="a b"))
+    other = {"PatientComments": "", "PatientID": "a b", "StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4"}
+    (tmp_path / "2").write_bytes(changed(second, **other))
+    assert len(xnat_sandbox.import_dicom(tmp_path, "P")) == 2
+    assert {row["label"] for row in admin.rows("/data/projects/P/experiments")} == {"a_b_CT1", "a_b_CT2"}
+
+
+def test_scans_have_what_their_headers_say(admin, project, demo_dicom):
+    """xnatpy's functional tests read field strength and the like of what they import."""
+    values = {"StationName": "CT99", "InstitutionName": "Somewhere", "GantryDetectorTilt": "1.5"}
+    body = zipped(changed(series_files(demo_dicom)[0], **values))
+    address = admin.post(IMPORT, body, dest="/archive/projects/P").text.strip()
+    session = admin.get(address, format="json").json()["items"][0]["data_fields"]
+    assert (session["scanner"], session["acquisition_site"]) == ("CT99", "Somewhere")
+    scan = admin.get(f"{address}/scans/2", format="json").json()["items"][0]["data_fields"]
+    spacing = pydicom.dcmread(series_files(demo_dicom)[0]).PixelSpacing
+    assert (scan["quality"], scan["scanner"], scan["parameters/gantryTilt"]) == ("usable", "CT99", 1.5)
+    assert (scan["parameters/voxelRes/x"], scan["parameters/voxelRes/y"]) == (spacing[1], spacing[0])
+
+
+# The site's anonymisation
+
+
+def test_archived_files_are_not_those_sent_where_the_site_anonymises(anonymising, slices):
+    _, admin = anonymising
+    admin.made("/data/projects/P")
+    address = admin.post(IMPORT, zipped(*slices), dest="/archive/projects/P/subjects/s/experiments/e").text.strip()
+    rows = admin.rows(f"{address}/scans/2/resources/DICOM/files")
+    contents = [admin.get(row["URI"]).content for row in rows]
+    assert set(contents).isdisjoint(slices)
+    assert [row["digest"] for row in rows] == [hashlib.md5(content).hexdigest() for content in contents]
+    sent = {dataset.SOPInstanceUID: dataset for dataset in (pydicom.dcmread(io.BytesIO(item)) for item in slices)}
+    for content in contents:
+        found = pydicom.dcmread(io.BytesIO(content))
+        assert (found.StudyDescription, found.PatientName, found.PatientID) == ("P", "s", "e")
+        original = sent.pop(found.SOPInstanceUID)
+        assert (found.PixelData, found.SeriesInstanceUID) == (original.PixelData, original.SeriesInstanceUID)
+    assert sent == {}
+    fields = admin.get(address, format="json").json()["items"][0]["data_fields"]
+    assert (fields["dcmPatientName"], fields["dcmPatientId"], fields["session_type"]) == ("s", "e", "P")
+
+
+def test_a_folder_is_anonymised_in_the_archive_and_left_as_it_is(anonymising, demo_dicom):
+    sandbox, admin = anonymising
+    case = demo_dicom.cases[1]
+    before = {path: path.read_bytes() for path in case.dicom.rglob("*.dcm")}
+    (address,) = sandbox.import_dicom(case.dicom, "Q")
+    assert {path: path.read_bytes() for path in case.dicom.rglob("*.dcm")} == before
+    fields = admin.get(address, format="json").json()["items"][0]["data_fields"]
+    assert fields["dcmPatientId"] == fields["label"] == case.session
+    (row, *_) = admin.rows(f"{address}/scans/2/resources/DICOM/files")
+    assert pydicom.dcmread(io.BytesIO(admin.get(row["URI"]).content)).PatientID == case.session
 
 
 @pytest.mark.parametrize("field", ["StudyDescription", "AccessionNumber"])
@@ -362,7 +454,7 @@ def test_xnatpy_imports_and_walks_the_prearchive(xnatpy, project, demo_dicom, tm
     (scan,) = found.scans.values()
     assert [file.size for file in scan.files.values()] == [len(content) for content in sorted(slices, key=len)]
     assert scan.read_dicom().Modality == "CT"
-    archived = found.archive(overwrite="append")
+    archived = found.archive(overwrite="delete")
     assert archived.label == session.label
     xnatpy.services.import_(tmp_path / "a.zip", project="P", destination="/prearchive").delete()
     assert xnatpy.prearchive.sessions() == []
