@@ -223,6 +223,11 @@ class Settings:
     rate_limit: float = _setting(_rate, 0.0, "requests a second that are started at most; 0: no limit")
     timeout: float = _setting(_seconds, 120.0, "seconds to wait for an answer of XNAT")
     max_age: float = _setting(_seconds, 60.0, "seconds after which the listing of XNAT is renewed")
+    verify_age: float = _setting(
+        _seconds,
+        86400.0,
+        "seconds after which the files of an image are compared with XNAT's list of them; before each training, too",
+    )
     verify_tls: bool = _setting(_flag, True, "check the certificate of the server")
     ca_bundle: Path | None = _setting(_folder, None, "file with the certificate authorities to trust")
     client_certificate: Path | None = _setting(_folder, None, "file with client certificate and key")

@@ -327,9 +327,10 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             return str(self._dataset.archive(limit_cases, self.json()))
 
     def refresh(self) -> None:
-        """Ask XNAT anew what there is."""
+        """Ask XNAT anew what there is; images and labels of others are compared with its files at their next use."""
         with errors_for_clients():
             self._catalog.renew()
+            self._images.compare_anew()
 
     def status(self) -> dict[str, Any]:
         """Count images and labels, from memory; never fails because XNAT is away."""
@@ -340,6 +341,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             "xnat": self._catalog.problem,
             "outbox": self._labels.waiting(),
             "left_out": self._dataset.left_out,
+            "image_notes": self._images.notes,
             "connection": self._session.pace.summary(),
         }
         return {**status, **{key: value for key, value in details.items() if value}}

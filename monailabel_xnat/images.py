@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from multiprocessing.util import Finalize
@@ -15,23 +15,24 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from monailabel_xnat.additions import Additions
 from monailabel_xnat.cache import Cache, Entry
-from monailabel_xnat.client.download import Receiver, download_files
 from monailabel_xnat.client.files import RemoteFile, list_files
-from monailabel_xnat.client.imagefile import (
-    check_data_file,
-    ending,
-    holds_dicom,
-    image_file,
-    joined_ending,
-    usual_ending,
-)
+from monailabel_xnat.client.imagefile import ending, usual_ending
 from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.comparisons import Comparison, Comparisons
 from monailabel_xnat.config import Settings
-from monailabel_xnat.errors import ImageError, NoImageError, ServerError, TransferError
+from monailabel_xnat.errors import (
+    AccessDeniedError,
+    ImageError,
+    NoImageError,
+    NotInArchiveError,
+    ServerError,
+    TransferError,
+)
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.listing import Resource, Scan
-from monailabel_xnat.localfiles import linked, zipped
-from monailabel_xnat.mounted import MountedArchive
+from monailabel_xnat.localfiles import zipped
+from monailabel_xnat.maker import DICOM, ImageMaker
+from monailabel_xnat.mounted import state_of
 from monailabel_xnat.prefetch import BackgroundPrefetch, PrefetchReport, Progress, prefetch
 from monailabel_xnat.selection import image_resources
 
@@ -46,7 +47,6 @@ logger = logging.getLogger(__name__)
 _CONVERSION = 1
 # How long an image is believed to be unchanged where XNAT's listing tells neither number nor size of its files.
 _BELIEVED_FOR = 600.0
-_DICOM = "dicom"
 _GIGABYTE = 10**9
 
 
@@ -54,8 +54,9 @@ class Images:
     """The images of scans.
 
     Each is fetched once: whoever asks for it later, in any thread or process, gets the same file without a request.
-    When the listing shows another number or size of files, they are compared with XNAT's list, and fetched
-    again if they changed; the new file then has another name.
+    When the listing shows another number or size of files, and else once in a while (:class:`Comparisons`), they are
+    compared with XNAT's list, and fetched again if they changed; the new file then has another name. The list tells
+    names, sizes and MD5 digests; where XNAT keeps no digests, a file of the same name and size is taken for the same.
 
     Parameters
     ----------
@@ -75,12 +76,18 @@ class Images:
         self._settings = settings
         budget = int(settings.cache_budget * _GIGABYTE) or None
         self.cache = Cache(settings.server_folder / "images", budget=budget)
-        self._archive = MountedArchive(session, settings.asset_path) if settings.asset_path else None
+        self._maker = ImageMaker(session, settings)
         self._background = BackgroundPrefetch(self, budget)
         self._additions = Additions(session, settings)
         self._file_form = "nii.gz" if settings.compress else "nii"
         self._known: dict[tuple[ImageId, str], Entry] = {}
-        self._compared: dict[tuple[ImageId, str], float] = {}
+        self._comparisons = Comparisons(settings.verify_age)
+        self._notes: dict[str, str] = {}
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What is doubtful about the images that were used, by image id."""
+        return dict(self._notes)
 
     def path(self, scan: Scan) -> Path:
         """Give the image: a NIfTI file, another file that MONAI reads, or with ``image_format="dicom"`` the folder.
@@ -99,9 +106,14 @@ class Images:
         return self._entry(scan, self._form).path
 
     def local(self, scan: Scan) -> Path | None:
-        """Give what :meth:`path` would, if it is here already; makes no request."""
-        entry = self._local(scan, self._form)
+        """Return what :meth:`path` would, if it is here and need not be compared with XNAT; makes no request."""
+        resources = image_resources(scan, self._settings)
+        entry = self._current(scan, resources[0], self._form) if resources else None
         return entry.path if entry else None
+
+    def compare_anew(self, scans: Iterable[Scan] | None = None) -> None:
+        """Have images compared with XNAT's list of their files at their next use; all images, if none are named."""
+        self._comparisons.expire(None if scans is None else [scan.image_id for scan in scans])
 
     def checksum(self, scan: Scan) -> str | None:
         """Give ``SHA256:<hex>`` of the file that :meth:`path` gives, once it is here; makes no request."""
@@ -121,7 +133,7 @@ class Images:
             entry = self._stored(scan, resources[0], self._form)
         if entry is None:
             label = resources[0].label if resources else ""
-            return {"name": stem if self._form == _DICOM else stem + usual_ending(label, f".{self._file_form}")}
+            return {"name": stem if self._form == DICOM else stem + usual_ending(label, f".{self._file_form}")}
         facts = {"name": entry.path.name, "path": str(entry.path)}
         checksum = _checksum(entry)
         return {**facts, "checksum": checksum} if checksum else facts
@@ -146,7 +158,7 @@ class Images:
         ServerError, CacheError
             As for :meth:`path`.
         """
-        entry = self._entry(scan, _DICOM)
+        entry = self._entry(scan, DICOM)
         if not entry.path.is_dir():
             raise NoImageError(f"the image {entry.image_id} is not stored as DICOM")
         return entry.path
@@ -176,7 +188,7 @@ class Images:
         """
         key = scan.image_id.file_stem
         with self.cache.lock(key):
-            for form in (_DICOM, "nii", "nii.gz"):
+            for form in (DICOM, "nii", "nii.gz"):
                 self._known.pop((scan.image_id, form), None)
                 for entry in self.cache.find(key, form):
                     self.cache.remove(entry)
@@ -224,12 +236,16 @@ class Images:
 
     @property
     def _form(self) -> str:
-        return _DICOM if self._settings.image_format == _DICOM else self._file_form
+        return DICOM if self._settings.image_format == DICOM else self._file_form
 
     def _entry(self, scan: Scan, form: str) -> Entry:
         resource = self._resource(scan)
         entry = self._current(scan, resource, form) or self._fetched(scan, resource, form)
         self.cache.use(entry)
+        if entry.note:
+            self._notes[entry.image_id] = entry.note
+        elif self._notes:
+            self._notes.pop(entry.image_id, None)
         return entry
 
     def _local(self, scan: Scan, form: str) -> Entry | None:
@@ -247,12 +263,18 @@ class Images:
         return resources[0]
 
     def _current(self, scan: Scan, resource: Resource, form: str) -> Entry | None:
-        """Give the entry that is known to be what XNAT has, without asking."""
+        """Return the entry that is known to be what XNAT has, without asking."""
         entry = self._stored(scan, resource, form)
-        if entry is None or _is_counted(resource):
-            return entry
-        compared = self._compared.get((scan.image_id, form))
-        return entry if compared is not None and time.monotonic() - compared < _BELIEVED_FOR else None
+        if entry is not None and self._is_due(scan, resource, entry):
+            self._known.pop((scan.image_id, form), None)  # another process may have compared it
+            entry = self._stored(scan, resource, form)
+            return None if entry is None or self._is_due(scan, resource, entry) else entry
+        return entry
+
+    def _is_due(self, scan: Scan, resource: Resource, entry: Entry) -> bool:
+        if _is_counted(resource):
+            return self._comparisons.is_due(scan.image_id, entry.fingerprint, entry.compared)
+        return self._comparisons.is_due(scan.image_id, entry.fingerprint, 0.0, within=_BELIEVED_FOR)
 
     def _stored(self, scan: Scan, resource: Resource, form: str) -> Entry | None:
         """Give the entry that was made when the listing looked as it does now."""
@@ -275,44 +297,46 @@ class Images:
 
     def _made(self, scan: Scan, resource: Resource, form: str) -> Entry:
         path = scan.path + quoted("resources", resource.label)
+        comparison = self._comparisons.begin()
         try:
             files = list_files(self._session, path)
+        except (AccessDeniedError, NotInArchiveError):  # it may have been withdrawn
+            raise
         except ServerError as error:
             entry = self._stored(scan, resource, form)
             if entry is None:
                 raise
-            logger.info("an image could not be compared with XNAT, the one here is used: %s", type(error).__name__)
+            self._comparisons.postpone(scan.image_id)
+            logger.warning("an image could not be compared with XNAT, the one here is used: %s", type(error).__name__)
             return entry
         if not files:
             raise NoImageError(f"resource {resource.label} of scan {scan.image_id} holds no files")
-        fingerprint = _fingerprint(files)
-        self._compared[scan.image_id, form] = time.monotonic()
-        for entry in self.cache.find(scan.image_id.file_stem, form):
-            if entry.fingerprint == fingerprint:
-                return self.cache.renew(entry, _as_seen(resource))
+        for entry in self._alike(scan, form, files):
+            renewed = self.cache.renew(entry, _as_seen(resource), comparison.begun)
+            self._comparisons.note(scan.image_id, entry.fingerprint, comparison)
+            return renewed
         try:
-            return self._make(scan, resource, files, form, fingerprint)
+            return self._make(scan, resource, files, form, comparison)
         except TransferError as error:
+            comparison = self._comparisons.begin()
             try:
-                files = list_files(self._session, path)
+                anew = list_files(self._session, path)
             except ServerError:
                 raise error from None
-            if _fingerprint(files) == fingerprint:
+            if _fingerprint(anew) == _fingerprint(files):
                 raise
         logger.info("files of an image changed in XNAT while they came; fetching them anew")
-        return self._make(scan, resource, files, form, _fingerprint(files))
+        return self._make(scan, resource, anew, form, comparison)
 
-    def _make(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], form: str, fingerprint: str) -> Entry:
-        key = scan.image_id.file_stem
+    def _make(
+        self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], form: str, comparison: Comparison
+    ) -> Entry:
+        key, fingerprint = scan.image_id.file_stem, _fingerprint(files)
         started = time.monotonic()
+        kept = next((entry.path for entry in self._alike(scan, DICOM, files)), None)
         with self.cache.making(key, sum(file.size or 0 for file in files)) as part:
-            if not holds_dicom(resource.label, files):
-                made = self._as_file(scan, resource, files, part)
-            elif form == _DICOM:
-                made = self._as_folder(scan, resource, files, part)
-            else:
-                made = self._converted(scan, resource, files, part, fingerprint)
-            name = f"{key}_{fingerprint[:12]}{'' if made.is_dir() else ending(made.name)}"
+            made = self._maker.make(scan, resource, files, form, part, kept)
+            name = f"{key}_{fingerprint[:12]}{'' if made.path.is_dir() else ending(made.path.name)}"
             new = Entry(
                 path=self.cache.folder / key / name,
                 form=form,
@@ -321,71 +345,28 @@ class Images:
                 seen=_as_seen(resource),
                 size=0,
                 sha256="",
+                compared=comparison.begun,
+                origin=str(made.origin.folder) if made.origin else "",
+                origin_state=made.origin.state if made.origin else "",
+                note=made.note,
             )
-            entry = self.cache.put(made, new)
+            entry = self.cache.put(made.path, new)
+        self._comparisons.note(scan.image_id, fingerprint, comparison)
         logger.info("fetched an image of %d files in %.1f s", len(files), time.monotonic() - started)
         return entry
 
-    def _converted(
-        self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path, fingerprint: str
-    ) -> Path:
-        """Convert the series to NIfTI: from the files that are here already, or from others as they arrive."""
-        from monailabel_xnat.convert.conversion import Conversion
+    def _alike(self, scan: Scan, form: str, files: Sequence[RemoteFile]) -> Iterator[Entry]:
+        """Find the entries that were made from just these files, and still are what they were made as."""
+        fingerprint = _fingerprint(files)
+        for entry in self.cache.find(scan.image_id.file_stem, form):
+            if entry.fingerprint == fingerprint and self._is_sound(entry, files):
+                yield entry
 
-        key = scan.image_id.file_stem
-        kept = (entry.path for entry in self.cache.find(key, _DICOM) if entry.fingerprint == fingerprint)
-        folder = next(kept, None)
-        target = part / f"image.{self._file_form}"
-        uid = scan.series_uid or None
-        with Conversion(f"resource {resource.label} of scan {scan.image_id}", series_uid=uid) as conversion:
-            if folder:
-                _each_file(folder, files, conversion.add)
-            else:
-                self._source(scan, resource, files, part, conversion)
-            try:
-                return conversion.finish(target, series_uid=uid).path
-            except NoImageError:
-                if not uid:
-                    raise
-            # Files anonymised in the archive have other UIDs than XNAT remembers; of one series they are clear.
-            logger.info("a scan's files are not of the series that XNAT lists for it")
-            return conversion.finish(target).path
-
-    def _as_folder(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Path:
-        folder = self._source(scan, resource, files, part)
-        return folder if folder.parent == part else linked(folder, part / "link")
-
-    def _as_file(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Path:
-        from monailabel_xnat.convert.wholefile import join_header_and_voxels, read_whole_image
-
-        image = image_file(files, f"resource {resource.label} of scan {scan.image_id}")
-        joined = joined_ending(image.path)
-        folder = self._source(scan, resource, files if joined else [image], part)
-        path = folder / image.path
-        check_data_file(path, sorted({file.path.rpartition("/")[2] for file in files} if joined else ()))
-        if joined:
-            path = join_header_and_voxels(path, part / f"image{joined}")
-        read_whole_image(path)
-        return path if part in path.parents else linked(path, part / f"link{ending(path.name)}")
-
-    def _source(
-        self,
-        scan: Scan,
-        resource: Resource,
-        files: Sequence[RemoteFile],
-        part: Path,
-        receiver: Receiver | None = None,
-    ) -> Path:
-        """Give a folder with the files: the mounted one, else one below ``part`` that they are downloaded to."""
-        mounted = self._archive.find(scan, resource.label, files) if self._archive else None
-        if mounted:
-            if receiver:
-                _each_file(mounted, files, receiver.add)
-            return mounted
-        folder = part / "files"
-        folder.mkdir(mode=0o700)
-        download_files(self._session, scan.path + quoted("resources", resource.label), files, folder, receiver)
-        return folder
+    def _is_sound(self, entry: Entry, files: Sequence[RemoteFile]) -> bool:
+        if entry.origin:
+            return state_of(Path(entry.origin), files, as_a_whole=entry.path.is_dir()) == entry.origin_state
+        # Earlier versions read a mounted archive unproven, and noted neither that nor when they compared.
+        return bool(entry.compared) or (not entry.path.is_symlink() and self._settings.asset_path is None)
 
 
 _of_this_worker: dict[Settings, Images] = {}
@@ -408,13 +389,6 @@ def fetch_one(settings: Settings, scan: Scan) -> None:
             # Runs in children of multiprocessing too, which atexit does not.
             Finalize(None, session.close, exitpriority=10)
     images.path(scan)
-
-
-def _each_file(folder: Path, files: Sequence[RemoteFile], use: Callable[[Path], None]) -> None:
-    from monailabel_xnat.convert.series import list_files as existing
-
-    for path in existing([folder / file.path for file in files]):
-        use(path)
 
 
 def _checksum(entry: Entry) -> str | None:

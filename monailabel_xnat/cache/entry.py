@@ -8,7 +8,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,14 @@ class Entry:
         Bytes on this disk.
     sha256 : str
         Digest of the file; for a folder of the names and contents of all files. Empty for a link.
+    compared : float
+        When the fingerprint was last compared with what XNAT lists: seconds since 1970.
+    origin : str
+        The folder of a mounted archive that it was made from; empty if the files were downloaded.
+    origin_state : str
+        What differs when the files there do.
+    note : str
+        What is doubtful about the image; empty for nothing.
     """
 
     path: Path
@@ -47,6 +55,10 @@ class Entry:
     seen: str
     size: int
     sha256: str
+    compared: float = 0.0
+    origin: str = ""
+    origin_state: str = ""
+    note: str = ""
 
     @property
     def key(self) -> str:
@@ -78,6 +90,9 @@ class Entry:
             return False
 
 
+_FACTS = frozenset(field.name for field in fields(Entry)) - {"path"}
+
+
 def record_of(path: Path) -> Path:
     """Give where the record of an image lies."""
     return path.with_name(path.name + RECORD_SUFFIX)
@@ -100,7 +115,8 @@ def read_record(record: Path) -> Entry | None:
         facts = json.loads(record.read_bytes())
         if facts.pop("version") != _RECORD_VERSION or not path.exists():
             return None
-        return Entry(path=path, **facts)
+        # What a later version of this library notes as well is none the worse.
+        return Entry(path=path, **{key: facts[key] for key in facts.keys() & _FACTS})
     except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return None
 

@@ -195,9 +195,19 @@ class Cache:
         self.evict(sparing=entry.key)
         return entry
 
-    def renew(self, entry: Entry, seen: str) -> Entry:
-        """Note that an entry is what XNAT has, although the listing looks different; the caller holds the lock."""
-        renewed = replace(entry, seen=seen)
+    def renew(self, entry: Entry, seen: str, compared: float) -> Entry:
+        """Note that an entry is what XNAT has, however the listing looks; the caller holds the lock.
+
+        Parameters
+        ----------
+        entry : Entry
+            The entry.
+        seen : str
+            The resource as the listing shows it now.
+        compared : float
+            When its files were compared with XNAT's list: seconds since 1970.
+        """
+        renewed = replace(entry, seen=seen, compared=compared)
         with self._errors("write to"):
             write_record(renewed)
         return renewed

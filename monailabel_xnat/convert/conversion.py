@@ -145,6 +145,11 @@ class Conversion:
             if self._is_likely(header):
                 self._slices.start(header)
 
+    @property
+    def series_uids(self) -> list[str]:
+        """The Series Instance UID of each image file that was added."""
+        return [header.series_uid for header in self._headers.values() if isinstance(header, ImageHeader)]
+
     def finish(self, out_path: str | Path, *, series_uid: str | None = None) -> ConvertedVolume:
         """Write what the files are, all of them having been added; as `dicom_to_nifti` does for a folder.
 

@@ -159,6 +159,17 @@ def read_header(path: Path, content: bytes | None = None) -> ImageHeader | Other
             return _image_or_other(path, stream, file)
 
 
+def read_series_uid(path: Path) -> str:
+    """Return the Series Instance UID of a DICOM file that has an image in it; "" for any other or damaged file."""
+    with path.open("rb") as stream:
+        try:
+            file = read_dicom(path, stream, (_SERIES, _ROWS))
+            has_image = file is not None and elements.integer(file.elements, _ROWS) > 0
+        except (ImageConversionError, elements.ElementError):
+            return ""
+        return elements.text(file.elements, _SERIES) if file is not None and has_image else ""
+
+
 def _image_or_other(path: Path, stream: BinaryIO, file: DicomFile) -> ImageHeader | OtherFile:
     sop_class = elements.text(file.elements, _SOP_CLASS) or file.media_class
     kind = UID(sop_class).name if sop_class else ""
