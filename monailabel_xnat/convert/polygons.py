@@ -1,27 +1,42 @@
-"""Filling polygons on a raster."""
+"""Filling polygons on a raster: which pixels belong to a shape that was drawn as contours.
+
+RTSTRUCT and AIM follow the one rule that stands here. The centre of a pixel decides. It belongs to the shape if it
+lies inside the contours, by the even-odd rule over all of them together, or on one of them. Contours that follow the
+edges of pixels therefore give exactly these pixels, and so do contours that tools trace through the centres of the
+outermost pixels of a mask, the edges of its holes included. A contour without any area has no inside: it marks the
+pixels that it runs through.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from monailabel_xnat.convert.geometry import Floats
 
+ON_CONTOUR = 1e-3
+"""Centres nearer to a contour than this lie on it, in pixels. Contours that run through centres miss them by some
+ten thousandths: coordinates are stored as text of at most 16 characters, and some tools compute them in float32."""
+
 Window = tuple[slice, slice]
+Mask = npt.NDArray[np.bool_]
+
+# A path that cuts a corner of a pixel by less than this does not run through it.
+_SHORTEST_PIECE = 4 * ON_CONTOUR
 
 
-def fill_polygons(polygons: Sequence[Floats], shape: tuple[int, int]) -> tuple[Window, npt.NDArray[np.bool_]]:
-    """Find the pixels whose centres lie inside, by the even-odd rule over all polygons together.
+def fill_polygons(polygons: Sequence[Floats], shape: tuple[int, int]) -> tuple[Window, Mask]:
+    """Find the pixels that belong to the shape that several polygons make together.
 
-    So a polygon within another is a hole, one within the hole an island, and the two ways along the channel of a
-    keyhole cancel out. A centre on the border belongs to one side only: shapes that touch neither share nor lose it.
+    Because of the even-odd rule a polygon within another is a hole, and one within the hole is an island.
 
     Parameters
     ----------
     polygons : sequence of ndarray (n, 2)
-        Corners (x, y) in pixels: the centre of pixel (0, 0) is at (0, 0). The last corner is joined to the first.
+        Corners (x, y) in pixels: the centre of pixel (0, 0) is at (0, 0). The last corner is joined to the first;
+        a polygon may also be a point or a line.
     shape : tuple of int
         Pixels along x and along y.
 
@@ -32,36 +47,141 @@ def fill_polygons(polygons: Sequence[Floats], shape: tuple[int, int]) -> tuple[W
     ndarray (x, y), bool
         The pixels of that part.
     """
-    starts = np.concatenate(polygons)
-    window = tuple(_span(starts[:, axis], shape[axis]) for axis in (0, 1))
-    (left, right), (bottom, top) = window
-    slices = slice(left, right), slice(bottom, top)
-    if right <= left or top <= bottom:
-        return slices, np.zeros((max(0, right - left), max(0, top - bottom)), dtype=bool)
-    ends = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])
+    starts, ends = _edges(polygons)
+    window = _span(starts[:, 0], shape[0]), _span(starts[:, 1], shape[1])
+    mask = _enclosed(starts, ends, window) | _touched(starts, ends, window)
+    for polygon in polygons if mask.size else ():
+        if is_flat(polygon, shape):
+            _mark_path(polygon, window, mask)
+    return window, mask
+
+
+def is_flat(polygon: Floats, shape: tuple[int, int]) -> bool:
+    """Return whether a polygon has no area: a point, a line, or a path that goes back the way it came."""
+    starts, ends = _edges([polygon])
+    if _area(polygon) > ON_CONTOUR * _length(polygon) / 2:
+        return False
+    # The two halves of a figure of eight cancel each other in the area, but they hold pixels.
+    window = _span(starts[:, 0], shape[0]), _span(starts[:, 1], shape[1])
+    return not bool((_enclosed(starts, ends, window) & ~_touched(starts, ends, window)).any())
+
+
+def holds_no_pixel(polygon: Floats, shape: tuple[int, int]) -> bool:
+    """Return whether a polygon lies between the centres of pixels, so that it marks none on its own."""
+    is_thin = _area(polygon) <= _length(polygon)
+    return is_thin and not bool(fill_polygons([polygon], shape)[1].any())
+
+
+def _edges(polygons: Sequence[Floats]) -> tuple[Floats, Floats]:
+    """Return where the edges of closed polygons start and end."""
+    return np.concatenate(polygons), np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])
+
+
+def _area(polygon: Floats) -> float:
+    # From the first corner on, so that a polygon far from the origin loses no digits.
+    x, y = (polygon - polygon[0]).T
+    return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(np.roll(x, -1), y))) / 2
+
+
+def _length(polygon: Floats) -> float:
+    return float(np.linalg.norm(np.roll(polygon, -1, axis=0) - polygon, axis=1).sum())
+
+
+def _span(values: Floats, size: int) -> slice:
+    """Return the pixels between the least and the largest value, those at the ends included."""
+    low, high = np.clip((values.min() - 0.5, values.max() + 0.5), -1.0, size + 1.0)
+    start = max(0, int(np.floor(low)))
+    return slice(start, max(start, min(size, int(np.ceil(high)) + 1)))
+
+
+def _enclosed(starts: Floats, ends: Floats, window: Window) -> Mask:
+    """Find the pixels whose centres lie inside by the even-odd rule; what lies on an edge may count or not."""
+    (left, right), (bottom, top) = ((part.start, part.stop) for part in window)
     places, rows = _crossings(starts, ends, bottom, top)
     # Every pixel to the right of a crossing is on the other side of it.
     width, height = right - left, top - bottom
     columns = np.clip(np.ceil(places), left, right).astype(np.int64) - left
     changes = np.bincount((rows - bottom) * (width + 1) + columns, minlength=height * (width + 1))
     crossed = np.cumsum(changes.reshape(height, width + 1)[:, :-1], axis=1)
-    return slices, (crossed % 2 == 1).T
-
-
-def _span(values: Floats, size: int) -> tuple[int, int]:
-    """Give the range of pixels whose centres lie between the least and the largest value."""
-    return max(0, int(np.ceil(values.min()))), min(size, int(np.floor(values.max())) + 1)
+    return np.asarray((crossed % 2 == 1).T)
 
 
 def _crossings(starts: Floats, ends: Floats, bottom: int, top: int) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Give where edges cross the rows from ``bottom`` to before ``top``: x and the row of each crossing."""
+    """Return where edges cross the rows from ``bottom`` to before ``top``: x and the row of each crossing."""
     # From the lower end to the upper one, so that an edge passed in both ways gives the same numbers.
     flipped = (starts[:, 1] > ends[:, 1])[:, np.newaxis]
     low, high = np.where(flipped, ends, starts), np.where(flipped, starts, ends)
     first = np.clip(np.ceil(low[:, 1]), bottom, top).astype(np.int64)
     last = np.clip(np.ceil(high[:, 1]), bottom, top).astype(np.int64)
-    counts = last - first
-    edges = np.repeat(np.arange(len(low)), counts)
-    rows = np.arange(len(edges)) - np.repeat(np.cumsum(counts) - counts, counts) + first[edges]
+    edges, rows = _counted(first, last)
     slope = (high[edges, 0] - low[edges, 0]) / (high[edges, 1] - low[edges, 1])
     return low[edges, 0] + (rows - low[edges, 1]) * slope, rows
+
+
+def _touched(starts: Floats, ends: Floats, window: Window) -> Mask:
+    """Find the pixels whose centres lie on an edge."""
+    mask = np.zeros([part.stop - part.start for part in window], dtype=bool)
+    steps = ends - starts
+    steep = np.abs(steps[:, 1]) > np.abs(steps[:, 0])
+    for along, across, chosen in ((0, 1, ~steep), (1, 0, steep)):
+        # Walk along the axis that the edge runs along more: the nearest centre at each step is the only candidate.
+        start, end, step = starts[chosen], ends[chosen], steps[chosen]
+        limits = window[along].start, window[along].stop
+        first = np.clip(np.ceil(np.minimum(start, end)[:, along] - ON_CONTOUR), *limits).astype(np.int64)
+        last = np.clip(np.floor(np.maximum(start, end)[:, along] + ON_CONTOUR) + 1, *limits).astype(np.int64)
+        edges, places = _counted(first, last)
+        start, step = start[edges], step[edges]
+        # A point is an edge of no length.
+        length = np.hypot(step[:, 0], step[:, 1])
+        cosine = np.abs(np.divide(step[:, along], length, out=np.ones_like(length), where=length > 0))
+        share = np.divide(places - start[:, along], step[:, along], out=np.zeros_like(length), where=length > 0)
+        found = start[:, across] + share * step[:, across]
+        nearest = np.rint(found)
+        on = (np.abs(found - nearest) * cosine <= ON_CONTOUR) & (nearest >= window[across].start)
+        on &= nearest < window[across].stop
+        index = [np.empty(0, np.int64)] * 2
+        index[along] = places[on] - window[along].start
+        index[across] = nearest[on].astype(np.int64) - window[across].start
+        mask[index[0], index[1]] = True
+    return mask
+
+
+def _counted(first: npt.NDArray[np.int64], last: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], ...]:
+    """Count for each edge from ``first`` to before ``last``; return the edges, each as often, and the numbers."""
+    counts = np.maximum(last - first, 0)
+    edges = np.repeat(np.arange(len(first)), counts)
+    return edges, np.arange(len(edges)) - np.repeat(np.cumsum(counts) - counts, counts) + first[edges]
+
+
+def _mark_path(polygon: Floats, window: Window, mask: Mask) -> None:
+    """Mark the pixels that a polygon without area runs through."""
+    origin = np.array([part.start for part in window])
+    for start, end in zip(polygon, np.roll(polygon, -1, axis=0)):
+        for middle in _pieces(start - origin, end - origin, mask.shape):
+            low = np.ceil(middle - 0.5 - ON_CONTOUR).astype(int)
+            high = np.floor(middle + 0.5 + ON_CONTOUR).astype(int)
+            if (low < 0).any() or (high >= mask.shape).any():
+                low, high = np.maximum(low, 0), np.minimum(high, np.array(mask.shape) - 1)
+                if (low > high).any():
+                    continue
+            # Between two pixels it is drawn on both or on neither: one that is marked already is enough.
+            if not mask[low[0] : high[0] + 1, low[1] : high[1] + 1].any():
+                mask[high[0], high[1]] = True
+
+
+def _pieces(start: Floats, end: Floats, shape: tuple[int, ...]) -> Iterator[Floats]:
+    """Cut an edge at the edges of pixels, and return the middle of each piece."""
+    step = end - start
+    cuts = [np.array([0.0, 1.0])]
+    for axis, size in enumerate(shape):
+        if step[axis]:
+            low, high = np.clip(sorted((start[axis], end[axis])), -1.0, float(size))
+            cuts.append((np.arange(np.ceil(low - 0.5), np.floor(high - 0.5) + 1) + 0.5 - start[axis]) / step[axis])
+    places = np.unique(np.clip(np.concatenate(cuts), 0.0, 1.0))
+    length = float(np.linalg.norm(step))
+    if length <= _SHORTEST_PIECE:
+        yield (start + end) / 2
+        return
+    for first, last in zip(places[:-1], places[1:]):
+        if (last - first) * length > _SHORTEST_PIECE:
+            yield start + (first + last) / 2 * step

@@ -17,7 +17,7 @@ from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats, group_by_distan
 from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.labelmap import LARGEST_VALUE, LabelMap
 from monailabel_xnat.convert.placement import PLANE_TOLERANCE
-from monailabel_xnat.convert.polygons import fill_polygons
+from monailabel_xnat.convert.polygons import fill_polygons, holds_no_pixel, is_flat
 from monailabel_xnat.convert.references import RTSTRUCT_CLASSES
 from monailabel_xnat.convert.segments import Segment
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
@@ -38,11 +38,12 @@ _CONTOURS = 0x30060040
 _GEOMETRY = 0x30060042
 _POINTS = 0x30060050
 _CLOSED = frozenset(("CLOSED_PLANAR", "CLOSEDPLANAR_XOR"))
+_THIN = frozenset(("POINT", "OPEN_PLANAR"))
 
 
 @dataclass(frozen=True, eq=False)
 class _Roi:
-    """A structure and its closed contours: corners (n, 3) in voxels."""
+    """A structure and its contours: corners (n, 3) in voxels."""
 
     segment: Segment
     contours: tuple[Floats, ...]
@@ -51,9 +52,11 @@ class _Roi:
 def read_rtstruct(path: Path, grid: Grid) -> LabelMap:
     """Read an RT structure set as label map on the grid of its image.
 
-    A voxel belongs to an ROI if its centre lies inside the contours of its slice, by the even-odd rule: a contour
-    within another is a hole. Contours between two slices count for the nearer one. Slices without a contour stay
-    empty. Where ROIs overlap the later number has the voxel. Points and open contours are left aside.
+    A voxel belongs to an ROI if its centre lies inside the contours of its slice, by the even-odd rule (a contour
+    within another is a hole), or on one of them. Contours without area, points and open contours among closed ones
+    mark the voxels that they run through; structures that consist of such contours alone are markers, and are left
+    aside. Contours between two slices count for the nearer one. Slices without a contour stay empty. Where ROIs
+    overlap the later number has the voxel. What was not drawn as it stands is noted.
 
     Parameters
     ----------
@@ -92,7 +95,7 @@ def read_rtstruct(path: Path, grid: Grid) -> LabelMap:
 
 
 def _read_rois(dataset: Dataset, grid: Grid) -> tuple[list[_Roi], list[str]]:
-    """Read the structures that have closed contours, by number, and say what was left aside."""
+    """Read the structures that have closed contours, by number, and say what was not drawn as it stands."""
     encodings = encodings_of(dataset)
     structures = elements.items(dataset, _STRUCTURES)
     names = {_integer(item, _ROI_NUMBER): decoded(item, _ROI_NAME, encodings) for item in structures}
@@ -104,10 +107,10 @@ def _read_rois(dataset: Dataset, grid: Grid) -> tuple[list[_Roi], list[str]]:
     for number, parts in sorted(drawn.items()):
         name = names.get(number) or f"ROI {number}"
         contours = [contour for part in parts for contour in elements.items(part, _CONTOURS)]
-        closed, left_aside = _closed(contours, name, grid)
-        notes += left_aside
-        if closed:
-            rois.append(_Roi(Segment(values[number], name, _colour(parts[0])), closed))
+        shapes, remarks = _shapes(contours, name, grid)
+        notes += remarks
+        if shapes:
+            rois.append(_Roi(Segment(values[number], name, _colour(parts[0])), shapes))
     return rois, notes
 
 
@@ -118,26 +121,38 @@ def _values(numbers: Sequence[int]) -> tuple[dict[int, int], list[str]]:
     return {number: value for value, number in enumerate(numbers, start=1)}, [note]
 
 
-def _closed(contours: Sequence[Dataset], name: str, grid: Grid) -> tuple[tuple[Floats, ...], list[str]]:
-    """Give the closed contours of a structure in voxels, and say how many others there are."""
+def _shapes(contours: Sequence[Dataset], name: str, grid: Grid) -> tuple[tuple[Floats, ...], list[str]]:
+    """Return the contours of a structure that are drawn, in voxels, and say how many others there are."""
     to_voxels = np.linalg.inv(LPS_TO_RAS @ grid.affine)
-    closed: dict[bytes, Floats] = {}
+    shapes: dict[bytes, Floats] = {}
     others: Counter[str] = Counter()
+    thin: Counter[str] = Counter()
+    is_marker = not any(elements.text(contour, _GEOMETRY) in _CLOSED for contour in contours)
     for contour in contours:
         kind = elements.text(contour, _GEOMETRY)
         corners = np.reshape(elements.decimals(contour, _POINTS) or (), (-1, 3))
-        if kind not in _CLOSED:
+        if kind not in _CLOSED and (is_marker or kind not in _THIN):
             others[kind or "without type"] += 1
-        elif len(corners) < 3:
-            others["closed, with fewer than three points"] += 1
-        elif corners.tobytes() in closed:
+        elif not len(corners):
+            others["without points"] += 1
+        elif corners.tobytes() in shapes:
             # By the even-odd rule it would undo the first.
             others["stored twice"] += 1
         else:
-            closed[corners.tobytes()] = corners @ to_voxels[:3, :3].T + to_voxels[:3, 3]
-    _refuse_oblique(closed.values(), name)
+            voxels = corners @ to_voxels[:3, :3].T + to_voxels[:3, 3]
+            if kind in _THIN:
+                thin[kind] += 1
+                # There and back, so that it encloses nothing.
+                voxels = np.concatenate([voxels, voxels[-2:0:-1]])
+            elif is_flat(voxels[:, :2], (grid.shape[0], grid.shape[1])):
+                thin["closed, without area"] += 1
+            shapes[corners.tobytes()] = voxels
+    _refuse_oblique(shapes.values(), name)
     notes = [f"{name}: {count} contours left aside ({kind})" for kind, count in others.items()]
-    return tuple(closed.values()), notes
+    notes += [
+        f"{name}: {count} contours mark the voxels that they run through ({kind})" for kind, count in thin.items()
+    ]
+    return tuple(shapes.values()), notes
 
 
 def _refuse_oblique(contours: Iterable[Floats], name: str) -> None:
@@ -174,13 +189,17 @@ def _draw(roi: _Roi, grid: Grid, canvas: Canvas) -> Iterator[str]:
     heights = np.array([corners[:, 2].mean() for corners in contours])
     slices = set()
     apart = 0.0
+    shape = grid.shape[0], grid.shape[1]
     for plane in group_by_distance(heights, SAME_PLANE_TOLERANCE):
         height = float(heights[plane].mean())
         number = min(max(round(height), 0), grid.shape[2] - 1)
         slices.add(number)
         apart = max(apart, abs(height - number))
-        window, mask = fill_polygons([contours[at][:, :2] for at in plane], (grid.shape[0], grid.shape[1]))
+        window, mask = fill_polygons([contours[at][:, :2] for at in plane], shape)
         canvas.paint(_view(window, number), mask, roi.segment.value)
+    lost = sum(holds_no_pixel(corners[:, :2], shape) for corners in contours)
+    if lost:
+        yield f"{roi.segment.name}: {lost} contours lie between the centres of voxels and mark none on their own"
     if apart > SLICE_TOLERANCE:
         yield f"{roi.segment.name}: contours up to {apart:.2f} slices beside a slice count for the nearest one"
     missing = max(slices) - min(slices) + 1 - len(slices) if slices else 0

@@ -6,13 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rtstruct_writer import Roi, StructureSetWriter
-from series_writer import AXIAL, CORONAL, SAGITTAL, rotated
+from series_writer import AXIAL, CORONAL, SAGITTAL, SeriesWriter, rotated
 
-from monailabel_xnat.convert import Grid, Segment, read_rtstruct, rtstruct_references
-from monailabel_xnat.convert.polygons import fill_polygons
+from monailabel_xnat.convert import Grid, Segment, dicom_to_nifti, read_rtstruct, rtstruct_references
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 SHAPE = (40, 36, 8)
@@ -154,19 +151,144 @@ def test_contours_beside_a_slice_count_for_the_nearest_one_and_gaps_stay(tmp_pat
     assert any("2 slices between" in note for note in label.notes)
 
 
-def test_points_open_and_repeated_contours_are_left_aside(tmp_path):
+def test_repeated_contours_and_contours_in_no_plane_are_left_aside(tmp_path):
     grid = grid_of()
     square = box(2.5, 2.5, 10.5, 10.5, 1)
-    roi = roi_of(
-        grid, square, square[:1], square[:3], square[:2], square,
-        kinds=["CLOSED_PLANAR", "POINT", "OPEN_PLANAR", "CLOSED_PLANAR", "CLOSED_PLANAR"],
-    )  # fmt: skip
-    label = read(tmp_path, grid, roi)
+    kinds = ["CLOSED_PLANAR", "OPEN_NONPLANAR", "CLOSED_PLANAR"]
+    label = read(tmp_path, grid, roi_of(grid, square, square[:2], square, kinds=kinds))
     assert label.array.sum() == 64
-    assert len(label.notes) == 4
-    assert any("POINT" in note for note in label.notes)
-    with pytest.raises(LabelFileError, match=r"no closed contour.*POINT"):
-        read(tmp_path, grid, roi_of(grid, square[:1], kinds=["POINT"]))
+    assert label.notes == (
+        "roi: 1 contours left aside (OPEN_NONPLANAR)",
+        "roi: 1 contours left aside (stored twice)",
+    )
+
+
+@pytest.mark.parametrize("kind", ["POINT", "OPEN_PLANAR"])
+def test_a_structure_of_points_or_lines_alone_is_a_marker_and_left_aside(tmp_path, kind):
+    grid = grid_of()
+    marker = roi_of(grid, box(5, 5, 8, 8, 1)[:2], number=2, name="marker", kinds=[kind])
+    label = read(tmp_path, grid, roi_of(grid, box(2.5, 2.5, 10.5, 10.5, 1)), marker)
+    assert np.unique(label.array).tolist() == [0, 1]
+    assert label.notes == (f"marker: 1 contours left aside ({kind})",)
+    with pytest.raises(LabelFileError, match=rf"no closed contour.*{kind}"):
+        read(tmp_path, grid, marker)
+
+
+# Contours that tools trace through the centres of the outermost voxels of a mask
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_square_traced_through_voxel_centres_keeps_its_rim(tmp_path, orientation, reverse):
+    grid = grid_of(ORIENTATIONS[orientation], reverse)
+    label = read(tmp_path, grid, roi_of(grid, box(5, 7, 14, 16, 2)))
+    expected = np.zeros(SHAPE, bool)
+    expected[5:15, 7:17, 2] = True
+    np.testing.assert_array_equal(label.array == 1, expected)
+    assert label.notes == ()
+
+
+def test_a_hole_traced_through_voxel_centres_does_not_grow(tmp_path):
+    grid = grid_of()
+    label = read(tmp_path, grid, roi_of(grid, box(2, 2, 21, 21, 1), box(8, 8, 14, 14, 1)))
+    expected = np.zeros(SHAPE, bool)
+    expected[2:22, 2:22, 1] = True
+    expected[9:14, 9:14, 1] = False
+    np.testing.assert_array_equal(label.array == 1, expected)
+
+
+def test_a_vessel_two_voxels_wide_keeps_both_of_them(tmp_path):
+    grid = grid_of()
+    label = read(tmp_path, grid, roi_of(grid, box(5, 7, 6, 30, 2)))
+    expected = np.zeros(SHAPE, bool)
+    expected[5:7, 7:31, 2] = True
+    np.testing.assert_array_equal(label.array == 1, expected)
+    assert label.notes == ()
+
+
+THIN = {
+    "a straight line": ([(5, 7), (5, 30)], [(5, y) for y in range(7, 31)]),
+    "a straight line with corners on the way back": (
+        [(5, 7), (5, 20), (5, 30), (5, 11)],
+        [(5, y) for y in range(7, 31)],
+    ),
+    "a diagonal": ([(3, 4), (12, 13)], [(3 + n, 4 + n) for n in range(10)]),
+    "an angle": (
+        [(3, 4), (9, 4), (9, 9), (9, 4)],
+        [*((x, 4) for x in range(3, 10)), *((9, y) for y in range(4, 10))],
+    ),
+    "a fork": (
+        [(3, 4), (9, 4), (6, 4), (6, 9), (6, 4)],
+        [*((x, 4) for x in range(3, 10)), *((6, y) for y in range(4, 10))],
+    ),
+    "one voxel": ([(5, 7)], [(5, 7)]),
+    "one voxel with three corners": ([(5, 7)] * 3, [(5, 7)]),
+    "a point beside the centre": ([(5.3, 6.6)], [(5, 7)]),
+    "a line beside the centres": ([(2.8, 6.6), (6.3, 6.6)], [(x, 7) for x in range(3, 7)]),
+    "a slanted line": ([(0, 0), (2, 1)], [(0, 0), (1, 0), (1, 1), (2, 1)]),
+    "a line between two rows": ([(2, 6.5), (4, 6.5)], [(x, 7) for x in range(2, 5)]),
+}
+
+
+@pytest.mark.parametrize("name", THIN)
+def test_a_contour_without_area_marks_the_voxels_that_it_runs_through(tmp_path, name):
+    corners, voxels = THIN[name]
+    grid = grid_of(ORIENTATIONS["oblique"])
+    contour = np.array([[x, y, 3] for x, y in corners], dtype=float)
+    label = read(tmp_path, grid, roi_of(grid, contour))
+    assert sorted(map(tuple, np.argwhere(label.array[:, :, 3]))) == sorted(set(voxels))
+    assert label.array.sum() == len(set(voxels))
+    assert label.notes == ("roi: 1 contours mark the voxels that they run through (closed, without area)",)
+
+
+def test_points_and_lines_among_closed_contours_are_drawn(tmp_path):
+    grid = grid_of()
+    line, point = box(2, 3, 9, 3, 2)[:2], box(4, 5, 4, 5, 3)[:1]
+    kinds = ["CLOSED_PLANAR", "OPEN_PLANAR", "POINT"]
+    label = read(tmp_path, grid, roi_of(grid, box(2, 2, 9, 9, 1), line, point, kinds=kinds))
+    assert label.array[:, :, 1].sum() == 64
+    assert np.argwhere(label.array[:, :, 2]).tolist() == [[x, 3] for x in range(2, 10)]
+    assert np.argwhere(label.array[:, :, 3]).tolist() == [[4, 5]]
+    assert len(label.notes) == 2
+
+
+def test_an_open_contour_is_not_filled(tmp_path):
+    grid = grid_of()
+    bow = np.array([[2, 2, 2], [10, 2, 2], [10, 10, 2]], dtype=float)
+    kinds = ["CLOSED_PLANAR", "OPEN_PLANAR"]
+    label = read(tmp_path, grid, roi_of(grid, box(2, 2, 9, 9, 1), bow, kinds=kinds))
+    assert label.array[:, :, 2].sum() == 9 + 8
+
+
+def test_a_contour_between_the_voxel_centres_is_noted(tmp_path):
+    grid = grid_of()
+    label = read(tmp_path, grid, roi_of(grid, box(2, 2, 9, 9, 1), box(20.2, 2, 20.4, 30, 1)))
+    assert label.array.sum() == 64
+    assert label.notes == ("roi: 1 contours lie between the centres of voxels and mark none on their own",)
+
+
+@pytest.mark.parametrize(("orientation", "approximate"), [("axial", False), ("sagittal", True), ("oblique", True)])
+def test_masks_of_any_thickness_come_back_from_rt_utils(tmp_path, orientation, approximate):
+    builder = pytest.importorskip("rt_utils", exc_type=ImportError).RTStructBuilder
+    # It mixes up the two pixel spacings, so they are equal here.
+    writer = SeriesWriter(tmp_path / "dicom", orientation=ORIENTATIONS[orientation], spacing=(0.7, 0.7))
+
+    def change(dataset, _number):
+        # It insists on them.
+        dataset.StudyDate, dataset.StudyTime, dataset.StudyID = "20200304", "101112", "S1"
+        dataset.PatientName, dataset.PatientID = "Nobody", "P-1"
+
+    files = writer.write(np.zeros((8, 20, 24), int), change=change)
+    volume = dicom_to_nifti(files, tmp_path / "image.nii")
+    grid = Grid.of_nifti(volume.path)
+    random = np.random.default_rng(5)
+    masks = random.random((3, *grid.shape)) < np.reshape((0.1, 0.5, 0.8), (3, 1, 1, 1))
+    masks[0, 3:18, 9, :4] = masks[0, 3:18, 4:6, 4:] = True
+    for mask in masks:
+        structures = builder.create_new(dicom_series_path=str(tmp_path / "dicom"))
+        structures.add_roi(mask.transpose(1, 0, 2), name="mask", approximate_contours=approximate)
+        structures.save(str(tmp_path / "rt.dcm"))
+        np.testing.assert_array_equal(read_rtstruct(tmp_path / "rt.dcm", grid).array > 0, mask)
 
 
 def test_contours_across_the_slices_are_refused(tmp_path):
@@ -218,26 +340,3 @@ def test_truncated_structure_set_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-3000])
     with pytest.raises(LabelFileError, match=r"rt\.dcm"):
         read_rtstruct(path, grid)
-
-
-corners = st.lists(st.tuples(*[st.floats(-3, 15, allow_nan=False)] * 2), min_size=3, max_size=12)
-
-
-@settings(max_examples=60, deadline=None)
-@given(polygons=st.lists(corners, min_size=1, max_size=3))
-def test_filling_agrees_with_a_crossing_test_for_each_pixel(polygons):
-    polygons = [np.round(np.array(polygon), 2) for polygon in polygons]
-    window, mask = fill_polygons(polygons, (12, 10))
-    filled = np.zeros((12, 10), bool)
-    filled[window] = mask
-    for x in range(12):
-        for y in range(10):
-            crossings = 0
-            near = False
-            for polygon in polygons:
-                for (x1, y1), (x2, y2) in zip(polygon, np.roll(polygon, -1, axis=0)):
-                    if (y1 <= y) != (y2 <= y):
-                        at = x1 + (y - y1) * (x2 - x1) / (y2 - y1)
-                        near |= abs(at - x) < 1e-9
-                        crossings += at < x
-            assert near or filled[x, y] == (crossings % 2 == 1)
