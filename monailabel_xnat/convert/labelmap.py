@@ -14,7 +14,7 @@ from monailabel_xnat.convert.geometry import Floats, axis_codes, voxel_spacing
 from monailabel_xnat.convert.grid import GRID_TOLERANCE, Grid
 from monailabel_xnat.convert.itkfile import read_itk_file
 from monailabel_xnat.convert.nifti import read_nifti, write_nifti
-from monailabel_xnat.convert.segments import Segment, merge_layers, parse_segments
+from monailabel_xnat.convert.segments import Segment, merge_components, parse_segments
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 LARGEST_VALUE = 65535
@@ -139,13 +139,13 @@ def write_label(label: LabelMap, path: Path) -> None:
 
 def _read_itk_label(path: Path) -> LabelMap:
     file = read_itk_file(path)
-    segments, layers = parse_segments(file.fields)
+    fields = parse_segments(file.fields)
     values = file.values
-    if values.ndim == 4 and segments and values.shape[3] > max(layers):
-        stack = _as_label(values)
-        merged, segments, notes = merge_layers(stack, segments, layers)
-        return LabelMap(_as_label(merged), file.affine, segments, notes)
-    return LabelMap(_as_label(_three_dimensions(values)), file.affine, segments)
+    if not fields:
+        return LabelMap(_as_label(_three_dimensions(values)), file.affine)
+    stack = _as_label(values if values.ndim == 4 else _three_dimensions(values)[..., np.newaxis])
+    merged, segments, notes = merge_components(stack, fields)
+    return LabelMap(_as_label(merged), file.affine, segments, notes)
 
 
 def _three_dimensions(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -31,10 +31,10 @@ from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from monailabel_xnat.convert import LabelMap, Segment
 from monailabel_xnat.convert.geometry import axis_codes
+from monailabel_xnat.convert.segments import voxel_counts
 from monailabel_xnat.jsonable import resized
 from monailabel_xnat.listing import Scan
 
@@ -75,15 +75,16 @@ def describe(
         "client": _first(info.get("client_id"), params.get("client_id")),
         "file_type": file_type,
     }
+    segments = _segments(label, info, configured) if label else []
     return {
         "format_version": FORMAT_VERSION,
         "image_id": str(scan.image_id),
         "tag": tag,
         "series_uid": scan.series_uid,
         "source": {key: value for key, value in source.items() if value},
-        "segments": _segments(label, info, configured) if label else [],
+        "segments": segments,
         "geometry": _geometry(label) if label else None,
-        "notes": list(label.notes) if label else [],
+        "notes": [*label.notes, *_unnamed(label, segments, info, configured)] if label else [],
         "info": dict(info),
     }
 
@@ -147,7 +148,7 @@ def _geometry(label: LabelMap) -> dict[str, Any]:
 
 
 def _segments(label: LabelMap, info: Mapping[str, Any], configured: Mapping[str, int]) -> list[dict[str, Any]]:
-    counts = _voxel_counts(label.array)
+    counts = voxel_counts(label.array)
     present = [int(value) for value in np.flatnonzero(counts) if value > 0]
     segments = name_segments(present, label.segments, info, configured)
     return [
@@ -159,14 +160,6 @@ def _segments(label: LabelMap, info: Mapping[str, Any], configured: Mapping[str,
         }
         for segment in segments
     ]
-
-
-def _voxel_counts(array: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Count the voxels of each value, slice by slice, for bincount needs 8 bytes for each voxel it is given."""
-    counts = np.zeros(int(array.max(initial=0)) + 1, np.int64)
-    for k in range(array.shape[2]):
-        counts += np.bincount(array[:, :, k].ravel(order="K"), minlength=len(counts))
-    return counts
 
 
 def name_segments(
@@ -194,15 +187,31 @@ def name_segments(
         One for each value that occurs or that the file names, ascending.
     """
     named: dict[int, Segment] = {segment.value: segment for segment in in_file if segment.value > 0}
-    params = info.get("params")
-    models = _label_names(params.get("label_names")) if isinstance(params, Mapping) else []
-    settings = [Segment(value, name) for name, value in configured.items()]
-    for segment in (*models, *_label_info(info.get("label_info"), present), *settings):
+    for segment in _names_given(present, info, configured):
         if segment.value in present:
             named.setdefault(segment.value, segment)
     for value in present:
         named.setdefault(value, Segment(value, f"Segment_{value}"))
     return sorted(named.values(), key=lambda segment: segment.value)
+
+
+def _names_given(present: Sequence[int], info: Mapping[str, Any], configured: Mapping[str, int]) -> list[Segment]:
+    params = info.get("params")
+    models = _label_names(params.get("label_names")) if isinstance(params, Mapping) else []
+    settings = [Segment(value, name) for name, value in configured.items()]
+    return [*models, *_label_info(info.get("label_info"), present), *settings]
+
+
+def _unnamed(
+    label: LabelMap, segments: Sequence[Mapping[str, Any]], info: Mapping[str, Any], configured: Mapping[str, int]
+) -> list[str]:
+    """Note the values that have no name although others have; what the file itself says is noted when it is read."""
+    given = {segment.value for segment in _names_given([segment["value"] for segment in segments], info, configured)}
+    missing = [segment for segment in segments if segment["value"] not in given]
+    if label.segments or not given or not missing:
+        return []
+    values = ", ".join(f"{segment['value']} ({segment['voxels']} voxels)" for segment in missing)
+    return [f"values that no name was given for are kept: {values}"]
 
 
 def _label_names(names: Any) -> list[Segment]:

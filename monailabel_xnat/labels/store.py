@@ -139,6 +139,8 @@ class Labels(StoredLabels):
             file_type=payload.file_type,
             configured=self._settings.label_values,
         )
+        for note in sidecar["notes"]:
+            logger.warning("a label is stored with a difference: %s", note)
         with self._outbox.draft() as draft:
             state = State.READY if payload.is_checked else State.UNCHECKED
             entry = Entry(draft, scan.image_id, tag, "", payload.suffix, self._user(), state)

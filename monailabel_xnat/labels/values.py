@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from monailabel_xnat.convert import LabelMap, Segment, read_label, write_label
+from monailabel_xnat.convert.segments import unclaimed, voxel_counts
 from monailabel_xnat.errors import LabelError
 
 logger = logging.getLogger(__name__)
@@ -51,13 +53,17 @@ def with_values(label: LabelMap, values: Mapping[str, int]) -> LabelMap:
             f"no segment has a name of the setting labels ({', '.join(values)}): it has {', '.join(left_out)}",
             hint="name the segments so, or change the setting",
         )
+    counts = voxel_counts(label.array)
+    counted = ", ".join(f"{name} ({_voxels(counts, label.segments, name)} voxels)" for name in left_out)
+    nameless = unclaimed(label.array, label.segments)
     names = {value: name for name, value in values.items()}
     segments = {
         table[segment.value]: Segment(table[segment.value], names[table[segment.value]], segment.colour)
         for segment in label.segments
         if segment.value in table
     }
-    notes = [f"left out, for their names are not in the setting labels: {', '.join(left_out)}"] if left_out else []
+    notes = [f"left out, for their names are not in the setting labels: {counted}"] if left_out else []
+    notes += [f"left out, for no segment claims these values: {nameless}"] if nameless else []
     return replace(
         label,
         array=mapped(label.array, table),
@@ -76,6 +82,11 @@ def differing_values(segments: Sequence[Mapping[str, Any]], values: Mapping[str,
         not in the settings become 0.
     values : mapping of str to int
         Voxel value of each name.
+
+    Raises
+    ------
+    LabelError
+        If no segment has a name of the settings, or a value without a name is that of a name.
     """
     if not values:
         return {}
@@ -84,6 +95,7 @@ def differing_values(segments: Sequence[Mapping[str, Any]], values: Mapping[str,
     for segment in segments:
         value, name = int(segment["value"]), str(segment["name"])
         table[value] = value if _UNNAMED.fullmatch(name) else wanted.get(_plain(name), 0)
+    _refuse_shared_values(segments, table)
     if table and not any(table.values()):
         names = ", ".join(str(segment["name"]) for segment in segments)
         raise LabelError(
@@ -91,6 +103,20 @@ def differing_values(segments: Sequence[Mapping[str, Any]], values: Mapping[str,
             hint="change the setting, or the names in the label's info",
         )
     return table if any(value != other for value, other in table.items()) else {}
+
+
+def _refuse_shared_values(segments: Sequence[Mapping[str, Any]], table: Mapping[int, int]) -> None:
+    """Refuse a value without a name that a named segment gets in the settings: they would become one."""
+    holding = [segment for segment in segments if segment.get("voxels", 1)]
+    for segment in holding:
+        value, name = int(segment["value"]), str(segment["name"])
+        others = [str(other["name"]) for other in holding if table[int(other["value"])] == value and other != segment]
+        if others and _UNNAMED.fullmatch(name):
+            raise LabelError(
+                f"the value {value} has no name ({segment.get('voxels', 'some')} voxels), and {others[0]!r} has this "
+                "value in the setting labels",
+                hint="name the value in the label's info (label_info), or save the label without it",
+            )
 
 
 def write_mapped(source: Path, table: Mapping[int, int], target: Path) -> None:
@@ -111,6 +137,11 @@ def mapped(array: np.ndarray[Any, Any], table: Mapping[int, int]) -> np.ndarray[
             lookup[value] = other
     # In the order of memory, which NIfTI is written in.
     return np.asfortranarray(lookup[array])
+
+
+def _voxels(counts: npt.NDArray[np.int64], segments: Sequence[Segment], name: str) -> int:
+    values = {segment.value for segment in segments if segment.name == name and segment.value < len(counts)}
+    return int(counts[sorted(values)].sum())
 
 
 def _by_plain_name(values: Mapping[str, int]) -> dict[str, int]:

@@ -192,7 +192,6 @@ def test_segments_of_a_slicer_file_have_names_and_colours(tmp_path):
     np.testing.assert_array_equal(label.array, ARRAY)
     assert label.segments == (Segment(1, "liver", (128, 0, 255)), Segment(4, "spleen_1", None))
     np.testing.assert_allclose(label.affine[:3, 3], (1, -2, 3))
-    assert label.notes == ()
 
 
 def test_overlapping_segments_are_merged_and_counted(tmp_path):
@@ -310,3 +309,76 @@ def test_equal_labels_give_equal_bytes(tmp_path):
     assert len(digests) == 1
     write_label(LabelMap(ARRAY + np.uint8(1), AFFINE), tmp_path / "d.nii.gz")
     assert hashlib.sha256((tmp_path / "d.nii.gz").read_bytes()).hexdigest() not in digests
+
+
+def named(number, name, **fields):
+    return {f"Segment{number}_{key}": value for key, value in {"Name": name, **fields}.items()}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_segments_of_older_slicers_are_one_component_each(tmp_path, count):
+    # Up to 4.10 Slicer wrote neither Layer nor LabelValue.
+    names = ["liver", "spleen", "tumour"][:count]
+    layers = [(number == ARRAY).astype(np.uint8) for number in range(1, count + 1)]
+    fields = {key: value for number, name in enumerate(names) for key, value in named(number, name).items()}
+    label = read_label(write_seg_nrrd(tmp_path / "a.seg.nrrd", layers, fields))
+    np.testing.assert_array_equal(label.array, np.where(count >= ARRAY, ARRAY, 0))
+    assert label.segments == tuple(Segment(number, name) for number, name in enumerate(names, 1))
+    assert len(label.notes) == (count > 1)
+
+
+def test_overlapping_segments_of_an_older_slicer_are_merged_and_counted(tmp_path):
+    layers = [(ARRAY <= 2).astype(np.uint8), (ARRAY == 2).astype(np.uint8)]
+    label = read_label(write_seg_nrrd(tmp_path / "a.seg.nrrd", layers, {**named(0, "body"), **named(1, "lesion")}))
+    np.testing.assert_array_equal(label.array, layers[0] + layers[1])
+    assert f"{layers[1].sum()} voxels belong to several segments" in label.notes[1]
+
+
+def test_components_that_state_their_values_but_no_layer_keep_them(tmp_path):
+    layers = [(ARRAY == 1) * np.uint8(3), (ARRAY == 2) * np.uint8(8)]
+    fields = {**named(0, "liver", LabelValue="3"), **named(1, "spleen", LabelValue="8")}
+    label = read_label(write_seg_nrrd(tmp_path / "a.seg.nrrd", layers, fields))
+    np.testing.assert_array_equal(label.array, layers[0] + layers[1])
+    assert label.segments == (Segment(3, "liver"), Segment(8, "spleen"))
+    assert label.notes == ()
+
+
+def test_a_file_with_one_component_and_no_values_counts_its_segments(tmp_path):
+    fields = {**named(0, "a"), **named(1, "b"), **named(2, "c"), **named(3, "d")}
+    label = read_label(write_seg_nrrd(tmp_path / "a.seg.nrrd", [ARRAY], fields))
+    np.testing.assert_array_equal(label.array, ARRAY)
+    assert [segment.value for segment in label.segments] == [1, 2, 3, 4]
+    assert label.notes == ()
+
+
+def test_a_value_that_no_segment_claims_is_kept_and_noted_with_its_voxels(tmp_path):
+    label = read_label(write_seg_nrrd(tmp_path / "a.seg.nrrd", [ARRAY], named(0, "liver", LabelValue="1")))
+    np.testing.assert_array_equal(label.array, ARRAY)
+    counts = [np.count_nonzero(value == ARRAY) for value in (2, 3, 4)]
+    expected = ", ".join(f"{value} ({count} voxels)" for value, count in zip((2, 3, 4), counts))
+    assert label.notes == (f"values that no segment of the file claims are kept: {expected}",)
+
+
+@pytest.mark.parametrize(
+    ("layers", "fields", "message"),
+    [
+        # A component more than there are segments, as the first segment alone survived from before.
+        ([ARRAY == 1, ARRAY == 2], named(0, "liver"), "component 1, value 1"),
+        ([ARRAY == 1, ARRAY == 2], named(0, "liver", LabelValue="1", Layer="0"), "component 1, value 1"),
+        ([(ARRAY == 1) * 5, ARRAY == 2], {**named(0, "liver"), **named(1, "spleen")}, "component 0, value 5"),
+        (
+            [ARRAY == 1, ARRAY == 2],
+            {**named(0, "a"), **named(1, "b"), **named(2, "c")},
+            "'c' should lie in component 2",
+        ),
+        ([ARRAY], named(0, "liver", Layer="1"), "'liver' should lie in component 1"),
+        ([ARRAY], named(0, "liver", LabelValue="-1"), "'liver' has the value -1"),
+        ([ARRAY, ARRAY], {**named(0, "a", LabelValue="0"), **named(1, "b")}, "'a' has the value 0"),
+    ],
+)
+def test_components_that_no_segment_claims_are_refused_with_their_voxels(tmp_path, layers, fields, message):
+    path = write_seg_nrrd(tmp_path / "a.seg.nrrd", [layer.astype(np.uint8) for layer in layers], fields)
+    with pytest.raises(LabelFileError, match=message) as caught:
+        read_label(path)
+    if "component" in message and "should" not in message:
+        assert "voxels)" in str(caught.value)

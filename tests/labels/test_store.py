@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import requests
+import SimpleITK
 from label_archive import AFFINE, SHAPE, stored, voxels
 
 from monailabel_xnat.client.session import quoted
@@ -361,3 +362,58 @@ def test_of_several_labels_of_the_built_in_datastore_the_newest_counts(open_labe
     for scan in opened.catalog.scans():
         newest = orders[scan.image_id][1]
         assert opened.labels.path(scan, "original").read_bytes() == labels[newest]
+
+
+def sidecar_of(opened, version):
+    path = opened.scan.path + quoted("resources", "MONAILABEL_final", "files", f"{version.name}.json")
+    return json.loads(opened.session.request("GET", path).content)
+
+
+@pytest.mark.parametrize("name", ["l.nii.gz", "l.nrrd", "l.bin"])
+def test_a_value_that_nobody_named_is_kept_and_noted_with_its_voxels(open_labels, tmp_path, caplog, name):
+    array = np.zeros(SHAPE, np.uint8)
+    array[0], array[1, :2], array[2, 0, :3] = 1, 2, 9
+    path = tmp_path / name
+    if name.endswith(".bin"):
+        path.write_bytes(array.tobytes(order="F"))
+    else:
+        nibabel.save(nibabel.Nifti1Image(array, AFFINE), tmp_path / "l.nii.gz")
+        if name.endswith(".nrrd"):
+            SimpleITK.WriteImage(SimpleITK.ReadImage(str(tmp_path / "l.nii.gz")), str(path))
+    opened = open_labels()
+    info = {"label_info": [{"name": "spleen", "idx": 1}]}
+    version = opened.labels.save(opened.scan, "final", path, info)
+    note = "values that no name was given for are kept: 2 (10 voxels), 9 (3 voxels)"
+    assert sidecar_of(opened, version)["notes"] == [note]
+    assert note in caplog.text
+    np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final")), array)
+    # Where nobody names anything, numbers are all there is to say.
+    assert sidecar_of(opened, opened.labels.save(opened.scan, "final", path, {}))["notes"] == []
+
+
+def test_a_value_without_a_name_does_not_become_another_organ_in_training(open_labels, tmp_path):
+    array = np.zeros(SHAPE, np.uint8)
+    array[0], array[1] = 1, 2
+    nibabel.save(nibabel.Nifti1Image(array, AFFINE), tmp_path / "l.nii.gz")
+    opened = open_labels()
+    opened.labels.save(opened.scan, "final", tmp_path / "l.nii.gz", {"label_info": [{"name": "liver", "idx": 1}]})
+    other = open_labels("other", labels="spleen=1,liver=2")
+    with pytest.raises(LabelError, match=r"the value 2 has no name \(30 voxels\), and 'liver' has this value"):
+        other.labels.training_path(other.scan, "final")
+
+
+def test_every_segment_of_an_older_slicer_is_stored(open_labels, tmp_path):
+    array = np.random.default_rng(0).integers(0, 4, SHAPE).astype(np.uint8)
+    stack = np.stack([array == value for value in (1, 2, 3)]).astype(np.uint8)
+    lines = [
+        "NRRD0004", "type: unsigned char", "dimension: 4", "space: left-posterior-superior", "encoding: raw",
+        f"sizes: {' '.join(map(str, stack.shape))}", "space directions: none (2,0,0) (0,2,0) (0,0,3)",
+        "kinds: list domain domain domain", "space origin: (-30,-40,-50)",
+        "Segment0_Name:=liver", "Segment1_Name:=spleen", "Segment2_Name:=tumour",
+    ]  # fmt: skip
+    path = tmp_path / "old.seg.nrrd"
+    path.write_bytes("\n".join(lines).encode() + b"\n\n" + stack.tobytes(order="F"))
+    opened = open_labels()
+    version = opened.labels.save(opened.scan, "final", path, {})
+    np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final")), array)
+    assert [segment["name"] for segment in sidecar_of(opened, version)["segments"]] == ["liver", "spleen", "tumour"]
