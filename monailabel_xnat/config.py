@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import logging
 import netrc
+import numbers
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +17,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 import platformdirs
 
-from monailabel_xnat.errors import SettingsError
+from monailabel_xnat.errors import SettingsError, UnknownSettingError
+from monailabel_xnat.patterns import Patterns, split, unescaped
+
+logger = logging.getLogger(__name__)
 
 CONF_PREFIX = "xnat_"
 ENVIRONMENT_PREFIX = "MONAI_LABEL_XNAT_"
@@ -32,6 +38,8 @@ _FOREIGN_VARIABLES: Mapping[str, tuple[str, ...]] = {
 _SECRETS = ("password",)
 # Whose default an empty text turns off.
 _MAY_BE_EMPTY = ("roi_tag", "roi_write")
+# Names that other libraries use for a setting, where they do not look like ours.
+_RENAMED = {"server": "api_url", "host": "api_url"}
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 
@@ -66,13 +74,22 @@ class Secret:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, os.PathLike, numbers.Real)):
+        raise ValueError(f"expected a text, not a {type(value).__name__}")
     return str(value).strip()
+
+
+def _number(value: object, kind: Callable[[str], Value], expected: str) -> Value:
+    try:
+        return kind(_text(value))
+    except ValueError:
+        raise ValueError(f"expected {expected}") from None
 
 
 def _flag(value: object) -> bool:
     if isinstance(value, bool):
         return value
-    text = _text(value).lower()
+    text = str(value).strip().lower()
     if text not in _TRUE + _FALSE:
         raise ValueError(f"expected one of {', '.join(_TRUE + _FALSE)}")
     return text in _TRUE
@@ -80,30 +97,31 @@ def _flag(value: object) -> bool:
 
 def _at_least(lowest: int) -> Callable[[object], int]:
     def whole(value: object) -> int:
-        number = int(_text(value))
+        expected = f"a whole number of at least {lowest}"
+        number = _number(value, int, expected)
         if number < lowest:
-            raise ValueError(f"expected a whole number of at least {lowest}")
+            raise ValueError(f"expected {expected}")
         return number
 
     return whole
 
 
 def _seconds(value: object) -> float:
-    number = float(_text(value))
+    number = _number(value, float, "a number of seconds above 0")
     if not 0 < number < float("inf"):
         raise ValueError("expected a number of seconds above 0")
     return number
 
 
 def _gigabytes(value: object) -> float:
-    number = float(_text(value))
+    number = _number(value, float, "a number of gigabytes, 0 for no limit")
     if not 0 <= number < float("inf"):
         raise ValueError("expected a number of gigabytes, 0 for no limit")
     return number
 
 
 def _rate(value: object) -> float:
-    number = float(_text(value))
+    number = _number(value, float, "a number of requests a second, 0 for no limit")
     if not 0 <= number < float("inf"):
         raise ValueError("expected a number of requests a second, 0 for no limit")
     return number
@@ -119,26 +137,43 @@ def _one_of(*choices: str) -> Callable[[object], str]:
     return choose
 
 
+def _parts(value: object) -> list[str]:
+    """Return the different parts of a comma-separated text, or the texts of a list, which are not split."""
+    if not isinstance(value, (str, list, tuple, set, frozenset)):
+        raise ValueError("expected a comma-separated text, or a list of texts")
+    parts = split(value) if isinstance(value, str) else [_text(part) for part in value]
+    return list(dict.fromkeys(part for part in parts if part))
+
+
 def _names(value: object) -> tuple[str, ...]:
-    parts = value.split(",") if isinstance(value, str) else list(value)  # type: ignore[call-overload]
-    return tuple(dict.fromkeys(part for part in (_text(part) for part in parts) if part))
+    return tuple(map(unescaped, _parts(value))) if isinstance(value, str) else tuple(_parts(value))
+
+
+def _patterns(value: object) -> Patterns:
+    return Patterns(_parts(value), text=value.strip() if isinstance(value, str) else "")
 
 
 def _label_values(value: object) -> tuple[tuple[str, int], ...]:
     """Read ``spleen=1,liver=2``, or a mapping, into pairs of name and voxel value."""
+    expected = "expected name=value pairs such as spleen=1,liver=2"
     pairs = value.items() if isinstance(value, Mapping) else [part.rsplit("=", 1) for part in _names(value)]
     try:
-        labels = tuple((_text(name), int(number)) for name, number in pairs)
+        # int() would cut off what stands behind the decimal point of a number.
+        labels = tuple((_text(name), int(_text(number))) for name, number in pairs)
     except ValueError:
-        raise ValueError("expected name=value pairs such as spleen=1,liver=2") from None
-    if len({number for _, number in labels}) < len(labels) or any(number < 1 for _, number in labels):
-        raise ValueError("expected a different voxel value of at least 1 for each name")
+        raise ValueError(expected) from None
+    if not all(name for name, _ in labels):
+        raise ValueError(expected)
+    if len(dict(labels)) < len(labels) or len({number for _, number in labels}) < len(labels):
+        raise ValueError("expected each name and each voxel value once")
+    if any(number < 1 for _, number in labels):
+        raise ValueError("expected voxel values of at least 1")
     return labels
 
 
 def _label_resources(value: object) -> tuple[tuple[str, str, str], ...]:
     """Read ``tag:resource:pattern,...``; without pattern all NIfTI files count."""
-    parts = value if isinstance(value, (list, tuple)) else _names(value)
+    parts = value if isinstance(value, (list, tuple)) else _parts(value)
     found = [part if isinstance(part, (list, tuple)) else (*_text(part).split(":"), "*") for part in parts]
     if not all(len(item) in (3, 4) and all(item) for item in found):
         raise ValueError("expected tag:resource:pattern, such as final:SEG:*_final.nii.gz")
@@ -156,7 +191,13 @@ def _server(value: object) -> str:
 
 
 def _folder(value: object) -> Path | None:
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"expected a path, not a {type(value).__name__}")
     return Path(_text(value)).expanduser() if _text(value) else None
+
+
+def _secret(value: object) -> Secret:
+    return value if isinstance(value, Secret) else Secret(str(value) if _text(value) else "")
 
 
 def _setting(parse: Callable[[object], Value], default: Value, meaning: str) -> Value:
@@ -174,7 +215,7 @@ class Settings:
     server: str = _setting(_server, "", "address of the XNAT site")
     username: str = _setting(_text, "", "user name, or alias of an XNAT alias token; none: guest")
     password: Secret = _setting(
-        lambda value: value if isinstance(value, Secret) else Secret(str(value)),
+        _secret,
         Secret(""),
         "password, or secret of the alias token; never through --conf",
     )
@@ -190,18 +231,18 @@ class Settings:
         "what get_image_uri gives: a NIfTI file, or the folder of DICOM files",
     )
     image_resource: tuple[str, ...] = _setting(
-        _names,
+        _patterns,
         ("DICOM", "NIFTI", "NRRD", "MHA", "MHD", "PNG", "JPEG", "TIFF"),
         "patterns of resources read as the image, best first; ! excludes",
     )
     compress: bool = _setting(_flag, False, "write converted images as .nii.gz: smaller, slower to make and to read")
     prefetch: int = _setting(_at_least(0), 2, "images fetched ahead in the background after a next sample")
-    scan_type: tuple[str, ...] = _setting(_names, (), "patterns of scan types; ! excludes")
-    series_description: tuple[str, ...] = _setting(_names, (), "patterns of series descriptions; ! excludes")
-    modality: tuple[str, ...] = _setting(_names, (), "patterns of modalities (MR, CT, ...); ! excludes")
-    quality: tuple[str, ...] = _setting(_names, ("!unusable",), "patterns of scan qualities; ! excludes")
-    subject: tuple[str, ...] = _setting(_names, (), "patterns of subject labels or IDs; ! excludes")
-    session: tuple[str, ...] = _setting(_names, (), "patterns of session labels or IDs; ! excludes")
+    scan_type: tuple[str, ...] = _setting(_patterns, Patterns(), "patterns of scan types; ! excludes")
+    series_description: tuple[str, ...] = _setting(_patterns, Patterns(), "patterns of series descriptions; ! excludes")
+    modality: tuple[str, ...] = _setting(_patterns, Patterns(), "patterns of modalities (MR, CT, ...); ! excludes")
+    quality: tuple[str, ...] = _setting(_patterns, Patterns(("!unusable",)), "patterns of scan qualities; ! excludes")
+    subject: tuple[str, ...] = _setting(_patterns, Patterns(), "patterns of subject labels or IDs; ! excludes")
+    session: tuple[str, ...] = _setting(_patterns, Patterns(), "patterns of session labels or IDs; ! excludes")
     min_frames: int = _setting(_at_least(0), 0, "fewest images a scan may have")
     labels: tuple[tuple[str, int], ...] = _setting(
         _label_values, (), "voxel value of each label name, such as spleen=1,liver=2"
@@ -212,7 +253,9 @@ class Settings:
     roi_tag: str = _setting(
         _text, "final", "tag of what people draw in the XNAT-OHIF viewer (ROI collections); empty: not read"
     )
-    roi_label: tuple[str, ...] = _setting(_names, (), "patterns of labels of ROI collections that count; ! excludes")
+    roi_label: tuple[str, ...] = _setting(
+        _patterns, Patterns(), "patterns of labels of ROI collections that count; ! excludes"
+    )
     roi_write: tuple[str, ...] = _setting(
         _names, ("final", "original"), "tags of labels that the XNAT-OHIF viewer gets as ROI collections; empty: none"
     )
@@ -254,11 +297,13 @@ class Settings:
         Raises
         ------
         SettingsError
-            If a setting is unknown, wrong, missing, or a secret stands in ``conf``.
+            If a setting is unknown (UnknownSettingError), wrong, missing, or a secret stands in ``conf``.
         """
         conf = conf or {}
         environ = os.environ if environ is None else environ
+        refuse_unknown(arguments, (item.name for item in fields(cls)))
         _refuse_unknown_and_secret(conf)
+        _warn_of_unknown_variables(environ)
         values: dict[str, Any] = {}
         for item in fields(cls):
             origin, raw = _first_given(item.name, arguments, conf, environ)
@@ -281,17 +326,64 @@ class Settings:
         return dict(self.labels)
 
 
+def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a keyword that is no setting.
+
+    Parameters
+    ----------
+    given : iterable of str
+        The keywords that were given.
+    known : iterable of str
+        The keywords that there are.
+
+    Raises
+    ------
+    UnknownSettingError
+        If one that was given is not known; the hint names the known one that looks most like it.
+    """
+    names = sorted(known)
+    for name in given:
+        if name not in names:
+            raise UnknownSettingError(f"there is no setting {name!r}", hint=_did_you_mean(name, names))
+
+
+def _did_you_mean(name: str, known: list[str], prefix: str = "") -> str:
+    """Return a hint with the known names that look most like a name, or with all known names."""
+    # The prefix, which is right, must not count as likeness.
+    nearest = difflib.get_close_matches(_RENAMED.get(name, name), known, n=2)
+    if nearest:
+        return f"did you mean {' or '.join(prefix + found for found in nearest)}?"
+    return f"known are {', '.join(prefix + name for name in known)}"
+
+
 def _refuse_unknown_and_secret(conf: Mapping[str, Any]) -> None:
-    known = {CONF_PREFIX + item.name for item in fields(Settings)}
+    known = sorted(item.name for item in fields(Settings))
     for key in conf:
-        if key.startswith(CONF_PREFIX) and key not in known:
-            raise SettingsError(f"unknown setting --conf {key}", hint=f"known are {', '.join(sorted(known))}")
+        plain = str(key).lower().replace("-", "_")
+        name = plain.removeprefix(CONF_PREFIX)
+        if plain.startswith(CONF_PREFIX) and (key != plain or name not in known):
+            # A misspelt read_only that is passed over would let everybody write.
+            raise UnknownSettingError(f"unknown setting --conf {key}", hint=_did_you_mean(name, known, CONF_PREFIX))
+        if plain in known:
+            logger.warning(
+                "--conf %s belongs to the app; if the XNAT datastore was meant, write %s", key, CONF_PREFIX + plain
+            )
     for name in _SECRETS:
         if conf.get(CONF_PREFIX + name):
             raise SettingsError(
                 f"--conf {CONF_PREFIX}{name} is refused: MONAI Label writes --conf to its logs",
                 hint=f"set the environment variable {ENVIRONMENT_PREFIX}{name.upper()} or use ~/.netrc",
             )
+
+
+def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
+    """Warn about variables that nobody reads; their values are not shown, for one may be a password."""
+    known = sorted(item.name.upper() for item in fields(Settings))
+    for variable in environ:
+        name = variable.upper().removeprefix(ENVIRONMENT_PREFIX)
+        if name != variable.upper() and variable not in (ENVIRONMENT_PREFIX + setting for setting in known):
+            hint = _did_you_mean(name, known, ENVIRONMENT_PREFIX)
+            logger.warning("the environment variable %s is no setting and has no effect: %s", variable, hint)
 
 
 def _first_given(

@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from monailabel.interfaces.datastore import Datastore
+from typing_extensions import Unpack
 
+from monailabel_xnat.arguments import SettingArguments
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client_errors import errors_for_clients
-from monailabel_xnat.config import Settings
+from monailabel_xnat.config import Settings, refuse_unknown
 from monailabel_xnat.dataset import TRAINING_TAG, Dataset
 from monailabel_xnat.description import Description
 from monailabel_xnat.errors import InvalidIdError, UnknownImageError, UnknownLabelError
@@ -36,6 +38,8 @@ from monailabel_xnat.prefetch import PrefetchReport, Progress
 from monailabel_xnat.views import Views
 
 logger = logging.getLogger(__name__)
+
+_OWN_ARGUMENTS = ("api_url", "username", "password", "project", "asset_path", "cache_path", "conf", "environ")
 
 
 class XNATDatastore(Datastore):  # type: ignore[misc]
@@ -62,6 +66,8 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
 
     Raises
     ------
+    UnknownSettingError
+        If a keyword is no setting (also a TypeError).
     SettingsError
         If a setting is missing or wrong.
     LoginError
@@ -83,8 +89,10 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         *,
         conf: Mapping[str, Any] | None = None,
         environ: Mapping[str, str] | None = None,
-        **settings: Any,
+        **settings: Unpack[SettingArguments],
     ) -> None:
+        # `server` is a field of the settings, but the argument is called `api_url`.
+        refuse_unknown(settings, (*SettingArguments.__annotations__, *_OWN_ARGUMENTS))
         given = {"username": username, "password": password, "project": project, "asset_path": asset_path}
         arguments = {"server": api_url, **given, "cache_path": cache_path, **settings}
         self._settings = Settings.load(arguments, conf, environ)
@@ -339,6 +347,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         details = {
             "roi_collections": self._labels.drawn,
             "xnat": self._catalog.problem,
+            "filters": self._catalog.filter_problem,
             "outbox": self._labels.waiting(),
             "left_out": self._dataset.left_out,
             "image_notes": self._images.notes,

@@ -4,6 +4,7 @@
 
     XNATDatastoreError
     ├── SettingsError            (ValueError)         a setting is missing or makes no sense
+    │   └── UnknownSettingError  (TypeError)          there is no such setting, as for any wrong keyword
     ├── InvalidIdError           (ValueError)         an image or label id has the wrong form
     ├── ServerError              (ConnectionError)    XNAT cannot be reached or answers with a failure
     │   ├── LoginError           (PermissionError)    XNAT does not know this user or password
@@ -51,6 +52,10 @@ class XNATDatastoreError(Exception):
 
 class SettingsError(XNATDatastoreError, ValueError):
     """A setting is missing or makes no sense."""
+
+
+class UnknownSettingError(SettingsError, TypeError):
+    """A keyword or option is no setting."""
 
 
 class InvalidIdError(XNATDatastoreError, ValueError):

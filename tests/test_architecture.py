@@ -13,10 +13,10 @@ PACKAGE = Path(__file__).parents[1] / "monailabel_xnat"
 
 # From the ground up: a part may import from its own layer and those before it.
 LAYERS = (
-    {"ids", "errors", "jsonable"},
-    {"config"},
+    {"ids", "errors", "jsonable", "patterns"},
+    {"config", "arguments"},
     {"client"},
-    {"comparisons", "memory", "listing", "selection", "snapshot", "catalog", "cache", "roi_references"},
+    {"comparisons", "memory", "listing", "selection", "snapshot", "catalog", "cache", "roi_references", "projects"},
     {"convert"},
     {"images", "localfiles", "maker", "mounted", "prefetch", "additions"},
     {"labels"},

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import pickle
 
 import pytest
 
+from monailabel_xnat import XNATDatastore
+from monailabel_xnat.arguments import SettingArguments
 from monailabel_xnat.config import Secret, Settings
-from monailabel_xnat.errors import SettingsError
+from monailabel_xnat.errors import SettingsError, UnknownSettingError
 
 SERVER = "https://xnat.example.org"
 
@@ -129,3 +133,120 @@ def test_each_server_has_a_folder_of_its_own(tmp_path):
     other = load({"cache_path": tmp_path, "server": "https://xnat.example.org/other"})
     assert one.server_folder != other.server_folder
     assert one.server_folder.parent == tmp_path
+
+
+def test_a_misspelt_keyword_of_the_constructor_is_refused_before_anything_is_sent(xnat_sandbox, open_xnat_datastore):
+    for wrong, meant in {
+        "readonly": "read_only",
+        "verify_tsl": "verify_tls",
+        "cache_dir": "cache_path",
+        "serie_description": "series_description",
+        "user": "username",
+        "url": "api_url",
+    }.items():
+        with pytest.raises(UnknownSettingError, match=f"'{wrong}'.*did you mean .*{meant}") as caught:
+            open_xnat_datastore(**{wrong: "x"})
+        assert isinstance(caught.value, SettingsError)
+        assert isinstance(caught.value, TypeError)
+    assert len(xnat_sandbox.requests) == 0
+
+
+def test_a_second_address_of_the_server_is_refused():
+    with pytest.raises(UnknownSettingError, match="api_url"):
+        XNATDatastore(SERVER, server="https://other.example.org", environ={})
+
+
+def test_a_keyword_like_nothing_is_refused_with_all_that_there_are():
+    with pytest.raises(UnknownSettingError, match=r"'zzz'.*known are .*read_only"):
+        load({"zzz": 1})
+
+
+def test_the_constructor_spells_every_setting_out():
+    own = set(inspect.signature(XNATDatastore).parameters) - {"settings", "conf", "environ", "api_url"}
+    spelt = own | set(SettingArguments.__annotations__) | {"server"}
+    assert spelt == {field.name for field in dataclasses.fields(Settings)}
+    assert own.isdisjoint(SettingArguments.__annotations__)
+
+
+@pytest.mark.slow
+def test_type_checkers_know_the_settings(tmp_path):
+    mypy = pytest.importorskip("mypy.api")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from monailabel_xnat import XNATDatastore\n"
+        "def good() -> None:\n"
+        "    XNATDatastore('u', project='P', read_only=True, series_description=['T1, a'], labels={'spleen': 1})\n"
+        "def misspelt() -> None:\n"
+        "    XNATDatastore('u', readonly=True)\n"
+        "def wrong_type() -> None:\n"
+        "    XNATDatastore('u', connections='four')\n"
+    )
+    found = mypy.run([str(program), "--strict", "--cache-dir", str(tmp_path / "cache"), "--follow-imports=silent"])
+    lines = [line for line in found[0].splitlines() if ": error:" in line]
+    assert [line.split(":")[1] for line in lines] == ["5", "7"], found
+
+
+@pytest.mark.parametrize("key", ["xnat_read_onyl", "XNAT_READ_ONLY", "xnat-read-only", "Xnat_read_only"])
+def test_a_misspelt_conf_key_is_refused_with_the_one_that_was_meant(key):
+    with pytest.raises(UnknownSettingError, match=f"--conf {key}.*did you mean xnat_read_only"):
+        load(conf={key: "true"})
+
+
+def test_a_conf_key_without_our_prefix_is_the_apps_and_warned_about(caplog):
+    assert load(conf={"read_only": "true", "models": "deepedit"}).read_only is False
+    assert "write xnat_read_only" in caplog.text
+    assert "models" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["MONAI_LABEL_XNAT_READONLY", "monai_label_xnat_read_only"])
+def test_an_unknown_environment_variable_is_warned_about_without_its_value(caplog, name):
+    load(environ={name: "hunter2", "MONAI_LABEL_XNAT_TIMEOUT": "7"})
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"{name} is no setting" in record.getMessage()
+    assert "did you mean MONAI_LABEL_XNAT_READ_ONLY?" in record.getMessage()
+    assert "hunter2" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("read_only", "flase"),
+        ("read_only", 2),
+        ("read_only", []),
+        ("allow_delete", object()),
+        ("connections", 2.5),
+        ("connections", True),
+        ("timeout", True),
+        ("timeout", "nan"),
+        ("cache_path", 5),
+        ("cache_path", ["/tmp"]),
+        ("username", ["ann"]),
+        ("roi_tag", False),
+        ("scan_type", 5),
+        ("scan_type", [5.0, None]),
+        ("scan_type", {"T1": 1}),
+        ("labels", {"spleen": 1.5}),
+        ("labels", {"spleen": True}),
+        ("labels", "spleen=1,spleen=2"),
+        ("labels", "=1"),
+        ("image_format", "dcm"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_and_not_bent(name, value):
+    with pytest.raises(SettingsError, match=f"argument {name}"):
+        load({name: value})
+
+
+def test_texts_in_a_list_are_not_split_and_commas_in_a_text_can_be_escaped():
+    assert load({"series_description": ["T1, post contrast"]}).series_description == ("T1, post contrast",)
+    assert load({"series_description": r"T1\, post, T2"}).series_description == (r"T1\, post", "T2")
+    assert load({"labels": r"kidney\, left=1,spleen=2"}).label_values == {"kidney, left": 1, "spleen": 2}
+    assert load({"roi_write": r"a\,b"}).roi_write == ("a,b",)
+
+
+def test_settings_can_be_pickled_for_other_processes():
+    settings = load({"series_description": "T1, post", "labels": "spleen=1"})
+    copy = pickle.loads(pickle.dumps(settings))
+    assert copy == settings
+    assert copy.series_description.text == "T1, post"
