@@ -6,14 +6,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, UnknownImageError, XNATDatastoreError
+from monailabel_xnat.errors import InvalidIdError, UnknownImageError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId
-from monailabel_xnat.listing import Listing, Resource, Scan, list_projects
+from monailabel_xnat.listing import Names, Resource, Scan
 from monailabel_xnat.memory import Memory
+from monailabel_xnat.projects import Listed, Projects, each_once
 from monailabel_xnat.roi_references import RoiReferences
 from monailabel_xnat.selection import Selection
 from monailabel_xnat.snapshot import Snapshot
@@ -24,6 +25,15 @@ logger = logging.getLogger(__name__)
 
 # What became of a scan by our own write; None: it is gone.
 _Edit = Callable[[Scan], Optional[Scan]]
+
+
+class _Found(NamedTuple):
+    """What one renewal found."""
+
+    snapshot: Snapshot
+    listed: Listed
+    shared_into: dict[str, dict[str, Names] | None]
+    filter_problem: str
 
 
 class Catalog:
@@ -50,16 +60,19 @@ class Catalog:
         self._clock = clock
         self._lock = threading.RLock()
         self._renewal = threading.Lock()
-        self._listing = Listing(session)
         self._selection = Selection(session.settings)
         self._snapshot: Snapshot | None = None
         self._taken = 0.0
         self._edits: list[tuple[float, str, _Edit]] = []
         self._background: threading.Thread | None = None
         self.memory = Memory(session.settings)
+        self._projects = Projects(session, self.memory)
+        self._shared_into: dict[str, dict[str, Names] | None] = {}
+        self._lost: dict[str, str] = {}
         self._rois = RoiReferences(session, self.memory, self._renew_in_background)
         self._listeners: list[Callable[[Collection[str]], None]] = []
         self.problem = ""
+        self.filter_problem = ""
 
     def __len__(self) -> int:
         """Count the images."""
@@ -79,8 +92,8 @@ class Catalog:
         Parameters
         ----------
         image : ImageId or str
-            Canonical, or with labels for accession ids, or with a project that the session is shared into, or
-            the scan's SeriesInstanceUID alone.
+            Canonical, or with labels for accession ids, or with a project that the session is shared into and the
+            labels that it has there, or the scan's SeriesInstanceUID alone.
 
         Raises
         ------
@@ -89,12 +102,10 @@ class Catalog:
         UnknownImageError
             If no image has it.
         """
-        found = self._current().find(image)
+        found = self._current().find(image) or self._find_shared(image)
         if found is None:
             raise UnknownImageError(
-                f"no image {str(image)!r} on {self._settings.server}",
-                hint="it may be left out by the filters in the settings, have no image files, or not be visible to "
-                "this user; refresh() shows what is new",
+                f"no image {str(image)!r} on {self._settings.server}", hint=self._why_unknown(image)
             )
         return found
 
@@ -137,10 +148,10 @@ class Catalog:
 
         Raises
         ------
-        NotInArchiveError
-            If a configured project does not exist or may not be seen.
+        NotInArchiveError, AccessDeniedError
+            If not one of the projects exists and may be seen; no image is served then.
         ServerError
-            If XNAT fails; the old snapshot stays.
+            If XNAT fails for all projects; the old snapshot stays.
         """
         self._rois.ask_again()
         with self._renewal:
@@ -181,42 +192,83 @@ class Catalog:
     def _take_snapshot(self) -> None:
         """Ask XNAT for everything; the caller holds the renewal lock, never the other one."""
         started = self._clock()
-        snapshot = Snapshot(self._list())
         before = self._snapshot or Snapshot({})
-        if snapshot.lost_since(before) and not self._session.verify_login():
+        found = self._list(before)
+        if found.snapshot.lost_since(before) and not self._session.verify_login():
             # On an open site an expired login reads as a guest, who sees less and is told nothing.
-            snapshot = Snapshot(self._list())
+            found = self._list(before)
+        snapshot = found.snapshot
         with self._lock:
             self._edits = [edit for edit in self._edits if edit[0] >= started]
             for _, image, edit in self._edits:
                 _apply(edit, image, snapshot)
             changed = snapshot.take_over(before)
-            self._snapshot, self._taken, self.problem = snapshot, self._clock(), self._rois.problem
+            self._snapshot, self._taken = snapshot, self._clock()
+            self._shared_into = found.shared_into
+            self._lost = {project: str(error) for project, error in found.listed.lost.items()}
+            self.problem = "; ".join(filter(None, (found.listed.problem, self._rois.problem)))
+            is_new, self.filter_problem = self.filter_problem != found.filter_problem, found.filter_problem
         logger.info("listed %d images", len(snapshot))
+        if is_new and self.filter_problem:
+            logger.warning("no image is left by the filters: %s", self.filter_problem)
         self._tell(changed)
+        if found.listed.error is not None:
+            raise found.listed.error
 
-    def _list(self) -> dict[str, Scan]:
-        """List the images of all projects, one after the other: each listing is hard work for XNAT."""
-        projects = list(self._settings.project)
-        listings = {project: self._listing.scans(project) for project in projects}
-        if not projects:
-            listings = self._list_what_can_be_read()
-        images = {image: scan for image, scan in _each_once(listings).items() if scan in self._selection}
+    def _list(self, before: Snapshot) -> _Found:
+        """List the images of all projects.
+
+        Raises
+        ------
+        ServerError
+            If none could be listed, but for projects that were lost; or one could not at the first time.
+        """
+        listed = self._projects.list_all()
+        error = next(iter(listed.failing.values()), None)
+        if error is not None and (self._snapshot is None or not (listed.scans or listed.lost)):
+            raise error
+        listings = {**listed.scans, **{project: before.of_project(project) for project in listed.failing}}
+        shared_into = self._names_of_shared(listings)
+        choice = self._selection.of(each_once(listings), _names_by_session(shared_into))
         if self._settings.roi_tag:
-            self._add_collections(images, listings)
-        return images
+            self._add_collections(choice.images, listings)
+        return _Found(Snapshot(choice.images), listed, shared_into, choice.problem)
 
-    def _list_what_can_be_read(self) -> dict[str, dict[str, Scan]]:
-        listings: dict[str, dict[str, Scan]] = {}
-        for project in list_projects(self._session):
-            try:
-                listings[project] = self._listing.scans(project)
-            except (AccessDeniedError, NotInArchiveError) as error:
-                # Of a protected project anyone may see that it exists, and no more.
-                logger.info("a project is left out: %s", error)
-        if not listings:
-            logger.warning("XNAT shows this user no project")
-        return listings
+    def _names_of_shared(self, listings: dict[str, dict[str, Scan]]) -> dict[str, dict[str, Names] | None]:
+        """Return what projects call the sessions shared into them; None where nobody has needed to know yet."""
+        shared = [project for project, scans in listings.items() if any(scan.is_shared for scan in scans.values())]
+        is_needed = self._settings.subject or self._settings.session
+        return {project: self._projects.listing.names(project) if is_needed else None for project in shared}
+
+    def _find_shared(self, image: ImageId | str) -> Scan | None:
+        """Find an image by the labels that a project gave to a session that is shared into it."""
+        try:
+            wanted = image if isinstance(image, ImageId) else ImageId.parse(image)
+        except InvalidIdError:
+            return None
+        if wanted.project not in self._shared_into:
+            return None
+        names = self._shared_into[wanted.project]
+        if names is None:
+            names = self._shared_into[wanted.project] = self._projects.listing.names(wanted.project)
+        for experiment, name in names.items():
+            if name.session == wanted.experiment:
+                # By its ID a session is found whatever the project; the subject may have a name here and one there.
+                found = self._current().by_session(experiment, wanted.scan)
+                if found and wanted.subject in (name.subject, found.subject_label, found.image_id.subject):
+                    return found
+        return None
+
+    def _why_unknown(self, image: ImageId | str) -> str:
+        project = image.project if isinstance(image, ImageId) else str(image).partition("/")[0]
+        if project in self._lost:
+            return f"the images of project {project} are no longer served: {self._lost[project]}"
+        if self.filter_problem:
+            return self.filter_problem
+        return (
+            "it may be left out by the filters in the settings, have no image files, or not be visible to "
+            "this user; refresh() shows what is new"
+        )
 
     def _add_collections(self, images: dict[str, Scan], projects: Collection[str]) -> None:
         """Join the ROI collections to the scans that they were drawn on; those of a shared session are its owner's."""
@@ -252,13 +304,9 @@ def _apply(edit: _Edit, image: str, snapshot: Snapshot) -> None:
         snapshot.drop(image)
 
 
-def _each_once(listings: dict[str, dict[str, Scan]]) -> dict[str, Scan]:
-    """Leave out of what is shared into a project what its owner lists as well, or another project before."""
-    if len(listings) == 1:
-        return next(iter(listings.values()))
-    owned = [item for project, scans in listings.items() for item in scans.items() if item[1].owner == project]
-    shared = [item for scans in listings.values() for item in scans.items() if item[1].owner not in listings]
-    found: dict[tuple[str, str], tuple[str, Scan]] = {}
-    for image, scan in (*owned, *shared):
-        found.setdefault((scan.image_id.experiment, scan.image_id.scan), (image, scan))
-    return dict(found.values())
+def _names_by_session(shared_into: dict[str, dict[str, Names] | None]) -> dict[str, list[Names]]:
+    found: dict[str, list[Names]] = {}
+    for names in shared_into.values():
+        for experiment, name in (names or {}).items():
+            found.setdefault(experiment, []).append(name)
+    return found

@@ -73,7 +73,8 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
     LoginError
         If XNAT does not accept the credentials.
     NotInArchiveError
-        If a project does not exist, or this user may not see it.
+        If a project does not exist, or this user may not see it. One that this user has seen before on this machine
+        is left out instead, unless none is left, and :meth:`status` says why.
     ServerError
         If XNAT cannot be reached.
     """

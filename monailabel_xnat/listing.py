@@ -121,8 +121,16 @@ class Scan(NamedTuple):
         image = self.image_id
         # XNAT's stand-ins for the characters that would split a scan id in a path (ScanResource).
         scan = image.scan.replace("/", "[SLASH]").replace(",", "[COMMA]")
-        session = ("data", "projects", image.project, "subjects", image.subject, "experiments", image.experiment)
-        return quoted(*session, "scans", scan)
+        above = () if self.is_shared else ("projects", image.project, "subjects", image.subject)
+        return quoted("data", *above, "experiments", image.experiment, "scans", scan)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the project of the id may not own the session.
+
+        A session can be shared into a project without its subject, and then has no path through the subject there.
+        """
+        return self.owner != self.image_id.project
 
     def resource(self, label: str) -> Resource | None:
         """Find a resource by its label."""
@@ -146,6 +154,13 @@ class Scan(NamedTuple):
     def without_collection(self, collection: str) -> Scan:
         """Give the scan without one of its ROI collections, by ID."""
         return self._replace(collections=tuple(other for other in self.collections if other.id != collection))
+
+
+class Names(NamedTuple):
+    """What a project calls a session and its subject; the owner of a shared session may call them otherwise."""
+
+    subject: str
+    session: str
 
 
 class Listing:
@@ -186,6 +201,20 @@ class Listing:
         else:
             self._require(project)
         return scans
+
+    def names(self, project: str) -> dict[str, Names]:
+        """Return what a project calls its sessions, those shared into it included, by experiment ID.
+
+        The listing of :meth:`scans` shows the names that the owners of shared sessions gave.
+
+        Raises
+        ------
+        ServerError
+            If XNAT fails.
+        """
+        path = quoted("data", "projects", project, "experiments")
+        rows = self._session.rows(path, {"columns": "ID,label,subject_label"})
+        return {row["ID"]: Names(row.get("subject_label") or "", row.get("label") or "") for row in rows}
 
     def _of_project(self, project: str) -> dict[str, Scan] | None:
         """List over the experiments of the project; None if there are some and no scan came along."""

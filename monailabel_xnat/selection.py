@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from fnmatch import translate
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.config import Settings
-from monailabel_xnat.listing import Resource, Scan
+from monailabel_xnat.listing import Names, Resource, Scan
+from monailabel_xnat.patterns import escaped, is_exclusion, matches
+
+logger = logging.getLogger(__name__)
+
+_NamesOf = Callable[[Scan], "tuple[str, ...]"]
 
 # Series that are derived from images, or are none: annotations, reports, plans, waveforms (DICOM PS3.3 C.7.3.1.1.1).
 _NOT_IMAGES = frozenset(
@@ -25,37 +31,137 @@ _USUAL = Settings.image_resource
 # ROI collections that hold a label map, or contours that make one.
 _LABEL_KINDS = ("SEG", "RTSTRUCT", "NIFTI")
 
+# How many names of scans a warning shows.
+_SHOWN_NAMES = 5
+_PERSONAL = ("subject", "session")
+_ESCAPE_HINT = r" (a comma separates patterns; write \, or \[ for the character itself)"
+
 
 class Selection:
-    """Tells which scans are images that the settings ask for.
+    """Chooses the scans that are images and that the settings ask for.
 
     Parameters
     ----------
     settings : Settings
-        The filters; those that are not set cost nothing.
+        The filters; a filter that is not set costs nothing.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        filters: tuple[tuple[tuple[str, ...], Callable[[Scan], tuple[str, ...]]], ...] = (
-            (settings.quality, lambda scan: (scan.quality,)),
-            (settings.scan_type, lambda scan: (scan.type,)),
-            (settings.series_description, lambda scan: (scan.series_description,)),
-            (settings.modality, lambda scan: (scan.modality,)),
-            (settings.subject, lambda scan: (scan.subject_label, scan.image_id.subject)),
-            (settings.session, lambda scan: (scan.session_label, scan.image_id.experiment)),
-        )
-        self._filters = [(patterns, names) for patterns, names in filters if patterns]
 
-    def __contains__(self, scan: Scan) -> bool:
-        if scan.modality.upper() in _NOT_IMAGES or scan.type.upper() in _NOT_IMAGE_TYPES:
+    def of(self, scans: Mapping[str, Scan], shared: Mapping[str, Sequence[Names]]) -> Choice:
+        """Return the scans that are images and pass all filters, in the same order.
+
+        Parameters
+        ----------
+        scans : mapping
+            What is listed, by id.
+        shared : mapping
+            What other projects call sessions that are shared into them, by experiment ID; these names count as well.
+        """
+        filters = [
+            _Applied(name, _chosen_patterns(name, names_of, self._settings, scans.values()), names_of)
+            for name, names_of in _name_filters(shared).items()
+            if getattr(self._settings, name)
+        ]
+        chosen = {image: scan for image, scan in scans.items() if self._is_image(scan) and _passes(scan, filters)}
+        return Choice(chosen, "" if chosen else self._why_none(scans.values(), filters))
+
+    def _is_image(self, scan: Scan) -> bool:
+        if _is_derived(scan) or (scan.frames is not None and scan.frames < self._settings.min_frames):
             return False
-        if scan.frames is not None and scan.frames < self._settings.min_frames:
-            return False
-        for patterns, names in self._filters:
-            if not matches(patterns, *names(scan)):
-                return False
         return bool(image_resources(scan, self._settings))
+
+    def _why_none(self, scans: Iterable[Scan], filters: list[_Applied]) -> str:
+        """Say which filter leaves no image, and what there is instead; "" if there is nothing to choose from."""
+        found = [scan for scan in scans if not _is_derived(scan) and _has_files(scan)]
+        if not found:
+            return ""
+        total = f"{len(found)} scan{'s' if len(found) > 1 else ''}"
+        for name, patterns, names_of in filters:
+            if not any(matches(patterns, *names_of(scan)) for scan in found):
+                # The names of subjects and sessions may tell who a patient is, and do not belong into a log.
+                there_are = "" if name in _PERSONAL else _most_common(names_of(scan)[0] for scan in found)
+                return f"{_shown(self._settings, name)} fits none of {total}{there_are}{_ESCAPE_HINT}"
+        if not any(image_resources(scan, self._settings) for scan in found):
+            there_are = _most_common(resource.label for scan in found for resource in scan.resources)
+            return f"{_shown(self._settings, 'image_resource')} fits none of {total}{there_are}"
+        least = self._settings.min_frames
+        if all(scan.frames is not None and scan.frames < least for scan in found):
+            most = max(scan.frames or 0 for scan in found)
+            return f"the setting min_frames={least} fits none of {total}; the most images of a scan are {most}"
+        names = [*(name for name, _, _ in filters), "image_resource", "min_frames"]
+        used = [name for name in names if getattr(self._settings, name) != getattr(Settings, name)]
+        return f"the settings {', '.join(used)} together fit none of {total}; each alone fits some"
+
+
+class Choice(NamedTuple):
+    """The images that were chosen, by id, and if there are none the filter that left none."""
+
+    images: dict[str, Scan]
+    problem: str
+
+
+class _Applied(NamedTuple):
+    """A filter: the setting, its patterns, and the names of a scan that they are compared with."""
+
+    setting: str
+    patterns: tuple[str, ...]
+    names_of: _NamesOf
+
+
+def _name_filters(shared: Mapping[str, Sequence[Names]]) -> dict[str, _NamesOf]:
+    """Return the names of a scan that each setting compares its patterns with."""
+
+    def there(scan: Scan) -> Sequence[Names]:
+        return shared.get(scan.image_id.experiment, ()) if shared else ()
+
+    return {
+        "quality": lambda scan: (scan.quality,),
+        "scan_type": lambda scan: (scan.type,),
+        "series_description": lambda scan: (scan.series_description,),
+        "modality": lambda scan: (scan.modality,),
+        "subject": lambda scan: (scan.subject_label, scan.image_id.subject, *(names.subject for names in there(scan))),
+        "session": lambda scan: (
+            *(scan.session_label, scan.image_id.experiment),
+            *(names.session for names in there(scan)),
+        ),
+    }
+
+
+def _chosen_patterns(name: str, names_of: _NamesOf, settings: Settings, scans: Iterable[Scan]) -> tuple[str, ...]:
+    """Return the patterns of a filter; if its whole text is one name that holds a comma, the pattern of that name."""
+    patterns: tuple[str, ...] = getattr(settings, name)
+    text = getattr(patterns, "text", "").lower()
+    if len(patterns) < 2 or not text or not any(text == name.lower() for scan in scans for name in names_of(scan)):
+        return patterns
+    logger.info("the setting %s is taken for one name, which holds a comma", name)
+    return (escaped(text),)
+
+
+def _passes(scan: Scan, filters: list[_Applied]) -> bool:
+    return all(matches(patterns, *names_of(scan)) for _, patterns, names_of in filters)
+
+
+def _is_derived(scan: Scan) -> bool:
+    return scan.modality.upper() in _NOT_IMAGES or scan.type.upper() in _NOT_IMAGE_TYPES
+
+
+def _has_files(scan: Scan) -> bool:
+    return any(found.file_count != 0 and not found.label.upper().startswith(OWN_RESOURCES) for found in scan.resources)
+
+
+def _shown(settings: Settings, name: str) -> str:
+    patterns = getattr(settings, name)
+    return f"the setting {name}={getattr(patterns, 'text', '') or ','.join(patterns)!r}"
+
+
+def _most_common(names: Iterable[str]) -> str:
+    counts = Counter(name for name in names if name)
+    if not counts:
+        return "; XNAT knows none"
+    shown = ", ".join(repr(name) for name, _ in counts.most_common(_SHOWN_NAMES))
+    return f"; there are {shown}{', ...' if len(counts) > _SHOWN_NAMES else ''}"
 
 
 def image_resources(scan: Scan, settings: Settings) -> list[Resource]:
@@ -72,11 +178,12 @@ def image_rank(patterns: tuple[str, ...], label: str) -> tuple[int, ...]:
     Parameters
     ----------
     patterns : tuple of str
-        As for :func:`matches`, best first. None but exclusions: the usual resources without those.
+        As for :func:`~monailabel_xnat.patterns.matches`, best first. If there are only exclusions: the usual resources
+        without those.
     label : str
         The resource's label.
     """
-    wanted = [pattern for pattern in patterns if not pattern.startswith("!")] or _USUAL
+    wanted = [pattern for pattern in patterns if not is_exclusion(pattern)] or _USUAL
     if label.upper().startswith(OWN_RESOURCES) or not matches(patterns, label):
         return ()
     usual = _USUAL.index(label.upper()) if label.upper() in _USUAL else len(_USUAL)
@@ -102,32 +209,3 @@ def is_label(collection: RoiCollection) -> bool:
 
 def _is_chosen(collection: RoiCollection, settings: Settings) -> bool:
     return not settings.roi_label or matches(settings.roi_label, collection.label)
-
-
-@lru_cache(maxsize=4096)
-def matches(patterns: tuple[str, ...], *texts: str) -> bool:
-    """Tell whether one of the texts fits patterns such as ``T1*`` and none fits one such as ``!*localizer*``.
-
-    Parameters
-    ----------
-    patterns : tuple of str
-        Shell patterns, compared without case; ``!`` before one excludes. None but exclusions: all others pass.
-    *texts : str
-        Names of the same thing, say a label and an ID.
-    """
-    if not patterns:
-        return True
-    wanted, unwanted = _compiled(patterns)
-    names = [text.lower() for text in texts]
-    return (wanted is None or any(map(wanted.match, names))) and not (unwanted and any(map(unwanted.match, names)))
-
-
-@lru_cache(maxsize=256)
-def _compiled(patterns: tuple[str, ...]) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
-    """Make one expression of those that include, and one of those that exclude; None where there are none."""
-    wanted = [translate(pattern.lower()) for pattern in patterns if not pattern.startswith("!")]
-    unwanted = [translate(pattern[1:].lower()) for pattern in patterns if pattern.startswith("!")]
-    return (
-        re.compile("|".join(wanted)) if wanted else None,
-        re.compile("|".join(unwanted)) if unwanted else None,
-    )

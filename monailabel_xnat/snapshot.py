@@ -58,6 +58,14 @@ class Snapshot:
                 return by_series
         return self._by_other_names(names, _parsed(image))
 
+    def by_session(self, experiment: str, scan: str) -> Scan | None:
+        """Return an image by the accession ID of its session and its scan ID, whatever its project."""
+        return self._scans.get(self._other_names().by_session.get((experiment, scan), ""))
+
+    def of_project(self, project: str) -> dict[str, Scan]:
+        """Return the images that are listed under a project, by id."""
+        return {image: scan for image, scan in self._scans.items() if scan.image_id.project == project}
+
     def put(self, scan: Scan) -> None:
         """Put a changed scan in the place of the one with its id."""
         self._scans[str(scan.image_id)] = scan

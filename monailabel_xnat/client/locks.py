@@ -7,6 +7,7 @@ entry. Other machines are not held off by this; what they lose for us is noticed
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from monailabel_xnat.errors import CacheError, ServerTimeoutError
 
 # Few files for any number of resources; two resources that share one only wait for each other now and then.
 _STRIPES = 64
+
+_ABOVE_EXPERIMENT = re.compile(r"^/data/projects/[^/]+/subjects/[^/]+/experiments/")
 
 _held = threading.local()
 
@@ -41,6 +44,8 @@ def writing(settings: Settings, resource: str) -> Iterator[None]:
     CacheError
         If the folder cannot be used.
     """
+    # A session has one path below each of its projects, and one without a project.
+    resource = _ABOVE_EXPERIMENT.sub("/data/experiments/", resource)
     stripe = int(hashlib.sha256(resource.encode()).hexdigest(), 16) % _STRIPES
     path = private_folder(settings.server_folder / "locks") / f"{stripe:02d}.lock"
     paths = _held.__dict__.setdefault("paths", set())

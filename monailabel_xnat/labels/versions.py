@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from email.utils import parsedate_to_datetime
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
@@ -16,6 +15,7 @@ from monailabel_xnat.client.files import RemoteFile, list_files
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion, versions_among
+from monailabel_xnat.patterns import fits
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class Versions:
         return [RemoteFile(*file) for file in content] if isinstance(content, list) else None
 
     def _newest_first(self, files: Sequence[RemoteFile], pattern: str) -> list[RemoteFile]:
-        labels = [file for file in files if file.path.endswith(_NIFTI) and fnmatchcase(file.path, pattern)]
+        labels = [file for file in files if file.path.endswith(_NIFTI) and fits(pattern, file.path)]
         if len(labels) > 1:
             labels.sort(key=lambda file: (self._modified(file), file.path), reverse=True)
         return labels
