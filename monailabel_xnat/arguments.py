@@ -44,6 +44,7 @@ class SettingArguments(TypedDict, total=False):
     rate_limit: float | None
     timeout: float | None
     max_age: float | None
+    verify_age: float | None
     verify_tls: bool | None
     ca_bundle: Folder | None
     client_certificate: Folder | None
