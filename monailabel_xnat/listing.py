@@ -132,6 +132,11 @@ class Scan(NamedTuple):
         """
         return self.owner != self.image_id.project
 
+    @property
+    def home(self) -> str:
+        """The project that owns the session: rights there decide who may change it."""
+        return self.owner or self.image_id.project
+
     def resource(self, label: str) -> Resource | None:
         """Find a resource by its label."""
         for resource in self.resources:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import pickle
 
 import pytest
 
 from monailabel_xnat import XNATDatastore
-from monailabel_xnat.arguments import SettingArguments
 from monailabel_xnat.config import Secret, Settings
 from monailabel_xnat.errors import SettingsError, UnknownSettingError
 
@@ -159,13 +157,6 @@ def test_a_second_address_of_the_server_is_refused():
 def test_a_keyword_like_nothing_is_refused_with_all_that_there_are():
     with pytest.raises(UnknownSettingError, match=r"'zzz'.*known are .*read_only"):
         load({"zzz": 1})
-
-
-def test_the_constructor_spells_every_setting_out():
-    own = set(inspect.signature(XNATDatastore).parameters) - {"settings", "conf", "environ", "api_url"}
-    spelt = own | set(SettingArguments.__annotations__) | {"server"}
-    assert spelt == {field.name for field in dataclasses.fields(Settings)}
-    assert own.isdisjoint(SettingArguments.__annotations__)
 
 
 @pytest.mark.slow

@@ -1,11 +1,14 @@
-"""What the README says is true: its table of settings is the one in the code."""
+"""Settings are the same everywhere: in the README's table, in the code, and in the constructor's signature."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 
+from monailabel_xnat import XNATDatastore
+from monailabel_xnat.arguments import SettingArguments
 from monailabel_xnat.config import Secret, Settings
 
 README = Path(__file__).parents[1] / "README.md"
@@ -40,3 +43,10 @@ def test_every_file_that_the_readme_points_to_exists():
     targets = re.findall(r"\]\((?!https?://|#)([^)#]+)\)", README.read_text(encoding="utf-8"))
     assert targets
     assert [target for target in targets if not (README.parent / target).exists()] == []
+
+
+def test_the_constructor_spells_every_setting_out():
+    own = set(inspect.signature(XNATDatastore).parameters) - {"settings", "conf", "environ", "api_url"}
+    spelt = own | set(SettingArguments.__annotations__) | {"server"}
+    assert spelt == {field.name for field in dataclasses.fields(Settings)}
+    assert own.isdisjoint(SettingArguments.__annotations__)

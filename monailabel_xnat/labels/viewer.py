@@ -113,7 +113,7 @@ class ViewerCopies:
         for collection in scan.collections:
             if collection.uid in uids:
                 try:
-                    delete_collection(self._session, scan.image_id.project, collection)
+                    delete_collection(self._session, scan.home, collection)
                     self._catalog.drop_collection(scan.image_id, collection)
                 except ServerError as error:
                     logger.info("the viewer still shows a label that was removed: %s", error)
@@ -145,7 +145,7 @@ class ViewerCopies:
 
     def _store(self, copy: _Copy) -> None:
         image = copy.scan.image_id
-        if not self._is_allowed(image.project):
+        if not self._is_allowed(copy.scan.home):
             return
         scan = self._catalog.scan(image)
         uid = _uid(scan, copy.tag, copy.version.name)
@@ -197,13 +197,13 @@ class ViewerCopies:
         image = scan.image_id
         for collection in reversed(scan.collections):
             if collection.is_ours and collection.label.startswith(stem) and self._is_still_ours(collection):
-                where = (image.project, image.experiment, collection.label)
+                where = (scan.home, image.experiment, collection.label)
                 return store_seg(self._session, *where, file, overwrite=True), collection.label
         first = stem + copy.version.name.partition("-")[0][:15]
         for number in range(1, _TRIES_FOR_A_NAME + 1):
             label = first if number == 1 else f"{first}_{number}"
             try:
-                return store_seg(self._session, image.project, image.experiment, label, file), label
+                return store_seg(self._session, scan.home, image.experiment, label, file), label
             except ServerError as error:
                 if error.status not in _IN_USE or not _is_in_use(error) or number == _TRIES_FOR_A_NAME:
                     raise
