@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from monailabel.config import settings as monailabel_settings
@@ -19,6 +20,11 @@ logger = logging.getLogger(__name__)
 DATASTORE_NAME = "xnat"
 
 _CHOICE = "MONAI_LABEL_DATASTORE"
+
+# Settings of other programs without which MONAI Label 0.8.5 fails in a fresh environment; whoever sets them, decides.
+# mlflow 3 refuses the folder of files in which MONAI Label tracks a training, and every training would end in an error
+# (https://github.com/Project-MONAI/MONAILabel, monailabel/tasks/train/basic_train.py: tracking is on by default).
+_SAFE_DEFAULTS = {"MLFLOW_ALLOW_FILE_STORE": "true"}
 
 
 class XNATAppMixin:
@@ -37,8 +43,21 @@ class XNATAppMixin:
     studies: str
     conf: dict[str, str]
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a class in which another one answers for the datastore before the mixin does."""
+        super().__init_subclass__(**options)
+        for other in cls.__mro__[: cls.__mro__.index(XNATAppMixin)]:
+            decides = {"init_datastore", "init_remote_datastore"} & vars(other).keys()
+            if decides and not issubclass(other, XNATAppMixin):
+                raise TypeError(
+                    f"class {cls.__name__} would not use XNAT: {other.__name__} comes before XNATAppMixin; "
+                    f"name XNATAppMixin first: class {cls.__name__}(XNATAppMixin, {other.__name__})"
+                )
+
     def init_datastore(self) -> Datastore:
         """Make the datastore that was asked for; called by MONAI Label when the app starts."""
+        for name, value in _SAFE_DEFAULTS.items():
+            os.environ.setdefault(name, value)
         if not self._wants_xnat():
             return super().init_datastore()  # type: ignore[misc]
         datastore = super().init_datastore() if self._is_remote() else self.init_remote_datastore()  # type: ignore[misc]
@@ -54,8 +73,7 @@ class XNATAppMixin:
         return self._xnat_datastore()
 
     def _wants_xnat(self) -> bool:
-        choice = self.conf.get("datastore") or getattr(monailabel_settings, _CHOICE, "") or ""
-        return str(choice).strip().lower() == DATASTORE_NAME
+        return chosen_datastore(self.conf) == DATASTORE_NAME
 
     def _is_remote(self) -> bool:
         return self.studies.startswith(("http://", "https://"))
@@ -69,6 +87,12 @@ class XNATAppMixin:
             # MONAI Label ends with a traceback whatever is raised here: say it plainly before, and keep that one short.
             logger.error("XNAT cannot be used: %s", error)
             raise error.with_traceback(None) from None
+
+
+def chosen_datastore(conf: Mapping[str, Any]) -> str:
+    """Return the name of the datastore that was chosen by ``--conf datastore`` or the environment; "" for none."""
+    choice = conf.get("datastore") or getattr(monailabel_settings, _CHOICE, "") or ""
+    return str(choice).strip().lower()
 
 
 def _environment() -> dict[str, Any]:

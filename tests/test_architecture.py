@@ -23,7 +23,9 @@ LAYERS = (
     {"manifest"},
     {"info", "description", "dataset", "views"},
     {"client_errors", "datastore"},
-    {"app", "cli", "pytest_plugin"},
+    {"app"},
+    {"launcher"},
+    {"cli", "pytest_plugin"},
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 # The sandbox stands beside the client side: an independent witness of what XNAT does.
@@ -32,7 +34,7 @@ WITNESS_MAY_IMPORT = {"sandbox", "ids", "errors"}
 HOMES = {
     "xnat": {"client"},
     "requests": {"client"},
-    "monailabel": {"datastore", "app", "client_errors"},
+    "monailabel": {"datastore", "app", "client_errors", "launcher"},
     "torch": set(),
     "monai": set(),
 }

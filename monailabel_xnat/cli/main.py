@@ -33,14 +33,18 @@ class Command(NamedTuple):
         The module that implements it.
     summary
         One line for ``monailabel-xnat --help``.
+    takes_everything
+        Whether all that follows on the command line, ``--help`` included, is left to another program's parser.
     """
 
     name: str
     module: str
     summary: str
+    takes_everything: bool = False
 
 
 COMMANDS: tuple[Command, ...] = (
+    Command("start_server", "monailabel_xnat.cli.start_server", "start MONAI Label with any app on XNAT", True),
     Command("sandbox", "monailabel_xnat.cli.sandbox", "run an XNAT-compatible server on this computer"),
     Command("outbox", "monailabel_xnat.cli.outbox", "list or send the labels that are not in XNAT yet"),
     Command("labels", "monailabel_xnat.cli.labels", "list the versions of a label, or restore one"),
@@ -62,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     args = parser.parse_args(argv)
-    _log_to_stderr(args.debug)
+    if not hasattr(args, "arguments"):
+        _log_to_stderr(args.debug)
     if args.debug:
         return int(args.run(args))
     try:
@@ -92,7 +97,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for command in COMMANDS:
         commands.add_parser(
-            command.name, help=command.summary, description=_sentence(command.summary), module=command.module
+            command.name,
+            help=command.summary,
+            description=_sentence(command.summary),
+            module=command.module,
+            takes_everything=command.takes_everything,
         )
     return parser
 
@@ -100,14 +109,19 @@ def build_parser() -> argparse.ArgumentParser:
 class _CommandParser(argparse.ArgumentParser):
     """Parser of one sub-command, which imports that sub-command's module when it is about to parse."""
 
-    def __init__(self, *, module: str, **options: Any) -> None:
+    def __init__(self, *, module: str, takes_everything: bool, **options: Any) -> None:
         super().__init__(**options)
         self._module = module
+        self._takes_everything = takes_everything
         self._loaded = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self._load()
-        return super().parse_known_args(args, namespace)
+        if not self._takes_everything:
+            return super().parse_known_args(args, namespace)
+        namespace, _ = super().parse_known_args([], namespace)
+        namespace.arguments = list(args)
+        return namespace, []
 
     def _load(self) -> None:
         if self._loaded:
