@@ -72,6 +72,19 @@ class XNATAppMixin:
             return super().init_remote_datastore()  # type: ignore[misc]
         return self._xnat_datastore()
 
+    def batch_infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> Any:
+        """Run a model on many images, as MONAI Label does, on a machine without a GPU as well.
+
+        MONAI Label 0.8.5 spreads the images over the GPUs unless told otherwise, and divides by zero where there is
+        none (monailabel/interfaces/tasks/batch_infer.py).
+        """
+        # Brings torch, which whoever runs a model has loaded already.
+        from monailabel.utils.others.generic import device_list
+
+        if device_list() == ["cpu"]:
+            request = {"multi_gpu": False, **request}
+        return super().batch_infer(request, datastore)  # type: ignore[misc]
+
     def _wants_xnat(self) -> bool:
         return chosen_datastore(self.conf) == DATASTORE_NAME
 

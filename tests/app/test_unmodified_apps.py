@@ -33,7 +33,7 @@ def archive(tmp_path_factory):
     folder = tmp_path_factory.mktemp("archive")
     with Sandbox() as sandbox:
         for number in range(3):
-            series = SeriesWriter(folder / f"case{number}", spacing=(1.0, 1.0, 1.0))
+            series = SeriesWriter(folder / f"case{number}", spacing=(1.0, 1.0), step=1.0)
             slices = np.random.default_rng(number).integers(0, 200, (100, 100, 100)).astype(np.int16)
             slices[30:60, 30:60, 30:60] += 150
             series.write(slices)
