@@ -120,12 +120,22 @@ def test_radiology_trains_an_epoch_infers_in_a_batch_and_scores(radiology):
     ).ok
     batch = finished(url, "batch/infer")
     assert batch["status"] == "DONE", "\n".join(batch["details"])
-    objects = requests.get(f"{url}/datastore/", params={"output": "all"}, timeout=300).json()["objects"]
-    assert "original" in objects[waiting]["labels"]
+    assert "original" in labels_of(url, waiting)
 
     assert requests.post(f"{url}/scoring/sum", json={}, timeout=300).ok
     scoring = finished(url, "scoring")
     assert scoring["status"] == "DONE", "\n".join(scoring["details"])
+
+
+def labels_of(url, image):
+    """Wait until the server shows labels of an image that another process has written."""
+    until = time.monotonic() + 90
+    while time.monotonic() < until:
+        objects = requests.get(f"{url}/datastore/", params={"output": "all"}, timeout=300).json()["objects"]
+        if objects[image]["labels"]:
+            return objects[image]["labels"]
+        time.sleep(1)
+    return {}
 
 
 @pytest.mark.parametrize(
