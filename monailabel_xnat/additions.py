@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import logging
-import re
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from monailabel_xnat.client.dicom_import import DicomImport, is_dicom
-from monailabel_xnat.client.files import list_files
+from monailabel_xnat.catalog import Catalog
+from monailabel_xnat.client.dicom_import import DicomImport
+from monailabel_xnat.client.dicom_source import Instance, dicom_instances, is_dicom, main_series
 from monailabel_xnat.client.imagefile import ending
 from monailabel_xnat.client.session import Session, quoted
-from monailabel_xnat.client.upload import Upload, upload
+from monailabel_xnat.client.upload import Upload
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import (
     AccessDeniedError,
+    ImageConflictError,
     ImageError,
     InvalidIdError,
     NoImageError,
     NotInArchiveError,
     ReadOnlyError,
-    ServerError,
     SettingsError,
+    UnknownImageError,
 )
 from monailabel_xnat.ids import EXPECTED_FORM, ImageId
-from monailabel_xnat.listing import Scan
-from monailabel_xnat.selection import image_rank
+from monailabel_xnat.listing import Resource, Scan
+from monailabel_xnat.marks import Mark
+from monailabel_xnat.new_scans import NewFile, NewScans, Place, label_of
+from monailabel_xnat.selection import Selection, image_rank
+from monailabel_xnat.snapshot import ambiguous
 
 logger = logging.getLogger(__name__)
 
@@ -46,19 +50,8 @@ _TYPES = {"MR": "mr", "CT": "ct", "PT": "pet"}
 _OTHER_TYPE = "otherDicom"
 # Below any value that an MR image has, and in the air around any CT (Hounsfield units).
 _SURELY_CT = -500
-# XNAT takes more in labels, but escapes, decodes or searches by some of it.
-_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
-_LONGEST_LABEL = 64
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a new image goes: names of one's own choice; scan "" for the next free number."""
-
-    project: str
-    subject: str
-    session: str
-    scan: str
+# XNAT stores 255 characters, and more of them than were sent where it escapes some.
+_LONGEST_NAME = 200
 
 
 class Additions:
@@ -67,42 +60,50 @@ class Additions:
     Parameters
     ----------
     session : Session
-        The connection.
-    settings : Settings
-        Which project is meant, and what is allowed.
+        The connection; its settings say which project is meant, and what is allowed.
+    catalog : Catalog
+        Tells which images there are, and is renewed after an addition.
     """
 
-    def __init__(self, session: Session, settings: Settings) -> None:
+    def __init__(self, session: Session, catalog: Catalog) -> None:
         self._session = session
-        self._settings = settings
+        self._settings = session.settings
+        self._catalog = catalog
+        self._new_scans = NewScans(session, catalog)
 
-    def add(self, image_id: str | None, path: Path) -> ImageId:
-        """Store an image.
+    def add(self, image_id: str | None, path: Path) -> Scan:
+        """Store an image, unless it is there already.
 
         An image file becomes a resource of a scan, in a subject and session that are made if need be. DICOM goes
-        through XNAT's import service, which numbers the scan by its series.
+        through XNAT's import service, which numbers the scan by its series; each study gets a session of its own.
 
         Parameters
         ----------
         image_id : str or None
-            ``project/subject/experiment/scan`` in labels; any other text names subject and session, for DICOM
-            it is ignored: its headers do. None: the file name does.
+            ``project/subject/experiment/scan`` in labels, or any other text: the name under which the image can be
+            asked for from now on. It is also the label of subject and session, but for DICOM, whose headers name
+            them. None: the name of the file.
         path : Path
             A NIfTI or other image file; a DICOM file, folder or zip.
 
         Returns
         -------
-        ImageId
-            The canonical id. The same file again gets the same id again.
+        Scan
+            The new image; for the same image again the same one. DICOM is known by its SOP Instance UIDs, other files
+            by their bytes.
 
         Raises
         ------
         ReadOnlyError
             If the datastore is read-only.
         NoImageError, ImageError
-            If there is no file, it is no image, or the scan named has another one. Nothing was written then.
+            If there is no file, or it is no image. Nothing was written then.
+        ImageConflictError
+            If another image has the name, or is in the scan named.
+        AmbiguousNameError
+            If several images have the name.
         SettingsError
-            If it is not clear which project is meant.
+            If it is not clear which project is meant, or the image would not be listed.
         AccessDeniedError, ServerError
             If XNAT refuses or fails.
         """
@@ -111,10 +112,19 @@ class Additions:
         _require_content(path)
         place = self._place(image_id, path)
         if path.is_dir() or path.suffix.lower() == ".zip" or (not ending(path.name) and is_dicom(path)):
-            named = image_id is not None and image_id.count("/") == EXPECTED_FORM.count("/")
-            importing = DicomImport(self._session, self._settings)
-            return importing.run(path, place.project, (place.subject, place.session) if named else None)
-        return self._add_file(place, path)
+            image = self._add_dicom(place, path)
+        else:
+            image = self._new_scans.store(place, self._checked_file(place, path))
+        self._catalog.renew()
+        if place.name and len(named := self._catalog.named(place.name)) > 1:
+            raise ambiguous(place.name, named)
+        try:
+            return self._catalog.scan(image)
+        except UnknownImageError as error:
+            raise UnknownImageError(
+                f"the image is in XNAT as {image}, but is not listed",
+                hint="the filters in the settings leave it out, or XNAT has not counted its files yet: refresh()",
+            ) from error
 
     def remove(self, scan: Scan) -> None:
         """Delete a scan in XNAT, with all its resources.
@@ -148,16 +158,15 @@ class Additions:
             ) from error
         logger.info("deleted a scan in XNAT")
 
-    def _place(self, image_id: str | None, path: Path) -> _Place:
-        named = image_id is not None and image_id.count("/") == EXPECTED_FORM.count("/")
-        if image_id is not None and named:
+    def _place(self, image_id: str | None, path: Path) -> Place:
+        if image_id and image_id.count("/") == EXPECTED_FORM.count("/"):
             image = ImageId.parse(image_id)
             if self._settings.project and image.project not in self._settings.project:
                 raise SettingsError(
                     f"project {image.project!r} is not among those configured: {', '.join(self._settings.project)}",
                     hint="add it to the setting project, or name one of these",
                 )
-            return _Place(image.project, image.subject, image.experiment, image.scan)
+            return Place(image.project, image.subject, image.experiment, image.scan)
         if image_id and "/" in image_id:
             raise InvalidIdError(f"malformed image id {image_id!r}", hint=f"expected {EXPECTED_FORM}, or a plain name")
         if len(self._settings.project) != 1:
@@ -166,10 +175,15 @@ class Additions:
                 f"it is not clear to which project to add the image; configured: {configured}",
                 hint=f"set project to one ID, or give the id as {EXPECTED_FORM}",
             )
-        name = _label(image_id or path.name[: -len(ending(path.name)) or None])
-        return _Place(self._settings.project[0], name, name, "")
+        name = image_id or path.name[: -len(ending(path.name)) or None]
+        if len(name) > _LONGEST_NAME:
+            raise InvalidIdError(
+                f"the name of the image has {len(name)} characters", hint=f"rename it: {_LONGEST_NAME} at most"
+            )
+        label = label_of(name)
+        return Place(self._settings.project[0], label, label, "", name, is_given=bool(image_id))
 
-    def _add_file(self, place: _Place, path: Path) -> ImageId:
+    def _checked_file(self, place: Place, path: Path) -> NewFile:
         end = ending(path.name)
         kind = _RESOURCES.get(end, "")
         if not kind:
@@ -182,91 +196,67 @@ class Additions:
             raise SettingsError(
                 f"an image stored as {kind} would not be listed", hint=f"add {kind} to the setting image_resource"
             )
-        resource = next((label for label in wanted if label.upper() == kind), kind)
         modality = _checked_modality(path, kind, self._settings)
-        new = Upload(_label(path.name[: -len(end)]) + end, path, kind, "RAW")
-        return self._stored(place, resource, new, _TYPES.get(modality, _OTHER_TYPE))
+        resource = next((label for label in wanted if label.upper() == kind), kind)
+        # Of two files of one name XNAT keeps the first, so that two machines cannot bring two images into one scan.
+        stem = label_of(place.name or f"scan_{place.scan}")
+        new = NewFile(
+            Upload(stem + end, path, kind, "RAW"),
+            resource,
+            _TYPES.get(modality, _OTHER_TYPE),
+            place.name or label_of(path.name[: -len(end)]) + end,
+        )
+        self._require_listed(place, new, modality)
+        return new
 
-    def _stored(self, place: _Place, resource: str, new: Upload, kind: str) -> ImageId:
-        subject = self._subject(place)
-        session, kind = self._experiment(place, subject, kind)
-        path = quoted("data", "projects", place.project, "subjects", subject, "experiments", session, "scans")
-        scans = {row["ID"] for row in self._session.rows(path, {"columns": "ID"})}
-        scan = place.scan or self._same_or_next_scan(path, scans, resource, new)
-        scan_path = path + quoted(scan)
-        target = scan_path + quoted("resources", resource)
-        if scan in scans:
-            self._require_no_other_image(target, new)
-        else:
-            scan_type = f"xnat:{kind}ScanData"
-            fields = {"type": resource, "quality": "usable", "series_description": Path(new.name).name}
-            query = {f"{scan_type}/{field}": value for field, value in fields.items()}
-            self._session.request("PUT", scan_path, query={"xsiType": scan_type, **query})
-        try:
-            upload(self._session, target, new.name, new.source, format=new.format, content=new.content)
-        except ServerError:
-            if scan not in scans:
-                self._take_back(scan_path)
-            raise
-        logger.info("added an image as a resource %s", resource)
-        return ImageId(place.project, subject, session, scan)
-
-    def _subject(self, place: _Place) -> str:
-        """Give the ID of the subject, made if there is none of that label."""
-        path = quoted("data", "projects", place.project, "subjects", place.subject)
-        try:
-            item = self._session.json(path)
-        except NotInArchiveError:
-            return self._made(path, {}, place)
-        return str(item["items"][0]["data_fields"]["ID"])
-
-    def _experiment(self, place: _Place, subject: str, kind: str) -> tuple[str, str]:
-        """Give ID and type of the session, made if there is none of that label."""
-        path = quoted("data", "projects", place.project, "subjects", subject, "experiments", place.session)
-        try:
-            item = self._session.json(path)["items"][0]
-        except NotInArchiveError:
-            session_type = f"xnat:{kind}SessionData"
-            query = {"xsiType": session_type, "req_format": "qs", f"{session_type}/label": place.session}
-            return self._made(path, query, place), kind
-        found = re.fullmatch(r"xnat:(\w+)SessionData", item["meta"]["xsi:type"])
-        return str(item["data_fields"]["ID"]), found.group(1) if found else kind
-
-    def _made(self, path: str, query: dict[str, str], place: _Place) -> str:
-        try:
-            return self._session.request("PUT", path, query=query).text.strip()
-        except AccessDeniedError as error:
-            raise AccessDeniedError(
-                f"user {self._session.user!r} may not add images to project {place.project!r}",
-                hint="ask an owner of the project for member access",
-                url=error.url,
-                status=error.status,
-            ) from error
-
-    def _same_or_next_scan(self, path: str, scans: set[str], resource: str, new: Upload) -> str:
-        """Give the scan that holds this very file, so that adding it again adds nothing; else the next number."""
-        for scan in sorted(scans):
-            for file in list_files(self._session, path + quoted(scan, "resources", resource)):
-                if (file.size, file.md5) == tuple(new.fingerprint):
-                    return scan
-        numbers = [int(scan) for scan in scans if scan.isdigit()]
-        return str(max(numbers, default=0) + 1)
-
-    def _require_no_other_image(self, target: str, new: Upload) -> None:
-        others = [file.path for file in list_files(self._session, target) if file.path != new.name]
-        same = [file for file in list_files(self._session, target) if file.md5 == new.fingerprint.md5]
-        if others and not same:
-            raise ImageError(
-                f"the scan already holds an image: {', '.join(sorted(others)[:3])}",
-                hint="choose another scan id; images in XNAT are not overwritten",
+    def _require_listed(self, place: Place, new: NewFile, modality: str) -> None:
+        """Refuse what the filters in the settings would hide as soon as it is stored."""
+        expected = Scan(
+            image_id=ImageId(place.project, place.subject, place.session, place.scan or "1"),
+            owner=place.project,
+            subject_label=place.subject,
+            session_label=place.session,
+            session_type="",
+            session_date="",
+            type=new.resource,
+            series_description=new.description,
+            quality="usable",
+            modality=modality,
+            series_uid="",
+            study_uid="",
+            frames=None,
+            resources=(Resource(new.resource, 1, None),),
+        )
+        choice = Selection(self._settings).of({str(expected.image_id): expected}, {})
+        if not choice.images:
+            raise SettingsError(
+                f"the image would not be listed: it is stored as {new.resource} with the series description "
+                f"{new.description!r}, and {choice.problem}",
+                hint="change that setting, or the name of the image",
             )
 
-    def _take_back(self, scan_path: str) -> None:
-        """Delete the scan that was made for an image that did not arrive, where XNAT lets us."""
-        try:
-            self._session.request("DELETE", scan_path, query={"removeFiles": "true"})
-        except ServerError as error:
-            logger.debug("an empty scan stays in XNAT: %s", type(error).__name__)
+    def _add_dicom(self, place: Place, path: Path) -> ImageId:
+        explicit = None if place.name else (place.subject, place.session, place.scan)
+        with dicom_instances(path) as instances:
+            series = main_series(instances)
+            for known in self._catalog.named(place.name) if place.name else ():
+                if known.series_uid != series:
+                    raise ImageConflictError(
+                        f"the name {place.name!r} is taken by another image, {known.image_id}",
+                        hint="rename it: add this image under another name",
+                    )
+            imported = DicomImport(self._session, place.project).run(instances, series, explicit)
+            if imported.is_new and place.name and place.is_given and _is_volume(instances, series):
+                self._name(imported.image, place.name)
+        return imported.image
+
+    def _name(self, image: ImageId, name: str) -> None:
+        """Write the name of an imported image into the note of its scan; the description is that of the scanner."""
+        path = quoted("data", "experiments", image.experiment, "scans")
+        rows = self._session.rows(path, {"columns": "ID,xsiType,note"})
+        found = next(row for row in rows if row["ID"] == image.scan)
+        kind, note = found["xsiType"], f"{found.get('note', '')} {Mark(name=name)}".strip()
+        self._session.request("PUT", path + quoted(image.scan), query={"xsiType": kind, f"{kind}/note": note})
 
 
 def _require_content(path: Path) -> None:
@@ -291,5 +281,7 @@ def _checked_modality(path: Path, kind: str, settings: Settings) -> str:
     return "CT" if values.dtype.kind in "if" and values.min() < _SURELY_CT else "MR"
 
 
-def _label(text: str) -> str:
-    return _UNSAFE.sub("_", text).strip("_")[:_LONGEST_LABEL] or "image"
+def _is_volume(instances: Sequence[Instance], series: str) -> bool:
+    """Return whether a series is more than one slice of a volume whose other slices may come under other names."""
+    images = [instance for instance in instances if instance.series == series]
+    return len(images) > 1 or not images[0].is_slice

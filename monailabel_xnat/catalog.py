@@ -93,7 +93,7 @@ class Catalog:
         ----------
         image : ImageId or str
             Canonical, or with labels for accession ids, or with a project that the session is shared into and the
-            labels that it has there, or the scan's SeriesInstanceUID alone.
+            labels that it has there, or the scan's SeriesInstanceUID alone, or the name under which it was added.
 
         Raises
         ------
@@ -101,6 +101,8 @@ class Catalog:
             If it is no id at all.
         UnknownImageError
             If no image has it.
+        AmbiguousNameError
+            If it is a name that several images bear.
         """
         found = self._current().find(image) or self._find_shared(image)
         if found is None:
@@ -113,6 +115,10 @@ class Catalog:
         """Give an image by its canonical id as far as known now; never asks XNAT."""
         snapshot = self._snapshot
         return snapshot.get(image) if snapshot else None
+
+    def named(self, name: str) -> list[Scan]:
+        """List the images that were added under a name; more than one only where two were added at the same moment."""
+        return self._current().named(name)
 
     def subscribe(self, listener: Callable[[Collection[str]], None]) -> None:
         """Have a listener told the ids of the images that have changed, come or gone, right after they have.

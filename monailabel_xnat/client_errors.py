@@ -18,7 +18,9 @@ from monailabel.interfaces.exception import (
 
 from monailabel_xnat.errors import (
     AccessDeniedError,
+    AmbiguousNameError,
     CacheError,
+    ImageConflictError,
     ImageError,
     InvalidIdError,
     LabelError,
@@ -40,6 +42,8 @@ _STATUSES: tuple[tuple[type[XNATDatastoreError], int], ...] = (
     (NotInArchiveError, 404),
     (NoImageError, 404),
     (InvalidIdError, 400),
+    (AmbiguousNameError, 409),
+    (ImageConflictError, 409),
     (ImageError, 422),
     (LabelError, 422),
     (LabelNotUploadedError, 503),

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from monailabel.interfaces.datastore import Datastore
 from typing_extensions import Unpack
 
+from monailabel_xnat.additions import Additions
 from monailabel_xnat.arguments import SettingArguments
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.client.session import Session
@@ -100,6 +101,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         self._session = Session(self._settings)
         self._catalog = Catalog(self._session)
         self._images = Images(self._session, self._settings)
+        self._additions = Additions(self._session, self._catalog)
         self._labels = Labels(self._session, self._catalog, self._images, self._settings)
         self._infos = ImageInfos(self._session, self._catalog)
         self._views = Views(self._images, self._labels, self._infos)
@@ -309,9 +311,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             The canonical id.
         """
         with errors_for_clients():
-            image = self._images.add(image_id, Path(image_filename))
-            self._catalog.renew()
-            scan = self._catalog.scan(image)
+            scan = self._additions.add(image_id, Path(image_filename))
             if image_info:
                 self._infos.update(scan, image_info)
             return str(scan.image_id)
@@ -320,7 +320,8 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         """Delete the scan in XNAT, labels included; only with the setting ``allow_delete``."""
         with errors_for_clients():
             scan = self._catalog.scan(image_id)
-            self._images.remove(scan)
+            self._additions.remove(scan)
+            self._images.discard(scan)
             self._catalog.drop(scan.image_id)
             self._labels.forget(scan)
             self._infos.forget(scan.image_id)

@@ -14,11 +14,13 @@
     │   └── TransferError        (OSError)            bytes were lost on the way
     ├── ImageError               (ValueError)
     │   ├── NoImageError         (FileNotFoundError)  a scan holds nothing that can be read as an image
-    │   └── ImageConversionError                      what a scan holds is not one volume
+    │   ├── ImageConversionError                      what a scan holds is not one volume
+    │   └── ImageConflictError                        another image is there already, under that name or in that scan
     ├── LabelError               (ValueError)
     │   ├── LabelFileError                            a label file is missing, empty or not a label map
     │   └── LabelGeometryError                        a label does not lie on the grid of its image
     ├── UnknownImageError        (KeyError)           the datastore lists no such image
+    ├── AmbiguousNameError       (LookupError)        several images bear the name
     ├── UnknownLabelError        (KeyError)           the image has no such label
     ├── LabelNotUploadedError    (OSError)            a label is safe on disk, but not yet in XNAT
     ├── ReadOnlyError            (PermissionError)    the datastore was opened read-only
@@ -120,6 +122,10 @@ class ImageConversionError(ImageError):
     """What a scan holds is not one volume."""
 
 
+class ImageConflictError(ImageError):
+    """Another image is there already, under the name or in the scan that was meant."""
+
+
 class LabelError(XNATDatastoreError, ValueError):
     """A label cannot be taken."""
 
@@ -134,6 +140,10 @@ class LabelGeometryError(LabelError):
 
 class UnknownImageError(XNATDatastoreError, KeyError):
     """The datastore lists no such image."""
+
+
+class AmbiguousNameError(XNATDatastoreError, LookupError):
+    """Several images bear the name, so that it is not known which one is meant."""
 
 
 class UnknownLabelError(XNATDatastoreError, KeyError):

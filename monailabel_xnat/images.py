@@ -13,7 +13,6 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from monailabel_xnat.additions import Additions
 from monailabel_xnat.cache import Cache, Entry
 from monailabel_xnat.client.files import RemoteFile, list_files
 from monailabel_xnat.client.imagefile import ending, usual_ending
@@ -78,7 +77,6 @@ class Images:
         self.cache = Cache(settings.server_folder / "images", budget=budget)
         self._maker = ImageMaker(session, settings)
         self._background = BackgroundPrefetch(self, budget)
-        self._additions = Additions(session, settings)
         self._file_form = "nii.gz" if settings.compress else "nii"
         self._known: dict[tuple[ImageId, str], Entry] = {}
         self._comparisons = Comparisons(settings.verify_age)
@@ -192,15 +190,6 @@ class Images:
                 self._known.pop((scan.image_id, form), None)
                 for entry in self.cache.find(key, form):
                     self.cache.remove(entry)
-
-    def add(self, image_id: str | None, path: Path) -> ImageId:
-        """Store a new image in XNAT and give its canonical id; see :meth:`Additions.add`."""
-        return self._additions.add(image_id, path)
-
-    def remove(self, scan: Scan) -> None:
-        """Delete a scan in XNAT, and what is kept of it here; see :meth:`Additions.remove`."""
-        self._additions.remove(scan)
-        self.discard(scan)
 
     def prefetch(
         self,

@@ -12,6 +12,7 @@ from monailabel_xnat.client.rows import Row, read_listing
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.errors import InvalidIdError, NotInArchiveError, ServerError
 from monailabel_xnat.ids import ImageId, id_text
+from monailabel_xnat.marks import read_mark, text_of_mark
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class _Cells(NamedTuple):
     modality: str
     series_uid: str
     frames: str
+    note: str
     resource: str
     file_count: str
     file_size: str
@@ -60,6 +62,7 @@ _KEYS = _Cells(
     modality=_SCAN + "modality",
     series_uid=_SCAN + "uid",
     frames=_SCAN + "frames",
+    note=_SCAN + "note",
     resource=_SCAN + "file/label",
     file_count=_SCAN + "file/file_count",
     file_size=_SCAN + "file/file_size",
@@ -97,7 +100,10 @@ class Resource(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """A scan as the listing shows it; texts are empty and ``frames`` is None where XNAT does not know."""
+    """A scan as the listing shows it; texts are empty and ``frames`` is None where XNAT does not know.
+
+    ``mark`` is what :mod:`monailabel_xnat.marks` wrote into the note of a scan that this package added.
+    """
 
     image_id: ImageId
     owner: str
@@ -114,15 +120,12 @@ class Scan(NamedTuple):
     frames: int | None
     resources: tuple[Resource, ...]
     collections: tuple[RoiCollection, ...] = ()
+    mark: str = ""
 
     @property
     def path(self) -> str:
         """Where XNAT serves the scan: a path below the site's address, percent-encoded."""
-        image = self.image_id
-        # XNAT's stand-ins for the characters that would split a scan id in a path (ScanResource).
-        scan = image.scan.replace("/", "[SLASH]").replace(",", "[COMMA]")
-        above = () if self.is_shared else ("projects", image.project, "subjects", image.subject)
-        return quoted("data", *above, "experiments", image.experiment, "scans", scan)
+        return scan_path(self.image_id, is_shared=self.is_shared)
 
     @property
     def is_shared(self) -> bool:
@@ -136,6 +139,12 @@ class Scan(NamedTuple):
     def home(self) -> str:
         """The project that owns the session: rights there decide who may change it."""
         return self.owner or self.image_id.project
+
+    @property
+    def alias(self) -> str:
+        """The name under which the image was added; "" if it has none."""
+        mark = read_mark(self.mark) if self.mark else None
+        return mark.alias(self.series_description) if mark else ""
 
     def resource(self, label: str) -> Resource | None:
         """Find a resource by its label."""
@@ -166,6 +175,14 @@ class Names(NamedTuple):
 
     subject: str
     session: str
+
+
+def scan_path(image: ImageId, *, is_shared: bool = False) -> str:
+    """Return where XNAT serves a scan: a path below the site's address, percent-encoded."""
+    # XNAT's stand-ins for the characters that would split a scan id in a path (ScanResource).
+    scan = image.scan.replace("/", "[SLASH]").replace(",", "[COMMA]")
+    above = () if is_shared else ("projects", image.project, "subjects", image.subject)
+    return quoted("data", *above, "experiments", image.experiment, "scans", scan)
 
 
 class Listing:
@@ -340,6 +357,7 @@ def _scan(
         study_uid=session.study_uid,
         frames=_number(cells.frames),
         resources=resources,
+        mark=text_of_mark(cells.note),
     )
 
 

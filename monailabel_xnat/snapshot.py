@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from monailabel_xnat.errors import UnknownImageError
+from monailabel_xnat.errors import AmbiguousNameError, UnknownImageError
 from monailabel_xnat.ids import EXPECTED_FORM, ImageId
 from monailabel_xnat.listing import Scan
 
@@ -47,6 +47,8 @@ class Snapshot:
         ------
         InvalidIdError, UnknownImageError
             If it is no id at all.
+        AmbiguousNameError
+            If it is a name that several images bear.
         """
         found = self._scans.get(str(image))
         if found is not None:
@@ -56,6 +58,11 @@ class Snapshot:
             by_series = self._scans.get(names.by_series.get(image, ""))
             if by_series is not None:
                 return by_series
+            named = self.named(image)
+            if len(named) > 1:
+                raise ambiguous(image, named)
+            if named:
+                return named[0]
         return self._by_other_names(names, _parsed(image))
 
     def by_session(self, experiment: str, scan: str) -> Scan | None:
@@ -65,6 +72,11 @@ class Snapshot:
     def of_project(self, project: str) -> dict[str, Scan]:
         """Return the images that are listed under a project, by id."""
         return {image: scan for image, scan in self._scans.items() if scan.image_id.project == project}
+
+    def named(self, name: str) -> list[Scan]:
+        """List the images that were added under a name."""
+        found = (self._scans.get(image) for image in self._other_names().by_alias.get(name, ()))
+        return [scan for scan in found if scan is not None]
 
     def put(self, scan: Scan) -> None:
         """Put a changed scan in the place of the one with its id."""
@@ -119,10 +131,11 @@ class Snapshot:
 
 
 class _OtherNames:
-    """Ids of images by SeriesInstanceUID, by accession id of the session, and by its label, each with the scan's."""
+    """Ids of images by SeriesInstanceUID, by name, by accession id and by label of the session with the scan's."""
 
     def __init__(self, scans: Mapping[str, Scan]) -> None:
         self.by_series: dict[str, str] = {}
+        self.by_alias: dict[str, list[str]] = {}
         self.by_session: dict[tuple[str, str], str] = {}
         self.by_label: dict[tuple[str, str], list[str]] = {}
         for image, scan in scans.items():
@@ -131,11 +144,24 @@ class _OtherNames:
             self.by_label.setdefault((scan.session_label, number), []).append(image)
             if scan.series_uid:
                 self.by_series.setdefault(scan.series_uid, image)
+            if scan.mark and scan.alias:
+                self.by_alias.setdefault(scan.alias, []).append(image)
+
+
+def ambiguous(name: str, images: Iterable[Scan | ImageId]) -> AmbiguousNameError:
+    """Return the error about a name that several images bear."""
+    ids = [str(image.image_id if isinstance(image, Scan) else image) for image in images]
+    return AmbiguousNameError(
+        f"{len(ids)} images bear the name {name!r}: {', '.join(ids)}",
+        hint="use one of these ids, or change the series description of one of the scans in XNAT",
+    )
 
 
 def _parsed(image: ImageId | str) -> ImageId:
     if isinstance(image, ImageId):
         return image
     if isinstance(image, str) and image and "/" not in image:
-        raise UnknownImageError(f"no image {image!r}", hint=f"expected {EXPECTED_FORM}, or a SeriesInstanceUID")
+        raise UnknownImageError(
+            f"no image {image!r}", hint=f"expected {EXPECTED_FORM}, a SeriesInstanceUID, or the name of an added image"
+        )
     return ImageId.parse(image)

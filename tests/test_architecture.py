@@ -13,12 +13,12 @@ PACKAGE = Path(__file__).parents[1] / "monailabel_xnat"
 
 # From the ground up: a part may import from its own layer and those before it.
 LAYERS = (
-    {"ids", "errors", "jsonable", "patterns"},
+    {"ids", "errors", "jsonable", "patterns", "marks"},
     {"config", "arguments"},
     {"client"},
     {"comparisons", "memory", "listing", "selection", "snapshot", "catalog", "cache", "roi_references", "projects"},
     {"convert"},
-    {"images", "localfiles", "maker", "mounted", "prefetch", "additions"},
+    {"images", "localfiles", "maker", "mounted", "prefetch", "additions", "new_scans"},
     {"labels"},
     {"manifest"},
     {"info", "description", "dataset", "views"},

@@ -1,35 +1,70 @@
-"""DICOM into XNAT through its import service, which files it by its headers."""
+"""DICOM into XNAT through its import service, each study into a session of its own.
+
+Nothing here relies on what the archive does to headers: sites replace the names and ids of patients by default. What
+was sent is found again by its UIDs.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tempfile
-import zipfile
-from collections import Counter
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import NamedTuple
+from xml.etree import ElementTree
 
-import pydicom
-from pydicom.errors import InvalidDicomError
-
+from monailabel_xnat.client.dicom_source import Instance, pack, read_sop_uids
+from monailabel_xnat.client.download import download_files
+from monailabel_xnat.client.files import list_files
+from monailabel_xnat.client.locks import adding
 from monailabel_xnat.client.session import Session, quoted
-from monailabel_xnat.config import Settings
-from monailabel_xnat.errors import ImageError, NoImageError, ServerError
+from monailabel_xnat.errors import (
+    ImageConflictError,
+    NotInArchiveError,
+    ServerError,
+    TransferError,
+)
 from monailabel_xnat.ids import ImageId
 
 logger = logging.getLogger(__name__)
 
-_PREAMBLE = 128
-_MAGIC = b"DICM"
-_TAGS = ["SOPClassUID", "SeriesInstanceUID", "Rows"]
-_ARCHIVED = "/data/archive/"
+_ARCHIVED, _WAITING = "/data/archive/", "/prearchive/projects/"
+_SESSIONS = {
+    "xsiType": "xnat:imageSessionData",
+    "columns": "ID,label,project,UID,subject_label,xnat:imagesessiondata/subject_id",
+}
+# Import statuses for a session that does not go together with what was sent.
+_CONFLICTS = (400, 409)
+_DICOM_RESOURCES = ("DICOM", "secondary")
+_LONGEST_LABEL = 64
 
 
-def is_dicom(path: Path) -> bool:
-    """Tell whether a file is DICOM, with or without the preamble of DICOM PS3.10."""
-    with path.open("rb") as stream:
-        return _series_of(stream) is not None
+class Imported(NamedTuple):
+    """Where the main series of an import is now.
+
+    Parameters
+    ----------
+    image : ImageId
+        Its scan.
+    is_new : bool
+        Whether the scan was made by this import.
+    """
+
+    image: ImageId
+    is_new: bool
+
+
+@dataclass(frozen=True)
+class _Home:
+    """A session of the archive, by IDs and labels."""
+
+    id: str
+    label: str
+    subject: str
+    subject_label: str
 
 
 class DicomImport:
@@ -39,125 +74,268 @@ class DicomImport:
     ----------
     session : Session
         The connection.
-    settings : Settings
-        Where temporary files may lie.
+    project : str
+        ID of the project that the images are for.
     """
 
-    def __init__(self, session: Session, settings: Settings) -> None:
+    def __init__(self, session: Session, project: str) -> None:
         self._session = session
-        self._settings = settings
+        self._project = project
 
-    def run(self, path: Path, project: str, labels: tuple[str, str] | None) -> ImageId:
-        """Import a file, a folder with its sub-folders, or a zip.
+    def run(self, instances: Sequence[Instance], series: str, named: tuple[str, str, str] | None) -> Imported:
+        """Bring instances into the archive, as far as they are not there already.
 
         Parameters
         ----------
-        path : Path
-            What to import; files that are not DICOM are left out, but for those in a zip.
-        project : str
-            The project's ID.
-        labels : tuple of str or None
-            Labels for subject and session; None: XNAT makes them from the headers.
-
-        Returns
-        -------
-        ImageId
-            The scan of the series with the most images.
+        instances : sequence of Instance
+            What to import, of any number of studies.
+        series : str
+            The series whose scan is returned.
+        named : tuple of str or None
+            Labels or IDs of subject, session and scan of one's own choice; XNAT numbers the scan itself, but what is
+            in the scan named must not be another image. None: the session that holds the study already,
+            else one with the labels that XNAT makes of the headers, and where another study has that session label,
+            with a label of its own.
 
         Raises
         ------
-        NoImageError
-            If there is no DICOM image.
-        ImageError
-            If a zip is damaged.
+        ImageConflictError
+            If the session named holds another study or belongs to another subject, or the scan holds another image.
         ServerError
-            If XNAT refuses, fails, or leaves the images in its prearchive.
+            If XNAT refuses, fails, or leaves the images in its prearchive; the error says where.
         """
-        if path.suffix.lower() == ".zip" and not path.is_dir():
-            series = _main_series(_zipped_series(path), path)
-            return self._send(path, series, project, labels)
+        studies: dict[str, list[Instance]] = defaultdict(list)
+        for instance in instances:
+            studies[instance.study].append(instance)
+        if named and len(studies) > 1:
+            raise ImageConflictError(
+                f"{len(studies)} DICOM studies cannot be one session {'/'.join(named[:2])}",
+                hint="add each study alone, or all of them without an id: each gets a session of its own then",
+            )
+        scans: dict[str, Imported] = {}
+        failures: list[ServerError] = []
+        for study in studies.values():
+            try:
+                scans.update(self._add_study(study, named))
+            except ServerError as error:
+                if error.is_passing:  # the other studies would wait in vain as well
+                    raise
+                failures.append(error)
+        if failures:
+            if len(studies) > 1:
+                failures[0].message = f"{len(failures)} of {len(studies)} studies were not added: {failures[0].message}"
+            raise failures[0]
+        logger.info("DICOM of %d studies is in the archive", len(studies))
+        return scans[series]
+
+    def _add_study(self, study: Sequence[Instance], named: tuple[str, str, str] | None) -> dict[str, Imported]:
+        """Import what is missing of one study; return where its series are."""
+        first = study[0]
+        label = named[1] if named else first.session or first.study
+        # Siblings of a study must meet in one session, and two studies must not meet in one label.
+        with adding(self._session.settings, f"study {first.study}", f"session {self._project}/{label}"):
+            home = self._named_home(named, study) if named else self._home_of(first.study)
+            before = self._archived(home, study) if home else {}
+            missing = [item for item in study if item.sop not in before.get(item.series, ("", set()))[1]]
+            after = before
+            if missing:
+                home = self._send(missing, self._destination(home, named, first))
+                after = self._archived(home, study)
+                _require_all(missing, after, home)
+            assert home is not None  # noqa: S101 - there is one, or everything was missing
+            return {
+                uid: Imported(ImageId(self._project, home.subject, home.id, scan), uid not in before)
+                for uid, (scan, _) in after.items()
+            }
+
+    # Where a study belongs
+
+    def _home_of(self, study: str) -> _Home | None:
+        """Find the session of the project that holds a study, whatever it is called."""
+        path = quoted("data", "projects", self._project, "experiments")
+        for row in self._session.rows(path, {**_SESSIONS, "UID": study}):
+            cells = {key.lower(): value for key, value in row.items()}
+            if cells["uid"] == study and cells["project"] == self._project:
+                subject = cells["xnat:imagesessiondata/subject_id"]
+                return _Home(cells["id"], cells["label"], subject, cells["subject_label"])
+        return None
+
+    def _named_home(self, named: tuple[str, str, str], study: Sequence[Instance]) -> _Home | None:
+        """Find the session of a name, if there is one, and see that the study may go there."""
+        fields = self._session_fields(named[1])
+        if fields is None:
+            return None
+        subject = self._subject_fields(named[0])
+        if subject is None or subject["ID"] != fields["subject_ID"]:
+            raise ImageConflictError(
+                f"the session {named[1]} exists in project {self._project!r}, but is not one of subject {named[0]}",
+                hint="choose another name for the session, or name its subject",
+            )
+        uid = fields.get("UID") or study[0].study
+        if uid != study[0].study:
+            raise ImageConflictError(
+                f"the session {fields['ID']} ({fields['label']}) holds another DICOM study, {uid}",
+                hint="rename it: choose another name for the session, or add the study without an id",
+            )
+        path = quoted("data", "experiments", fields["ID"], "scans")
+        for row in self._session.rows(path, {"columns": "ID,UID"}):
+            if row["ID"] == named[2] and row["UID"] not in {item.series for item in study}:
+                raise ImageConflictError(
+                    f"scan {named[2]} of session {fields['ID']} ({fields['label']}) is another image",
+                    hint="rename it: choose another scan id; images in XNAT are not overwritten",
+                )
+        return _Home(fields["ID"], fields["label"], subject["ID"], subject["label"])
+
+    def _destination(
+        self, home: _Home | None, named: tuple[str, str, str] | None, first: Instance
+    ) -> tuple[str, str] | None:
+        """Return labels for subject and session; None where those that XNAT makes of the headers will do."""
+        if home:
+            return home.subject_label, home.label
+        if named:
+            return named[0], named[1]
+        if first.session and self._session_fields(first.session) is None:
+            return None
+        # The label of the patient's first study is taken; XNAT would leave the second one in its prearchive.
+        mark = hashlib.sha256(first.study.encode()).hexdigest()[:8]
+        label = (first.session or first.subject or "study")[: _LONGEST_LABEL - len(mark) - 1] + f"_{mark}"
+        return first.subject or label, label
+
+    def _session_fields(self, name: str) -> dict[str, str] | None:
+        return self._fields(quoted("data", "projects", self._project, "experiments", name))
+
+    def _subject_fields(self, name: str) -> dict[str, str] | None:
+        return self._fields(quoted("data", "projects", self._project, "subjects", name))
+
+    def _fields(self, path: str) -> dict[str, str] | None:
+        try:
+            item = self._session.json(path)
+        except NotInArchiveError:
+            return None
+        fields: dict[str, str] = item["items"][0]["data_fields"]
+        return fields
+
+    # To XNAT and back
+
+    def _send(self, instances: Sequence[Instance], destination: tuple[str, str] | None) -> _Home:
+        """Import instances of one study, and return the session that XNAT says it filed them in."""
+        place = f"/archive/projects/{self._project}"
+        if destination:
+            place += "/subjects/{}/experiments/{}".format(*destination)
+        query = {
+            "import-handler": "DICOM-zip",
+            "dest": place,
+            "overwrite": "append",
+            # Without it XNAT refuses everything where one file is there already, perhaps since a moment ago.
+            "overwrite_files": "true",
+            "Ignore-Unparsable": "true",
+        }
         with tempfile.NamedTemporaryFile(prefix="dicom-", suffix=".zip") as packed:
-            series = _main_series(_pack(path, Path(packed.name)), path)
-            return self._send(Path(packed.name), series, project, labels)
-
-    def _send(self, packed: Path, series: str, project: str, labels: tuple[str, str] | None) -> ImageId:
-        destination = f"/archive/projects/{project}"
-        if labels:
-            destination += "/subjects/{}/experiments/{}".format(*labels)
-        query = {"import-handler": "DICOM-zip", "dest": destination, "overwrite": "append", "Ignore-Unparsable": "true"}
-        response = self._session.request(
-            "POST",
-            "/data/services/import",
-            query=query,
-            body=lambda: packed.open("rb"),
-            headers={"Content-Type": "application/zip"},
-        )
+            path = Path(packed.name)
+            pack(instances, path)
+            try:
+                response = self._session.request(
+                    "POST",
+                    "/data/services/import",
+                    query=query,
+                    body=lambda: path.open("rb"),
+                    headers={"Content-Type": "application/zip"},
+                )
+            except ServerError as error:
+                if error.status in _CONFLICTS:
+                    self._require_not_waiting(instances[0].study, error)
+                raise
         answers = response.text.split()
-        for answer in answers:
-            if _ARCHIVED in answer:
-                image = self._find(answer[answer.index(_ARCHIVED) :], series, project)
-                if image:
-                    logger.info("imported a DICOM series")
-                    return image
-        raise ServerError(
-            f"XNAT took the DICOM files but did not archive them: it answered {' '.join(answers) or 'nothing'}",
-            hint="look into the prearchive of the project, and archive them there",
+        archived = [answer for answer in answers if _ARCHIVED in answer]
+        fields = self._session_fields(archived[0].rstrip("/").rpartition("/")[2]) if archived else None
+        if fields is None or len(answers) > len(archived):
+            waiting = [answer for answer in answers if _WAITING in answer]
+            raise _left_waiting(waiting, f"it answered {' '.join(answers) or 'nothing'}")
+        subject = self._subject_fields(fields["subject_ID"]) or {}
+        return _Home(fields["ID"], fields["label"], fields["subject_ID"], subject.get("label", fields["subject_ID"]))
+
+    def _require_not_waiting(self, study: str, error: ServerError) -> None:
+        """Raise an error that says where in the prearchive a study is that XNAT refused to archive."""
+        try:
+            rows = self._session.rows(quoted("data", "prearchive", "projects", self._project))
+        except ServerError:
+            return
+        waiting = [row["url"] for row in rows if row.get("tag") == study and row.get("url")]
+        if waiting:
+            raise _left_waiting(waiting, error.message) from error
+
+    def _archived(self, home: _Home, study: Sequence[Instance]) -> dict[str, tuple[str, set[str]]]:
+        """Return, for each series of a study that a session holds, its scan and the SOP Instance UIDs there."""
+        path = quoted("data", "experiments", home.id, "scans")
+        wanted = {item.series for item in study}
+        scans = {row["ID"]: row["UID"] for row in self._session.rows(path, {"columns": "ID,UID"})}
+        scans = {scan: series for scan, series in scans.items() if series in wanted}
+        found: dict[str, tuple[str, set[str]]] = {}
+        for row in self._session.rows(f"{path}/ALL/resources") if scans else ():
+            scan, label = row["cat_id"], row["label"]
+            if scan in scans and label in _DICOM_RESOURCES:
+                sops = sop_uids(self._session, f"{path}{quoted(scan)}{quoted('resources', label)}")
+                series = scans[scan]
+                known = found.get(series, (scan, set()))
+                found[series] = (known[0], known[1] | sops)
+        return found
+
+
+def sop_uids(session: Session, resource: str) -> set[str]:
+    """Return the SOP Instance UIDs of the files in a resource.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    resource : str
+        Path of the resource, percent-encoded.
+
+    Raises
+    ------
+    TransferError
+        If XNAT's catalog of the resource cannot be read.
+    ServerError
+        If XNAT fails.
+    """
+    content = session.request("GET", resource).content
+    try:
+        if b"<!DOCTYPE" in content:
+            raise ElementTree.ParseError("a document type is not expected")
+        root = ElementTree.fromstring(content)  # noqa: S314 - without a document type there is nothing to expand
+    except ElementTree.ParseError as error:
+        raise TransferError(
+            f"the catalog of {resource} cannot be read: {error}", hint="it may have broken off: try again", url=resource
+        ) from None
+    entries = [element for element in root.iter() if element.tag.rpartition("}")[2] == "entry"]
+    if all(entry.get("UID") for entry in entries):
+        return {str(entry.get("UID")) for entry in entries}
+    # Files that were uploaded one by one, not imported, have no UIDs in the catalog.
+    with tempfile.TemporaryDirectory(prefix="dicom-") as folder:
+        download_files(session, resource, list_files(session, resource), Path(folder))
+        return set(read_sop_uids(Path(folder)))
+
+
+def _require_all(sent: Sequence[Instance], archived: dict[str, tuple[str, set[str]]], home: _Home) -> None:
+    """See that everything that was sent is in the archive."""
+    lost = [item for item in sent if item.sop not in archived.get(item.series, ("", set()))[1]]
+    if lost:
+        raise TransferError(
+            f"XNAT took {len(sent)} DICOM files into session {home.id} ({home.label}), but {len(lost)} of them cannot "
+            "be found there by their UIDs",
+            hint="add them again, which sends only what is missing; if it stays, see whether the site's anonymisation "
+            "changes UIDs",
         )
 
-    def _find(self, path: str, series: str, project: str) -> ImageId | None:
-        """Find the scan of a series in the session that XNAT says it archived."""
-        session = path.rstrip("/").rpartition("/")[2]
-        item = self._session.json(quoted("data", "projects", project, "experiments", session))
-        fields = item["items"][0]["data_fields"]
-        scans = quoted("data", "projects", project, "subjects", fields["subject_ID"], "experiments", fields["ID"])
-        for row in self._session.rows(f"{scans}/scans", {"columns": "ID,UID"}):
-            if row.get("UID") == series:
-                return ImageId(project, fields["subject_ID"], fields["ID"], row["ID"])
-        return None
 
-
-def _pack(source: Path, target: Path) -> Iterator[str]:
-    """Zip the DICOM files, and give the series of each image."""
-    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
-    with zipfile.ZipFile(target, "w") as archive:
-        for number, file in enumerate(files):
-            with file.open("rb") as stream:
-                series = _series_of(stream)
-            if series is not None:
-                # XNAT names files itself; numbers keep patients' names out of the transfer.
-                archive.write(file, f"{number}.dcm")
-                yield series
-
-
-def _zipped_series(path: Path) -> Iterator[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if not member.is_dir():
-                    with archive.open(member) as stream:
-                        yield _series_of(stream) or ""
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise ImageError(f"{path.name} is no zip that can be read: {error}") from None
-
-
-def _main_series(found: Iterator[str], path: Path) -> str:
-    counts = Counter(series for series in found if series)
-    if not counts:
-        raise NoImageError(f"{path.name} holds no DICOM image", hint="give DICOM files, or one image file")
-    return counts.most_common(1)[0][0]
-
-
-def _series_of(stream: IO[bytes]) -> str | None:
-    """Give the series of a DICOM image, "" for another DICOM object, None for what is no DICOM."""
-    head = stream.read(_PREAMBLE + len(_MAGIC))
-    stream.seek(0)
-    forced = not head.endswith(_MAGIC)
-    if forced and head[:1] not in (b"\x02", b"\x08"):  # group 2 or 8 comes first, where there is no preamble
-        return None
-    try:
-        header = pydicom.dcmread(cast(BinaryIO, stream), stop_before_pixels=True, force=forced, specific_tags=_TAGS)
-    except (InvalidDicomError, EOFError, ValueError, KeyError, AttributeError):
-        return None
-    if "SOPClassUID" not in header:
-        return None
-    return str(header.get("SeriesInstanceUID", "")) if "Rows" in header else ""
+def _left_waiting(paths: Sequence[str], reason: str) -> ServerError:
+    """Return the error about images that XNAT keeps in its prearchive."""
+    sources = ["/" + path.strip("/").removeprefix("data/") for path in paths]
+    where = f"; they wait in its prearchive: {', '.join(sources)}" if sources else ""
+    how = (
+        f"archive them on XNAT's page Upload > Go to prearchive, or with POST /data/services/archive?src={sources[0]}, "
+        "with &session=LABEL for a session label that is free; then call refresh()"
+        if sources
+        else "look into the prearchive of the project, and archive them there"
+    )
+    return ServerError(f"XNAT did not archive the DICOM files{where}: {reason}", hint=how)

@@ -47,6 +47,28 @@ def list_files(session: Session, resource: str) -> list[RemoteFile]:
     return [_remote_file(row, resource) for row in session.rows(f"{resource}/files")]
 
 
+def list_files_by_resource(session: Session, holder: str) -> dict[str, list[RemoteFile]]:
+    """List the files of all resources of a scan, by the labels of the resources.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    holder : str
+        Path of the scan, percent-encoded.
+
+    Raises
+    ------
+    NotInArchiveError
+        If there is no such scan, or it may not be seen.
+    """
+    found: dict[str, list[RemoteFile]] = {}
+    for row in session.rows(f"{holder}/files"):
+        label = row["collection"]
+        found.setdefault(label, []).append(_remote_file(row, holder + quoted("resources", label)))
+    return found
+
+
 def _remote_file(row: dict[str, str], resource: str) -> RemoteFile:
     # Sub-folders stand in the URI only, after the numeric id of the resource (XNAT's FileList).
     _, _, path = row["URI"].partition("/files/")

@@ -72,7 +72,8 @@ def image_file(files: Sequence[RemoteFile], place: str) -> RemoteFile:
             hint=f"names of image files end in {', '.join((*_WHOLE, *_SPLIT))}",
         )
     plain = [file for file in images if not _is_derived(file.path)] or images
-    same_image = len({_stem(file.path) for file in plain}) == 1
+    # One image in two formats, or stored twice under two names.
+    same_image = len({_stem(file.path) for file in plain}) == 1 or len({file.md5 or file.path for file in plain}) == 1
     if not same_image:
         raise ImageError(
             f"{place} holds several images: {_named(plain)}",

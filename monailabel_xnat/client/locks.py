@@ -10,7 +10,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import filelock
@@ -20,6 +20,8 @@ from monailabel_xnat.errors import CacheError, ServerTimeoutError
 
 # Few files for any number of resources; two resources that share one only wait for each other now and then.
 _STRIPES = 64
+# An addition moves a whole image, and several of them may wait for their turn: so many times the usual patience.
+_LONGEST_ADDITION = 10
 
 _ABOVE_EXPERIMENT = re.compile(r"^/data/projects/[^/]+/subjects/[^/]+/experiments/")
 
@@ -45,15 +47,49 @@ def writing(settings: Settings, resource: str) -> Iterator[None]:
         If the folder cannot be used.
     """
     # A session has one path below each of its projects, and one without a project.
-    resource = _ABOVE_EXPERIMENT.sub("/data/experiments/", resource)
-    stripe = int(hashlib.sha256(resource.encode()).hexdigest(), 16) % _STRIPES
-    path = private_folder(settings.server_folder / "locks") / f"{stripe:02d}.lock"
+    place = _ABOVE_EXPERIMENT.sub("/data/experiments/", resource)
+    with _holding(_lock_file(settings, "", place), resource, settings.timeout):
+        yield
+
+
+@contextmanager
+def adding(settings: Settings, *places: str) -> Iterator[None]:
+    """Hold off whoever adds images to the same places; a resource may be written to inside, but not the reverse.
+
+    Parameters
+    ----------
+    settings : Settings
+        Tell the folder for the locks and, by ``timeout``, how long to wait.
+    *places : str
+        Texts that stand for what must not be added to by two at once.
+
+    Raises
+    ------
+    ServerTimeoutError
+        If another one does not finish.
+    CacheError
+        If the folder cannot be used.
+    """
+    with ExitStack() as held:
+        # Everybody takes them in the same order, so that no two wait for each other.
+        for path in sorted({_lock_file(settings, "add-", place) for place in places}):
+            held.enter_context(_holding(path, places[0], _LONGEST_ADDITION * settings.timeout))
+        yield
+
+
+def _lock_file(settings: Settings, prefix: str, place: str) -> Path:
+    stripe = int(hashlib.sha256(place.encode("utf-8", "surrogatepass")).hexdigest(), 16) % _STRIPES
+    return private_folder(settings.server_folder / "locks") / f"{prefix}{stripe:02d}.lock"
+
+
+@contextmanager
+def _holding(path: Path, place: str, timeout: float) -> Iterator[None]:
     paths = _held.__dict__.setdefault("paths", set())
     if path in paths:
         yield
         return
-    lock = filelock.FileLock(str(path), timeout=settings.timeout)
-    with _acquired(lock, resource):
+    lock = filelock.FileLock(str(path), timeout=timeout)
+    with _acquired(lock, place):
         paths.add(path)
         try:
             yield

@@ -140,6 +140,9 @@ def upload_files(
                 failure = _put(session, resource, item, overwrite=overwrite or attempt > 0)
             listing = list_files(session, resource)
             missing = _missing(session, missing, listing)
+            if not overwrite:
+                # Another writer was quicker, perhaps on another machine, and may rely on that file already.
+                _require_free_names(missing, listing, resource)
     if not missing:
         return listing
     raise failure or _not_stored(session, resource, missing[0], listing)
@@ -147,11 +150,11 @@ def upload_files(
 
 def _missing(session: Session, uploads: Sequence[Upload], listing: list[RemoteFile]) -> list[Upload]:
     stored = {file.path: file for file in listing}
-    return [item for item in uploads if item.name not in stored or not _holds(session, stored[item.name], item)]
+    return [item for item in uploads if item.name not in stored or not holds(session, stored[item.name], item)]
 
 
-def _holds(session: Session, file: RemoteFile, item: Upload) -> bool:
-    """Tell whether a stored file is what was sent; where the site keeps no digests by reading it."""
+def holds(session: Session, file: RemoteFile, item: Upload) -> bool:
+    """Return whether a stored file has the content of an upload; where the site keeps no digests, it is read."""
     if file.size not in (None, item.fingerprint.size):
         return False
     return (file.md5 or _stored_md5(session, file)) == item.fingerprint.md5

@@ -10,6 +10,7 @@ import pytest
 import SimpleITK
 from scan_bench import make_series
 
+from monailabel_xnat.additions import Additions
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client.files import list_files
 from monailabel_xnat.client.session import Session, quoted
@@ -41,6 +42,10 @@ class Datastore:
         self.session = Session(self.settings)
         self.images = Images(self.session, self.settings)
         self.catalog = Catalog(self.session)
+        self.additions = Additions(self.session, self.catalog)
+
+    def add(self, image_id, path):
+        return self.additions.add(image_id, path).image_id
 
     def scan(self, image):
         self.catalog.renew()
@@ -99,7 +104,7 @@ def write_image(path, values=None):
 
 def test_a_nifti_with_a_full_id_becomes_that_scan(open_datastore, project, brain):
     datastore = open_datastore()
-    image = datastore.images.add(f"{project}/sub1/ses1/7", brain)
+    image = datastore.add(f"{project}/sub1/ses1/7", brain)
     scan = datastore.scan(image)
     assert (scan.subject_label, scan.session_label, image.scan) == ("sub1", "ses1", "7")
     assert image.subject.startswith("XNAT_S")
@@ -109,43 +114,34 @@ def test_a_nifti_with_a_full_id_becomes_that_scan(open_datastore, project, brain
 
 def test_without_an_id_the_file_name_gives_one(open_datastore, brain):
     datastore = open_datastore()
-    scan = datastore.scan(datastore.images.add(None, brain))
+    scan = datastore.scan(datastore.add(None, brain))
     assert (scan.subject_label, scan.session_label, scan.image_id.scan) == ("Brain_of_T_1_new", "Brain_of_T_1_new", "1")
 
 
 def test_a_plain_id_names_subject_and_session(open_datastore, brain):
     datastore = open_datastore()
-    scan = datastore.scan(datastore.images.add("case 12", brain))
+    scan = datastore.scan(datastore.add("case 12", brain))
     assert (scan.subject_label, scan.session_label) == ("case_12", "case_12")
-
-
-def test_the_same_file_again_is_the_same_image_and_another_one_the_next_scan(open_datastore, brain, tmp_path):
-    datastore = open_datastore()
-    first = datastore.images.add("case", brain)
-    assert datastore.images.add("case", brain) == first
-    other = datastore.images.add("case", write_image(tmp_path / "other.nii", np.ones((2, 2, 2), np.uint8)))
-    assert other.scan == "2"
-    assert len(datastore.listed()) == 2
 
 
 def test_canonical_ids_name_what_exists(open_datastore, project, brain, tmp_path):
     datastore = open_datastore()
-    first = datastore.images.add(f"{project}/sub1/ses1/1", brain)
+    first = datastore.add(f"{project}/sub1/ses1/1", brain)
     other = write_image(tmp_path / "other.nrrd")
-    second = datastore.images.add(f"{project}/{first.subject}/{first.experiment}/2", other)
+    second = datastore.add(f"{project}/{first.subject}/{first.experiment}/2", other)
     assert (second.subject, second.experiment) == (first.subject, first.experiment)
     assert datastore.images.path(datastore.scan(second)).name.endswith(".nrrd")
 
 
 def test_an_image_in_xnat_is_not_overwritten(open_datastore, project, brain, tmp_path):
     datastore = open_datastore()
-    datastore.images.add(f"{project}/sub1/ses1/1", brain)
-    with pytest.raises(ImageError, match=r"already holds an image: Brain_of_T_1_new.nii.gz"):
-        datastore.images.add(f"{project}/sub1/ses1/1", write_image(tmp_path / "other.nii"))
+    datastore.add(f"{project}/sub1/ses1/1", brain)
+    with pytest.raises(ImageError, match=r"already holds an image: scan_1.nii.gz"):
+        datastore.add(f"{project}/sub1/ses1/1", write_image(tmp_path / "other.nii"))
     same_name = write_image(tmp_path / "deep.nii.gz", np.zeros((2, 2, 2), np.uint8)).rename(tmp_path / "x.nii.gz")
     brain.write_bytes(same_name.read_bytes())
     with pytest.raises((ImageError, TransferError)):
-        datastore.images.add(f"{project}/sub1/ses1/1", brain)
+        datastore.add(f"{project}/sub1/ses1/1", brain)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +151,7 @@ def test_other_formats(open_datastore, tmp_path, name, dtype):
     datastore = open_datastore()
     shape = (3, 4) if name.endswith("png") else (2, 3, 4)
     path = write_image(tmp_path / name, np.ones(shape, dtype))
-    assert datastore.images.path(datastore.scan(datastore.images.add(None, path))).read_bytes() == path.read_bytes()
+    assert datastore.images.path(datastore.scan(datastore.add(None, path))).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -164,14 +160,14 @@ def test_other_formats(open_datastore, tmp_path, name, dtype):
 def test_the_modality_is_the_one_listed_or_shows_in_the_values(open_datastore, tmp_path, lowest, values, modality):
     datastore = open_datastore(**values)
     path = write_image(tmp_path / "a.nii", np.linspace(lowest, 1000, 24, dtype=np.int16).reshape(2, 3, 4))
-    assert datastore.scan(datastore.images.add(None, path)).modality == modality
+    assert datastore.scan(datastore.add(None, path)).modality == modality
 
 
 def test_a_dicom_folder_goes_through_the_import(open_datastore, tmp_path):
     datastore = open_datastore()
     series = make_series(tmp_path / "series")
     (tmp_path / "series" / "notes.txt").write_text("no DICOM")
-    image = datastore.images.add(f"{datastore.settings.project[0]}/sub1/ses1/1", tmp_path / "series")
+    image = datastore.add(f"{datastore.settings.project[0]}/sub1/ses1/1", tmp_path / "series")
     scan = datastore.scan(image)
     assert (scan.subject_label, scan.session_label) == ("sub1", "ses1")
     assert scan.resource("DICOM").file_count == len(series)
@@ -183,11 +179,11 @@ def test_a_dicom_zip_and_a_single_dicom_file(open_datastore, tmp_path):
     with zipfile.ZipFile(tmp_path / "series.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in make_series(tmp_path / "series").items():
             archive.writestr(f"deep/{name}", content)
-    zipped = datastore.images.add(None, tmp_path / "series.zip")
+    zipped = datastore.add(None, tmp_path / "series.zip")
     assert datastore.scan(zipped).resource("DICOM").file_count == 4
     single = tmp_path / "IM0001"
     single.write_bytes(next(iter(make_series(tmp_path / "other", slices=1).values())))
-    assert datastore.scan(datastore.images.add("IM0001", single)).resource("DICOM").file_count == 1
+    assert datastore.scan(datastore.add("IM0001", single)).resource("DICOM").file_count == 1
 
 
 @pytest.mark.parametrize(
@@ -214,7 +210,7 @@ def test_what_is_no_image_is_refused_before_anything_is_written(open_datastore, 
             (path / "a.txt").write_text("words")
     before = len(sandbox.requests)
     with pytest.raises(ImageError):
-        datastore.images.add(None, path)
+        datastore.add(None, path)
     assert len(sandbox.requests) == before
 
 
@@ -222,7 +218,7 @@ def test_read_only_is_refused_before_any_request(open_datastore, project, brain,
     datastore = open_datastore(read_only=True)
     before = len(sandbox.requests)
     with pytest.raises(ReadOnlyError, match="read-only"):
-        datastore.images.add(None, brain)
+        datastore.add(None, brain)
     assert len(sandbox.requests) == before
 
 
@@ -230,65 +226,63 @@ def test_read_only_is_refused_before_any_request(open_datastore, project, brain,
 def test_which_project_must_be_clear(open_datastore, brain, configured):
     datastore = open_datastore(project=configured)
     with pytest.raises(SettingsError, match=r"not clear to which project.*set project to one ID"):
-        datastore.images.add(None, brain)
+        datastore.add(None, brain)
 
 
 def test_an_id_in_another_project_or_malformed_is_refused(open_datastore, brain):
     datastore = open_datastore()
     with pytest.raises(SettingsError, match="'OTHER' is not among those configured"):
-        datastore.images.add("OTHER/s/e/1", brain)
+        datastore.add("OTHER/s/e/1", brain)
     with pytest.raises(InvalidIdError):
-        datastore.images.add("s/e", brain)
+        datastore.add("s/e", brain)
 
 
 def test_a_format_that_would_not_be_listed_is_refused(open_datastore, brain):
     with pytest.raises(SettingsError, match="add NIFTI to the setting image_resource"):
-        open_datastore(image_resource="DICOM").images.add(None, brain)
+        open_datastore(image_resource="DICOM").add(None, brain)
 
 
 def test_a_member_adds_and_a_collaborator_is_told_why_not(open_datastore, brain):
     member = open_datastore("member")
-    assert str(member.images.add(None, brain)) in member.listed()
+    assert str(member.add(None, brain)) in member.listed()
     with pytest.raises(AccessDeniedError, match=r"collaborator.*may not add images to project"):
-        open_datastore("collaborator").images.add("another", brain)
+        open_datastore("collaborator").add("another", brain)
 
 
 def test_a_failed_upload_leaves_no_empty_scan(open_datastore, project, brain, sandbox):
     datastore = open_datastore()
     sandbox.faults.add("/files/", method="PUT", status=500, times=None)
     with pytest.raises(Exception, match="500"):
-        datastore.images.add("case", brain)
+        datastore.add("case", brain)
     sandbox.faults.clear()
     sessions = datastore.session.rows(quoted("data", "projects", project, "experiments"))
     scans = datastore.session.rows(quoted("data", "experiments", sessions[0]["ID"], "scans"))
     assert scans == []
-    assert datastore.images.add("case", brain).scan == "1"
+    assert datastore.add("case", brain).scan == "1"
 
 
 def test_removing_is_refused_unless_allowed(open_datastore, brain, sandbox):
     datastore = open_datastore()
-    scan = datastore.scan(datastore.images.add(None, brain))
+    scan = datastore.scan(datastore.add(None, brain))
     before = len(sandbox.requests)
     with pytest.raises(ReadOnlyError, match="set allow_delete to true"):
-        datastore.images.remove(scan)
+        datastore.additions.remove(scan)
     with pytest.raises(ReadOnlyError, match="read-only"):
-        open_datastore(read_only=True, allow_delete=True).images.remove(scan)
+        open_datastore(read_only=True, allow_delete=True).additions.remove(scan)
     assert len(sandbox.requests) == before
 
 
 def test_removing_deletes_the_scan_and_what_is_kept_of_it(open_datastore, brain):
     datastore = open_datastore(allow_delete=True)
-    scan = datastore.scan(datastore.images.add(None, brain))
-    path = datastore.images.path(scan)
-    datastore.images.remove(scan)
+    scan = datastore.scan(datastore.add(None, brain))
+    datastore.additions.remove(scan)
     assert datastore.listed() == []
-    assert not path.exists()
-    datastore.images.remove(scan)
+    datastore.additions.remove(scan)
 
 
 def test_a_member_is_told_who_may_delete(open_datastore, brain):
     datastore = open_datastore("member", allow_delete=True)
-    scan = datastore.scan(datastore.images.add(None, brain))
+    scan = datastore.scan(datastore.add(None, brain))
     with pytest.raises(AccessDeniedError, match=r"'member' may not delete scans.*owner"):
-        datastore.images.remove(scan)
+        datastore.additions.remove(scan)
     assert list_files(datastore.session, scan.path + "/resources/NIFTI")

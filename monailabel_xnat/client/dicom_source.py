@@ -1,0 +1,220 @@
+"""DICOM in a file, a folder or a zip: what it is by its headers, and how some of it is packed for XNAT."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, BinaryIO, cast
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from monailabel_xnat.errors import ImageError, NoImageError
+
+_PREAMBLE = 128
+_MAGIC = b"DICM"
+# Where XNAT looks for "Subject:S Session:E", in this order.
+_COMMENTS = ["PatientComments", "StudyComments", "AdditionalPatientHistory"]
+_UIDS = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"]
+_FACTS = ["SpecificCharacterSet", "SOPClassUID", "Modality", "Rows", "NumberOfFrames", "PatientName", "PatientID"]
+_TAGS = [*_COMMENTS, *_UIDS, *_FACTS]
+_BLOCK = 1 << 20
+# Objects with pixels that are made from images.
+_DERIVED = frozenset({"SEG", "RTDOSE"})
+# One file of these is a slice, unless it has several frames.
+_SLICED = frozenset({"CT", "MR", "PT", "NM"})
+_NOT_IN_LABELS = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One DICOM object, by its header.
+
+    Parameters
+    ----------
+    study, series, sop : str
+        Its UIDs.
+    is_image : bool
+        Whether it is an image, and not made from images.
+    is_slice : bool
+        Whether it is one slice of a volume.
+    subject, session : str
+        The labels that XNAT makes of its header; empty where the header does not say.
+    open : callable
+        Opens its bytes.
+    """
+
+    study: str
+    series: str
+    sop: str
+    is_image: bool
+    is_slice: bool
+    subject: str
+    session: str
+    open: Callable[[], IO[bytes]]
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a file is DICOM, with or without the preamble of DICOM PS3.10."""
+    with path.open("rb") as stream:
+        return _header(stream) is not None
+
+
+@contextmanager
+def dicom_instances(path: Path) -> Iterator[list[Instance]]:
+    """Read the headers of a file, of a folder with its sub-folders, or of a zip.
+
+    What is not DICOM is left out, and so is a second file of the same object. The instances can be opened inside of
+    the ``with`` statement.
+
+    Raises
+    ------
+    NoImageError
+        If there is no DICOM image.
+    ImageError
+        If a zip is damaged, or an image has no UIDs by which XNAT could file it.
+    """
+    if path.is_dir():
+        yield _instances([_opener(file) for file in sorted(path.rglob("*")) if file.is_file()], path)
+    elif path.suffix.lower() != ".zip":
+        yield _instances([_opener(path)], path)
+    else:
+        try:
+            archive = zipfile.ZipFile(path)
+        except zipfile.BadZipFile as error:
+            raise _damaged(path, error) from None
+        with archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            try:
+                found = _instances([_member_opener(archive, member) for member in members], path)
+            except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+                raise _damaged(path, error) from None
+            yield found
+
+
+def read_sop_uids(folder: Path) -> Iterator[str]:
+    """Return the SOP Instance UIDs of the DICOM files below a folder."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                header = _header(stream)
+            if header is not None:
+                yield _text(header, "SOPInstanceUID")
+
+
+def main_series(instances: Iterable[Instance]) -> str:
+    """Return the UID of the series with the most images."""
+    return Counter(instance.series for instance in instances if instance.is_image).most_common(1)[0][0]
+
+
+def pack(instances: Iterable[Instance], target: Path) -> None:
+    """Write a zip of instances.
+
+    Raises
+    ------
+    ImageError
+        If one of them cannot be read to its end.
+    """
+    with zipfile.ZipFile(target, "w") as archive:
+        for number, instance in enumerate(instances):
+            # XNAT names the files itself. Numbers keep the names of patients out of the transfer.
+            with instance.open() as stream, archive.open(f"{number}.dcm", "w", force_zip64=True) as member:
+                try:
+                    shutil.copyfileobj(stream, member, _BLOCK)
+                except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                    raise ImageError(f"the zip holds a damaged file: {error}", hint="make the zip anew") from None
+
+
+def _opener(file: Path) -> Callable[[], IO[bytes]]:
+    return lambda: file.open("rb")
+
+
+def _member_opener(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], IO[bytes]]:
+    return lambda: archive.open(member)
+
+
+def _instances(openers: Iterable[Callable[[], IO[bytes]]], path: Path) -> list[Instance]:
+    found: dict[str, Instance] = {}
+    nameless = 0
+    for opener in openers:
+        with opener() as stream:
+            header = _header(stream)
+        if header is None:
+            continue
+        instance = _instance(header, opener)
+        if instance.study and instance.series and instance.sop:
+            found.setdefault(instance.sop, instance)
+        elif instance.is_image:
+            nameless += 1
+    if nameless:
+        raise ImageError(
+            f"{path.name} holds {nameless} DICOM images without a study, series or SOP Instance UID",
+            hint="XNAT files DICOM by these UIDs; write the images anew with them",
+        )
+    if not any(instance.is_image for instance in found.values()):
+        raise NoImageError(f"{path.name} holds no DICOM image", hint="give DICOM files, or one image file")
+    return list(found.values())
+
+
+def _header(stream: IO[bytes]) -> pydicom.Dataset | None:
+    """Read the part of a header that counts here; None for what is not DICOM."""
+    head = stream.read(_PREAMBLE + len(_MAGIC))
+    stream.seek(0)
+    forced = not head.endswith(_MAGIC)
+    if forced and head[:1] not in (b"\x02", b"\x08"):  # group 2 or 8 comes first, where there is no preamble
+        return None
+    try:
+        header = pydicom.dcmread(cast(BinaryIO, stream), stop_before_pixels=True, force=forced, specific_tags=_TAGS)
+    except (InvalidDicomError, EOFError, ValueError, KeyError, AttributeError):
+        return None
+    return header if "SOPClassUID" in header else None
+
+
+def _instance(header: pydicom.Dataset, opener: Callable[[], IO[bytes]]) -> Instance:
+    study, series, sop, modality, patient_name, patient_id, frames = (
+        _text(header, keyword) for keyword in (*_UIDS, "Modality", "PatientName", "PatientID", "NumberOfFrames")
+    )
+    comments = [_text(header, keyword) for keyword in _COMMENTS]
+    return Instance(
+        study=study,
+        series=series,
+        sop=sop,
+        is_image="Rows" in header and modality not in _DERIVED,
+        is_slice=modality in _SLICED and frames in ("", "1"),
+        subject=_label(_assigned("Subject", comments) or patient_name or patient_id),
+        session=_label(_assigned("Session", comments) or patient_id),
+        open=opener,
+    )
+
+
+def _text(header: pydicom.Dataset, keyword: str) -> str:
+    try:
+        value = header.get(keyword)
+    except (ValueError, TypeError, AttributeError):  # an element that cannot be read says nothing
+        return ""
+    return "" if value is None else str(value).strip()
+
+
+def _assigned(name: str, comments: Iterable[str]) -> str:
+    """Return the value of ``Name: value`` in a comment; "" where there is none."""
+    for comment in comments:
+        found = re.search(rf"(?:^|[\s,;]){name}:\s*([\w-]+)(?=[\s,;]|$)", comment, re.IGNORECASE)
+        if found:
+            return found.group(1)
+    return ""
+
+
+def _label(text: str) -> str:
+    label = _NOT_IN_LABELS.sub("_", text.strip())
+    return label if label.strip(".") else "_" * len(label)
+
+
+def _damaged(path: Path, error: Exception) -> ImageError:
+    return ImageError(f"{path.name} is no zip that can be read: {error}")
