@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -36,7 +38,7 @@ from monailabel_xnat.prefetch import BackgroundPrefetch, PrefetchReport, Progres
 from monailabel_xnat.selection import image_resources
 
 if TYPE_CHECKING:
-    from monailabel_xnat.convert.grid import Grid
+    from monailabel_xnat.convert.grid import Grid, Sources
 
 # What needs SimpleITK is imported where it is used: a datastore starts without, and a warm image never needs it.
 
@@ -137,14 +139,15 @@ class Images:
         return {**facts, "checksum": checksum} if checksum else facts
 
     def grid(self, scan: Scan) -> Grid:
-        """Give the voxel grid (shape, affine to RAS in mm) of the image as a file; fetches it if need be.
+        """Return the voxel grid (shape, affine to RAS in mm) of the image as a file; fetches it if need be.
 
         Raises
         ------
         ImageError, ServerError, CacheError
             As for :meth:`path`.
         """
-        return _grid(self._entry(scan, self._file_form).path)
+        entry = self._entry(scan, self._file_form)
+        return replace(_grid(entry.path), sources=partial(self._sources, scan, entry))
 
     def dicom_folder(self, scan: Scan) -> Path:
         """Give a folder with the DICOM files of the scan's series; fetches them if need be.
@@ -236,6 +239,21 @@ class Images:
         elif self._notes:
             self._notes.pop(entry.image_id, None)
         return entry
+
+    def _sources(self, scan: Scan, entry: Entry) -> Sources:
+        """Find which DICOM images the slices were made of; they are read where an earlier version kept no list."""
+        from monailabel_xnat.convert.sources import decode_sources, read_sources
+
+        with suppress(OSError, ValueError):
+            return decode_sources(entry.sources.read_bytes())
+        try:
+            folder = self.dicom_folder(scan)
+        except NoImageError:
+            return {}
+        try:
+            return read_sources(folder, scan.series_uid or None)
+        except NoImageError:  # anonymised in the archive, as when it was converted
+            return read_sources(folder, None)
 
     def _local(self, scan: Scan, form: str) -> Entry | None:
         resources = image_resources(scan, self._settings)
@@ -339,7 +357,7 @@ class Images:
                 origin_state=made.origin.state if made.origin else "",
                 note=made.note,
             )
-            entry = self.cache.put(made.path, new)
+            entry = self.cache.put(made.path, new, made.sources)
         self._comparisons.note(scan.image_id, fingerprint, comparison)
         logger.info("fetched an image of %d files in %.1f s", len(files), time.monotonic() - started)
         return entry

@@ -38,11 +38,14 @@ class Made:
         Where in the mounted archive its files were read; None if they were downloaded.
     note : str
         What is doubtful about it; "" for nothing.
+    sources : bytes
+        Which DICOM images its slices were made of, as `encode_sources` writes it; empty for the DICOM files themselves.
     """
 
     path: Path
     origin: Mounted | None = None
     note: str = ""
+    sources: bytes = b""
 
 
 class ImageMaker:
@@ -106,6 +109,7 @@ class ImageMaker:
     ) -> Made:
         """Convert the series to NIfTI: from the files that are here already, or from others as they arrive."""
         from monailabel_xnat.convert.conversion import Conversion
+        from monailabel_xnat.convert.sources import encode_sources, sources_of
 
         uid = scan.series_uid or None
         with Conversion(f"resource {resource.label} of scan {scan.image_id}", series_uid=uid) as conversion:
@@ -115,13 +119,14 @@ class ImageMaker:
             else:
                 _, origin = self._source(scan, resource, files, target.parent, conversion)
             try:
-                path = conversion.finish(target, series_uid=uid).path
+                volume = conversion.finish(target, series_uid=uid)
             except NoImageError:
                 if not uid:
                     raise
                 # Files anonymised in the archive have other UIDs than XNAT remembers; of one series they are clear.
-                path = conversion.finish(target).path
-            return Made(path, origin, _note(conversion.series_uids, scan))
+                volume = conversion.finish(target)
+            sources = sources_of(volume.sop_instance_uids, volume.frame_numbers, volume.shape[2])
+            return Made(volume.path, origin, _note(conversion.series_uids, scan), encode_sources(sources))
 
     def _as_folder(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Made:
         from monailabel_xnat.convert.headers import read_series_uid
@@ -133,6 +138,7 @@ class ImageMaker:
         return Made(folder, note=_note(filter(None, uids), scan))
 
     def _as_file(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Made:
+        from monailabel_xnat.convert.sources import encode_sources
         from monailabel_xnat.convert.wholefile import join_header_and_voxels, read_whole_image
 
         image = image_file(files, f"resource {resource.label} of scan {scan.image_id}")
@@ -143,7 +149,8 @@ class ImageMaker:
         if joined:
             path = join_header_and_voxels(path, part / f"image{joined}")
         read_whole_image(path)
-        return Made(path if part in path.parents else linked(path, part / f"link{ending(path.name)}"), origin)
+        made = path if part in path.parents else linked(path, part / f"link{ending(path.name)}")
+        return Made(made, origin, sources=encode_sources({}))
 
     def _source(
         self,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 RECORD_SUFFIX = ".json"
+SOURCES_FOLDER = ".sources"
 _RECORD_VERSION = 1
 _BLOCK = 1 << 20
 _SYNCED_AT_A_TIME = 16
@@ -71,6 +72,11 @@ class Entry:
         return record_of(self.path)
 
     @property
+    def sources(self) -> Path:
+        """The file that says which DICOM images its slices were made of; earlier versions wrote none."""
+        return self.path.parents[1] / SOURCES_FOLDER / self.path.name
+
+    @property
     def last_use(self) -> float:
         """When the image was last asked for, as far as noted: seconds since 1970."""
         try:
@@ -100,12 +106,17 @@ def record_of(path: Path) -> Path:
 
 def write_record(entry: Entry) -> None:
     """Write an entry's record, whole or not at all."""
-    temporary = entry.record.with_name(entry.record.name + ".new")
-    with open(temporary, "w", encoding="utf-8", opener=_private) as stream:
-        json.dump({"version": _RECORD_VERSION, **entry.facts()}, stream)
+    write_private(entry.record, json.dumps({"version": _RECORD_VERSION, **entry.facts()}).encode())
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a small file for this user only, whole or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    with open(temporary, "wb", opener=_private) as stream:
+        stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    temporary.replace(entry.record)
+    temporary.replace(path)
 
 
 def read_record(record: Path) -> Entry | None:

@@ -5,6 +5,7 @@
     <folder>/                      only for this user, as everything below
         .locks/<key>.lock          held while an image is being made or removed
         .leases/                   what processes hold
+        .sources/<name>            which DICOM images the slices of an image were made of
         <key>/                     one per image
             <name>                 a file, or a folder of DICOM files
             <name>.json            its record; written last, so that nothing counts without one
@@ -26,6 +27,7 @@ from pathlib import Path
 
 from monailabel_xnat.cache.entry import (
     RECORD_SUFFIX,
+    SOURCES_FOLDER,
     Entry,
     files_of,
     private_folder,
@@ -35,6 +37,7 @@ from monailabel_xnat.cache.entry import (
     remove,
     seal,
     sync_folder,
+    write_private,
     write_record,
 )
 from monailabel_xnat.cache.leases import Leases
@@ -167,7 +170,7 @@ class Cache:
             with suppress(OSError):
                 part.parent.rmdir()  # only where nothing was made
 
-    def put(self, made: Path, entry: Entry) -> Entry:
+    def put(self, made: Path, entry: Entry, sources: bytes = b"") -> Entry:
         """Take in what was made; the caller holds the lock of the image.
 
         Parameters
@@ -176,6 +179,8 @@ class Cache:
             A file or folder below what :meth:`making` gave.
         entry : Entry
             What it is, and where it belongs; size and digest are found out here.
+        sources : bytes
+            Which DICOM images its slices were made of; empty where that is not known.
 
         Returns
         -------
@@ -187,7 +192,11 @@ class Cache:
             entry = replace(entry, size=size, sha256=digest)
             remove(entry.record)
             remove(entry.path)
+            remove(entry.sources)
             made.rename(entry.path)
+            if sources:
+                private_folder(entry.sources.parent)
+                write_private(entry.sources, sources)
             write_record(entry)
             sync_folder(entry.path.parent)
             self._retire_replaced(entry)
@@ -217,9 +226,11 @@ class Cache:
         with self._errors("remove from"):
             remove(entry.record)
             remove(entry.path)
+            remove(entry.sources)
         self._size -= entry.size
-        with suppress(OSError):
-            entry.path.parent.rmdir()
+        for parent in (entry.path.parent, entry.sources.parent):
+            with suppress(OSError):
+                parent.rmdir()
 
     def entries(self) -> list[Entry]:
         """Give all whole entries, least recently used first."""
@@ -272,7 +283,9 @@ class Cache:
         """
         freed = 0
         for folder in self.folder.iterdir():
-            if folder.is_dir() and folder.name not in (_LOCKS, _LEASES):
+            if folder.name == SOURCES_FOLDER:
+                _clear_sources(folder)
+            elif folder.is_dir() and folder.name not in (_LOCKS, _LEASES):
                 with locked(self._lock_file(folder.name), wait=False) as idle:
                     freed += _clear_leftovers(folder) if idle else 0
         self._counted = float("-inf")
@@ -351,6 +364,14 @@ class Cache:
             f"no space left for images in {self.folder}{needed}",
             hint="free some, set a smaller cache_budget, or a cache_path on another disk",
         )
+
+
+def _clear_sources(folder: Path) -> None:
+    """Remove what belonged to images that are gone."""
+    names = {path.name for path in folder.parent.glob("*/*") if path.parent != folder}
+    for path in set(folder.iterdir()):
+        if path.name not in names:
+            path.unlink(missing_ok=True)
 
 
 def _clear_leftovers(folder: Path) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 
@@ -17,6 +19,10 @@ GRID_TOLERANCE = 0.1
 Rounding (float32 headers, decimal strings) moves voxels by some thousandths of this."""
 
 
+Sources = Mapping[tuple[str, int], int]
+"""The slice that each image became, by its SOP Instance UID and the number of its frame, from 1."""
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """A regular grid of voxels in patient space.
@@ -27,10 +33,14 @@ class Grid:
         Sizes (i, j, k).
     affine : ndarray (4, 4), float64
         Voxel index to RAS, mm.
+    sources : callable
+        Returns which images the slices along the third axis were made of; none where that is not known. It is called
+        only for what refers to images, because it may have to read them.
     """
 
     shape: tuple[int, ...]
     affine: Floats
+    sources: Callable[[], Sources] = dict
 
     @classmethod
     def of_nifti(cls, path: Path) -> Grid:

@@ -36,6 +36,12 @@ class Placement:
     transposed: bool
     window: tuple[slice, slice]
 
+    @property
+    def is_turned(self) -> bool:
+        """Whether rows and columns of the frame are not those of the slices (columns first), in this direction."""
+        in_slice = [part.step or 1 for part in self.index[:2] if isinstance(part, slice)]
+        return not self.transposed or in_slice != [1, 1]
+
     def view(self, volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Give the covered part of a volume (i, j, k) as (rows, columns) of the window."""
         part = volume[self.index]

@@ -23,6 +23,8 @@ _SERIES = 0x0020000E
 _INSTANCE = 0x00081155
 _REFERENCED_SERIES = 0x00081115
 _REFERENCED_INSTANCES = 0x0008114A
+_REFERENCED_FRAMES = 0x00081160
+_SHARED_GROUPS = 0x52009229
 _FRAME_GROUPS = 0x52009230
 _DERIVATION = 0x00089124
 _SOURCE_IMAGES = 0x00082112
@@ -74,6 +76,27 @@ def seg_references(source: ObjectSource) -> References:
         # Required, and yet left out by some writers; the frames name their images too.
         instances = instances or list(_source_images(dataset))
         return References(elements.text(dataset, _STUDY), _uids(series, _SERIES), _uids(instances, _INSTANCE))
+
+
+def frame_references(dataset: Dataset) -> list[list[tuple[str, tuple[int, ...]]]]:
+    """Read which images each frame of a DICOM SEG was drawn on.
+
+    Returns
+    -------
+    list of list
+        For each frame its images: the SOP Instance UID, and the numbers of the frames meant if it says so.
+    """
+    (shared,) = elements.items(dataset, _SHARED_GROUPS)[:1] or [Dataset()]
+    found = []
+    for group in elements.items(dataset, _FRAME_GROUPS):
+        derivations = elements.items(group, _DERIVATION) or elements.items(shared, _DERIVATION)
+        images = [image for derivation in derivations for image in elements.items(derivation, _SOURCE_IMAGES)]
+        found.append([(elements.text(image, _INSTANCE), _frame_numbers(image)) for image in images])
+    return found
+
+
+def _frame_numbers(image: Dataset) -> tuple[int, ...]:
+    return tuple(int(number) for number in elements.decimals(image, _REFERENCED_FRAMES) or ())
 
 
 def rtstruct_references(source: ObjectSource) -> References:

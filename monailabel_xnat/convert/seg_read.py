@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable
 
@@ -17,12 +18,10 @@ from monailabel_xnat.convert.canvas import Canvas
 from monailabel_xnat.convert.colours import dicom_lab_to_rgb
 from monailabel_xnat.convert.dicomfile import DEFLATED, EXPLICIT, IMPLICIT
 from monailabel_xnat.convert.dicomobject import damage_named, decoded, encodings_of, open_object
-from monailabel_xnat.convert.frames import read_frames
-from monailabel_xnat.convert.geometry import Plane
 from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.labelmap import LARGEST_VALUE, LabelMap
-from monailabel_xnat.convert.placement import Placement, place_plane
 from monailabel_xnat.convert.references import SEG_CLASSES
+from monailabel_xnat.convert.seg_places import Contradictions, place_frames
 from monailabel_xnat.convert.segments import Segment
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
@@ -30,7 +29,6 @@ VALUE_DESCRIPTION = "label value {}"
 """What `write_seg` puts into Segment Description: segments must count from 1, the values of a label need not."""
 
 _SYNTAX = 0x00020010
-_FRAMES = 0x00280008
 _ROWS = 0x00280010
 _COLUMNS = 0x00280011
 _BITS_ALLOCATED = 0x00280100
@@ -56,8 +54,9 @@ Pictures = Callable[[int], npt.NDArray[Any]]
 def read_seg(path: Path, grid: Grid) -> LabelMap:
     """Read a DICOM SEG onto the grid of its image.
 
-    Frames are put where their position and orientation say, in whatever order and direction they are stored. Where
-    segments overlap the later number has the voxel. Fractional segments count from half of their maximum on.
+    Frames are put where their position and orientation say, in whatever order and direction they are stored; frames
+    without a position where the image lies that they refer to. Where segments overlap the later number has the voxel.
+    Fractional segments count from half of their maximum on.
 
     Parameters
     ----------
@@ -74,32 +73,50 @@ def read_seg(path: Path, grid: Grid) -> LabelMap:
     Raises
     ------
     LabelFileError
-        If it is no SEG, is damaged, or is compressed in a way that cannot be read here.
+        If it is no SEG, is damaged, is compressed in a way that cannot be read here, or has voxels of a segment that
+        it does not describe.
     LabelGeometryError
-        If it does not lie on the grid, or beyond it.
+        If it does not lie on the grid, lies beyond it, or elsewhere than the images that its frames refer to.
     """
     dataset = open_object(path, SEG_CLASSES, "DICOM SEG")
     with damage_named(path.name):
         segments, values, notes = _read_segments(dataset)
         canvas = Canvas(grid, max(_largest_number(dataset), *values.values()))
-        planes = _planes(dataset)
-        placements = _placements(dataset, planes, grid)
-        masks, remarks = _masks(dataset, len(planes))
+        places = place_frames(dataset, grid)
+        masks, remarks = _masks(dataset, len(places))
         outside = 0
+        unclaimed: Counter[int] = Counter()
+        contradictions = Contradictions(grid)
         for frame, mask, number in masks:
-            inside = mask[placements[frame].window]
+            placement = places[frame].placement
+            inside = mask[placement.window]
             if inside.size < mask.size:
                 outside += int(np.count_nonzero(mask)) - int(np.count_nonzero(inside))
-            canvas.paint(placements[frame].view, inside, values.get(number, number))
+            if number not in values:
+                unclaimed[number] += int(np.count_nonzero(mask))
+                continue
+            contradictions.look_at(frame, places[frame], inside)
+            canvas.paint(placement.view, inside, values[number])
+        _refuse_unclaimed(path.name, +unclaimed)
+        contradictions.refuse(path.name, len(places))
     if outside:
         raise LabelGeometryError(
             f"{outside} voxels of the segmentation {path.name} lie outside its image: {grid}",
             hint="read it with the image that it was drawn on",
         )
-    notes += remarks
+    notes += [*remarks, *contradictions.notes]
     if canvas.overlap:
         notes.append(f"{canvas.overlap} voxels belong to several segments: each has the one of the highest number")
     return LabelMap(canvas.label_array(), grid.affine.copy(), segments, tuple(notes))
+
+
+def _refuse_unclaimed(name: str, voxels: Mapping[int, int]) -> None:
+    if voxels:
+        listed = ", ".join(f"{number} ({count} voxels)" for number, count in sorted(voxels.items()))
+        raise LabelFileError(
+            f"{name} has voxels of segments that it does not describe: {listed}",
+            hint="store it again from the program that made it",
+        )
 
 
 def _read_segments(dataset: Dataset) -> tuple[tuple[Segment, ...], dict[int, int], list[str]]:
@@ -134,13 +151,6 @@ def _values(descriptions: Mapping[int, str]) -> tuple[dict[int, int], list[str]]
     return values, notes
 
 
-def _placements(dataset: Dataset, planes: Sequence[Plane], grid: Grid) -> list[Placement]:
-    """Find the place of each frame; many segments share one."""
-    rows, columns = elements.integer(dataset, _ROWS), elements.integer(dataset, _COLUMNS)
-    found = {plane: place_plane(plane, rows, columns, grid) for plane in dict.fromkeys(planes)}
-    return [found[plane] for plane in planes]
-
-
 def _masks(dataset: Dataset, count: int) -> tuple[Iterator[tuple[int, Mask, int]], list[str]]:
     """Give frame, mask and segment number of each mask, so that later ones go above earlier ones; and notes."""
     pictures = _pictures(dataset, count)
@@ -166,16 +176,6 @@ def _segment_masks(dataset: Dataset, pictures: Pictures, threshold: float) -> It
     for frame in sorted(range(len(numbers)), key=numbers.__getitem__):
         picture = pictures(frame)
         yield frame, picture if picture.dtype == np.bool_ else picture >= threshold, numbers[frame]
-
-
-def _planes(dataset: Dataset) -> list[Plane]:
-    count = int(elements.decimal(dataset, _FRAMES) or 1)
-    planes = [frame.plane for frame in read_frames(Path(), dataset, count, 0.0)]
-    placed = [plane for plane in planes if plane is not None]
-    if len(placed) < count:
-        message = f"{count - len(placed)} of {count} frames of the DICOM SEG do not say where in the patient they lie"
-        raise LabelFileError(message, hint="only segmentations of slices through the patient can be read")
-    return placed
 
 
 def _frame_numbers(dataset: Dataset) -> list[int]:

@@ -389,3 +389,16 @@ def test_a_scan_id_with_odd_characters(bench, series):
     images, scan = bench.images(), bench.put("DICOM", series, number="4 a#ü%")
     assert images.path(scan).exists()
     assert quoted("4 a#ü%") in scan.path
+
+
+def test_which_images_the_slices_were_made_of_is_known_without_fetching_them_again(bench, series):
+    images, scan = bench.images(), bench.put("DICOM", series)
+    images.path(scan)
+    sent = bench.downloads()
+    sources = images.grid(scan).sources()
+    assert bench.downloads() == sent
+    uids = [pydicom.dcmread(io.BytesIO(content)).SOPInstanceUID for content in series.values()]
+    assert {uid for uid, _ in sources} == set(uids)
+    assert sorted(sources.values()) == list(range(len(uids)))
+    images.discard(scan)
+    assert not (images.cache.folder / ".sources").exists()

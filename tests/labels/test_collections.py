@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from viewer import PROJECT, only, own_label
 
 from monailabel_xnat import roi_references
 from monailabel_xnat.client.roi import RoiCollection, is_marked, marked_uid, stored_at
+from monailabel_xnat.errors import LabelError
 
 
 def roi_requests(sandbox):
@@ -318,3 +320,34 @@ def test_the_mark_of_what_we_write():
 def test_when_it_was_stored_whatever_the_time_zone_of_the_server(inserted, modified, expected):
     collection = RoiCollection("RoiCollection_1", "SEG_1", "E", "SEG", inserted=inserted)
     assert stored_at(collection, modified).isoformat() == expected
+
+
+def mirrored(viewer, label):
+    """Save a SEG as old viewers did: the positions run from the other end than the images that the frames refer to."""
+    viewer.save(label, liver=(3, 9))
+    path = viewer.folder / f"{label}.dcm"
+    dataset = pydicom.dcmread(path)
+    images = [pydicom.dcmread(image, stop_before_pixels=True) for image in viewer.images]
+    places = sorted((image.ImagePositionPatient for image in images), key=lambda position: position[2])
+    for number, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        frame.PlanePositionSequence[0].ImagePositionPatient = places[len(places) - 4 - number]
+    dataset.save_as(path)
+    viewer.store(label, path.read_bytes(), overwrite=True)
+    return path
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_drawing_whose_positions_contradict_its_images_is_read_at_neither_place(viewer, open_datastore, known):
+    path = mirrored(viewer, "SEG_1")
+    datastore = open_datastore()
+    image = only(datastore)
+    cached = Path(datastore.get_image_uri(image))
+    if not known:
+        # An image that an earlier version kept without saying what its slices were made of.
+        for sources in (cached.parents[1] / ".sources").iterdir():
+            sources.unlink()
+    assert datastore.datalist() == []
+    (reason,) = datastore.status()["left_out"].values()
+    assert re.search(r"\d of 6 frames of .* contradict the images that they refer to, by up to \d+\.\d mm", reason)
+    with pytest.raises(LabelError, match="frame 1 marks slice"):
+        datastore.save_label(image, str(path), "final", {})

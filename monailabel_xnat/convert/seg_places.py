@@ -1,0 +1,226 @@
+"""Where the frames of a DICOM SEG lie: as their positions say, and never against the images that they refer to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset
+
+from monailabel_xnat.convert import elements
+from monailabel_xnat.convert.frames import read_frames
+from monailabel_xnat.convert.geometry import LPS_TO_RAS, ORIENTATION_TOLERANCE, Plane, voxel_spacing
+from monailabel_xnat.convert.grid import Grid
+from monailabel_xnat.convert.placement import Placement, place_plane
+from monailabel_xnat.convert.references import frame_references
+from monailabel_xnat.errors import LabelFileError, LabelGeometryError
+
+_SHOWN = 3
+
+_FRAMES = 0x00280008
+_ROWS = 0x00280010
+_COLUMNS = 0x00280011
+_SHARED_GROUPS = 0x52009229
+_FRAME_GROUPS = 0x52009230
+_PLANE_ORIENTATION = 0x00209116
+_PIXEL_MEASURES = 0x00289110
+_ORIENTATION = 0x00200037
+_PIXEL_SPACING = 0x00280030
+
+
+@dataclass(frozen=True)
+class FramePlace:
+    """The place of one frame.
+
+    Parameters
+    ----------
+    placement : Placement
+        The voxels that it covers.
+    drawn_on : frozenset of int
+        The slices of the images that it refers to; empty where that is not known.
+    """
+
+    placement: Placement
+    drawn_on: frozenset[int]
+
+    def slices(self, mask: npt.NDArray[np.bool_]) -> list[int]:
+        """Return the slices (third index) in which a mask of the frame's window has voxels."""
+        part = self.placement.index[2]
+        if not isinstance(part, slice):
+            return [part] if mask.any() else []
+        # The frame lies across the slices: along its columns if they come last among the axes of the volume.
+        marked = mask.any(axis=1 if self.placement.transposed else 0)
+        length = len(marked)
+        places = part.start + (part.step or 1) * np.arange(length)
+        return [int(place) for place in places[marked]]
+
+
+@dataclass
+class Contradictions:
+    """Frames that lie elsewhere than the images that they refer to.
+
+    Parameters
+    ----------
+    grid : Grid
+        The grid of the image.
+    """
+
+    grid: Grid
+    _found: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _turned: set[int] = field(default_factory=set)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is odd, but no contradiction."""
+        note = (
+            f"rows and columns of {len(self._turned)} frames run otherwise than those of their images: read as they say"
+        )
+        return [note] if self._turned else []
+
+    def look_at(self, frame: int, place: FramePlace, mask: npt.NDArray[np.bool_]) -> None:
+        """Compare what a frame marks with the images that it refers to."""
+        if not place.drawn_on:
+            return
+        if place.placement.is_turned:
+            self._turned.add(frame)
+        for marked in place.slices(mask):
+            nearest = min(place.drawn_on, key=lambda drawn: abs(drawn - marked))
+            known = self._found.get(frame, (0, 0))
+            if abs(nearest - marked) > abs(known[0] - known[1]):
+                self._found[frame] = marked, nearest
+
+    def refuse(self, name: str, count: int) -> None:
+        """Refuse a segmentation of which a frame lies elsewhere.
+
+        Raises
+        ------
+        LabelGeometryError
+            The message tells which frames, and how far they lie apart.
+        """
+        if not self._found:
+            return
+        step = float(voxel_spacing(self.grid.affine)[2])
+        shown = [
+            f"frame {frame + 1} marks slice {marked}, but refers to the image of slice {drawn}, "
+            f"{abs(marked - drawn) * step:.1f} mm away"
+            for frame, (marked, drawn) in sorted(self._found.items())[:_SHOWN]
+        ]
+        more = "; ..." if len(self._found) > _SHOWN else ""
+        farthest = max(abs(marked - drawn) for marked, drawn in self._found.values()) * step
+        raise LabelGeometryError(
+            f"{len(self._found)} of {count} frames of {name} have positions that contradict the images that they refer "
+            f"to, by up to {farthest:.1f} mm: {'; '.join(shown)}{more} (slices count from 0)",
+            hint="it was read at neither place; save it again with a newer version of the program that made it",
+        )
+
+
+def place_frames(dataset: Dataset, grid: Grid) -> list[FramePlace]:
+    """Find the place of each frame.
+
+    The position of a frame counts. Frames without one lie on the image that they refer to.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        A DICOM SEG.
+    grid : Grid
+        The grid of the image, which knows the images that it was made of.
+
+    Raises
+    ------
+    LabelFileError
+        If a frame says neither.
+    LabelGeometryError
+        If a frame does not lie on the grid.
+    """
+    count = int(elements.decimal(dataset, _FRAMES) or 1)
+    rows, columns = elements.integer(dataset, _ROWS), elements.integer(dataset, _COLUMNS)
+    planes = [frame.plane for frame in read_frames(Path(), dataset, count, 0.0)]
+    drawn_on = _drawn_on(dataset, grid)
+    missing = [frame for frame, plane in enumerate(planes) if plane is None]
+    for frame in missing:
+        planes[frame] = _plane_of_image(dataset, frame, drawn_on.get(frame, frozenset()), grid)
+    placed = [plane for plane in planes if plane is not None]
+    if len(placed) < count:
+        message = f"{count - len(placed)} of {count} frames of the DICOM SEG do not say where in the patient they lie"
+        raise LabelFileError(
+            message, hint="only segmentations can be read whose frames have a position, or refer to one slice each"
+        )
+    # Many segments share one place.
+    found = {plane: place_plane(plane, rows, columns, grid) for plane in dict.fromkeys(placed)}
+    return [FramePlace(found[plane], drawn_on.get(frame, frozenset())) for frame, plane in enumerate(placed)]
+
+
+def _drawn_on(dataset: Dataset, grid: Grid) -> dict[int, frozenset[int]]:
+    """Return the slices of the images that each frame refers to, as far as they are known."""
+    references = frame_references(dataset)
+    if not any(references):
+        return {}
+    sources = grid.sources()
+    frames_of: dict[str, dict[int, int]] = {}
+    for (uid, number), place in sources.items():
+        frames_of.setdefault(uid, {})[number] = place
+    found = {}
+    for frame, images in enumerate(references):
+        places = {place for uid, numbers in images for place in _meant(frames_of.get(uid, {}), numbers)}
+        if places:
+            found[frame] = frozenset(places)
+    return found
+
+
+def _meant(frames: Mapping[int, int], numbers: tuple[int, ...]) -> list[int]:
+    """Return the slices that a reference means; some writers number the one frame of a file by its slice."""
+    if not numbers or len(frames) == 1:
+        return list(frames.values())
+    return [frames[number] for number in numbers if number in frames]
+
+
+def _plane_of_image(dataset: Dataset, frame: int, drawn_on: frozenset[int], grid: Grid) -> Plane | None:
+    """Return the place of the one image that a frame refers to; None if it refers to none, or to several."""
+    if len(drawn_on) != 1:
+        return None
+    rows, columns = elements.integer(dataset, _ROWS), elements.integer(dataset, _COLUMNS)
+    image = _slice_plane(grid, *drawn_on)
+    orientation = _macro(dataset, frame, _PLANE_ORIENTATION, _ORIENTATION, 6)
+    spacing = _macro(dataset, frame, _PIXEL_MEASURES, _PIXEL_SPACING, 2)
+    differs = (columns, rows) != grid.shape[:2]
+    differs |= orientation is not None and bool(
+        np.abs(np.subtract(orientation, image.orientation)).max() > 10 * ORIENTATION_TOLERANCE
+    )
+    differs |= spacing is not None and not np.allclose(spacing, image.spacing, rtol=1e-2)
+    if differs:
+        raise LabelGeometryError(
+            f"frame {frame + 1} of the DICOM SEG has no position, and is not like the image that it refers to: "
+            f"{columns} x {rows} pixels of {spacing or 'unknown'} mm, orientation {orientation or 'unknown'}. "
+            f"Image: {grid}",
+            hint="save the segmentation again with positions",
+        )
+    return image
+
+
+def _slice_plane(grid: Grid, place: int) -> Plane:
+    """Return the plane of a slice of the grid, which runs along columns, rows and slices."""
+    affine = LPS_TO_RAS @ grid.affine
+    spacing = voxel_spacing(affine)
+    position = affine[:3] @ (0, 0, place, 1)
+    directions: npt.NDArray[Any] = (affine[:3, :2] / spacing[:2]).T.ravel()
+    return Plane(
+        tuple(map(float, position)),  # type: ignore[arg-type]
+        tuple(map(float, directions)),  # type: ignore[arg-type]
+        (float(spacing[1]), float(spacing[0])),
+    )
+
+
+def _macro(dataset: Dataset, frame: int, group: int, tag: int, count: int) -> tuple[float, ...] | None:
+    """Return numbers of a functional group, of the frame or shared by all."""
+    frames = elements.items(dataset, _FRAME_GROUPS)
+    shared = elements.items(dataset, _SHARED_GROUPS)
+    for item in (*frames[frame : frame + 1], *shared[:1]):
+        found = elements.items(item, group)
+        if found:
+            return elements.decimals(found[0], tag, count)
+    return None
