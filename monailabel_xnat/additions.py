@@ -9,7 +9,7 @@ from pathlib import Path
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client.dicom_import import DicomImport
 from monailabel_xnat.client.dicom_source import Instance, dicom_instances, is_dicom, main_series
-from monailabel_xnat.client.imagefile import ending
+from monailabel_xnat.client.imagefile import ending, named_wrong
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.client.upload import Upload
 from monailabel_xnat.config import Settings
@@ -272,6 +272,9 @@ def _checked_modality(path: Path, kind: str, settings: Settings) -> str:
     # Brings SimpleITK, which takes a while to load; a datastore to which nothing is added never needs it.
     from monailabel_xnat.convert.wholefile import read_whole_image
 
+    wrong = named_wrong(path, path.name)
+    if wrong:
+        raise ImageError(f"{path.name} is not what its name says", hint=f"by its content, it should end in {wrong}")
     values = read_whole_image(path)
     if kind in _PICTURES:
         return ""

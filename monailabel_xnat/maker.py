@@ -10,10 +10,17 @@ from pathlib import Path
 
 from monailabel_xnat.client.download import Receiver, download_files
 from monailabel_xnat.client.files import RemoteFile
-from monailabel_xnat.client.imagefile import check_data_file, ending, holds_dicom, image_file, joined_ending
+from monailabel_xnat.client.imagefile import (
+    check_data_file,
+    ending,
+    holds_dicom,
+    image_file,
+    joined_ending,
+    named_wrong,
+)
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.config import Settings
-from monailabel_xnat.errors import NoImageError, TransferError
+from monailabel_xnat.errors import ImageError, NoImageError, TransferError
 from monailabel_xnat.listing import Resource, Scan
 from monailabel_xnat.localfiles import linked
 from monailabel_xnat.mounted import Mounted, MountedArchive, state_of
@@ -148,9 +155,11 @@ class ImageMaker:
         check_data_file(path, sorted({file.path.rpartition("/")[2] for file in files} if joined else ()))
         if joined:
             path = join_header_and_voxels(path, part / f"image{joined}")
+        else:
+            named = part / f"image{_true_ending(path, image)}"
+            path = linked(path, named) if origin else path.rename(named)
         read_whole_image(path)
-        made = path if part in path.parents else linked(path, part / f"link{ending(path.name)}")
-        return Made(made, origin, sources=encode_sources({}))
+        return Made(path, origin, sources=encode_sources({}))
 
     def _source(
         self,
@@ -181,6 +190,22 @@ def _each_file(folder: Path, files: Sequence[RemoteFile], use: Callable[[Path], 
 
     for path in existing([folder / file.path for file in files]):
         use(path)
+
+
+def _true_ending(path: Path, image: RemoteFile) -> str:
+    """Return the ending with which readers open an image file, whatever its name in XNAT.
+
+    Raises
+    ------
+    ImageError
+        If it is DICOM, which is no image by itself.
+    """
+    wrong = named_wrong(path, image.path)
+    if wrong == ".dcm":
+        raise ImageError(
+            f"{image.path} is a DICOM file, whatever its name says", hint="store it in a resource called DICOM"
+        )
+    return wrong or ending(image.path)
 
 
 def _note(series_uids: Iterable[str], scan: Scan) -> str:

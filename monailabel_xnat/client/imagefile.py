@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -13,6 +15,19 @@ from monailabel_xnat.errors import ImageError, NoImageError
 _WHOLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 # Headers whose voxels lie in another file, and what both become in one.
 _SPLIT = {".mhd": ".mha", ".nhdr": ".nrrd", ".hdr": ".nii"}
+# Other endings for what lies in the same kind of file, as far as the content tells.
+_SAME = {".jpeg": ".jpg", ".tiff": ".tif", ".mhd": ".mha", ".nhdr": ".nrrd"}
+_GZIP = b"\x1f\x8b"
+_MAGIC = (
+    (b"NRRD", ".nrrd"),
+    (b"\x89PNG", ".png"),
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"II*\0", ".tif"),
+    (b"MM\0*", ".tif"),
+    (b"II+\0", ".tif"),
+    (b"MM\0+", ".tif"),
+)
+_HEAD = 400
 _FILE_RESOURCES = ("NIFTI", "NRRD", "MHA", "MHD", "PNG", "JPEG", "JPG", "TIFF", "TIF")
 # Words in names of files that are made from an image; a label map is never taken for one.
 _DERIVED = frozenset({"seg", "segmentation", "mask", "label", "labels", "labelmap", "roi"})
@@ -41,6 +56,35 @@ def ending(path: str) -> str:
     """Give the ending of an image file's name, lower case; "" if it is no image's."""
     name = path.lower()
     return next((end for end in (*_WHOLE, *_SPLIT) if name.endswith(end)), "")
+
+
+def true_ending(path: Path) -> str:
+    """Return the ending that a file's name must have for readers to open it, by its content; "" if nothing tells.
+
+    Readers go by the name: none opens a file that is packed by gzip and called ``.nii``. What lies in one file and what
+    in two (``.nrrd``, ``.mha``) is not told apart. ``.dcm`` is DICOM.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD)
+    if head.startswith(_GZIP):
+        try:
+            with gzip.open(path) as unpacked:
+                return ".nii.gz" if _is_nifti(unpacked.read(_HEAD)) else ""
+        except (OSError, EOFError, zlib.error):
+            return ""
+    if _is_nifti(head):
+        return ".nii"
+    if head[128:132] == b"DICM":
+        return ".dcm"
+    if head.startswith(b"ObjectType") or re.match(rb"(?:\w+ *=[^\n]*\n)*NDims *=", head):
+        return ".mha"
+    return next((end for magic, end in _MAGIC if head.startswith(magic)), "")
+
+
+def named_wrong(path: Path, name: str) -> str:
+    """Return the ending that a file should have instead of that of a name; "" if its own fits, or nothing tells."""
+    true, named = true_ending(path), ending(name)
+    return "" if true == _SAME.get(named, named) else true
 
 
 def joined_ending(path: str) -> str:
@@ -107,6 +151,11 @@ def check_data_file(header: Path, names: Sequence[str]) -> None:
                 f"{header.name} takes its voxels from {shown!r}, which is no file beside it",
                 hint="store the image in one file, .mha, .nrrd or .nii.gz",
             )
+
+
+def _is_nifti(head: bytes) -> bool:
+    """Tell NIfTI-1 and NIfTI-2, with the voxels in the same file."""
+    return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
 
 
 def _is_derived(path: str) -> bool:

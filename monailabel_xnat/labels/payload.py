@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from monailabel_xnat.client.imagefile import true_ending
 from monailabel_xnat.convert import Grid, LabelMap, read_label, read_seg, to_grid, write_label
 from monailabel_xnat.errors import LabelFileError, ServerError
 from monailabel_xnat.labels.model import LABEL_MAP, RESULT
@@ -106,25 +107,12 @@ def _extension_of(source: Path) -> str:
     named = next((extension for extension in _EXTENSIONS if name.endswith(extension)), "")
     if named == ".bin":
         return named
-    with source.open("rb") as stream:
-        head = stream.read(_HEAD_BYTES)
-    found = _extension_of_content(head)
+    found = true_ending(source)
+    if not found:
+        with source.open("rb") as stream:
+            found = ".json" if stream.read(_HEAD_BYTES).lstrip()[:1] in (b"{", b"[") else ""
     # What the name adds: only it tells a segmentation from another NRRD.
     return named if not found or named.endswith(found) else found
-
-
-def _extension_of_content(head: bytes) -> str:
-    if head[:2] == b"\x1f\x8b":
-        return ".nii.gz"
-    if head[344:347] in (b"n+1", b"ni1") or head[4:7] == b"n+2":
-        return ".nii"
-    if head[:4] == b"NRRD":
-        return ".nrrd"
-    if head[128:132] == b"DICM":
-        return ".dcm"
-    if head.lstrip()[:1] in (b"{", b"["):
-        return ".json"
-    return ".mha" if b"NDims" in head or head.startswith(b"ObjectType") else ""
 
 
 def _checked_json(source: Path) -> bytes:
