@@ -24,6 +24,8 @@ ObjectSource = Union[Path, bytes]
 
 _SOP_CLASS = 0x00080016
 _CHARACTER_SET = 0x00080005
+_DENSE = frozenset(("GB18030", "GBK", "GB2312", "shift_jis", "euc_kr", "iso_ir_166"))
+_THREE_BYTES = 0x800
 _STORE_AGAIN = "store it again from the program that made it"
 
 
@@ -97,14 +99,34 @@ def refuse_truncated(path: Path) -> None:
 
 
 def encodings_of(dataset: Dataset) -> list[str]:
-    """Give Python's names of the character sets of a dataset, for `decoded`."""
+    """Return Python's names of the character sets of a dataset, for `decoded`."""
     return list(charset.convert_encodings(list(elements.texts(dataset, _CHARACTER_SET)) or ""))
 
 
 def decoded(dataset: Dataset, tag: int, encodings: list[str]) -> str:
-    """Give the text of an element in the character sets of its object, empty if it is absent."""
+    """Return the text of an element, empty if it is absent.
+
+    Text that is strict UTF-8 is taken as such, whatever character set its object states: dcmjs, and with it the
+    viewers, writes UTF-8 always, and hands on the character set of the images. Other text is decoded as stated.
+    """
     element = dataset.get_item(tag) if tag in dataset else None
     if element is not None and isinstance(element.value, bytes):
         value = element.value.rstrip(b"\0 ")
+        unicode = _as_utf8(value, encodings)
+        if unicode is not None:
+            return unicode.strip()
         return str(charset.decode_bytes(value, encodings, TEXT_VR_DELIMS | PN_DELIMS)).strip()
     return elements.text(dataset, tag)
+
+
+def _as_utf8(value: bytes, encodings: list[str]) -> str | None:
+    """Decode text as UTF-8; None if it is none, or may well be none."""
+    if value.isascii():
+        return None  # escape sequences of Japanese and Korean sets among it
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    # In sets that use nearly every byte, two bytes of theirs may look like a letter of UTF-8; three hardly do.
+    is_doubtful = bool(_DENSE & set(encodings)) and all(ord(letter) < _THREE_BYTES for letter in text)
+    return None if is_doubtful or b"\x1b" in value else text

@@ -54,6 +54,7 @@ _OPTIONAL = (
 )
 _CHARACTER_SET = 0x00080005
 _FRAME_OF_REFERENCE = 0x00200052
+_TEXT = frozenset(("LO", "LT", "PN", "SH", "ST", "UC", "UT"))
 _SERIES_NUMBER_OFFSET = 1000
 
 
@@ -111,6 +112,7 @@ def seg_header(
         PixelSpacing=_decimals(plane.spacing), SliceThickness=thickness, SpacingBetweenSlices=thickness
     )
     dataset.SharedFunctionalGroupsSequence = Items([shared])
+    dataset.SpecificCharacterSet = _character_set(dataset)
     return dataset
 
 
@@ -164,8 +166,6 @@ def _of_patient_and_study(path: Path, instance_uid: str) -> Dataset:
     source = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=wanted, force=True)
     encodings = encodings_of(source)
     dataset = Dataset()
-    # UTF-8: names of segments may hold any letter.
-    dataset.SpecificCharacterSet = "ISO_IR 192"
     for tag in (*_REQUIRED, *_OPTIONAL):
         value = decoded(source, tag, encodings)
         if value or tag in _REQUIRED:
@@ -174,6 +174,16 @@ def _of_patient_and_study(path: Path, instance_uid: str) -> Dataset:
     uid = decoded(source, _FRAME_OF_REFERENCE, encodings) or derived_uid(instance_uid, "frame of reference")
     dataset.add(DataElement(_FRAME_OF_REFERENCE, "UI", uid, validation_mode=IGNORE))
     return dataset
+
+
+def _character_set(dataset: Dataset) -> str:
+    """Choose Latin-1 where the text fits, because dcmjs reads names within sequences so; else UTF-8."""
+    text = "".join(str(element.value) for element in dataset.iterall() if element.VR in _TEXT)
+    try:
+        text.encode("latin-1")
+    except UnicodeEncodeError:
+        return "ISO_IR 192"
+    return "ISO_IR 100"
 
 
 def _set_equipment_and_time(dataset: Dataset) -> None:

@@ -6,21 +6,19 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Callable
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
 
 from monailabel_xnat.convert import elements
 from monailabel_xnat.convert.canvas import Canvas
 from monailabel_xnat.convert.colours import dicom_lab_to_rgb
-from monailabel_xnat.convert.dicomfile import DEFLATED, EXPLICIT, IMPLICIT
 from monailabel_xnat.convert.dicomobject import damage_named, decoded, encodings_of, open_object
 from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.labelmap import LARGEST_VALUE, LabelMap
 from monailabel_xnat.convert.references import SEG_CLASSES
+from monailabel_xnat.convert.seg_pixels import Pictures, read_pictures
 from monailabel_xnat.convert.seg_places import Contradictions, place_frames
 from monailabel_xnat.convert.segments import Segment
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
@@ -28,9 +26,6 @@ from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 VALUE_DESCRIPTION = "label value {}"
 """What `write_seg` puts into Segment Description: segments must count from 1, the values of a label need not."""
 
-_SYNTAX = 0x00020010
-_ROWS = 0x00280010
-_COLUMNS = 0x00280011
 _BITS_ALLOCATED = 0x00280100
 _PADDING = 0x00280120
 _TYPE = 0x00620001
@@ -44,11 +39,8 @@ _IDENTIFICATION = 0x0062000A
 _REFERENCED_NUMBER = 0x0062000B
 _SHARED_GROUPS = 0x52009229
 _FRAME_GROUPS = 0x52009230
-_PLAIN = frozenset((IMPLICIT, EXPLICIT, DEFLATED))
 
 Mask = npt.NDArray[np.bool_]
-Pictures = Callable[[int], npt.NDArray[Any]]
-"""Gives the pixels (rows, columns) of the frame of an index; bool where they are single bits."""
 
 
 def read_seg(path: Path, grid: Grid) -> LabelMap:
@@ -153,7 +145,7 @@ def _values(descriptions: Mapping[int, str]) -> tuple[dict[int, int], list[str]]
 
 def _masks(dataset: Dataset, count: int) -> tuple[Iterator[tuple[int, Mask, int]], list[str]]:
     """Give frame, mask and segment number of each mask, so that later ones go above earlier ones; and notes."""
-    pictures = _pictures(dataset, count)
+    pictures = read_pictures(dataset, count)
     if _type(dataset) == "LABELMAP":
         return _labelled_masks(dataset, pictures, count), []
     threshold, notes = _threshold(dataset, pictures, count)
@@ -189,43 +181,6 @@ def _frame_numbers(dataset: Dataset) -> list[int]:
         frame = numbers.index(0) + 1
         raise LabelFileError(f"frame {frame} of the DICOM SEG names no segment", hint="store the segmentation again")
     return numbers
-
-
-def _pictures(dataset: Dataset, count: int) -> Pictures:
-    """Give access to the frames."""
-    rows, columns = elements.integer(dataset, _ROWS), elements.integer(dataset, _COLUMNS)
-    syntax = str(dataset.file_meta.get("TransferSyntaxUID", IMPLICIT))
-    bits = elements.integer(dataset, _BITS_ALLOCATED, 1)
-    if syntax not in _PLAIN or bits not in (1, 8, 16):
-        return _decoded_pictures(dataset, syntax, count, rows, columns)
-    size = rows * columns
-    data = np.frombuffer(dataset.PixelData, dtype=np.uint8)
-    expected = (count * size * bits + 7) // 8
-    if len(data) < expected:
-        message = f"the DICOM SEG is truncated: {len(data)} of {expected} bytes of pixel data"
-        raise LabelFileError(message, hint="download it again")
-    if bits > 1:
-        stack = data[:expected].view(f"<u{bits // 8}").reshape(count, rows, columns)
-        return lambda frame: stack[frame]
-
-    def unpacked(frame: int) -> npt.NDArray[Any]:
-        # A frame begins where the one before ends, be it within a byte (DICOM PS3.5 8.1.1).
-        first, skipped = divmod(frame * size, 8)
-        plain = np.unpackbits(data[first : first + (skipped + size + 7) // 8], bitorder="little")
-        return plain[skipped : skipped + size].view(np.bool_).reshape(rows, columns)
-
-    return unpacked
-
-
-def _decoded_pictures(dataset: Dataset, syntax: str, count: int, rows: int, columns: int) -> Pictures:
-    try:
-        stack = dataset.pixel_array.reshape(count, rows, columns)
-    except Exception as error:
-        raise LabelFileError(
-            f"the pixels of the DICOM SEG cannot be decoded ({UID(syntax).name}): {error}",
-            hint="store it uncompressed",
-        ) from error
-    return lambda frame: stack[frame]
 
 
 def _type(dataset: Dataset) -> str:

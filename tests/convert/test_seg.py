@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import struct
 import tempfile
 import warnings
+import zlib
 from pathlib import Path
 
 import highdicom
@@ -15,6 +17,8 @@ import SimpleITK
 from highdicom.sr.coding import CodedConcept
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom._uid_dict import UID_dictionary
+from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless, generate_uid
 from series_writer import AXIAL, CORONAL, SAGITTAL, SeriesWriter, rotated
 
@@ -28,6 +32,8 @@ with warnings.catch_warnings():
     import pydicom_seg
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "dicom"
+CASES = SHARED.parent / "cases"
+DEFLATED_FRAMES = pydicom.uid.UID("1.2.840.10008.1.2.8.1")
 ORIENTATIONS = {
     "axial": AXIAL,
     "sagittal": SAGITTAL,
@@ -237,6 +243,24 @@ def test_enhanced_images_are_referred_to_by_frame(tmp_path, places):
     assert seg_references(target).instance_uids == (volume.sop_instance_uids[0],)
 
 
+@pytest.mark.parametrize(
+    ("name", "charset", "stored"),
+    [
+        ("Liver", "ISO_IR 100", b"Liver"),
+        ("Milz größe", "ISO_IR 100", "Milz größe".encode("latin-1")),
+        ("脾臓", "ISO_IR 192", "脾臓".encode()),
+    ],
+)
+def test_names_are_written_as_dcmjs_reads_them_where_they_fit(case, name, charset, stored):
+    # It takes names within sequences for Latin-1, whatever the character set says.
+    path = case.write(case.random((0, 1)), [Segment(1, name)])
+    dataset = pydicom.dcmread(path)
+    assert dataset.SpecificCharacterSet == charset
+    assert dataset.SegmentSequence[0].get_item("SegmentLabel").value.strip() == stored
+    assert dataset.PatientName == SOURCE["PatientName"]
+    assert read_seg(path, case.grid).segments[0].name == name
+
+
 # What others read of ours
 
 
@@ -406,7 +430,12 @@ def edited(case, change, array=None):
     """Write ours and change its dataset."""
     dataset = pydicom.dcmread(case.write(case.random() if array is None else array))
     change(dataset)
-    dataset.save_as(case.path)
+    with pytest.MonkeyPatch.context() as patch:
+        # pydicom 2 does not know it, and would not write it.
+        patch.setitem(
+            UID_dictionary, DEFLATED_FRAMES, ("Deflated Image Frame Compression", "Transfer Syntax", "", "", "")
+        )
+        dataset.save_as(case.path)
     return case.path
 
 
@@ -435,6 +464,148 @@ def reversed_frames(dataset):
 def test_seg_that_runs_the_other_way_is_read(case):
     array = case.random((0, 1, 2))
     np.testing.assert_array_equal(read_seg(edited(case, reversed_frames, array), case.grid).array, array)
+
+
+def recoded(case, text, encoding, charset):
+    """Put a name into ours as its bytes, under a character set that may be another."""
+    data = text.encode(encoding)
+    data += b" " * (len(data) % 2)
+    placeholder = "x" * len(data)
+
+    def change(dataset):
+        dataset.SegmentSequence[0].SegmentLabel = placeholder
+        del dataset.PatientName, dataset.SpecificCharacterSet
+        if charset:
+            dataset.SpecificCharacterSet = charset
+
+    path = edited(case, change, case.random((0, 1)))
+    path.write_bytes(path.read_bytes().replace(placeholder.encode(), data))
+    return read_seg(path, case.grid).segments[0].name
+
+
+@pytest.mark.parametrize("charset", [None, "ISO_IR 6", "ISO_IR 100", "ISO_IR 192", "ISO_IR 144", "GB18030"])
+@pytest.mark.parametrize("text", ["Milz größe", "脾臓 1", "Liver"])
+def test_names_that_are_utf8_are_read_as_such_whatever_the_character_set_says(case, text, charset):
+    if charset == "GB18030" and text.startswith("Milz"):
+        return  # two bytes may be a Chinese letter as well
+    assert recoded(case, text, "utf-8", charset) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "charset"),
+    [
+        ("Milz größe", "latin-1", "ISO_IR 100"),
+        ("Milz größe", "latin-1", None),
+        ("печень", "iso8859-5", "ISO_IR 144"),
+        ("脾脏", "gb18030", "GB18030"),
+        ("芦联通", "gbk", "GBK"),
+    ],
+)
+def test_names_in_the_character_set_that_is_stated_are_read(case, text, encoding, charset):
+    assert recoded(case, text, encoding, charset) == text
+
+
+def packed(frames):
+    return [np.packbits(frame.ravel(), bitorder="little").tobytes() for frame in frames]
+
+
+def run_lengths(data):
+    """RLE of one segment, with runs and literals."""
+    parts, position = [], 0
+    while position < len(data):
+        run = 1
+        while run < 128 and data[position : position + 1] * (run + 1) == data[position : position + run + 1]:
+            run += 1
+        if run > 1:
+            parts.append(bytes([257 - run]) + data[position : position + 1])
+        else:
+            parts.append(b"\0" + data[position : position + 1])
+        position += run
+    content = b"".join(parts)
+    return struct.pack("<16I", 1, 64, *[0] * 14) + content + b"\x80" * (len(content) % 2)
+
+
+def deflated(data):
+    compressor = zlib.compressobj(wbits=-15)
+    content = compressor.compress(data) + compressor.flush()
+    return content + b"\0" * (len(content) % 2)
+
+
+def compressed(case, array, syntax, change=lambda frames: frames):
+    def compress(dataset):
+        frames = packed(dataset.pixel_array)
+        coded = [run_lengths(frame) if syntax == RLELossless else deflated(frame) for frame in frames]
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.PixelData = encapsulate(change(coded))
+        dataset["PixelData"].is_undefined_length = True
+
+    return edited(case, compress, array)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, DEFLATED_FRAMES])
+@pytest.mark.parametrize("shape", [(7, 10, 9), (3, 16, 16), (2, 1, 1), (4, 30, 70)])
+def test_single_bits_that_are_compressed_frame_by_frame_are_read(tmp_path, shape, syntax):
+    case = Case(tmp_path, shape, orientation=ORIENTATIONS["oblique"])
+    array = case.random((0, 1, 2))
+    array.flat[0], array[0, 0, -1] = 1, 2
+    if shape[2] == 70:
+        array[10:60, 5:25] = 1
+    np.testing.assert_array_equal(read_seg(compressed(case, array, syntax), case.grid).array, array)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, DEFLATED_FRAMES])
+def test_compressed_frames_that_are_not_whole_are_refused(case, syntax):
+    array = case.random((0, 1))
+    for change in (lambda frames: frames[:-1], lambda frames: [*frames[:-1], frames[-1][: len(frames[-1]) // 4 * 2]]):
+        with pytest.raises(LabelFileError, match=r"truncated|decoded|of 7 frames|damaged"):
+            read_seg(compressed(case, array, syntax, change), case.grid)
+
+
+@pytest.mark.parametrize("syntax", ["plain", RLELossless, DEFLATED_FRAMES])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("shape", [(7, 10, 9), (3, 5, 5), (1, 1, 1)])
+def test_label_maps_of_any_size_are_read(tmp_path, shape, bits, syntax):
+    case = Case(tmp_path, shape)
+    largest = 300 if bits == 16 else 200
+    array = case.random((0, 1, 2)).astype(np.uint16)
+    array[array == 2] = largest
+    array.flat[0] = largest
+
+    def change(dataset):
+        dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.66.7"
+        dataset.SegmentationType = "LABELMAP"
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
+        by_slice = {}
+        for frame in dataset.PerFrameFunctionalGroupsSequence:
+            del frame.SegmentIdentificationSequence
+            by_slice[str(frame.PlanePositionSequence[0].ImagePositionPatient)] = frame
+        for item in dataset.SegmentSequence:
+            item.SegmentNumber = int(item.SegmentDescription.rpartition(" ")[2])
+            del item.SegmentDescription
+        dataset.PerFrameFunctionalGroupsSequence = list(by_slice.values())
+        places = [str(source.ImagePositionPatient) for source in case.sources()]
+        frames = as_stack(array)[[places.index(position) for position in by_slice]].astype(f"<u{bits // 8}")
+        dataset.NumberOfFrames = len(frames)
+        data = frames.tobytes()
+        dataset.PixelData = data + b"\0" * (len(data) % 2)
+        dataset["PixelData"].VR = "OW" if bits == 16 else "OB"
+        if syntax == DEFLATED_FRAMES:
+            dataset.file_meta.TransferSyntaxUID = syntax
+            dataset.PixelData = encapsulate([deflated(frame.tobytes()) for frame in frames])
+            dataset["PixelData"].is_undefined_length = True
+        elif syntax == RLELossless:
+            dataset.compress(RLELossless, frames[0] if len(frames) == 1 else frames)
+
+    label = read_seg(edited(case, change, array), case.grid)
+    np.testing.assert_array_equal(label.array, array)
+    assert {segment.value for segment in label.segments} == set(array[array > 0].tolist())
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="no real data here")
+def test_a_name_that_dcmjs_wrote_without_character_set_is_read():
+    grid = Grid.of_image(SHARED / "seg_dcmqi" / "liver_seg.nrrd")
+    label = read_seg(CASES / "seg_written_by_dcmjs_utf8_no_charset.dcm", grid)
+    assert [segment.name for segment in label.segments] == ["Milz größe"]
 
 
 def test_deflated_seg_is_read(case):
