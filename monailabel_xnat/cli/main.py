@@ -160,3 +160,7 @@ def _one_line(program: str, error: Exception) -> str:
 
 def _exit_status(error: Exception) -> int:
     return EXIT_USAGE if isinstance(error, (SettingsError, InvalidIdError)) else EXIT_FAILURE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -174,3 +174,10 @@ def test_a_reader_that_leaves_early_is_no_traceback():
         errors = process.stderr.read()
     assert process.returncode == cli.EXIT_FAILURE
     assert errors == b""
+
+
+def test_the_module_of_the_command_can_be_run():
+    asked = [sys.executable, "-m", "monailabel_xnat.cli.main"]
+    found = subprocess.run([*asked, "--version"], capture_output=True, text=True, timeout=60, check=True)
+    assert found.stdout.startswith("monailabel-xnat ")
+    assert subprocess.run(asked, capture_output=True, timeout=60).returncode == 2
