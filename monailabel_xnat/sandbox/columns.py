@@ -13,8 +13,10 @@ from typing import Callable
 from monailabel_xnat.sandbox.datatypes import (
     DEMOGRAPHICS,
     EXPERIMENT,
+    IMAGE_ASSESSOR,
     IMAGE_SCAN,
     IMAGE_SESSION,
+    PROJECT,
     SUBJECT,
     SUBJECT_ASSESSOR,
     DataTypes,
@@ -31,77 +33,94 @@ _META = {
     "last_modified": "meta/last_modified",
 }
 
+
+def _paths(root: str, *names: str, below: str = "") -> dict[str, str]:
+    """Return the paths of fields that are called like their shortcut."""
+    return {name: f"{root}/{below}{name}" for name in names}
+
+
+_VALIDATION = {f"validation_{name}": f"validation/{name}" for name in ("method", "status", "date", "notes")}
+_INVESTIGATOR = {"pi_firstname": "investigator/firstname", "pi_lastname": "investigator/lastname"}
+_MR_SESSION, _PET_SESSION = "xnat:mrSessionData", "xnat:petSessionData"
+_MR_SCAN, _PET_SCAN = "xnat:mrScanData", "xnat:petScanData"
+
+# XNAT's own table of shortcut names (XMLPathShortcuts).
 EXPERIMENT_SHORTCUTS = {
-    "ID": f"{EXPERIMENT}/ID",
-    "label": f"{EXPERIMENT}/label",
-    "project": f"{EXPERIMENT}/project",
+    **_paths(EXPERIMENT, "ID", "label", "project", "visit_id", "visit", "date", "time", "note"),
     "xsiType": f"{EXPERIMENT}/extension_item/element_name",
-    "date": f"{EXPERIMENT}/date",
-    "time": f"{EXPERIMENT}/time",
-    "note": f"{EXPERIMENT}/note",
-    "validation_status": f"{EXPERIMENT}/validation/status",
-    **{name: f"{EXPERIMENT}/{path}" for name, path in _META.items()},
+    **{name: f"{EXPERIMENT}/{path}" for name, path in {**_INVESTIGATOR, **_VALIDATION, **_META}.items()},
     "subject_ID": f"{SUBJECT_ASSESSOR}/subject_ID",
     "subject_label": f"{SUBJECT}/label",
     "subject_project": f"{SUBJECT}/project",
     "session_ID": f"{IMAGE_SESSION}/ID",
     "session_label": f"{IMAGE_SESSION}/label",
     "session_project": f"{IMAGE_SESSION}/project",
-    "modality": f"{IMAGE_SESSION}/modality",
-    "session_type": f"{IMAGE_SESSION}/session_type",
-    "UID": f"{IMAGE_SESSION}/UID",
+    **_paths(IMAGE_SESSION, "scanner", "operator", "modality", "session_type", "UID"),
+    **_paths(IMAGE_SESSION, "dcmPatientId", "dcmPatientName", "dcmAccessionNumber"),
     "studyInstanceUID": f"{IMAGE_SESSION}/UID",
-    "scanner": f"{IMAGE_SESSION}/scanner",
-    "operator": f"{IMAGE_SESSION}/operator",
-    "dcmPatientId": f"{IMAGE_SESSION}/dcmPatientId",
-    "dcmAccessionNumber": f"{IMAGE_SESSION}/dcmAccessionNumber",
+    **_paths(_MR_SESSION, "coil", "fieldStrength", "marker"),
+    **_paths(_PET_SESSION, "studyType", "patientID", "patientName", "stabilization"),
+    "scan_start_time": f"{_PET_SESSION}/start_time_scan",
+    "injection_start_time": f"{_PET_SESSION}/start_time_injection",
+    **{
+        f"tracer_{name}": f"{_PET_SESSION}/tracer/{path}"
+        for name, path in {
+            **{name: name for name in ("name", "startTime", "dose", "totalMass", "intermediate", "transmissions")},
+            "sa": "specificActivity",
+            "isotope": "isotope/half-life",
+            "transmissions_start": "transmissions_starttime",
+        }.items()
+    },
 }
 
-_DEMOGRAPHIC_PATH = f"{SUBJECT}/demographics[@xsi:type={DEMOGRAPHICS}]"
 SUBJECT_SHORTCUTS = {
-    "ID": f"{SUBJECT}/ID",
-    "label": f"{SUBJECT}/label",
-    "project": f"{SUBJECT}/project",
-    "group": f"{SUBJECT}/group",
-    "src": f"{SUBJECT}/src",
-    **{
-        name: f"{_DEMOGRAPHIC_PATH}/{name}"
-        for name in ("gender", "handedness", "yob", "dob", "age", "weight", "height")
-    },
-    **{name: f"{SUBJECT}/{path}" for name, path in _META.items()},
+    **_paths(SUBJECT, "ID", "label", "project", "group", "src"),
+    **{name: f"{SUBJECT}/{path}" for name, path in {**_INVESTIGATOR, **_META}.items()},
+    **_paths(
+        SUBJECT,
+        *("dob", "yob", "age", "gender", "handedness", "ses", "education", "educationDesc", "race", "ethnicity"),
+        *("weight", "height", "gestational_age", "post_menstrual_age", "birth_weight"),
+        below=f"demographics[@xsi:type={DEMOGRAPHICS}]/",
+    ),
 }
 
 SCAN_SHORTCUTS = {
-    "ID": f"{IMAGE_SCAN}/ID",
-    "type": f"{IMAGE_SCAN}/type",
-    "quality": f"{IMAGE_SCAN}/quality",
+    **_paths(IMAGE_SCAN, "ID", "type", "UID", "note", "quality", "condition", "series_description", "documentation"),
+    **_paths(IMAGE_SCAN, "scanner", "modality", "frames"),
     "xsiType": f"{IMAGE_SCAN}/extension_item/element_name",
-    "note": f"{IMAGE_SCAN}/note",
-    "series_description": f"{IMAGE_SCAN}/series_description",
-    "UID": f"{IMAGE_SCAN}/UID",
-    "modality": f"{IMAGE_SCAN}/modality",
-    "frames": f"{IMAGE_SCAN}/frames",
-    "condition": f"{IMAGE_SCAN}/condition",
-    "scanner": f"{IMAGE_SCAN}/scanner",
-    "scanTime": f"{IMAGE_SCAN}/startTime",
     "xnat_imagescandata_id": f"{IMAGE_SCAN}/xnat_imageScanData_id",
-    **{name: f"{IMAGE_SCAN}/{path}" for name, path in _META.items() if name != "insert_user"},
+    "scanTime": f"{IMAGE_SCAN}/startTime",
+    **{name: f"{IMAGE_SCAN}/{path}" for name, path in {**_VALIDATION, **_META}.items()},
+    **_paths(_MR_SCAN, "coil", "fieldStrength", "marker", "stabilization"),
+    **_paths(
+        _PET_SCAN,
+        *("orientation", "originalFileName", "systemType", "fileType", "transaxialFOV", "acqType", "facility"),
+        *("numPlanes", "numGates", "planeSeparation", "binSize", "dataType"),
+        below="parameters/",
+    ),
+    "numFrames": f"{_PET_SCAN}/parameters/frames/numFrames",
 }
 
 PROJECT_SHORTCUTS = {
-    "ID": "xnat:projectData/ID",
-    "secondary_ID": "xnat:projectData/secondary_ID",
-    "name": "xnat:projectData/name",
-    "description": "xnat:projectData/description",
-    "keywords": "xnat:projectData/keywords",
-    "alias": "xnat:projectData/aliases/alias/alias",
-    "pi_firstname": "xnat:projectData/PI/firstname",
-    "pi_lastname": "xnat:projectData/PI/lastname",
+    **_paths(PROJECT, "ID", "secondary_ID", "name", "description", "keywords"),
+    "alias": f"{PROJECT}/aliases/alias/alias",
+    "pi_firstname": f"{PROJECT}/PI/firstname",
+    "pi_lastname": f"{PROJECT}/PI/lastname",
+    "note": f"{PROJECT}/fields/field[name=note]/field",
 }
 
 # What every object has besides the fields of its schema.
 _OWN_FIELDS = {path: name for name, path in _META.items()}
 _OWN_FIELDS.update({"extension_item/element_name": "xsitype", "xnat_imagescandata_id": "pk"})
+# Levels of columns that are of a type: joined assessors of a session, and joined experiments of a subject.
+ASSESSOR, OF_SUBJECT = "assessor ", "experiment "
+# Tables that hang on an object, and the level of their columns.
+_OWN_TABLES = {
+    "sharing/share/": "share",
+    "resources/resource/": "own file",
+    "out/file/": "own file",
+    "fields/field/": "own field",
+}
 _TIMESTAMPS = frozenset(("insert_date", "last_modified"))
 _NUMBERS = frozenset(("integer", "int", "long", "short", "float", "double", "decimal"))
 _DATES = frozenset(("date", "dateTime"))
@@ -111,8 +130,9 @@ _DATES = frozenset(("date", "dateTime"))
 class Column:
     """A column or a filter: where its values stand, and the key they come back under.
 
-    `level` is ``object`` (what the list is of), ``scan``, ``scan file`` (a resource of a scan), ``own file`` (a
-    resource of the object itself), ``share``, ``subject`` or ``session``; `path` is lower-cased and relative to that;
+    `level` is ``object`` (what the list is of), ``scan``, ``scan file`` (a resource of a scan), ``own file`` and ``own
+    field`` (a resource and a custom variable of the object itself), ``share``, ``subject``, ``session``, or `ASSESSOR`
+    or `OF_SUBJECT` with a type; `path` is lower-cased and relative to that;
     `only` are the types that have the field, lower-cased (none: all); `kind` is its XSD type.
     """
 
@@ -188,6 +208,7 @@ class ColumnNames:
         self._types = types
         self._shortcuts = shortcuts
         self._root = root
+        self._scan_root = root if types.is_a(root, IMAGE_SCAN) else IMAGE_SCAN
         self._by_path: dict[str, str] = {}
         for name, path in shortcuts.items():
             self._by_path.setdefault(path.lower(), name)
@@ -218,6 +239,19 @@ class ColumnNames:
             return None
         lower = path.lower()
         return self._at(self._by_path.get(lower, lower), lower)
+
+    def root_of(self, query: Mapping[str, str]) -> str:
+        """Return the type that a list is of: ``xsiType``, else that of a column or filter which extends the root."""
+        asked = query.get("xsiType", "")
+        if asked and "," not in asked:
+            return self._types.canonical(asked) or asked
+        root = self._root
+        for name in [*query.get("columns", "").split(","), *query]:
+            path = self._shortcuts.get(name.strip(), name.strip())
+            kind = self._types.canonical(path.partition("/")[0]) if "/" in path else None
+            if kind and self._types.is_a(kind, root):
+                root = kind
+        return root
 
     def shortcuts(self) -> list[dict[str, str]]:
         """Give the table of shortcuts, which lists answer to the parameter ``fields``."""
@@ -251,25 +285,27 @@ class ColumnNames:
         return Column(key, level, field, only, self._kind(kind, field))
 
     def _level(self, kind: str, field: str) -> tuple[str, str]:
-        is_scan = self._types.is_a(kind, IMAGE_SCAN)
-        if is_scan and field.startswith("file/"):
-            return "scan file", field[len("file/") :]
-        if is_scan:
-            return "scan", field
-        if field.startswith("sharing/share/"):
-            return "share", field[len("sharing/share/") :]
-        for prefix in ("resources/resource/", "out/file/"):
+        is_a, root = self._types.is_a, self._root
+        if is_a(kind, IMAGE_SCAN):
+            return ("scan file", field[len("file/") :]) if field.startswith("file/") else ("scan", field)
+        if is_a(kind, IMAGE_ASSESSOR) and not is_a(root, IMAGE_ASSESSOR):
+            return f"{ASSESSOR}{kind}", field
+        if is_a(kind, EXPERIMENT) and root == SUBJECT:
+            return f"{OF_SUBJECT}{kind}", field
+        for prefix, level in _OWN_TABLES.items():
             if field.startswith(prefix):
-                return "own file", field[len(prefix) :]
-        if kind == SUBJECT.lower() and self._root != SUBJECT:
+                return level, field[len(prefix) :]
+        if kind == SUBJECT.lower() and root != SUBJECT:
             return "subject", field
-        if kind == IMAGE_SESSION.lower() and not self._types.is_a(self._root, IMAGE_SESSION):
+        if is_a(kind, IMAGE_SESSION) and not is_a(root, SUBJECT_ASSESSOR) and not is_a(root, kind):
+            return "session", field
+        if kind == IMAGE_SESSION.lower() and not is_a(root, IMAGE_SESSION):
             return "session", field
         return "object", field
 
     def _is_general(self, kind: str, level: str) -> bool:
         """Tell whether every object of a level is of a type, so that it need not be looked at."""
-        base = {"scan": IMAGE_SCAN, "object": self._root}.get(level)
+        base = {"scan": self._scan_root, "object": self._root}.get(level)
         return base is None or self._types.is_a(base, kind)
 
     def _kind(self, kind: str, field: str) -> str:
@@ -301,9 +337,9 @@ def make_test(kind: str, text: str) -> Test:
 
 def _test(kind: str, text: str) -> Test:
     if kind in _NUMBERS:
-        return _in_range(text, _number, r"(-?[\d.]+)-(-?[\d.]+)")
+        return _in_range(text, number, r"(-?[\d.]+)-(-?[\d.]+)")
     if kind in _DATES:
-        return _in_range(text, _moment, r"(.+?\d{2,4})-(\d{1,2}/\d{1,2}/\d{4}.*|\d{4}-\d{2}-\d{2}.*)")
+        return _in_range(text, moment, r"(.+?\d{2,4})-(\d{1,2}/\d{1,2}/\d{4}.*|\d{4}-\d{2}-\d{2}.*)")
     if "*" in text or "%" in text:
         pattern = re.compile(translate(text.replace("%", "*").replace("[", "[[]")), re.IGNORECASE)
         return lambda value: bool(value) and pattern.fullmatch(value) is not None
@@ -323,14 +359,15 @@ def _in_range(text: str, read: Callable[[str], float | None], range_pattern: str
     return test
 
 
-def _number(text: str) -> float | None:
+def number(text: str) -> float | None:
+    """Return the number that a text is, or None."""
     try:
         return float(text)
     except ValueError:
         return None
 
 
-def _moment(text: str) -> float | None:
+def moment(text: str) -> float | None:
     """Read a date or timestamp as XNAT takes them, ``MM/dd/yyyy`` or ``yyyy-MM-dd``, with or without a time."""
     iso = re.sub(r"^(\d{1,2})/(\d{1,2})/(\d{4})", lambda us: f"{us[3]}-{us[1]:0>2}-{us[2]:0>2}", text)
     try:

@@ -92,15 +92,22 @@ class Files:
         by_prefix = path.endswith("*") and not selection.is_one
         if request.query.get("format") in _ARCHIVE_FORMATS:
             return self._packed(request, selection, path.rstrip("*"))
-        if is_folder or by_prefix:
-            return self._list(request, selection, path.rstrip("*") if by_prefix else path and f"{path}/")
-        return self._content(request, selection, path)
+        if not (is_folder or by_prefix):
+            return self._content(request, selection, path)
+        prefix = path.rstrip("*") if by_prefix else path and f"{path}/"
+        found = self._listed(request, selection, prefix)
+        if "index" not in request.query:
+            return self._list(request, selection, found)
+        place = int(request.query["index"]) if request.query["index"].isdigit() else len(found)
+        if place >= len(found):
+            raise HTTPError(404, _NO_FILE)
+        return file_reply(request, self._path(found[place]))
 
     # Lists and zips
 
-    def _list(self, request: Request, selection: _Selection, prefix: str) -> Reply:
+    def _listed(self, request: Request, selection: _Selection, prefix: str) -> list[_Found]:
         query = request.query
-        found = [
+        return [
             item
             for item in selection.files()
             if item.entry.path.startswith(prefix)
@@ -108,11 +115,11 @@ class Files:
             and query.get("file_content", item.entry.content) == item.entry.content
             and (request.flag("recursive") or "recursive" not in query or "/" not in item.entry.path[len(prefix) :])
         ]
-        if "index" in query:
-            found = found[int(query["index"]) :][:1] if query["index"].isdigit() else []
-        locator = query.get("locator", "URI")
+
+    def _list(self, request: Request, selection: _Selection, found: Sequence[_Found]) -> Reply:
+        locator = request.query.get("locator", "URI")
         rows = [self._row(item, locator, selection.is_one) for item in found]
-        return tables.answer(rows, query, "Files", [{"key": "URI", "serverRoot": request.context}])
+        return tables.answer(rows, request.query, "Files", [{"key": "URI", "serverRoot": request.context}])
 
     def _row(self, found: _Found, locator: str, is_one: bool) -> dict[str, str]:
         holder, resource, entry = found

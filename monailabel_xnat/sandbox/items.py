@@ -31,6 +31,11 @@ class Items:
         """Give the JSON of an object."""
         return {"items": [self._node(item)]}
 
+    def fields(self, item: Item) -> Fields:
+        """Return the fields of an object by path."""
+        found: Fields = self._node(item)["data_fields"]
+        return found
+
     def xml(self, item: Item, *, is_concealed: bool = False) -> str:
         """Give the XML document of an object, without the comments about hidden fields where `is_concealed`."""
         return ItemXml(self._archive.types, is_concealed=is_concealed).document(self._node(item))

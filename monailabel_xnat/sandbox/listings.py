@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from monailabel_xnat.sandbox.archive import Archive
-from monailabel_xnat.sandbox.columns import EXPERIMENT_SHORTCUTS, Column, ColumnNames, Level, Values
-from monailabel_xnat.sandbox.datatypes import ABSTRACT, IMAGE_ASSESSOR, SUBJECT_ASSESSOR, DataTypes
+from monailabel_xnat.sandbox.columns import ASSESSOR, EXPERIMENT_SHORTCUTS, Column, ColumnNames, Level, Test, Values
+from monailabel_xnat.sandbox.datatypes import ABSTRACT, IMAGE_ASSESSOR, SUBJECT_ASSESSOR
+from monailabel_xnat.sandbox.model import Experiment
 from monailabel_xnat.sandbox.tables import Page, Row, Table
 
 _DEFAULTS = ("ID", "project", "date", "xsiType", "label", "insert_date")
@@ -31,74 +33,56 @@ class Scope:
     session: str = ""
 
 
-class ExperimentList:
-    """One request for a list of experiments.
+class Experiments:
+    """Rows of experiments, with columns of what hangs on them joined in: one for each combination.
 
     Parameters
     ----------
     archive
         Where to look.
-    query
-        ``xsiType``, ``columns``, filters, ``limit`` and ``offset`` as XNAT takes them.
+    root
+        The type they are of.
+    columns, filters
+        What is shown and tested.
     readable
         IDs of the projects whose data the user may read; None: whatever is in the scope.
     scope
-        What the path restricts the list to.
+        What the list is restricted to.
+    primary
+        The project that owns them; empty for any.
     """
 
-    def __init__(self, archive: Archive, query: Mapping[str, str], readable: set[str] | None, scope: Scope) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        root: str,
+        columns: Sequence[Column],
+        filters: Sequence[tuple[Column, Test]],
+        readable: set[str] | None,
+        scope: Scope,
+        primary: str = "",
+    ) -> None:
         self._archive = archive
-        self._query = query
+        self._root = root
         self._readable = readable
         self._scope = scope
-        self._root = _root(archive.types, query, scope.root)
-        self._names = ColumnNames(archive.types, EXPERIMENT_SHORTCUTS, self._root)
-        self._columns = self._asked()
+        self._primary = primary
         # Only where the root is the path's own or concrete, and the label is asked for, XNAT puts the names of the
         # project that the list is of in place of the owner's.
-        is_renamed = self._root == scope.root or self._root not in ABSTRACT
-        self._shows_shares = is_renamed and any(column.key == "label" for column in self._columns)
-        self._levels = self._by_level()
+        is_renamed = root == scope.root or root not in ABSTRACT
+        self._shows_shares = is_renamed and any(column.key == "label" for column in columns)
+        self._levels: dict[str, Level] = defaultdict(Level)
+        for column in columns:
+            self._levels[column.level].columns.append(column)
+        for column, test in filters:
+            self._levels[column.level].filters.append((column, test))
 
-    def table(self) -> Table:
-        """Give the table: a row for each combination of experiment, scan, resource and share."""
-        if "fields" in self._query:
-            return Table(("key", "xpath"), self._names.shortcuts())
-        page = Page.of(self._query)
-        names = [*(column.key for column in self._columns), "URI"]
-        rows = self._rows()
-        if self._root in ABSTRACT:
-            # XNAT removes what may not be read from an abstract list after it has cut the page.
-            chosen = [row for row, readable in page.cut(rows) if readable]
-        else:
-            chosen = page.cut(row for row, readable in rows if readable)
-        return Table(names, chosen, "Matching experiments", is_page=page.is_on)
-
-    def _asked(self) -> list[Column]:
-        defaults = [*_DEFAULTS]
-        types, root = self._archive.types, self._root
-        if types.is_a(root, IMAGE_ASSESSOR):
-            defaults += _OF_SESSION
-        elif "xsiType" in self._query and types.is_a(root, SUBJECT_ASSESSOR):
-            defaults += _OF_SUBJECT
-        asked = self._names.asked(self._query.get("columns", ""), tuple(defaults))
-        added = ["xsiType", "project"] if root in ABSTRACT else []
-        found = [*asked, *self._names.columns([*added, f"{root}/ID"])]
-        return list({column.key: column for column in found}.values())
-
-    def _by_level(self) -> dict[str, Level]:
-        levels = {name: Level() for name in ("object", "subject", "session", "scan", "scan file", "own file", "share")}
-        for column in self._columns:
-            levels[column.level].columns.append(column)
-        for column, test in self._names.filters(self._query):
-            levels[column.level].filters.append((column, test))
-        return levels
-
-    def _rows(self) -> Iterator[tuple[Row, bool]]:
+    def rows(self) -> Iterator[tuple[Any, Row, bool]]:
+        """Yield each experiment, as the database has it, with the cells of a row and whether they may be read."""
         clause, arguments = self._clause()
         shares = _grouped(self._archive, _SHARES, (), "item")
         branches = self._branches(clause, arguments)
-        share_level = self._levels["share"]
+        share_level, field_level = self._levels["share"], self._levels["own field"]
         for row in self._archive.store.all(_EXPERIMENTS + _JOINS + clause + " ORDER BY experiments.id", arguments):
             into = shares.get(row["id"], [])
             head = self._head(row, into)
@@ -108,9 +92,15 @@ class ExperimentList:
             tails = [branch.get(row["id"]) or empty for branch, empty in branches]
             if share_level.is_used:
                 tails.append(share_level.take_all(into or _NOTHING))
+            if field_level.is_used:
+                tails.append(field_level.take_all(own_fields(row["fields"]) or _NOTHING))
             head["URI"] = f"/data/experiments/{row['id']}"
-            for cells in _product(head, tails):
-                yield cells, readable
+            for cells in product(head, tails):
+                yield row, cells, readable
+
+    def empty(self) -> list[Row]:
+        """Return the row of empty cells that a left join makes, unless a filter keeps it out."""
+        return list(product({}, [level.empty() for level in self._levels.values()]))
 
     def _may_read(self, project: str, shares: list[Values]) -> bool:
         if self._readable is None or project in self._readable:
@@ -118,13 +108,12 @@ class ExperimentList:
         return any(share["project"] in self._readable for share in shares)
 
     def _head(self, row: Any, shares: list[Values]) -> Row | None:
-        """Give the cells of an experiment, its subject and its session, or None where it does not pass the filters."""
-        here = next((share["label"] for share in shares if share["project"] == self._scope.project), "")
-        if not self._shows_shares:
-            here = ""
-        own = {"project": row["project"], "xsitype": row["xsi_type"], "subject_id": row["subject_id"] or ""}
-        if here:
-            own["project"] = self._scope.project
+        """Return the cells of an experiment, its subject and its session; None where it does not pass the filters."""
+        here = ""
+        if self._shows_shares:
+            here = next((share["label"] for share in shares if share["project"] == self._scope.project), "")
+        project = self._scope.project if here else row["project"]
+        own = {"project": project, "xsitype": row["xsi_type"], "subject_id": row["subject_id"] or ""}
         values = object_values(row, label=here or row["label"], **own)
         cells = self._levels["object"].take(values)
         if cells is not None and self._levels["subject"].is_used:
@@ -137,16 +126,15 @@ class ExperimentList:
         return cells
 
     def _clause(self) -> tuple[str, tuple[str, ...]]:
-        """Give the SQL condition that selects the experiments, and its arguments."""
+        """Return the SQL condition that selects the experiments, and its arguments."""
         kinds = self._archive.types.family(self._root) or [self._root]
         scope = self._scope
         conditions = ["experiments.xsi_type IN (" + ", ".join("?" * len(kinds)) + ")"]
         arguments = [scope.project, *kinds]
-        primary = self._query.get("project", "")
         for condition, value in (
             ("experiments.subject_id = ?", scope.subject),
             ("experiments.session_id = ?", scope.session),
-            ("experiments.project = ?", "" if set(primary) & set(",*%") else primary),
+            ("experiments.project = ?", "" if set(self._primary) & set(",*%") else self._primary),
             (_IN_PROJECT, scope.project),
         ):
             if value:
@@ -155,7 +143,7 @@ class ExperimentList:
         return " WHERE " + " AND ".join(conditions), tuple(arguments)
 
     def _branches(self, clause: str, arguments: tuple[str, ...]) -> list[tuple[dict[str, list[Row]], list[Row]]]:
-        """Give the cells of the scans and of the own resources by experiment, with those where there are none."""
+        """Return the cells of what hangs on each experiment, by its ID, with those where there is nothing."""
         found = []
         if self._levels["scan"].is_used or self._levels["scan file"].is_used:
             found.append(self._scans(clause, arguments))
@@ -163,7 +151,15 @@ class ExperimentList:
         if own.is_used:
             selected = [row for row in self._archive.store.all(_RESOURCES) if row["kind"] in _RESOURCE_KINDS]
             found.append((_cells(own, selected, "parent", resource_values), own.empty()))
+        for name, level in self._levels.items():
+            if name.startswith(ASSESSOR):
+                found.append((self._assessors(name[len(ASSESSOR) :], level), level.empty()))
         return found
+
+    def _assessors(self, kind: str, level: Level) -> dict[str, list[Row]]:
+        kinds = self._archive.types.family(kind)
+        sql = f"{_ASSESSORS} ({', '.join('?' * len(kinds))}) ORDER BY id"
+        return _cells(level, self._archive.store.all(sql, tuple(kinds)), "session_id", assessor_values)
 
     def _scans(self, clause: str, arguments: tuple[str, ...]) -> tuple[dict[str, list[Row]], list[Row]]:
         scan_level, file_level = self._levels["scan"], self._levels["scan file"]
@@ -182,7 +178,43 @@ class ExperimentList:
                 rows.append(cells)
             else:
                 rows += [{**cells, **more} for more in files.get(str(row["pk"]), no_files)]
-        return found, list(_product({}, [scan_level.empty(), no_files]))
+        return found, list(product({}, [scan_level.empty(), no_files]))
+
+
+def experiment_table(archive: Archive, query: Mapping[str, str], readable: set[str] | None, scope: Scope) -> Table:
+    """Return the answer to one request for a list of experiments.
+
+    Parameters
+    ----------
+    archive
+        Where to look.
+    query
+        ``xsiType``, ``columns``, filters, ``limit`` and ``offset`` as XNAT takes them.
+    readable, scope
+        As for `Experiments`; `scope` is what the path says.
+    """
+    types = archive.types
+    root = ColumnNames(types, EXPERIMENT_SHORTCUTS, scope.root).root_of(query)
+    names = ColumnNames(types, EXPERIMENT_SHORTCUTS, root)
+    if "fields" in query:
+        return Table(("key", "xpath"), names.shortcuts())
+    defaults = [*_DEFAULTS]
+    if types.is_a(root, IMAGE_ASSESSOR):
+        defaults += _OF_SESSION
+    elif "xsiType" in query and types.is_a(root, SUBJECT_ASSESSOR):
+        defaults += _OF_SUBJECT
+    added = ["xsiType", "project"] if root in ABSTRACT else []
+    asked = [*names.asked(query.get("columns", ""), tuple(defaults)), *names.columns([*added, f"{root}/ID"])]
+    columns = list({column.key: column for column in asked}.values())
+    found = Experiments(archive, root, columns, names.filters(query), readable, scope, query.get("project", ""))
+    rows = ((cells, is_readable) for _, cells, is_readable in found.rows())
+    page = Page.of(query)
+    if root in ABSTRACT:
+        # XNAT removes what may not be read from an abstract list after it has cut the page.
+        chosen = [row for row, is_readable in page.cut(rows) if is_readable]
+    else:
+        chosen = page.cut(row for row, is_readable in rows if is_readable)
+    return Table([*(column.key for column in columns), "URI"], chosen, "Matching experiments", is_page=page.is_on)
 
 
 _JOINS = (
@@ -198,20 +230,9 @@ _EXPERIMENTS = (
 )
 _SCANS = "SELECT scans.* FROM scans JOIN experiments ON experiments.id = scans.experiment"
 _RESOURCES = "SELECT * FROM resources ORDER BY id"
+_ASSESSORS = "SELECT * FROM experiments WHERE session_id IS NOT NULL AND xsi_type IN"
 _SHARES = "SELECT item, project, label FROM shares ORDER BY project"
 _IN_PROJECT = "(experiments.project = ? OR here.project IS NOT NULL)"
-
-
-def _root(types: DataTypes, query: Mapping[str, str], default: str) -> str:
-    """Give the type that a list is of: ``xsiType``, else that of a column or filter which extends the default."""
-    if query.get("xsiType") and "," not in query["xsiType"]:
-        return types.canonical(query["xsiType"]) or query["xsiType"]
-    root = default
-    for name in [*query.get("columns", "").split(","), *query]:
-        kind = types.canonical(name.partition("/")[0]) if "/" in name else None
-        if kind and types.is_a(kind, root):
-            root = kind
-    return root
 
 
 def object_values(row: Any, **more: str) -> dict[str, str]:
@@ -229,6 +250,30 @@ def scan_values(row: Any) -> dict[str, str]:
     """Give the values of a scan by lower-cased field path."""
     own = {"pk": str(row["pk"]), "xsitype": row["xsi_type"], "image_session_id": row["experiment"]}
     return object_values(row, **own)
+
+
+def assessor_values(row: Any) -> dict[str, str]:
+    """Return the values of an assessor by lower-cased field path."""
+    own = {"label": row["label"], "project": row["project"], "xsitype": row["xsi_type"]}
+    return object_values(row, imagesession_id=row["session_id"], **own)
+
+
+def session_values(session: Experiment) -> dict[str, str]:
+    """Return the values of a session by lower-cased field path."""
+    return {
+        **{name.lower(): str(value) for name, value in session.fields.items() if not isinstance(value, list)},
+        "id": session.id,
+        "label": session.label,
+        "project": session.project,
+        "xsitype": session.xsi_type,
+        "subject_id": session.subject_id or "",
+    }
+
+
+def own_fields(fields: str) -> list[Values]:
+    """Return the custom variables of an object, each with ``name`` and ``field``."""
+    entries = _decode(fields)[0].get("fields/field", ())
+    return [{key: str(value) for key, value in entry.items()} for entry in entries]
 
 
 def flattened(fields: str) -> dict[str, str]:
@@ -278,7 +323,7 @@ def _cells(level: Level, rows: Iterable[Any], key: str, values: Any) -> dict[str
     return found
 
 
-def _product(head: Row, tails: Sequence[list[Row]]) -> Iterable[Row]:
+def product(head: Row, tails: Sequence[list[Row]]) -> Iterable[Row]:
     """Give every combination of a head with one row of each tail."""
     rows = [head]
     for tail in tails:

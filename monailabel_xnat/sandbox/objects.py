@@ -8,7 +8,7 @@ from monailabel_xnat.sandbox.archive import Archive
 from monailabel_xnat.sandbox.datatypes import EXPERIMENT, IMAGE_ASSESSOR, SUBJECT_ASSESSOR
 from monailabel_xnat.sandbox.edits import Edits
 from monailabel_xnat.sandbox.items import Items
-from monailabel_xnat.sandbox.listings import ExperimentList, Scope
+from monailabel_xnat.sandbox.listings import Scope, experiment_table
 from monailabel_xnat.sandbox.lists import Lists
 from monailabel_xnat.sandbox.model import Experiment, Item, Project
 from monailabel_xnat.sandbox.permissions import Permissions
@@ -74,17 +74,26 @@ class Objects:
         if target.collection == "reconstructions":
             return Table(("ID", "type", "URI"), [], "Reconstructions")
         readable = None if target.project or target.experiment else self._may.readable()
-        return ExperimentList(self._archive, query, readable, _scope(target)).table()
+        return experiment_table(self._archive, query, readable, _scope(target))
 
     # One object
 
     def _read(self, request: Request, target: Target) -> Reply:
         item = found_item(target)
+        if request.query.get("handler") == "values":
+            return self._values(request, item)
         if request.query.get("format") == "json":
             return as_json(self._items.json(item))
         if request.format(_ITEM_FORMATS) == "xml":
             return xml(self._items.xml(item, is_concealed=request.flag("concealHiddenFields")))
         return html(f"<html><body><h1>{item.id}</h1></body></html>")
+
+    def _values(self, request: Request, item: Item) -> Reply:
+        """Answer the fields of one object as a table of one row (ItemValuesRepresentation)."""
+        fields = {name.lower(): str(value) for name, value in self._items.fields(item).items()}
+        names = [name for name in request.query.get("columns", "").split(",") if name] or list(self._items.fields(item))
+        row = {name: fields.get((name.partition("/")[2] if ":" in name else name).lower(), "") for name in names}
+        return Table(names, [row]).reply(request.format(_TABLE_FORMATS), request.query)
 
     def _below(self, request: Request, target: Target) -> Reply:
         """Answer for what follows an object where XNAT has no route: some handlers use it, others refuse it."""

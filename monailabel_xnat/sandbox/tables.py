@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape as escape_html
 from itertools import islice
 from typing import TypeVar
@@ -65,7 +65,9 @@ class Table:
     is_page
         Whether it is only a part; then ``totalRecords`` is left out.
     columns
-        The extra ``Columns`` entry of file tables.
+        The extra ``Columns`` entry of file tables and of searches.
+    extra
+        Further entries beside the rows.
     """
 
     names: Sequence[str]
@@ -73,6 +75,7 @@ class Table:
     title: str = ""
     is_page: bool = False
     columns: Sequence[Mapping[str, str]] | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
 
     def reply(self, kind: str, query: Mapping[str, str]) -> Reply:
         """Write the table as ``json``, ``csv``, ``xml`` or ``html``, sorted by ``sortBy`` and ``sortOrder``."""
@@ -86,7 +89,7 @@ class Table:
         return Reply(self._json(rows), media_type="application/json; charset=UTF-8")
 
     def _json(self, rows: Sequence[Row]) -> bytes:
-        result: dict[str, object] = {"Result": rows}
+        result: dict[str, object] = {"Result": rows, **self.extra}
         if not self.is_page:
             result["totalRecords"] = str(len(rows))
         if self.title:

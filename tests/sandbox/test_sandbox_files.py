@@ -185,7 +185,6 @@ def test_list_options(admin, made, files):
     assert len(admin.rows(files, file_content="TXT")) == 1
     assert [row["Name"] for row in admin.rows(f"{files}/sub/")] == ["b.nii", "c.txt"]
     assert [row["Name"] for row in admin.rows(f"{files}/sub/", recursive="false")] == ["b.nii"]
-    assert [row["Name"] for row in admin.rows(files, index="1")] == ["b.nii"]
     assert [row["Name"] for row in admin.rows(f"{made.scan}/files/sub*")] == ["b.nii", "c.txt"]
     assert admin.rows(files, locator="absolutePath")[0]["absolutePath"].endswith("/P/arc001/s1/SCANS/1/R/a.nii")
     assert admin.get(f"{files}/none", **{"accept-not-found": "true"}).status_code == 204
