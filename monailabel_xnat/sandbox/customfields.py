@@ -10,7 +10,7 @@ from monailabel_xnat.sandbox.archive import Archive
 from monailabel_xnat.sandbox.locating import locate
 from monailabel_xnat.sandbox.permissions import Permissions
 from monailabel_xnat.sandbox.replies import HTTPError, Reply, as_json, text
-from monailabel_xnat.sandbox.request import Request
+from monailabel_xnat.sandbox.request import Request, Target
 
 _SELECT = {
     "projects": "SELECT custom_fields FROM projects WHERE id = ?",
@@ -47,25 +47,50 @@ class CustomFields:
         Raises
         ------
         HTTPError
-            400 for a body that is no JSON object, 403 without the right to edit, 404 for what is not there, 405 for
-            another method, 415 for another content type.
+            400 for a body that is no JSON object; 403 without the right, and for a project, subject or experiment that
+            is not there; 404 for a scan or assessor that is not; 405 for another method, 415 for another content type.
         """
         end = len(words) - 1 if words[-1:] == ["fields"] else len(words) - 2
         if end < 1 or words[end] != "fields":
             raise HTTPError(404)
         name = unquote(words[end + 1]) if end + 1 < len(words) else ""
-        bearer = self._bearer(words[:end])
-        allowed = ("GET", "HEAD", "DELETE") if name else ("GET", "HEAD", "PUT")
-        if request.method not in allowed:
+        is_read = request.method in ("GET", "HEAD")
+        if request.method not in ("GET", "HEAD", "DELETE" if name else "PUT"):
             raise HTTPError(405)
-        if request.method in ("GET", "HEAD"):
+        bearer = self._bearer(words[:end], is_read=is_read)
+        if is_read:
             return self._get(request, bearer, name)
-        if not self._may.may_edit(bearer.project):
+        if not self._may_change(bearer):
             raise HTTPError(403)
         return self._delete(bearer, name) if name else self._put(request, bearer)
 
-    def _bearer(self, words: list[str]) -> _Bearer:
-        target = locate(self._archive, self._may, words)
+    def _may_change(self, bearer: _Bearer) -> bool:
+        """Tell whether the user may change the fields: those of a project are its owners'."""
+        test = self._may.may_delete if bearer.table == "projects" else self._may.may_edit
+        return test(bearer.project)
+
+    def _bearer(self, words: list[str], *, is_read: bool) -> _Bearer:
+        inner = next((place for place, word in enumerate(words) if word in ("scans", "assessors")), len(words))
+        outer = self._found(words[:inner])
+        if outer is None:
+            # Who asks is not told whether it exists; administrators, who see everything, are.
+            raise HTTPError(404 if self._may.user.is_admin else 403)
+        if inner == len(words):
+            return self._of(outer)
+        target = self._found(words)
+        if target is not None:
+            return self._of(target)
+        session = outer.experiment
+        may_edit = session is not None and self._may.may_edit(session.project)
+        raise HTTPError(404 if is_read or may_edit else 403)
+
+    def _found(self, words: list[str]) -> Target | None:
+        try:
+            return locate(self._archive, self._may, words)
+        except HTTPError:
+            return None
+
+    def _of(self, target: Target) -> _Bearer:
         if target.collection or target.files or target.resource is not None:
             raise HTTPError(404)
         if target.kind == "scans":
@@ -78,7 +103,7 @@ class CustomFields:
         if target.subject is not None:
             return _Bearer("subjects", target.subject.id, target.subject.project)
         if target.project is None or not self._may.may_read(target.project.id):
-            raise HTTPError(404)
+            raise HTTPError(404 if self._may.user.is_admin else 403)
         return _Bearer("projects", target.project.id, target.project.id)
 
     def _fields(self, bearer: _Bearer) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import count
 from urllib.parse import quote
 
 from monailabel_xnat.sandbox.archive import Archive
@@ -15,6 +16,7 @@ from monailabel_xnat.sandbox.datatypes import (
     SUBJECT_ASSESSOR,
 )
 from monailabel_xnat.sandbox.fields import Content, FieldReader
+from monailabel_xnat.sandbox.headeractions import HeaderActions
 from monailabel_xnat.sandbox.model import Experiment, Project, Scan, Subject
 from monailabel_xnat.sandbox.owners import owner_of, session_folder
 from monailabel_xnat.sandbox.permissions import Permissions
@@ -42,6 +44,7 @@ class Edits:
         self._resources = resources
         self._may = may
         self._reader = FieldReader(archive.types)
+        self._actions = HeaderActions(archive, resources)
 
     def put(self, request: Request, target: Target) -> Reply:
         """Make or change the object that a path names."""
@@ -63,6 +66,8 @@ class Edits:
         """Make an object of a list; the answer is its address."""
         if target.collection == "reconstructions":
             raise HTTPError(405)
+        if target.collection == "scans" and target.experiment is not None:
+            self._complete_scan(request, target.experiment)
         name = self._posted_name(request, target.collection)
         found = Finder(self._archive, self._may).find([*target.segments, quote(name, safe="")])
         if not found.missing and found.kind not in ("experiments", "assessors"):
@@ -74,6 +79,16 @@ class Edits:
         answer = text(url)
         answer.headers.append(("Location", url))
         return answer
+
+    def _complete_scan(self, request: Request, session: Experiment) -> None:
+        """Give a scan that is posted the type of its session and the next free number, where it has none."""
+        identity = self._reader.content(request)
+        kind = re.sub("Session(?=Data$)", "Scan", session.xsi_type)
+        if not identity.xsi_type and self._archive.types.canonical(kind):
+            request.query["xsiType"] = kind
+        if not request.query.get("ID") and not identity.identity.get("ID"):
+            taken = {scan.id for scan in self._archive.scans(session.id)}
+            request.query["ID"] = next(str(number) for number in count(1) if str(number) not in taken)
 
     def _posted_name(self, request: Request, collection: str) -> str:
         known = {"projects": PROJECT, "subjects": SUBJECT}.get(collection, "")
@@ -108,12 +123,12 @@ class Edits:
             raise HTTPError(403)
         if level:
             self._archive.set_accessibility(name, level)
-        self._archive.set_fields("projects", "id", name, content.fields)
+        self._archive.set_fields("projects", "id", name, content.over(target.project.fields))
         return text()
 
     def _require_new_project(self, name: str) -> None:
         if self._archive.project(name) is not None or self._archive.is_retired(name):
-            raise HTTPError(403)
+            raise HTTPError(403, f"The project ID {name} is in use.")
         if not _PROJECT_ID.fullmatch(name):
             raise HTTPError(417, f"Invalid project ID: {name}")
 
@@ -145,7 +160,7 @@ class Edits:
         if self._rename(request, target, found):
             return text()
         _require_same(content, {"ID": found.id, "project": found.project})
-        self._archive.set_fields("subjects", "id", found.id, content.fields)
+        self._archive.set_fields("subjects", "id", found.id, content.over(found.fields))
         return text(found.id)
 
     def _rename(self, request: Request, target: Target, found: Subject | Experiment) -> bool:
@@ -192,8 +207,7 @@ class Edits:
             user=request.user,
             **content.fields,
         )
-        for scan in content.scans:
-            self._archive.create_scan(made.id, scan.identity.get("ID", ""), scan.xsi_type, request.user, **scan.fields)
+        self._change_scans(request, made, content)
         return text(made.id, 201)
 
     def _new_content(self, request: Request, target: Target, base: str) -> Content:
@@ -264,8 +278,34 @@ class Edits:
         _require_same(content, {"ID": found.id, "label": label, "project": found.project})
         if not self._archive.types.is_a(found.xsi_type, content.xsi_type):
             raise HTTPError(409, f"The experiment is a {found.xsi_type}")
-        self._archive.set_fields("experiments", "id", found.id, content.fields)
+        self._archive.set_fields("experiments", "id", found.id, content.over(found.fields))
+        self._move_to_subject(request, found, content)
+        self._change_scans(request, found, content)
+        self._actions.run(request, found)
         return text(found.id)
+
+    def _move_to_subject(self, request: Request, found: Experiment, content: Content) -> None:
+        """Make a session another subject's, where the content names one; an unknown one is made."""
+        name = content.identity.get("subject_ID", "")
+        if not name or found.session_id:
+            return
+        # By its ID a subject can be one of another project that is shared into this one.
+        subject = self._archive.subject(name, found.project) or self._archive.subject(name)
+        if subject is not None and not self._may.may_read_item(subject):
+            raise HTTPError(403)
+        subject = subject or self._archive.create_subject(found.project, name, request.user)
+        if subject.id != found.subject_id:
+            self._archive.set_subject(found.id, subject.id)
+
+    def _change_scans(self, request: Request, found: Experiment, content: Content) -> None:
+        """Change or make the scans that the document of a session has."""
+        known = {scan.id: scan for scan in self._archive.scans(found.id)}
+        for scan in content.scans:
+            name = scan.identity.get("ID", "")
+            if name in known:
+                self._archive.set_fields("scans", "pk", known[name].pk, scan.fields)
+            elif name:
+                self._archive.create_scan(found.id, name, scan.xsi_type, request.user, **scan.fields)
 
     def _set_status(self, request: Request, found: Experiment) -> bool:
         for name, status in _STATUS_ACTIONS.items():
@@ -285,12 +325,12 @@ class Edits:
             raise HTTPError(404, NOT_FOUND["experiments"])
         if not self._may.may_edit_item(session):
             raise HTTPError(403)
+        found = target.scans[0] if len(target.scans) == 1 else None
+        if found is not None:
+            return self._change_scan(request, session, found)
         if not request.query and not request.length:
             raise HTTPError(417, "Need PUT Contents")
-        found = target.scans[0] if len(target.scans) == 1 else None
-        if found is None:
-            return self._new_scan(request, session, target.missing)
-        return self._change_scan(request, found)
+        return self._new_scan(request, session, target.missing)
 
     def _new_scan(self, request: Request, session: Experiment, name: str) -> Reply:
         content = self._reader.content(request)
@@ -299,19 +339,21 @@ class Edits:
         self._archive.create_scan(session.id, name, content.xsi_type, request.user, **content.fields)
         return text()
 
-    def _change_scan(self, request: Request, found: Scan) -> Reply:
+    def _change_scan(self, request: Request, session: Experiment, found: Scan) -> Reply:
         content = self._reader.content(request, found.xsi_type)
         if not self._archive.types.is_a(found.xsi_type, content.xsi_type):
-            raise HTTPError(409, f"The scan is a {found.xsi_type}")
-        self._archive.set_fields("scans", "pk", found.pk, content.fields)
+            raise HTTPError(409, f"Specified xsiType differs from existing xsiType {found.xsi_type}")
+        self._archive.set_fields("scans", "pk", found.pk, content.over(found.fields))
+        self._actions.run(request, session, found)
         return text()
 
 
-def _names_of(name: str, fields: dict[str, object]) -> set[tuple[str, str]]:
+def _names_of(name: str, fields: dict[str, object]) -> set[str]:
+    """Return the names that no other project may have, whatever it calls them and however it writes them."""
     aliases = fields.get("aliases/alias")
-    listed = [entry.get("alias") for entry in aliases] if isinstance(aliases, list) else []
-    own = {("id", name), *(("id", str(alias)) for alias in listed)}
-    return own | {(key, str(fields[key])) for key in ("name", "secondary_ID") if fields.get(key)}
+    listed = [str(entry.get("alias", "")) for entry in aliases] if isinstance(aliases, list) else []
+    own = [name, *listed, *(str(fields.get(key) or "") for key in ("name", "secondary_ID"))]
+    return {each.lower() for each in own if each}
 
 
 def _require_label(label: str) -> None:

@@ -15,6 +15,7 @@ from monailabel_xnat.sandbox.columns import (
     SUBJECT_SHORTCUTS,
 )
 from monailabel_xnat.sandbox.datatypes import DEMOGRAPHICS, EXPERIMENT, IMAGE_SCAN, PROJECT, SUBJECT, DataTypes
+from monailabel_xnat.sandbox.forms import MULTIPART, form_files
 from monailabel_xnat.sandbox.model import Fields
 from monailabel_xnat.sandbox.replies import HTTPError
 from monailabel_xnat.sandbox.request import Request
@@ -43,13 +44,19 @@ class Content:
     """What a request says about an object.
 
     `identity` are its ``ID``, ``label``, ``project`` and ``subject_ID``; a field that is to be cleared is None; `scans`
-    are those inside the XML document of a session.
+    are those inside the XML document of a session; `is_whole` where fields that it does not have are to be cleared.
     """
 
     xsi_type: str = ""
     identity: dict[str, str] = field(default_factory=dict)
     fields: Fields = field(default_factory=dict)
     scans: list[Content] = field(default_factory=list)
+    is_whole: bool = False
+
+    def over(self, stored: Fields) -> Fields:
+        """Return what changes in the stored fields of an object."""
+        gone = dict.fromkeys(stored.keys() - self.fields.keys()) if self.is_whole else {}
+        return {**gone, **self.fields}
 
 
 class FieldReader:
@@ -77,15 +84,12 @@ class FieldReader:
         kind = self._types.canonical(given) if given else ""
         if kind is None:
             raise HTTPError(400, f"Unknown data type: {given}")
-        content = self._document(request) if self._has_document(request) else Content()
+        text = _document_of(request)
+        content = self._document(text) if text else Content()
+        content.is_whole = bool(text) and request.query.get("allowDataDeletion") == "true"
         content.xsi_type = content.xsi_type or kind or known_type
-        self._read_query(content, known_type or content.xsi_type, request.query)
+        self._read_query(content, known_type or content.xsi_type, {**request.form(), **request.query})
         return content
-
-    @staticmethod
-    def _has_document(request: Request) -> bool:
-        says_so = request.content_type in ("text/xml", "application/xml") or request.query.get("req_format") == "xml"
-        return bool(request.length) and (says_so or request.flag("inbody"))
 
     # The query
 
@@ -127,9 +131,7 @@ class FieldReader:
 
     # The document
 
-    def _document(self, request: Request) -> Content:
-        text = request.body.read()
-        request.body.seek(0)
+    def _document(self, text: bytes) -> Content:
         if b"<!DOCTYPE" in text:
             raise HTTPError(400, "A document type declaration is refused")
         try:
@@ -165,10 +167,26 @@ class FieldReader:
                 self._read_node(content, child, f"{name}/")
 
     def _read_value(self, content: Content, path: str, value: str) -> None:
-        if path.lower() in _IDENTITY:
-            content.identity[_IDENTITY[path.lower()]] = value
-        else:
+        if path.lower() not in _IDENTITY:
             self._place(content.fields, content.xsi_type, path, value)
+        elif value.strip():  # a blank ID or project counts as not given
+            content.identity[_IDENTITY[path.lower()]] = value
+
+
+def _document_of(request: Request) -> bytes:
+    """Return the XML document in the body, or in a form that is the body; empty where there is none."""
+    kind = request.content_type
+    if kind == MULTIPART:
+        with form_files(request) as files:
+            text = files[0][1].read()
+        request.body.seek(0)
+        return text if text.lstrip().startswith(b"<") else b""
+    says_so = kind in ("text/xml", "application/xml") or request.query.get("req_format") == "xml"
+    if not request.length or not (says_so or request.flag("inbody")):
+        return b""
+    text = request.body.read()
+    request.body.seek(0)
+    return text
 
 
 def valid(name: str, kind: str, text: str) -> str:
@@ -189,7 +207,8 @@ def _valid(kind: str, text: str) -> str:
     if kind in _INTEGERS:
         return str(int(text))
     if kind in _FLOATS:
-        float(text)
+        # As PostgreSQL and Java write them: 12 is 12.0.
+        return repr(float(text))
     if kind == "date":
         return _iso_date(text)
     if kind == "boolean" and text.lower() in _BOOLEANS:

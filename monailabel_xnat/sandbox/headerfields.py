@@ -96,4 +96,13 @@ SCAN_FIELDS: dict[str, Read] = {
 def header_fields(types: DataTypes, kind: str, series: SeriesFiles, table: dict[str, Read]) -> dict[str, str]:
     """Return the fields of a table that a data type has and the headers fill."""
     found = {path: read(series) for path, read in table.items() if types.has_field(kind, path)}
-    return {path: value for path, value in found.items() if value}
+    return {path: _stored(types, kind, path, value) for path, value in found.items() if value}
+
+
+def _stored(types: DataTypes, kind: str, path: str, value: str) -> str:
+    """Return a value as a field of its type holds it."""
+    try:
+        typed = types.typed(kind, path, value)
+    except ValueError:
+        return value
+    return repr(typed) if isinstance(typed, float) else value

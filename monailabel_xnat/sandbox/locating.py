@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote
+
 from monailabel_xnat.sandbox.archive import Archive
 from monailabel_xnat.sandbox.permissions import Permissions
 from monailabel_xnat.sandbox.replies import HTTPError
@@ -27,9 +29,15 @@ def locate(archive: Archive, may: Permissions, words: list[str]) -> Target:
     """
     if words[:1] == ["projects"] and words[2:3] == ["experiments"] and words[4:5] and words[4] in _INSIDE_SESSION:
         session = Finder(archive, may).find(words[:4]).experiment
-        if session is None or session.subject_id is None:
+        if session is None:
             raise HTTPError(404)
-        words = [*words[:2], "subjects", session.subject_id, *words[2:]]
+        # By its ID: it may be shared without its subject.
+        words = ["experiments", session.id, *words[4:]]
+    if words[:1] == ["experiments"] and words[2:3] == ["assessors"] and len(words) == 4:
+        session = Finder(archive, may).find(words[:2]).experiment
+        names = unquote(words[3])
+        labelled = [item for item in archive.assessors(session.id if session else "") if item.label == names]
+        words = [*words[:3], labelled[0].id] if labelled else words
     target = Finder(archive, may).find(words)
     if target.missing or target.new_subject or (target.rest and not target.files):
         raise HTTPError(404)

@@ -12,7 +12,7 @@ from monailabel_xnat.sandbox.tables import Table
 
 LEVELS = ("private", "protected", "public")
 ROLE_NAMES = {"owner": "Owners", "member": "Members", "collaborator": "Collaborators"}
-_PREARCHIVE_CODES = ("0", "1", "4", "5")
+_PREARCHIVE_CODES = ("0", "1", "4", "5", "11")
 
 
 class ProjectSettings:
@@ -67,7 +67,9 @@ class ProjectSettings:
         return Table(columns, rows).reply(request.format(("json", "html", "xml", "csv")), request.query)
 
     def _change_user(self, method: str, project: Project, names: list[str]) -> None:
-        role = next((role for role in ROLES if names and names[0] in (ROLE_NAMES[role], f"{project.id}_{role}")), None)
+        group = names[0].lower() if names else ""
+        spellings = {role: (role, ROLE_NAMES[role].lower(), f"{project.id}_{role}".lower()) for role in ROLES}
+        role = next((role for role, known in spellings.items() if group in known), None)
         if role is None or len(names) != 2:
             raise HTTPError(404, "Unable to identify the group.")
         if self._archive.user(names[1]) is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from monailabel_xnat.sandbox.accounts import Session, User
 from monailabel_xnat.sandbox.archive import Archive
@@ -14,6 +14,7 @@ from monailabel_xnat.sandbox.permissions import Permissions
 from monailabel_xnat.sandbox.replies import HTTPError
 
 MEDIA_TYPES = {"json": "application/json", "html": "text/html", "xml": "text/xml", "csv": "text/csv"}
+_LARGEST_FORM = 1 << 20
 FORMATS_OF_ALL = frozenset(("json", "html", "xml"))
 
 
@@ -78,6 +79,14 @@ class Request:
         """Read a boolean parameter: any value but ``false`` and ``0`` is true (SecureResource)."""
         value = self.query.get(name)
         return value is not None and value.lower() not in ("false", "0")
+
+    def form(self) -> dict[str, str]:
+        """Return the parameters in a URL-encoded body."""
+        if self.content_type != "application/x-www-form-urlencoded":
+            return {}
+        text = self.body.read(_LARGEST_FORM).decode("utf-8", "replace")
+        self.body.seek(0)
+        return {name: escaped(value) for name, value in parse_qsl(text, keep_blank_values=True)}
 
     def values(self, name: str) -> list[str]:
         """Give every value of a parameter that may come several times."""
@@ -203,6 +212,8 @@ class Finder:
         else:
             _settled(target)
         target.kind = word
+        if word == "reconstructions":
+            raise HTTPError(404, "The sandbox has no reconstructions.")
         steps = {
             "projects": self._step_project,
             "subjects": self._step_subject,

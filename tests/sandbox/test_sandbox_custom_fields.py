@@ -78,6 +78,6 @@ def test_who_may_do_what(user, made):
     assert reader.get(address).json() == {"a": 1}
     assert put(reader, address, {"a": 2}).status_code == 403
     assert reader.delete(f"{address}/a").status_code == 403
-    assert nobody.get(address).status_code == 404
-    assert put(nobody, address, {"a": 2}).status_code == 404
+    assert nobody.get(address).status_code == 403
+    assert put(nobody, address, {"a": 2}).status_code == 403
     assert member.delete(f"{address}/a").json() == {}
