@@ -223,6 +223,24 @@ class Sessions:
         with self._lock:
             self._sessions.pop(session_id, None)
 
+    def close_of(self, user: User, session_id: str = "") -> list[str]:
+        """End the sessions of a user, or one of them, and return their IDs."""
+        with self._lock:
+            found = [
+                item.id
+                for item in self._sessions.values()
+                if item.user.login == user.login and session_id in ("", item.id)
+            ]
+            for ended in found:
+                del self._sessions[ended]
+            return found
+
+    def of(self, user: User) -> list[str]:
+        """Return the IDs of the live sessions of a user."""
+        with self._lock:
+            self._drop_expired()
+            return [item.id for item in self._sessions.values() if item.user.login == user.login]
+
     def close_all(self) -> None:
         """End every session, as a restart or an administrator does."""
         with self._lock:

@@ -20,6 +20,7 @@ from monailabel_xnat.sandbox.filehandlers import Files
 from monailabel_xnat.sandbox.gate import LOGIN_PAGE, Gate
 from monailabel_xnat.sandbox.objects import Objects
 from monailabel_xnat.sandbox.permissions import Permissions
+from monailabel_xnat.sandbox.preferences import Preferences
 from monailabel_xnat.sandbox.replies import HTTPError, Reply, html, text
 from monailabel_xnat.sandbox.request import Finder, Request, escaped
 from monailabel_xnat.sandbox.requestlog import RequestLog, Served
@@ -68,6 +69,7 @@ class Application:
         self._gate = Gate(accounts, sessions, require_login)
         self._roi_plugin = roi_plugin
         self._context = context
+        self.preferences = Preferences(archive, require_login)
         self.resources = Resources(archive)
         self.requests = RequestLog()
         self.faults = Faults()
@@ -147,7 +149,7 @@ class Application:
         if words[0] == "xapi":
             return self._xapi(request, words[1:], may)
         if words[0] == "schemas":
-            return Xapi(self._archive, may).schema_file(request, words[1:])
+            return self._site_xapi(may).schema_file(request, words[1:])
         if words[0] not in ("data", "REST", "fs"):
             raise HTTPError(404)
         return self._data(request, words[1:], may)
@@ -162,7 +164,11 @@ class Application:
             return RoiCollections(self._archive, self.resources, may).handle(request, words[1:])
         if words[:1] == ["custom-fields"]:
             return CustomFields(self._archive, may).handle(request, words[1:])
-        return Xapi(self._archive, may).handle(request, words)
+        return self._site_xapi(may).handle(request, words)
+
+    def _site_xapi(self, may: Permissions) -> Xapi:
+        parts = (self._archive, self._accounts, self._sessions, self.preferences, may)
+        return Xapi(*parts, roi_plugin=self._roi_plugin)
 
     def _data(self, request: Request, words: list[str], may: Permissions) -> Reply:
         reply = Site(self._archive, self._accounts, self._sessions, may).data(request, words)

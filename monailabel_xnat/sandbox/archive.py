@@ -233,6 +233,14 @@ class Archive:
             if row is not None:
                 db.execute(update, (json.dumps(merged(json.loads(row["fields"]), fields)), timestamp(), value))
 
+    def set_subject(self, experiment: str, subject: str) -> None:
+        """Make an experiment another subject's."""
+        with self.store.write() as db:
+            db.execute(
+                "UPDATE experiments SET subject_id = ?, last_modified = ? WHERE id = ?",
+                (subject, timestamp(), experiment),
+            )
+
     def set_status(self, experiment: str, status: str) -> None:
         """Set the status of an experiment: ``active``, ``quarantine``, ``locked`` or ``obsolete``."""
         with self.store.write() as db:
@@ -278,9 +286,14 @@ class Archive:
             db.execute("INSERT INTO shares VALUES (?, ?, ?)", (item, project, label))
 
     def unshare(self, item: str, project: str) -> None:
-        """End a share."""
+        """End a share, and those of what belongs to it: the experiments of a subject, the assessors of a session."""
         with self.store.write() as db:
-            db.execute("DELETE FROM shares WHERE item = ? AND project = ?", (item, project))
+            db.execute(
+                "DELETE FROM shares WHERE project = :project AND (item = :item OR item IN (SELECT id FROM experiments"
+                " WHERE subject_id = :item OR session_id = :item OR session_id IN"
+                " (SELECT id FROM experiments WHERE subject_id = :item)))",
+                {"project": project, "item": item},
+            )
 
     def shares(self, item: str) -> dict[str, str]:
         """Give the label of an object in each project that it is shared into."""
@@ -288,7 +301,15 @@ class Archive:
         return {row["project"]: row["label"] for row in rows}
 
     def seed_sessions(self, project: str, sessions: int, scans: int, resources: Iterable[str] = ("DICOM",)) -> None:
-        """Make many sessions of metadata, without files, in one transaction."""
+        """Make many sessions of metadata, without files, in one transaction.
+
+        Raises
+        ------
+        LookupError
+            If there is no such project.
+        """
+        if self.project(project) is None:
+            raise LookupError(f"there is no project {project!r} to seed; make it first: create_project({project!r})")
         seed_sessions(self.store, project, sessions, scans, tuple(resources), timestamp())
 
 

@@ -104,6 +104,10 @@ class DataTypes:
         """Return the schema names, as ``/xapi/schemas`` lists them."""
         return list(self._documents)
 
+    def all(self) -> list[str]:
+        """Return the names of all types."""
+        return [item.name for item in self._types.values()]
+
     def document(self, name: str) -> bytes | None:
         """Return one XSD file as stored, or None."""
         path = self._documents.get(name)

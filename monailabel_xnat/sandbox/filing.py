@@ -114,10 +114,17 @@ class Filing:
         """File a study; where its label belongs to another one, it gets a label of its own."""
         place = self._own_place(series, project)
         try:
-            return self.file_study(series, place, user, FILL, scratch)
+            return self.file_study(self.received(series, place, scratch), place, user, FILL)
         except ConflictError:
             label = self._free_label(project, place.subject, series[0].modality)
-            return self.file_study(series, replace(place, session=label), user, FILL, scratch)
+            place = replace(place, session=label)
+            return self.file_study(self.received(series, place, scratch), place, user, FILL)
+
+    def received(self, series: Sequence[SeriesFiles], place: Place, scratch: Path) -> Sequence[SeriesFiles]:
+        """Return a study as the site takes it in: anonymised, in a folder below `scratch`, where its script is on."""
+        if not self._archive.is_anonymising:
+            return series
+        return anonymised(series, place, Path(tempfile.mkdtemp(dir=scratch)))
 
     def place(self, series: Sequence[SeriesFiles], asked: Place) -> Place:
         """Complete a place from a study's headers as XNAT does; the project stays empty where none exists.
@@ -130,7 +137,7 @@ class Filing:
         project = next((name for name in candidates if name and self._archive.project(name)), "")
         subject = asked.subject or route.subject or xnat_label(first.patient_name) or xnat_label(first.patient_id)
         session = asked.session or route.session or xnat_label(first.patient_id)
-        return Place(project, subject or "unknown", session or "dicom_upload")
+        return replace(asked, project=project, subject=subject or "unknown", session=session or "dicom_upload")
 
     def _own_place(self, series: Sequence[SeriesFiles], project: str) -> Place:
         """Choose a place where every study has a session of its own."""
@@ -152,9 +159,7 @@ class Filing:
             number += 1
         return f"{subject}_{modality or 'OT'}{number}"
 
-    def file_study(
-        self, series: Sequence[SeriesFiles], place: Place, user: User, merge: Merge, scratch: Path
-    ) -> Experiment:
+    def file_study(self, series: Sequence[SeriesFiles], place: Place, user: User, merge: Merge) -> Experiment:
         """File the series of one study.
 
         Parameters
@@ -167,8 +172,6 @@ class Filing:
             Who files.
         merge
             What to do with a session that exists.
-        scratch
-            A folder for files that are on their way.
 
         Returns
         -------
@@ -184,23 +187,20 @@ class Filing:
         """
         found = self._archive.experiment(place.session, place.project)
         if found is not None:
-            self._require_match(found, series[0], place, merge)
+            self._require_match(found, series, place, merge)
             self._require_new_files(found, series, merge)
-        with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            if self._archive.is_anonymising:
-                series = anonymised(series, place, Path(folder))
-            found = found or self._new_session(series, place, user)
-            taken = {str(scan.fields.get("UID")): scan for scan in self._archive.scans(found.id)}
-            ids = scan_ids(series)
-            for item in series:
-                known = taken.get(item.series_uid)
-                scan = known or self._new_scan(found, item, self._free_id(found, ids[item.series_uid], item), user)
-                added = self._add_files(scan, item, user, merge)
-                if known and added:
-                    self._count_frames(known, item, added)
+        found = found or self._new_session(series, place, user)
+        taken = {str(scan.fields.get("UID")): scan for scan in self._archive.scans(found.id)}
+        ids = scan_ids(series)
+        for item in series:
+            known = taken.get(item.series_uid)
+            scan = known or self._new_scan(found, item, self._free_id(found, ids[item.series_uid], item), user)
+            added = self._add_files(scan, item, user, merge)
+            if known and added:
+                self._count_frames(known, item, added)
         return found
 
-    def _require_match(self, found: Experiment, first: SeriesFiles, place: Place, merge: Merge) -> None:
+    def _require_match(self, found: Experiment, series: Sequence[SeriesFiles], place: Place, merge: Merge) -> None:
         subject = self._archive.subject(found.subject_id or "")
         if found.status != ACTIVE:
             raise LockedError(f"session {found.label} is {found.status}")
@@ -208,8 +208,12 @@ class Filing:
             raise ConflictError(f"session {found.label} belongs to another subject")
         if not merge.allowed:
             raise ConflictError(f"Session already exists: {found.label}, retry with overwrite enabled")
+        kind = session_xsi_type(series)
+        if kind != found.xsi_type and merge.known_files != KEEP:
+            # XNAT's setting preventCrossModalityMerge, which is on from the start.
+            raise ConflictError(f"session {found.label} is a {found.xsi_type}, what came is a {kind}")
         uid = found.fields.get("UID")
-        if uid and uid != first.study_uid and not merge.other_study:
+        if uid and uid != series[0].study_uid and not merge.other_study:
             raise ConflictError(f"session {found.label} holds another study, of UID {uid}")
 
     def _require_new_files(self, found: Experiment, series: Sequence[SeriesFiles], merge: Merge) -> None:

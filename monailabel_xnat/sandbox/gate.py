@@ -9,6 +9,7 @@ import time
 from urllib.parse import parse_qs
 
 from monailabel_xnat.sandbox.accounts import ANONYMOUS, Accounts, Session, Sessions
+from monailabel_xnat.sandbox.preferences import PUBLIC
 from monailabel_xnat.sandbox.replies import HTTPError, Reply, html
 from monailabel_xnat.sandbox.request import Request
 
@@ -80,7 +81,8 @@ class Gate:
 
     def _is_closed_to_guests(self, request: Request) -> bool:
         words = request.words
-        if words[:3] == ["data", "services", "auth"] or words[:1] == ["app"]:
+        is_public = words in (["xapi", "siteConfig", name] for name in PUBLIC)
+        if is_public or words[:3] == ["data", "services", "auth"] or words[:1] == ["app"]:
             return False
         return self._require_login and (not words or words[0] in _DATA or words[0] == "schemas")
 

@@ -119,16 +119,21 @@ class Import:
     def _file_study(
         self, request: Request, study: Sequence[SeriesFiles], destination: _Destination, scratch: Path
     ) -> str:
+        handler = _handler(request)
         place = self._filing.place(study, destination.place)
         project = self._archive.project(place.project) if place.project else None
         if project is not None and not self._may.may_edit(project.id):
             raise HTTPError(403)
+        study = self._filing.received(study, place, scratch)
         if project is None or not _is_archived(project, destination):
-            status = RECEIVING if _handler(request) == GRADUAL and project is not None else READY
-            return f"/data{self._prearchive.add(study, place, status).path}"
+            status = RECEIVING if handler == GRADUAL and project is not None else READY
+            try:
+                return f"/data{self._prearchive.add(study, place, status, any_study=handler == SESSION).path}"
+            except ValueError as error:
+                raise HTTPError(400, str(error)) from error
         merge = _merge(request, project, destination)
         try:
-            made = self._filing.file_study(study, place, request.user, merge, scratch)
+            made = self._filing.file_study(study, place, request.user, merge)
         except ConflictError:
             self._prearchive.add(study, place, CONFLICT)
             raise
@@ -169,6 +174,9 @@ def _destination(request: Request) -> _Destination:
     words = [unquote(word) for word in query.get("dest", "").strip("/").split("/")]
     if words[:1] == ["data"]:
         words = words[1:]
+    waiting: list[str] = []
+    if words[:2] == ["prearchive", "projects"] and len(words) == 5:
+        words, waiting = words[:3], words[3:]
     named = dict(zip(words[1::2], words[2::2]))
     if words[0] not in ("", "archive", "prearchive") or not named.keys() <= {"projects", "subjects", "experiments"}:
         raise HTTPError(400, f"Unknown destination: {query['dest']}")
@@ -176,6 +184,7 @@ def _destination(request: Request) -> _Destination:
         named.get("projects", "") or query.get("project", "") or query.get("PROJECT_ID", ""),
         named.get("subjects", "") or query.get("subject", "") or query.get("SUBJECT_ID", ""),
         named.get("experiments", "") or query.get("session", "") or query.get("EXPT_LABEL", ""),
+        *waiting,
     )
     asked = any(request.flag(name) for name in ("Direct-Archive", "autoArchive", "AA"))
     return _Destination(place, {"archive": True, "prearchive": False}.get(words[0], True if asked else None))
@@ -186,7 +195,8 @@ def _require_only_dicom(series: Sequence[SeriesFiles], paths: Sequence[Path], na
     read = {file.path for item in series for file in item.files}
     for path, name in zip(paths, names):
         if path not in read and name.rpartition("/")[2].upper() != "DICOMDIR" and not _has_dicom_preamble(path):
-            raise HTTPError(400, f"Unable to read {name} as DICOM; Ignore-Unparsable=true passes over such files.")
+            last = name.rpartition("/")[2]
+            raise HTTPError(400, f"unable to read DICOM object {last}; Ignore-Unparsable=true passes over such files")
 
 
 def _has_dicom_preamble(path: Path) -> bool:

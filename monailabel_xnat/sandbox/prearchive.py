@@ -63,8 +63,8 @@ class Prearchive:
         self._store = archive.store
         self._root = archive.folder / "prearchive"
 
-    def add(self, series: Sequence[SeriesFiles], place: Place, status: str) -> Waiting:
-        """Take the files of a study in.
+    def add(self, series: Sequence[SeriesFiles], place: Place, status: str, *, any_study: bool = False) -> Waiting:
+        """Take the files of a study in, beside those of it that wait already.
 
         Parameters
         ----------
@@ -74,8 +74,15 @@ class Prearchive:
             Where it is to be archived; the project may be unknown.
         status
             ``READY``, ``CONFLICT`` or ``RECEIVING``.
+        any_study
+            Whether a session of another study, at the address that was asked for, takes this one too.
+
+        Raises
+        ------
+        ValueError
+            If the address that was asked for is another study's.
         """
-        known = self._receiving(series[0], place) if status == RECEIVING else None
+        known = self._known(series[0], place, any_study)
         waiting = known or self._reserve(series[0], place, status)
         ids = scan_ids(series)
         for item in series:
@@ -83,23 +90,32 @@ class Prearchive:
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
             for file in item.files:
                 shutil.copyfile(file.path, target / segment(f"{file.sop_instance_uid}.dcm"))
-        return known or self._enter(waiting)
+        if known is None:
+            return self._enter(waiting)
+        if known.status != status:
+            self.set_status(known, status)
+        return self._get(known.id)
 
-    def _receiving(self, first: SeriesFiles, place: Place) -> Waiting | None:
-        """Find the session that objects of a study are gathered in."""
+    def _known(self, first: SeriesFiles, place: Place, any_study: bool) -> Waiting | None:
+        """Find the session that a study is gathered in: one of its UID in the same project, whatever it is called."""
+        if place.moment:
+            at = self.find(place.project, place.moment, segment(place.folder or place.session))
+            if at is not None and at.study_uid != first.study_uid and not any_study:
+                raise ValueError(f"{at.path} holds another study, of UID {at.study_uid}")
+            return at
         row = self._store.one(
-            "SELECT * FROM prearchive WHERE status = ? AND project = ? AND study_uid = ? AND name = ?",
-            (RECEIVING, place.project, first.study_uid, place.session),
+            "SELECT * FROM prearchive WHERE project = ? AND study_uid = ?", (place.project, first.study_uid)
         )
         return Waiting(**dict(row)) if row else None
 
     def _reserve(self, first: SeriesFiles, place: Place, status: str) -> Waiting:
         """Make a folder that no other session has."""
-        now, folder = timestamp(), segment(place.session)
+        now, folder = timestamp(), segment(place.folder or place.session)
         home = segment(place.project) if place.project else UNASSIGNED
         moment = datetime.strptime(now, "%Y-%m-%d %H:%M:%S.%f")
         while True:
-            directory = f"{home}/{_stamp(moment)}/{folder}"
+            stamp = place.moment or _stamp(moment)
+            directory = f"{home}/{segment(stamp)}/{folder}"
             try:
                 (self._root / directory).mkdir(mode=0o700, parents=True)
                 break
@@ -108,7 +124,7 @@ class Prearchive:
         return Waiting(
             id=0,
             project=place.project,
-            timestamp=_stamp(moment),
+            timestamp=stamp,
             folder=folder,
             subject=place.subject,
             name=place.session,

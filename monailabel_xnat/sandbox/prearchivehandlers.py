@@ -25,7 +25,6 @@ class PrearchiveCalls:
     def __init__(self, archive: Archive, resources: Resources, may: Permissions) -> None:
         self._archive = archive
         self._filing = Filing(archive, resources)
-        self._scratch = resources.staging.scratch
         self._prearchive = Prearchive(archive)
         self._may = may
 
@@ -50,6 +49,8 @@ class PrearchiveCalls:
         if request.method == "DELETE" and len(names) == 4:
             self._prearchive.delete(waiting)
             return text()
+        if request.method == "POST" and len(names) == 4:
+            return self._act(request, waiting)
         if request.method not in ("GET", "HEAD"):
             raise HTTPError(405)
         return self._inside(request, waiting, names[4:])
@@ -135,6 +136,24 @@ class PrearchiveCalls:
         ]
         return tables.answer(rows, request.query)
 
+    def _act(self, request: Request, waiting: Waiting) -> Reply:
+        """Do what ``action=`` says with a session; where it moves, 301 tells its new address."""
+        action = request.query.get("action", "")
+        if action == "commit" and not (request.flag("AA") or request.flag("auto-archive")):
+            action = "build"
+        actions: dict[str, tuple[int, Callable[[Request, Waiting], str]]] = {
+            "build": (200, self._rebuild),
+            "commit": (301, self._to_archive),
+            "move": (301, self._move),
+            "delete": (200, self._delete),
+        }
+        if action not in actions:
+            raise HTTPError(400, f"Unknown action; there are {', '.join(actions)}")
+        status, act = actions[action]
+        address = act(request, waiting)
+        headers = [("Location", request.context + address)] if status == 301 else []
+        return Reply(address.encode(), status, headers=headers)
+
     # Services
 
     def service(self, request: Request, action: str) -> Reply:
@@ -171,10 +190,13 @@ class PrearchiveCalls:
 
     def _to_archive(self, request: Request, waiting: Waiting) -> str:
         query = request.query
+        paths = {
+            name.rpartition("/")[2].lower(): value for name, value in query.items() if "sessiondata/" in name.lower()
+        }
         asked = Place(
-            query.get("project", "") or waiting.project,
-            query.get("subject", "") or waiting.subject,
-            query.get("session", "") or waiting.name,
+            query.get("project", "") or paths.get("project", "") or waiting.project,
+            query.get("subject", "") or paths.get("subject_id", "") or waiting.subject,
+            query.get("session", "") or paths.get("label", "") or query.get("label", "") or waiting.name,
         )
         series = self._prearchive.series(waiting)
         place = self._filing.place(series, asked)
@@ -184,8 +206,7 @@ class PrearchiveCalls:
             raise HTTPError(403)
         try:
             merge = merge_of(query.get("overwrite", ""), overwrite_files=request.flag("overwrite_files"))
-            with self._scratch() as scratch:
-                made = self._filing.file_study(series, place, request.user, merge, scratch)
+            made = self._filing.file_study(series, place, request.user, merge)
         except ConflictError as error:
             self._prearchive.set_status(waiting, CONFLICT)
             raise HTTPError(409, str(error)) from error

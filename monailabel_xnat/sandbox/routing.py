@@ -29,11 +29,16 @@ class Route:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a study goes; labels that are empty are made from its headers."""
+    """Where a study goes; labels that are empty are made from its headers.
+
+    `moment` and `folder` are the parts of an address in the prearchive, where one was asked for.
+    """
 
     project: str
     subject: str = ""
     session: str = ""
+    moment: str = ""
+    folder: str = ""
 
 
 def read_route(path: Path) -> Route:

@@ -94,6 +94,7 @@ class Sandbox:
         for login, password in (users or {}).items():
             require_valid_user(login, password)
         self._temporary = data is None
+        self._anonymise = anonymise
         self.folder = Path(tempfile.mkdtemp(prefix="xnat-sandbox-")) if data is None else Path(data)
         _require_private(self.folder)
         self._lock = _locked(self.folder)
@@ -169,6 +170,8 @@ class Sandbox:
         self._accounts.keep_only(self._logins_at_start)
         self._application.resources.clear()
         Prearchive(self.archive).clear()
+        self._application.preferences.reset()
+        self.archive.is_anonymising = self._anonymise
         self.requests.clear()
 
     def expire_sessions(self) -> None:

@@ -9,9 +9,11 @@ from urllib.parse import parse_qsl, unquote
 from monailabel_xnat.sandbox.accounts import PROVIDER, Accounts, Session, Sessions, User
 from monailabel_xnat.sandbox.archive import Archive
 from monailabel_xnat.sandbox.datatypes import PROJECT, ROI_COLLECTION, SUBJECT
+from monailabel_xnat.sandbox.forms import form_files
 from monailabel_xnat.sandbox.permissions import Permissions
 from monailabel_xnat.sandbox.replies import HTTPError, Reply, as_json, text
 from monailabel_xnat.sandbox.request import Request
+from monailabel_xnat.sandbox.searching import Search, display_fields
 from monailabel_xnat.sandbox.tables import Row, Table
 
 _TABLE_FORMATS = ("json", "html", "xml", "csv")
@@ -54,7 +56,7 @@ class Site:
         handlers: dict[str, tuple[str, Callable[[Request, list[str]], Reply]]] = {
             "JSESSION": ("GET HEAD POST DELETE", self._jsession),
             "auth": ("GET HEAD", self._auth),
-            "search": ("GET HEAD", self._search),
+            "search": ("GET HEAD POST", self._search),
             "users": ("GET HEAD", self._users),
             "scanners": ("GET HEAD", self._scanners),
             "scan_types": ("GET HEAD", self._scan_types),
@@ -75,7 +77,7 @@ class Site:
         if session is None:
             raise HTTPError(401)
         if request.method == "DELETE":
-            self._sessions.close(session.id)
+            self._sessions.close_of(session.user, words[1] if len(words) > 1 else session.id)
             return text()
         return text(session.id + _csrf(request, session))
 
@@ -140,9 +142,20 @@ class Site:
     # Tables
 
     def _search(self, request: Request, words: list[str]) -> Reply:
-        if words[1:2] != ["elements"] or len(words) > 3:
+        if len(words) == 1:
+            return self._run_search(request)
+        if words[1] != "elements" or len(words) > 3:
             raise HTTPError(404)
+        if request.method == "POST":
+            raise HTTPError(405, headers=[("Allow", "GET, HEAD")])
         table = self._search_fields(words[2]) if len(words) == 3 else self._elements(request.query)
+        return table.reply(request.format(_TABLE_FORMATS), request.query)
+
+    def _run_search(self, request: Request) -> Reply:
+        if request.method != "POST":
+            raise HTTPError(405, headers=[("Allow", "POST")])
+        with form_files(request) as files:
+            table = Search(self._archive, self._may).run(files[0][1].read())
         return table.reply(request.format(_TABLE_FORMATS), request.query)
 
     def _elements(self, query: Mapping[str, str]) -> Table:
@@ -161,16 +174,16 @@ class Site:
             raise HTTPError(404)
         rows = [
             {
-                "FIELD_ID": field.upper(),
-                "HEADER": field,
-                "SUMMARY": f"{kind}/{field}",
+                "FIELD_ID": field,
+                "HEADER": field.replace("_", " ").capitalize(),
+                "SUMMARY": f"{kind}/{path}",
                 "TYPE": "string",
                 "REQUIRES_VALUE": "false",
                 "DESC": "",
                 "ELEMENT_NAME": kind,
                 "SRC": "0",
             }
-            for field in ("ID", "project")
+            for field, path in display_fields(self._archive.types, kind).items()
         ]
         return Table(list(rows[0]), rows, "Search Fields")
 

@@ -382,3 +382,8 @@ def test_connections_end_with_their_threads(xnat_sandbox):
         thread.join()
     if before:
         assert len(os.listdir("/proc/self/fd")) < before + 20
+
+
+def test_seeding_a_project_that_is_not_there_says_so(xnat_sandbox):
+    with pytest.raises(LookupError, match="no project 'NOWHERE'"):
+        xnat_sandbox.archive.seed_sessions("NOWHERE", 1, 1)
