@@ -111,13 +111,15 @@ class Additions:
             raise ReadOnlyError("the datastore is read-only: no image was added", hint="unset read_only")
         _require_content(path)
         place = self._place(image_id, path)
+        name = place.name
         if path.is_dir() or path.suffix.lower() == ".zip" or (not ending(path.name) and is_dicom(path)):
-            image = self._add_dicom(place, path)
+            name = place.name if place.is_given else ""
+            image = self._add_dicom(place, name, path)
         else:
             image = self._new_scans.store(place, self._checked_file(place, path))
         self._catalog.renew()
-        if place.name and len(named := self._catalog.named(place.name)) > 1:
-            raise ambiguous(place.name, named)
+        if name and len(named := self._catalog.named(name)) > 1:
+            raise ambiguous(name, named)
         try:
             return self._catalog.scan(image)
         except UnknownImageError as error:
@@ -235,19 +237,19 @@ class Additions:
                 hint="change that setting, or the name of the image",
             )
 
-    def _add_dicom(self, place: Place, path: Path) -> ImageId:
+    def _add_dicom(self, place: Place, name: str, path: Path) -> ImageId:
         explicit = None if place.name else (place.subject, place.session, place.scan)
         with dicom_instances(path) as instances:
             series = main_series(instances)
-            for known in self._catalog.named(place.name) if place.name else ():
+            for known in self._catalog.named(name) if name else ():
                 if known.series_uid != series:
                     raise ImageConflictError(
-                        f"the name {place.name!r} is taken by another image, {known.image_id}",
+                        f"the name {name!r} is taken by another image, {known.image_id}",
                         hint="rename it: add this image under another name",
                     )
             imported = DicomImport(self._session, place.project).run(instances, series, explicit)
-            if imported.is_new and place.name and place.is_given and _is_volume(instances, series):
-                self._name(imported.image, place.name)
+            if imported.is_new and name and _is_volume(instances, series):
+                self._name(imported.image, name)
         return imported.image
 
     def _name(self, image: ImageId, name: str) -> None:

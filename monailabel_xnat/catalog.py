@@ -11,7 +11,7 @@ from typing import NamedTuple, Optional
 from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import InvalidIdError, UnknownImageError, XNATDatastoreError
-from monailabel_xnat.ids import ImageId
+from monailabel_xnat.ids import EXPECTED_FORM, ImageId, LabelId, splits_of_label_id
 from monailabel_xnat.listing import Names, Resource, Scan
 from monailabel_xnat.memory import Memory
 from monailabel_xnat.projects import Listed, Projects, each_once
@@ -22,6 +22,9 @@ from monailabel_xnat.snapshot import Snapshot
 __all__ = ["Catalog", "Resource", "Scan"]
 
 logger = logging.getLogger(__name__)
+
+# XNAT is asked again for a name that nobody knows after so many times what the listing took.
+_LISTING_SHARE = 3.0
 
 # What became of a scan by our own write; None: it is gone.
 _Edit = Callable[[Scan], Optional[Scan]]
@@ -63,6 +66,7 @@ class Catalog:
         self._selection = Selection(session.settings)
         self._snapshot: Snapshot | None = None
         self._taken = 0.0
+        self._cost = 0.0
         self._edits: list[tuple[float, str, _Edit]] = []
         self._background: threading.Thread | None = None
         self.memory = Memory(session.settings)
@@ -104,12 +108,32 @@ class Catalog:
         AmbiguousNameError
             If it is a name that several images bear.
         """
-        found = self._current().find(image) or self._find_shared(image)
+        try:
+            found = self._current().find(image) or self._find_shared(image)
+        except UnknownImageError:
+            if not self._is_renewed_for(image):
+                raise
+            found = self._current().find(image)
         if found is None:
             raise UnknownImageError(
                 f"no image {str(image)!r} on {self._settings.server}", hint=self._why_unknown(image)
             )
         return found
+
+    def label(self, label: str) -> tuple[Scan, LabelId]:
+        """Find the image of a label by the label's id, and return both; for the image any of its names will do.
+
+        Raises
+        ------
+        InvalidIdError, UnknownImageError, AmbiguousNameError
+            As for :meth:`scan`.
+        """
+        if not isinstance(label, str):
+            raise InvalidIdError(f"malformed label id {label!r}", hint=f"expected {EXPECTED_FORM}")
+        splits = list(splits_of_label_id(label))
+        name, version, collection = next((split for split in splits if self.named(split[0])), splits[-1])
+        scan = self.scan(name)
+        return scan, LabelId(scan.image_id, version, collection)
 
     def get(self, image: str) -> Scan | None:
         """Give an image by its canonical id as far as known now; never asks XNAT."""
@@ -210,6 +234,7 @@ class Catalog:
                 _apply(edit, image, snapshot)
             changed = snapshot.take_over(before)
             self._snapshot, self._taken = snapshot, self._clock()
+            self._cost = self._taken - started
             self._shared_into = found.shared_into
             self._lost = {project: str(error) for project, error in found.listed.lost.items()}
             self.problem = "; ".join(filter(None, (found.listed.problem, self._rois.problem)))
@@ -245,6 +270,21 @@ class Catalog:
         shared = [project for project, scans in listings.items() if any(scan.is_shared for scan in scans.values())]
         is_needed = self._settings.subject or self._settings.session
         return {project: self._projects.listing.names(project) if is_needed else None for project in shared}
+
+    def _is_renewed_for(self, image: ImageId | str) -> bool:
+        """Ask XNAT again for a name that another server may have given to an image since; return whether we did.
+
+        Whoever asks for names that nobody knows must not have everything listed each time.
+        """
+        age = self._clock() - self._taken
+        if not isinstance(image, str) or not image or age < _LISTING_SHARE * self._cost:
+            return False
+        try:
+            self.renew()
+        except XNATDatastoreError as error:
+            logger.debug("a name could not be looked for: %s", type(error).__name__)
+            return False
+        return True
 
     def _find_shared(self, image: ImageId | str) -> Scan | None:
         """Find an image by the labels that a project gave to a session that is shared into it."""

@@ -30,7 +30,6 @@ from monailabel_xnat.config import Settings, refuse_unknown
 from monailabel_xnat.dataset import TRAINING_TAG, Dataset
 from monailabel_xnat.description import Description
 from monailabel_xnat.errors import InvalidIdError, UnknownImageError, UnknownLabelError
-from monailabel_xnat.ids import LabelId
 from monailabel_xnat.images import Images
 from monailabel_xnat.info import ImageInfos
 from monailabel_xnat.labels import Labels
@@ -221,8 +220,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         """Give the path of a label on this machine, on the grid of its image; "" if there is none."""
         with errors_for_clients():
             try:
-                label = LabelId.parse(label_id)
-                scan = self._catalog.scan(label.image)
+                scan, label = self._catalog.label(label_id)
                 if label.collection is not None:
                     return str(self._labels.collection_path(scan, label.collection))
                 return str(self._labels.path(scan, _text(label_tag), label.version))
@@ -233,8 +231,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         """Give the info stored with a label, and as LocalDatastore ``ts`` and ``name``; {} if there is no label."""
         with errors_for_clients():
             try:
-                label = LabelId.parse(label_id)
-                scan = self._catalog.scan(label.image)
+                scan, label = self._catalog.label(label_id)
                 if label.collection is not None:
                     return self._views.collection(scan, label.collection)
                 return self._views.label(scan, _text(label_tag), label.version)
@@ -250,7 +247,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             If there is no such label (also an UnknownLabelError).
         """
         with errors_for_clients():
-            self._labels.update_info(self._catalog.scan(LabelId.parse(label_id).image), _text(label_tag), info)
+            self._labels.update_info(self._catalog.label(label_id)[0], _text(label_tag), info)
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Store a label in XNAT as a new version; nothing is overwritten and the file given is only read.
@@ -284,13 +281,13 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
     def label_history(self, label_id: str, label_tag: str) -> list[dict[str, Any]]:
         """List the versions of a label, newest first; see :func:`~monailabel_xnat.labels.history.summary_of`."""
         with errors_for_clients():
-            scan = self._catalog.scan(LabelId.parse(label_id).image)
+            scan, _ = self._catalog.label(label_id)
             return [summary_of(version) for version in self._labels.history(scan, _text(label_tag))]
 
     def restore_label(self, label_id: str, label_tag: str, version: str) -> str:
         """Store an earlier version anew, so that it is the current one, and give the name of the new version."""
         with errors_for_clients():
-            scan = self._catalog.scan(LabelId.parse(label_id).image)
+            scan, _ = self._catalog.label(label_id)
             return self._labels.restore(scan, _text(label_tag), version).name
 
     def add_image(self, image_id: str | None, image_filename: str, image_info: dict[str, Any]) -> str:

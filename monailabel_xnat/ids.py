@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -132,18 +133,26 @@ class LabelId:
         """
         if not isinstance(text, str):
             raise InvalidIdError(f"malformed label id {text!r}", hint=f"expected {EXPECTED_FORM}")
-        image, hash_sign, collection = text.partition("#")
-        if hash_sign:
-            return cls(ImageId.parse(image), collection=unquote(collection))
-        image, at_sign, version = text.rpartition("@")
-        if at_sign and _VERSION.fullmatch(version):
-            return cls(ImageId.parse(image), version=version)
-        return cls(ImageId.parse(text))
+        *_, (image, version, collection) = splits_of_label_id(text)
+        return cls(ImageId.parse(image), version, collection)
 
     def __str__(self) -> str:
         if self.collection is not None:
             return f"{self.image}#{_encode(self.collection)}"
         return f"{self.image}@{self.version}" if self.version else str(self.image)
+
+
+def splits_of_label_id(text: str) -> Iterator[tuple[str, str | None, str | None]]:
+    """Return the ways to split a label id into image, version and ROI collection; the last one holds for image ids.
+
+    The name of an added image may hold ``#`` and ``@``, which are encoded in an image id.
+    """
+    yield text, None, None
+    image, at_sign, version = text.rpartition("@")
+    if at_sign and _VERSION.fullmatch(version):
+        yield image, version, None
+    for place in reversed([number for number, character in enumerate(text) if character == "#"]):
+        yield text[:place], None, unquote(text[place + 1 :])
 
 
 def id_text(project: str, subject: str, experiment: str, scan: str) -> str:

@@ -67,6 +67,16 @@ class _Home:
     subject_label: str
 
 
+class _Found(NamedTuple):
+    """What the archive holds of a series: its scan, and the SOP Instance UIDs."""
+
+    image: ImageId | None
+    sops: frozenset[str]
+
+
+_NOWHERE = _Found(None, frozenset())
+
+
 class DicomImport:
     """Sends DICOM to XNAT's import service.
 
@@ -134,37 +144,39 @@ class DicomImport:
         label = named[1] if named else first.session or first.study
         # Siblings of a study must meet in one session, and two studies must not meet in one label.
         with adding(self._session.settings, f"study {first.study}", f"session {self._project}/{label}"):
-            home = self._named_home(named, study) if named else self._home_of(first.study)
-            before = self._archived(home, study) if home else {}
-            missing = [item for item in study if item.sop not in before.get(item.series, ("", set()))[1]]
+            homes = self._named_home(named, study) if named else self._homes_of(first.study)
+            before = self._archived(homes, study)
+            missing = [item for item in study if item.sop not in before.get(item.series, _NOWHERE).sops]
             after = before
             if missing:
-                home = self._send(missing, self._destination(home, named, first))
-                after = self._archived(home, study)
-                _require_all(missing, after, home)
-            assert home is not None  # noqa: S101 - there is one, or everything was missing
+                # An XNAT that splits studies of PET and MR files one in two sessions.
+                homes = self._send(missing, self._destination(homes, named, first)) + homes
+                after = self._archived(homes, study)
+                _require_all(missing, after, homes[0])
             return {
-                uid: Imported(ImageId(self._project, home.subject, home.id, scan), uid not in before)
-                for uid, (scan, _) in after.items()
+                series: Imported(found.image, series not in before)
+                for series, found in after.items()
+                if found.image is not None
             }
 
     # Where a study belongs
 
-    def _home_of(self, study: str) -> _Home | None:
-        """Find the session of the project that holds a study, whatever it is called."""
+    def _homes_of(self, study: str) -> list[_Home]:
+        """Find the sessions of the project that hold a study, whatever they are called."""
+        homes = []
         path = quoted("data", "projects", self._project, "experiments")
         for row in self._session.rows(path, {**_SESSIONS, "UID": study}):
             cells = {key.lower(): value for key, value in row.items()}
             if cells["uid"] == study and cells["project"] == self._project:
                 subject = cells["xnat:imagesessiondata/subject_id"]
-                return _Home(cells["id"], cells["label"], subject, cells["subject_label"])
-        return None
+                homes.append(_Home(cells["id"], cells["label"], subject, cells["subject_label"]))
+        return homes
 
-    def _named_home(self, named: tuple[str, str, str], study: Sequence[Instance]) -> _Home | None:
+    def _named_home(self, named: tuple[str, str, str], study: Sequence[Instance]) -> list[_Home]:
         """Find the session of a name, if there is one, and see that the study may go there."""
         fields = self._session_fields(named[1])
         if fields is None:
-            return None
+            return []
         subject = self._subject_fields(named[0])
         if subject is None or subject["ID"] != fields["subject_ID"]:
             raise ImageConflictError(
@@ -184,14 +196,14 @@ class DicomImport:
                     f"scan {named[2]} of session {fields['ID']} ({fields['label']}) is another image",
                     hint="rename it: choose another scan id; images in XNAT are not overwritten",
                 )
-        return _Home(fields["ID"], fields["label"], subject["ID"], subject["label"])
+        return [_Home(fields["ID"], fields["label"], subject["ID"], subject["label"])]
 
     def _destination(
-        self, home: _Home | None, named: tuple[str, str, str] | None, first: Instance
+        self, homes: Sequence[_Home], named: tuple[str, str, str] | None, first: Instance
     ) -> tuple[str, str] | None:
         """Return labels for subject and session; None where those that XNAT makes of the headers will do."""
-        if home:
-            return home.subject_label, home.label
+        if homes:
+            return homes[0].subject_label, homes[0].label
         if named:
             return named[0], named[1]
         if first.session and self._session_fields(first.session) is None:
@@ -217,8 +229,8 @@ class DicomImport:
 
     # To XNAT and back
 
-    def _send(self, instances: Sequence[Instance], destination: tuple[str, str] | None) -> _Home:
-        """Import instances of one study, and return the session that XNAT says it filed them in."""
+    def _send(self, instances: Sequence[Instance], destination: tuple[str, str] | None) -> list[_Home]:
+        """Import instances of one study, and return the sessions that XNAT says it filed them in."""
         place = f"/archive/projects/{self._project}"
         if destination:
             place += "/subjects/{}/experiments/{}".format(*destination)
@@ -247,12 +259,18 @@ class DicomImport:
                 raise
         answers = response.text.split()
         archived = [answer for answer in answers if _ARCHIVED in answer]
-        fields = self._session_fields(archived[0].rstrip("/").rpartition("/")[2]) if archived else None
-        if fields is None or len(answers) > len(archived):
+        if not archived or len(answers) > len(archived):
             waiting = [answer for answer in answers if _WAITING in answer]
             raise _left_waiting(waiting, f"it answered {' '.join(answers) or 'nothing'}")
-        subject = self._subject_fields(fields["subject_ID"]) or {}
-        return _Home(fields["ID"], fields["label"], fields["subject_ID"], subject.get("label", fields["subject_ID"]))
+        return [self._home_at(answer) for answer in archived]
+
+    def _home_at(self, address: str) -> _Home:
+        """Return the session at the end of an address, ``.../experiments/LABEL``."""
+        path = quoted("data", "projects", self._project)
+        fields = self._session.json(path + quoted("experiments", address.rstrip("/").rpartition("/")[2]))
+        session = fields["items"][0]["data_fields"]
+        subject = (self._subject_fields(session["subject_ID"]) or {}).get("label", session["subject_ID"])
+        return _Home(session["ID"], session["label"], session["subject_ID"], subject)
 
     def _require_not_waiting(self, study: str, error: ServerError) -> None:
         """Raise an error that says where in the prearchive a study is that XNAT refused to archive."""
@@ -264,20 +282,21 @@ class DicomImport:
         if waiting:
             raise _left_waiting(waiting, error.message) from error
 
-    def _archived(self, home: _Home, study: Sequence[Instance]) -> dict[str, tuple[str, set[str]]]:
-        """Return, for each series of a study that a session holds, its scan and the SOP Instance UIDs there."""
-        path = quoted("data", "experiments", home.id, "scans")
+    def _archived(self, homes: Sequence[_Home], study: Sequence[Instance]) -> dict[str, _Found]:
+        """Return what sessions hold of each series of a study."""
         wanted = {item.series for item in study}
-        scans = {row["ID"]: row["UID"] for row in self._session.rows(path, {"columns": "ID,UID"})}
-        scans = {scan: series for scan, series in scans.items() if series in wanted}
-        found: dict[str, tuple[str, set[str]]] = {}
-        for row in self._session.rows(f"{path}/ALL/resources") if scans else ():
-            scan, label = row["cat_id"], row["label"]
-            if scan in scans and label in _DICOM_RESOURCES:
-                sops = sop_uids(self._session, f"{path}{quoted(scan)}{quoted('resources', label)}")
-                series = scans[scan]
-                known = found.get(series, (scan, set()))
-                found[series] = (known[0], known[1] | sops)
+        found: dict[str, _Found] = {}
+        for home in homes:
+            path = quoted("data", "experiments", home.id, "scans")
+            scans = {row["ID"]: row["UID"] for row in self._session.rows(path, {"columns": "ID,UID"})}
+            scans = {scan: series for scan, series in scans.items() if series in wanted}
+            for row in self._session.rows(f"{path}/ALL/resources") if scans else ():
+                scan, label = row["cat_id"], row["label"]
+                if scan in scans and label in _DICOM_RESOURCES:
+                    known = found.get(scans[scan], _NOWHERE)
+                    image = known.image or ImageId(self._project, home.subject, home.id, scan)
+                    sops = sop_uids(self._session, path + quoted(scan, "resources", label))
+                    found[scans[scan]] = _Found(image, known.sops | sops)
         return found
 
 
@@ -316,9 +335,9 @@ def sop_uids(session: Session, resource: str) -> set[str]:
         return set(read_sop_uids(Path(folder)))
 
 
-def _require_all(sent: Sequence[Instance], archived: dict[str, tuple[str, set[str]]], home: _Home) -> None:
+def _require_all(sent: Sequence[Instance], archived: dict[str, _Found], home: _Home) -> None:
     """See that everything that was sent is in the archive."""
-    lost = [item for item in sent if item.sop not in archived.get(item.series, ("", set()))[1]]
+    lost = [item for item in sent if item.sop not in archived.get(item.series, _NOWHERE).sops]
     if lost:
         raise TransferError(
             f"XNAT took {len(sent)} DICOM files into session {home.id} ({home.label}), but {len(lost)} of them cannot "

@@ -141,7 +141,7 @@ def _member_opener(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callabl
 
 
 def _instances(openers: Iterable[Callable[[], IO[bytes]]], path: Path) -> list[Instance]:
-    found: dict[str, Instance] = {}
+    found: dict[tuple[str, str], Instance] = {}
     nameless = 0
     for opener in openers:
         with opener() as stream:
@@ -150,7 +150,7 @@ def _instances(openers: Iterable[Callable[[], IO[bytes]]], path: Path) -> list[I
             continue
         instance = _instance(header, opener)
         if instance.study and instance.series and instance.sop:
-            found.setdefault(instance.sop, instance)
+            found.setdefault((instance.series, instance.sop), instance)
         elif instance.is_image:
             nameless += 1
     if nameless:

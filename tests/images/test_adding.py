@@ -539,3 +539,17 @@ def test_dicom_that_xnat_takes_and_does_not_keep_is_noticed(bench, tmp_path):
     with pytest.raises((ServerError, UnknownImageError)):
         datastore.add_image(None, str(tmp_path / "study"), {})
     assert datastore.add_image(None, str(tmp_path / "study"), {})
+
+
+def test_a_study_that_xnat_files_in_two_sessions_is_found_in_both(bench, tmp_path):
+    datastore = bench.open()
+    study = Study(tmp_path / "study")
+    study.series(1)
+    image = datastore.add_image(f"{bench.project}/s/first/1", str(tmp_path / "study"), {})
+    study.folder = tmp_path / "more"
+    study.series(2)
+    other = datastore.add_image(f"{bench.project}/s/second/2", str(tmp_path / "more"), {})
+    before = len(bench.writes())
+    assert datastore.add_image(None, str(tmp_path / "study"), {}) == image
+    assert datastore.add_image(None, str(tmp_path / "more"), {}) == other
+    assert len(bench.writes()) == before
