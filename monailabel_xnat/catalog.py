@@ -187,6 +187,16 @@ class Catalog:
         with self._renewal:
             self._take_snapshot()
 
+    @property
+    def unread_drawings(self) -> dict[str, str]:
+        """What people drew and cannot be read, so that it may be the newest label of an image, and why."""
+        return dict(self._rois.unread)
+
+    @property
+    def unread_kinds(self) -> dict[str, int]:
+        """How many ROI collections there are of each kind that is not read."""
+        return dict(self._rois.unread_kinds)
+
     def close(self) -> None:
         """Close what is kept on this disk."""
         self.memory.close()
@@ -319,11 +329,15 @@ class Catalog:
     def _add_collections(self, images: dict[str, Scan], projects: Collection[str]) -> None:
         """Join the ROI collections to the scans that they were drawn on; those of a shared session are its owner's."""
         owners = {scan.owner for scan in images.values()}
-        found = self._rois.by_series([*projects, *sorted(owners.difference(projects))])
-        for image, scan in images.items() if found else ():
-            collections = found.get((scan.image_id.experiment, scan.series_uid))
-            if collections:
-                images[image] = scan._replace(collections=collections)
+        found = self._rois.look([*projects, *sorted(owners.difference(projects))])
+        for image, scan in images.items() if found.by_series or found.unread or found.unlisted else ():
+            session = scan.image_id.experiment
+            collections = found.by_series.get((session, scan.series_uid), ())
+            unread = found.unread.get(session, ())
+            for project in found.unlisted.keys() & {scan.owner, scan.image_id.project}:
+                unread = (*unread, found.unlisted[project])
+            if collections or unread:
+                images[image] = scan._replace(collections=collections, unread=unread)
 
     def _edit(self, image: ImageId, edit: _Edit) -> None:
         """Change the snapshot, and the one that a renewal under way will bring."""

@@ -32,6 +32,7 @@ from monailabel_xnat.errors import (
     ServerTimeoutError,
     UnknownImageError,
     UnknownLabelError,
+    UnreadDrawingError,
     XNATDatastoreError,
 )
 
@@ -45,6 +46,7 @@ _STATUSES: tuple[tuple[type[XNATDatastoreError], int], ...] = (
     (AmbiguousNameError, 409),
     (ImageConflictError, 409),
     (ImageError, 422),
+    (UnreadDrawingError, 503),
     (LabelError, 422),
     (LabelNotUploadedError, 503),
     (ReadOnlyError, 403),

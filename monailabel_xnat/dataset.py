@@ -17,6 +17,7 @@ from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import UnknownLabelError, XNATDatastoreError
 from monailabel_xnat.images import Images
 from monailabel_xnat.labels import Labels
+from monailabel_xnat.labels.model import WITHOUT_DESCRIPTION
 from monailabel_xnat.manifest import describe_case, make_manifest, write_manifest
 
 logger = logging.getLogger(__name__)
@@ -47,12 +48,19 @@ class Dataset:
         self._workers = session.settings.connections
         self._lock = threading.Lock()
         self._left_out: dict[str, str] = {}
+        self._notes: dict[str, str] = {}
 
     @property
     def left_out(self) -> dict[str, str]:
         """Which labelled images the last :meth:`pairs` left out, by image id, and why."""
         with self._lock:
             return dict(self._left_out)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What is to be known of images in the last :meth:`pairs`, by image id."""
+        with self._lock:
+            return dict(self._notes)
 
     def labelled(self, tag: str = TRAINING_TAG) -> list[Scan]:
         """List the images that have a label with a tag."""
@@ -122,8 +130,17 @@ class Dataset:
         with ThreadPoolExecutor(self._workers, thread_name_prefix="xnat-datalist") as pool:
             found = list(pool.map(self._case, scans))
         failures = {str(scan.image_id): case for scan, case in zip(scans, found) if isinstance(case, str)}
+        notes = {
+            str(case[1]["image_id"]): "; ".join(case[1]["label"]["notes"])
+            for case in found
+            if not isinstance(case, str) and case[1]["label"].get("notes")
+        }
         with self._lock:
-            self._left_out = failures
+            self._left_out, self._notes = failures, notes
+        if notes:
+            logger.warning("%d images of the training set have a label with a note", len(notes))
+            for image, note in notes.items():
+                logger.info("noted: %s: %s", image, note)
         if failures:
             logger.warning("%d of %d labelled images are left out of the training set", len(failures), len(scans))
             for image, reason in failures.items():
@@ -138,10 +155,12 @@ class Dataset:
         try:
             image = self._images.path(scan)
             label = self._labels.training_path(scan, TRAINING_TAG)
-            version = self._labels.current(scan, TRAINING_TAG).name
+            version = self._labels.current(scan, TRAINING_TAG)
             description = self._labels.sidecar(scan, TRAINING_TAG)
             digest = self._images.checksum(scan) or ""
-            entry = describe_case(str(scan.image_id), image, digest, label, version, TRAINING_TAG, description)
+            entry = describe_case(str(scan.image_id), image, digest, label, version.name, TRAINING_TAG, description)
+            if not description and version.saved_at is not None:  # one of ours, which has a description otherwise
+                entry["label"]["notes"] = [WITHOUT_DESCRIPTION]
         except (XNATDatastoreError, OSError) as error:
             return str(error)
         return {"image": str(image), "label": str(label)}, entry

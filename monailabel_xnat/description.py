@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
+from typing import Any
 
-from monailabel_xnat.client.files import list_files
 from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.client.smallfiles import Counts, find_object
 from monailabel_xnat.client.upload import upload
-from monailabel_xnat.errors import ServerError, SettingsError
+from monailabel_xnat.errors import SettingsError
 from monailabel_xnat.listing import list_projects
 from monailabel_xnat.memory import Memory
 
@@ -16,6 +17,8 @@ RESOURCE = "MONAILABEL_datastore"
 FILE = "datastore.json"
 
 _KIND = "datastore"
+# The catalog lists the resources of scans only.
+_UNKNOWN = Counts(None, None)
 
 
 class Description:
@@ -36,10 +39,18 @@ class Description:
         self._texts: dict[str, str] | None = None
 
     def get(self, key: str, default: str) -> str:
-        """Give a text, or the default where none was set; asks XNAT once."""
+        """Return a text, or the default where none was set; asks XNAT once.
+
+        Raises
+        ------
+        TransferError
+            If the texts that XNAT holds cannot be proven.
+        ServerError
+            If XNAT fails.
+        """
         with self._lock:
             if self._texts is None:
-                self._texts = self._read()
+                self._texts = self._read() or {}
                 self._remember()
             return self._texts.get(key) or default
 
@@ -57,6 +68,8 @@ class Description:
         ------
         SettingsError
             If it is not clear which project should hold it.
+        TransferError
+            If the texts that XNAT holds cannot be proven; nothing is written then.
         ServerError
             If XNAT does not take it.
         """
@@ -67,7 +80,8 @@ class Description:
                     "which project should hold the name and description of the datastore?",
                     hint="name one with the setting project",
                 )
-            texts = {**self._read(), key: str(text)}
+            stored = self._read()
+            texts = {**(stored or {}), key: str(text)}
             content = json.dumps(texts, indent=1, sort_keys=True).encode()
             upload(
                 self._session,
@@ -76,7 +90,7 @@ class Description:
                 content,
                 format="JSON",
                 content="MONAILABEL",
-                overwrite=True,
+                overwrite=stored is not None,
             )
             self._texts = texts
             self._remember()
@@ -87,18 +101,13 @@ class Description:
     def _key(self) -> str:
         return ",".join(self._session.settings.project)
 
-    def _read(self) -> dict[str, str]:
+    def _read(self) -> dict[str, str] | None:
+        """Read what XNAT holds now; None if nothing."""
         project = self._home()
         if project is None:
-            return {}
-        path = self._resource(project)
-        if not any(file.path == FILE for file in list_files(self._session, path)):
-            return {}
-        try:
-            texts = json.loads(self._session.request("GET", f"{path}/files/{FILE}").content)
-        except ValueError:
-            raise ServerError(f"{FILE} of project {project!r} is not JSON", hint="delete it in XNAT") from None
-        return {str(key): str(text) for key, text in texts.items()} if isinstance(texts, dict) else {}
+            return None
+        found = find_object(self._session, quoted("data", "projects", project), RESOURCE, FILE, _UNKNOWN, _texts_in)
+        return found[1] if found else None
 
     def _home(self) -> str | None:
         """Give the project that holds the texts: the first configured one, or the only one there is."""
@@ -109,3 +118,10 @@ class Description:
     @staticmethod
     def _resource(project: str) -> str:
         return quoted("data", "projects", project, "resources", RESOURCE)
+
+
+def _texts_in(found: dict[str, Any]) -> dict[str, str]:
+    """Return the texts of a file, all of them texts."""
+    if not all(isinstance(text, str) for text in found.values()):
+        raise ValueError("a text has a wrong type")
+    return found

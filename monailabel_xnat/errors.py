@@ -11,14 +11,16 @@
     │   ├── AccessDeniedError    (PermissionError)    this user may not do that
     │   ├── NotInArchiveError    (FileNotFoundError)  XNAT has no such object, or this user may not see it
     │   ├── ServerTimeoutError   (TimeoutError)       XNAT did not answer in time
-    │   └── TransferError        (OSError)            bytes were lost on the way
+    │   └── TransferError        (OSError)            bytes were lost or changed on the way
+    │       └── MalformedFileError                    a file of ours in XNAT has not the form that it should have
     ├── ImageError               (ValueError)
     │   ├── NoImageError         (FileNotFoundError)  a scan holds nothing that can be read as an image
     │   ├── ImageConversionError                      what a scan holds is not one volume
     │   └── ImageConflictError                        another image is there already, under that name or in that scan
     ├── LabelError               (ValueError)
     │   ├── LabelFileError                            a label file is missing, empty or not a label map
-    │   └── LabelGeometryError                        a label does not lie on the grid of its image
+    │   ├── LabelGeometryError                        a label does not lie on the grid of its image
+    │   └── UnreadDrawingError                        what may be the newest label cannot be read
     ├── UnknownImageError        (KeyError)           the datastore lists no such image
     ├── AmbiguousNameError       (LookupError)        several images bear the name
     ├── UnknownLabelError        (KeyError)           the image has no such label
@@ -107,7 +109,11 @@ class ServerTimeoutError(ServerError, TimeoutError):
 
 
 class TransferError(ServerError):
-    """Bytes were lost on the way to or from XNAT."""
+    """Bytes were lost or changed on the way to or from XNAT."""
+
+
+class MalformedFileError(TransferError):
+    """A file of ours in XNAT has not the form that it should have."""
 
 
 class ImageError(XNATDatastoreError, ValueError):
@@ -136,6 +142,10 @@ class LabelFileError(LabelError):
 
 class LabelGeometryError(LabelError):
     """A label does not lie on the grid of its image."""
+
+
+class UnreadDrawingError(LabelError):
+    """What may be the newest label of an image cannot be read, and an older one is not given in its place."""
 
 
 class UnknownImageError(XNATDatastoreError, KeyError):

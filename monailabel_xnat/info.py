@@ -3,7 +3,8 @@
 Each scan that has any holds it as ``image.json`` in its resource ``MONAILABEL_info``. Two servers on one project, or a
 server and its scoring process, merge: before writing, what XNAT holds is read again and only our keys are replaced.
 Writers on one machine take turns; one on another machine may still write between our reading and writing, so that what
-was written is looked at once more a moment later, and written again if it has gone.
+was written is looked at once more a moment later, and written again if it has gone. What cannot be proven to be what
+XNAT holds is neither believed nor written back: changes wait, and what was known before stays.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import copy
 import json
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
-from monailabel_xnat.client.files import list_files
+from monailabel_xnat.client.files import RemoteFile
 from monailabel_xnat.client.locks import writing
 from monailabel_xnat.client.session import Session, quoted
-from monailabel_xnat.client.upload import upload
-from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, XNATDatastoreError
+from monailabel_xnat.client.smallfiles import find_object
+from monailabel_xnat.client.upload import Upload, upload_files
+from monailabel_xnat.errors import AccessDeniedError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.jsonable import plain, resized
 
@@ -57,7 +60,9 @@ class ImageInfos:
         self._is_recalled = False
         self._lock = threading.RLock()
         self._loading = threading.Lock()
-        self._stored: dict[ImageId, tuple[Resource, dict[str, Any]]] = {}
+        # What was read, and what the listing showed of it then; None: of an earlier state.
+        self._stored: dict[ImageId, tuple[Resource | None, dict[str, Any]]] = {}
+        self._unread: dict[ImageId, tuple[Resource, float]] = {}
         self._pending: dict[ImageId, dict[str, Any]] = {}
         self._written: dict[ImageId, tuple[dict[str, Any], dict[str, Any]]] = {}
         self._wake = threading.Event()
@@ -75,6 +80,11 @@ class ImageInfos:
             if not stored and not pending:
                 return {}
             return copy.deepcopy({**(stored[1] if stored else {}), **(pending or {})})
+
+    @property
+    def unread(self) -> int:
+        """How many infos XNAT lists that could not be read; what was known of them before is used."""
+        return len(self._unread)
 
     def handed_out(self) -> dict[str, float]:
         """Give when a strategy last handed images out (seconds since 1970), by id; asks nobody."""
@@ -107,6 +117,7 @@ class ImageInfos:
         with self._lock:
             self._stored.pop(image, None)
             self._pending.pop(image, None)
+            self._unread.pop(image, None)
 
     def flush(self) -> None:
         """Write to XNAT what waits; what cannot be written stays in memory and is logged."""
@@ -152,10 +163,10 @@ class ImageInfos:
         try:
             scan = self._catalog.scan(image)
             with writing(self._session.settings, _resource(scan)):
-                size, merged = self._read_again(scan)
+                file, merged = self._read_again(scan)
                 before = {key: merged.get(key) for key in changes}
                 merged.update(changes)
-                written = self._store(scan, merged, size)
+                written = self._store(scan, merged, (file.size or 0) if file else 0, overwrite=file is not None)
         except AccessDeniedError as error:
             self._denied.add(image.project)
             logger.warning("image info of a project is kept in memory only: %s", type(error).__name__)
@@ -167,6 +178,7 @@ class ImageInfos:
             return
         with self._lock:
             self._stored[image] = (written, merged)
+            self._unread.pop(image, None)
             self._written[image] = (before, changes)
             waiting = self._pending.get(image, {})
             left = {key: value for key, value in waiting.items() if key not in changes or value != changes[key]}
@@ -193,36 +205,27 @@ class ImageInfos:
                     self._pending[image] = {**lost, **self._pending.get(image, {})}
                 self._wake.set()
 
-    def _store(self, scan: Scan, info: dict[str, Any], previous_size: int) -> Resource:
+    def _store(self, scan: Scan, info: dict[str, Any], previous_size: int, *, overwrite: bool = True) -> Resource:
         content = resized(json.dumps(info, indent=1, sort_keys=True).encode(), previous_size)
-        upload(self._session, _resource(scan), INFO_FILE, content, format="JSON", content="MONAILABEL", overwrite=True)
-        return Resource(INFO_RESOURCE, 1, len(content))
+        stored = Upload(INFO_FILE, content, "JSON", "MONAILABEL")
+        files = upload_files(self._session, _resource(scan), [stored], overwrite=overwrite)
+        return Resource(INFO_RESOURCE, len(files), sum(file.size or 0 for file in files))
 
-    def _read_again(self, scan: Scan) -> tuple[int, dict[str, Any]]:
-        """Read what XNAT holds now; (0, {}) if nothing."""
-        path = _resource(scan)
-        if scan.resource(INFO_RESOURCE) is None and not list_files(self._session, path):
-            return 0, {}
-        try:
-            response = self._session.request("GET", f"{path}/files/{INFO_FILE}")
-        except NotInArchiveError:
-            return 0, {}
-        try:
-            info = json.loads(response.content)
-        except ValueError:
-            info = None
-        if not isinstance(info, dict):
-            logger.warning("an %s in XNAT is not a JSON object and is replaced at the next write", INFO_FILE)
-            info = {}
-        return len(response.content), info
+    def _read_again(self, scan: Scan) -> tuple[RemoteFile | None, dict[str, Any]]:
+        """Read what XNAT holds now, and where; (None, {}) if nothing."""
+        found = find_object(self._session, scan.path, INFO_RESOURCE, INFO_FILE, scan.counts(INFO_RESOURCE), dict)
+        return found or (None, {})
 
     def _is_stale(self, scan: Scan) -> bool:
+        """Return whether XNAT is to be asked for an info: the listing shows another one than was read."""
         resource = scan.resource(INFO_RESOURCE)
         if resource is None or resource.file_count == 0:
             return False
         with self._lock:
-            stored = self._stored.get(scan.image_id)
-        return stored is None or stored[0] != resource
+            stored, unread = self._stored.get(scan.image_id), self._unread.get(scan.image_id)
+        if stored is not None and stored[0] == resource:
+            return False
+        return unread is None or unread[0] != resource or time.monotonic() - unread[1] > _RETRY_SECONDS
 
     def _load_changed(self) -> None:
         """Read, in parallel, every info that the listing shows as changed."""
@@ -234,33 +237,39 @@ class ImageInfos:
             if not changed:
                 return
             with ThreadPoolExecutor(min(self._session.settings.connections, len(changed))) as pool:
-                list(pool.map(self._load, changed))
+                failures = [(scan, error) for scan, error in zip(changed, pool.map(self._load, changed)) if error]
+        if failures:
+            logger.warning("%d image infos could not be read, what was known of them before is used", len(failures))
+        for scan, error in failures:
+            logger.info("the info of %s could not be read: %s", scan.image_id, error)
 
     def _recall(self) -> None:
-        """Take what this machine has read before, as far as the listing shows no change since."""
+        """Take what this machine has read before: to be read anew where the listing shows a change since."""
         remembered = self._memory.all(_KIND)
         for scan in self._catalog.scans() if remembered else ():
             resource, fact = scan.resource(INFO_RESOURCE), remembered.get(str(scan.image_id))
-            if resource and fact and resource.state == fact.state and isinstance(fact.content, dict):
+            if resource and fact and isinstance(fact.content, dict):
+                state = resource if resource.state == fact.state else None
                 with self._lock:
-                    self._stored.setdefault(scan.image_id, (resource, fact.content))
+                    self._stored.setdefault(scan.image_id, (state, fact.content))
 
-    def _load(self, scan: Scan) -> None:
+    def _load(self, scan: Scan) -> XNATDatastoreError | None:
+        """Read one info; where that fails, what was known before stays, and it is read again later."""
         resource = scan.resource(INFO_RESOURCE)
         if resource is None:
-            return
+            return None
         try:
-            size, info = self._read_again(scan)
+            file, info = self._read_again(scan)
         except XNATDatastoreError as error:
-            logger.warning("an image info could not be read: %s", type(error).__name__)
-            logger.info("why image info could not be read: %s", error)
             with self._lock:
-                info = self._stored[scan.image_id][1] if scan.image_id in self._stored else {}
-        else:
-            if size == resource.file_size:  # not of a later writing than the listing
-                self._memory.put(_KIND, str(scan.image_id), resource.state, info)
+                self._unread[scan.image_id] = (resource, time.monotonic())
+            return error
+        if file is not None and file.size == resource.file_size:  # not of a later writing than the listing
+            self._memory.put(_KIND, str(scan.image_id), resource.state, info)
         with self._lock:
             self._stored[scan.image_id] = (resource, info)
+            self._unread.pop(scan.image_id, None)
+        return None
 
 
 def _latest(strategies: Any) -> float:

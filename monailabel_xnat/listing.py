@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from operator import itemgetter
 from typing import NamedTuple, TypeVar
 
-from monailabel_xnat.client.roi import RoiCollection
+from monailabel_xnat.client.roi import RoiCollection, UnreadDrawing
 from monailabel_xnat.client.rows import Row, read_listing
 from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.client.smallfiles import NOTHING, Counts
 from monailabel_xnat.errors import InvalidIdError, NotInArchiveError, ServerError
 from monailabel_xnat.ids import ImageId, id_text
 from monailabel_xnat.marks import read_mark, text_of_mark
@@ -98,10 +99,17 @@ class Resource(NamedTuple):
             return ""
         return f"{self.file_count} files, {self.file_size} bytes"
 
+    @property
+    def counts(self) -> Counts:
+        """What a list of its files is compared with."""
+        return Counts(self.file_count, self.file_size)
+
 
 class Scan(NamedTuple):
     """A scan as the listing shows it; texts are empty and ``frames`` is None where XNAT does not know.
 
+    ``collections`` are the ROI collections that were drawn on it, ``unread`` is what may have been drawn on it as well
+    and cannot be read.
     ``mark`` is what :mod:`monailabel_xnat.marks` wrote into the note of a scan that this package added.
     """
 
@@ -121,6 +129,7 @@ class Scan(NamedTuple):
     resources: tuple[Resource, ...]
     collections: tuple[RoiCollection, ...] = ()
     mark: str = ""
+    unread: tuple[UnreadDrawing, ...] = ()
 
     @property
     def path(self) -> str:
@@ -152,6 +161,11 @@ class Scan(NamedTuple):
             if resource.label == label:
                 return resource
         return None
+
+    def counts(self, label: str) -> Counts:
+        """Return how many files and bytes a resource holds, by its label."""
+        resource = self.resource(label)
+        return resource.counts if resource else NOTHING
 
     def with_resource(self, resource: Resource) -> Scan:
         """Give the scan with a resource added, or put in the place of the one with its label."""

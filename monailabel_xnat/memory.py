@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# Part of the file's name: what another version of this library wrote is left alone.
-_FILE = "memory-1.sqlite"
+# Part of the file's name: what another version of this library wrote is left alone. The first one believed answers
+# of XNAT that nothing proved.
+_FILE = "memory-2.sqlite"
 # What belongs to images that are gone is not asked for again; read once more after this, the rest is none the worse.
 _KEPT_FOR = 180 * 86400
 # Another process holds the file for milliseconds; XNAT answers faster than anybody who holds it for longer.

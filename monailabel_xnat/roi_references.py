@@ -4,23 +4,63 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
-from monailabel_xnat.client.roi import CollectionFacts, RoiCollection, list_collections, read_facts
+from monailabel_xnat.client.roi import (
+    CollectionFacts,
+    RoiCollection,
+    UnreadDrawing,
+    list_collections,
+    read_facts,
+)
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import ServerError
 from monailabel_xnat.memory import Fact, Memory
+from monailabel_xnat.selection import is_of_unread_kind, may_be_drawn_label
 
 logger = logging.getLogger(__name__)
 
 # Thousands of collections that nobody has read yet must not hold up the start; the rest comes in the background.
 _PATIENCE = 5.0
+# A collection that cannot be read is asked for again after this, twice as long each time.
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 300.0
 _KIND = "ROI collection"
 # The collections of a project that were listed before are gone only if XNAT says so.
 _GONE = (403, 404)
+# What a site answers that does not know ROI collections, or shows them to nobody like us.
+_ABSENT = (400, 403, 404, 500)
+_NOT_YET = "it has not been read yet"
 
-BySeries = dict[tuple[str, str], tuple[RoiCollection, ...]]
+
+class Drawn(NamedTuple):
+    """What people drew, as far as it is known.
+
+    Parameters
+    ----------
+    by_series : dict
+        The ROI collections by session ID and Series Instance UID, oldest first.
+    unread : dict
+        By session ID, those that may have been drawn on any scan of the session, for their items cannot be read.
+    unlisted : dict
+        By project, why its ROI collections cannot be listed.
+    """
+
+    by_series: dict[tuple[str, str], tuple[RoiCollection, ...]]
+    unread: dict[str, tuple[UnreadDrawing, ...]]
+    unlisted: dict[str, UnreadDrawing]
+
+
+class _Failure(NamedTuple):
+    """Why the item of a collection could not be read, how often that was tried, and when it is tried again."""
+
+    reason: str
+    attempts: int
+    again_at: float
 
 
 class RoiReferences:
@@ -33,7 +73,7 @@ class RoiReferences:
     memory : Memory
         Keeps what was read of collections.
     on_learned : callable
-        Called, from another thread, when references were read that :meth:`by_series` did not wait for.
+        Called, from another thread, when references were read that :meth:`look` did not wait for.
     """
 
     def __init__(self, session: Session, memory: Memory, on_learned: Callable[[], None]) -> None:
@@ -42,38 +82,50 @@ class RoiReferences:
         self._on_learned = on_learned
         self._lock = threading.Lock()
         self._facts: dict[str, CollectionFacts] | None = None  # by fingerprint
+        self._failures: dict[str, _Failure] = {}
         self._learning: set[str] = set()
         self._listed: dict[str, list[RoiCollection]] = {}
         self._absent: set[str] = set()
+        self._unread_before: set[str] = set()
+        self._is_warned_of_kinds = False
         self.problem = ""
+        self.unread: dict[str, str] = {}
+        """Why they cannot be read, by session ID and name of what people drew, ``XNAT_E00001/SEG_2``."""
+        self.unread_kinds: dict[str, int] = {}
+        """How many ROI collections there are of each kind that is not read."""
 
     def ask_again(self) -> None:
-        """Have sites asked again that did not know ROI collections."""
+        """Have sites asked again that did not know ROI collections, and collections read that could not be."""
         self._absent.clear()
+        with self._lock:
+            self._failures = {key: failure._replace(again_at=0.0) for key, failure in self._failures.items()}
 
-    def by_series(self, projects: Iterable[str]) -> BySeries:
-        """List the ROI collections of projects, by session ID and Series Instance UID, oldest first.
+    def look(self, projects: Iterable[str]) -> Drawn:
+        """List the ROI collections of projects, and find out which scans they were drawn on.
 
         Those of a project that cannot be listed now are those known before; :attr:`problem` says so.
         """
         self.problem = ""
+        unlisted: dict[str, UnreadDrawing] = {}
         asked = [project for project in dict.fromkeys(projects) if project not in self._absent]
-        if not asked:
-            return {}
-        collections = [found for project in asked for found in self._list(project)]
-        if not collections:
-            return {}
-        self._learn(collections)
-        return self._grouped(collections)
+        collections = [found for project in asked for found in self._list(project, unlisted)]
+        if collections:
+            self._learn(collections)
+        drawn = self._grouped(collections, unlisted)
+        self._note_unread(drawn)
+        return drawn
 
-    def _list(self, project: str) -> list[RoiCollection]:
+    def _list(self, project: str, unlisted: dict[str, UnreadDrawing]) -> list[RoiCollection]:
         try:
             self._listed[project] = list_collections(self._session, project)
         except ServerError as error:
             known = self._listed.get(project)
-            if error.is_passing or (known is not None and error.status not in _GONE):
+            if error.is_passing or error.status not in _ABSENT or (known is not None and error.status not in _GONE):
                 self.problem = f"the ROI collections could not be listed, those known before are used: {error}"
                 logger.warning("%s", self.problem)
+                if known is None:
+                    reason = f"the ROI collections of project {project} cannot be listed: {error}"
+                    unlisted[project] = UnreadDrawing("", reason)
                 return known or []
             if not self._absent:
                 logger.info("XNAT lists no ROI collections (it answered %s); none are read", error.status)
@@ -82,23 +134,59 @@ class RoiReferences:
             return []
         return self._listed[project]
 
-    def _grouped(self, collections: Iterable[RoiCollection]) -> BySeries:
+    def _grouped(self, collections: Iterable[RoiCollection], unlisted: dict[str, UnreadDrawing]) -> Drawn:
         grouped: dict[tuple[str, str], list[RoiCollection]] = {}
+        unread: dict[str, list[UnreadDrawing]] = {}
+        kinds: Counter[str] = Counter()
         known = self._known()
         for listed in sorted(collections, key=lambda found: (found.inserted, found.id)):
             facts = known.get(listed.fingerprint)
-            if facts is None:
-                continue
             # Whatever the listing of a site leaves out: without the UID our own drafts would count as drawn.
-            collection = listed._replace(uid=facts.uid or listed.uid, kind=facts.kind or listed.kind)
-            for uid in facts.series:
-                grouped.setdefault((collection.session_id, uid), []).append(collection)
-        return {key: tuple(found) for key, found in grouped.items()}
+            collection = (
+                listed._replace(uid=facts.uid or listed.uid, kind=facts.kind or listed.kind) if facts else listed
+            )
+            if facts and facts.series:
+                kinds.update([collection.kind] if is_of_unread_kind(collection) else [])
+                for uid in facts.series:
+                    grouped.setdefault((collection.session_id, uid), []).append(collection)
+            elif may_be_drawn_label(collection, self._session.settings):
+                reason = "it does not say which series it was drawn on" if facts else self._why_unread(collection)
+                unread.setdefault(collection.session_id, []).append(UnreadDrawing(collection.label, reason, collection))
+        self.unread_kinds = dict(kinds)
+        by_series = {key: tuple(found) for key, found in grouped.items()}
+        return Drawn(by_series, {session: tuple(found) for session, found in unread.items()}, unlisted)
+
+    def _why_unread(self, collection: RoiCollection) -> str:
+        failure = self._failures.get(collection.fingerprint)
+        return failure.reason if failure else _NOT_YET
+
+    def _note_unread(self, drawn: Drawn) -> None:
+        """Say in the log, once for each, what cannot be read."""
+        self.unread = {
+            f"{session}/{item.name}": item.reason for session, found in drawn.unread.items() for item in found
+        }
+        self.unread.update((project, item.reason) for project, item in drawn.unlisted.items())
+        failed = {name for name, reason in self.unread.items() if reason != _NOT_YET}
+        if failed - self._unread_before:
+            logger.warning(
+                "%d ROI collections cannot be read: labels that may be older than they are not trained on", len(failed)
+            )
+            for name in sorted(failed - self._unread_before):
+                logger.info("the ROI collection %s cannot be read: %s", name, self.unread[name])
+        self._unread_before = failed
+        if self.unread_kinds and not self._is_warned_of_kinds:
+            self._is_warned_of_kinds = True
+            logger.warning(
+                "ROI collections of kinds that are not read (%s): labels older than they are not trained on",
+                ", ".join(f"{count} {kind}" for kind, count in sorted(self.unread_kinds.items())),
+            )
 
     def _learn(self, collections: Iterable[RoiCollection]) -> None:
         """Read the references of the collections that are new, and wait a while for them."""
+        now = time.monotonic()
         with self._lock:
             unknown = self._known().keys() | self._learning
+            unknown |= {key for key, failure in self._failures.items() if failure.again_at > now}
             new = {found.fingerprint: found for found in collections if found.fingerprint not in unknown}
             self._learning |= new.keys()
         if not new:
@@ -114,23 +202,31 @@ class RoiReferences:
         learner.join()
         self._on_learned()
 
-    def _read_all(self, new: dict[str, RoiCollection]) -> None:
+    def _read_all(self, new: Mapping[str, RoiCollection]) -> None:
         queue: SimpleQueue[tuple[str, RoiCollection]] = SimpleQueue()
         for item in new.items():
             queue.put(item)
         found: dict[str, CollectionFacts] = {}
+        failed: dict[str, str] = {}
         count = min(self._session.settings.connections, len(new))
-        readers = [threading.Thread(target=self._read, args=(queue, found), daemon=True) for _ in range(count)]
+        readers = [threading.Thread(target=self._read, args=(queue, found, failed), daemon=True) for _ in range(count)]
         for reader in readers:
             reader.start()
         for reader in readers:
             reader.join()
         with self._lock:
             self._facts = {**self._known(), **found}
+            self._failures = {key: failure for key, failure in self._failures.items() if key not in found}
+            self._failures.update((key, self._failure(key, reason)) for key, reason in failed.items())
             self._learning -= new.keys()
         self._memory.put_all(_KIND, {key: Fact("", facts) for key, facts in found.items()})
 
-    def _read(self, queue: SimpleQueue[tuple[str, RoiCollection]], found: dict[str, CollectionFacts]) -> None:
+    def _read(
+        self,
+        queue: SimpleQueue[tuple[str, RoiCollection]],
+        found: dict[str, CollectionFacts],
+        failed: dict[str, str],
+    ) -> None:
         while True:
             try:
                 key, collection = queue.get_nowait()
@@ -138,8 +234,14 @@ class RoiReferences:
                 return
             try:
                 found[key] = read_facts(self._session, collection)
-            except ServerError as error:  # it is asked again at the next renewal
-                logger.debug("a ROI collection could not be read: %s", error)
+            except ServerError as error:  # it is asked again at a later renewal
+                failed[key] = str(error)
+
+    def _failure(self, key: str, reason: str) -> _Failure:
+        before = self._failures.get(key)
+        attempts = before.attempts + 1 if before else 1
+        pause = min(_FIRST_PAUSE * 2 ** (attempts - 1), _LONGEST_PAUSE)
+        return _Failure(reason, attempts, time.monotonic() + pause)
 
     def _known(self) -> dict[str, CollectionFacts]:
         if self._facts is None:

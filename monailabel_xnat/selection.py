@@ -30,6 +30,8 @@ _USUAL = Settings.image_resource
 
 # ROI collections that hold a label map, or contours that make one.
 _LABEL_KINDS = ("SEG", "RTSTRUCT", "NIFTI")
+# Distances and the like: never a label of an image.
+_MEASUREMENTS = "MEAS"
 
 # How many names of scans a warning shows.
 _SHOWN_NAMES = 5
@@ -205,6 +207,17 @@ def drawn_labels(scan: Scan, settings: Settings) -> list[RoiCollection]:
 def is_label(collection: RoiCollection) -> bool:
     """Tell whether a ROI collection is of a kind that can be read as label map."""
     return collection.kind in _LABEL_KINDS
+
+
+def is_of_unread_kind(collection: RoiCollection) -> bool:
+    """Return whether people may draw labels in a ROI collection of this kind, which this package does not read."""
+    return bool(collection.kind) and not is_label(collection) and collection.kind != _MEASUREMENTS
+
+
+def may_be_drawn_label(collection: RoiCollection, settings: Settings) -> bool:
+    """Return whether a ROI collection that cannot be read may be a label, as far as the listing shows."""
+    is_kind = is_label(collection) or is_of_unread_kind(collection) or not collection.kind
+    return is_kind and not collection.is_ours and _is_chosen(collection, settings)
 
 
 def _is_chosen(collection: RoiCollection, settings: Settings) -> bool:

@@ -70,5 +70,7 @@ def _show(history: list[dict[str, Any]], *, as_json: bool) -> None:
             print(f"  restored from {item['restored_from']}")
         if not item["in_xnat"]:
             print("  waits in the outbox")
+        if item.get("problem"):
+            print(f"  {item['problem']}")
     if not history:
         print("No versions: the label is a ROI collection of XNAT, which keeps the newest only.")

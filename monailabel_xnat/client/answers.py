@@ -69,7 +69,7 @@ def network_failure(error: requests.RequestException, url: str) -> ServerError:
         )
     if isinstance(error, requests.Timeout):
         return ServerTimeoutError(f"no answer from {path} in time", hint="is XNAT overloaded or away?", url=path)
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+    if isinstance(error, (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)):
         return TransferError(f"the transfer from {path} broke off", hint="try again", url=path)
     return ServerError(
         f"cannot reach {path}: {type(error).__name__}",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.errors import TransferError
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,18 @@ def list_files(session: Session, resource: str) -> list[RemoteFile]:
     ------
     NotInArchiveError
         If the object that should hold the resource does not exist or may not be seen.
+    TransferError
+        If the answer is not a list of files.
+    ServerError
+        If XNAT fails.
     """
-    return [_remote_file(row, resource) for row in session.rows(f"{resource}/files")]
+    rows = session.rows(f"{resource}/files")
+    try:
+        return [_remote_file(row, resource) for row in rows]
+    except (KeyError, AttributeError, TypeError):
+        raise TransferError(
+            f"XNAT listed the files of {unquote(resource)} in a form that is not known", hint="try again", url=resource
+        ) from None
 
 
 def list_files_by_resource(session: Session, holder: str) -> dict[str, list[RemoteFile]]:
@@ -73,10 +85,10 @@ def _remote_file(row: dict[str, str], resource: str) -> RemoteFile:
     # Sub-folders stand in the URI only, after the numeric id of the resource (XNAT's FileList).
     _, _, path = row["URI"].partition("/files/")
     path = path or row["Name"]
-    size = row.get("Size", "")
+    size = str(row.get("Size") or "")
     return RemoteFile(
         path=path,
         size=int(size) if size.isdigit() else None,
-        md5=row.get("digest", "").lower(),
+        md5=(row.get("digest") or "").lower(),
         uri=f"{resource}/files{quoted(*path.split('/'))}",
     )

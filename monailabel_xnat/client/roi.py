@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from monailabel_xnat.client.files import RemoteFile, list_files
 from monailabel_xnat.client.session import Session, quoted
-from monailabel_xnat.errors import LabelFileError, NotInArchiveError, ServerError, TransferError
+from monailabel_xnat.errors import LabelFileError, NotInArchiveError, TransferError
 
 DICOM_SUFFIX = ".dcm"
 
@@ -34,6 +34,7 @@ _TIME = "%Y-%m-%d %H:%M:%S.%f"
 _ZONE_STEP = timedelta(minutes=15)
 _EASTMOST, _WESTMOST = timedelta(hours=14), timedelta(hours=12)
 _SAME_MOMENT = timedelta(minutes=1)
+_FIRST, _LAST = (time.replace(tzinfo=timezone.utc) for time in (datetime.min, datetime.max))
 
 _UUID_ROOT = "2.25."
 _MARK_BITS = 62
@@ -77,15 +78,25 @@ class RoiCollection(NamedTuple):
         return is_marked(self.uid)
 
     @property
+    def server_times(self) -> tuple[datetime, datetime] | None:
+        """Between which times it was stored, by the clock of the server, as if that were UTC; None if not known."""
+        inserted = _time_of(self.inserted)
+        changed = _time_of(self.changed) if self.changed else inserted
+        return (inserted, max(inserted, changed)) if inserted and changed else None
+
+    @property
     def was_replaced(self) -> bool:
         """Whether something else may have been stored in its place since it was inserted."""
-        return bool(self.changed) and _time_of(self.changed) - _time_of(self.inserted) > _SAME_MOMENT
+        times = self.server_times
+        return times is None or times[1] - times[0] > _SAME_MOMENT
 
     @property
     def stored_between(self) -> tuple[datetime, datetime]:
         """Between which times, UTC, it was stored, whatever the time zone of the server."""
-        inserted, changed = _time_of(self.inserted), _time_of(self.changed)
-        return inserted - _EASTMOST, max(inserted, changed) + _WESTMOST
+        if self.server_times is None:
+            return _FIRST, _LAST
+        inserted, changed = self.server_times
+        return inserted - _EASTMOST, changed + _WESTMOST
 
     @property
     def fingerprint(self) -> str:
@@ -107,6 +118,24 @@ class CollectionFacts(NamedTuple):
     series: tuple[str, ...]
 
 
+class UnreadDrawing(NamedTuple):
+    """Something that people drew and that cannot be read, so that it may be the newest label of an image.
+
+    Parameters
+    ----------
+    name : str
+        What the person who saved it can find it by; empty for whatever a list that cannot be read may hold.
+    reason : str
+        Why it cannot be read.
+    collection : RoiCollection or None
+        As the listing shows it; None where there is no listing.
+    """
+
+    name: str
+    reason: str
+    collection: RoiCollection | None = None
+
+
 def list_collections(session: Session, project: str) -> list[RoiCollection]:
     """List the ROI collections in the sessions of a project.
 
@@ -118,8 +147,8 @@ def list_collections(session: Session, project: str) -> list[RoiCollection]:
     query = {"project": project, "xsiType": _XSI_TYPE, "columns": ",".join(_COLUMNS)}
     with session.pace.heavy("listing of ROI collections"):
         rows = session.rows("/data/experiments", query)
-    # A session is its own session: so much for a site that lists those, for it does not know the type.
-    return [_collection(row) for row in rows if row.get("session_ID") not in (None, "", row["ID"])]
+    # A site that does not know the type lists sessions, each of which is its own session.
+    return [_collection(row) for row in rows if row.get("session_ID") not in (None, "", row.get("ID"))]
 
 
 def read_facts(session: Session, collection: RoiCollection) -> CollectionFacts:
@@ -129,17 +158,30 @@ def read_facts(session: Session, collection: RoiCollection) -> CollectionFacts:
     ------
     NotInArchiveError
         If the collection is gone.
+    TransferError
+        If the answer is not the item of this collection.
     ServerError
         If XNAT fails.
     """
-    item = session.json(quoted("data", "experiments", collection.id))
+    path = quoted("data", "experiments", collection.id)
+    item = session.json(path)
     try:
         fields, children = item["items"][0]["data_fields"], item["items"][0]["children"]
         found = (child["items"] for child in children if child["field"] == _REFERENCES)
-        series = tuple(str(entry["data_fields"]["seriesUID"]) for entries in found for entry in entries)
-        return CollectionFacts(str(fields.get("UID") or ""), str(fields.get("collectionType") or "").upper(), series)
+        series = tuple(entry["data_fields"]["seriesUID"] for entries in found for entry in entries)
+        texts = (fields["ID"], fields.get("UID") or "", fields.get("collectionType") or "", *series)
+        is_whole = all(isinstance(text, str) for text in texts) and all(series)
+        is_this = fields["ID"] == collection.id and collection.uid in ("", fields.get("UID"))
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise ServerError("XNAT described a ROI collection in a form that is not known", url=collection.id) from None
+        is_whole = is_this = False
+    if not (is_whole and is_this):
+        raise TransferError(
+            f"XNAT described the ROI collection {collection.label!r} "
+            + ("as another one" if is_whole else "in a form that is not known"),
+            hint="it is asked again; if it stays, look at the collection in XNAT",
+            url=path,
+        )
+    return CollectionFacts(texts[1], texts[2].upper(), series)
 
 
 def collection_file(session: Session, collection: RoiCollection) -> RemoteFile:
@@ -223,7 +265,9 @@ def stored_at(collection: RoiCollection, last_modified: str = "") -> datetime:
     try:
         modified = parsedate_to_datetime(last_modified).astimezone(timezone.utc)
     except (TypeError, ValueError):
-        return inserted
+        return inserted or datetime.fromtimestamp(0, timezone.utc)
+    if inserted is None:
+        return modified
     zone = round((modified - inserted) / _ZONE_STEP) * _ZONE_STEP
     # Stored anew since it was inserted, only the file's own time counts.
     return inserted + zone if abs(modified - inserted - zone) < _SAME_MOMENT else modified
@@ -317,9 +361,9 @@ def _collection(row: dict[str, Any]) -> RoiCollection:
     return RoiCollection(*texts)
 
 
-def _time_of(text: str) -> datetime:
+def _time_of(text: str) -> datetime | None:
     """Read a time of a listing as if it were UTC; its fraction may have any number of digits, or be missing."""
     try:
         return datetime.strptime(text if "." in text else f"{text}.0", _TIME).replace(tzinfo=timezone.utc)
     except ValueError:
-        return datetime.fromtimestamp(0, timezone.utc)
+        return None

@@ -118,14 +118,28 @@ class Session:
 
         Raises
         ------
+        TransferError
+            If the answer is no result set, or has other rows than XNAT counted.
         ServerError
-            If XNAT fails or the answer is not a result set.
+            If XNAT fails.
         """
         answer = self.json(path, query)
         try:
             rows: list[dict[str, str]] = answer["ResultSet"]["Result"]
-        except (KeyError, TypeError):
-            raise ServerError(f"XNAT answered GET {path} with something that is not a listing", url=path) from None
+            counted = str(answer["ResultSet"].get("totalRecords", ""))
+            is_listing = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+        except (KeyError, TypeError, AttributeError):
+            is_listing = False
+        if not is_listing:
+            raise TransferError(
+                f"XNAT answered GET {path} with something that is not a listing", hint="try again", url=path
+            )
+        if counted.isdigit() and int(counted) != len(rows):
+            raise TransferError(
+                f"XNAT answered GET {path} with {len(rows)} rows and says that they are {counted}",
+                hint="it may have broken off: try again",
+                url=path,
+            )
         return rows
 
     def request(

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -17,10 +18,17 @@ from typing import Any
 
 from monailabel_xnat.catalog import Scan
 from monailabel_xnat.client.locks import private_folder
-from monailabel_xnat.client.roi import DICOM_SUFFIX, RoiCollection, ask_when_stored, download_collection, stored_at
+from monailabel_xnat.client.roi import (
+    DICOM_SUFFIX,
+    RoiCollection,
+    UnreadDrawing,
+    ask_when_stored,
+    download_collection,
+    stored_at,
+)
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.convert import Grid, LabelMap, read_label, read_rtstruct, read_seg, to_grid, write_label
-from monailabel_xnat.errors import CacheError, UnknownLabelError, XNATDatastoreError
+from monailabel_xnat.errors import CacheError, UnknownLabelError, UnreadDrawingError, XNATDatastoreError
 from monailabel_xnat.ids import safe_name
 from monailabel_xnat.images import Images
 from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion, version_name
@@ -28,7 +36,7 @@ from monailabel_xnat.labels.outbox import sha256_of
 from monailabel_xnat.labels.sidecar import completed, decode, describe, encode
 from monailabel_xnat.labels.values import with_values
 from monailabel_xnat.memory import Memory
-from monailabel_xnat.selection import drawn_labels, is_label
+from monailabel_xnat.selection import drawn_labels, is_label, is_of_unread_kind, may_be_drawn_label
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +45,8 @@ ROI_FACTS = "roi_collection"
 
 
 _KIND = "ROI collection stored at"
+# Several questions about one label follow each other; while XNAT fails they are not all to wait for it.
+_ASK_AGAIN_SECONDS = 5.0
 
 
 def _read_nifti(path: Path, grid: Grid) -> LabelMap:
@@ -72,12 +82,15 @@ class Collections:
         self._folder = folder
         self._memory = memory
         self._stored_at: dict[str, datetime] = {}
+        self._undated: dict[str, tuple[str, float]] = {}
 
     def tag(self, scan: Scan) -> str:
         """Give the tag that an image has by what people drew; "" if nobody did. Makes no request."""
         return self._settings.roi_tag if drawn_labels(scan, self._settings) else ""
 
-    def newest(self, scan: Scan, tag: str, after: datetime | None = None) -> RoiCollection | None:
+    def newest(
+        self, scan: Scan, tag: str, after: datetime | None = None, *, is_labelled: bool = False
+    ) -> RoiCollection | None:
         """Find the collection that is the label with a tag, the newest one that counts.
 
         Parameters
@@ -88,13 +101,29 @@ class Collections:
             The label's tag.
         after : datetime or None
             When the newest label of ours was saved: only a collection stored later than that is the label.
+        is_labelled : bool
+            Whether the image has another label with the tag.
+
+        Raises
+        ------
+        UnreadDrawingError
+            If there is a label, and something that cannot be read may be newer.
         """
-        drawn = drawn_labels(scan, self._settings) if tag == self._settings.roi_tag else []
-        if not drawn or (len(drawn) == 1 and after is None):
-            return drawn[0] if drawn else None
-        in_order = not any(collection.was_replaced for collection in drawn)
-        newest = drawn[-1] if in_order else max(drawn, key=self._when_stored)
-        return newest if after is None or self._is_later(newest, after) else None
+        if tag != self._settings.roi_tag:
+            return None
+        drawn = drawn_labels(scan, self._settings)
+        newest = self._newest_of(drawn)
+        if newest is not None and after is not None and not self._is_later(newest, after):
+            newest = None
+        if newest is not None or is_labelled:
+            for item in self._unread(scan):
+                if self._may_be_later(item, newest, after):
+                    raise UnreadDrawingError(
+                        f"{_named(item)} cannot be read and may be newer than the label {tag!r}: {item.reason}",
+                        hint="it is read again by itself; if it stays, mend or delete it in XNAT, or exclude it with "
+                        "the setting roi_label",
+                    )
+        return newest
 
     def named(self, scan: Scan, label: str) -> RoiCollection:
         """Find a collection of an image by its label, also one that does not count as label of the image.
@@ -186,28 +215,79 @@ class Collections:
         )
         return completed(sidecar, sha256=sha256_of(file), saved_at=saved_at, saved_by=collection.user)
 
+    def _newest_of(self, drawn: list[RoiCollection]) -> RoiCollection | None:
+        if len(drawn) < 2:
+            return drawn[0] if drawn else None
+        # One clock dated them all: who stored what in the place of what is asked only where that happened.
+        in_order = not any(collection.was_replaced for collection in drawn)
+        return drawn[-1] if in_order else max(drawn, key=self._when_stored)
+
     def _is_later(self, collection: RoiCollection, than: datetime) -> bool:
         earliest, latest = collection.stored_between
         if than < earliest or than > latest:
             return than < earliest
         return self._when_stored(collection) > than
 
+    def _unread(self, scan: Scan) -> list[UnreadDrawing]:
+        """List what may be a label of an image and cannot be read."""
+        return [
+            *scan.unread,
+            *(
+                UnreadDrawing(collection.label, f"this version does not read the kind {collection.kind}", collection)
+                for collection in scan.collections
+                if is_of_unread_kind(collection) and may_be_drawn_label(collection, self._settings)
+            ),
+        ]
+
+    def _may_be_later(self, item: UnreadDrawing, newest: RoiCollection | None, after: datetime | None) -> bool:
+        """Return whether something unread may have been stored later than the newest label that can be read."""
+        unread = item.collection
+        if unread is None:
+            return True
+        if newest is not None:
+            times, others = unread.server_times, newest.server_times
+            return times is None or others is None or times[1] >= others[0]
+        if after is None:
+            return True
+        try:
+            # Without its kind nobody knows where its file is, which would tell its time.
+            return self._is_later(unread, after) if unread.kind else unread.stored_between[1] >= after
+        except UnreadDrawingError:
+            return True
+
     def _when_stored(self, collection: RoiCollection) -> datetime:
-        """Tell when a collection was stored; XNAT is asked once for each."""
+        """Return when a collection was stored; XNAT is asked once for each.
+
+        Raises
+        ------
+        UnreadDrawingError
+            If XNAT does not tell.
+        """
         known = self._stored_at.get(collection.fingerprint) or self._remembered(collection)
         if known is None:
+            failure, until = self._undated.get(collection.fingerprint, ("", 0.0))
+            if time.monotonic() < until:
+                raise self._not_dated(collection, failure)
             try:
                 known = ask_when_stored(self._session, collection)
             except XNATDatastoreError as error:
-                logger.debug("it is not known when a ROI collection was stored: %s", error)
-                return stored_at(collection)
+                self._undated[collection.fingerprint] = (str(error), time.monotonic() + _ASK_AGAIN_SECONDS)
+                raise self._not_dated(collection, str(error)) from error
             self._memory.put(_KIND, collection.fingerprint, "", known.isoformat())
         self._stored_at[collection.fingerprint] = known
         return known
 
+    @staticmethod
+    def _not_dated(collection: RoiCollection, reason: str) -> UnreadDrawingError:
+        return UnreadDrawingError(
+            f"it is not known when the ROI collection {collection.label!r} was stored, which may be the newest label: "
+            f"{reason}",
+            hint="XNAT is asked again; if it stays, look at the collection there",
+        )
+
     def _remembered(self, collection: RoiCollection) -> datetime | None:
-        time = self._memory.get(_KIND, collection.fingerprint, "")
-        return datetime.fromisoformat(time) if isinstance(time, str) else None
+        when = self._memory.get(_KIND, collection.fingerprint, "")
+        return datetime.fromisoformat(when) if isinstance(when, str) else None
 
     def _path(self, scan: Scan, collection: RoiCollection) -> Path:
         values = json.dumps(self._settings.label_values, sort_keys=True)
@@ -217,6 +297,10 @@ class Collections:
 
     def _description_file(self, path: Path) -> Path:
         return path.with_name(path.name[: -len(LABEL_MAP)] + ".json")
+
+
+def _named(item: UnreadDrawing) -> str:
+    return f"the ROI collection {item.name!r}" if item.name else "what people drew"
 
 
 def _facts(collection: RoiCollection) -> dict[str, Any]:

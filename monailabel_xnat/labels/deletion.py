@@ -9,6 +9,7 @@ from monailabel_xnat.client.files import list_files
 from monailabel_xnat.client.locks import writing
 from monailabel_xnat.client.removal import remove_file
 from monailabel_xnat.client.session import Session
+from monailabel_xnat.client.smallfiles import list_whole
 from monailabel_xnat.errors import AccessDeniedError, XNATDatastoreError
 from monailabel_xnat.labels.files import LabelFiles
 from monailabel_xnat.labels.model import LabelVersion, versions_among
@@ -49,7 +50,7 @@ class Deletion:
         label = resource_of(tag)
         resource = resource_path(scan, label)
         with writing(self._session.settings, resource):
-            listing = list_files(self._session, resource)
+            listing = list_whole(self._session, scan.path, label, scan.counts(label))
             old = versions_among(listing)[keep:]
             for version in reversed(old):  # the newest last: if XNAT stops midway, the label is still there
                 for file in (version.sidecar_file, version.file):

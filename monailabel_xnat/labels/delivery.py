@@ -10,9 +10,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from monailabel_xnat.catalog import Catalog, Scan
-from monailabel_xnat.client.files import list_files
 from monailabel_xnat.client.locks import writing
 from monailabel_xnat.client.session import Session
+from monailabel_xnat.client.smallfiles import list_whole
 from monailabel_xnat.client.upload import Upload, upload_files
 from monailabel_xnat.convert import read_label, to_grid, write_label
 from monailabel_xnat.errors import (
@@ -116,7 +116,7 @@ class Delivery:
         with writing(self._session.settings, resource):
             current = self._outbox.current(entry)
             if current is None:
-                listing = list_files(self._session, resource)
+                listing = list_whole(self._session, scan.path, label, scan.counts(label))
             else:
                 entry = self._not_behind(current, scan) if first else current
                 listing = upload_files(self._session, resource, _uploads(entry), overwrite=True)

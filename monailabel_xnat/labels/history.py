@@ -20,7 +20,8 @@ def summary_of(version: LabelVersion) -> dict[str, Any]:
     dict
         ``version`` (its name), ``saved_at`` (UTC, ISO 8601), ``saved_by``, ``model``, ``segments`` (list of ``value``,
         ``name``, ``colour``, ``voxels``), ``restored_from``, and ``in_xnat``: False while it waits in the outbox. What
-        is not known, as of a label that another program left, is None.
+        is not known, as of a label that another program left, is None. ``problem`` is there only where the description
+        is missing or cannot be used, and says why.
     """
     description, saved = version.sidecar, version.saved_at
     return {
@@ -31,4 +32,5 @@ def summary_of(version: LabelVersion) -> dict[str, Any]:
         "segments": description.get("segments") or [],
         "restored_from": description.get("restored_from"),
         "in_xnat": not version.is_pending,
+        **({"problem": version.problem} if version.problem else {}),
     }

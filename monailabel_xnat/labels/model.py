@@ -15,6 +15,11 @@ LABEL_MAP = ".nii.gz"
 RESULT = ".result.json"
 SIDECAR = ".json"
 
+WITHOUT_DESCRIPTION = (
+    "the label was found without its description: its values are taken as they are, their names are not known"
+)
+"""The note that goes with such a label."""
+
 _TIME = "%Y%m%dT%H%M%S%fZ"
 _NAME = re.compile(r"(?P<time>[0-9]{8}T[0-9]{6}[0-9]*Z)-(?P<digest>[0-9a-f]{12})")
 _FILE = re.compile(rf"(?P<name>{_NAME.pattern})(?P<suffix>\.nii\.gz|\.result\.json|\.json)")
@@ -37,6 +42,8 @@ class LabelVersion:
         The file beside it that describes it; None if there is none.
     sidecar : mapping
         The description; empty unless it was asked for.
+    problem : str
+        Why there is no description where it was asked for; empty if nothing is wrong.
     """
 
     name: str
@@ -44,6 +51,7 @@ class LabelVersion:
     file: RemoteFile | None = None
     sidecar_file: RemoteFile | None = None
     sidecar: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    problem: str = field(default="", compare=False)
 
     @property
     def is_pending(self) -> bool:

@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from monailabel_xnat.config import Settings
 from monailabel_xnat.convert import write_label
 from monailabel_xnat.errors import (
     LabelFileError,
+    MalformedFileError,
     NotInArchiveError,
     TransferError,
     UnknownImageError,
@@ -28,8 +30,9 @@ from monailabel_xnat.images import Images
 from monailabel_xnat.labels.collections import Collections
 from monailabel_xnat.labels.descriptions import Descriptions
 from monailabel_xnat.labels.files import LabelFiles
+from monailabel_xnat.labels.halves import Halves
 from monailabel_xnat.labels.lookup import Lookup
-from monailabel_xnat.labels.model import LabelVersion
+from monailabel_xnat.labels.model import WITHOUT_DESCRIPTION, LabelVersion
 from monailabel_xnat.labels.outbox import Entry, Outbox, State, folder_of
 from monailabel_xnat.labels.payload import read_payload
 from monailabel_xnat.labels.sidecar import info_of
@@ -75,6 +78,7 @@ class StoredLabels:
         self._collections = Collections(session, images, folder, catalog.memory)
         self._descriptions = Descriptions(session, catalog.memory)
         self._tally = Tally(catalog, self._tags_in_xnat, lambda scan: len(drawn_labels(scan, settings)))
+        self._halves = Halves(catalog, self._versions, settings.connections)
 
     @property
     def drawn(self) -> int:
@@ -124,6 +128,8 @@ class StoredLabels:
             If there is no such label or version.
         LabelError
             If it is a ROI collection that cannot be read as label of the image.
+        UnreadDrawingError
+            If something that cannot be read may be newer.
         ServerError
             If XNAT fails.
         """
@@ -187,19 +193,18 @@ class StoredLabels:
         return info_of(self.sidecar(scan, tag, version))
 
     def sidecar(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
-        """Give the description of a label; see :mod:`monailabel_xnat.labels.sidecar`.
+        """Return the description of a label, {} if XNAT lists none; see :mod:`monailabel_xnat.labels.sidecar`.
 
         Raises
         ------
         UnknownLabelError
             If there is no such label or version.
+        TransferError
+            If there is one that cannot be proven, or that has not the form of a description.
         ServerError
             If XNAT fails.
         """
-        try:
-            return self._listed_anew(scan, lambda: self._sidecar(scan, text_of(tag), version))
-        except NotInArchiveError:  # XNAT lists it, and has lost it
-            return {}
+        return self._listed_anew(scan, lambda: self._sidecar(scan, text_of(tag), version))
 
     def collection_path(self, scan: Scan, label: str) -> Path:
         """Give one ROI collection of an image, by its label, as label map on this machine.
@@ -245,8 +250,17 @@ class StoredLabels:
         if not versions:
             return []
         with ThreadPoolExecutor(min(self._settings.connections, len(versions))) as pool:
-            sidecars = pool.map(lambda version: self.sidecar(scan, tag, version.name), versions)
-            return [version.with_sidecar(sidecar) for version, sidecar in zip(versions, sidecars)]
+            return list(pool.map(lambda version: self._with_description(scan, tag, version), versions))
+
+    def _with_description(self, scan: Scan, tag: str, version: LabelVersion) -> LabelVersion:
+        """Return a version with its description, or with what is wrong with it."""
+        try:
+            sidecar = self.sidecar(scan, tag, version.name)
+        except MalformedFileError as error:  # it stays so; the other versions are to be seen and restored all the same
+            logger.warning("the description of a version of a label cannot be used: %s", type(error).__name__)
+            return replace(version, problem=str(error))
+        is_ours = version.saved_at is not None
+        return replace(version, sidecar=sidecar, problem=WITHOUT_DESCRIPTION if is_ours and not sidecar else "")
 
     def _listed_anew(self, scan: Scan, read: Callable[[], Result]) -> Result:
         """Read something of a label; if it is not there as listed before, list what there is anew, and read again."""
@@ -281,14 +295,20 @@ class StoredLabels:
             return None
 
     def _drawn(self, scan: Scan, tag: str, version: str | None = None) -> RoiCollection | None:
-        """Find the ROI collection that is a label: the newest one, if no label of ours is newer."""
-        if version is not None or not scan.collections or tag != self._collections.tag(scan):
+        """Find the ROI collection that is a label: the newest one, if no label of ours is newer.
+
+        Raises
+        ------
+        UnreadDrawingError
+            If something that cannot be read may be newer than all labels that can.
+        """
+        if version is not None or not (scan.collections or scan.unread) or tag != self._settings.roi_tag:
             return None
         try:
             ours = self._lookup.find(scan, tag)
         except UnknownLabelError:
             return self._collections.newest(scan, tag)
-        return self._collections.newest(scan, tag, after=ours.saved_at)
+        return self._collections.newest(scan, tag, after=ours.saved_at, is_labelled=True)
 
     def _align(self, scan: Scan, source: Path, target: Path) -> None:
         """Write what others left on the grid of its image."""
@@ -300,7 +320,7 @@ class StoredLabels:
 
     def _described(self, scan: Scan, tag: str, version: LabelVersion) -> dict[str, Any]:
         entry = self._lookup.entry(scan, tag, version.name) if version.is_pending else None
-        return entry.sidecar() if entry else self._descriptions.read(version)
+        return entry.sidecar() if entry else self._descriptions.read(scan, version)
 
     def _try_to_load(self, scan: Scan, tag: str) -> None:
         try:

@@ -21,6 +21,7 @@ from monailabel_xnat.client.locks import writing
 from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
+from monailabel_xnat.convert import read_label
 from monailabel_xnat.errors import (
     CacheError,
     LabelError,
@@ -33,7 +34,7 @@ from monailabel_xnat.images import Images
 from monailabel_xnat.jsonable import plain
 from monailabel_xnat.labels.deletion import Deletion
 from monailabel_xnat.labels.delivery import FIRST_PAUSE, Delivery
-from monailabel_xnat.labels.model import LabelVersion, version_name
+from monailabel_xnat.labels.model import LABEL_MAP, WITHOUT_DESCRIPTION, LabelVersion, version_name
 from monailabel_xnat.labels.outbox import Entry, Outbox, State, sha256_of
 from monailabel_xnat.labels.payload import read_payload
 from monailabel_xnat.labels.reading import StoredLabels
@@ -178,7 +179,13 @@ class Labels(StoredLabels):
                 sidecar = entry.sidecar()
                 self._outbox.describe(entry, {**sidecar, "info": {**info_of(sidecar), **changes}})
                 return
-            listing = self._descriptions.merge(resource, found, changes)
+            listing = self._descriptions.merge(
+                scan,
+                resource_of(tag),
+                found,
+                changes,
+                missing=lambda: self._described_anew(scan, tag, found, self.path(scan, tag, found.name)),
+            )
             self._versions.note(scan, resource_of(tag), listing)
 
     def restore(self, scan: Scan, tag: str, version: str) -> LabelVersion:
@@ -194,7 +201,8 @@ class Labels(StoredLabels):
         self._require_writable("restore labels")
         tag = text_of(tag)
         found = self._lookup.find(scan, tag, version)
-        file, sidecar = self.path(scan, tag, found.name), self.sidecar(scan, tag, found.name)
+        file = self.path(scan, tag, found.name)
+        sidecar = self.sidecar(scan, tag, found.name) or self._described_anew(scan, tag, found, file)
         with self._outbox.draft() as draft:
             entry = Entry(draft, scan.image_id, tag, "", found.suffix, self._user())
             entry.file.write_bytes(file.read_bytes())
@@ -277,6 +285,15 @@ class Labels(StoredLabels):
         if self._settings.keep_versions:
             self._deletion.prune(scan, entry.tag, self._settings.keep_versions)
         return version
+
+    def _described_anew(self, scan: Scan, tag: str, version: LabelVersion, file: Path) -> dict[str, Any]:
+        """Describe a label that was found without its description, by its file; who made it is not known."""
+        label = read_label(file) if version.suffix == LABEL_MAP else None
+        # Names of the settings are not taken: nobody knows whether the values of this label mean the same.
+        sidecar = describe(scan, tag, {}, label=label, file_type=version.suffix, configured={})
+        sidecar["notes"] = [*sidecar["notes"], WITHOUT_DESCRIPTION]
+        saved_at = version.saved_at or datetime.now(timezone.utc)
+        return completed(sidecar, sha256=sha256_of(file), saved_at=saved_at, saved_by="")
 
     def _adopt(self, scan: Scan, tag: str, version: LabelVersion) -> LabelVersion:
         """Store a label of the built-in datastore as one of ours, which can have an info."""

@@ -11,8 +11,9 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
-from monailabel_xnat.client.files import RemoteFile, list_files
+from monailabel_xnat.client.files import RemoteFile
 from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.client.smallfiles import list_whole
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion, versions_among
 from monailabel_xnat.patterns import fits
@@ -70,6 +71,8 @@ class Versions:
 
         Raises
         ------
+        TransferError
+            If XNAT lists fewer files than it counts.
         ServerError
             If XNAT fails.
         """
@@ -80,7 +83,7 @@ class Versions:
         remembered = self._remembered(scan, shown, resource, pattern)
         if remembered is not None:
             return self._learn(scan.image_id, shown, resource, remembered, pattern)
-        files = list_files(self._session, resource_path(scan, resource))
+        files = list_whole(self._session, scan.path, resource, scan.counts(resource))
         return self._note(scan.image_id, shown, resource, files, pattern)
 
     def known(self, scan: Scan, resource: str, pattern: str = "") -> list[LabelVersion] | None:

@@ -73,7 +73,10 @@ def test_infos_are_read_in_bulk_and_only_once(xnat_sandbox, open_datastore, tmp_
     xnat_sandbox.requests.clear()
     for _ in range(3):
         assert [reader.get_image_info(image)["dice"] for image in images] == [0.25] * 3
-    assert len(requests_for_infos(xnat_sandbox)) == len(images)
+    asked = [served.path for served in requests_for_infos(xnat_sandbox)]
+    assert len([path for path in asked if path.endswith("/image.json")]) == len(images)
+    assert len([path for path in asked if path.endswith("/files")]) == len(images)
+    assert len(asked) == 2 * len(images)
 
 
 def test_many_changes_to_one_image_are_gathered(xnat_sandbox, open_datastore):
