@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -51,12 +53,8 @@ def list_files(session: Session, resource: str) -> list[RemoteFile]:
         If XNAT fails.
     """
     rows = session.rows(f"{resource}/files")
-    try:
+    with _known_form(resource):
         return [_remote_file(row, resource) for row in rows]
-    except (KeyError, AttributeError, TypeError):
-        raise TransferError(
-            f"XNAT listed the files of {unquote(resource)} in a form that is not known", hint="try again", url=resource
-        ) from None
 
 
 def list_files_by_resource(session: Session, holder: str) -> dict[str, list[RemoteFile]]:
@@ -73,12 +71,27 @@ def list_files_by_resource(session: Session, holder: str) -> dict[str, list[Remo
     ------
     NotInArchiveError
         If there is no such scan, or it may not be seen.
+    TransferError
+        If the answer is not a list of files.
     """
     found: dict[str, list[RemoteFile]] = {}
-    for row in session.rows(f"{holder}/files"):
-        label = row["collection"]
-        found.setdefault(label, []).append(_remote_file(row, holder + quoted("resources", label)))
+    rows = session.rows(f"{holder}/files")
+    with _known_form(holder):
+        for row in rows:
+            label = row["collection"]
+            found.setdefault(label, []).append(_remote_file(row, holder + quoted("resources", label)))
     return found
+
+
+@contextmanager
+def _known_form(path: str) -> Iterator[None]:
+    """Raise what a row without the columns of a list of files leads to as an answer that was changed on its way."""
+    try:
+        yield
+    except (KeyError, AttributeError, TypeError):
+        raise TransferError(
+            f"XNAT listed the files of {unquote(path)} in a form that is not known", hint="try again", url=path
+        ) from None
 
 
 def _remote_file(row: dict[str, str], resource: str) -> RemoteFile:
