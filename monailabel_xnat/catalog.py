@@ -188,14 +188,12 @@ class Catalog:
             self._take_snapshot()
 
     @property
-    def unread_drawings(self) -> dict[str, str]:
-        """What people drew and cannot be read, so that it may be the newest label of an image, and why."""
-        return dict(self._rois.unread)
+    def unread(self) -> dict[str, dict[str, str] | dict[str, int]]:
+        """What people drew and cannot be read, so that it may be the newest label of an image.
 
-    @property
-    def unread_kinds(self) -> dict[str, int]:
-        """How many ROI collections there are of each kind that is not read."""
-        return dict(self._rois.unread_kinds)
+        ``roi_unread`` tells why, ``roi_kinds_unread`` how many there are of each kind that is not read.
+        """
+        return {"roi_unread": dict(self._rois.unread), "roi_kinds_unread": dict(self._rois.unread_kinds)}
 
     def close(self) -> None:
         """Close what is kept on this disk."""

@@ -57,10 +57,10 @@ class Dataset:
             return dict(self._left_out)
 
     @property
-    def notes(self) -> dict[str, str]:
-        """What is to be known of images in the last :meth:`pairs`, by image id."""
+    def outcome(self) -> dict[str, dict[str, str]]:
+        """What is to be known of the last :meth:`pairs`, by image id: ``left_out`` and ``label_notes``."""
         with self._lock:
-            return dict(self._notes)
+            return {"left_out": dict(self._left_out), "label_notes": dict(self._notes)}
 
     def labelled(self, tag: str = TRAINING_TAG) -> list[Scan]:
         """List the images that have a label with a tag."""

@@ -345,15 +345,13 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         status = {"total": len(self._catalog), "completed": tags.get(TRAINING_TAG, 0), "label_tags": tags}
         details = {
             "roi_collections": self._labels.drawn,
-            "roi_unread": self._catalog.unread_drawings,
-            "roi_kinds_unread": self._catalog.unread_kinds,
+            **self._catalog.unread,
             "infos_unread": self._infos.unread,
             "xnat": self._catalog.problem,
             "filters": self._catalog.filter_problem,
             "outbox": self._labels.waiting(),
-            "left_out": self._dataset.left_out,
+            **self._dataset.outcome,
             "image_notes": self._images.notes,
-            "label_notes": self._dataset.notes,
             "connection": self._session.pace.summary(),
         }
         return {**status, **{key: value for key, value in details.items() if value}}
