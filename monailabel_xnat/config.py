@@ -219,6 +219,7 @@ class Settings:
         Secret(""),
         "password, or secret of the alias token; never through --conf",
     )
+    auth_provider: str = _setting(_text, "", "XNAT's authentication provider to log in with, as in xnat.connect")
     project: tuple[str, ...] = _setting(_names, (), "project IDs, comma-separated; none: all that can be read")
     asset_path: Path | None = _setting(_folder, None, "folder where XNAT's archive is mounted on this machine")
     cache_path: Path | None = _setting(_folder, None, "folder for downloaded and converted images")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote, urlsplit
 
 import requests
+from xnat.exceptions import XNATResponseError
 
 from monailabel_xnat.errors import (
     AccessDeniedError,
@@ -13,6 +15,7 @@ from monailabel_xnat.errors import (
     ServerError,
     ServerTimeoutError,
     TransferError,
+    XNATDatastoreError,
 )
 
 _MESSAGE = re.compile(r"<h3>(.*?)</h3>", re.DOTALL)
@@ -28,23 +31,36 @@ _BY_STATUS: dict[int, tuple[type[ServerError], str]] = {
 
 
 def is_page(response: requests.Response) -> bool:
-    """Tell whether XNAT answered with a web page, as it does for a lost login, where data was asked for.
+    """Return whether a web page was answered where data was asked for, as by a sign-on page before XNAT.
 
-    XNAT reports duplicates of an upload as JSON labelled ``text/html``, so the type alone does not tell for writes.
+    HTML files that are stored in XNAT come as what they are. XNAT reports duplicates of an upload as JSON labelled
+    ``text/html``, so that for writes the type alone does not tell.
     """
     if not response.headers.get("Content-Type", "").lower().startswith("text/html"):
         return False
     if response.request.method in ("GET", "HEAD"):
-        return True
+        return not _is_file(response.url, (".html", ".htm", ".xhtml"))
     return response.content.lstrip()[:9].lower().startswith((b"<!doctype", b"<html"))
 
 
 def failure(response: requests.Response) -> ServerError:
     """Make the error for an answer that is not a success."""
-    path = _address(response.url)
-    kind, hint = _BY_STATUS.get(response.status_code, (ServerError, "see the log of the XNAT server"))
-    message = f"XNAT answered {response.status_code} to {response.request.method} {path}: {_words_of(response)}"
-    return kind(message, hint=hint, url=path, status=response.status_code)
+    return _failure(response.request.method or "", response.url, response.status_code, response.text, response)
+
+
+def failure_of_transfer(error: XNATResponseError, url: str) -> ServerError:
+    """Make the error for an answer that xnatpy has refused: it keeps the status and the text of it."""
+    return _failure("GET", url, error.status_code, error.text, None)
+
+
+def _failure(method: str, url: str, status: int, text: str, response: requests.Response | None) -> ServerError:
+    path = _address(url)
+    kind, hint = _BY_STATUS.get(status, (ServerError, "see the log of the XNAT server"))
+    reason = response.reason if response is not None else ""
+    if response is not None and response.is_redirect:
+        hint = f"if XNAT has moved to {_address(response.headers['Location'])}, give that address"
+    message = f"XNAT answered {status} to {method} {path}: {_words_of(text) or reason or 'no explanation'}"
+    return kind(message, hint=hint, url=path, status=status)
 
 
 def page_failure(response: requests.Response) -> ServerError:
@@ -78,13 +94,75 @@ def network_failure(error: requests.RequestException, url: str) -> ServerError:
     )
 
 
+def as_request_error(error: XNATDatastoreError) -> XNATDatastoreError:
+    """Make an error of ours one of requests' as well, for what stands above a transport adapter expects those."""
+    if isinstance(error, requests.RequestException):
+        return error
+    kind = next((kind for kind in _REQUEST_ERRORS if isinstance(error, kind.__mro__[1])), None)
+    if kind is None:
+        return error
+    result = kind(error.message, hint=error.hint)
+    result.__dict__.update(error.__dict__, request=None, response=None)
+    return result
+
+
+def plain(error: XNATDatastoreError) -> XNATDatastoreError:
+    """Make the error of ours alone from one of :func:`as_request_error`."""
+    if not isinstance(error, _REQUEST_ERRORS):
+        return error
+    kind: type[XNATDatastoreError] = type(error).__mro__[1]
+    result = kind(error.message, hint=error.hint)
+    kept = {name: value for name, value in error.__dict__.items() if name not in ("request", "response")}
+    result.__dict__.update(kept)
+    return result
+
+
+class _LoginRequestError(LoginError, requests.RequestException):
+    """A login that cannot be had, as requests' error."""
+
+
+class _AccessRequestError(AccessDeniedError, requests.RequestException):
+    """A refusal, as requests' error."""
+
+
+class _NotInArchiveRequestError(NotInArchiveError, requests.RequestException):
+    """Something that is not there, as requests' error."""
+
+
+class _TimeoutRequestError(ServerTimeoutError, requests.Timeout):
+    """An answer that did not come in time, as requests' error."""
+
+
+class _TransferRequestError(TransferError, requests.ConnectionError):
+    """A transfer that broke off, as requests' error."""
+
+
+class _ServerRequestError(ServerError, requests.ConnectionError):
+    """A server that cannot be reached, as requests' error."""
+
+
+# The most special first.
+_REQUEST_ERRORS: tuple[type[XNATDatastoreError], ...] = (
+    _LoginRequestError,
+    _AccessRequestError,
+    _NotInArchiveRequestError,
+    _TimeoutRequestError,
+    _TransferRequestError,
+    _ServerRequestError,
+)
+
+
 def _address(url: str) -> str:
     """Cut a URL down to what may be shown: no query, which may hold anything."""
     return url.partition("?")[0]
 
 
-def _words_of(response: requests.Response) -> str:
-    text = response.text
+def _is_file(url: str, endings: tuple[str, ...]) -> bool:
+    path = unquote(urlsplit(url).path)
+    return "/files/" in path and path.lower().endswith(endings)
+
+
+def _words_of(text: str) -> str:
     match = _MESSAGE.search(text)
     words = match.group(1) if match else "" if "<html" in text.lower() else text
-    return " ".join(words.split())[:_LONGEST_MESSAGE] or response.reason or "no explanation"
+    return " ".join(words.split())[:_LONGEST_MESSAGE]

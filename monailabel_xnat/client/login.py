@@ -1,104 +1,291 @@
-"""Logging in to XNAT: from settings to an xnatpy session that knows who we are."""
+"""Who we are to XNAT: logging in, noticing that a login was lost, and logging in anew without anybody's notice."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from collections.abc import MutableMapping
-from typing import Any
+import threading
+import time
 
 import requests
-import xnat
-from requests.utils import get_environ_proxies
-from xnat.session import BaseXNATSession
+from requests.adapters import BaseAdapter
+from requests.cookies import RequestsCookieJar
 
 from monailabel_xnat.client.answers import failure, is_page, network_failure, page_failure
-from monailabel_xnat.client.pace import Pace, PacedAdapter
+from monailabel_xnat.client.cookies import SESSION_COOKIE, adopt, drop_session_id, session_id
+from monailabel_xnat.client.pace import Pace
+from monailabel_xnat.client.transport import Transport, twin_of, without_credentials
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import LoginError, ServerError
 
 logger = logging.getLogger(__name__)
 
-SESSION_COOKIE = "JSESSIONID"
 GUEST = "guest"
+# XNAT ends sessions after 15 minutes by default, some sites after 5: past this many idle seconds ask who we are.
+IDLE_SECONDS_TRUSTED = 240.0
 
 _ALIAS_TOKEN = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _LOGGED_IN = re.compile(r"User '([^']*)' is logged in")
 
 
-class _XnatpyLogger(logging.LoggerAdapter):  # type: ignore[type-arg]
-    """What xnatpy expects of a logger; its messages carry URLs with ids, so they stay at DEBUG."""
+class Login:
+    """A login of this process at an XNAT site, made at the first request.
 
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        return msg, kwargs
-
-    def verbose(self, message: str, *args: object) -> None:
-        self.debug(message, *args)
-
-    def info(self, msg: object, *args: object, **kwargs: Any) -> None:
-        self.debug(msg, *args, **kwargs)
-
-
-class _Connection(BaseXNATSession):  # type: ignore[misc]
-    """xnatpy's session without its heartbeat: where one fails, it ends for good, so that we renew what has expired."""
-
-    def heartbeat(self) -> None:
-        """Ask nothing: the login has just been proved, and is again before it is relied on."""
-
-
-def _without_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Keep requests from adding ~/.netrc's credentials: with them every call would open an XNAT session."""
-    return request
-
-
-def log_in(settings: Settings, pace: Pace) -> BaseXNATSession:
-    """Log in and make the xnatpy session.
-
-    ``xnat.connect`` is not used: it cannot be given a certificate authority or a client certificate, takes
-    credentials from the environment behind the settings' back, and may prompt for a password.
+    All that it sends goes through an adapter of its own, for it is called by the one that all others go through.
 
     Parameters
     ----------
     settings : Settings
         Where, and as whom.
+    transport : Transport
+        Whose cookies are those of the login.
+    adapter : BaseAdapter
+        Sends what the login needs.
     pace : Pace
-        Tells when each request may be sent, now and later.
-
-    Raises
-    ------
-    LoginError
-        If XNAT does not accept the credentials.
-    ServerError
-        If the server cannot be reached or is not an XNAT.
+        How many requests may be under way.
     """
-    transport = _transport(settings, pace)
-    try:
-        token = _open_session(transport, settings)
-        if transport.cookies.get(SESSION_COOKIE) is None:
-            transport.cookies.set(SESSION_COOKIE, token)
-        user = who_am_i(transport, settings.server, settings.timeout)
+
+    def __init__(self, settings: Settings, transport: Transport, adapter: BaseAdapter, pace: Pace) -> None:
+        self._settings = settings
+        self._transport = transport
+        self._adapter = adapter
+        self._pace = pace
+        self._user = ""
+        self._token = ""
+        self.reset()
+
+    def reset(self) -> None:
+        """Start without login, as in a forked child, whose parent's login this is; nothing is sent."""
+        self._lock = threading.RLock()
+        self._user = self._token = ""
+        self._last_use = time.monotonic()
+
+    @property
+    def cookies(self) -> RequestsCookieJar:
+        """The cookies that go with each request."""
+        return self._transport.cookies
+
+    @property
+    def token(self) -> str:
+        """The id of the session at XNAT; empty where there is none."""
+        return self._token
+
+    @property
+    def user(self) -> str:
+        """The name that XNAT knows us by; logs in if need be."""
+        if not self._token:
+            with self._pace.slot():
+                self.check()
+        return self._user
+
+    def check(self) -> None:
+        """See that there is a login; after a long pause, that XNAT still knows it, for open sites turn us into a guest.
+
+        Raises
+        ------
+        LoginError, ServerError
+            If there is none to be had.
+        """
+        if not self._token:
+            with self._lock:
+                if not self._token:
+                    self._log_in()
+        elif self._settings.username and self._was_idle():
+            self.verify()
+
+    def was_used(self) -> None:
+        """Note that XNAT has just answered."""
+        self._last_use = time.monotonic()
+
+    def is_lost(self, response: requests.Response, token: str) -> bool:
+        """Return whether an answer shows that XNAT no longer knows who asks."""
+        if not self._settings.username:
+            return False
+        return self._shows_loss(response, token)
+
+    def verify(self) -> bool:
+        """Ask XNAT who we are, and log in again if it has forgotten us; return False in that case."""
+        token = self._token
+        if token and self._is_known():
+            return True
+        self.renew(token)
+        return False
+
+    def renew(self, token: str) -> None:
+        """Log in anew, unless another thread has already replaced the login that was lost."""
+        with self._lock:
+            if self._token == token:
+                logger.info("the login at %s had expired; logging in again", self._settings.server)
+                self._log_in()
+
+    def close(self) -> None:
+        """Log out; a later request logs in again."""
+        with self._lock:
+            token, self._token = self._token, ""
+            if not token:
+                return
+            try:
+                with self._pace.slot():
+                    self._calls().delete(f"{self._settings.server}/data/JSESSION", timeout=5)
+            except (requests.RequestException, ServerError) as error:
+                logger.debug("no logout: %s", type(error).__name__)
+            drop_session_id(self.cookies)
+
+    def _log_in(self) -> None:
+        user, token, found = self._opened()
+        adopt(self.cookies, found, token, self._settings.server)
+        self._user, self._token = user, token
+        self.was_used()
+        logger.info("logged in to %s", self._settings.server)
+
+    def _opened(self) -> tuple[str, str, RequestsCookieJar]:
+        """Open a session at XNAT; return who it belongs to, its id, and the cookies that came with it."""
+        settings = self._settings
+        calls = self._calls(RequestsCookieJar())
+        calls.auth = without_credentials
+        try:
+            token = _open_session(calls, settings)
+            if not session_id(calls.cookies):
+                calls.cookies.set(SESSION_COOKIE, token)
+            user = who_am_i(calls, settings.server, settings.timeout)
+        except requests.RequestException as error:
+            raise network_failure(error, settings.server) from error
         if settings.username and user == GUEST:
             raise LoginError(
                 f"{settings.server} took user {settings.username!r} for a guest",
                 hint="check user name and password",
                 url=settings.server,
             )
-        return _Connection(
-            server=settings.server,
-            logger=_XnatpyLogger(logger, {}),
-            interface=transport,
-            logged_in_user=user,
-            default_timeout=settings.timeout,
-            jsession=token,
-            keepalive=False,
-        )
-    except requests.RequestException as error:
-        transport.close()
-        raise network_failure(error, settings.server) from error
-    except BaseException:
-        transport.close()
-        raise
+        return user, token, calls.cookies
+
+    def _was_idle(self) -> bool:
+        idle = time.monotonic() - self._last_use > IDLE_SECONDS_TRUSTED
+        if idle:
+            self.was_used()
+        return idle
+
+    def _shows_loss(self, response: requests.Response, token: str) -> bool:
+        if response.status_code == requests.codes.unauthorized:
+            return True
+        # A server that does not know our session starts a new one, as guest on an open site, and says so only here.
+        return session_id(response.cookies) not in ("", token) and not self._is_known()
+
+    def _is_known(self) -> bool:
+        """Ask XNAT whether the session still stands for the user who logged in."""
+        try:
+            return who_am_i(self._calls(), self._settings.server, self._settings.timeout) == self._user
+        except LoginError:
+            return False
+        except requests.RequestException as error:
+            raise network_failure(error, self._settings.server) from error
+
+    def _calls(self, cookies: RequestsCookieJar | None = None) -> Transport:
+        """Make a requests session for the calls of the login itself."""
+        calls = twin_of(self._transport, cookies)
+        calls.mount_everywhere(self._adapter)
+        return calls
+
+
+class SharedLogin(Login):
+    """The login of an xnatpy session that somebody else has opened, and goes on using.
+
+    It is never ended. If XNAT forgets it, a new one is opened only with a user name and a password that were given for
+    that purpose, and only if XNAT takes us for the same user as before.
+
+    Parameters
+    ----------
+    settings, transport, adapter, pace
+        As for :class:`Login`; the cookies of the transport are those of the session.
+    user : str
+        Who the session belongs to; empty if that is not known.
+    """
+
+    def __init__(
+        self, settings: Settings, transport: Transport, adapter: BaseAdapter, pace: Pace, user: str = ""
+    ) -> None:
+        self._process = os.getpid()
+        super().__init__(settings, transport, adapter, pace)
+        self._user = user
+
+    def reset(self) -> None:
+        """Start anew; in a forked child nothing can be sent from then on."""
+        user = self._user
+        super().reset()
+        self._user = user
+
+    @property
+    def token(self) -> str:
+        """The id of the session at XNAT, whoever has changed it last."""
+        return session_id(self.cookies)
+
+    @property
+    def user(self) -> str:
+        """The name that XNAT knows the session by."""
+        if not self._user:
+            with self._pace.slot():
+                self.check()
+        return self._user
+
+    def check(self) -> None:
+        """See that the session may be used here, and that it is still that of its user.
+
+        Raises
+        ------
+        LoginError
+            If it is another process's, or if it has expired and no new login can be had.
+        """
+        if os.getpid() != self._process:
+            raise LoginError(
+                "an xnatpy session that was given as connection cannot be used in another process",
+                hint="open the datastore with server, username and password there",
+                url=self._settings.server,
+            )
+        # Whoever shares the cookies may have been given the session of a guest.
+        if self.token != self._token or self._was_idle():
+            self.verify()
+
+    def is_lost(self, response: requests.Response, token: str) -> bool:
+        """Return whether an answer shows that XNAT no longer knows who asks."""
+        return self._user != GUEST and self._shows_loss(response, token)
+
+    def verify(self) -> bool:
+        """Ask XNAT who we are; see :meth:`Login.verify`."""
+        with self._lock:
+            if not self._user:
+                self._user = who_am_i(self._calls(), self._settings.server, self._settings.timeout)
+            elif not self._is_known():
+                self._log_in()
+                return False
+            self._token = self.token
+        return True
+
+    def renew(self, token: str) -> None:
+        """Log in anew, unless the session belongs to its user again, whoever has seen to that."""
+        self.verify()
+
+    def close(self) -> None:
+        """Do nothing: the session is not ours."""
+
+    def _log_in(self) -> None:
+        settings = self._settings
+        if not settings.username:
+            raise LoginError(
+                f"the login of the xnatpy session that was given as connection has expired at {settings.server}",
+                hint="give username and password beside connection, or connect anew and open a new datastore",
+                url=settings.server,
+            )
+        user, token, found = self._opened()
+        if user != self._user:
+            raise LoginError(
+                f"the xnatpy session belonged to {self._user!r} at {settings.server}, and the new login to {user!r}",
+                hint="give the user name and password of the user who opened the session",
+                url=settings.server,
+            )
+        adopt(self.cookies, found, token, settings.server)
+        self._token = self.token
+        self.was_used()
+        logger.info("the login of the xnatpy session at %s had expired; it was renewed", settings.server)
 
 
 def who_am_i(transport: requests.Session, server: str, timeout: float) -> str:
@@ -122,27 +309,8 @@ def who_am_i(transport: requests.Session, server: str, timeout: float) -> str:
     raise page_failure(response)
 
 
-def _transport(settings: Settings, pace: Pace) -> requests.Session:
-    transport = requests.Session()
-    transport.auth = _without_credentials
-    transport.headers["User-Agent"] = f"monailabel-xnat xnatpy/{xnat.__version__}"
-    # What the environment says is taken once: requests would look through all of it at each request, and let the
-    # certificate authorities it names override our settings.
-    transport.trust_env = False
-    transport.proxies.update(get_environ_proxies(settings.server))
-    transport.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-    if settings.ca_bundle or not settings.verify_tls:
-        transport.verify = str(settings.ca_bundle) if settings.verify_tls else False
-    if settings.client_certificate:
-        transport.cert = str(settings.client_certificate)
-    adapter = PacedAdapter(pace, pool_maxsize=2 * settings.connections + 4)
-    transport.mount("https://", adapter)
-    transport.mount("http://", adapter)
-    return transport
-
-
 def _open_session(transport: requests.Session, settings: Settings) -> str:
-    """Open a server session as the user, by alias token, or as guest; give its id."""
+    """Open a server session as the user, by alias token, or as guest; return its id."""
     server, timeout = settings.server, settings.timeout
     if not settings.username:
         response = transport.get(f"{server}/data/JSESSION", timeout=timeout)
@@ -151,6 +319,8 @@ def _open_session(transport: requests.Session, settings: Settings) -> str:
         response = transport.get(f"{server}/data/JSESSION", timeout=timeout, auth=login)
     else:
         form = {"username": settings.username, "password": settings.password.reveal()}
+        if settings.auth_provider:
+            form["provider"] = settings.auth_provider
         response = transport.put(f"{server}/data/services/auth", data=form, timeout=timeout)
     return _session_id(response, settings)
 

@@ -1,18 +1,49 @@
-"""How hard this process works XNAT: how many requests at a time, how many a second, and none while XNAT wants rest."""
+"""Limits on the requests that this process sends: how many at a time and a second, and none while XNAT wants rest."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import requests
-from requests.adapters import HTTPAdapter
-
 from monailabel_xnat.client.retry import LONGEST_PAUSE
 from monailabel_xnat.errors import ServerError
+
+
+class Slot:
+    """One request under way, from before it is sent to the end of its answer's body.
+
+    A body that nobody reads must not block the other requests for ever: once the answer has begun, a slot whose body
+    has not been read for ``idle_limit`` seconds no longer counts.
+    """
+
+    def __init__(self, pace: Pace, *, counts: bool) -> None:
+        self._pace = pace
+        self._idle_ends = float("inf")
+        self.thread = threading.current_thread()
+        self.counts = counts
+
+    def touch(self) -> None:
+        """Note that the answer is being read."""
+        self._idle_ends = self._pace.idle_ends()
+
+    def is_idle(self, now: float) -> bool:
+        """Return whether the body has been left unread for too long."""
+        return now >= self._idle_ends
+
+    @property
+    def idle_ends(self) -> float:
+        """When the slot stops to count, on the clock of its pace; never before the answer has begun."""
+        return self._idle_ends
+
+    def release(self) -> None:
+        """Let the next request go; may be called more than once."""
+        if self.counts:
+            self.counts = False
+            self._pace.leave(self)
 
 
 class Pace:
@@ -28,6 +59,8 @@ class Pace:
         Waits for a number of seconds.
     clock : callable
         Seconds that only grow.
+    idle_limit : float
+        Seconds after which an answer that is not being read no longer counts as under way.
     """
 
     def __init__(
@@ -36,37 +69,68 @@ class Pace:
         rate_limit: float = 0.0,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        idle_limit: float = 120.0,
     ) -> None:
         self._connections = connections
         self._rate_limit = rate_limit
         self._sleep = sleep
         self._clock = clock
-        self._slots = threading.BoundedSemaphore(connections)
-        self._of_thread = threading.local()
+        self._idle_limit = idle_limit
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew, as at the beginning; in a forked child locks and slots are those of the parent's threads."""
         self._lock = threading.Lock()
+        # Reentrant: a response that the garbage collector finds releases its slot, in whichever thread that happens.
+        self._changed = threading.Condition(threading.RLock())
+        self._slots: set[Slot] = set()
+        self._waiting: deque[object] = deque()
         self._next_start = 0.0
         self._rest_ends = 0.0
         self._rest_status = 0
-        self._requests = self._repeated = self._under_way = 0
+        self._requests = self._repeated = 0
         self._heavy = threading.Lock()
         self._heavy_call = ""
 
+    def take(self) -> Slot:
+        """Wait, first come first served, until one of ``connections`` requests may be under way.
+
+        A thread that has a slot already goes on with that one: it may ask something while it reads a download.
+        """
+        thread = threading.current_thread()
+        with self._changed:
+            if any(slot.thread is thread for slot in tuple(self._slots)):
+                return Slot(self, counts=False)
+            ticket = object()
+            self._waiting.append(ticket)
+            try:
+                while self._waiting[0] is not ticket or not self._has_room():
+                    self._changed.wait(self._until_next_idle())
+                slot = Slot(self, counts=True)
+                self._slots.add(slot)
+                return slot
+            finally:
+                self._waiting.remove(ticket)
+                self._changed.notify_all()
+
+    def leave(self, slot: Slot) -> None:
+        """Take back a slot; see :meth:`Slot.release`."""
+        with self._changed:
+            self._slots.discard(slot)
+            self._changed.notify_all()
+
+    def idle_ends(self) -> float:
+        """Return until when an answer counts as under way if nobody reads it from now on."""
+        return self._clock() + self._idle_limit
+
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Have one of ``connections`` requests under way; a thread that has one already goes on with that."""
-        if getattr(self._of_thread, "has_slot", False):
+        """Have one of ``connections`` requests under way within the block."""
+        taken = self.take()
+        try:
             yield
-            return
-        with self._slots:
-            self._of_thread.has_slot = True
-            with self._lock:
-                self._under_way += 1
-            try:
-                yield
-            finally:
-                self._of_thread.has_slot = False
-                with self._lock:
-                    self._under_way -= 1
+        finally:
+            taken.release()
 
     @contextmanager
     def heavy(self, call: str) -> Iterator[None]:
@@ -113,7 +177,9 @@ class Pace:
             self._repeated += 1
 
     def summary(self) -> dict[str, Any]:
-        """Tell the limits, what was sent so far, and what goes on now."""
+        """Return the limits, what was sent so far, and what goes on now."""
+        with self._changed:
+            under_way = len(self._slots)
         with self._lock:
             resting = self._rest_ends - self._clock()
             facts = {
@@ -121,28 +187,16 @@ class Pace:
                 "rate_limit": self._rate_limit,
                 "requests": self._requests,
                 "repeated": self._repeated,
-                "under_way": self._under_way,
+                "under_way": under_way,
             }
         now = {"resting": round(max(resting, 0.0), 1), "heavy": self._heavy_call}
         return {**facts, **{key: value for key, value in now.items() if value}}
 
+    def _has_room(self) -> bool:
+        now = self._clock()
+        self._slots = {slot for slot in tuple(self._slots) if not slot.is_idle(now)}
+        return len(self._slots) < self._connections
 
-class PacedAdapter(HTTPAdapter):
-    """The one door for all requests of a connection, those of its login included.
-
-    Parameters
-    ----------
-    pace : Pace
-        Tells when each may be started.
-    pool_maxsize : int
-        How many connections are kept open.
-    """
-
-    def __init__(self, pace: Pace, pool_maxsize: int) -> None:
-        super().__init__(pool_maxsize=pool_maxsize)
-        self._pace = pace
-
-    def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
-        """Send a request when its time has come."""
-        self._pace.admit()
-        return super().send(request, *args, **options)
+    def _until_next_idle(self) -> float | None:
+        ends = min((slot.idle_ends for slot in tuple(self._slots)), default=float("inf"))
+        return None if ends == float("inf") else max(ends - self._clock(), 0.01)

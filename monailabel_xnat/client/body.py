@@ -1,0 +1,132 @@
+"""The body of an answer while it is read: what it begins with, and when it has come to its end."""
+
+from __future__ import annotations
+
+import io
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import requests
+import urllib3
+
+from monailabel_xnat.client.pace import Slot
+
+# A login page is a few dozen kilobytes long; nothing that is longer is taken for one.
+_LONGEST_PAGE = 1 << 18
+
+
+class HeldBody:
+    """Stands for the raw body of an answer and gives its slot back at the end of the body, at a failure or at close.
+
+    Everything else is that of the raw body.
+    """
+
+    def __init__(self, raw: Any, slot: Slot) -> None:
+        self._raw = raw
+        self._slot = slot
+        slot.touch()
+        weakref.finalize(self, slot.release)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    def read(self, *args: Any, **options: Any) -> bytes:
+        """Read from the body."""
+        try:
+            data: bytes = self._raw.read(*args, **options)
+        except BaseException:
+            self._slot.release()
+            raise
+        self._noted()
+        return data
+
+    def stream(self, *args: Any, **options: Any) -> Iterator[bytes]:
+        """Read the body in parts."""
+        try:
+            for part in self._raw.stream(*args, **options):
+                self._slot.touch()
+                yield part
+        except GeneratorExit:  # the reader may go on with another method
+            raise
+        except BaseException:
+            self._slot.release()
+            raise
+        self._noted()
+
+    def close(self) -> None:
+        """Close the body."""
+        self._slot.release()
+        self._raw.close()
+
+    def release_conn(self) -> None:
+        """Give the connection back to its pool."""
+        self._slot.release()
+        release = getattr(self._raw, "release_conn", None)
+        if release is not None:
+            release()
+
+    def _noted(self) -> None:
+        if self._raw.closed:
+            self._slot.release()
+        else:
+            self._slot.touch()
+
+
+def hold(response: requests.Response, slot: Slot) -> None:
+    """Have a slot released when the body of an answer has been read, or is given up."""
+    if response.raw is None or response.raw.closed:
+        slot.release()
+    else:
+        response.raw = HeldBody(response.raw, slot)
+
+
+def beginning(response: requests.Response) -> bytes:
+    """Return what the body of an answer begins with, decoded; it can be read as before afterwards."""
+    if response.raw is None or response.raw.closed:
+        return response.content[:_LONGEST_PAGE] if _was_read(response) else b""
+    raw: Any = response.raw
+    first = raw.read(_LONGEST_PAGE, decode_content=False)
+    options = {"headers": raw.headers, "status": raw.status, "reason": raw.reason, "preload_content": False}
+    response.raw = urllib3.HTTPResponse(
+        _Rejoined(first, raw), original_response=getattr(raw, "_original_response", None), **options
+    )
+    shown = urllib3.HTTPResponse(io.BytesIO(first), **{**options, "enforce_content_length": False})
+    try:
+        return bytes(shown.read(decode_content=True))
+    except urllib3.exceptions.HTTPError:
+        return first
+
+
+def _was_read(response: requests.Response) -> bool:
+    return getattr(response, "_content", False) is not False
+
+
+class _Rejoined(io.RawIOBase):
+    """A body whose beginning has been read already."""
+
+    def __init__(self, first: bytes, rest: Any) -> None:
+        super().__init__()
+        self._first = io.BytesIO(first)
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        whole = size is None or size < 0
+        data = self._first.read(-1 if whole else size)
+        if whole:
+            data += self._rest.read(decode_content=False)
+        elif not data and size:
+            data = self._rest.read(size, decode_content=False)
+        if self._rest.closed and self._first.tell() == len(self._first.getbuffer()):
+            self.close()
+        return data
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._rest.close()
+            if hasattr(self._rest, "release_conn"):
+                self._rest.release_conn()

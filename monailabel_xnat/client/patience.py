@@ -1,0 +1,163 @@
+"""Sending a request until it is answered: at the pace that is allowed, again after what passes, never without end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import requests
+from requests.adapters import BaseAdapter
+from requests.exceptions import UnrewindableBodyError
+from requests.utils import rewind_body
+
+from monailabel_xnat.client.pace import Pace
+from monailabel_xnat.client.retry import (
+    LONGEST_PAUSE,
+    REPEATABLE_METHODS,
+    TRANSIENT_STATUSES,
+    Backoff,
+    requested_pause,
+)
+
+logger = logging.getLogger(__name__)
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+class PatientAdapter(BaseAdapter):
+    """A requests transport adapter that repeats what failed for a passing reason.
+
+    429, 502, 503, 504 and dropped connections are asked again after a pause; ``Retry-After`` holds for all threads. A
+    request is sent again only if that does no harm and its body can be rewound: a body that had been read to its end
+    would be waited for by XNAT until the time is out.
+
+    Parameters
+    ----------
+    inner : callable
+        Returns the adapter that sends to an address.
+    pace : Pace
+        When each request may be started.
+    backoff : Backoff
+        How often and after which pauses to repeat.
+    timeout : float
+        Seconds to wait for an answer where the caller names no limit, as xnatpy's transfers do not.
+    """
+
+    def __init__(self, inner: Callable[[str], BaseAdapter], pace: Pace, backoff: Backoff, timeout: float) -> None:
+        super().__init__()
+        self._inner = inner
+        self._pace = pace
+        self._backoff = backoff
+        self._timeout = timeout
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: bool | str = True,
+        cert: Any = None,
+        proxies: Mapping[str, str] | None = None,
+    ) -> requests.Response:
+        """Send a request and return the answer, whole unless it is to be streamed.
+
+        Raises
+        ------
+        requests.RequestException
+            If there was no answer.
+        ServerError
+            If XNAT wants to be left alone for long.
+        """
+        pauses = self._backoff.pauses()
+        limit = self._timeout if timeout is None else timeout
+        while True:
+            self._pace.admit()
+            try:
+                inner = self._inner(request.url or "")
+                response = inner.send(request, stream=stream, timeout=limit, verify=verify, cert=cert, proxies=proxies)
+                if not stream:
+                    _ = response.content  # what breaks off in the middle is asked for again as well
+            except requests.RequestException as error:
+                pause = next(pauses, None) if may_repeat(request) and _may_pass(error) else None
+                if pause is None or not rewound(request):
+                    raise
+                self.wait(pause, type(error).__name__)
+                continue
+            if response.status_code in TRANSIENT_STATUSES and self._repeats(request, response, pauses):
+                continue
+            moved_to = _moved_to(request, response)
+            if not moved_to or not rewound(request):
+                return response
+            # requests would repeat it without its body, or as a GET, as browsers do.
+            response.close()
+            request.url = moved_to
+            _set_cookies(request)
+
+    def wait(self, pause: float, reason: str) -> None:
+        """Let some seconds pass before a request is repeated, and say why in the log."""
+        self._pace.repeat()
+        if pause:
+            logger.info("XNAT is asked again in %.1f s: %s", pause, reason)
+            self._backoff.sleep(pause)
+
+    def close(self) -> None:
+        """Do nothing: whoever made the inner adapter closes it."""
+
+    def _repeats(self, request: requests.PreparedRequest, response: requests.Response, pauses: Iterator[float]) -> bool:
+        """Return whether to send a request again that XNAT could not take now, after the pause that it asks for.
+
+        What it asks for holds for all threads, and also where this request is not repeated.
+        """
+        asked = requested_pause(response.headers.get("Retry-After"), response.headers.get("Date"))
+        if asked is not None:
+            logger.info("XNAT asked for %.0f s of rest: status %d", asked, response.status_code)
+            self._pace.rest(asked, response.status_code)
+        pause = next(pauses, None) if may_repeat(request) else None
+        if pause is None or (asked or 0.0) > LONGEST_PAUSE or not rewound(request):
+            return False
+        response.close()
+        self.wait(pause if asked is None else 0.0, f"status {response.status_code}")
+        return True
+
+
+def may_repeat(request: requests.PreparedRequest) -> bool:
+    """Return whether sending a request twice does the same as sending it once."""
+    return request.method in REPEATABLE_METHODS
+
+
+def rewound(request: requests.PreparedRequest) -> bool:
+    """Set the body of a request back to its start; return False where that cannot be done."""
+    if request.body is None or isinstance(request.body, (bytes, str)):
+        return True
+    try:
+        rewind_body(request)
+    except (UnrewindableBodyError, ValueError):  # ValueError: the file is closed
+        return False
+    return True
+
+
+def _moved_to(request: requests.PreparedRequest, response: requests.Response) -> str:
+    """Return the address of the same place where the whole site has another scheme or port; empty if it has not."""
+    if response.status_code not in REDIRECTS or "Location" not in response.headers:
+        return ""
+    target = urljoin(request.url or "", response.headers["Location"])
+    old, new = urlsplit(request.url or ""), urlsplit(target)
+    same_place = (old.hostname, old.path, old.query) == (new.hostname, new.path, new.query)
+    is_elsewhere = (old.scheme, old.netloc) != (new.scheme, new.netloc)
+    is_as_secure = new.scheme == "https" or old.scheme == "http"
+    return target if same_place and is_elsewhere and is_as_secure else ""
+
+
+def _set_cookies(request: requests.PreparedRequest) -> None:
+    """Choose the cookies anew, for some are meant for https only."""
+    request.headers.pop("Cookie", None)
+    request.prepare_cookies(getattr(request, "_cookies", None) or {})
+
+
+def _may_pass(error: requests.RequestException) -> bool:
+    """Return whether a failure without answer may go away; a refused certificate will not."""
+    lasting = (requests.exceptions.SSLError, requests.exceptions.InvalidURL, requests.exceptions.ReadTimeout)
+    passing = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+    return isinstance(error, passing) and not isinstance(error, lasting)
