@@ -20,6 +20,7 @@ class SettingArguments(TypedDict, total=False):
     What each means stands in :class:`~monailabel_xnat.config.Settings`, which has the same fields.
     """
 
+    auth_provider: str | None
     cache_budget: float | None
     image_format: str | None
     image_resource: Texts | None

@@ -135,6 +135,10 @@ class Catalog:
         scan = self.scan(name)
         return scan, LabelId(scan.image_id, version, collection)
 
+    def by_session(self, experiment: str, scan: str) -> Scan | None:
+        """Return an image by the accession ID of its session and its scan ID, whatever its project."""
+        return self._current().by_session(experiment, scan)
+
     def get(self, image: str) -> Scan | None:
         """Give an image by its canonical id as far as known now; never asks XNAT."""
         snapshot = self._snapshot

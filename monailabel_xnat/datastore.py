@@ -8,11 +8,8 @@ tag tells which one. What is done is done elsewhere: :mod:`~monailabel_xnat.cata
 
 from __future__ import annotations
 
-import atexit
-import heapq
 import io
 import logging
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
@@ -23,32 +20,48 @@ from typing_extensions import Unpack
 
 from monailabel_xnat.additions import Additions
 from monailabel_xnat.arguments import SettingArguments
-from monailabel_xnat.catalog import Catalog, Scan
-from monailabel_xnat.client.session import Session
+from monailabel_xnat.catalog import Catalog
+from monailabel_xnat.client.graph import Graph, XNATScan, XNATSession
+from monailabel_xnat.client.session import Session, server_of
 from monailabel_xnat.client_errors import errors_for_clients
 from monailabel_xnat.config import Settings, refuse_unknown
+from monailabel_xnat.credentials import settings_beside
 from monailabel_xnat.dataset import TRAINING_TAG, Dataset
-from monailabel_xnat.description import Description
+from monailabel_xnat.description import Description, default_texts
 from monailabel_xnat.errors import InvalidIdError, UnknownImageError, UnknownLabelError
 from monailabel_xnat.images import Images
 from monailabel_xnat.info import ImageInfos
 from monailabel_xnat.labels import Labels
 from monailabel_xnat.labels.history import summary_of
+from monailabel_xnat.labels.tags import text_of
+from monailabel_xnat.nextsamples import likely_next
 from monailabel_xnat.prefetch import PrefetchReport, Progress
+from monailabel_xnat.reopening import Reopening
 from monailabel_xnat.views import Views
+from monailabel_xnat.xnatside import XnatSide
 
 logger = logging.getLogger(__name__)
 
-_OWN_ARGUMENTS = ("api_url", "username", "password", "project", "asset_path", "cache_path", "conf", "environ")
+_OWN_ARGUMENTS = (
+    "api_url",
+    "username",
+    "password",
+    "project",
+    "asset_path",
+    "cache_path",
+    "conf",
+    "environ",
+    "connection",
+)
 
 
-class XNATDatastore(Datastore):  # type: ignore[misc]
+class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
     """Images and labels of an XNAT archive, for MONAI Label and for training scripts.
 
     Parameters
     ----------
     api_url : str
-        Address of the XNAT site, ``https://xnat.example.org``.
+        Address of the XNAT site, ``https://xnat.example.org``; may be left out where a connection is given.
     username, password : str or None
         Credentials; where not given they come from the environment or ``~/.netrc``, else it is a guest.
     project : str or None
@@ -61,6 +74,10 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         MONAI Label's ``--conf``; its ``xnat_<setting>`` entries count.
     environ : mapping or None
         Environment to read settings from; default: the process's.
+    connection : xnatpy session or None
+        What ``xnat.connect(...)`` returned. The datastore asks beside it, with its login, and neither changes nor
+        closes it; once that login has expired, with ``username`` and ``password`` where they are given as arguments.
+        It can be used in this process only.
     **settings
         Any other field of :class:`~monailabel_xnat.config.Settings`.
 
@@ -81,7 +98,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
 
     def __init__(
         self,
-        api_url: str,
+        api_url: str = "",
         username: str | None = None,
         password: str | None = None,
         project: str | None = None,
@@ -90,30 +107,44 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         *,
         conf: Mapping[str, Any] | None = None,
         environ: Mapping[str, str] | None = None,
+        connection: XNATSession | None = None,
         **settings: Unpack[SettingArguments],
     ) -> None:
         # `server` is a field of the settings, but the argument is called `api_url`.
         refuse_unknown(settings, (*SettingArguments.__annotations__, *_OWN_ARGUMENTS))
         given = {"username": username, "password": password, "project": project, "asset_path": asset_path}
         arguments = {"server": api_url, **given, "cache_path": cache_path, **settings}
-        self._settings = Settings.load(arguments, conf, environ)
-        self._session = Session(self._settings)
-        self._catalog = Catalog(self._session)
-        self._images = Images(self._session, self._settings)
-        self._additions = Additions(self._session, self._catalog)
-        self._labels = Labels(self._session, self._catalog, self._images, self._settings)
-        self._infos = ImageInfos(self._session, self._catalog)
+        if connection is None:
+            self._open(Settings.load(arguments, conf, environ))
+        else:
+            self._open(settings_beside(server_of(connection), arguments, conf, environ), connection)
+
+    def _open(self, settings: Settings, connection: XNATSession | None = None) -> None:
+        self._settings = settings
+        self._is_borrowed = connection is not None
+        session = Session(settings, owner=connection)
+        self._catalog = Catalog(session)
+        self._images = Images(session, settings)
+        self._additions = Additions(session, self._catalog)
+        self._labels = Labels(session, self._catalog, self._images, settings)
+        self._infos = ImageInfos(session, self._catalog)
         self._views = Views(self._images, self._labels, self._infos)
-        self._dataset = Dataset(self._session, self._catalog, self._images, self._labels)
-        self._description = Description(self._session, self._catalog.memory)
+        self._dataset = Dataset(session, self._catalog, self._images, self._labels)
+        self._description = Description(session, self._catalog.memory)
+        self._graph = Graph(session)
+        self._session = session
         self._catalog.scans()
-        # MONAI Label never closes a datastore; what waits must still be written when the process ends.
-        self._close_at_exit = _close_at_exit(weakref.ref(self))
+        self._end_with_process()
+
+    def __repr__(self) -> str:
+        projects = ", ".join(self._settings.project) or "all projects"
+        user = self._session.known_user if self._is_open else self._settings.username
+        return f"<{type(self).__name__} {self._settings.server}: {projects}, as {user or 'guest'}>"
 
     def name(self) -> str:
         """Give the name that was set, else XNAT's address."""
         with errors_for_clients():
-            return self._description.get("name", self._own_name)
+            return self._description.get("name", default_texts(self._settings)["name"])
 
     def set_name(self, name: str) -> None:
         """Store a name in XNAT."""
@@ -123,7 +154,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
     def description(self) -> str:
         """Give the description that was set, else which projects are shown."""
         with errors_for_clients():
-            return self._description.get("description", self._own_description)
+            return self._description.get("description", default_texts(self._settings)["description"])
 
     def set_description(self, description: str) -> None:
         """Store a description in XNAT."""
@@ -146,7 +177,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             Accepted and ignored, as by MONAI Label's own datastores.
         """
         with errors_for_clients():
-            labelled = self._labels.images(_text(label_tag) or TRAINING_TAG)
+            labelled = self._labels.images(text_of(label_tag) or TRAINING_TAG)
             return [image for image in self._catalog.ids() if image in labelled] if labelled else []
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
@@ -154,13 +185,13 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         labelled = set(self.get_labeled_images(label_tag, labels))
         return [image for image in self.list_images() if image not in labelled]
 
-    def get_image(self, image_id: str, params: Any = None) -> BinaryIO | None:
+    def get_image(self, image_id: str | XNATScan, params: Any = None) -> BinaryIO | None:
         """Open the file of :meth:`get_image_uri`; None for an unknown id."""
         with errors_for_clients():
             scan = self._find(image_id)
             return self._images.open(scan) if scan else None
 
-    def get_image_uri(self, image_id: str) -> str:
+    def get_image_uri(self, image_id: str | XNATScan) -> str:
         """Give the path of an image on this machine, fetched and converted once; "" for an unknown id.
 
         The NIfTI has the voxels, index order and affine (RAS, mm) that MONAI's ITKReader gives on the DICOM series.
@@ -176,7 +207,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             scan = self._find(image_id)
             return str(self._images.path(scan)) if scan else ""
 
-    def get_image_info(self, image_id: str) -> dict[str, Any]:
+    def get_image_info(self, image_id: str | XNATScan) -> dict[str, Any]:
         """Give what is known about an image, from memory; {} for an unknown id, on which the XNAT-OHIF viewer relies.
 
         Own keys: ``name`` (file name for clients), ``path`` and ``checksum`` (once fetched), ``project``, ``subject``,
@@ -187,7 +218,7 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             scan = self._find(image_id)
             return self._views.image(scan) if scan else {}
 
-    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+    def update_image_info(self, image_id: str | XNATScan, info: dict[str, Any]) -> None:
         """Merge top-level keys into the info of an image; XNAT gets them from a background thread.
 
         Raises
@@ -196,49 +227,49 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             If there is no such image (also an UnknownImageError).
         """
         with errors_for_clients():
-            scan = self._catalog.scan(image_id)
+            scan = self._scan(image_id)
             self._infos.update(scan, info)
             if "strategy" in info:  # MONAI Label has just handed this image out as the next sample
-                self._images.expect(lambda count: self._likely_next(scan, count))
+                self._images.expect(lambda count: likely_next(scan, count, self._catalog, self._labels, self._infos))
 
-    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
+    def get_labels_by_image_id(self, image_id: str | XNATScan) -> dict[str, str]:
         """Give the label id for each tag of an image; {} for an unknown id."""
         with errors_for_clients():
             scan = self._find(image_id)
             return {tag: str(scan.image_id) for tag in self._labels.tags(scan)} if scan else {}
 
-    def get_label_by_image_id(self, image_id: str, tag: str) -> str:
+    def get_label_by_image_id(self, image_id: str | XNATScan, tag: str) -> str:
         """Give the label id for one tag of an image; "" if there is none."""
-        return self.get_labels_by_image_id(image_id).get(_text(tag), "")
+        return self.get_labels_by_image_id(image_id).get(text_of(tag), "")
 
-    def get_label(self, label_id: str, label_tag: str, params: Any = None) -> io.BytesIO | None:
+    def get_label(self, label_id: str | XNATScan, label_tag: str, params: Any = None) -> io.BytesIO | None:
         """Open a label's file; None if there is none."""
         uri = self.get_label_uri(label_id, label_tag)
         return io.BytesIO(Path(uri).read_bytes()) if uri else None
 
-    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+    def get_label_uri(self, label_id: str | XNATScan, label_tag: str) -> str:
         """Give the path of a label on this machine, on the grid of its image; "" if there is none."""
         with errors_for_clients():
             try:
-                scan, label = self._catalog.label(label_id)
+                scan, label = self._label(label_id)
                 if label.collection is not None:
                     return str(self._labels.collection_path(scan, label.collection))
-                return str(self._labels.path(scan, _text(label_tag), label.version))
+                return str(self._labels.path(scan, text_of(label_tag), label.version))
             except (InvalidIdError, UnknownImageError, UnknownLabelError):
                 return ""
 
-    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+    def get_label_info(self, label_id: str | XNATScan, label_tag: str) -> dict[str, Any]:
         """Give the info stored with a label, and as LocalDatastore ``ts`` and ``name``; {} if there is no label."""
         with errors_for_clients():
             try:
-                scan, label = self._catalog.label(label_id)
+                scan, label = self._label(label_id)
                 if label.collection is not None:
                     return self._views.collection(scan, label.collection)
-                return self._views.label(scan, _text(label_tag), label.version)
+                return self._views.label(scan, text_of(label_tag), label.version)
             except (InvalidIdError, UnknownImageError, UnknownLabelError):
                 return {}
 
-    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+    def update_label_info(self, label_id: str | XNATScan, label_tag: str, info: dict[str, Any]) -> None:
         """Merge top-level keys into the info of a label.
 
         Raises
@@ -247,9 +278,11 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             If there is no such label (also an UnknownLabelError).
         """
         with errors_for_clients():
-            self._labels.update_info(self._catalog.label(label_id)[0], _text(label_tag), info)
+            self._labels.update_info(self._label(label_id)[0], text_of(label_tag), info)
 
-    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+    def save_label(
+        self, image_id: str | XNATScan, label_filename: str, label_tag: str, label_info: dict[str, Any]
+    ) -> str:
         """Store a label in XNAT as a new version; nothing is overwritten and the file given is only read.
 
         Returns
@@ -267,28 +300,28 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             If XNAT cannot take it now: it is safe on this machine, is served from there, and is sent later.
         """
         with errors_for_clients():
-            scan = self._catalog.scan(image_id)
-            self._labels.save(scan, _text(label_tag) or TRAINING_TAG, Path(label_filename), label_info or {})
+            scan = self._scan(image_id)
+            self._labels.save(scan, text_of(label_tag) or TRAINING_TAG, Path(label_filename), label_info or {})
             return str(scan.image_id)
 
-    def remove_label(self, label_id: str, label_tag: str) -> None:
+    def remove_label(self, label_id: str | XNATScan, label_tag: str) -> None:
         """Remove a label; one that does not exist is no error, as in LocalDatastore."""
         with errors_for_clients():
-            scan = self._find(str(label_id))
+            scan = self._find(label_id)
             if scan:
-                self._labels.remove(scan, _text(label_tag))
+                self._labels.remove(scan, text_of(label_tag))
 
-    def label_history(self, label_id: str, label_tag: str) -> list[dict[str, Any]]:
+    def label_history(self, label_id: str | XNATScan, label_tag: str) -> list[dict[str, Any]]:
         """List the versions of a label, newest first; see :func:`~monailabel_xnat.labels.history.summary_of`."""
         with errors_for_clients():
-            scan, _ = self._catalog.label(label_id)
-            return [summary_of(version) for version in self._labels.history(scan, _text(label_tag))]
+            scan, _ = self._label(label_id)
+            return [summary_of(version) for version in self._labels.history(scan, text_of(label_tag))]
 
-    def restore_label(self, label_id: str, label_tag: str, version: str) -> str:
+    def restore_label(self, label_id: str | XNATScan, label_tag: str, version: str) -> str:
         """Store an earlier version anew, so that it is the current one, and give the name of the new version."""
         with errors_for_clients():
-            scan, _ = self._catalog.label(label_id)
-            return self._labels.restore(scan, _text(label_tag), version).name
+            scan, _ = self._label(label_id)
+            return self._labels.restore(scan, text_of(label_tag), version).name
 
     def add_image(self, image_id: str | None, image_filename: str, image_info: dict[str, Any]) -> str:
         """Store a new image in XNAT.
@@ -313,10 +346,10 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
                 self._infos.update(scan, image_info)
             return str(scan.image_id)
 
-    def remove_image(self, image_id: str) -> None:
+    def remove_image(self, image_id: str | XNATScan) -> None:
         """Delete the scan in XNAT, labels included; only with the setting ``allow_delete``."""
         with errors_for_clients():
-            scan = self._catalog.scan(image_id)
+            scan = self._scan(image_id)
             self._additions.remove(scan)
             self._images.discard(scan)
             self._catalog.drop(scan.image_id)
@@ -364,15 +397,12 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
         """
         with errors_for_clients():
             objects = self._views.tree(self._catalog.scans())
-        texts = {
-            "name": self._description.known("name", self._own_name),
-            "description": self._description.known("description", self._own_description),
-        }
+        texts = {key: self._description.known(key, text) for key, text in default_texts(self._settings).items()}
         return {**texts, "images_dir": "", "labels_dir": "", "objects": objects}
 
     def prefetch(
         self,
-        image_ids: Iterable[str],
+        image_ids: Iterable[str | XNATScan],
         *,
         workers: int = 4,
         progress: Callable[[Progress], None] | None = None,
@@ -397,51 +427,16 @@ class XNATDatastore(Datastore):  # type: ignore[misc]
             If an id is not that of an image; nothing is fetched then.
         """
         with errors_for_clients():
-            scans = [self._catalog.scan(image) for image in image_ids]
+            scans = [self._scan(image) for image in image_ids]
             return self._images.prefetch(scans, workers=workers, progress=progress, executor=executor)
 
     def close(self) -> None:
-        """Write what waits and log out."""
-        atexit.unregister(self._close_at_exit)
+        """Write what waits and log out; a session of xnatpy that was given stays as it is."""
+        if not self._is_open:
+            return
+        self._close_at_exit()
         self._infos.close()
         self._labels.close()
         self._images.close()
         self._catalog.close()
         self._session.close()
-
-    @property
-    def _own_name(self) -> str:
-        return f"XNAT {self._settings.server}"
-
-    @property
-    def _own_description(self) -> str:
-        projects = ", ".join(self._settings.project) or "all projects"
-        return f"{projects} on {self._settings.server}"
-
-    def _find(self, image_id: str) -> Scan | None:
-        try:
-            return self._catalog.scan(image_id)
-        except (InvalidIdError, UnknownImageError):
-            return None
-
-    def _likely_next(self, scan: Scan, count: int) -> list[Scan]:
-        """Choose among the other unlabelled images those that come next most likely: those never handed out first."""
-        labelled, handed_out = self._labels.images(TRAINING_TAG), self._infos.handed_out()
-        left = (image for image in self._catalog.ids() if image not in labelled and image != str(scan.image_id))
-        chosen = heapq.nsmallest(count, left, key=lambda image: (handed_out.get(image, 0.0), image))
-        return [found for found in map(self._catalog.get, chosen) if found]
-
-
-def _text(tag: Any) -> str:
-    """Give a tag as text: MONAI Label hands over its enum or a string."""
-    return str(getattr(tag, "value", tag) or "")
-
-
-def _close_at_exit(reference: weakref.ref[XNATDatastore]) -> Any:
-    def close() -> None:
-        datastore = reference()
-        if datastore is not None:
-            datastore.close()
-
-    atexit.register(close)
-    return close

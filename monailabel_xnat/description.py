@@ -9,6 +9,7 @@ from typing import Any
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.client.smallfiles import Counts, find_object
 from monailabel_xnat.client.upload import upload
+from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import SettingsError
 from monailabel_xnat.listing import list_projects
 from monailabel_xnat.memory import Memory
@@ -125,3 +126,9 @@ def _texts_in(found: dict[str, Any]) -> dict[str, str]:
     if not all(isinstance(text, str) for text in found.values()):
         raise ValueError("a text has a wrong type")
     return found
+
+
+def default_texts(settings: Settings) -> dict[str, str]:
+    """Return the texts of a datastore for which none were set: XNAT's address, and which projects are shown."""
+    projects = ", ".join(settings.project) or "all projects"
+    return {"name": f"XNAT {settings.server}", "description": f"{projects} on {settings.server}"}

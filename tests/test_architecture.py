@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "monailabel_xnat"
 # From the ground up: a part may import from its own layer and those before it.
 LAYERS = (
     {"ids", "errors", "jsonable", "patterns", "marks"},
-    {"config", "arguments"},
+    {"config", "credentials", "arguments"},
     {"client"},
     {"comparisons", "memory", "listing", "selection", "snapshot", "catalog", "cache", "roi_references", "projects"},
     {"convert"},
@@ -22,7 +22,10 @@ LAYERS = (
     {"labels"},
     {"manifest"},
     {"info", "description", "dataset", "views"},
-    {"client_errors", "datastore"},
+    {"nextsamples"},
+    {"client_errors"},
+    {"reopening", "xnatside"},
+    {"datastore"},
     {"app"},
     {"launcher"},
     {"cli", "pytest_plugin"},

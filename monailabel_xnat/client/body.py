@@ -86,7 +86,7 @@ def beginning(response: requests.Response) -> bytes:
     if response.raw is None or response.raw.closed:
         return response.content[:_LONGEST_PAGE] if _was_read(response) else b""
     raw: Any = response.raw
-    first = raw.read(_LONGEST_PAGE, decode_content=False)
+    first: bytes = raw.read(_LONGEST_PAGE, decode_content=False)
     options = {"headers": raw.headers, "status": raw.status, "reason": raw.reason, "preload_content": False}
     response.raw = urllib3.HTTPResponse(
         _Rejoined(first, raw), original_response=getattr(raw, "_original_response", None), **options
@@ -115,7 +115,7 @@ class _Rejoined(io.RawIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         whole = size is None or size < 0
-        data = self._first.read(-1 if whole else size)
+        data: bytes = self._first.read(-1 if whole else size)
         if whole:
             data += self._rest.read(decode_content=False)
         elif not data and size:

@@ -79,6 +79,11 @@ class Login:
                 self.check()
         return self._user
 
+    @property
+    def known_user(self) -> str:
+        """The name that XNAT knew us by last; empty if we have not asked yet."""
+        return self._user
+
     def check(self) -> None:
         """See that there is a login; after a long pause, that XNAT still knows it, for open sites turn us into a guest.
 

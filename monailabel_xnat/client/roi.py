@@ -105,9 +105,14 @@ class RoiCollection(NamedTuple):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
+    def path(self) -> str:
+        """Where XNAT serves the collection: a path below the site's address, percent-encoded."""
+        return quoted("data", "experiments", self.session_id, "assessors", self.id)
+
+    @property
     def resource(self) -> str:
         """Path of the resource that holds its file."""
-        return quoted("data", "experiments", self.session_id, "assessors", self.id, "out", "resources", self.kind)
+        return f"{self.path}/out{quoted('resources', self.kind)}"
 
 
 class CollectionFacts(NamedTuple):

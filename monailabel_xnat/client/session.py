@@ -14,18 +14,20 @@ from urllib.parse import quote
 import requests
 from requests.adapters import BaseAdapter, HTTPAdapter
 from xnat.exceptions import XNATResponseError, XNATValueError
+from xnat.session import BaseXNATSession
 
 from monailabel_xnat.client.answers import failure, failure_of_transfer, is_page, page_failure, plain
 from monailabel_xnat.client.connection import Connection
 from monailabel_xnat.client.cookies import own_cookies
 from monailabel_xnat.client.guard import Guard
-from monailabel_xnat.client.login import Login
+from monailabel_xnat.client.heartbeat import Heartbeat
+from monailabel_xnat.client.login import Login, SharedLogin
 from monailabel_xnat.client.pace import Pace
 from monailabel_xnat.client.patience import PatientAdapter
 from monailabel_xnat.client.retry import Backoff
-from monailabel_xnat.client.transport import own_transport
+from monailabel_xnat.client.transport import own_transport, twin_of
 from monailabel_xnat.config import Settings
-from monailabel_xnat.errors import ServerError, TransferError, XNATDatastoreError
+from monailabel_xnat.errors import SettingsError, TransferError, XNATDatastoreError
 
 logger = logging.getLogger(__name__)
 
@@ -50,18 +52,36 @@ class Session:
         Where to connect, and as whom.
     backoff : Backoff or None
         How often and after which pauses to repeat; default: 4 attempts within a few seconds.
+    owner : xnat session or None
+        An open session of xnatpy, whose login and way of connecting are to be used, beside whoever else uses it. It is
+        neither changed nor closed, and its login is kept from running out of time.
+
+    Raises
+    ------
+    SettingsError
+        If the owner is no open session of xnatpy.
     """
 
-    def __init__(self, settings: Settings, backoff: Backoff | None = None) -> None:
+    def __init__(
+        self, settings: Settings, backoff: Backoff | None = None, owner: BaseXNATSession | None = None
+    ) -> None:
         self._settings = settings
         self.backoff = backoff or Backoff()
         self.pace = Pace(settings.connections, settings.rate_limit, self.backoff.sleep, idle_limit=settings.timeout)
         self._sockets = self._new_sockets()
         self._patient = PatientAdapter(self._adapter_for, self.pace, self.backoff, settings.timeout)
-        self._transport = own_transport(settings)
-        self._login = Login(settings, self._transport, self._patient, self.pace)
+        self._owner = owner
+        self._beside = None if owner is None else _interface_of(owner)
+        if owner is None or self._beside is None:
+            self._transport = own_transport(settings)
+            self._login = Login(settings, self._transport, self._patient, self.pace)
+        else:
+            self._transport = twin_of(self._beside)
+            user = str(owner.logged_in_user or "")
+            self._login = SharedLogin(settings, self._transport, self._patient, self.pace, user)
         self._transport.mount_everywhere(Guard(self._patient, self.pace, self._login))
         self._connection = Connection(settings, self._transport, self._login)
+        self._heartbeat = Heartbeat(self) if owner is not None else None
         _open_sessions.add(self)
 
     @property
@@ -76,9 +96,29 @@ class Session:
             return self._login.user
 
     @property
+    def known_user(self) -> str:
+        """The login name as far as it is known without asking XNAT."""
+        return self._login.known_user or self._settings.username
+
+    @property
     def connection(self) -> Connection:
-        """The xnatpy session, the same for the life of the process."""
+        """The xnatpy session that we ask through, the same for the life of the process."""
         return self._connection
+
+    @property
+    def owner(self) -> BaseXNATSession | None:
+        """The xnatpy session that this one stands beside, if there is one."""
+        return self._owner
+
+    @property
+    def idle_life(self) -> float | None:
+        """Seconds after which XNAT ends the session if nothing is asked, None if that is not known."""
+        expiry = self._connection.session_expiration_time
+        return float(expiry[1]) if expiry else None
+
+    def beat(self) -> None:
+        """Ask for what costs XNAT nothing, so that it does not end the session for idleness."""
+        self._connection.heartbeat()
 
     def json(self, path: str, query: Query | None = None) -> Any:
         """GET a path and read its JSON.
@@ -241,6 +281,8 @@ class Session:
 
     def close(self) -> None:
         """Log out; a later request logs in again."""
+        if self._heartbeat:
+            self._heartbeat.stop()
         self._login.close()
         self._sockets.close()
 
@@ -263,19 +305,43 @@ class Session:
         return HTTPAdapter(pool_maxsize=2 * self._settings.connections + 4)
 
     def _adapter_for(self, url: str) -> BaseAdapter:
-        return self._sockets
+        """Return what sends to an address: what the owner has mounted for it, where there is an owner."""
+        return self._sockets if self._beside is None else self._beside.get_adapter(url)
 
     def _after_fork(self) -> None:
         """Share nothing with the parent: neither locks, which its threads may hold, nor sockets, nor its login."""
         self.pace.reset()
         self._login.reset()
-        self._transport.cookies = own_cookies()
+        if self._beside is None:  # with somebody else's session nothing can be sent from here
+            self._transport.cookies = own_cookies()
         self._sockets = self._new_sockets()
 
 
 def quoted(*parts: str) -> str:
     """Make a path of its parts, each percent-encoded: ``quoted("data", "projects", "a b")``."""
     return "".join(f"/{quote(part, safe='')}" for part in parts)
+
+
+def server_of(owner: BaseXNATSession) -> str:
+    """Return the address of the XNAT that an open session of xnatpy is connected to.
+
+    Raises
+    ------
+    SettingsError
+        If it is no open session of xnatpy.
+    """
+    _interface_of(owner)
+    return str(owner.server)
+
+
+def _interface_of(owner: BaseXNATSession) -> requests.Session:
+    interface: requests.Session | None = owner.interface if isinstance(owner, BaseXNATSession) else None
+    if interface is None:
+        raise SettingsError(
+            "what was given as connection is no open session of xnatpy",
+            hint="give what xnat.connect(...) returns, before it is disconnected",
+        )
+    return interface
 
 
 def _after_fork() -> None:

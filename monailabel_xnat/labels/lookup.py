@@ -98,6 +98,24 @@ class Lookup:
             )
         return found
 
+    def resource(self, scan: Scan, tag: str) -> str:
+        """Return the label of the resource of the scan that holds a label in XNAT; makes no request.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is none.
+        """
+        labels = [resource_of(tag)] if is_tag(tag) else []
+        labels += [resource for label_tag, resource, _ in self._others if label_tag == tag]
+        for label in labels:
+            if scan.resource(label):
+                return label
+        raise UnknownLabelError(
+            f"image {str(scan.image_id)!r} has no label with tag {tag!r} in XNAT",
+            hint=f"it has labels with the tags {', '.join(self.tags(scan)) or 'none'}; refresh() shows what is new",
+        )
+
     def entry(self, scan: Scan, tag: str, version: str) -> Entry | None:
         """Find a version in the outbox."""
         return next((entry for entry in self._outbox.of(scan.image_id, tag) if entry.version == version), None)

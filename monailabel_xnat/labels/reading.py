@@ -119,6 +119,17 @@ class StoredLabels:
         drawn = self._drawn(scan, tag)
         return self._collections.version(scan, drawn) if drawn else self._lookup.find(scan, tag)
 
+    def resource(self, scan: Scan, tag: str) -> tuple[str, str]:
+        """Return where XNAT holds a label: the path of the scan or ROI collection, and the label of its resource.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is none in XNAT.
+        """
+        drawn = self._drawn(scan, tag)
+        return (drawn.path, drawn.kind) if drawn else (scan.path, self._lookup.resource(scan, tag))
+
     def path(self, scan: Scan, tag: str, version: str | None = None) -> Path:
         """Give the file of a label on this machine, the current one or an earlier version; fetched once.
 

@@ -155,19 +155,20 @@ def test_nobody_sends_what_another_login_saved(away, gate, open_labels, draw):
 
 def test_an_upload_that_was_cut_off_is_repeated_without_a_second_version(open_labels, draw, monkeypatch):
     opened = open_labels()
-    request = requests.Session.request
-    cut = []
+    send = requests.adapters.HTTPAdapter.send
+    sent = []
 
-    def cut_once(self, method, url, **options):
-        answer = request(self, method, url, **options)
-        if method == "PUT" and url.endswith(".nii.gz") and not cut:
-            cut.append(url)
-            raise requests.ConnectionError("cut after XNAT had stored it")
+    def cut_once(self, request, **options):
+        answer = send(self, request, **options)
+        if request.method == "PUT" and ".nii.gz" in request.url:
+            sent.append(request.url)
+            if len(sent) == 1:
+                raise requests.ConnectionError("cut after XNAT had stored it")
         return answer
 
-    monkeypatch.setattr(requests.Session, "request", cut_once)
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", cut_once)
     version = opened.labels.save(opened.scan, "final", draw(), {})
-    assert cut
+    assert len(sent) == 2
     assert stored(opened) == [f"{version.name}.json", f"{version.name}.nii.gz"]
 
 

@@ -1,0 +1,28 @@
+"""Which images an annotator is given next, as far as that can be told before."""
+
+from __future__ import annotations
+
+import heapq
+
+from monailabel_xnat.catalog import Catalog, Scan
+from monailabel_xnat.dataset import TRAINING_TAG
+from monailabel_xnat.info import ImageInfos
+from monailabel_xnat.labels import Labels
+
+
+def likely_next(scan: Scan, count: int, catalog: Catalog, labels: Labels, infos: ImageInfos) -> list[Scan]:
+    """Return the unlabelled images that come next most likely: those never handed out first.
+
+    Parameters
+    ----------
+    scan : Scan
+        The image that was just handed out, which is none of them.
+    count : int
+        How many.
+    catalog, labels, infos
+        What there is, what is labelled, and when each image was handed out.
+    """
+    labelled, handed_out = labels.images(TRAINING_TAG), infos.handed_out()
+    left = (image for image in catalog.ids() if image not in labelled and image != str(scan.image_id))
+    chosen = heapq.nsmallest(count, left, key=lambda image: (handed_out.get(image, 0.0), image))
+    return [found for found in map(catalog.get, chosen) if found]

@@ -1,0 +1,272 @@
+"""A datastore over a session of xnatpy that somebody else has opened, and goes on using."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import threading
+import time
+
+import pytest
+import requests
+import xnat
+
+from monailabel_xnat import XNATDatastore
+from monailabel_xnat.errors import LoginError, SettingsError
+from monailabel_xnat.sandbox import Sandbox
+
+PROJECT = "P"
+SESSIONS = 4
+
+
+@pytest.fixture
+def site(xnat_sandbox):
+    xnat_sandbox.archive.create_project(PROJECT)
+    xnat_sandbox.archive.seed_sessions(PROJECT, sessions=SESSIONS, scans=2)
+    return xnat_sandbox
+
+
+@pytest.fixture
+def connect():
+    opened = []
+
+    def connect(site, user=None, password=None, **options):
+        login = {"user": user or site.username, "password": password or site.password}
+        opened.append(xnat.connect(site.url, **{**login, "loglevel": "ERROR", "no_parse_model": True, **options}))
+        return opened[-1]
+
+    yield connect
+    for session in opened:
+        if session.interface is not None:
+            try:
+                session.disconnect()
+            except Exception:  # noqa: BLE001 - its login may be gone
+                session._server = None
+                session.disconnect()
+
+
+@pytest.fixture
+def owner(connect, site):
+    return connect(site)
+
+
+@pytest.fixture
+def open_over(tmp_path):
+    opened = []
+
+    def open_over(owner, **given):
+        settings = {"project": PROJECT, "cache_path": tmp_path / "over", "prefetch": 0, **given}
+        opened.append(XNATDatastore(connection=owner, **settings))
+        return opened[-1]
+
+    yield open_over
+    for datastore in opened:
+        datastore.close()
+
+
+def session_ids(owner):
+    return [cookie.value for cookie in owner.interface.cookies if cookie.name == "JSESSIONID"]
+
+
+def projects(owner):
+    return [row["ID"] for row in owner.get_json("/data/projects")["ResultSet"]["Result"]]
+
+
+def test_nothing_but_the_session_is_needed_and_nobody_logs_in(site, owner, open_over):
+    site.requests.clear()
+    datastore = open_over(owner)
+    assert len(datastore.list_images()) == 2 * SESSIONS
+    assert "/data/services/auth" not in [served.path for served in site.requests]
+    assert len(site.requests) == 3
+    assert repr(datastore) == f"<XNATDatastore {site.url}: P, as admin>"
+
+
+def test_the_owner_s_session_is_neither_changed_nor_closed(site, owner, open_over):
+    adapters, ids = dict(owner.interface.adapters), session_ids(owner)
+    with open_over(owner) as datastore:
+        datastore.refresh()
+    assert owner.interface.adapters == adapters
+    assert session_ids(owner) == ids
+    assert owner.keepalive
+    assert projects(owner) == [PROJECT]
+    assert datastore.list_images()
+
+
+def test_an_expired_login_is_renewed_for_both_with_the_credentials_beside_it(site, owner, open_over):
+    datastore = open_over(owner, username=site.username, password=site.password)
+    before = session_ids(owner)
+    site.expire_sessions()
+    datastore.refresh()
+    assert len(session_ids(owner)) == 1
+    assert session_ids(owner) != before
+    assert projects(owner) == [PROJECT]
+    datastore.close()
+    assert projects(owner) == [PROJECT]
+
+
+def test_without_credentials_an_expired_login_says_what_to_do(site, owner, open_over, monkeypatch):
+    monkeypatch.setenv("MONAI_LABEL_XNAT_USERNAME", site.username)
+    monkeypatch.setenv("MONAI_LABEL_XNAT_PASSWORD", site.password)
+    datastore = open_over(owner)
+    site.expire_sessions()
+    with pytest.raises(LoginError, match="give username and password beside connection"):
+        datastore.refresh()
+    with pytest.raises(LoginError, match="has expired"):
+        datastore.set_name("n")
+
+
+def test_another_user_s_credentials_are_no_new_login(tmp_path, connect, open_over):
+    with Sandbox(users={"ann": "pw", "bob": "pw"}) as site:
+        site.archive.create_project(PROJECT, accessibility="public")
+        owner = connect(site, "ann", "pw")
+        datastore = open_over(owner, username="bob", password="pw")
+        assert repr(datastore).endswith("as ann>")
+        site.expire_sessions()
+        with pytest.raises(LoginError, match=r"belonged to 'ann'.*'bob'"):
+            datastore.refresh()
+        owner._server = None  # nothing to log out from
+
+
+def test_on_an_open_site_the_session_never_turns_into_a_guest_s(connect, open_over):
+    with Sandbox(require_login=False) as site:
+        for project, access in ((PROJECT, "private"), ("PUBLIC", "public")):
+            site.archive.create_project(project, accessibility=access)
+            site.archive.seed_sessions(project, sessions=1, scans=1)
+        owner = connect(site)
+        datastore = open_over(owner, project="")
+        renewing = open_over(owner, project="", username=site.username, password=site.password)
+        assert len(datastore.list_images()) == 2
+        site.expire_sessions()
+        with pytest.raises(LoginError):
+            datastore.refresh()
+        assert projects(owner) == ["PUBLIC"]  # xnatpy has not noticed, and took the cookie of a guest
+        renewing.refresh()
+        assert len(renewing.list_images()) == 2
+        assert projects(owner) == [PROJECT, "PUBLIC"]
+
+
+def test_the_owner_works_beside_us_in_threads_through_an_expired_login(site, owner, open_over):
+    datastore = open_over(owner, username=site.username, password=site.password, connections=3)
+    seen, failures, ends = [], [], time.monotonic() + 4
+
+    def use(ask):
+        while time.monotonic() < ends:
+            try:
+                seen.append(ask())
+            except Exception as error:  # noqa: BLE001 - shown below
+                failures.append(error)
+
+    def ask_as_owner():
+        try:
+            return projects(owner)
+        except xnat.exceptions.XNATResponseError as error:  # until our next request renews it
+            return [PROJECT] if error.status_code == 401 else [str(error)]
+
+    def ask_as_datastore():
+        datastore.refresh()
+        return [PROJECT] if len(datastore.list_images()) == 2 * SESSIONS else []
+
+    threads = [threading.Thread(target=use, args=(ask,)) for ask in [ask_as_owner] * 2 + [ask_as_datastore] * 2]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        time.sleep(0.8)
+        site.expire_sessions()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert {tuple(answer) for answer in seen} == {(PROJECT,)}
+    datastore.refresh()
+    assert projects(owner) == [PROJECT]
+
+
+def test_the_heartbeat_keeps_the_login_while_the_datastore_is_open(connect, open_over):
+    with Sandbox(session_timeout=3.0) as site:
+        site.archive.create_project(PROJECT)
+        owner = connect(site)
+        owner.keepalive = False
+        datastore = open_over(owner)
+        time.sleep(5)
+        assert projects(owner) == [PROJECT]
+        datastore.close()
+        site.requests.clear()
+        time.sleep(2.5)
+        assert len(site.requests) == 0
+
+
+@pytest.mark.parametrize("login", ["token", "basic", "jsession"])
+def test_whatever_login_xnatpy_knows_will_do(site, connect, open_over, login):
+    if login == "token":
+        auth = (site.username, site.password)
+        token = requests.get(f"{site.url}/data/services/tokens/issue", auth=auth, timeout=10).json()
+        owner = connect(site, token["alias"], token["secret"])
+    elif login == "jsession":
+        owner = connect(site, jsession=connect(site).jsession)
+    else:  # what xnatpy falls back to where there is no session id
+        owner = connect(site)
+        owner.interface.auth = (site.username, site.password)
+        owner.interface.cookies.clear()
+    datastore = open_over(owner)
+    assert len(datastore.list_images()) == 2 * SESSIONS
+    assert repr(datastore).endswith("as admin>")
+
+
+def test_its_adapters_and_tls_settings_are_used(site, owner, open_over, monkeypatch):
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)  # requests prefers it to the session's own setting
+    monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
+    passed = []
+
+    class Counting(requests.adapters.HTTPAdapter):
+        def send(self, request, **options):
+            passed.append((request.method, options["verify"], options["cert"]))
+            return super().send(request, **options)
+
+    owner.interface.mount("http://", Counting())
+    owner.interface.verify = False
+    open_over(owner)
+    assert len(passed) == 3
+    assert set(passed) == {("GET", False, None)}
+
+
+def use_in_child(datastore, queue):
+    try:
+        datastore.refresh()
+    except LoginError as error:
+        queue.put(str(error))
+
+
+def test_in_another_process_it_is_refused_before_anything_is_sent(site, owner, open_over):
+    datastore = open_over(owner, username=site.username, password=site.password)
+    site.requests.clear()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=use_in_child, args=(datastore, queue))
+    child.start()
+    assert "cannot be used in another process" in queue.get(timeout=20)
+    child.join(20)
+    handed_over = pickle.loads(pickle.dumps(datastore))
+    with pytest.raises(LoginError, match="cannot be used in another process"):
+        handed_over.list_images()
+    assert len(site.requests) == 0
+    assert projects(owner) == [PROJECT]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"connection": requests.Session()}, "no open session of xnatpy"),
+        ({"username": "ann"}, "no password"),
+        ({"password": "pw"}, "no username"),
+        ({"api_url": "http://elsewhere.example.org"}, "but api_url is"),
+    ],
+)
+def test_what_does_not_fit_is_refused(owner, given, message):
+    with pytest.raises(SettingsError, match=message):
+        XNATDatastore(**{"connection": owner, "project": PROJECT, **given})
+
+
+def test_a_closed_session_is_refused(connect, site):
+    owner = connect(site)
+    owner.disconnect()
+    with pytest.raises(SettingsError, match="no open session"):
+        XNATDatastore(connection=owner, project=PROJECT)
