@@ -126,12 +126,12 @@ def test_the_copy_for_the_viewer_is_stored_and_found(open_datastore, at_most, la
 
 def test_a_new_image_file_makes_what_it_needs(datastore, at_most, demo_dicom, tmp_path):
     path = shutil.copy(demo_dicom.cases[0].truth, tmp_path / "new.nii.gz")
-    with at_most(12):
+    with at_most(13):
         datastore.add_image(None, str(path), {})
 
 
-def test_a_new_series_is_sent_once(datastore, at_most, demo_dicom):
-    with at_most(5):
+def test_a_new_series_is_sent_once_and_proven_to_be_there(datastore, at_most, demo_dicom):
+    with at_most(10):
         datastore.add_image(None, str(demo_dicom.cases[2].dicom), {})
 
 
