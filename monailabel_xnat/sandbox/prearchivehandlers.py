@@ -55,19 +55,6 @@ class PrearchiveCalls:
             raise HTTPError(405)
         return self._inside(request, waiting, names[4:])
 
-    def _act(self, request: Request, waiting: Waiting) -> Reply:
-        """Commit, rebuild or move a session; where it has another address afterwards XNAT redirects to that."""
-        action = request.query.get("action", "")
-        if action == "move":
-            address = self._move(request, waiting)
-        elif action == "commit" and request.flag("AA"):
-            address = self._to_archive(request, waiting)
-        elif action in ("build", "commit"):
-            return text(self._rebuild(request, waiting))
-        else:
-            raise HTTPError(400, "The parameter action is missing or unknown.")
-        return Reply(address.encode(), 301, headers=[("Location", request.context + address)])
-
     def _list(self, request: Request, project: str) -> Reply:
         if request.method not in ("GET", "HEAD"):
             raise HTTPError(405)
