@@ -46,7 +46,7 @@ def test_every_file_that_the_readme_points_to_exists():
 
 
 def test_the_constructor_spells_every_setting_out():
-    own = set(inspect.signature(XNATDatastore).parameters) - {"settings", "conf", "environ", "api_url"}
+    own = set(inspect.signature(XNATDatastore).parameters) - {"settings", "conf", "environ", "api_url", "connection"}
     spelt = own | set(SettingArguments.__annotations__) | {"server"}
     assert spelt == {field.name for field in dataclasses.fields(Settings)}
     assert own.isdisjoint(SettingArguments.__annotations__)

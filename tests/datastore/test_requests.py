@@ -136,7 +136,7 @@ def test_a_new_series_is_sent_once_and_proven_to_be_there(datastore, at_most, de
 
 
 def test_a_name_is_written_and_read_back(datastore, at_most):
-    with at_most(5):
+    with at_most(6):
         datastore.set_name("livers")
     with at_most(0):
         assert datastore.name() == "livers"
