@@ -205,6 +205,7 @@ class Edits:
             content.xsi_type,
             subject=subject.id,
             user=request.user,
+            experiment_id=content.identity.get("ID", ""),
             **content.fields,
         )
         self._change_scans(request, made, content)
@@ -223,6 +224,7 @@ class Edits:
         if not self._archive.types.is_a(content.xsi_type, base):
             raise HTTPError(422, f"{content.xsi_type} is no {base}")
         _require_label(target.missing)
+        _require_label(content.identity.get("ID", target.missing))
         _require_same(content, {"label": target.missing, "project": project})
         return content
 
@@ -259,8 +261,17 @@ class Edits:
         content = self._new_content(request, target, IMAGE_ASSESSOR)
         project = target.project.id if target.project else session.project
         self._require_free(project, target.missing)
+        number = content.identity.get("ID", "")
+        if number and self._archive.experiment(number):
+            raise HTTPError(409, "Specified experiment already exists.")
         made = self._archive.create_experiment(
-            project, target.missing, content.xsi_type, session=session.id, user=request.user, **content.fields
+            project,
+            target.missing,
+            content.xsi_type,
+            session=session.id,
+            user=request.user,
+            experiment_id=number,
+            **content.fields,
         )
         return text(made.id, 201)
 

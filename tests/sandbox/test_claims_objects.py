@@ -34,11 +34,19 @@ def test_blank_names_in_a_document_count_as_not_given(admin, made, as_form):
 
 def test_an_assessor_is_posted_as_a_form(admin, made):
     """yaxil.storerest."""
-    document = f'<xnat:QCManualAssessment ID="" project="P" label="qc1" {XNAT}><xnat:rater>a</xnat:rater>'
+    document = f'<xnat:QCManualAssessment ID="qc_id" project="P" label="qc1" {XNAT}><xnat:rater>a</xnat:rater>'
     files = {"file": ("assessment.xml", f"{document}</xnat:QCManualAssessment>", "text/xml")}
-    answer = admin.http.post(f"{admin.url}{made.long}/assessors", files=files, timeout=30)
+    answer = admin.http.post(f"{admin.url}{made.session}/assessors", files=files, timeout=30)
     assert answer.status_code == 200, answer.text
-    assert [row["label"] for row in admin.rows(f"{made.session}/assessors")] == ["qc1"]
+    (row,) = admin.rows(f"{made.session}/assessors")
+    assert (row["label"], row["ID"]) == ("qc1", "qc_id")
+    assert admin.put(f"{made.session}/assessors/qc_id/resources/DATA").status_code == 200
+    form = {"file": ("f.txt", b"hi", "text/plain")}
+    address = f"{made.session}/assessors/qc_id/resources/DATA/files/x/f.txt"
+    assert admin.http.put(admin.url + address, files=form, timeout=30).status_code == 200
+    assert admin.get(address).content == b"hi"
+    again = {"file": ("assessment.xml", f"{document}</xnat:QCManualAssessment>", "text/xml")}
+    assert admin.http.post(f"{admin.url}{made.session}/assessors", files=again, timeout=30).status_code == 409
 
 
 def test_absent_fields_stay_unless_data_may_be_deleted(admin, made):
