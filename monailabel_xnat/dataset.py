@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from monailabel_xnat.cache.entry import files_of
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import UnknownLabelError, XNATDatastoreError
@@ -19,6 +20,7 @@ from monailabel_xnat.images import Images
 from monailabel_xnat.labels import Labels
 from monailabel_xnat.labels.model import WITHOUT_DESCRIPTION
 from monailabel_xnat.manifest import describe_case, make_manifest, write_manifest
+from monailabel_xnat.seriesfolders import SeriesFolders
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class Dataset:
         self._catalog = catalog
         self._images = images
         self._labels = labels
+        self._folders = SeriesFolders(images, catalog.memory)
         self._workers = session.settings.connections
         self._lock = threading.Lock()
         self._left_out: dict[str, str] = {}
@@ -73,8 +76,9 @@ class Dataset:
         Returns
         -------
         list of dict
-            ``image`` and ``label``: absolute paths of files on one voxel grid, sorted by image id. What cannot be
-            read is left out, with a warning, and listed in :attr:`left_out`.
+            ``image`` and ``label``: absolute paths of files on one voxel grid, sorted by image id; with
+            ``image_format="dicom"`` the image is a folder, which MONAI's ITKReader reads on the grid of the label. What
+            cannot be read is left out, with a warning, and listed in :attr:`left_out`.
 
         Raises
         ------
@@ -103,24 +107,23 @@ class Dataset:
         Raises
         ------
         UnknownLabelError
-            If there is nothing to pack.
+            If there is nothing to pack; if labels were left out, it says the first reason.
         """
         pairs, manifest = self._collect()
         if not pairs:
-            raise UnknownLabelError(
-                f"no image has a usable label with tag {TRAINING_TAG!r}", hint="save a label first, then ask again"
-            )
+            raise self._nothing_to_pack()
         if limit and 0 < limit < len(pairs):
             pairs, manifest["cases"] = pairs[:limit], manifest["cases"][:limit]
-        with tempfile.NamedTemporaryFile(prefix="dataset-", suffix=".zip", delete=False) as file:
+        with tempfile.NamedTemporaryFile(prefix="dataset-", suffix=".zip", delete=False) as packed:
             # Stored, not deflated: images and labels are compressed already or soon unpacked.
-            with zipfile.ZipFile(file, "w") as archive:
+            with zipfile.ZipFile(packed, "w") as archive:
                 for pair in pairs:
                     for kind, path in pair.items():
-                        archive.write(path, f"{kind}/{Path(path).name}")
+                        for file in files_of(Path(path)):
+                            archive.write(file, f"{kind}/{file.relative_to(Path(path).parent).as_posix()}")
                 archive.writestr("metadata.json", json.dumps(metadata))
                 archive.writestr("manifest.json", json.dumps(manifest, indent=1))
-            return Path(file.name)
+            return Path(packed.name)
 
     def _collect(self) -> tuple[list[dict[str, str]], dict[str, Any]]:
         """Give the pairs and their manifest."""
@@ -150,6 +153,19 @@ class Dataset:
         manifest = make_manifest(server, user, [case for _, case in cases], failures)
         return [pair for pair, _ in cases], manifest
 
+    def _nothing_to_pack(self) -> UnknownLabelError:
+        left_out = self.left_out
+        if not left_out:
+            return UnknownLabelError(
+                f"no image has a label with tag {TRAINING_TAG!r}", hint="save a label first, then ask again"
+            )
+        image, reason = next(iter(left_out.items()))
+        which = "the only labelled image is" if len(left_out) == 1 else f"all {len(left_out)} labelled images are"
+        return UnknownLabelError(
+            f"{which} left out of the training set; {image}: {reason}",
+            hint='status()["left_out"] has the reason of each',
+        )
+
     def _case(self, scan: Scan) -> tuple[dict[str, str], dict[str, Any]] | str:
         """Give the pair of one image and its entry in the manifest, or why there is none."""
         try:
@@ -157,7 +173,7 @@ class Dataset:
             label = self._labels.training_path(scan, TRAINING_TAG)
             version = self._labels.current(scan, TRAINING_TAG)
             description = self._labels.sidecar(scan, TRAINING_TAG)
-            digest = self._images.checksum(scan) or ""
+            digest = self._folders.digest(scan, image) if image.is_dir() else self._images.checksum(scan) or ""
             entry = describe_case(str(scan.image_id), image, digest, label, version.name, TRAINING_TAG, description)
             if not description and version.saved_at is not None:  # one of ours, which has a description otherwise
                 entry["label"]["notes"] = [WITHOUT_DESCRIPTION]
