@@ -130,6 +130,7 @@ class Dataset:
         scans = sorted(self.labelled(), key=lambda scan: scan.image_id)
         self._images.hold(scans)
         self._images.compare_anew(scans)
+        self._labels.compare_anew(scans)
         with ThreadPoolExecutor(self._workers, thread_name_prefix="xnat-datalist") as pool:
             found = list(pool.map(self._case, scans))
         failures = {str(scan.image_id): case for scan, case in zip(scans, found) if isinstance(case, str)}

@@ -371,6 +371,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         with errors_for_clients():
             self._catalog.renew()
             self._images.compare_anew()
+            self._labels.compare_anew()
 
     def status(self) -> dict[str, Any]:
         """Count images and labels, from memory; never fails because XNAT is away."""

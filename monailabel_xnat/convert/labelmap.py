@@ -193,10 +193,14 @@ def _reoriented(label: LabelMap, grid: Grid) -> LabelMap | None:
 
 def _geometry_error(label: Grid, image: Grid) -> LabelGeometryError:
     return LabelGeometryError(
-        f"the label does not lie on the grid of its image. Label: {label}. Image: {image}. "
-        f"They differ: {'; '.join(_differences(label, image))}",
+        f"the label does not lie on the grid of its image. {differences(label, image)}",
         hint="segment the image that was handed out, or resample the segmentation to it and save again",
     )
+
+
+def differences(label: Grid, image: Grid) -> str:
+    """Return in words and numbers how the grid of a label differs from that of its image."""
+    return f"Label: {label}. Image: {image}. They differ: {'; '.join(_differences(label, image))}"
 
 
 def _differences(label: Grid, image: Grid) -> Iterator[str]:

@@ -31,6 +31,7 @@ from monailabel_xnat.convert import Grid, LabelMap, read_label, read_rtstruct, r
 from monailabel_xnat.errors import CacheError, UnknownLabelError, UnreadDrawingError, XNATDatastoreError
 from monailabel_xnat.ids import safe_name
 from monailabel_xnat.images import Images
+from monailabel_xnat.labels.fitting import grid_now, require_fit_of_file
 from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion, version_name
 from monailabel_xnat.labels.outbox import sha256_of
 from monailabel_xnat.labels.sidecar import completed, decode, describe, encode
@@ -150,7 +151,8 @@ class Collections:
         Raises
         ------
         LabelError
-            If it cannot be read, does not lie on the grid, or none of its segments has a name of the setting.
+            If it cannot be read, does not lie on the grid, none of its segments has a name of the setting, or the
+            image changed since it was decoded.
         ServerError
             If XNAT fails.
         CacheError
@@ -159,6 +161,10 @@ class Collections:
         path = self._path(scan, collection)
         if not self._description_file(path).exists() or not path.exists():
             self._decode(scan, collection, path)
+            return path
+        grid = grid_now(self._images, scan)
+        if grid is not None:
+            require_fit_of_file(path, grid)
         return path
 
     def description(self, scan: Scan, collection: RoiCollection) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from monailabel_xnat.catalog import Resource, Scan
 from monailabel_xnat.errors import ServerError, UnknownLabelError
@@ -115,6 +115,16 @@ class Lookup:
             f"image {str(scan.image_id)!r} has no label with tag {tag!r} in XNAT",
             hint=f"it has labels with the tags {', '.join(self.tags(scan)) or 'none'}; refresh() shows what is new",
         )
+
+    def compare_anew(self, scans: Iterable[Scan] | None = None) -> None:
+        """Have what others left in XNAT listed anew at its next use; of all images if none are named."""
+        if scans is None:
+            self._versions.compare_anew()
+            return
+        for scan in scans:
+            for _, resource, pattern in self._others:
+                if scan.resource(resource):
+                    self._versions.compare_anew((scan.image_id, resource, pattern))
 
     def entry(self, scan: Scan, tag: str, version: str) -> Entry | None:
         """Find a version in the outbox."""

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
+from monailabel_xnat.client.imagefile import true_ending
 from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
-from monailabel_xnat.convert import write_label
+from monailabel_xnat.convert import Grid, write_label
 from monailabel_xnat.errors import (
     LabelFileError,
+    LabelGeometryError,
     MalformedFileError,
     NotInArchiveError,
     TransferError,
@@ -30,9 +32,16 @@ from monailabel_xnat.images import Images
 from monailabel_xnat.labels.collections import Collections
 from monailabel_xnat.labels.descriptions import Descriptions
 from monailabel_xnat.labels.files import LabelFiles
+from monailabel_xnat.labels.fitting import (
+    grid_now,
+    grid_of_file,
+    mark_of,
+    require_fit_of_description,
+    require_fit_of_file,
+)
 from monailabel_xnat.labels.halves import Halves
 from monailabel_xnat.labels.lookup import Lookup
-from monailabel_xnat.labels.model import WITHOUT_DESCRIPTION, LabelVersion
+from monailabel_xnat.labels.model import LABEL_MAP, WITHOUT_DESCRIPTION, LabelVersion
 from monailabel_xnat.labels.outbox import Entry, Outbox, State, folder_of
 from monailabel_xnat.labels.payload import read_payload
 from monailabel_xnat.labels.sidecar import info_of
@@ -137,6 +146,8 @@ class StoredLabels:
         ------
         UnknownLabelError
             If there is no such label or version.
+        LabelGeometryError
+            If the image changed after the label was made.
         LabelError
             If it is a ROI collection that cannot be read as label of the image.
         UnreadDrawingError
@@ -151,6 +162,18 @@ class StoredLabels:
         if drawn is not None:
             return self._collections.path(scan, drawn)
         found = self._lookup.find(scan, tag, version)
+        path = self._file(scan, tag, version, found)
+        if found.suffix != LABEL_MAP:
+            return path
+        if found.saved_at is None:
+            return self._on_grid(scan, path, found.resource)
+        grid = grid_now(self._images, scan)
+        if grid is not None:
+            require_fit_of_file(path, grid)
+        return path
+
+    def _file(self, scan: Scan, tag: str, version: str | None, found: LabelVersion) -> Path:
+        """Return the file of a version as it was stored, fetched if it is not on this machine."""
         entry = self._lookup.entry(scan, tag, found.name)
         if entry is not None:
             try:
@@ -159,10 +182,20 @@ class StoredLabels:
                 self._note_departure(entry)
                 scan = self._catalog.scan(scan.image_id)
                 found = self._lookup.find(scan, tag, version)
-        path = self._files.path(scan.image_id, tag, found)
-        if found.saved_at is not None or found.resource == BUILT_IN_RESOURCE:
-            return path
-        return self._files.derived(path, "aligned", lambda target: self._align(scan, path, target))
+        return self._files.path(scan.image_id, tag, found)
+
+    def _on_grid(self, scan: Scan, path: Path, resource: str) -> Path:
+        """Return what others left, on the grid that its image has now."""
+        grid = self._images.grid(scan)
+        if resource == BUILT_IN_RESOURCE and true_ending(path) == LABEL_MAP:
+            label = grid_of_file(path)
+            if label is not None and label.matches(grid):
+                return path
+        return self._files.derived(path, f"aligned_{mark_of(grid)}", lambda target: _align(path, grid, target))
+
+    def compare_anew(self, scans: Iterable[Scan] | None = None) -> None:
+        """Have what others left compared with XNAT's list of files at its next use; of all images if none are named."""
+        self._lookup.compare_anew(scans)
 
     def training_path(self, scan: Scan, tag: str) -> Path:
         """Give the file of a label with the values of the setting ``labels``, for a training set.
@@ -181,11 +214,14 @@ class StoredLabels:
 
     def _training_path(self, scan: Scan, tag: str) -> Path:
         values = self._settings.label_values
-        if not values or self._drawn(scan, tag):
+        if self._drawn(scan, tag):
             return self._path(scan, tag)
         version = self._lookup.find(scan, tag)
         path = self._path(scan, tag, version.name)
-        table = differing_values(self.sidecar(scan, tag, version.name).get("segments") or (), values)
+        description = self.sidecar(scan, tag, version.name)
+        if version.suffix == LABEL_MAP:
+            require_fit_of_description(description, self._images.grid(scan))
+        table = differing_values(description.get("segments") or (), values)
         if not table:
             return path
         mark = hashlib.sha256(json.dumps(sorted(table.items())).encode()).hexdigest()[:8]
@@ -321,14 +357,6 @@ class StoredLabels:
             return self._collections.newest(scan, tag)
         return self._collections.newest(scan, tag, after=ours.saved_at, is_labelled=True)
 
-    def _align(self, scan: Scan, source: Path, target: Path) -> None:
-        """Write what others left on the grid of its image."""
-        grid = self._images.grid(scan)
-        label = read_payload(source, lambda: grid).label
-        if label is None:
-            raise LabelFileError(f"{source.name} is no label map", hint="mend the setting label_resource")
-        write_label(label, target)
-
     def _described(self, scan: Scan, tag: str, version: LabelVersion) -> dict[str, Any]:
         entry = self._lookup.entry(scan, tag, version.name) if version.is_pending else None
         return entry.sidecar() if entry else self._descriptions.read(scan, version)
@@ -342,3 +370,17 @@ class StoredLabels:
     def _note_departure(self, entry: Entry) -> None:
         """Have a label that another process has brought to XNAT looked up there, before the catalog shows it."""
         self._catalog.put_resource(entry.image_id, Resource(resource_of(entry.tag), None, None))
+
+
+def _align(source: Path, grid: Grid, target: Path) -> None:
+    """Write what others left on a grid."""
+    try:
+        label = read_payload(source, lambda: grid).label
+    except LabelGeometryError as error:
+        raise LabelGeometryError(
+            f"the image changed after this label, or it was made for another one: {error.message}",
+            hint="mend the label in XNAT, or segment the image as it is now",
+        ) from error
+    if label is None:
+        raise LabelFileError(f"{source.name} is no label map", hint="mend the setting label_resource")
+    write_label(label, target)

@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
 from monailabel_xnat.client.files import RemoteFile
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.client.smallfiles import list_whole
+from monailabel_xnat.comparisons import Comparisons
+from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError, TransferError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion, versions_among
 from monailabel_xnat.patterns import fits
@@ -56,6 +58,8 @@ class Versions:
         self._max_age = session.settings.max_age
         self._lock = threading.Lock()
         self._listings: dict[tuple[ImageId, str, str], _Listing] = {}
+        self._comparisons = Comparisons(session.settings.verify_age)
+        self._compared: dict[tuple[ImageId, str, str], float] = {}
 
     def of(self, scan: Scan, resource: str, pattern: str = "") -> list[LabelVersion]:
         """List the versions in a resource of a scan; no request as long as the catalog shows no change.
@@ -77,14 +81,18 @@ class Versions:
             If XNAT fails.
         """
         known = self.known(scan, resource, pattern)
-        if known is not None:
+        if known is None:
+            shown = scan.resource(resource)
+            remembered = self._remembered(scan, shown, resource, pattern)
+            if remembered is not None:
+                known = self._learn(scan.image_id, shown, resource, remembered, pattern)
+        if known is not None and not self._is_due(scan, resource, pattern):
             return known
-        shown = scan.resource(resource)
-        remembered = self._remembered(scan, shown, resource, pattern)
-        if remembered is not None:
-            return self._learn(scan.image_id, shown, resource, remembered, pattern)
-        files = list_whole(self._session, scan.path, resource, scan.counts(resource))
-        return self._note(scan.image_id, shown, resource, files, pattern)
+        return self._listed(scan, resource, pattern, known)
+
+    def compare_anew(self, key: tuple[ImageId, str, str] | None = None) -> None:
+        """Have what others left in a resource, by a pattern, listed anew at its next use; in all if none is named."""
+        self._comparisons.expire(None if key is None else [key])
 
     def known(self, scan: Scan, resource: str, pattern: str = "") -> list[LabelVersion] | None:
         """Give the versions if they are known without a request."""
@@ -116,6 +124,29 @@ class Versions:
         self._memory.forget(_KIND, [_key(*key) for key in wrong])
         return bool(wrong)
 
+    def _is_due(self, scan: Scan, resource: str, pattern: str) -> bool:
+        """Tell whether files of others may have been replaced since; ours never are, for their names tell content."""
+        shown, key = scan.resource(resource), (scan.image_id, resource, pattern)
+        if not pattern or shown is None or shown.file_count == 0:
+            return False
+        return self._comparisons.is_due(key, "", self._compared.get(key, 0.0))
+
+    def _listed(self, scan: Scan, resource: str, pattern: str, known: list[LabelVersion] | None) -> list[LabelVersion]:
+        key, comparison = (scan.image_id, resource, pattern), self._comparisons.begin()
+        try:
+            files = list_whole(self._session, scan.path, resource, scan.counts(resource))
+        except (AccessDeniedError, NotInArchiveError, TransferError):
+            raise
+        except ServerError as error:
+            if known is None:
+                raise
+            self._comparisons.postpone(key)
+            logger.warning("labels could not be compared with XNAT, those here are used: %s", type(error).__name__)
+            return known
+        self._comparisons.note(key, "", comparison)
+        self._compared[key] = comparison.begun
+        return self._note(scan.image_id, scan.resource(resource), resource, files, pattern)
+
     def _note(
         self, image: ImageId, shown: Resource | None, resource: str, files: Sequence[RemoteFile], pattern: str = ""
     ) -> list[LabelVersion]:
@@ -123,7 +154,9 @@ class Versions:
         if pattern:
             files = self._newest_first(files, pattern)
         if shown is not None and shown.state:
-            content = [(file.path, file.size, file.md5, file.uri) for file in files]
+            content: Any = [(file.path, file.size, file.md5, file.uri) for file in files]
+            if pattern:
+                content = {"files": content, "compared": self._compared.get((image, resource, pattern), 0.0)}
             self._memory.put(_KIND, _key(image, resource, pattern), shown.state, content)
         return self._learn(image, shown, resource, files, pattern)
 
@@ -141,6 +174,9 @@ class Versions:
         if shown is None or not shown.state:
             return None
         content = self._memory.get(_KIND, _key(scan.image_id, resource, pattern), shown.state)
+        if isinstance(content, dict):
+            self._compared[scan.image_id, resource, pattern] = float(content["compared"])
+            content = content["files"]
         return [RemoteFile(*file) for file in content] if isinstance(content, list) else None
 
     def _newest_first(self, files: Sequence[RemoteFile], pattern: str) -> list[RemoteFile]:
