@@ -34,6 +34,7 @@ _KIND = "ROI collection"
 _GONE = (403, 404)
 # What a site answers that does not know ROI collections, or shows them to nobody like us.
 _ABSENT = (400, 403, 404, 500)
+_FAILED = 500
 _NOT_YET = "it has not been read yet"
 
 
@@ -120,7 +121,9 @@ class RoiReferences:
             self._listed[project] = list_collections(self._session, project)
         except ServerError as error:
             known = self._listed.get(project)
-            if error.is_passing or error.status not in _ABSENT or (known is not None and error.status not in _GONE):
+            # A site that has shown ROI collections before knows them, whatever it answers now.
+            is_known = known is not None or bool(self._known())
+            if error.is_passing or error.status not in _ABSENT or (is_known and error.status not in _GONE):
                 self.problem = f"the ROI collections could not be listed, those known before are used: {error}"
                 logger.warning("%s", self.problem)
                 if known is None:
@@ -128,7 +131,9 @@ class RoiReferences:
                     unlisted[project] = UnreadDrawing("", reason)
                 return known or []
             if not self._absent:
-                logger.info("XNAT lists no ROI collections (it answered %s); none are read", error.status)
+                # With this status some sites say that they do not know ROI collections, and others that they failed.
+                level = logging.WARNING if error.status == _FAILED else logging.INFO
+                logger.log(level, "XNAT lists no ROI collections (it answered %s); none are read", error.status)
             self._absent.add(project)
             self._listed.pop(project, None)
             return []

@@ -69,7 +69,13 @@ class Views:
     def tree(self, scans: list[Scan]) -> dict[str, Any]:
         """Describe images and their labels as LocalDatastore's index does, which Slicer and the Reviewer read."""
         self._labels.load_infos(scans)
-        return {str(scan.image_id): self._branch(scan) for scan in scans}
+        failures: list[str] = []
+        branches = {str(scan.image_id): self._branch(scan, failures) for scan in scans}
+        if failures:
+            logger.warning("%d labels could not be described and are listed without their info", len(failures))
+            for failure in failures:
+                logger.info("listed without its info: %s", failure)
+        return branches
 
     def _facts(self, scan: Scan) -> dict[str, Any]:
         image = scan.image_id
@@ -89,17 +95,17 @@ class Views:
         known.update(self._images.facts(scan))
         return known
 
-    def _branch(self, scan: Scan) -> dict[str, Any]:
+    def _branch(self, scan: Scan, failures: list[str]) -> dict[str, Any]:
         facts = self._facts(scan)
         extension = "".join(Path(facts["name"]).suffixes)
         return {
             "image": {"ext": extension, "info": {**facts, **self._infos.get(scan)}},
-            "labels": {tag: self._leaf(scan, tag) for tag in self._labels.tags(scan)},
+            "labels": {tag: self._leaf(scan, tag, failures) for tag in self._labels.tags(scan)},
         }
 
-    def _leaf(self, scan: Scan, tag: str) -> dict[str, Any]:
+    def _leaf(self, scan: Scan, tag: str, failures: list[str]) -> dict[str, Any]:
         try:
             return {"ext": self._labels.current(scan, tag).extension, "info": self.label(scan, tag)}
         except XNATDatastoreError as error:
-            logger.warning("a label could not be described and is listed without its info: %s", type(error).__name__)
+            failures.append(f"{scan.image_id} {tag}: {error}")
             return {"ext": LABEL_MAP, "info": {}}

@@ -104,9 +104,9 @@ class LabelFiles:
             stream.flush()
             os.fsync(stream.fileno())
         found = sha256.hexdigest()
-        # What the built-in datastore left is not named by us; XNAT's own digest tells, where the site keeps any.
-        named_by_us = version.saved_at is not None
-        if found.startswith(version.digest) if named_by_us else version.file.md5 in ("", md5.hexdigest()):
+        # What the built-in datastore left is not named by us; XNAT's size and its digest tell, where it lists them.
+        is_listed = version.file.size in (None, target.stat().st_size) and version.file.md5 in ("", md5.hexdigest())
+        if found.startswith(version.digest) if version.saved_at is not None else is_listed:
             return
         raise TransferError(
             f"XNAT sent something else than was saved as {version.file.path}: {target.stat().st_size} bytes of "

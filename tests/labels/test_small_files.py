@@ -505,6 +505,35 @@ def test_a_description_without_its_label_is_no_label(archive, images):
         datastore.get_dataset_archive()
 
 
+def test_a_list_of_everything_counts_the_labels_that_it_cannot_describe(archive, images, caplog):
+    image = of(images, 1)
+    archive.meddler.change(DESCRIPTION, short)
+    datastore = archive.open()
+    with caplog.at_level(logging.INFO):
+        objects = datastore.json()["objects"]
+    assert objects[image]["labels"]["final"]["info"] == {}
+    assert objects[of(images, 2)]["labels"]["final"]["info"]["author"] == "ann"
+    assert any("1 labels could not be described" in line for line in warnings(caplog))
+    assert not any(image in line for line in warnings(caplog))
+    assert image in caplog.text
+
+
+def test_a_label_of_another_program_that_ends_early_is_no_label_where_xnat_lists_no_digests(archive, images, tmp_path):
+    image = of(images, 2)
+    place = f"{archive.place(image, 'SEGS')}/files/seg.nii"
+    array = np.ones(SHAPE, np.uint8)
+    nibabel.save(nibabel.Nifti1Image(array, AFFINE), tmp_path / "seg.nii")
+    headers = {"Content-Type": "application/octet-stream"}
+    archive.admin.put(place, data=(tmp_path / "seg.nii").read_bytes(), headers=headers).raise_for_status()
+    archive.meddler.change("/files$", no_digest)
+    archive.meddler.change(r"seg\.nii$", short)
+    datastore = archive.open(label_resource="other:SEGS:*.nii")
+    with pytest.raises(TransferError):
+        datastore.get_label_uri(image, "other")
+    archive.meddler.stop()
+    assert values(datastore.get_label_uri(image, "other")) == {1}
+
+
 def test_halves_of_labels_are_looked_for_once(archive, images):
     archive.delete(of(images, 1), "MONAILABEL_final", ".nii.gz")
     archive.open().status()

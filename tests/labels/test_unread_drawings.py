@@ -272,6 +272,18 @@ def test_a_list_of_drawings_that_cannot_be_read_makes_no_older_label_the_newest(
     assert (voxels(datastore.datalist()[0]["label"]) == newest).all()
 
 
+@pytest.mark.usefixtures("two")
+def test_a_site_that_has_shown_drawings_before_is_not_taken_for_one_without(viewer, meddler, open_datastore, tmp_path):
+    open_datastore(server=meddler.url).save_label(str(viewer.scan.image_id), own_label(viewer, tmp_path), "final", {})
+    meddler.change(r"^/data/experiments$", with_status(500))
+    datastore = open_datastore(server=meddler.url)
+    assert datastore.datalist() == []
+    assert "cannot be listed" in datastore.status()["left_out"][only(datastore)]
+    meddler.stop()
+    datastore.refresh()
+    assert len(datastore.datalist()) == 1
+
+
 def test_an_image_that_nobody_labelled_stays_to_be_labelled(viewer, collections, meddler, open_datastore):
     viewer.save("SEG_2")
     meddler.change(f"/data/experiments/{collections()['SEG_2']}$", with_status(500))
