@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-from monailabel_xnat.sandbox.store import Store
+from monailabel_xnat.sandbox.archive.store import Store
 
 GUEST = "guest"
 PROVIDER = "localdb"

@@ -15,11 +15,11 @@ import uvicorn
 from filelock import FileLock, Timeout
 
 from monailabel_xnat.sandbox.accounts import Accounts, Sessions, require_valid_user
-from monailabel_xnat.sandbox.application import Application
-from monailabel_xnat.sandbox.archive import Archive
-from monailabel_xnat.sandbox.datatypes import DataTypes
-from monailabel_xnat.sandbox.faults import Faults
-from monailabel_xnat.sandbox.requestlog import RequestLog
+from monailabel_xnat.sandbox.archive.archive import Archive
+from monailabel_xnat.sandbox.archive.datatypes import DataTypes
+from monailabel_xnat.sandbox.http.application import Application
+from monailabel_xnat.sandbox.http.faults import Faults
+from monailabel_xnat.sandbox.http.requestlog import RequestLog
 
 ADMIN = "admin"
 STANDING_USERS = {"owner": "owner", "member": "member", "collaborator": "collaborator", "none": ""}
@@ -162,7 +162,7 @@ class Sandbox:
 
     def reset(self) -> None:
         """Empty the archive, log everybody out, take back the failures; who was a user at the start stays one."""
-        from monailabel_xnat.sandbox.prearchive import Prearchive
+        from monailabel_xnat.sandbox.dicom.prearchive import Prearchive
 
         self.expire_sessions()
         self.faults.clear()
@@ -198,7 +198,7 @@ class Sandbox:
         ValueError
             If there is no DICOM in it.
         """
-        from monailabel_xnat.sandbox.filing import Filing, project_id
+        from monailabel_xnat.sandbox.dicom.filing import Filing, project_id
 
         target = project_id(Path(folder), project)
         made = Filing(self.archive, self._application.resources).file(Path(folder), target)

@@ -1,0 +1,309 @@
+"""The site's calls below ``/xapi``, the schema files, and the pages that browsers see."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Callable
+from urllib.parse import unquote
+
+from monailabel_xnat.sandbox.access.gate import LOGIN_PAGE
+from monailabel_xnat.sandbox.access.permissions import Permissions
+from monailabel_xnat.sandbox.access.preferences import FOR_USERS, PUBLIC, Preferences
+from monailabel_xnat.sandbox.access.projects import ROLE_NAMES
+from monailabel_xnat.sandbox.accounts import Accounts, Sessions, User
+from monailabel_xnat.sandbox.archive.archive import Archive
+from monailabel_xnat.sandbox.archive.datatypes import schema_name
+from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, as_json, html, text
+from monailabel_xnat.sandbox.http.request import Request
+
+VERSION = "1.9.2"
+_STARTED = time.time()
+_GUEST = '<span id="user_info">Logged in as: <span style="color:red;">Guest</span></span>'
+_ROI_PLUGIN = {
+    "ohifViewerPlugin": {"id": "ohifViewerPlugin", "name": "XNAT OHIF Viewer Plugin", "version": "3.6.0"},
+}
+_NAMES = ("secondary_ID", "name", "description")
+_Handler = Callable[[Request, list[str]], Reply]
+
+
+class Xapi:
+    """The handlers, for one request's user.
+
+    Parameters
+    ----------
+    archive, accounts, sessions, preferences
+        What the site has.
+    may
+        What the user may do.
+    plugins
+        Whether the OHIF viewer's plugin is installed.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        accounts: Accounts,
+        sessions: Sessions,
+        preferences: Preferences,
+        may: Permissions,
+        *,
+        roi_plugin: bool = True,
+    ) -> None:
+        self._archive = archive
+        self._accounts = accounts
+        self._sessions = sessions
+        self._preferences = preferences
+        self._may = may
+        self._plugins = _ROI_PLUGIN if roi_plugin else {}
+
+    def handle(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``/xapi/...``, apart from what has a module of its own.
+
+        Raises
+        ------
+        HTTPError
+            401 and 403 for what is not for the user, 404 for an unknown path, 405 for another method.
+        """
+        names = [unquote(word) for word in words]
+        if names and names[-1].endswith(".xsd"):
+            return self.schema_file(request, words)
+        # First word: methods, most words that may follow, handler.
+        handlers: dict[str, tuple[str, int, _Handler]] = {
+            "siteConfig": ("GET POST", 2, self._site_config),
+            "schemas": ("GET", 9, self._schemas),
+            "users": ("GET DELETE", 3, self._users),
+            "access": ("GET", 1, self._access),
+            "plugins": ("GET", 1, self._list_plugins),
+            "anonymize": ("GET PUT", 2, self._anonymize),
+        }
+        if not names or names[0] not in handlers or len(names) - 1 > handlers[names[0]][1]:
+            raise HTTPError(404)
+        methods, _, handler = handlers[names[0]]
+        _require_method(request, methods)
+        return handler(request, names[1:])
+
+    # Schemas
+
+    def schema_file(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``/schemas/NAME.xsd``, where XNAT keeps the same files for browsers."""
+        path = Path(*(unquote(word) for word in words))
+        if path.suffix != ".xsd" or request.method not in ("GET", "HEAD"):
+            raise HTTPError(404)
+        return self._schema(schema_name(path))
+
+    def _schemas(self, request: Request, names: list[str]) -> Reply:
+        if not names:
+            return as_json(self._archive.types.names())
+        if names == ["datatypes"]:
+            return as_json(self._archive.types.all())
+        return self._schema("/".join(names))
+
+    def _schema(self, name: str) -> Reply:
+        document = self._archive.types.document(name)
+        if document is None:
+            raise HTTPError(404)
+        return Reply(document, media_type="application/xml")
+
+    # The site
+
+    def _site_config(self, request: Request, names: list[str]) -> Reply:
+        reports = {"buildInfo": build_info(), "uptime": uptime(time.time() - _STARTED)}
+        if names[:1] and names[0] in reports:
+            _require_method(request, "GET")
+            found = reports[names[0]]
+            if len(names) == 1:
+                return as_json(found)
+            if names[1] not in found:
+                raise HTTPError(404)
+            return text(found[names[1]])
+        if len(names) > 1:
+            raise HTTPError(404)
+        if request.method == "POST":
+            self._require_admin()
+            self._preferences.change(_posted(request, names))
+            return text()
+        return self._read_config(names)
+
+    def _read_config(self, names: list[str]) -> Reply:
+        user = self._may.user
+        shown = PUBLIC if user.is_guest else FOR_USERS
+        found = {name: value for name, value in self._preferences.all().items() if user.is_admin or name in shown}
+        if not names:
+            return as_json(found)
+        if names[0] not in found:
+            if user.is_admin:
+                raise HTTPError(404)
+            raise _unauthorized() if user.is_guest else HTTPError(403)
+        value = found[names[0]]
+        return Reply((value if isinstance(value, str) else json.dumps(value)).encode(), media_type="application/json")
+
+    def _anonymize(self, request: Request, names: list[str]) -> Reply:
+        """Read or set whether the site's anonymisation script is on."""
+        if names != ["site", "enabled"]:
+            raise HTTPError(404)
+        if request.method == "PUT":
+            self._require_admin()
+            self._archive.is_anonymising = request.query.get("enable", "true").lower() == "true"
+            return text()
+        return as_json(self._archive.is_anonymising)
+
+    def _list_plugins(self, request: Request, names: list[str]) -> Reply:
+        if not names:
+            return as_json(self._plugins)
+        if names[0] not in self._plugins:
+            raise HTTPError(404)
+        return as_json(self._plugins[names[0]])
+
+    # Users
+
+    def _users(self, request: Request, names: list[str]) -> Reply:
+        user = self._may.user
+        if user.is_guest:
+            raise _unauthorized()
+        if request.method == "DELETE":
+            if names[:1] != ["active"] or len(names) != 2:
+                raise HTTPError(405, f"Request method '{request.method}' not supported")
+            return as_json(self._sessions.close_of(self._named(names[1])))
+        if names == ["username"]:
+            return text(user.login)
+        lists: dict[str, Callable[[], Any]] = {
+            "": lambda: [each.login for each in self._accounts.all()],
+            "profiles": lambda: [_profile(each) for each in self._accounts.all()],
+            "active": self._active,
+        }
+        if "/".join(names) in lists:
+            self._require_admin()
+            return as_json(lists["/".join(names)]())
+        return as_json(self._one_user(names))
+
+    def _active(self) -> dict[str, Any]:
+        found = {each.login: self._sessions.of(each) for each in self._accounts.all()}
+        return {login: {"sessions": ids, "count": len(ids)} for login, ids in found.items() if ids}
+
+    def _one_user(self, names: list[str]) -> Any:
+        """Return what ``users/NAME``, ``users/NAME/groups``, ``users/profile/NAME`` and the like tell."""
+        login, what = (names[1], names[0]) if names[0] in ("profile", "active") and names[1:] else (names[0], "")
+        named = self._named(self._may.user.login if login == "current" else login)
+        tells: dict[str, Callable[[], Any]] = {
+            "": lambda: _profile(named),
+            "profile": lambda: _profile(named),
+            "active": lambda: self._sessions.of(named),
+            "groups": lambda: [f"{project}_{role}" for project, role in self._archive.roles(named).items()],
+            "roles": lambda: ["Administrator"] if named.is_admin else [],
+        }
+        what = what or "/".join(names[1:])
+        if what not in tells:
+            raise HTTPError(404)
+        return tells[what]()
+
+    def _named(self, login: str) -> User:
+        """Return a user that the one who asks may know: oneself, or anyone for an administrator."""
+        if login != self._may.user.login:
+            self._require_admin()
+        found = self._accounts.get(login)
+        if found is None:
+            raise HTTPError(404)
+        return found
+
+    def _require_admin(self) -> None:
+        if self._may.user.is_guest:
+            raise _unauthorized()
+        if not self._may.user.is_admin:
+            raise HTTPError(403)
+
+    def _access(self, request: Request, names: list[str]) -> Reply:
+        """List the projects in which the user has a group; public ones without are not among them."""
+        if names != ["projects"]:
+            raise HTTPError(404)
+        rows = []
+        for project in self._archive.projects():
+            role = self._may.granted_role(project.id)
+            if role:
+                rows.append(
+                    {
+                        "ID": project.id,
+                        **{name: str(project.fields.get(name, "")) for name in _NAMES},
+                        "URI": f"/data/projects/{project.id}",
+                        "role": ROLE_NAMES[role],
+                        "group_id": f"{project.id}_{role}",
+                    }
+                )
+        return as_json(rows)
+
+
+def _require_method(request: Request, methods: str) -> None:
+    allowed = methods.split()
+    if request.method not in allowed and not (request.method == "HEAD" and "GET" in allowed):
+        raise HTTPError(405, f"Request method '{request.method}' not supported", [("Allow", ", ".join(allowed))])
+
+
+def _unauthorized() -> HTTPError:
+    return HTTPError(401, headers=[("WWW-Authenticate", "Basic")])
+
+
+def _posted(request: Request, names: list[str]) -> dict[str, Any]:
+    """Return the settings in the body: a JSON object, or the value of the one that the path names."""
+    body = request.body.read().decode("utf-8", "replace")
+    try:
+        given = json.loads(body)
+    except ValueError:
+        given = body
+    if names:
+        return {names[0]: given}
+    if not isinstance(given, dict):
+        raise HTTPError(400, "The settings are a JSON object.")
+    return given
+
+
+def _profile(user: User) -> dict[str, Any]:
+    return {
+        "id": user.number,
+        "username": user.login,
+        "firstName": user.firstname,
+        "lastName": user.lastname,
+        "email": user.email,
+        "admin": user.is_admin,
+        "enabled": True,
+        "verified": True,
+        "secured": True,
+    }
+
+
+def build_info() -> dict[str, str]:
+    """Return what the server says about itself."""
+    return {
+        "version": VERSION,
+        "buildNumber": "0",
+        "buildDate": "2026-01-01 00:00:00",
+        "sha": "0",
+        "dirty": "false",
+        "timestamp": "0",
+        "hostname": "sandbox",
+        "displayHostName": "never",
+        "nodeId": "",
+    }
+
+
+def uptime(seconds: float) -> dict[str, str]:
+    """Return the time since the start as XNAT writes it."""
+    minutes, rest = divmod(int(seconds), 60)
+    return {
+        "Days": str(minutes // 1440),
+        "Hours": str(minutes // 60 % 24),
+        "Minutes": str(minutes % 60),
+        "Seconds": f"{rest}.0",
+    }
+
+
+def front_page(request: Request, *, is_open: bool) -> Reply:
+    """Answer a page for browsers: a guest's, which xnatpy looks for, the log-in form, or that of who is logged in.
+
+    The viewers read ``csrfToken`` out of the page before they save.
+    """
+    if request.user.is_guest and not is_open:
+        return html(LOGIN_PAGE)
+    who = _GUEST if request.user.is_guest else f'<span id="user_info">Logged in as: {request.user.login}</span>'
+    token = request.session.csrf if request.session else ""
+    return html(f"<html><head><script>var csrfToken = '{token}';</script></head><body>{who}</body></html>")

@@ -1,0 +1,414 @@
+"""The objects of an archive: projects, subjects, experiments and scans, created, found, changed and deleted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from monailabel_xnat.sandbox.accounts import USER_SQL, User, user_of
+from monailabel_xnat.sandbox.archive.datatypes import DataTypes
+from monailabel_xnat.sandbox.archive.model import Experiment, Fields, Project, Scan, Subject, load, merged
+from monailabel_xnat.sandbox.archive.seeding import SITE_ID, seed_sessions
+from monailabel_xnat.sandbox.archive.store import Store
+
+SYSTEM = User("admin", is_admin=True)
+T = TypeVar("T")
+ROLES = ("owner", "member", "collaborator")
+
+
+class Archive:
+    """Metadata of everything that XNAT knows, apart from resources and files.
+
+    Parameters
+    ----------
+    folder
+        Where the archive lives; made with mode 0700.
+    types
+        The site's data types.
+    anonymise
+        Whether the site's anonymisation script is on.
+    """
+
+    def __init__(self, folder: Path, types: DataTypes, *, anonymise: bool = False) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder = folder
+        self.types = types
+        self.is_anonymising = anonymise
+        self.store = Store(folder / "archive.sqlite")
+
+    def close(self) -> None:
+        """Close the database."""
+        self.store.close()
+
+    # Projects
+
+    def projects(self) -> list[Project]:
+        """List all projects, by ID."""
+        return [load(Project, row) for row in self.store.all("SELECT * FROM projects ORDER BY id")]
+
+    def project(self, name: str) -> Project | None:
+        """Find a project by its ID, or by an alias."""
+        row = self.store.one("SELECT * FROM projects WHERE id = ?", (name,))
+        if row is None:
+            row = self.store.one(_BY_ALIAS, (name,))
+        return load(Project, row) if row else None
+
+    def create_project(
+        self, project_id: str, user: User = SYSTEM, accessibility: str = "private", **fields: Any
+    ) -> Project:
+        """Make a project; its maker owns it, and users with a standing role get that role."""
+        now = timestamp()
+        fields = {"name": project_id, "secondary_ID": project_id, **fields}
+        with self.store.write() as db:
+            db.execute(
+                "INSERT INTO projects (id, accessibility, fields, insert_date, insert_user, last_modified)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (project_id, accessibility, json.dumps(fields), now, user.login, now),
+            )
+            db.execute(
+                "INSERT INTO memberships SELECT ?, login, standing_role FROM users WHERE standing_role != ''",
+                (project_id,),
+            )
+            db.execute("INSERT OR REPLACE INTO memberships VALUES (?, ?, 'owner')", (project_id, user.login))
+        return _there(self.project(project_id))
+
+    def accessibility(self) -> dict[str, str]:
+        """Return the accessibility of every project."""
+        return {row["id"]: row["accessibility"] for row in self.store.all("SELECT id, accessibility FROM projects")}
+
+    def is_retired(self, project_id: str) -> bool:
+        """Return whether a project had this ID and was deleted."""
+        return self.store.one("SELECT 1 FROM retired_projects WHERE id = ?", (project_id,)) is not None
+
+    def set_prearchive_code(self, project: str, code: int) -> None:
+        """Set what happens to what is imported: 0 stays in the prearchive, 4 and 5 are archived."""
+        with self.store.write() as db:
+            db.execute("UPDATE projects SET prearchive_code = ? WHERE id = ?", (code, project))
+
+    def set_accessibility(self, project: str, level: str) -> None:
+        """Make a project private, protected or public."""
+        with self.store.write() as db:
+            db.execute("UPDATE projects SET accessibility = ? WHERE id = ?", (level, project))
+
+    def set_member(self, project: str, login: str, role: str | None) -> None:
+        """Set the role of a user in a project, or take it away."""
+        with self.store.write() as db:
+            db.execute("DELETE FROM memberships WHERE project = ? AND login = ?", (project, login))
+            if role:
+                db.execute("INSERT INTO memberships VALUES (?, ?, ?)", (project, login, role))
+
+    def members(self, project: str) -> list[tuple[str, str]]:
+        """List login and role of the users of a project."""
+        rows = self.store.all("SELECT login, role FROM memberships WHERE project = ? ORDER BY login", (project,))
+        return [(row["login"], row["role"]) for row in rows]
+
+    def roles(self, user: User) -> dict[str, str]:
+        """Return the role of a user in each project in which there is one."""
+        rows = self.store.all("SELECT project, role FROM memberships WHERE login = ?", (user.login,))
+        return {row["project"]: row["role"] for row in rows}
+
+    def user(self, login: str) -> User | None:
+        """Find a user."""
+        row = self.store.one(USER_SQL, (login,))
+        return user_of(row) if row else None
+
+    # Subjects
+
+    def subjects(self, project: str | None = None) -> list[tuple[Subject, str]]:
+        """List subjects with the label they have: of one project, shared ones included, or of the site."""
+        if project is None:
+            found = [load(Subject, row) for row in self.store.all("SELECT * FROM subjects ORDER BY id")]
+            return [(subject, subject.label) for subject in found]
+        rows = self.store.all(
+            "SELECT subjects.*, shares.label AS shared_label FROM subjects LEFT JOIN shares"
+            " ON shares.item = subjects.id AND shares.project = ?"
+            " WHERE subjects.project = ? OR shares.project IS NOT NULL ORDER BY subjects.id",
+            (project, project),
+        )
+        return [_with_label(Subject, row) for row in rows]
+
+    def subject(self, name: str, project: str | None = None) -> Subject | None:
+        """Find a subject by ID, or within a project by ID or label."""
+        row = self.store.one(*_lookup("subjects", name, project))
+        return load(Subject, row) if row else None
+
+    def create_subject(self, project: str, label: str, user: User = SYSTEM, **fields: Any) -> Subject:
+        """Make a subject."""
+        now = timestamp()
+        with self.store.write() as db:
+            number = f"{SITE_ID}_S{self.store.next_value('subject'):05d}"
+            db.execute(
+                "INSERT INTO subjects (id, project, label, fields, insert_date, insert_user, last_modified)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (number, project, label, json.dumps(fields), now, user.login, now),
+            )
+        return _there(self.subject(number))
+
+    # Experiments: sessions and assessors
+
+    def experiment(self, name: str, project: str | None = None) -> Experiment | None:
+        """Find an experiment by ID, or within a project, shared ones included, by ID or label."""
+        row = self.store.one(*_lookup("experiments", name, project))
+        return load(Experiment, row) if row else None
+
+    def experiments_of(self, column: str, value: str) -> list[Experiment]:
+        """List what belongs to a project (`column`: ``project``) or a subject (``subject_id``), assessors last."""
+        return [load(Experiment, row) for row in self.store.all(_EXPERIMENTS_SQL[column], (value,))]
+
+    def assessors(self, session: str) -> list[Experiment]:
+        """List the assessors of a session."""
+        rows = self.store.all("SELECT * FROM experiments WHERE session_id = ? ORDER BY id", (session,))
+        return [load(Experiment, row) for row in rows]
+
+    def create_experiment(
+        self,
+        project: str,
+        label: str,
+        xsi_type: str,
+        *,
+        subject: str | None = None,
+        session: str | None = None,
+        user: User = SYSTEM,
+        experiment_id: str = "",
+        **fields: Any,
+    ) -> Experiment:
+        """Make an experiment of a subject, or an assessor of a session."""
+        now = timestamp()
+        with self.store.write() as db:
+            number = experiment_id or f"{SITE_ID}_E{self.store.next_value('experiment'):05d}"
+            db.execute(
+                "INSERT INTO experiments (id, project, label, xsi_type, subject_id, session_id, fields, insert_date,"
+                " insert_user, last_modified) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (number, project, label, xsi_type, subject, session, json.dumps(fields), now, user.login, now),
+            )
+        return _there(self.experiment(number))
+
+    # Scans
+
+    def scans(self, experiment: str) -> list[Scan]:
+        """List the scans of a session."""
+        rows = self.store.all("SELECT * FROM scans WHERE experiment = ? ORDER BY pk", (experiment,))
+        return [load(Scan, row) for row in rows]
+
+    def create_scan(self, experiment: str, scan_id: str, xsi_type: str, user: User = SYSTEM, **fields: Any) -> Scan:
+        """Make a scan."""
+        now = timestamp()
+        with self.store.write() as db:
+            db.execute(
+                "INSERT INTO scans (experiment, id, xsi_type, fields, insert_date, insert_user, last_modified)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (experiment, scan_id, xsi_type, json.dumps(fields), now, user.login, now),
+            )
+        return next(scan for scan in self.scans(experiment) if scan.id == scan_id)
+
+    def scan_values(self, field: str, projects: Collection[str]) -> list[str]:
+        """List the values that a field of the scans has in some projects."""
+        rows = self.store.all(_SCAN_VALUES_SQL, (f"$.{field}",))
+        return sorted({row["value"] for row in rows if row["project"] in projects})
+
+    # All kinds
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of objects of each data type."""
+        return {row["xsi_type"]: row["count"] for row in self.store.all(_COUNTS_SQL)}
+
+    def set_fields(self, table: str, key: str, value: Any, fields: Fields) -> None:
+        """Merge fields into an object; None removes one.
+
+        Parameters
+        ----------
+        table, key
+            ``projects``, ``subjects`` or ``experiments`` with ``id``, or ``scans`` with ``pk``.
+        value
+            Which one.
+        fields
+            What changes.
+        """
+        select, update = _FIELDS_SQL[table, key]
+        with self.store.write() as db:
+            row = db.execute(select, (value,)).fetchone()
+            if row is not None:
+                db.execute(update, (json.dumps(merged(json.loads(row["fields"]), fields)), timestamp(), value))
+
+    def set_subject(self, experiment: str, subject: str) -> None:
+        """Make an experiment another subject's."""
+        with self.store.write() as db:
+            db.execute(
+                "UPDATE experiments SET subject_id = ?, last_modified = ? WHERE id = ?",
+                (subject, timestamp(), experiment),
+            )
+
+    def set_status(self, experiment: str, status: str) -> None:
+        """Set the status of an experiment: ``active``, ``quarantine``, ``locked`` or ``obsolete``."""
+        with self.store.write() as db:
+            db.execute(
+                "UPDATE experiments SET status = ?, last_modified = ? WHERE id = ?", (status, timestamp(), experiment)
+            )
+
+    def label_owner(self, kind: str, label: str, project: str) -> str:
+        """Return the ID of the subject or experiment (`kind`: the table) with a label in a project, or ""."""
+        row = self.store.one(_LABEL_SQL[kind], {"project": project, "name": label})
+        return row["id"] if row else ""
+
+    def rename(self, kind: str, item: str, project: str, label: str) -> None:
+        """Rename a subject or experiment (`kind`: the table) in its own or another project."""
+        with self.store.write() as db:
+            if db.execute(
+                "UPDATE shares SET label = ? WHERE item = ? AND project = ?", (label, item, project)
+            ).rowcount:
+                return
+            db.execute(_RENAME_SQL[kind], (label, timestamp(), item))
+
+    def move(self, kind: str, item: str, project: str, label: str) -> None:
+        """Make another project the primary one of a subject or experiment (`kind`: the table)."""
+        with self.store.write() as db:
+            db.execute("DELETE FROM shares WHERE item = ? AND project = ?", (item, project))
+            db.execute(_MOVE_SQL[kind], (project, label, timestamp(), item))
+
+    def drop(self, kind: str, item: Any) -> None:
+        """Delete the row of an object (`kind`: the table) and its shares; what it holds has to be gone before."""
+        with self.store.write() as db:
+            db.execute("DELETE FROM shares WHERE item = ?", (str(item) if kind != "scans" else scan_item(item),))
+            db.execute(_DROP_SQL[kind], (item,))
+            if kind == "projects":
+                db.execute("INSERT OR IGNORE INTO retired_projects VALUES (?)", (item,))
+
+    def label_in(self, item: Experiment, project: str) -> str:
+        """Return the label that an experiment has in a project."""
+        return item.label if project == item.project else self.shares(item.id).get(project, item.label)
+
+    def share(self, item: str, project: str, label: str) -> None:
+        """Show a subject or an experiment in another project, under a label of its own there."""
+        with self.store.write() as db:
+            db.execute("INSERT INTO shares VALUES (?, ?, ?)", (item, project, label))
+
+    def unshare(self, item: str, project: str) -> None:
+        """End a share, and those of what belongs to it: the experiments of a subject, the assessors of a session."""
+        with self.store.write() as db:
+            db.execute(
+                "DELETE FROM shares WHERE project = :project AND (item = :item OR item IN (SELECT id FROM experiments"
+                " WHERE subject_id = :item OR session_id = :item OR session_id IN"
+                " (SELECT id FROM experiments WHERE subject_id = :item)))",
+                {"project": project, "item": item},
+            )
+
+    def shares(self, item: str) -> dict[str, str]:
+        """Return the label of an object in each project that it is shared into."""
+        rows = self.store.all("SELECT project, label FROM shares WHERE item = ?", (item,))
+        return {row["project"]: row["label"] for row in rows}
+
+    def seed_sessions(self, project: str, sessions: int, scans: int, resources: Iterable[str] = ("DICOM",)) -> None:
+        """Make many sessions of metadata, without files, in one transaction.
+
+        Raises
+        ------
+        LookupError
+            If there is no such project.
+        """
+        if self.project(project) is None:
+            raise LookupError(f"there is no project {project!r} to seed; make it first: create_project({project!r})")
+        seed_sessions(self.store, project, sessions, scans, tuple(resources), timestamp())
+
+
+_BY_ALIAS = (
+    "SELECT projects.* FROM projects, json_each(projects.fields, '$.aliases/alias') AS alias"
+    " WHERE json_extract(alias.value, '$.alias') = ?"
+)
+_FIELDS_SQL = {
+    ("projects", "id"): (
+        "SELECT fields FROM projects WHERE id = ?",
+        "UPDATE projects SET fields = ?, last_modified = ? WHERE id = ?",
+    ),
+    ("subjects", "id"): (
+        "SELECT fields FROM subjects WHERE id = ?",
+        "UPDATE subjects SET fields = ?, last_modified = ? WHERE id = ?",
+    ),
+    ("experiments", "id"): (
+        "SELECT fields FROM experiments WHERE id = ?",
+        "UPDATE experiments SET fields = ?, last_modified = ? WHERE id = ?",
+    ),
+    ("scans", "pk"): (
+        "SELECT fields FROM scans WHERE pk = ?",
+        "UPDATE scans SET fields = ?, last_modified = ? WHERE pk = ?",
+    ),
+}
+_SCAN_VALUES_SQL = (
+    "SELECT DISTINCT experiments.project, json_extract(scans.fields, ?) AS value FROM scans"
+    " JOIN experiments ON experiments.id = scans.experiment WHERE value IS NOT NULL"
+)
+_COUNTS_SQL = (
+    "SELECT xsi_type, COUNT(*) AS count FROM experiments GROUP BY xsi_type"
+    " UNION ALL SELECT 'xnat:projectData', COUNT(*) FROM projects"
+    " UNION ALL SELECT 'xnat:subjectData', COUNT(*) FROM subjects"
+)
+_EXPERIMENTS_SQL = {
+    "project": "SELECT * FROM experiments WHERE project = ? ORDER BY session_id IS NOT NULL, id",
+    "subject_id": "SELECT * FROM experiments WHERE subject_id = ? ORDER BY id",
+}
+_ID_SQL = {
+    "subjects": "SELECT * FROM subjects WHERE id = :name",
+    "experiments": "SELECT * FROM experiments WHERE id = :name",
+}
+_NAME_SQL = {
+    "subjects": "SELECT * FROM subjects WHERE project = :project AND (id = :name OR label = :name)"
+    " UNION ALL SELECT subjects.* FROM shares JOIN subjects ON subjects.id = shares.item"
+    " WHERE shares.project = :project AND (subjects.id = :name OR shares.label = :name) LIMIT 1",
+    "experiments": "SELECT * FROM experiments WHERE project = :project AND (id = :name OR label = :name)"
+    " UNION ALL SELECT experiments.* FROM shares JOIN experiments ON experiments.id = shares.item"
+    " WHERE shares.project = :project AND (experiments.id = :name OR shares.label = :name) LIMIT 1",
+}
+_LABEL_SQL = {
+    "subjects": "SELECT id FROM subjects WHERE project = :project AND label = :name"
+    " UNION ALL SELECT subjects.id FROM shares JOIN subjects ON subjects.id = shares.item"
+    " WHERE shares.project = :project AND shares.label = :name LIMIT 1",
+    "experiments": "SELECT id FROM experiments WHERE project = :project AND label = :name"
+    " UNION ALL SELECT experiments.id FROM shares JOIN experiments ON experiments.id = shares.item"
+    " WHERE shares.project = :project AND shares.label = :name LIMIT 1",
+}
+_RENAME_SQL = {
+    "subjects": "UPDATE subjects SET label = ?, last_modified = ? WHERE id = ?",
+    "experiments": "UPDATE experiments SET label = ?, last_modified = ? WHERE id = ?",
+}
+_MOVE_SQL = {
+    "subjects": "UPDATE subjects SET project = ?, label = ?, last_modified = ? WHERE id = ?",
+    "experiments": "UPDATE experiments SET project = ?, label = ?, last_modified = ? WHERE id = ?",
+}
+_DROP_SQL = {
+    "projects": "DELETE FROM projects WHERE id = ?",
+    "subjects": "DELETE FROM subjects WHERE id = ?",
+    "experiments": "DELETE FROM experiments WHERE id = ?",
+    "scans": "DELETE FROM scans WHERE pk = ?",
+}
+
+
+def scan_item(pk: int) -> str:
+    """Return the name under which shares know a scan."""
+    return f"scan:{pk}"
+
+
+def _lookup(kind: str, name: str, project: str | None) -> tuple[str, dict[str, str]]:
+    """Return the SQL, and its arguments, that finds a subject or experiment: by ID, in a project by label too."""
+    if project is None:
+        return _ID_SQL[kind], {"name": name}
+    return _NAME_SQL[kind], {"name": name, "project": project}
+
+
+def _there(found: T | None) -> T:
+    if found is None:
+        raise LookupError("what was just made is gone: another request deleted it")
+    return found
+
+
+def timestamp() -> str:
+    """Return the time as XNAT's tables write it."""
+    return datetime.now().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def _with_label(kind: Any, row: Any) -> tuple[Any, str]:
+    values = dict(row)
+    shared = values.pop("shared_label")
+    item = load(kind, values)
+    return item, shared or item.label

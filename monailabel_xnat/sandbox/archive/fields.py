@@ -1,0 +1,226 @@
+"""The fields that a request sets, by query or as an XML document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from xml.etree import ElementTree
+
+from monailabel_xnat.sandbox.archive.columns import (
+    EXPERIMENT_SHORTCUTS,
+    PROJECT_SHORTCUTS,
+    SCAN_SHORTCUTS,
+    SUBJECT_SHORTCUTS,
+)
+from monailabel_xnat.sandbox.archive.datatypes import DEMOGRAPHICS, EXPERIMENT, IMAGE_SCAN, PROJECT, SUBJECT, DataTypes
+from monailabel_xnat.sandbox.archive.model import Fields
+from monailabel_xnat.sandbox.http.forms import MULTIPART, form_files
+from monailabel_xnat.sandbox.http.replies import HTTPError
+from monailabel_xnat.sandbox.http.request import Request
+
+CLEARED = "NULL"
+_SHORTCUTS = {
+    PROJECT: PROJECT_SHORTCUTS,
+    SUBJECT: SUBJECT_SHORTCUTS,
+    EXPERIMENT: EXPERIMENT_SHORTCUTS,
+    IMAGE_SCAN: SCAN_SHORTCUTS,
+}
+_IDENTITY = {"id": "ID", "label": "label", "project": "project", "subject_id": "subject_ID"}
+# Elements that hold texts and may be repeated, and the name of the text in the object that each one is.
+_TEXT_LISTS = {"references/seriesuid": "seriesUID"}
+_NOT_READ = frozenset(("assessors", "reconstructions", "resources", "sharing", "experiments", "file", "out", "in"))
+_XSI_TYPE = "{http://www.w3.org/2001/XMLSchema-instance}type"
+_INTEGERS = frozenset(("integer", "int", "long", "short", "nonNegativeInteger", "positiveInteger"))
+_FLOATS = frozenset(("float", "double", "decimal"))
+_BOOLEANS = {"1": "true", "0": "false", "true": "true", "false": "false"}
+_TIME = re.compile(r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?")
+_DATE = re.compile(r"(?P<y>\d{4})-(?P<m>\d{1,2})-(?P<d>\d{1,2})|(?P<m2>\d{1,2})/(?P<d2>\d{1,2})/(?P<y2>\d{4})")
+
+
+@dataclass
+class Content:
+    """What a request says about an object.
+
+    `identity` are its ``ID``, ``label``, ``project`` and ``subject_ID``; a field that is to be cleared is None; `scans`
+    are those inside the XML document of a session; `is_whole` where fields that it does not have are to be cleared.
+    """
+
+    xsi_type: str = ""
+    identity: dict[str, str] = field(default_factory=dict)
+    fields: Fields = field(default_factory=dict)
+    scans: list[Content] = field(default_factory=list)
+    is_whole: bool = False
+
+    def over(self, stored: Fields) -> Fields:
+        """Return what changes in the stored fields of an object."""
+        gone = dict.fromkeys(stored.keys() - self.fields.keys()) if self.is_whole else {}
+        return {**gone, **self.fields}
+
+
+class FieldReader:
+    """Reads fields against the site's data types."""
+
+    def __init__(self, types: DataTypes) -> None:
+        self._types = types
+
+    def content(self, request: Request, known_type: str = "") -> Content:
+        """Read what a request says, from the XML document in its body and from its query.
+
+        Parameters
+        ----------
+        request
+            The request.
+        known_type
+            The type of the object where it exists or its path tells; else the document's root or ``xsiType`` does.
+
+        Raises
+        ------
+        HTTPError
+            400 for an unknown type, a broken document or a value that its field cannot hold.
+        """
+        given = request.query.get("xsiType", "")
+        kind = self._types.canonical(given) if given else ""
+        if kind is None:
+            raise HTTPError(400, f"Unknown data type: {given}")
+        text = _document_of(request)
+        content = self._document(text) if text else Content()
+        content.is_whole = bool(text) and request.query.get("allowDataDeletion") == "true"
+        content.xsi_type = content.xsi_type or kind or known_type
+        self._read_query(content, known_type or content.xsi_type, {**request.form(), **request.query})
+        return content
+
+    # The query
+
+    def _read_query(self, content: Content, kind: str, query: Mapping[str, str]) -> None:
+        shortcuts = next((table for base, table in _SHORTCUTS.items() if self._types.is_a(kind, base)), {})
+        for name, value in query.items():
+            owner, slash, path = (name if "/" in name else shortcuts.get(name, "")).partition("/")
+            if not slash or not self._types.is_a(kind, owner):
+                continue  # a path of another type is ignored without a word
+            if ("/" in name or name == "subject_ID") and path.lower() in _IDENTITY:
+                content.identity[_IDENTITY[path.lower()]] = value
+            else:
+                self._place(content.fields, kind, path, value)
+
+    def _place(self, fields: Fields, kind: str, path: str, value: str) -> None:
+        """Set a field; ``fields/field[name=x]/field`` becomes an entry of a list."""
+        path = re.sub(r"\[(@xsi:type=[^\]]*|\d+)\]", "", path)
+        listed = re.fullmatch(r"(.+)\[name=([^\]]*)\]/(.+)", path)
+        text = None if value == CLEARED else value
+        if listed:
+            base, name, leaf = self._types.casing(kind, listed[1]), listed[2], listed[3]
+            fields.setdefault(base, []).append({"name": name, leaf: text})
+        elif path.lower() in _TEXT_LISTS:
+            fields.setdefault(self._types.casing(kind, path), []).append({_TEXT_LISTS[path.lower()]: value})
+        elif path.lower() == "aliases/alias/alias":
+            fields.setdefault("aliases/alias", []).append({"alias": value})
+        else:
+            self._set(fields, kind, path, text)
+
+    def _set(self, fields: Fields, kind: str, path: str, text: str | None) -> None:
+        prefix, _, leaf = path.partition("/")
+        if prefix.lower() == "demographics":
+            prefix, kind, path = "demographics/", DEMOGRAPHICS, leaf
+        else:
+            prefix = ""
+        if self._types.has_field(kind, path) and path.lower() not in ("id", "label", "project", "image_session_id"):
+            name = self._types.casing(kind, path)
+            fields[prefix + name] = None if text is None else valid(name, self._types.simple_type(kind, path), text)
+
+    # The document
+
+    def _document(self, text: bytes) -> Content:
+        if b"<!DOCTYPE" in text:
+            raise HTTPError(400, "A document type declaration is refused")
+        try:
+            root = ElementTree.fromstring(text)  # noqa: S314 - entities need the declaration refused above
+        except ElementTree.ParseError as error:
+            raise HTTPError(400, f"Not an XML document: {error}") from None
+        return self._content_of(root, self._types.element_type(self._types.qualified(root.tag)) or "")
+
+    def _content_of(self, node: ElementTree.Element, kind: str) -> Content:
+        kind = self._types.canonical(node.get(_XSI_TYPE, "")) or kind
+        if not kind:
+            raise HTTPError(400, f"Unknown element: {node.tag}")
+        content = Content(kind)
+        self._read_node(content, node, "")
+        return content
+
+    def _read_node(self, content: Content, node: ElementTree.Element, path: str) -> None:
+        for name, value in node.attrib.items():
+            if not name.startswith("{"):
+                self._read_value(content, f"{path}{name}", value)
+        for child in node:
+            name = f"{path}{child.tag.rpartition('}')[2]}"
+            if name == "scans":
+                content.scans = [self._content_of(scan, "") for scan in child]
+            elif name in _NOT_READ:
+                continue
+            elif child.get("name") is not None and (child.text or "").strip():
+                leaf = {"field": "field", "addParam": "addField"}.get(name.rpartition("/")[2], "value")
+                self._read_value(content, f"{name}[name={child.get('name')}]/{leaf}", child.text or "")
+            else:
+                if (child.text or "").strip():
+                    self._read_value(content, name, (child.text or "").strip())
+                self._read_node(content, child, f"{name}/")
+
+    def _read_value(self, content: Content, path: str, value: str) -> None:
+        if path.lower() not in _IDENTITY:
+            self._place(content.fields, content.xsi_type, path, value)
+        elif value.strip():  # a blank ID or project counts as not given
+            content.identity[_IDENTITY[path.lower()]] = value
+
+
+def _document_of(request: Request) -> bytes:
+    """Return the XML document in the body, or in a form that is the body; empty where there is none."""
+    kind = request.content_type
+    if kind == MULTIPART:
+        with form_files(request) as files:
+            text = files[0][1].read()
+        request.body.seek(0)
+        return text if text.lstrip().startswith(b"<") else b""
+    says_so = kind in ("text/xml", "application/xml") or request.query.get("req_format") == "xml"
+    if not request.length or not (says_so or request.flag("inbody")):
+        return b""
+    text = request.body.read()
+    request.body.seek(0)
+    return text
+
+
+def valid(name: str, kind: str, text: str) -> str:
+    """Return a value as XNAT stores it.
+
+    Raises
+    ------
+    HTTPError
+        400 if a field of that XSD type cannot hold it.
+    """
+    try:
+        return _valid(kind, text) if text else text
+    except ValueError:
+        raise HTTPError(400, f"Invalid value for {name}: {text}") from None
+
+
+def _valid(kind: str, text: str) -> str:
+    if kind in _INTEGERS:
+        return str(int(text))
+    if kind in _FLOATS:
+        # As PostgreSQL and Java write them: 12 is 12.0.
+        return repr(float(text))
+    if kind == "date":
+        return _iso_date(text)
+    if kind == "boolean" and text.lower() in _BOOLEANS:
+        return _BOOLEANS[text.lower()]
+    if kind == "boolean" or (kind == "time" and not _TIME.fullmatch(text)):
+        raise ValueError(text)
+    return text
+
+
+def _iso_date(text: str) -> str:
+    found = _DATE.fullmatch(text)
+    if found is None:
+        raise ValueError(text)
+    year, month, day = (int(found[name] or found[f"{name}2"]) for name in "ymd")
+    return date(year, month, day).isoformat()

@@ -1,0 +1,310 @@
+"""Resources and their files: catalog entries in the database, contents as plain files on disk.
+
+A file is written beside the archive, brought to disk and moved into its place; what was on its way when the server
+was killed is finished or taken back at the next start. So there is never half a file, and no entry without its file.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from monailabel_xnat.sandbox.archive.archive import Archive, timestamp
+from monailabel_xnat.sandbox.archive.model import FileEntry, Resource, load
+from monailabel_xnat.sandbox.archive.owners import Owner, segment
+from monailabel_xnat.sandbox.archive.staging import Staged, Staging, checked_path
+
+# A moment before every change of a catalog.
+BEFORE_ALL = -1
+CATALOG_SUFFIX = "_catalog.xml"
+_ENTRY_COLUMNS = ("format", "content", "description", "tags", "sop_uid", "instance_number")
+
+
+class ConcurrentModificationError(Exception):
+    """Another writer changed a catalog between its reading and its writing, as in XNAT's CatalogUtils."""
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A file on its way into a resource: where to, its content, and the entry's other columns."""
+
+    path: str
+    staged: Staged
+    values: dict[str, str] = field(default_factory=dict)
+
+
+class Changes:
+    """When catalogs were made and changed, counted in changes since the start of the server."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self._made: dict[int, int] = {}
+        self._changed: dict[int, int] = {}
+
+    @property
+    def now(self) -> int:
+        """How many changes there were."""
+        return self._count
+
+    def note(self, resource: int, *, made: bool = False) -> None:
+        """Note a change of a catalog."""
+        with self._lock:
+            self._count += 1
+            (self._made if made else self._changed)[resource] = self._count
+
+    def existed(self, resource: int, moment: int) -> bool:
+        """Return whether a catalog was there at a moment."""
+        return self._made.get(resource, 0) <= moment
+
+    def changed_since(self, resource: int, moment: int) -> bool:
+        """Return whether a catalog was changed after a moment."""
+        return self._changed.get(resource, 0) > moment
+
+
+class Resources:
+    """The resources of an archive."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._store = archive.store
+        self.root = archive.folder / "files"
+        self.root.mkdir(mode=0o700, exist_ok=True)
+        self.staging = Staging(archive.folder / "staging")
+        self.changes = Changes()
+        self._recover()
+
+    def clear(self) -> None:
+        """Remove the files of all resources."""
+        shutil.rmtree(self.root)
+        self.root.mkdir(mode=0o700)
+        self.staging.clear()
+
+    # Resources
+
+    def of(self, owner: Owner) -> list[Resource]:
+        """List the resources of an object."""
+        rows = self._store.all(
+            "SELECT * FROM resources WHERE kind = ? AND parent = ? ORDER BY id", (owner.kind, owner.parent)
+        )
+        return [load(Resource, row) for row in rows]
+
+    def find(self, owner: Owner, name: str) -> Resource | None:
+        """Find a resource of an object by number or label; digits are taken for a number, as XNAT does."""
+        found = self.of(owner)
+        if name.isdigit():
+            return next((resource for resource in found if resource.id == int(name)), None)
+        return next((resource for resource in found if resource.label == name), None)
+
+    def get(self, number: int) -> Resource:
+        """Return a resource by its number."""
+        resource: Resource = load(Resource, self._store.one("SELECT * FROM resources WHERE id = ?", (number,)))
+        return resource
+
+    def create(self, owner: Owner, label: str, **values: str) -> Resource:
+        """Make a resource; its counts are unknown until something is written.
+
+        Parameters
+        ----------
+        owner
+            What it belongs to.
+        label
+            Its label; nothing forbids two with the same one, as in XNAT.
+        **values
+            ``format``, ``content``, ``description``, ``tags``, ``series_uid``.
+        """
+        columns = (values.get(name, "") for name in ("format", "content", "description", "tags", "series_uid"))
+        with self._store.write() as db:
+            folder = self._free_folder(f"{owner.folder}/{segment(label)}")
+            cursor = db.execute(
+                "INSERT INTO resources (kind, parent, label, folder, format, content, description, tags, series_uid)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (owner.kind, owner.parent, label, folder, *columns),
+            )
+            number = cursor.lastrowid or 0
+            self.changes.note(number, made=True)
+        return self.get(number)
+
+    def _free_folder(self, wanted: str) -> str:
+        folder, number = wanted, 1
+        # Some disks do not tell upper from lower case.
+        while self._store.one("SELECT 1 FROM resources WHERE folder = ? COLLATE NOCASE", (folder,)):
+            number += 1
+            folder = f"{wanted}_{number}"
+        # Left by a server that was killed while it deleted.
+        shutil.rmtree(self.root / folder, ignore_errors=True)
+        return folder
+
+    def delete(self, resource: Resource) -> None:
+        """Remove a resource and its files."""
+        with self._store.write() as db:
+            db.execute("DELETE FROM resources WHERE id = ?", (resource.id,))
+            self.changes.note(resource.id)
+        with self._store.write():
+            folder = self.root / resource.folder
+            shutil.rmtree(folder, ignore_errors=True)
+            self._drop_empty(folder.parent)
+
+    def delete_of(self, owner: Owner) -> None:
+        """Remove every resource of an object."""
+        for resource in self.of(owner):
+            self.delete(resource)
+
+    def move(self, old: str, new: str) -> None:
+        """Move a folder of resources, as XNAT does when a session or a subject gets another label.
+
+        Parameters
+        ----------
+        old, new
+            Folders below the root, such as ``P/arc001/s1``; nothing happens where there is no such folder.
+        """
+        with self._store.write() as db:
+            db.execute(
+                "UPDATE resources SET folder = :new || substr(folder, length(:old) + 1)"
+                " WHERE substr(folder, 1, length(:old) + 1) = :old || '/'",
+                {"old": old, "new": new},
+            )
+            if (self.root / old).is_dir():
+                (self.root / new).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                (self.root / old).replace(self.root / new)
+
+    # Files
+
+    def files(self, resource: Resource) -> list[FileEntry]:
+        """List the catalog of a resource."""
+        rows = self._store.all("SELECT * FROM files WHERE resource = ? ORDER BY path", (resource.id,))
+        return [load(FileEntry, row) for row in rows]
+
+    def file(self, resource: Resource, path: str) -> FileEntry | None:
+        """Find an entry of a catalog."""
+        row = self._store.one("SELECT * FROM files WHERE resource = ? AND path = ?", (resource.id, path))
+        return load(FileEntry, row) if row else None
+
+    def folder(self, resource: Resource) -> Path:
+        """Return where the files of a resource lie."""
+        return self.root / resource.folder
+
+    def path(self, entry: FileEntry) -> Path:
+        """Return where a file's content lies."""
+        return self.folder(self.get(entry.resource)) / entry.path
+
+    def stage(self, source: BinaryIO) -> Staged:
+        """Bring a stream to disk, beside the archive."""
+        return self.staging.take(source)
+
+    def put(
+        self,
+        resource: Resource,
+        files: Sequence[Incoming],
+        user: str,
+        *,
+        since: int | None = None,
+        update_stats: bool = True,
+    ) -> None:
+        """Move staged files into a resource and enter them into its catalog, all or none.
+
+        Names that end ``_catalog.xml`` are left out, for XNAT never catalogues them.
+
+        Parameters
+        ----------
+        resource
+            Where to.
+        files
+            The files; an entry with the same path is replaced.
+        user
+            Who writes.
+        since
+            Moment (of :attr:`changes`) at which the writer read the catalog; None: no matter.
+        update_stats
+            Whether count and size of the resource are brought up to date.
+
+        Raises
+        ------
+        ValueError
+            If a path leaves the resource.
+        ConcurrentModificationError
+            If the catalog was changed since; the files are in their places then, without entries, as in XNAT.
+        """
+        wanted = [(checked_path(item.path), item) for item in files if not item.path.endswith(CATALOG_SUFFIX)]
+        with self._store.write() as db:
+            folder = self.get(resource.id).folder
+            for path, item in wanted:
+                name, size, digest = item.staged.path.name, item.staged.size, item.staged.digest
+                row = (name, f"{folder}/{path}", resource.id, path, size, digest, json.dumps(item.values), user)
+                db.execute("INSERT INTO pending_files VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        try:
+            with self._store.write() as db:
+                for path, item in wanted:
+                    self.staging.move(item.staged, self.root / folder / path)
+                if since is not None and self.changes.changed_since(resource.id, since):
+                    raise ConcurrentModificationError(f"the catalog of resource {resource.id} was changed meanwhile")
+                self._enter(db, resource.id, wanted, user)
+                self._count(db, resource.id, update_stats)
+        finally:
+            with self._store.write() as db:
+                db.executemany(
+                    "DELETE FROM pending_files WHERE staged = ?", [(item.staged.path.name,) for _, item in wanted]
+                )
+
+    @staticmethod
+    def _enter(db: Any, resource: int, files: Iterable[tuple[str, Incoming]], user: str) -> None:
+        now = timestamp()
+        for path, item in files:
+            given = (item.values.get(name, "") for name in _ENTRY_COLUMNS)
+            db.execute(
+                "INSERT OR REPLACE INTO files (resource, path, size, digest, created, created_by, format, content,"
+                " description, tags, sop_uid, instance_number) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (resource, path, item.staged.size, item.staged.digest, now, user, *given),
+            )
+
+    def remove(self, entries: Collection[FileEntry], *, keep_files: bool = False) -> None:
+        """Remove entries from their catalogs, and their files from disk unless told otherwise."""
+        paths = [self.path(entry) for entry in entries]
+        with self._store.write() as db:
+            db.executemany("DELETE FROM files WHERE id = ?", [(entry.id,) for entry in entries])
+            for number in {entry.resource for entry in entries}:
+                self._count(db, number)
+        with self._store.write():
+            for path in paths if not keep_files else ():
+                path.unlink(missing_ok=True)
+                self._drop_empty(path.parent)
+
+    def _drop_empty(self, folder: Path) -> None:
+        """Remove a folder that is empty, and those around it; nobody may write meanwhile."""
+        while folder != self.root and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+            folder = folder.parent
+
+    def count(self, resource: Resource) -> None:
+        """Bring count and size of a resource up to date."""
+        with self._store.write() as db:
+            self._count(db, resource.id)
+
+    def _count(self, db: Any, number: int, update_stats: bool = True) -> None:
+        db.execute("UPDATE resources SET version = version + 1 WHERE id = ?", (number,))
+        if update_stats:
+            db.execute(
+                "UPDATE resources SET file_count = (SELECT COUNT(*) FROM files WHERE resource = :id),"
+                " file_size = (SELECT COALESCE(SUM(size), 0) FROM files WHERE resource = :id) WHERE id = :id",
+                {"id": number},
+            )
+        self.changes.note(number)
+
+    def _recover(self) -> None:
+        """Finish the writes whose file had reached its place when the server was killed; forget the others."""
+        rows = self._store.all("SELECT * FROM pending_files")
+        with self._store.write() as db:
+            for row in rows:
+                target = self.root / row["target"]
+                known = db.execute("SELECT 1 FROM resources WHERE id = ?", (row["resource"],)).fetchone()
+                if known and not self.staging.holds(row["staged"]) and target.exists():
+                    staged = Staged(target, row["size"], row["digest"])
+                    item = Incoming(row["path"], staged, json.loads(row["entry"]))
+                    self._enter(db, row["resource"], [(row["path"], item)], row["user"])
+                    self._count(db, row["resource"])
+            db.execute("DELETE FROM pending_files")
+        self.staging.clear()

@@ -1,0 +1,314 @@
+"""XNAT's search engine as clients use it: an XML document with fields and criteria (SearchResource)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Callable
+from xml.etree import ElementTree
+
+from monailabel_xnat.sandbox.access.permissions import Permissions
+from monailabel_xnat.sandbox.archive.archive import Archive
+from monailabel_xnat.sandbox.archive.columns import make_test, moment, number
+from monailabel_xnat.sandbox.archive.datatypes import EXPERIMENT, IMAGE_SCAN, PROJECT, SUBJECT, DataTypes
+from monailabel_xnat.sandbox.archive.listings import object_values, scan_values
+from monailabel_xnat.sandbox.http.replies import HTTPError
+from monailabel_xnat.sandbox.http.tables import Row, Table
+
+_SPACE = "{http://nrg.wustl.edu/security}"
+# Display fields of XNAT's data types, by the path of what they show; those of one type come before those of all.
+_OF_ALL = {
+    "ID": "id",
+    "PROJECT": "project",
+    "LABEL": "label",
+    "INSERT_DATE": "insert_date",
+    "INSERT_USER": "insert_user",
+}
+_DISPLAYED = {
+    PROJECT: {
+        "NAME": "name",
+        "DESCRIPTION": "description",
+        "SECONDARY_ID": "secondary_id",
+        "KEYWORDS": "keywords",
+        "PROJECT_ACCESS": "accessibility",
+    },
+    SUBJECT: {
+        "SUBJECT_ID": "id",
+        "SUBJECTID": "id",
+        "SUBJECT_LABEL": "label",
+        "SUB_GROUP": "group",
+        "SRC": "src",
+        **{
+            name: f"demographics/{path}"
+            for name, path in {
+                "AGE": "age",
+                "DOB": "dob",
+                "YOB": "yob",
+                "GENDER": "gender",
+                "GENDER_TEXT": "gender",
+                "HANDEDNESS": "handedness",
+                "HANDEDNESS_TEXT": "handedness",
+                "EDUC": "education",
+                "SES": "ses",
+                "HEIGHT": "height",
+                "WEIGHT": "weight",
+                "RACE": "race",
+                "ETHNICITY": "ethnicity",
+            }.items()
+        },
+    },
+    EXPERIMENT: {
+        "EXPT_ID": "id",
+        "SESSION_ID": "id",
+        "SUBJECT_ID": "subject_id",
+        "SUBJECT_LABEL": "subject_label",
+        "DATE": "date",
+        "TIME": "time",
+        "NOTE": "note",
+        "UID": "uid",
+        "MODALITY": "modality",
+        "SCANNER": "scanner",
+        "OPERATOR": "operator",
+        "SESSION_TYPE": "session_type",
+    },
+    IMAGE_SCAN: {
+        "TYPE": "type",
+        "QUALITY": "quality",
+        "SERIES_DESCRIPTION": "series_description",
+        "UID": "uid",
+        "FRAMES": "frames",
+        "SCAN_NOTE": "note",
+        "SESSION_ID": "image_session_id",
+    },
+}
+# What a row always has, asked or not.
+_KEYS = {
+    PROJECT: {"id": "id"},
+    SUBJECT: {"subjectid": "id", "project": "project"},
+    EXPERIMENT: {"session_id": "id", "project": "project", "subject_id": "subject_id"},
+    IMAGE_SCAN: {"id": "id", "project": "project"},
+}
+
+Values = dict[str, str]
+Experiments = dict[str, tuple[str, Values]]
+"""Type and values of experiments by ID."""
+Test = Callable[["_Found"], bool]
+
+
+def display_fields(types: DataTypes, kind: str) -> dict[str, str]:
+    """Return the display fields of a data type: name to the path of what it shows."""
+    base = next((base for base in _DISPLAYED if types.is_a(kind, base)), "")
+    return {**_OF_ALL, **_DISPLAYED.get(base, {})}
+
+
+@dataclass
+class _Found:
+    """One object with what hangs on it: the values of each, by the base of its type."""
+
+    values: Values
+    around: list[tuple[str, Values]] = field(default_factory=list)
+
+
+class Search:
+    """Runs search documents, for one request's user."""
+
+    def __init__(self, archive: Archive, may: Permissions) -> None:
+        self._archive = archive
+        self._types = archive.types
+        self._may = may
+
+    def run(self, document: bytes) -> Table:
+        """Return the table that a document asks for.
+
+        Raises
+        ------
+        HTTPError
+            422 for what is no search document, or for a type that cannot be searched.
+        """
+        root = _parsed(document)
+        kind = self._types.canonical(_text(root, "root_element_name")) or ""
+        base = next((base for base in _DISPLAYED if kind and self._types.is_a(kind, base)), "")
+        if not base:
+            raise HTTPError(422, f"Unknown element: {_text(root, 'root_element_name')}")
+        fields = [
+            (_text(item, "element_name"), _text(item, "field_ID"))
+            for item in sorted(root.iter(f"{_SPACE}search_field"), key=_sequence)
+        ]
+        columns = {self._key(kind, *name): name for name in fields}
+        where = root.find(f"{_SPACE}search_where")
+        test = self._criteria(kind, where) if where is not None else _anything
+        rows = []
+        for found in self._objects(kind, base):
+            if test(found):
+                row: Row = {key: self._shown(kind, found, *name) for key, name in columns.items()}
+                keys = {key: found.values.get(path, "") for key, path in _KEYS[base].items()}
+                rows.append({**keys, **row, "quarantine_status": "active"})
+        names = list(dict.fromkeys([*columns, *_KEYS[base], "quarantine_status"]))
+        described = [
+            {"key": key, "element_name": element, "id": name, "xPATH": f"{element}.{name}", "header": name}
+            for key, (element, name) in columns.items()
+        ]
+        return Table(names, rows, columns=described, extra={"rootElementName": kind})
+
+    # Fields
+
+    def _key(self, kind: str, element: str, name: str) -> str:
+        """Return the key under which a field comes back: the name alone for the type itself."""
+        plain, prefix = (re.sub(r"\W", "_", text.lower()) for text in (name, element))
+        return plain if element.lower() == kind.lower() else f"{prefix}_{plain}"
+
+    def _path(self, element: str, name: str) -> str:
+        """Return the path that a display field shows, or that a schema path names."""
+        path = name.partition("/")[2] if ":" in name.partition("/")[0] else name
+        return display_fields(self._types, element).get(path.upper(), path.lower()) if "/" not in path else path.lower()
+
+    def _values(self, kind: str, found: _Found, element: str) -> list[Values]:
+        if self._types.is_a(kind, element) or self._types.is_a(element, kind):
+            return [found.values]
+        wanted = set(map(str.lower, self._types.family(element)))
+        return [values for name, values in found.around if name.lower() in wanted]
+
+    def _shown(self, kind: str, found: _Found, element: str, name: str) -> str:
+        # Of several, XNAT shows the latest.
+        values = self._values(kind, found, element)
+        return values[-1].get(self._path(element, name), "") if values else ""
+
+    # Criteria
+
+    def _criteria(self, kind: str, node: ElementTree.Element) -> Test:
+        tests = [
+            self._criterion(kind, child) if child.tag == f"{_SPACE}criteria" else self._criteria(kind, child)
+            for child in node
+        ]
+        combined = any if node.get("method", "AND").upper() == "OR" else all
+        return lambda found: combined(test(found) for test in tests) if tests else True
+
+    def _criterion(self, kind: str, node: ElementTree.Element) -> Test:
+        element, _, name = _text(node, "schema_field").partition("/")
+        path = self._path(element, name)
+        if self._types.canonical(element) is None:
+            raise HTTPError(422, f"Unknown element: {element}")
+        test = _comparison(_text(node, "comparison_type").strip().upper() or "=", _text(node, "value"))
+        return lambda found: any(test(values.get(path, "")) for values in self._values(kind, found, element) or [{}])
+
+    # Objects
+
+    def _objects(self, kind: str, base: str) -> Iterator[_Found]:
+        """Return every object of a type that the user may read, with what it is part of and what is part of it."""
+        if base == PROJECT:
+            return self._projects()
+        readable = self._may.readable()
+        experiments, subjects = self._experiments(readable), self._subjects(readable)
+        kinds = {name.lower() for name in self._types.family(kind)}
+        if base == SUBJECT:
+            return self._of_subjects(subjects, experiments)
+        if base == EXPERIMENT:
+            chosen = (values for xsi_type, values in experiments.values() if xsi_type.lower() in kinds)
+            return (self._with_subject(values, subjects) for values in chosen)
+        return self._scans(kinds, experiments, subjects)
+
+    def _projects(self) -> Iterator[_Found]:
+        for row in self._archive.store.all("SELECT * FROM projects ORDER BY id"):
+            if self._may.may_see_id(row["id"]):
+                yield _Found(object_values(row, accessibility=row["accessibility"]))
+
+    def _of_subjects(self, subjects: dict[str, Values], experiments: Experiments) -> Iterator[_Found]:
+        of_subject: dict[str, list[tuple[str, Values]]] = {}
+        for xsi_type, values in experiments.values():
+            of_subject.setdefault(values["subject_id"], []).append((xsi_type, values))
+        for subject, values in subjects.items():
+            yield _Found(values, [*self._project(values), *of_subject.get(subject, ())])
+
+    def _scans(self, kinds: set[str], experiments: Experiments, subjects: dict[str, Values]) -> Iterator[_Found]:
+        for row in self._archive.store.all("SELECT * FROM scans ORDER BY pk"):
+            session = experiments.get(row["experiment"])
+            if session and row["xsi_type"].lower() in kinds:
+                found = self._with_subject(session[1], subjects)
+                yield _Found({**scan_values(row), "project": session[1]["project"]}, [session, *found.around])
+
+    def _subjects(self, readable: set[str]) -> dict[str, Values]:
+        return {
+            row["id"]: object_values(row, label=row["label"], project=row["project"])
+            for row in self._archive.store.all("SELECT * FROM subjects ORDER BY id")
+            if row["project"] in readable
+        }
+
+    def _experiments(self, readable: set[str]) -> Experiments:
+        sql = (
+            "SELECT experiments.*, subjects.label AS subject_label FROM experiments"
+            " LEFT JOIN subjects ON subjects.id = experiments.subject_id ORDER BY experiments.id"
+        )
+        found = {}
+        for row in self._archive.store.all(sql):
+            if row["project"] in readable:
+                own = {name: row[name] or "" for name in ("label", "project", "subject_id", "subject_label")}
+                found[row["id"]] = (row["xsi_type"], object_values(row, xsitype=row["xsi_type"], **own))
+        return found
+
+    def _with_subject(self, values: Values, subjects: dict[str, Values]) -> _Found:
+        subject = subjects.get(values["subject_id"])
+        around = [(SUBJECT, subject)] if subject else []
+        return _Found(values, [*self._project(values), *around])
+
+    @staticmethod
+    def _project(values: Values) -> list[tuple[str, Values]]:
+        return [(PROJECT, {"id": values["project"], "name": values["project"]})]
+
+
+def _anything(found: _Found) -> bool:
+    return True
+
+
+def _comparison(kind: str, value: str) -> Callable[[str], bool]:
+    """Return the test of a criterion."""
+    if kind == "IS NULL":
+        return lambda text: not text
+    if kind == "IS NOT NULL":
+        return bool
+    if kind in ("LIKE", "NOT LIKE"):
+        like = make_test("string", value if set(value) & set("%*") else f"%{value}%")
+        return like if kind == "LIKE" else lambda text: not like(text)
+    if kind == "IN":
+        names = [part.strip().strip("'\"") for part in value.strip("()").split(",")]
+        return lambda text: text in names
+    orders: dict[str, Callable[[Any, Any], bool]] = {
+        "=": lambda one, other: bool(one == other),
+        "!=": lambda one, other: bool(one != other),
+        "<": lambda one, other: bool(one < other),
+        "<=": lambda one, other: bool(one <= other),
+        ">": lambda one, other: bool(one > other),
+        ">=": lambda one, other: bool(one >= other),
+    }
+    if kind not in orders:
+        raise HTTPError(422, f"Unknown comparison: {kind}")
+    order = orders[kind]
+
+    def test(text: str) -> bool:
+        for read in (number, moment):
+            one, other = read(text), read(value)
+            if one is not None and other is not None:
+                return order(one, other)
+        return (bool(text) or kind in ("=", "!=")) and order(text, value)
+
+    return test
+
+
+def _parsed(document: bytes) -> ElementTree.Element:
+    if b"<!DOCTYPE" in document:
+        raise HTTPError(422, "A document type declaration is refused")
+    try:
+        root = ElementTree.fromstring(document)  # noqa: S314 - entities need the declaration refused above
+    except ElementTree.ParseError as error:
+        raise HTTPError(422, f"Not an XML document: {error}") from None
+    if root.tag.rpartition("}")[2] not in ("bundle", "search", "stored_search"):
+        raise HTTPError(422, "Not a search document")
+    return root
+
+
+def _sequence(node: ElementTree.Element) -> float:
+    return number(_text(node, "sequence")) or 0.0
+
+
+def _text(node: ElementTree.Element, name: str) -> str:
+    return (node.findtext(f"{_SPACE}{name}") or "").strip()

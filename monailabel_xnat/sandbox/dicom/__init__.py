@@ -1,0 +1,21 @@
+"""DICOM on its way into the archive: series, headers, imports, the prearchive."""
+
+from monailabel_xnat.sandbox.dicom.series import (
+    DicomFile,
+    SeriesFiles,
+    read_series,
+    scan_ids,
+    scan_xsi_type,
+    session_xsi_type,
+    xnat_label,
+)
+
+__all__ = [
+    "DicomFile",
+    "SeriesFiles",
+    "read_series",
+    "scan_ids",
+    "scan_xsi_type",
+    "session_xsi_type",
+    "xnat_label",
+]

@@ -1,0 +1,205 @@
+"""XNAT's import service: DICOM that is posted is filed into the archive or left in the prearchive (Importer)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote
+
+from monailabel_xnat.sandbox.access.permissions import Permissions
+from monailabel_xnat.sandbox.archive.archive import Archive
+from monailabel_xnat.sandbox.archive.model import Experiment, Project
+from monailabel_xnat.sandbox.archive.resources import Resources
+from monailabel_xnat.sandbox.dicom.filing import FILL, ConflictError, Filing, LockedError, Merge, by_study, merge_of
+from monailabel_xnat.sandbox.dicom.prearchive import CONFLICT, READY, RECEIVING, Prearchive
+from monailabel_xnat.sandbox.dicom.routing import Place
+from monailabel_xnat.sandbox.dicom.series import SeriesFiles, read_series
+from monailabel_xnat.sandbox.http.forms import form_files
+from monailabel_xnat.sandbox.http.replies import HTTPError, Reply
+from monailabel_xnat.sandbox.http.request import Request
+from monailabel_xnat.sandbox.http.unpacking import unpack
+
+DICOM_ZIP, SESSION, GRADUAL = "DICOM-zip", "SI", "gradual-DICOM"
+# Project settings: what arrives is held, refuses to overwrite, is archived, or archived over what is there.
+_NO_OVERWRITE, _AUTO_ARCHIVE, _AUTO_OVERWRITE = 1, 4, 5
+
+
+@dataclass(frozen=True)
+class _Destination:
+    """What the call asks for; `to_archive` is None where the project's setting decides."""
+
+    place: Place
+    to_archive: bool | None
+
+
+class Import:
+    """The service, for one request's user."""
+
+    def __init__(self, archive: Archive, resources: Resources, may: Permissions) -> None:
+        self._archive = archive
+        self._resources = resources
+        self._filing = Filing(archive, resources)
+        self._prearchive = Prearchive(archive)
+        self._may = may
+
+    def handle(self, request: Request) -> Reply:
+        """Answer ``POST /data/services/import``: the addresses of the sessions, a line each.
+
+        Raises
+        ------
+        HTTPError
+            400 for what is no DICOM, no file or several; 403 without the right; 404 for an unknown project or
+            handler; 409 (``SI``) or 400 for a session that is there already; 423 for one that is locked.
+        """
+        if request.method != "POST":
+            raise HTTPError(405)
+        handler = _handler(request)
+        if handler not in (DICOM_ZIP, SESSION, GRADUAL):
+            raise HTTPError(404, f"Unsupported import-handler: {handler}")
+        destination = _destination(request)
+        self._require_project(request, destination.place.project)
+        with self._resources.staging.scratch() as folder:
+            series = self._received(request, folder, handler)
+            return self._file_all(request, series, destination, folder)
+
+    def _require_project(self, request: Request, name: str) -> None:
+        project = self._archive.project(name) if name else None
+        if request.user.is_guest:
+            raise HTTPError(403)
+        if name and (project is None or not self._may.may_see(project)):
+            raise HTTPError(404, f"Unknown project: {name}")
+        if project is not None and not self._may.may_edit(project.id):
+            raise HTTPError(403)
+
+    def _received(self, request: Request, folder: Path, handler: str) -> list[SeriesFiles]:
+        """Unpack what came, and read it."""
+        paths: list[Path] = []
+
+        def take(name: str, content: BinaryIO) -> None:
+            target = folder / f"{len(paths):07d}"
+            with target.open("xb") as file:
+                shutil.copyfileobj(content, file)
+            paths.append(target)
+            names.append(name)
+
+        names: list[str] = []
+        with form_files(request) as files:
+            if len(files) != 1:
+                raise HTTPError(400, f"One file is expected, {len(files)} came.")
+            try:
+                take(*files[0]) if handler == GRADUAL else unpack(files[0][1], "", take)
+            except ValueError as error:
+                raise HTTPError(400, str(error)) from error
+        series = read_series(folder)
+        if not series:
+            raise HTTPError(400, "There is no DICOM in the upload.")
+        if not request.flag("Ignore-Unparsable"):
+            _require_only_dicom(series, paths, names)
+        return series
+
+    def _file_all(
+        self, request: Request, series: Sequence[SeriesFiles], destination: _Destination, scratch: Path
+    ) -> Reply:
+        handler = _handler(request)
+        lines, refusals = [], []
+        for study in by_study(series):
+            try:
+                lines.append(self._file_study(request, study, destination, scratch))
+            except ConflictError as error:
+                refusals.append(HTTPError(409 if handler == SESSION else 400, str(error)))
+            except LockedError as error:
+                refusals.append(HTTPError(423, str(error)))
+        if refusals:
+            raise refusals[0]
+        return Reply("".join(f"{line}\r\n" for line in lines).encode())
+
+    def _file_study(
+        self, request: Request, study: Sequence[SeriesFiles], destination: _Destination, scratch: Path
+    ) -> str:
+        handler = _handler(request)
+        place = self._filing.place(study, destination.place)
+        project = self._archive.project(place.project) if place.project else None
+        if project is not None and not self._may.may_edit(project.id):
+            raise HTTPError(403)
+        study = self._filing.received(study, place, scratch)
+        if project is None or not _is_archived(project, destination):
+            status = RECEIVING if handler == GRADUAL and project is not None else READY
+            try:
+                return f"/data{self._prearchive.add(study, place, status, any_study=handler == SESSION).path}"
+            except ValueError as error:
+                raise HTTPError(400, str(error)) from error
+        merge = _merge(request, project, destination)
+        try:
+            made = self._filing.file_study(study, place, request.user, merge)
+        except ConflictError:
+            self._prearchive.add(study, place, CONFLICT)
+            raise
+        if request.flag("quarantine"):
+            self._archive.set_status(made.id, "quarantine")
+        return archived_address(self._archive, made)
+
+
+def archived_address(archive: Archive, session: Experiment) -> str:
+    """Return the address of a session as imports tell it, by labels."""
+    subject = archive.subject(session.subject_id or "")
+    label = subject.label if subject else ""
+    return f"/data/archive/projects/{session.project}/subjects/{label}/experiments/{session.label}"
+
+
+def _is_archived(project: Project, destination: _Destination) -> bool:
+    if destination.to_archive is not None:
+        return destination.to_archive
+    return project.prearchive_code in (_AUTO_ARCHIVE, _AUTO_OVERWRITE)
+
+
+def _handler(request: Request) -> str:
+    return request.query.get("import-handler", DICOM_ZIP)
+
+
+def _merge(request: Request, project: Project, destination: _Destination) -> Merge:
+    merge = merge_of(request.query.get("overwrite", ""), overwrite_files=request.flag("overwrite_files"))
+    if merge.allowed and project.prearchive_code == _NO_OVERWRITE:
+        raise HTTPError(400, f"project {project.id} does not allow overwrite")
+    # Single objects are always added; the others only if told so.
+    automatic = destination.to_archive is None and project.prearchive_code == _AUTO_OVERWRITE
+    return FILL if not merge.allowed and (_handler(request) == GRADUAL or automatic) else merge
+
+
+def _destination(request: Request) -> _Destination:
+    """Read ``dest``, or the parameters that name project, subject and session."""
+    query = request.query
+    words = [unquote(word) for word in query.get("dest", "").strip("/").split("/")]
+    if words[:1] == ["data"]:
+        words = words[1:]
+    waiting: list[str] = []
+    if words[:2] == ["prearchive", "projects"] and len(words) == 5:
+        words, waiting = words[:3], words[3:]
+    named = dict(zip(words[1::2], words[2::2]))
+    if words[0] not in ("", "archive", "prearchive") or not named.keys() <= {"projects", "subjects", "experiments"}:
+        raise HTTPError(400, f"Unknown destination: {query['dest']}")
+    place = Place(
+        named.get("projects", "") or query.get("project", "") or query.get("PROJECT_ID", ""),
+        named.get("subjects", "") or query.get("subject", "") or query.get("SUBJECT_ID", ""),
+        named.get("experiments", "") or query.get("session", "") or query.get("EXPT_LABEL", ""),
+        *waiting,
+    )
+    asked = any(request.flag(name) for name in ("Direct-Archive", "autoArchive", "AA"))
+    return _Destination(place, {"archive": True, "prearchive": False}.get(words[0], True if asked else None))
+
+
+def _require_only_dicom(series: Sequence[SeriesFiles], paths: Sequence[Path], names: Sequence[str]) -> None:
+    """Refuse an upload with other files; a second file of one instance and a DICOMDIR are passed over."""
+    read = {file.path for item in series for file in item.files}
+    for path, name in zip(paths, names):
+        if path not in read and name.rpartition("/")[2].upper() != "DICOMDIR" and not _has_dicom_preamble(path):
+            last = name.rpartition("/")[2]
+            raise HTTPError(400, f"unable to read DICOM object {last}; Ignore-Unparsable=true passes over such files")
+
+
+def _has_dicom_preamble(path: Path) -> bool:
+    """Return whether a file is DICOM."""
+    with path.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"

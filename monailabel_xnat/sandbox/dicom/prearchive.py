@@ -1,0 +1,213 @@
+"""The prearchive: imported sessions that wait to be archived, as folders of DICOM and a row each."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from monailabel_xnat.sandbox.archive.archive import Archive, timestamp
+from monailabel_xnat.sandbox.archive.owners import segment
+from monailabel_xnat.sandbox.dicom.routing import Place
+from monailabel_xnat.sandbox.dicom.series import SeriesFiles, read_series, scan_ids, scan_xsi_type
+
+UNASSIGNED = "Unassigned"
+READY, CONFLICT, RECEIVING = "READY", "CONFLICT", "RECEIVING"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A session in the prearchive; `folder` is its name there, `directory` where its files lie below the archive."""
+
+    id: int
+    project: str
+    timestamp: str
+    folder: str
+    subject: str
+    name: str
+    status: str
+    study_uid: str
+    scan_date: str
+    scan_time: str
+    uploaded: str
+    last_modified: str
+    directory: str
+
+    @property
+    def path(self) -> str:
+        """Its address below ``/data``."""
+        return f"/prearchive/projects/{self.project or UNASSIGNED}/{self.timestamp}/{self.folder}"
+
+    @property
+    def place(self) -> Place:
+        """Where it is to be archived."""
+        return Place(self.project, self.subject, self.name)
+
+
+@dataclass(frozen=True)
+class WaitingScan:
+    """A scan of a session in the prearchive; its files are those of the folder, all in one resource."""
+
+    id: str
+    xsi_type: str
+    series: SeriesFiles
+    label: str
+
+
+class Prearchive:
+    """The prearchive of an archive."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._store = archive.store
+        self._root = archive.folder / "prearchive"
+
+    def add(self, series: Sequence[SeriesFiles], place: Place, status: str, *, any_study: bool = False) -> Waiting:
+        """Take the files of a study in, beside those of it that wait already.
+
+        Parameters
+        ----------
+        series
+            All of one study; their files are copied.
+        place
+            Where it is to be archived; the project may be unknown.
+        status
+            ``READY``, ``CONFLICT`` or ``RECEIVING``.
+        any_study
+            Whether a session of another study, at the address that was asked for, takes this one too.
+
+        Raises
+        ------
+        ValueError
+            If the address that was asked for is another study's.
+        """
+        known = self._known(series[0], place, any_study)
+        waiting = known or self._reserve(series[0], place, status)
+        ids = scan_ids(series)
+        for item in series:
+            target = self._root / waiting.directory / "SCANS" / segment(ids[item.series_uid]) / _label(item)
+            target.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for file in item.files:
+                shutil.copyfile(file.path, target / segment(f"{file.sop_instance_uid}.dcm"))
+        if known is None:
+            return self._enter(waiting)
+        if known.status != status:
+            self.set_status(known, status)
+        return self._get(known.id)
+
+    def _known(self, first: SeriesFiles, place: Place, any_study: bool) -> Waiting | None:
+        """Find the session that a study is gathered in: one of its UID in the same project, whatever it is called."""
+        if place.moment:
+            at = self.find(place.project, place.moment, segment(place.folder or place.session))
+            if at is not None and at.study_uid != first.study_uid and not any_study:
+                raise ValueError(f"{at.path} holds another study, of UID {at.study_uid}")
+            return at
+        row = self._store.one(
+            "SELECT * FROM prearchive WHERE project = ? AND study_uid = ?", (place.project, first.study_uid)
+        )
+        return Waiting(**dict(row)) if row else None
+
+    def _reserve(self, first: SeriesFiles, place: Place, status: str) -> Waiting:
+        """Make a folder that no other session has."""
+        now, folder = timestamp(), segment(place.folder or place.session)
+        home = segment(place.project) if place.project else UNASSIGNED
+        moment = datetime.strptime(now, "%Y-%m-%d %H:%M:%S.%f")
+        while True:
+            stamp = place.moment or _stamp(moment)
+            directory = f"{home}/{segment(stamp)}/{folder}"
+            try:
+                (self._root / directory).mkdir(mode=0o700, parents=True)
+                break
+            except FileExistsError:
+                moment += timedelta(milliseconds=1)
+        return Waiting(
+            id=0,
+            project=place.project,
+            timestamp=stamp,
+            folder=folder,
+            subject=place.subject,
+            name=place.session,
+            status=status,
+            study_uid=first.study_uid,
+            scan_date=first.study_date,
+            scan_time=first.study_time,
+            uploaded=now,
+            last_modified=now,
+            directory=directory,
+        )
+
+    def _enter(self, waiting: Waiting) -> Waiting:
+        """Enter a session whose files are there."""
+        with self._store.write() as db:
+            cursor = db.execute(
+                "INSERT INTO prearchive VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(waiting)[1:]
+            )
+        return self._get(cursor.lastrowid or 0)
+
+    def _get(self, number: int) -> Waiting:
+        found = self._store.one("SELECT * FROM prearchive WHERE id = ?", (number,))
+        if found is None:
+            raise LookupError("the session left the prearchive meanwhile")
+        return Waiting(**dict(found))
+
+    def all(self) -> list[Waiting]:
+        """List what waits, oldest first."""
+        return [Waiting(**dict(row)) for row in self._store.all("SELECT * FROM prearchive ORDER BY id")]
+
+    def find(self, project: str, moment: str, folder: str) -> Waiting | None:
+        """Find a session by the parts of its address."""
+        wanted = "" if project == UNASSIGNED else project
+        row = self._store.one(
+            "SELECT * FROM prearchive WHERE project = ? AND timestamp = ? AND folder = ?", (wanted, moment, folder)
+        )
+        return Waiting(**dict(row)) if row else None
+
+    def series(self, waiting: Waiting) -> list[SeriesFiles]:
+        """Read the series of a session."""
+        return read_series(self._root / waiting.directory)
+
+    def scans(self, waiting: Waiting) -> list[WaitingScan]:
+        """List the scans of a session."""
+        series = self.series(waiting)
+        ids = scan_ids(series)
+        return [WaitingScan(ids[item.series_uid], scan_xsi_type(item), item, _label(item)) for item in series]
+
+    def set_status(self, waiting: Waiting, status: str) -> None:
+        """Set the status of a session."""
+        with self._store.write() as db:
+            db.execute(
+                "UPDATE prearchive SET status = ?, last_modified = ? WHERE id = ?", (status, timestamp(), waiting.id)
+            )
+
+    def move(self, waiting: Waiting, project: str) -> Waiting:
+        """Assign a session to another project."""
+        with self._store.write() as db:
+            db.execute(
+                "UPDATE prearchive SET project = ?, last_modified = ? WHERE id = ?", (project, timestamp(), waiting.id)
+            )
+        return self._get(waiting.id)
+
+    def delete(self, waiting: Waiting) -> None:
+        """Remove a session and its files."""
+        with self._store.write() as db:
+            db.execute("DELETE FROM prearchive WHERE id = ?", (waiting.id,))
+        self._remove(self._root / waiting.directory)
+
+    def clear(self) -> None:
+        """Remove the files of all sessions."""
+        shutil.rmtree(self._root, ignore_errors=True)
+
+    def _remove(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
+
+
+def _label(item: SeriesFiles) -> str:
+    return "secondary" if scan_xsi_type(item) == "xnat:scScanData" else "DICOM"
+
+
+def _stamp(moment: datetime) -> str:
+    """Write a time as prearchive addresses have it."""
+    return f"{moment:%Y%m%d_%H%M%S}{moment.microsecond // 1000:03d}"

@@ -1,0 +1,418 @@
+"""DICOM files of any origin, sorted into series, and the XNAT types they become.
+
+The rules are those of XNAT's own importer (``dicom-xnat-sop`` and ``dicom-xnat-mx``): one scan per Series
+Instance UID, its ``xsiType`` from the SOP classes, the session's from the SOP classes and else from the
+modalities, the strongest one winning. Reading is lenient, as archives must be: no file extension is asked
+for, a missing preamble is accepted, and what is not DICOM is passed over.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom import uid
+from pydicom.errors import InvalidDicomError
+from pydicom.tag import Tag
+
+from monailabel_xnat.sandbox.dicom.xsi_types import scan_rank, scan_type, session_type
+
+logger = logging.getLogger(__name__)
+
+_TAGS = (
+    "SpecificCharacterSet",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyDate",
+    "SeriesDate",
+    "StudyTime",
+    "SeriesTime",
+    "AccessionNumber",
+    "Modality",
+    "Manufacturer",
+    "StudyDescription",
+    "SeriesDescription",
+    "ManufacturerModelName",
+    "PatientName",
+    "PatientID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "StudyID",
+    "SeriesNumber",
+    "InstanceNumber",
+    "NumberOfFrames",
+)
+# Of the sequence, the station and who ran it; `details` of a series holds their values, those of a list as "1\\2".
+_DETAILS = (
+    "StationName",
+    "InstitutionName",
+    "OperatorsName",
+    "PatientBirthDate",
+    "ImageType",
+    "ScanningSequence",
+    "SequenceVariant",
+    "ScanOptions",
+    "MRAcquisitionType",
+    "SequenceName",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "PixelSpacing",
+    "Rows",
+    "Columns",
+    "RepetitionTime",
+    "EchoTime",
+    "InversionTime",
+    "FlipAngle",
+    "PixelBandwidth",
+    "MagneticFieldStrength",
+    "ReceiveCoilName",
+    "KVP",
+    "GantryDetectorTilt",
+    "ExposureTime",
+    "XRayTubeCurrent",
+    "ConvolutionKernel",
+)
+
+_WARNING_FILTERS = threading.Lock()
+_PREAMBLE_LENGTH = 128
+_BARE_STARTS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+
+
+@dataclass(frozen=True)
+class DicomFile:
+    """One DICOM instance on disk; `instance_number` is "" where the file has none."""
+
+    path: Path
+    sop_instance_uid: str
+    sop_class_uid: str
+    instance_number: str
+
+
+@dataclass(frozen=True)
+class SeriesFiles:
+    """One DICOM series: its files in acquisition order and what XNAT records about them.
+
+    Texts are stripped and "" where the files say nothing. Dates are ``YYYY-MM-DD``, times ``HH:MM:SS``.
+    `sop_class_uid` is the class that names the scan type; `frames` counts images, each frame of a
+    multi-frame file as one, and a file without frames (SR, RTSTRUCT) as one, as in XNAT.
+    """
+
+    patient_id: str
+    patient_name: str
+    study_uid: str
+    study_date: str
+    study_time: str
+    study_description: str
+    accession_number: str
+    study_id: str
+    series_uid: str
+    series_number: str
+    series_description: str
+    modality: str
+    sop_class_uid: str
+    frames: int
+    manufacturer: str
+    model: str
+    series_date: str
+    series_time: str
+    details: Mapping[str, str]
+    files: tuple[DicomFile, ...]
+
+
+class _PassedOverError(Exception):
+    """A file that cannot be filed; the text says why."""
+
+
+def read_series(folder: Path) -> list[SeriesFiles]:
+    """Sort the DICOM files below a folder into series.
+
+    Files are recognised by content, whatever their name; a DICOMDIR and files that are not DICOM are
+    passed over. The files of one series may lie in several folders. Of two files with the same SOP
+    Instance UID the first by path is kept.
+
+    Parameters
+    ----------
+    folder
+        Folder that is searched with all its subfolders.
+
+    Returns
+    -------
+    list of SeriesFiles
+        Ordered by patient, study date and time, study, series number; the same for the same files
+        wherever they lie.
+
+    Raises
+    ------
+    NotADirectoryError
+        If `folder` is not a folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise NotADirectoryError(f"There is no folder {folder} to read DICOM files from.")
+    grouped: dict[tuple[str, str, str], list[SeriesFiles]] = {}
+    seen: set[str] = set()
+    passed_over: Counter[str] = Counter()
+    for path in _walk(folder):
+        try:
+            single = _read_file(path)
+            _claim(single.files[0].sop_instance_uid, seen)
+        except _PassedOverError as exc:
+            passed_over[str(exc)] += 1
+            logger.debug("Passed over %s: %s.", path, exc)
+        else:
+            key = (single.patient_id, single.study_uid, single.series_uid)
+            grouped.setdefault(key, []).append(single)
+    for reason, count in passed_over.items():
+        logger.info("Passed over %d files: %s.", count, reason)
+    return sorted((_merge(parts) for parts in grouped.values()), key=_series_order)
+
+
+def session_xsi_type(series: Iterable[SeriesFiles]) -> str:
+    """Name the XNAT session type of a study, as XNAT's importer does (`xsi_types.session_type`).
+
+    Parameters
+    ----------
+    series
+        All series of one study.
+
+    Returns
+    -------
+    str
+        ``xnat:mrSessionData`` and the like; ``xnat:otherDicomSessionData`` where nothing else fits.
+    """
+    studied = list(series)
+    return session_type((item.sop_class_uid for item in studied), (item.modality for item in studied))
+
+
+def scan_xsi_type(series: SeriesFiles) -> str:
+    """Name the XNAT scan type of a series by its SOP class, as XNAT's importer does.
+
+    Parameters
+    ----------
+    series
+        The series that becomes a scan.
+
+    Returns
+    -------
+    str
+        ``xnat:ctScanData`` and the like; ``xnat:otherDicomScanData`` for a SOP class XNAT has no type for.
+    """
+    return scan_type(series.sop_class_uid)
+
+
+def scan_ids(series: Iterable[SeriesFiles]) -> dict[str, str]:
+    """Return each series of one study its XNAT scan ID.
+
+    The ID is the series number; several series with one number become ``4-MR1``, ``4-MR2`` in the order of
+    their UIDs; without a number the ID is the UID with underscores (XNAT's DICOMSessionBuilder).
+
+    Parameters
+    ----------
+    series
+        All series of one study.
+
+    Returns
+    -------
+    dict of str to str
+        Scan ID by Series Instance UID.
+    """
+    by_number: dict[str, list[SeriesFiles]] = {}
+    for item in sorted(series, key=lambda each: each.series_uid):
+        number = re.sub(r"^\+", "_", item.series_number) or re.sub(r"\W", "_", item.series_uid)
+        by_number.setdefault(xnat_label(number), []).append(item)
+    ids: dict[str, str] = {}
+    for number, items in by_number.items():
+        counts: Counter[str] = Counter()
+        for item in items:
+            modality = xnat_label(item.modality) or "Unknown"
+            counts[modality] += 1
+            ids[item.series_uid] = number if len(items) == 1 else f"{number}-{modality}{counts[modality]}"
+    return ids
+
+
+def xnat_label(text: str) -> str:
+    """Turn a text into a legal XNAT label: letters, digits, ``_``, ``.`` and ``-``, all else as ``_``.
+
+    A text of dots alone, which would be a path, loses them too. An empty text stays empty.
+    """
+    label = re.sub(r"[^A-Za-z0-9_.-]", "_", text.strip())
+    return label if label.strip(".") else "_" * len(label)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the regular files below a folder in a fixed order."""
+    for parent, subfolders, names in os.walk(folder):
+        subfolders.sort()
+        for name in sorted(names):
+            path = Path(parent, name)
+            if path.is_file():
+                yield path
+
+
+def _claim(instance_uid: str, seen: set[str]) -> None:
+    """Mark a SOP instance as read."""
+    if instance_uid in seen:
+        raise _PassedOverError("its SOP Instance UID was there already")
+    seen.add(instance_uid)
+
+
+def _read_file(path: Path) -> SeriesFiles:
+    """Read one file as a series of one."""
+    try:
+        dataset = _read_header(path)
+    except (_PassedOverError, InvalidDicomError) as exc:
+        raise _PassedOverError("not a DICOM file") from exc
+    except OSError as exc:
+        raise _PassedOverError(f"not readable ({exc.strerror or type(exc).__name__})") from exc
+    except Exception as exc:  # a damaged file can raise anything in the parser
+        raise _PassedOverError(f"damaged DICOM ({type(exc).__name__})") from exc
+    return _describe(path, dataset)
+
+
+def _read_header(path: Path) -> pydicom.Dataset:
+    """Read the wanted elements up to the pixel data."""
+    with path.open("rb") as stream:
+        start = stream.read(_PREAMBLE_LENGTH + 4)
+    bare = start[_PREAMBLE_LENGTH:] != b"DICM"
+    if bare and start[:2] not in _BARE_STARTS:
+        raise _PassedOverError("not a DICOM file")
+    with without_warnings():
+        return pydicom.dcmread(path, stop_before_pixels=True, force=bare, specific_tags=[*_TAGS, *_DETAILS])
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Keep pydicom's complaints about single values quiet.
+
+    The filters are the whole process's: two threads that saved and restored them in turn could leave them off.
+    """
+    with _WARNING_FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _describe(path: Path, dataset: pydicom.Dataset) -> SeriesFiles:
+    """Turn a header into a series of one file."""
+    with without_warnings():
+        text = {keyword: element_text(dataset, keyword) for keyword in _TAGS}
+        details = {keyword: _all_values(dataset, keyword) for keyword in _DETAILS if keyword in dataset}
+        meta = getattr(dataset, "file_meta", None)
+        sop_class = text["SOPClassUID"] or element_text(meta, "MediaStorageSOPClassUID")
+        instance = text["SOPInstanceUID"] or element_text(meta, "MediaStorageSOPInstanceUID")
+    if sop_class == uid.MediaStorageDirectoryStorage:
+        raise _PassedOverError("a DICOMDIR")
+    if not (sop_class or instance):
+        raise _PassedOverError("not a DICOM file")
+    if not (instance and text["StudyInstanceUID"] and text["SeriesInstanceUID"]):
+        raise _PassedOverError("without Study, Series or SOP Instance UID")
+    return SeriesFiles(
+        patient_id=text["PatientID"],
+        patient_name=text["PatientName"],
+        study_uid=text["StudyInstanceUID"],
+        study_date=_date(text["StudyDate"]),
+        study_time=_time(text["StudyTime"]),
+        study_description=text["StudyDescription"],
+        accession_number=text["AccessionNumber"],
+        study_id=text["StudyID"],
+        series_uid=text["SeriesInstanceUID"],
+        series_number=text["SeriesNumber"],
+        series_description=text["SeriesDescription"],
+        modality=text["Modality"].upper(),
+        sop_class_uid=sop_class,
+        frames=max(1, _integer(text["NumberOfFrames"], default=1)),
+        manufacturer=text["Manufacturer"],
+        model=text["ManufacturerModelName"],
+        series_date=_date(text["SeriesDate"]),
+        series_time=_time(text["SeriesTime"]),
+        details={keyword: value for keyword, value in details.items() if value},
+        files=(DicomFile(path, instance, sop_class, text["InstanceNumber"]),),
+    )
+
+
+def element_text(dataset: Any, keyword: str) -> str:
+    """Read an element as text, its first value if it has several, its raw bytes if it breaks its VR."""
+    if dataset is None or keyword not in dataset:
+        return ""
+    value: Any = None
+    for read in (dataset.__getitem__, dataset.get_item):
+        try:
+            value = read(Tag(keyword)).value
+            break
+        except Exception as exc:  # noqa: BLE001  # a damaged value can raise anything
+            logger.debug("The value of %s is broken: %s", keyword, type(exc).__name__)
+    if isinstance(value, (list, tuple, pydicom.multival.MultiValue)):
+        value = value[0] if value else ""
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    return "" if value is None else str(value).strip(" \0\t\r\n")
+
+
+def _all_values(dataset: Any, keyword: str) -> str:
+    """Read an element as text, its values with a backslash between them."""
+    try:
+        value = dataset[keyword].value
+    except Exception:  # noqa: BLE001  # a damaged value can raise anything
+        return ""
+    if isinstance(value, pydicom.multival.MultiValue):
+        return "\\".join(str(part).strip() for part in value)
+    return "" if value is None else str(value).strip(" \0\t\r\n")
+
+
+def _merge(parts: list[SeriesFiles]) -> SeriesFiles:
+    """Join the files of one series; each text is the first that any file has."""
+    parts = sorted(parts, key=_file_order)
+    merged = min(parts, key=lambda part: scan_rank(part.sop_class_uid))
+    filled = {
+        name: next((value for value in (getattr(part, name) for part in parts) if value), "")
+        for name, value in vars(merged).items()
+        if value == ""
+    }
+    files = tuple(part.files[0] for part in parts)
+    details = {name: value for part in reversed(parts) for name, value in part.details.items()}
+    frames = sum(part.frames for part in parts)
+    return replace(merged, frames=frames, details=details, files=files, **filled)
+
+
+def _file_order(part: SeriesFiles) -> tuple[int, str]:
+    """Order files by instance number, then SOP Instance UID."""
+    file = part.files[0]
+    return _integer(file.instance_number, default=2**31), file.sop_instance_uid
+
+
+def _series_order(item: SeriesFiles) -> tuple[str, str, str, str, int, str, str]:
+    """Order series as a reader of the archive expects them."""
+    number = _integer(item.series_number, default=2**31)
+    study = (item.patient_id, item.study_date, item.study_time, item.study_uid)
+    return (*study, number, item.series_number, item.series_uid)
+
+
+def _integer(text: str, default: int) -> int:
+    """Read an IS value, `default` where it is none."""
+    match = re.fullmatch(r"[+-]?\d{1,12}", text)
+    return int(text) if match else default
+
+
+def _date(text: str) -> str:
+    """Write a DA value (or the ACR-NEMA form with dots) as ``YYYY-MM-DD``, "" where it is no date."""
+    match = re.fullmatch(r"(\d{4})[.-]?(\d\d)[.-]?(\d\d)", text, re.ASCII)
+    try:
+        return date(*map(int, match.groups())).isoformat() if match else ""
+    except ValueError:
+        return ""
+
+
+def _time(text: str) -> str:
+    """Write a TM value as ``HH:MM:SS``, "" where it is no time."""
+    match = re.fullmatch(r"([01]\d|2[0-3]):?([0-5]\d)?:?([0-5]\d|60)?(\.\d*)?", text, re.ASCII)
+    return ":".join(part or "00" for part in match.groups()[:3]) if match else ""

@@ -1,0 +1,1 @@
+"""Requests, answers and paths: from the socket to the handler."""

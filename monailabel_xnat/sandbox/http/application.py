@@ -1,0 +1,224 @@
+"""The sandbox as an ASGI application: who asks, faults, the way to the handlers, the log of requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections.abc import Awaitable, MutableMapping
+from typing import Any, Callable
+from urllib.parse import parse_qsl
+
+from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+
+from monailabel_xnat.sandbox.access.gate import LOGIN_PAGE, Gate
+from monailabel_xnat.sandbox.access.permissions import Permissions
+from monailabel_xnat.sandbox.access.preferences import Preferences
+from monailabel_xnat.sandbox.access.site import Site
+from monailabel_xnat.sandbox.access.xapi import Xapi, front_page
+from monailabel_xnat.sandbox.accounts import ANONYMOUS, Accounts, Sessions
+from monailabel_xnat.sandbox.archive.archive import Archive
+from monailabel_xnat.sandbox.archive.customfields import CustomFields
+from monailabel_xnat.sandbox.archive.filehandlers import Files
+from monailabel_xnat.sandbox.archive.objects import Objects
+from monailabel_xnat.sandbox.archive.resources import Resources
+from monailabel_xnat.sandbox.http.faults import Fault, Faults
+from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, html, text
+from monailabel_xnat.sandbox.http.request import Finder, Request, escaped
+from monailabel_xnat.sandbox.http.requestlog import RequestLog, Served
+from monailabel_xnat.sandbox.http.services import Services
+
+logger = logging.getLogger(__name__)
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+_SPOOLED = 1 << 20
+
+
+class Application:
+    """The ASGI application over one archive.
+
+    Parameters
+    ----------
+    archive, accounts, sessions
+        What is served, and to whom.
+    require_login
+        False: an open site, where who is not logged in is a guest.
+    roi_plugin
+        Whether the OHIF viewer's plugin is installed.
+    context
+        Path that the site is deployed under, such as ``/xnat``; empty for the root.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        accounts: Accounts,
+        sessions: Sessions,
+        *,
+        require_login: bool = True,
+        roi_plugin: bool = True,
+        context: str = "",
+    ) -> None:
+        self._archive = archive
+        self._accounts = accounts
+        self._sessions = sessions
+        self._require_login = require_login
+        self._gate = Gate(accounts, sessions, require_login)
+        self._roi_plugin = roi_plugin
+        self._context = context
+        self.preferences = Preferences(archive, require_login)
+        self.resources = Resources(archive)
+        self.requests = RequestLog()
+        self.faults = Faults()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one connection event."""
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        started = time.perf_counter()
+        with tempfile.SpooledTemporaryFile(_SPOOLED, dir=str(self._archive.folder)) as body:
+            began = self.resources.changes.now
+            size = await _receive_body(receive, body)
+            if size is None:
+                return
+            request = _request(scope, body, self._context, began)
+            fault = self.faults.due(request.method, request.path)
+            request.is_stale = fault is not None and fault.stale
+            if fault is not None and fault.delay:
+                await asyncio.sleep(fault.delay)
+            reply = await run_in_threadpool(self._answer, request, fault)
+            served = Served(request.method, request.path, request.query, request.user.login, reply.status, size)
+            # Noted before the first byte leaves: who has the answer finds the request in the log.
+            self.requests.append(served)
+            try:
+                served.bytes_out = await self._send(reply, request, fault, send)
+            finally:
+                served.seconds = time.perf_counter() - started
+
+    async def _send(self, reply: Reply, request: Request, fault: Fault | None, send: Send) -> int:
+        headers = [*reply.header_list(), *self._gate.cookies(request)]
+        blocks = reply.blocks()
+        if fault is not None:
+            blocks = fault.spoil(blocks)
+            if fault.truncate:
+                headers = [(name, value) for name, value in headers if name != b"content-length"]
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        sent = 0
+        async for block in iterate_in_threadpool(blocks):
+            sent += len(block)
+            await send({"type": "http.response.body", "body": block, "more_body": True})
+        # Uvicorn closes the connection of an answer that was left unfinished.
+        if fault is None or fault.drop_after is None or sent < fault.drop_after:
+            await send({"type": "http.response.body", "body": b""})
+        return sent
+
+    def _answer(self, request: Request, fault: Fault | None) -> Reply:
+        try:
+            reply = self._failing(fault) if fault is not None else None
+            reply = reply or self._gate.admit(request) or self._dispatch(request)
+        except HTTPError as error:
+            reply = error.text() if request.words[:1] == ["xapi"] else error.page()
+        except Exception:
+            logger.exception("the sandbox failed to answer %s", request.method)
+            reply = HTTPError(500).page()
+        return reply.head() if request.method == "HEAD" else reply
+
+    def _failing(self, fault: Fault) -> Reply | None:
+        if fault.expire:
+            self._sessions.close_all()
+        if fault.status:
+            headers = [("Retry-After", fault.retry_after)] if fault.retry_after else []
+            return HTTPError(fault.status, headers=headers).page()
+        if fault.login_page:
+            return html(LOGIN_PAGE)
+        if fault.json:
+            return Reply(fault.json.encode(), media_type="application/json; charset=UTF-8")
+        return text() if fault.lose else None
+
+    def _dispatch(self, request: Request) -> Reply:
+        if not request.is_inside:
+            raise HTTPError(404)
+        words = request.words
+        may = Permissions(self._archive, request.user)
+        if not words or words[0] == "app":
+            return front_page(request, is_open=not self._require_login)
+        if words[0] == "xapi":
+            return self._xapi(request, words[1:], may)
+        if words[0] == "schemas":
+            return self._site_xapi(may).schema_file(request, words[1:])
+        if words[0] not in ("data", "REST", "fs"):
+            raise HTTPError(404)
+        return self._data(request, words[1:], may)
+
+    def _xapi(self, request: Request, words: list[str], may: Permissions) -> Reply:
+        if words[:1] == ["roi"]:
+            if not self._roi_plugin:
+                raise HTTPError(404)
+            # Not at the start: it brings pydicom.
+            from monailabel_xnat.sandbox.roi.collections import RoiCollections
+
+            return RoiCollections(self._archive, self.resources, may).handle(request, words[1:])
+        if words[:1] == ["custom-fields"]:
+            return CustomFields(self._archive, may).handle(request, words[1:])
+        return self._site_xapi(may).handle(request, words)
+
+    def _site_xapi(self, may: Permissions) -> Xapi:
+        parts = (self._archive, self._accounts, self._sessions, self.preferences, may)
+        return Xapi(*parts, roi_plugin=self._roi_plugin)
+
+    def _data(self, request: Request, words: list[str], may: Permissions) -> Reply:
+        reply = Site(self._archive, self._accounts, self._sessions, may).data(request, words)
+        if reply is not None:
+            return reply
+        reply = Services(self._archive, self.resources, may).answer(request, words)
+        if reply is not None:
+            return reply
+        if words[:1] == ["archive"]:
+            words = words[1:]
+        if words[:1] not in (["projects"], ["subjects"], ["experiments"]):
+            raise HTTPError(404)
+        target = Finder(self._archive, may).find(words)
+        if target.files or target.resource is not None or target.collection == "resources":
+            return Files(self._archive, self.resources, may).handle(request, target)
+        return Objects(self._archive, self.resources, may).handle(request, target)
+
+
+def _request(scope: Message, body: Any, context: str, began: int) -> Request:
+    path = scope["raw_path"].decode("ascii").partition("?")[0]
+    headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+    pairs = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    query = {name: escaped(value) for name, value in pairs}
+    length = int(headers["content-length"]) if "content-length" in headers else None
+    is_inside = path == context or path.startswith(f"{context}/")
+    inner = path[len(context) :] if is_inside else path
+    request = Request(scope["method"], inner, query, headers, body, length, ANONYMOUS, began=began)
+    request.context, request.is_inside = context, is_inside
+    request.pairs = [(name, escaped(value)) for name, value in pairs]
+    return request
+
+
+async def _receive_body(receive: Receive, body: Any) -> int | None:
+    """Take the body to its end; None where the client went away before."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        block = message.get("body", b"")
+        body.write(block)
+        size += len(block)
+        more = message.get("more_body", False)
+    body.seek(0)
+    return size
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

@@ -1,0 +1,1 @@
+"""The OHIF viewer's plugin: collections of regions of interest."""

@@ -1,0 +1,260 @@
+"""The OHIF viewer plugin's ROI collections, with the checks that refuse what does not belong to the session."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+from monailabel_xnat.sandbox.access.permissions import Permissions
+from monailabel_xnat.sandbox.archive.archive import Archive
+from monailabel_xnat.sandbox.archive.datatypes import ROI_COLLECTION
+from monailabel_xnat.sandbox.archive.model import Experiment, Resource
+from monailabel_xnat.sandbox.archive.owners import owner_of
+from monailabel_xnat.sandbox.archive.resources import Incoming, Resources
+from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, as_json, text
+from monailabel_xnat.sandbox.http.request import Request
+from monailabel_xnat.sandbox.roi.references import RoiContent, read_content
+
+_DICOM_LABELS = ("DICOM", "secondary")
+
+
+class _Kind(NamedTuple):
+    """How a type of collection is stored."""
+
+    suffix: str
+    format: str
+
+
+_KINDS = {
+    "SEG": _Kind(".dcm", "DICOM"),
+    "RTSTRUCT": _Kind(".dcm", "DICOM"),
+    "AIM": _Kind(".xml", "XML"),
+    "NIFTI": _Kind(".nii.gz", "NIFTI"),
+    "MEAS": _Kind(".json", "JSON"),
+}
+_PERMISSION_ELEMENTS = {
+    "RoiCollection": ROI_COLLECTION,
+    "MRSession": "xnat:mrSessionData",
+    "CTSession": "xnat:ctSessionData",
+    "PETSession": "xnat:petSessionData",
+    "PETMRSession": "xnat:petmrSessionData",
+    "CRSession": "xnat:crSessionData",
+}
+# A SEG or RTSTRUCT needs a session of modality MR, CT, PT or US.
+_SESSION_TYPES = (
+    "xnat:mrSessionData",
+    "xnat:ctSessionData",
+    "xnat:petSessionData",
+    "xnat:petmrSessionData",
+    "xnat:usSessionData",
+)
+
+
+class RoiCollections:
+    """The handlers below ``/xapi/roi``, for one request's user."""
+
+    def __init__(self, archive: Archive, resources: Resources, may: Permissions) -> None:
+        self._archive = archive
+        self._resources = resources
+        self._may = may
+
+    def handle(self, request: Request, segments: list[str]) -> Reply:
+        """Answer ``/xapi/roi/projects/P/...``; a refusal is text, or JSON for who accepts nothing else."""
+        try:
+            return self._answer(request, [unquote(segment) for segment in segments])
+        except HTTPError as error:
+            if request.headers.get("accept") == "application/json":
+                return as_json({"ResponseMessage": str(error)}, error.status)
+            raise
+
+    def _answer(self, request: Request, words: list[str]) -> Reply:
+        if len(words) < 4 or words[0] != "projects":
+            raise HTTPError(404)
+        project, noun, name = words[1], words[2], words[3]
+        calls = {
+            ("permissions", 4): ("GET",),
+            ("collections", 4): ("GET", "DELETE"),
+            ("rois", 4): ("GET",),
+            ("exists", 4): ("GET",),
+            ("sessions", 6): ("PUT",),
+        }
+        methods = calls.get((noun, len(words)))
+        if methods is None or (noun == "sessions" and words[4] != "collections"):
+            raise HTTPError(404)
+        if request.method not in methods:
+            raise HTTPError(405)
+        if not self._may.may_read(project):
+            raise HTTPError(403, f"Project {project} is not accessible")
+        if noun == "permissions":
+            return self._permissions(project, name)
+        if noun == "sessions":
+            return self._store(request, project, name, words[5])
+        if noun == "exists":
+            return as_json(self._find(project, name) is not None)
+        if noun == "rois":
+            return self._rois(project, name)
+        return self._delete(project, name) if request.method == "DELETE" else self._get(request, project, name)
+
+    def _permissions(self, project: str, name: str) -> Reply:
+        element = _PERMISSION_ELEMENTS.get(name)
+        if element is None:
+            raise HTTPError(422, f"Unsupported data type: {name}")
+        edit, delete = self._may.may_edit(project), self._may.may_delete(project)
+        return as_json({"element": f"{element}/project", "create": edit, "read": True, "edit": edit, "delete": delete})
+
+    def _find(self, project: str, name: str) -> Experiment | None:
+        found = self._archive.experiment(name, project)
+        return found if found is not None and found.xsi_type == ROI_COLLECTION else None
+
+    def _require(self, project: str, name: str) -> Experiment:
+        found = self._find(project, name)
+        if found is None:
+            raise HTTPError(422, f"ROI collection not found: {name}")
+        return found
+
+    def _resource(self, collection: Experiment, kind: str) -> Resource | None:
+        return self._resources.find(owner_of(self._archive, collection), kind) if kind in _KINDS else None
+
+    def _bytes(self, resource: Resource) -> bytes:
+        return self._resources.path(self._resources.files(resource)[0]).read_bytes()
+
+    # Read and delete
+
+    def _get(self, request: Request, project: str, name: str) -> Reply:
+        kind = request.query.get("type")
+        if kind is None:
+            raise HTTPError(400, "Required request parameter 'type' is not present")
+        collection = self._require(project, name)
+        resource = self._resource(collection, kind)
+        if resource is None:
+            raise HTTPError(422 if self._may.may_edit(project) else 404, f"{name} is not available as {kind}")
+        return Reply(self._bytes(resource), media_type="application/octet-stream")
+
+    def _rois(self, project: str, name: str) -> Reply:
+        collection = self._require(project, name)
+        kind = str(collection.fields.get("collectionType", ""))
+        resource = self._resource(collection, kind)
+        found = read_content(kind, self._bytes(resource)).rois if resource else []
+        return as_json(
+            [
+                {
+                    "id": number,
+                    "uid": roi.uid,
+                    "name": roi.name,
+                    "geometricType": roi.geometric_type,
+                    "roiCollectionId": collection.id,
+                }
+                for number, roi in enumerate(found, 1)
+            ]
+        )
+
+    def _delete(self, project: str, name: str) -> Reply:
+        found = self._require(project, name)
+        if not self._may.may_delete(project):
+            raise HTTPError(403)
+        self._clear(found)
+        with self._archive.store.write() as db:
+            db.execute("DELETE FROM experiments WHERE id = ?", (found.id,))
+        return text()
+
+    def _clear(self, collection: Experiment) -> None:
+        self._resources.delete_of(owner_of(self._archive, collection))
+
+    # Store
+
+    def _store(self, request: Request, project: str, session_id: str, label: str) -> Reply:
+        if request.content_type != "application/octet-stream":
+            raise HTTPError(415, f"Content type '{request.content_type}' not supported")
+        kind = request.query.get("type", "")
+        if kind not in _KINDS:
+            raise HTTPError(422, f"Unsupported ROI collection type: {kind}")
+        session = self._session(project, session_id)
+        if not self._may.may_edit(project):
+            raise HTTPError(403)
+        known = self._archive.experiment(label, project)
+        if known is not None and (known.session_id != session.id or known.xsi_type != ROI_COLLECTION):
+            raise HTTPError(409, f"Label {label} is in use by another experiment")
+        if known is not None and not request.flag("overwrite"):
+            raise HTTPError(422, "ROI collection exists, overwrite not specified")
+        fields = self._checked(kind, request.body.read(), session)
+        return text(self._save(request, session, known, label, kind, fields).id)
+
+    def _session(self, project: str, session_id: str) -> Experiment:
+        found = self._archive.experiment(session_id)
+        if found is None or (found.project != project and project not in self._archive.shares(found.id)):
+            raise HTTPError(422, f"Session not found: {session_id}")
+        return found
+
+    def _checked(self, kind: str, content: bytes, session: Experiment) -> dict[str, Any]:
+        """Check that a collection belongs to the session, and give the assessor's fields."""
+        if kind in ("SEG", "RTSTRUCT") and session.xsi_type not in _SESSION_TYPES:
+            raise HTTPError(422, f"{kind} is not supported for a session of type {session.xsi_type}")
+        try:
+            found = read_content(kind, content)
+        except ValueError as error:
+            raise HTTPError(422, str(error)) from error
+        self._require_images(found, session)
+        return {
+            "UID": found.uid,
+            "collectionType": kind,
+            "name": found.name or kind,
+            "subjectID": session.subject_id or "",
+            "date": found.date or None,
+            "time": found.time or None,
+            "references/seriesUID": [{"seriesUID": uid} for uid in sorted(found.series) if uid],
+        }
+
+    def _require_images(self, found: RoiContent, session: Experiment) -> None:
+        if found.studies != {str(session.fields.get("UID", ""))}:
+            raise _missing("study UID", found.studies)
+        scans = {str(scan.fields.get("UID", "")): scan for scan in self._archive.scans(session.id)}
+        named = found.series.keys() - {""}
+        if not named or named - scans.keys():
+            raise _missing("series UID", named - scans.keys())
+        archived: dict[str, set[str]] = {}
+        for uid in named:
+            owner = owner_of(self._archive, scans[uid])
+            catalogs = [item for item in self._resources.of(owner) if item.label in _DICOM_LABELS]
+            archived[uid] = {entry.sop_uid for item in catalogs for entry in self._resources.files(item)}
+        archived[""] = set().union(*archived.values())
+        for uid, instances in found.series.items():
+            if instances - archived[uid]:
+                raise _missing("SOP instance UID", instances - archived[uid])
+
+    def _save(
+        self,
+        request: Request,
+        session: Experiment,
+        known: Experiment | None,
+        label: str,
+        kind: str,
+        fields: dict[str, Any],
+    ) -> Experiment:
+        request.body.seek(0)
+        staged = self._resources.stage(request.body)
+        if known is None:
+            known = self._archive.create_experiment(
+                session.project,
+                label,
+                ROI_COLLECTION,
+                session=session.id,
+                user=request.user,
+                experiment_id=f"RoiCollection_{secrets.token_urlsafe(16).replace('-', '_')}",
+                **{name: value for name, value in fields.items() if value is not None},
+            )
+        else:
+            self._clear(known)
+            self._archive.set_fields("experiments", "id", known.id, fields)
+        stored = _KINDS[kind]
+        owner = owner_of(self._archive, known)
+        resource = self._resources.create(owner, kind, format=stored.format, content="EXTERNAL")
+        values = {"format": stored.format, "content": "EXTERNAL"}
+        self._resources.put(resource, [Incoming(f"{label}{stored.suffix}", staged, values)], request.user.login)
+        return known
+
+
+def _missing(what: str, uids: set[str]) -> HTTPError:
+    shown = sorted(uids)
+    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+    return HTTPError(422, f"Missing dependencies: {what} {', '.join(shown[:3])}{more}".rstrip())

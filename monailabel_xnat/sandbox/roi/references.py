@@ -1,0 +1,226 @@
+"""What a ROI collection says of itself: the images it refers to, its name, its UID, the ROIs in it."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from xml.etree import ElementTree
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import RTStructureSetStorage, SegmentationStorage
+
+from monailabel_xnat.sandbox.dicom.series import without_warnings
+
+_SOP_CLASSES = {"SEG": SegmentationStorage, "RTSTRUCT": RTStructureSetStorage}
+
+
+@dataclass(frozen=True)
+class Roi:
+    """One region: a segment, a contour, an annotation."""
+
+    name: str
+    uid: str
+    geometric_type: str
+
+
+@dataclass
+class RoiContent:
+    """What was read from a collection.
+
+    Parameters
+    ----------
+    studies
+        UIDs of the studies it refers to.
+    series
+        UIDs of the SOP instances it refers to, by series UID; under an empty one those of an unnamed series.
+    uid, name, date, time
+        SOP instance UID (or its like), name, ``YYYY-MM-DD``, ``HH:MM:SS``; empty where it says nothing.
+    rois
+        The regions.
+    """
+
+    studies: set[str] = field(default_factory=set)
+    series: dict[str, set[str]] = field(default_factory=dict)
+    uid: str = ""
+    name: str = ""
+    date: str = ""
+    time: str = ""
+    rois: list[Roi] = field(default_factory=list)
+
+    def refer(self, series: str, instances: Iterable[str]) -> None:
+        """Note references to instances of a series."""
+        self.series.setdefault(series, set()).update(instances)
+
+
+def read_content(kind: str, content: bytes) -> RoiContent:
+    """Read a collection.
+
+    Parameters
+    ----------
+    kind
+        ``SEG``, ``RTSTRUCT``, ``AIM`` (XML), ``MEAS`` (JSON), or ``NIFTI``, which refers to nothing.
+
+    Raises
+    ------
+    ValueError
+        If it is not what it is said to be.
+    """
+    if kind in _SOP_CLASSES:
+        with without_warnings():
+            dataset = _dataset(kind, content)
+            return _segmentation(dataset) if kind == "SEG" else _structure_set(dataset)
+    readers = {"AIM": _aim, "MEAS": _measurements}
+    return readers[kind](content) if kind in readers else RoiContent()
+
+
+def _dataset(kind: str, content: bytes) -> pydicom.Dataset:
+    try:
+        dataset = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+        sop_class = dataset.SOPClassUID
+    except (InvalidDicomError, AttributeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"not a DICOM object: {error}") from error
+    if sop_class != _SOP_CLASSES[kind]:
+        raise ValueError(f"not a {kind}: SOP class {sop_class}")
+    return dataset
+
+
+def _segmentation(dataset: pydicom.Dataset) -> RoiContent:
+    found = _described(dataset, "ContentDate", "ContentTime")
+    found.studies.add(str(dataset.get("StudyInstanceUID", "")))
+    _common_references(dataset, found)
+    for other in dataset.get("StudiesContainingOtherReferencedInstancesSequence", ()):
+        found.studies.add(str(other.get("StudyInstanceUID", "")))
+        _common_references(other, found)
+    groups = [*dataset.get("SharedFunctionalGroupsSequence", ()), *dataset.get("PerFrameFunctionalGroupsSequence", ())]
+    for group in groups:
+        for derivation in group.get("DerivationImageSequence", ()):
+            found.refer("", _instances(derivation.get("SourceImageSequence", ())))
+    for segment in dataset.get("SegmentSequence", ()):
+        number = str(segment.get("SegmentNumber", ""))
+        uid = str(segment.get("TrackingUID", "")) or f"{found.uid}.{number}"
+        found.rois.append(Roi(str(segment.get("SegmentLabel", "")), uid, "SEGMENTATION"))
+    return found
+
+
+def _structure_set(dataset: pydicom.Dataset) -> RoiContent:
+    found = _described(dataset, "StructureSetDate", "StructureSetTime")
+    for frame in dataset.get("ReferencedFrameOfReferenceSequence", ()):
+        for study in frame.get("RTReferencedStudySequence", ()):
+            found.studies.add(str(study.get("ReferencedSOPInstanceUID", "")))
+            for series in study.get("RTReferencedSeriesSequence", ()):
+                images = series.get("ContourImageSequence", ())
+                found.refer(str(series.get("SeriesInstanceUID", "")), _instances(images))
+    kinds: dict[str, str] = {}
+    for roi in dataset.get("ROIContourSequence", ()):
+        for contour in roi.get("ContourSequence", ()):
+            found.refer("", _instances(contour.get("ContourImageSequence", ())))
+            kinds[str(roi.get("ReferencedROINumber", ""))] = str(contour.get("ContourGeometricType", ""))
+    for roi in dataset.get("StructureSetROISequence", ()):
+        number = str(roi.get("ROINumber", ""))
+        found.rois.append(Roi(str(roi.get("ROIName", "")), f"{found.uid}.{number}", kinds.get(number, "")))
+    return found
+
+
+def _described(dataset: pydicom.Dataset, date: str, time: str) -> RoiContent:
+    return RoiContent(
+        uid=str(dataset.get("SOPInstanceUID", "")),
+        name=str(dataset.get("SeriesDescription", "") or ""),
+        date=_date(str(dataset.get(date, "") or "")),
+        time=_time(str(dataset.get(time, "") or "")),
+    )
+
+
+def _common_references(dataset: pydicom.Dataset, found: RoiContent) -> None:
+    """Read the Common Instance Reference module (PS3.3 C.12.2)."""
+    for series in dataset.get("ReferencedSeriesSequence", ()):
+        found.refer(str(series.get("SeriesInstanceUID", "")), _instances(series.get("ReferencedInstanceSequence", ())))
+
+
+def _instances(items: Iterable[pydicom.Dataset]) -> Iterator[str]:
+    return (str(item.ReferencedSOPInstanceUID) for item in items if "ReferencedSOPInstanceUID" in item)
+
+
+def _aim(content: bytes) -> RoiContent:
+    """Read AIM 4: ImageAnnotationCollection, with studies, series and images nested in each other."""
+    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
+        raise ValueError("not an AIM document: it has a document type")
+    try:
+        root = ElementTree.fromstring(content)  # noqa: S314  # without a document type there is nothing to expand
+    except ElementTree.ParseError as error:
+        raise ValueError(f"not an AIM document: {error}") from error
+    found = RoiContent(uid=_root(root, "uniqueIdentifier"), name=_value(root, "name"))
+    for study in _named(root, "imageStudy"):
+        found.studies.add(_root(study, "instanceUid"))
+        for series in _named(study, "imageSeries"):
+            images = (_root(image, "sopInstanceUid") for image in _named(series, "Image"))
+            found.refer(_root(series, "instanceUid"), filter(None, images))
+    for annotation in _named(root, "ImageAnnotation"):
+        name = _value(annotation, "name")
+        found.name = found.name or name
+        kinds = [kind for item in _named(annotation, "MarkupEntity") for key, kind in item.items() if "type" in key]
+        found.rois.append(Roi(name, _root(annotation, "uniqueIdentifier"), kinds[0] if kinds else ""))
+    return found
+
+
+def _named(element: ElementTree.Element, name: str) -> Iterator[ElementTree.Element]:
+    """Return the descendants of a name in any namespace."""
+    return (item for item in element.iter() if item.tag.rpartition("}")[2] == name and item is not element)
+
+
+def _child(element: ElementTree.Element, name: str) -> ElementTree.Element | None:
+    return next((item for item in element if item.tag.rpartition("}")[2] == name), None)
+
+
+def _root(element: ElementTree.Element, name: str) -> str:
+    found = _child(element, name)
+    return found.get("root", "") if found is not None else ""
+
+
+def _value(element: ElementTree.Element, name: str) -> str:
+    found = _child(element, name)
+    return found.get("value", "") if found is not None else ""
+
+
+def _measurements(content: bytes) -> RoiContent:
+    """Read the OHIF viewer's measurement collection."""
+    try:
+        document = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"not a measurement document: {error}") from error
+    if not isinstance(document, dict):
+        raise ValueError("not a measurement document: no object")
+    found = RoiContent(uid=str(document.get("uuid") or ""), name=str(document.get("name") or ""))
+    for item in _objects(document):
+        if item.get("StudyInstanceUID"):
+            found.studies.add(str(item["StudyInstanceUID"]))
+        if item.get("SeriesInstanceUID"):
+            images = item.get("imageCollection") or ()
+            found.refer(
+                str(item["SeriesInstanceUID"]),
+                (str(image["SOPInstanceUID"]) for image in images if image.get("SOPInstanceUID")),
+            )
+    for item in document.get("imageMeasurements") or ():
+        found.rois.append(
+            Roi(str(item.get("name") or ""), str(item.get("uuid") or ""), str(item.get("toolType") or ""))
+        )
+    return found
+
+
+def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _objects(inner)
+
+
+def _date(text: str) -> str:
+    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if re.fullmatch(r"\d{8}", text) else ""
+
+
+def _time(text: str) -> str:
+    return f"{text[:2]}:{text[2:4]}:{text[4:6]}" if re.match(r"\d{6}", text) else ""
