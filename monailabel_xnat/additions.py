@@ -153,7 +153,7 @@ class Additions:
             return
         except AccessDeniedError as error:
             raise AccessDeniedError(
-                f"user {self._session.user!r} may not delete scans in project {scan.image_id.project!r}",
+                f"user {self._session.user!r} may not delete scans in project {scan.home!r}",
                 hint="an owner of the project can; in XNAT members may write but not delete",
                 url=error.url,
                 status=error.status,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,7 +16,7 @@ from monailabel_xnat.client.imagefile import ending, holds_dicom
 from monailabel_xnat.client.locks import adding
 from monailabel_xnat.client.removal import remove_file
 from monailabel_xnat.client.session import Session, quoted
-from monailabel_xnat.client.upload import Upload, holds, upload
+from monailabel_xnat.client.upload import Upload, holds, owner_of, upload
 from monailabel_xnat.errors import AccessDeniedError, ImageConflictError, NotInArchiveError, ServerError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.listing import Scan, scan_path
@@ -89,6 +90,8 @@ class _Home:
     """For each scan the name under which an image was added to it, or ""."""
     is_of_others: bool = False
     """Whether it belongs to another subject than the one meant."""
+    is_shared: bool = False
+    """Whether another project owns it; see :func:`~monailabel_xnat.listing.scan_path`."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,7 @@ class NewScans:
         except NotInArchiveError:
             return None
         fields = item["data_fields"]
-        is_of_others = fields["subject_ID"] != self._subject(place.project, label if place.name else place.subject)
+        is_of_others = not self._is_of(fields, place.project, label if place.name else place.subject)
         if is_of_others and not place.name:
             raise ImageConflictError(
                 f"the session {label} of project {place.project!r} belongs to another subject than {place.subject}",
@@ -233,7 +236,21 @@ class NewScans:
         names = {row["ID"]: _name_of(row) for row in rows}
         found = re.fullmatch(r"xnat:(\w+)SessionData", item["meta"]["xsi:type"])
         kind = found.group(1) if found and found.group(1) not in _KINDS_WITHOUT_SCANS else ""
-        return _Home(fields["subject_ID"], fields["ID"], kind, names, is_of_others)
+        is_shared = fields.get("project") != place.project
+        return _Home(fields["subject_ID"], fields["ID"], kind, names, is_of_others, is_shared)
+
+    def _is_of(self, session: Mapping[str, str], project: str, subject: str) -> bool:
+        """Return whether a session belongs to a subject, given by its ID or by a label."""
+        owner = session["subject_ID"]
+        if owner in (subject, self._subject(project, subject)):
+            return True
+        if session.get("project") == project:
+            return False
+        try:  # a session that is shared without its subject: only the owner's label is known
+            item = self._session.json(quoted("data", "subjects", owner))
+        except (NotInArchiveError, AccessDeniedError):
+            return False
+        return bool(item["items"][0]["data_fields"].get("label") == subject)
 
     def _subject(self, project: str, label: str) -> str:
         """Return the ID of the subject of a label; "" if there is none."""
@@ -270,15 +287,16 @@ class NewScans:
             "note": str(mark),
         }
         query = {f"{scan_type}/{name}": value for name, value in fields.items()}
-        self._put(scan_path(image), {"xsiType": scan_type, **query}, place, made, f"scan {scan}")
-        return _Claim(image, scan_path(image), is_new=True)
+        path = scan_path(image, is_shared=home.is_shared)
+        self._put(path, {"xsiType": scan_type, **query}, place, made, f"scan {scan}")
+        return _Claim(image, path, is_new=True)
 
     def _put(self, path: str, query: dict[str, str], place: Place, made: list[str], what: str) -> str:
         try:
             answer = self._session.request("PUT", path, query=query).text.strip()
         except AccessDeniedError as error:
             raise AccessDeniedError(
-                f"user {self._session.user!r} may not add images to project {place.project!r}",
+                f"user {self._session.user!r} may not add images to project {owner_of(self._session, path)!r}",
                 hint="ask an owner of the project for member access",
                 url=error.url,
                 status=error.status,
@@ -375,7 +393,7 @@ def label_of(text: str) -> str:
 
 def _claimed(place: Place, home: _Home, scan: str) -> _Claim:
     image = ImageId(place.project, home.subject, home.session, scan)
-    return _Claim(image, scan_path(image))
+    return _Claim(image, scan_path(image, is_shared=home.is_shared))
 
 
 def _own_label(place: Place) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from monailabel_xnat.client.files import RemoteFile
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.client.upload import project_of
+from monailabel_xnat.client.upload import owner_of
 from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError
 
 
@@ -40,7 +40,7 @@ def remove_file(session: Session, file: RemoteFile, listing: Sequence[RemoteFile
         return
     except AccessDeniedError as error:
         raise AccessDeniedError(
-            f"user {session.user!r} may not delete in project {project_of(file.uri)!r}",
+            f"user {session.user!r} may not delete in project {owner_of(session, file.uri)!r}",
             hint="an owner of the project can; in XNAT members may write but not delete",
             url=file.uri,
             status=error.status,

@@ -231,21 +231,24 @@ def _not_stored(session: Session, resource: str, item: Upload, listing: list[Rem
 
 
 def _no_permission(session: Session, resource: str, seen: str = "") -> AccessDeniedError:
-    project, about = project_of(resource), ""
-    if not project:
-        # The session is shared into the project that we were asked for. Its own project decides who may change it.
-        project = _owner(session, resource)
-        about = "the session is shared from that project, where rights are missing: "
+    project = owner_of(session, resource)
+    # By its experiment alone a session is asked for that is shared into the project that we list.
+    about = "" if project_of(resource) else "the session is shared from that project, where rights are missing: "
     hint = f"{about}an owner of project {project!r} can make this user a member of it"
     return AccessDeniedError(
         f"{seen}user {session.user!r} has no permission to edit in project {project!r}", hint=hint, url=resource
     )
 
 
-def _owner(session: Session, resource: str) -> str:
-    """Return the project that owns the session of a path ``/data/experiments/<session>/...``; "" if XNAT is silent."""
+def owner_of(session: Session, path: str) -> str:
+    """Return the project that decides who may change what has a path, for errors; "" if XNAT does not say.
+
+    For a path ``/data/experiments/<session>/...`` XNAT is asked.
+    """
+    if project_of(path):
+        return project_of(path)
     try:
-        item = session.json("/".join(resource.split("/")[:4]))
+        item = session.json("/".join(path.split("/")[:4]))
         return str(item["items"][0]["data_fields"].get("project", ""))
     except (ServerError, LookupError, TypeError, AttributeError):
         return ""

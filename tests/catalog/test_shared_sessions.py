@@ -137,7 +137,7 @@ def test_a_member_of_the_project_shared_into_is_told_that_rights_in_the_owner_ar
     with pytest.raises(LabelNotUploadedError, match=r"project 'A'.*shared from that project"):
         datastore.save_label(image, str(label_of(datastore, image, tmp_path)), "final", {})
     assert datastore.get_label_uri(image, "final")  # it waits here, and is served
-    with pytest.raises(AccessDeniedError):
+    with pytest.raises(AccessDeniedError, match="project 'A'"):
         datastore.remove_image(image)
 
 
@@ -166,6 +166,17 @@ def test_what_was_drawn_on_a_shared_session_is_a_label(
     datastore.refresh()
     assert (voxels(datastore.get_label_uri(image, "final")) == array).all()
     assert (voxels(datastore.get_label_uri(f"{image}#drawn_in_A", "final")) == array).all()
+
+
+@pytest.mark.parametrize("by", ["ID", "label"])
+def test_an_image_is_added_to_a_shared_session(xnat_sandbox, open_xnat_datastore, shared, login, tmp_path, by):
+    subject = shared.subject if by == "ID" else xnat_sandbox.archive.subject(shared.subject).label
+    datastore = open_xnat_datastore(**login(A="member", B="member"), project="B", image_resource="DICOM,NIFTI")
+    path = tmp_path / "more.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.eye(4)), path)
+    added = datastore.add_image(f"B/{subject}/session_in_B/77", str(path), {})
+    assert added == str(ImageId("B", shared.subject, shared.experiment, "77"))
+    assert nibabel.load(datastore.get_image_uri(added)).shape == (4, 5, 6)
 
 
 @pytest.mark.parametrize("project", ["B", "A", "A,B", "B,A"])
