@@ -199,6 +199,11 @@ class Catalog:
         """
         return {"roi_unread": dict(self._rois.unread), "roi_kinds_unread": dict(self._rois.unread_kinds)}
 
+    def settle(self) -> None:
+        """Wait until it is known which images people drew on, where that is just being read."""
+        if self._rois.wait():
+            self._try_to_renew()
+
     def close(self) -> None:
         """Close what is kept on this disk."""
         self.memory.close()

@@ -85,6 +85,7 @@ class RoiReferences:
         self._facts: dict[str, CollectionFacts] | None = None  # by fingerprint
         self._failures: dict[str, _Failure] = {}
         self._learning: set[str] = set()
+        self._learner: threading.Thread | None = None
         self._listed: dict[str, list[RoiCollection]] = {}
         self._absent: set[str] = set()
         self._unread_before: set[str] = set()
@@ -100,6 +101,14 @@ class RoiReferences:
         self._absent.clear()
         with self._lock:
             self._failures = {key: failure._replace(again_at=0.0) for key, failure in self._failures.items()}
+
+    def wait(self) -> bool:
+        """Wait until the items are read that are just being read; return whether there were any."""
+        learner = self._learner
+        if learner is None or not learner.is_alive():
+            return False
+        learner.join(_LONGEST_PAUSE)
+        return True
 
     def look(self, projects: Iterable[str]) -> Drawn:
         """List the ROI collections of projects, and find out which scans they were drawn on.
@@ -197,6 +206,7 @@ class RoiReferences:
         if not new:
             return
         learner = threading.Thread(target=self._read_all, args=(new,), name="xnat-roi", daemon=True)
+        self._learner = learner
         learner.start()
         learner.join(_PATIENCE)
         if learner.is_alive():

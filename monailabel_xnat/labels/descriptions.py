@@ -134,7 +134,10 @@ class Descriptions:
 
 
 def _checked(sidecar: dict[str, Any], scan: Scan, resource: str, digest: str) -> dict[str, Any]:
-    require_description(sidecar, scan, resource, digest)
+    try:
+        require_description(sidecar, scan, resource, digest)
+    except ValueError as error:
+        raise ValueError(f"{error}; if it stays so, restore_label() describes the label anew") from None
     return sidecar
 
 

@@ -27,6 +27,7 @@ from monailabel_xnat.errors import (
     LabelError,
     LabelGeometryError,
     LabelNotUploadedError,
+    MalformedFileError,
     ReadOnlyError,
     ServerError,
 )
@@ -189,7 +190,9 @@ class Labels(StoredLabels):
             self._versions.note(scan, resource_of(tag), listing)
 
     def restore(self, scan: Scan, tag: str, version: str) -> LabelVersion:
-        """Store the content of an earlier version anew, so that it is the current one; its info comes along.
+        """Store the content of a version anew, so that it is the current one; its info comes along.
+
+        One whose description is missing or has not the form of a description is described anew, by its file.
 
         Raises
         ------
@@ -202,7 +205,12 @@ class Labels(StoredLabels):
         tag = text_of(tag)
         found = self._lookup.find(scan, tag, version)
         file = self.path(scan, tag, found.name)
-        sidecar = self.sidecar(scan, tag, found.name) or self._described_anew(scan, tag, found, file)
+        try:
+            sidecar = self.sidecar(scan, tag, found.name)
+        except MalformedFileError as error:
+            logger.warning("a label is restored without its description, which cannot be used: %s", error.message)
+            sidecar = {}
+        sidecar = sidecar or self._described_anew(scan, tag, found, file)
         with self._outbox.draft() as draft:
             entry = Entry(draft, scan.image_id, tag, "", found.suffix, self._user())
             entry.file.write_bytes(file.read_bytes())

@@ -481,6 +481,19 @@ def test_a_label_without_its_description_gets_one_when_its_info_is_changed_or_it
     assert third.get_label_info(image, "final")["name"]
 
 
+def test_a_label_whose_description_was_destroyed_is_restored_with_a_new_one(archive, images):
+    image = of(images, 1)
+    archive.replace(image, "MONAILABEL_final", ".json", json.dumps({"info": {"score": 1}}).encode())
+    datastore = archive.open()
+    (version,) = datastore.label_history(image, "final")
+    assert "restore_label" in version["problem"]
+    datastore.restore_label(image, "final", version["version"])
+    assert len(archive.open().datalist()) == 2
+    current, earlier = datastore.label_history(image, "final")
+    assert "problem" not in current
+    assert "problem" in earlier
+
+
 def test_a_description_without_its_label_is_no_label(archive, images):
     image, other = of(images, 1), of(images, 2)
     archive.delete(image, "MONAILABEL_final", ".nii.gz")
