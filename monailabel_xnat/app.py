@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monailabel.config import settings as monailabel_settings
 
+from monailabel_xnat.dataset import labels_of_model
 from monailabel_xnat.datastore import XNATDatastore
 from monailabel_xnat.errors import XNATDatastoreError
 
@@ -20,6 +23,7 @@ logger = logging.getLogger(__name__)
 DATASTORE_NAME = "xnat"
 
 _CHOICE = "MONAI_LABEL_DATASTORE"
+_BACKGROUND = "background"
 
 # Settings of other programs without which MONAI Label 0.8.5 fails in a fresh environment; whoever sets them, decides.
 # mlflow 3 refuses the folder of files in which MONAI Label tracks a training, and every training would end in an error
@@ -72,6 +76,33 @@ class XNATAppMixin:
             return super().init_remote_datastore()  # type: ignore[misc]
         return self._xnat_datastore()
 
+    def train(self, request: Mapping[str, Any]) -> Any:
+        """Train a model on labels with the values that this model means, by their names.
+
+        Viewers and models number structures as they like. Where the setting ``labels`` is empty, the names and values
+        of the model that is trained count, never those of the app, which may have several models.
+        """
+        datastore = self.datastore()  # type: ignore[attr-defined]
+        if not isinstance(datastore, XNATDatastore):
+            return super().train(request)  # type: ignore[misc]
+        with labels_of_model(self._labels_of(str(request.get("model", "")))):
+            result = super().train(request)  # type: ignore[misc]
+        # MONAI Label shows only the last lines of a training to clients; what was said at its start has scrolled away.
+        for name, effect in datastore.status().get("label_names", {}).items():
+            logger.warning("labels in the training set: %s %s", name, effect)
+        return result
+
+    def _labels_of(self, model: str) -> dict[str, int]:
+        """Return name and value of what a model segments: as its trainer says, its bundle, or the model itself."""
+        trainer = self._trainers.get(model)  # type: ignore[attr-defined]
+        if trainer is None:  # MONAI Label says so
+            return {}
+        bundle = getattr(trainer, "bundle_metadata_path", None)
+        if bundle:
+            return values_of(_channels_of(Path(bundle)))
+        model_task = self._infers.get(model)  # type: ignore[attr-defined]
+        return values_of(trainer.info().get("labels")) or values_of(getattr(model_task, "labels", None))
+
     def batch_infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> Any:
         """Run a model on many images, as MONAI Label does, on a machine without a GPU as well.
 
@@ -100,6 +131,36 @@ class XNATAppMixin:
             # MONAI Label ends with a traceback whatever is raised here: say it plainly before, and keep that one short.
             logger.error("XNAT cannot be used: %s", error)
             raise error.with_traceback(None) from None
+
+
+def values_of(labels: object) -> dict[str, int]:
+    """Return the voxel value of each structure from the labels of a MONAI Label task; {} if they do not tell.
+
+    Parameters
+    ----------
+    labels : object
+        A mapping from name to value counts as it is. In a list the first structure has the value 1, as in MONAI Label's
+        own transforms (``monailabel/transform/post.py``) and viewers. ``background`` is not a structure.
+    """
+    if isinstance(labels, str):
+        labels = [labels]
+    if isinstance(labels, Mapping):
+        named = {str(name): value for name, value in labels.items() if str(name).casefold() != _BACKGROUND}
+    elif isinstance(labels, (list, tuple)):
+        structures = [str(name) for name in labels if str(name).casefold() != _BACKGROUND]
+        named = {name: number for number, name in enumerate(structures, start=1)}
+    else:
+        return {}
+    # A structure with the value 0 is no voxel value: such models tell images apart, not voxels.
+    are_values = all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in named.values())
+    return named if are_values else {}
+
+
+def _channels_of(metadata: Path) -> dict[str, int]:
+    """Read the names of the output channels of a bundle: the ``channel_def`` of MONAI's bundle specification."""
+    outputs = json.loads(metadata.read_text(encoding="utf-8")).get("network_data_format", {}).get("outputs", {})
+    channels: Mapping[str, str] = next(iter(outputs.values())).get("channel_def", {}) if outputs else {}
+    return {str(name): int(number) for number, name in channels.items() if str(number).isdigit()}
 
 
 def chosen_datastore(conf: Mapping[str, Any]) -> str:

@@ -7,9 +7,13 @@ import logging
 import tempfile
 import threading
 import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from monailabel_xnat.cache.entry import files_of
@@ -19,12 +23,26 @@ from monailabel_xnat.errors import UnknownLabelError, XNATDatastoreError
 from monailabel_xnat.images import Images
 from monailabel_xnat.labels import Labels
 from monailabel_xnat.labels.model import WITHOUT_DESCRIPTION
+from monailabel_xnat.labels.values import has_unnamed_values, unknown_names
 from monailabel_xnat.manifest import describe_case, make_manifest, write_manifest
 from monailabel_xnat.seriesfolders import SeriesFolders
 
 logger = logging.getLogger(__name__)
 
 TRAINING_TAG = "final"
+
+# What the model that is trained in this thread calls its labels, and their values; empty: they stay as they are stored.
+_of_model: ContextVar[Mapping[str, int]] = ContextVar("labels of the model", default=MappingProxyType({}))
+
+
+@contextmanager
+def labels_of_model(values: Mapping[str, int]) -> Iterator[None]:
+    """Have training sets made for a model, within the block and in this thread: see :meth:`Dataset.pairs`."""
+    token = _of_model.set(dict(values))
+    try:
+        yield
+    finally:
+        _of_model.reset(token)
 
 
 class Dataset:
@@ -52,6 +70,7 @@ class Dataset:
         self._lock = threading.Lock()
         self._left_out: dict[str, str] = {}
         self._notes: dict[str, str] = {}
+        self._names: dict[str, str] = {}
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -61,9 +80,13 @@ class Dataset:
 
     @property
     def outcome(self) -> dict[str, dict[str, str]]:
-        """What is to be known of the last :meth:`pairs`, by image id: ``left_out`` and ``label_notes``."""
+        """What is to be known of the last :meth:`pairs`.
+
+        By image id ``left_out`` and ``label_notes``; ``label_names`` says what names of structures did to it.
+        """
         with self._lock:
-            return {"left_out": dict(self._left_out), "label_notes": dict(self._notes)}
+            found = {"left_out": self._left_out, "label_notes": self._notes, "label_names": self._names}
+            return {key: dict(value) for key, value in found.items()}
 
     def labelled(self, tag: str = TRAINING_TAG) -> list[Scan]:
         """List the images that have a label with a tag."""
@@ -78,7 +101,9 @@ class Dataset:
         list of dict
             ``image`` and ``label``: absolute paths of files on one voxel grid, sorted by image id; with
             ``image_format="dicom"`` the image is a folder, which MONAI's ITKReader reads on the grid of the label. What
-            cannot be read is left out, with a warning, and listed in :attr:`left_out`.
+            cannot be read is left out, with a warning, and listed in :attr:`left_out`. Values are those of the setting
+            ``labels``, else within :func:`labels_of_model` those of the model: structures that it does not know become
+            background, and a case with none that it knows is left out. Values that nobody named stay as they are.
 
         Raises
         ------
@@ -132,16 +157,20 @@ class Dataset:
         self._images.hold(scans)
         self._images.compare_anew(scans)
         self._labels.compare_anew(scans)
+        values = _of_model.get() if not self._session.settings.label_values else {}
         with ThreadPoolExecutor(self._workers, thread_name_prefix="xnat-datalist") as pool:
-            found = list(pool.map(self._case, scans))
+            found = list(pool.map(lambda scan: self._case(scan, values), scans))
         failures = {str(scan.image_id): case for scan, case in zip(scans, found) if isinstance(case, str)}
         notes = {
             str(case[1]["image_id"]): "; ".join(case[1]["label"]["notes"])
             for case in found
             if not isinstance(case, str) and case[1]["label"].get("notes")
         }
+        names = _effects_of_names([case[1] for case in found if not isinstance(case, str)], values)
         with self._lock:
-            self._left_out, self._notes = failures, notes
+            self._left_out, self._notes, self._names = failures, notes, names
+        for name, effect in names.items():
+            logger.warning("labels in the training set: %s %s", name, effect)
         if notes:
             logger.warning("%d images of the training set have a label with a note", len(notes))
             for image, note in notes.items():
@@ -168,11 +197,11 @@ class Dataset:
             hint='status()["left_out"] has the reason of each',
         )
 
-    def _case(self, scan: Scan) -> tuple[dict[str, str], dict[str, Any]] | str:
+    def _case(self, scan: Scan, values: Mapping[str, int]) -> tuple[dict[str, str], dict[str, Any]] | str:
         """Give the pair of one image and its entry in the manifest, or why there is none."""
         try:
             image = self._images.path(scan)
-            label = self._labels.training_path(scan, TRAINING_TAG)
+            label = self._labels.training_path(scan, TRAINING_TAG, values)
             version = self._labels.current(scan, TRAINING_TAG)
             description = self._labels.sidecar(scan, TRAINING_TAG)
             digest = self._folders.digest(scan, image) if image.is_dir() else self._images.checksum(scan) or ""
@@ -182,3 +211,19 @@ class Dataset:
         except (XNATDatastoreError, OSError) as error:
             return str(error)
         return {"image": str(image), "label": str(label)}, entry
+
+
+def _effects_of_names(cases: Sequence[Mapping[str, Any]], values: Mapping[str, int]) -> dict[str, str]:
+    """Return what became of structures that the model does not know, and of values without a name, with counts."""
+    if not values:
+        return {}
+    segments = [case["label"].get("segments") or () for case in cases]
+    unknown = Counter(name for found in segments for name in unknown_names(found, values))
+    effects = {
+        name: f"became background in {count} of {len(cases)} cases: the model has {', '.join(values)}"
+        for name, count in sorted(unknown.items())
+    }
+    unnamed = sum(not found or has_unnamed_values(found) for found in segments)
+    if unnamed:
+        effects["values that nobody named"] = f"stayed as they are in {unnamed} of {len(cases)} cases"
+    return effects

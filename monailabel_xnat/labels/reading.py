@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -197,31 +197,42 @@ class StoredLabels:
         """Have what others left compared with XNAT's list of files at its next use; of all images if none are named."""
         self._lookup.compare_anew(scans)
 
-    def training_path(self, scan: Scan, tag: str) -> Path:
-        """Give the file of a label with the values of the setting ``labels``, for a training set.
+    def training_path(self, scan: Scan, tag: str, values: Mapping[str, int] | None = None) -> Path:
+        """Return the file of a label for a training set, with the values of the setting ``labels``.
 
         Where the names in its description have other values there, a file of its own is made; names that are not in
         the setting become background.
 
+        Parameters
+        ----------
+        scan : Scan
+            The image.
+        tag : str
+            The label's tag.
+        values : mapping of str to int or None
+            What the model that is trained calls its labels, and their values, where the setting is empty.
+
         Raises
         ------
         LabelError
-            If it has named segments, but none of the setting.
+            If it has named segments, but none of the wanted ones.
         UnknownLabelError, ServerError, CacheError
             As for :meth:`path`.
         """
-        return self._listed_anew(scan, lambda: self._training_path(scan, text_of(tag)))
+        return self._listed_anew(scan, lambda: self._training_path(scan, text_of(tag), values or {}))
 
-    def _training_path(self, scan: Scan, tag: str) -> Path:
-        values = self._settings.label_values
-        if self._drawn(scan, tag):
-            return self._path(scan, tag)
-        version = self._lookup.find(scan, tag)
-        path = self._path(scan, tag, version.name)
-        description = self.sidecar(scan, tag, version.name)
-        if version.suffix == LABEL_MAP:
+    def _training_path(self, scan: Scan, tag: str, of_model: Mapping[str, int]) -> Path:
+        configured = self._settings.label_values
+        drawn = self._drawn(scan, tag)
+        version = None if drawn else self._lookup.find(scan, tag)
+        path = self._path(scan, tag, version.name if version else None)
+        if drawn and configured:  # decoded with these values
+            return path
+        description = self.sidecar(scan, tag, version.name if version else None)
+        if version and version.suffix == LABEL_MAP:
             require_fit_of_description(description, self._images.grid(scan))
-        table = differing_values(description.get("segments") or (), values)
+        source = "the setting labels" if configured else "the model that is trained"
+        table = differing_values(description.get("segments") or (), configured or of_model, source)
         if not table:
             return path
         mark = hashlib.sha256(json.dumps(sorted(table.items())).encode()).hexdigest()[:8]

@@ -72,21 +72,25 @@ def with_values(label: LabelMap, values: Mapping[str, int]) -> LabelMap:
     )
 
 
-def differing_values(segments: Sequence[Mapping[str, Any]], values: Mapping[str, int]) -> dict[int, int]:
-    """Give the value in the settings for each value of a stored label; {} if none differs.
+def differing_values(
+    segments: Sequence[Mapping[str, Any]], values: Mapping[str, int], source: str = "the setting labels"
+) -> dict[int, int]:
+    """Return the wanted value for each value of a stored label; {} if none differs.
 
     Parameters
     ----------
     segments : sequence of mapping
         As in the label's description. Values without a name of their own stay as they are; those of a name that is
-        not in the settings become 0.
+        not wanted become 0.
     values : mapping of str to int
-        Voxel value of each name.
+        Voxel value of each wanted name.
+    source : str
+        Who wants them, for the errors.
 
     Raises
     ------
     LabelError
-        If no segment has a name of the settings, or a value without a name is that of a name.
+        If no segment has a wanted name, or a value without a name is that of a name.
     """
     if not values:
         return {}
@@ -95,17 +99,29 @@ def differing_values(segments: Sequence[Mapping[str, Any]], values: Mapping[str,
     for segment in segments:
         value, name = int(segment["value"]), str(segment["name"])
         table[value] = value if _UNNAMED.fullmatch(name) else wanted.get(_plain(name), 0)
-    _refuse_shared_values(segments, table)
+    _refuse_shared_values(segments, table, source)
     if table and not any(table.values()):
         names = ", ".join(str(segment["name"]) for segment in segments)
         raise LabelError(
-            f"no segment has a name of the setting labels ({', '.join(values)}): it has {names}",
-            hint="change the setting, or the names in the label's info",
+            f"no segment has a name of {source} ({', '.join(values)}): it has {names}",
+            hint="change the names in the label's info, or say with the setting labels which name has which value",
         )
     return table if any(value != other for value, other in table.items()) else {}
 
 
-def _refuse_shared_values(segments: Sequence[Mapping[str, Any]], table: Mapping[int, int]) -> None:
+def unknown_names(segments: Sequence[Mapping[str, Any]], values: Mapping[str, int]) -> list[str]:
+    """Return the names of segments that hold voxels and have no wanted name; values that nobody named do not count."""
+    wanted = _by_plain_name(values)
+    names = {str(segment["name"]) for segment in segments if segment.get("voxels", 1)}
+    return sorted(name for name in names if not _UNNAMED.fullmatch(name) and _plain(name) not in wanted)
+
+
+def has_unnamed_values(segments: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether a label has voxels of values that nobody named."""
+    return any(segment.get("voxels", 1) and _UNNAMED.fullmatch(str(segment["name"])) for segment in segments)
+
+
+def _refuse_shared_values(segments: Sequence[Mapping[str, Any]], table: Mapping[int, int], source: str) -> None:
     """Refuse a value without a name that a named segment gets in the settings: they would become one."""
     holding = [segment for segment in segments if segment.get("voxels", 1)]
     for segment in holding:
@@ -114,7 +130,7 @@ def _refuse_shared_values(segments: Sequence[Mapping[str, Any]], table: Mapping[
         if others and _UNNAMED.fullmatch(name):
             raise LabelError(
                 f"the value {value} has no name ({segment.get('voxels', 'some')} voxels), and {others[0]!r} has this "
-                "value in the setting labels",
+                f"value in {source}",
                 hint="name the value in the label's info (label_info), or save the label without it",
             )
 
@@ -125,7 +141,7 @@ def write_mapped(source: Path, table: Mapping[int, int], target: Path) -> None:
     write_label(replace(label, array=mapped(label.array, table)), target)
     left_out = sum(not other for other in table.values())
     if left_out:
-        logger.warning("%d segments are left out of a label, for their names are not in the setting labels", left_out)
+        logger.warning("%d segments are left out of a label, for their names are not wanted", left_out)
 
 
 def mapped(array: np.ndarray[Any, Any], table: Mapping[int, int]) -> np.ndarray[Any, Any]:
