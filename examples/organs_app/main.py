@@ -34,15 +34,13 @@ class OrgansApp(XNATAppMixin, MONAILabelApp):
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         self.model_dir = Path(app_dir, "model")
         self.model_file = self.model_dir / "organs.pt"
-        # Each viewer numbers segments as it likes; with this the datastore goes by their names.
-        conf = {"xnat_labels": ",".join(f"{name}={value}" for name, value in LABELS.items()), **conf}
         super().__init__(
             app_dir=app_dir,
             studies=studies,
             conf=conf,
             name="Organs",
             description="Liver, spleen and kidneys in CT, learned from the labels in the archive",
-            labels=LABELS,
+            labels=list(LABELS),  # MONAI Label's OHIF panel shows a list only
         )
 
     def init_infers(self) -> dict[str, InferTask]:

@@ -77,7 +77,7 @@ def write_image(dicom, target):
 
 def test_it_offers_one_model_to_run_and_to_train(loop):
     info = loop[0]["info"]
-    assert info["labels"] == {"liver": 1, "spleen": 2, "kidneys": 3}
+    assert info["labels"] == ["liver", "spleen", "kidneys"]
     assert list(info["models"]) == list(info["trainers"]) == ["organs"]
     assert set(info["strategies"]) == {"random", "first"}
     assert info["datastore"]["completed"] == 2
