@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import numpy.typing as npt
 
 from monailabel_xnat.convert.geometry import Floats, axis_codes, voxel_spacing
 from monailabel_xnat.convert.grid import GRID_TOLERANCE, Grid
 from monailabel_xnat.convert.itkfile import read_itk_file
-from monailabel_xnat.convert.nifti import read_nifti, write_nifti
+from monailabel_xnat.convert.lattice import fit, lattice_offset
+from monailabel_xnat.convert.nifti import is_second_version, read_nifti, write_nifti
+from monailabel_xnat.convert.nrrd import without_bzip2
 from monailabel_xnat.convert.segments import Segment, merge_components, parse_segments
+from monailabel_xnat.convert.voxels import label_values, whole_numbers
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
-LARGEST_VALUE = 65535
-"""Of a voxel: what uint16 holds."""
+# Its own type hints cover half of it.
+_nibabel: Any = nibabel
 
 _SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 
@@ -65,7 +70,7 @@ def read_label(path: Path) -> LabelMap:
     ------
     LabelFileError
         If the file is missing, empty, damaged or no label map: values that are negative, fractional or above
-        65535, or more than three dimensions.
+        65535, or several channels that are not one for each number.
     """
     if not path.is_file():
         raise LabelFileError(f"no such label file: {path.name}", hint="check the path")
@@ -76,8 +81,9 @@ def read_label(path: Path) -> LabelMap:
         raise LabelFileError(f"not a label file: {path.name}", hint=f"save the segmentation as one of {known}")
     try:
         if path.name.lower().endswith((".nii", ".nii.gz")):
-            header, values = read_nifti(path)
-            return LabelMap(_as_label(_three_dimensions(values)), header.affine)
+            affine, values = _read_nifti(path)
+            array, notes = label_values(values)
+            return LabelMap(array, affine, notes=notes)
         return _read_itk_label(path)
     except ValueError as error:
         raise LabelFileError(
@@ -86,7 +92,7 @@ def read_label(path: Path) -> LabelMap:
         ) from error
 
 
-def to_grid(label: LabelMap, grid: Grid, tolerance: float = GRID_TOLERANCE) -> LabelMap:
+def to_grid(label: LabelMap, grid: Grid, tolerance: float = GRID_TOLERANCE, *, any_extent: bool = False) -> LabelMap:
     """Put a label on the grid of its image, without resampling.
 
     A label whose axes are those of the grid in another order or direction is reoriented, which loses nothing.
@@ -99,6 +105,9 @@ def to_grid(label: LabelMap, grid: Grid, tolerance: float = GRID_TOLERANCE) -> L
         The grid of the image.
     tolerance : float
         How far apart voxels may lie to count as the same, as a share of the smallest voxel size.
+    any_extent : bool
+        Whether a label may cover another part of the same lattice of voxels. It is cropped or padded, and refused if
+        labelled voxels lie outside the image.
 
     Returns
     -------
@@ -113,11 +122,14 @@ def to_grid(label: LabelMap, grid: Grid, tolerance: float = GRID_TOLERANCE) -> L
     if label.grid.matches(grid, tolerance):
         return replace(label, affine=grid.affine.copy())
     turned = _reoriented(label, grid)
-    if turned is None or not turned.grid.matches(grid, tolerance):
+    fitted = turned
+    if turned is not None and not turned.grid.matches(grid, tolerance):
+        fitted = _fitted(turned, grid, tolerance) if any_extent else None
+    if fitted is None:
         raise _geometry_error(label.grid, grid)
     before, after = axis_codes(label.affine), axis_codes(grid.affine)
-    note = f"reoriented from {before} to {after} axes, without resampling"
-    return replace(turned, affine=grid.affine.copy(), notes=(*label.notes, note))
+    note = [f"reoriented from {before} to {after} axes, without resampling"] if before != after else []
+    return replace(fitted, affine=grid.affine.copy(), notes=(*fitted.notes, *note))
 
 
 def write_label(label: LabelMap, path: Path) -> None:
@@ -137,41 +149,47 @@ def write_label(label: LabelMap, path: Path) -> None:
     write_nifti(path, label.array.shape, label.affine, label.array.dtype, slices())
 
 
+def _read_nifti(path: Path) -> tuple[Floats, npt.NDArray[Any]]:
+    """Read the affine and the voxels of a NIfTI file, of version 1 or 2."""
+    if not is_second_version(path):
+        header, values = read_nifti(path)
+        return header.affine, values
+    try:
+        image = _nibabel.load(path)
+        return np.asarray(image.affine, dtype=np.float64), np.asanyarray(image.dataobj)
+    except (OSError, EOFError, zlib.error, _nibabel.filebasedimages.ImageFileError) as error:
+        raise ValueError(f"it is truncated or damaged: {error}") from error
+
+
 def _read_itk_label(path: Path) -> LabelMap:
-    file = read_itk_file(path)
+    with without_bzip2(path) as plain:
+        file = read_itk_file(plain)
     fields = parse_segments(file.fields)
-    values = file.values
     if not fields:
-        return LabelMap(_as_label(_three_dimensions(values)), file.affine)
-    stack = _as_label(values if values.ndim == 4 else _three_dimensions(values)[..., np.newaxis])
+        array, notes = label_values(file.values)
+        return LabelMap(array, file.affine, notes=notes)
+    stack, rounded = whole_numbers(file.values if file.values.ndim == 4 else file.values[..., np.newaxis])
     merged, segments, notes = merge_components(stack, fields)
-    return LabelMap(_as_label(merged), file.affine, segments, notes)
+    return LabelMap(whole_numbers(merged)[0], file.affine, segments, (*rounded, *notes))
 
 
-def _three_dimensions(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Add missing dimensions, drop those of size 1 beyond the third."""
-    while values.ndim < 3:
-        values = values[..., np.newaxis]
-    if any(size != 1 for size in values.shape[3:]):
-        raise ValueError(f"it has {values.ndim} dimensions: {' x '.join(map(str, values.shape))}")
-    return values.reshape(values.shape[:3], order="F")
+def _fitted(label: LabelMap, grid: Grid, tolerance: float) -> LabelMap | None:
+    """Crop or pad a label that lies on the lattice of a grid; None if it does not.
 
-
-def _as_label(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Give whole numbers as uint8, or uint16 where they need it."""
-    low, high = values.min(), values.max()
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError("it holds values that are not finite")
-    if low < 0:
-        raise ValueError(f"it holds negative values, down to {low:g}")
-    if high > LARGEST_VALUE:
-        raise ValueError(f"it holds values above {LARGEST_VALUE}, up to {high:g}")
-    dtype = np.uint8 if high <= np.iinfo(np.uint8).max else np.uint16
-    whole = values.astype(dtype)
-    if values.dtype.kind == "f" and not np.array_equal(whole, values):
-        fraction = values[whole != values].flat[0]
-        raise ValueError(f"it holds values that are no whole numbers, e.g. {fraction:g}")
-    return whole
+    Raises
+    ------
+    LabelGeometryError
+        If labelled voxels lie outside the grid.
+    """
+    offset = lattice_offset(label.grid, grid, tolerance)
+    if offset is None:
+        return None
+    fitted = fit(label.array, offset, grid.shape)
+    if fitted.outside:
+        raise _geometry_error(label.grid, grid, f"{fitted.outside} labelled voxels lie outside the image. ")
+    before, after = (" x ".join(map(str, shape)) for shape in (label.array.shape, grid.shape))
+    note = f"cropped or padded from {before} to the {after} voxels of the image, without loss: the lattice is the same"
+    return replace(label, array=fitted.array, notes=(*label.notes, note))
 
 
 def _reoriented(label: LabelMap, grid: Grid) -> LabelMap | None:
@@ -191,9 +209,9 @@ def _reoriented(label: LabelMap, grid: Grid) -> LabelMap | None:
     return replace(label, array=array, affine=affine)
 
 
-def _geometry_error(label: Grid, image: Grid) -> LabelGeometryError:
+def _geometry_error(label: Grid, image: Grid, outside: str = "") -> LabelGeometryError:
     return LabelGeometryError(
-        f"the label does not lie on the grid of its image. {differences(label, image)}",
+        f"the label does not lie on the grid of its image. {outside}{differences(label, image)}",
         hint="segment the image that was handed out, or resample the segmentation to it and save again",
     )
 

@@ -48,6 +48,13 @@ _DATATYPES = {
     "int64": 1024,
     "uint64": 1280,
 }
+_NO_NUMBERS = {
+    32: np.dtype("complex64"),
+    1792: np.dtype("complex128"),
+    128: np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]),
+    2304: np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1"), ("A", "u1")]),
+}
+"""Data types that images may have, but label maps and what we write never."""
 
 
 def write_nifti(
@@ -207,9 +214,15 @@ def read_nifti(path: Path) -> tuple[NiftiHeader, npt.NDArray[Any]]:
     if missing:
         raise ValueError(f"it is truncated: {missing} of {stored.nbytes} bytes are missing")
     values = stored.reshape(header.shape, order="F")
-    if (header.slope, header.intercept) != (1.0, 0.0):
+    if (header.slope, header.intercept) != (1.0, 0.0) and not values.dtype.names:
         values = values * header.slope + header.intercept
     return header, values
+
+
+def is_second_version(path: Path) -> bool:
+    """Return whether a ``.nii`` or ``.nii.gz`` file is NIfTI-2, which nibabel reads."""
+    with _reading(path) as stream:
+        return stream.read(8)[4:] == b"n+2\0"
 
 
 @contextmanager
@@ -247,16 +260,17 @@ def _parse_header(data: bytes) -> NiftiHeader:
         raise ValueError("it is NIfTI-2, not NIfTI-1" if second else "it is no NIfTI-1 file")
     dim = struct.unpack_from(f"{order}8h", data, 40)
     code = struct.unpack_from(f"{order}h", data, 70)[0]
-    names = {number: name for name, number in _DATATYPES.items()}
-    if code not in names or not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1:
-        raise ValueError(f"its header makes no sense for scalar voxels: dim {dim}, datatype {code}")
+    kinds: dict[int, Any] = {number: np.dtype(name) for name, number in _DATATYPES.items()}
+    kinds.update(_NO_NUMBERS)
+    if code not in kinds or not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1:
+        raise ValueError(f"its header makes no sense: dim {dim}, datatype {code}")
     offset, slope, intercept = struct.unpack_from(f"{order}3f", data, 108)
     if slope == 0.0 or not math.isfinite(slope) or not math.isfinite(intercept):
         slope, intercept = 1.0, 0.0
     return NiftiHeader(
         shape=dim[1 : dim[0] + 1],
         affine=_parse_affine(data, order),
-        dtype=np.dtype(names[code]).newbyteorder(order),  # type: ignore[arg-type]
+        dtype=kinds[code].newbyteorder(order),
         offset=max(int(offset), _HEADER_SIZE),
         slope=slope,
         intercept=intercept,

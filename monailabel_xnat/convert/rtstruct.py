@@ -15,11 +15,12 @@ from monailabel_xnat.convert.canvas import Canvas, View
 from monailabel_xnat.convert.dicomobject import damage_named, decoded, encodings_of, open_object, refuse_truncated
 from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats, group_by_distance
 from monailabel_xnat.convert.grid import Grid
-from monailabel_xnat.convert.labelmap import LARGEST_VALUE, LabelMap
+from monailabel_xnat.convert.labelmap import LabelMap
 from monailabel_xnat.convert.placement import PLANE_TOLERANCE
 from monailabel_xnat.convert.polygons import fill_polygons, holds_no_pixel, is_flat
 from monailabel_xnat.convert.references import RTSTRUCT_CLASSES
 from monailabel_xnat.convert.segments import Segment
+from monailabel_xnat.convert.voxels import LARGEST_VALUE
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 SAME_PLANE_TOLERANCE = 0.02

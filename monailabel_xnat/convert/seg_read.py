@@ -16,11 +16,12 @@ from monailabel_xnat.convert.canvas import Canvas
 from monailabel_xnat.convert.colours import dicom_lab_to_rgb
 from monailabel_xnat.convert.dicomobject import damage_named, decoded, encodings_of, open_object
 from monailabel_xnat.convert.grid import Grid
-from monailabel_xnat.convert.labelmap import LARGEST_VALUE, LabelMap
+from monailabel_xnat.convert.labelmap import LabelMap
 from monailabel_xnat.convert.references import SEG_CLASSES
 from monailabel_xnat.convert.seg_pixels import Pictures, read_pictures
 from monailabel_xnat.convert.seg_places import Contradictions, place_frames
 from monailabel_xnat.convert.segments import Segment
+from monailabel_xnat.convert.voxels import LARGEST_VALUE
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 VALUE_DESCRIPTION = "label value {}"

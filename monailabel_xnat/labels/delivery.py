@@ -229,7 +229,7 @@ class Delivery:
         """Put a label on the grid of its image, which could not be had when the label was saved."""
         grid = self._images.grid(scan)
         try:
-            label = to_grid(read_label(entry.file), grid)
+            label = to_grid(read_label(entry.file), grid, any_extent=True)
         except LabelGeometryError:
             self._outbox.change(entry, state=State.REFUSED)
             raise

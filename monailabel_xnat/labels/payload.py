@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from monailabel_xnat.client.imagefile import true_ending
+from monailabel_xnat.client.imagefile import check_data_file, true_ending
 from monailabel_xnat.convert import Grid, LabelMap, read_label, read_seg, to_grid, write_label
-from monailabel_xnat.errors import LabelFileError, ServerError
+from monailabel_xnat.errors import ImageError, LabelFileError, ServerError
 from monailabel_xnat.labels.model import LABEL_MAP, RESULT
 from monailabel_xnat.labels.outbox import is_away
 
@@ -93,7 +93,7 @@ def read_payload(source: Path, grid: Callable[[], Grid]) -> Payload:
         return Payload(read_seg(source, grid()), b"", extension)
     label = _read_as(source, extension)
     try:
-        return Payload(to_grid(label, grid()), b"", extension)
+        return Payload(to_grid(label, grid(), any_extent=True), b"", extension)
     except ServerError as error:
         if not is_away(error):
             raise
@@ -111,8 +111,8 @@ def _extension_of(source: Path) -> str:
     if not found:
         with source.open("rb") as stream:
             found = ".json" if stream.read(_HEAD_BYTES).lstrip()[:1] in (b"{", b"[") else ""
-    # What the name adds: only it tells a segmentation from another NRRD.
-    return named if not found or named.endswith(found) else found
+    # What the name adds: only it tells a segmentation from another NRRD, and a header whose voxels lie beside it.
+    return named if not found or named.endswith(found) or (named, found) == (".mhd", ".mha") else found
 
 
 def _checked_json(source: Path) -> bytes:
@@ -140,6 +140,10 @@ def _read_voxels(source: Path, grid: Grid) -> LabelMap:
 
 def _read_as(source: Path, extension: str) -> LabelMap:
     """Read an image file as what it is, whatever it is called."""
+    try:
+        check_data_file(source, [path.name for path in source.parent.iterdir()])
+    except ImageError as error:
+        raise LabelFileError(error.message, hint="save the segmentation in one file") from error
     if not extension or source.name.lower().endswith(extension):
         return read_label(source)
     with tempfile.TemporaryDirectory(prefix="label-") as folder:

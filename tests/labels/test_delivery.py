@@ -320,7 +320,7 @@ def test_such_a_label_is_turned_to_its_image_before_it_is_stored(blind, gate, dr
 
 
 def test_such_a_label_that_does_not_fit_is_kept_but_not_served(blind, gate, open_labels, draw):
-    save_in_vain(blind, draw(shape=(3, 3, 3)))
+    save_in_vain(blind, draw(shape=(9, 9, 9)))
     gate.open()
     (reason,) = blind.labels.replay().values()
     assert "does not lie on the grid" in reason
@@ -438,7 +438,7 @@ def test_a_label_that_does_not_fit_is_refused_even_if_xnat_was_away_for_a_moment
     opened.catalog.scans()
     sandbox.faults.add("/resources/NIFTI/", status=503, times=4)
     with pytest.raises(LabelGeometryError):
-        opened.labels.save(opened.scan, "final", draw(shape=(3, 3, 3)), {})
+        opened.labels.save(opened.scan, "final", draw(shape=(9, 9, 9)), {})
     assert opened.labels.waiting() == 0
     assert stored(opened) == []
 

@@ -70,9 +70,9 @@ def test_their_axes_are_turned_to_those_of_the_image(open_labels, leave, tmp_pat
 
 
 def test_one_that_does_not_fit_is_refused_with_the_numbers(open_labels, leave, draw):
-    leave("other.nii.gz", draw(1, shape=(3, 3, 3)))
+    leave("other.nii.gz", draw(1, shape=(9, 9, 9)))
     opened = open_labels(label_resource="final:SEG:*")
-    with pytest.raises(LabelGeometryError, match="3 x 3 x 3"):
+    with pytest.raises(LabelGeometryError, match="9 x 9 x 9"):
         opened.labels.path(opened.scan, "final")
 
 

@@ -129,3 +129,28 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 def test_json_that_is_a_number_is_still_json(tmp_path):
     (tmp_path / "score.json").write_text(json.dumps(0.5))
     assert read_payload(tmp_path / "score.json", grid).result == b"0.5"
+
+
+def test_a_header_that_takes_its_voxels_from_elsewhere_is_refused(tmp_path, nifti):
+    SimpleITK.WriteImage(SimpleITK.ReadImage(str(nifti)), str(tmp_path / "l.mhd"))
+    read_payload(tmp_path / "l.mhd", grid)
+    (tmp_path / "secret").write_bytes(b"x" * 120)
+    (tmp_path / "upload").mkdir()
+    header = (tmp_path / "l.mhd").read_text().replace("l.raw", "../secret")
+    (tmp_path / "upload" / "l.mhd").write_text(header)
+    with pytest.raises(LabelFileError, match=r"takes its voxels from '\.\./secret'"):
+        read_payload(tmp_path / "upload" / "l.mhd", grid)
+
+
+def test_a_label_that_was_cropped_to_what_it_holds_is_padded_to_its_image_and_noted(tmp_path, array):
+    array[:2], array[:, 4:], array[:, :, 0] = 0, 0, 0
+    affine = AFFINE.copy()
+    affine[:3, 3] = (AFFINE @ (2, 0, 1, 1))[:3]
+    nibabel.save(nibabel.Nifti1Image(array[2:, :4, 1:], affine), tmp_path / "cropped.nii.gz")
+    payload = read_payload(tmp_path / "cropped.nii.gz", grid)
+    np.testing.assert_array_equal(payload.label.array, array)
+    assert "from 4 x 4 x 3 to the 6 x 5 x 4 voxels" in payload.label.notes[0]
+    bigger = np.ones((6, 5, 5), np.uint8)
+    nibabel.save(nibabel.Nifti1Image(bigger, AFFINE), tmp_path / "bigger.nii.gz")
+    with pytest.raises(LabelGeometryError, match="30 labelled voxels lie outside the image"):
+        read_payload(tmp_path / "bigger.nii.gz", grid)

@@ -285,7 +285,7 @@ def test_unknown_labels_are_said_with_what_there_is(open_labels, draw):
     ("error", "bad"),
     [
         (LabelFileError, {"source": "missing"}),
-        (LabelGeometryError, {"shape": (7, 6, 4)}),
+        (LabelGeometryError, {"shape": (9, 9, 9)}),
         (LabelError, {"tag": ""}),
         (LabelError, {"tag": "x" * 300}),
         (LabelError, {"info": {"f": print}}),
