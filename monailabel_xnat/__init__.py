@@ -10,31 +10,116 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from monailabel_xnat.app import XNATAppMixin
-    from monailabel_xnat.config import Settings
+    from monailabel_xnat.config import Secret, Settings
     from monailabel_xnat.datastore import XNATDatastore
-    from monailabel_xnat.errors import XNATDatastoreError
+    from monailabel_xnat.errors import (
+        AccessDeniedError,
+        AmbiguousNameError,
+        CacheError,
+        ImageConflictError,
+        ImageConversionError,
+        ImageError,
+        InvalidIdError,
+        LabelError,
+        LabelFileError,
+        LabelGeometryError,
+        LabelNotUploadedError,
+        LoginError,
+        MalformedFileError,
+        NoImageError,
+        NotInArchiveError,
+        ReadOnlyError,
+        ServerError,
+        ServerTimeoutError,
+        SettingsError,
+        TransferError,
+        UnknownImageError,
+        UnknownLabelError,
+        UnknownSettingError,
+        UnreadDrawingError,
+        XNATDatastoreError,
+    )
     from monailabel_xnat.ids import ImageId, LabelId
+    from monailabel_xnat.prefetch import PrefetchReport, Progress
+    from monailabel_xnat.trainingset import TrainingSet
 
 __version__ = "0.1.0"
 
+# By the module that each name is loaded from.
+_NAMES = {
+    "app": ("XNATAppMixin",),
+    "config": ("Secret", "Settings"),
+    "datastore": ("XNATDatastore",),
+    "errors": (
+        "AccessDeniedError",
+        "AmbiguousNameError",
+        "CacheError",
+        "ImageConflictError",
+        "ImageConversionError",
+        "ImageError",
+        "InvalidIdError",
+        "LabelError",
+        "LabelFileError",
+        "LabelGeometryError",
+        "LabelNotUploadedError",
+        "LoginError",
+        "MalformedFileError",
+        "NoImageError",
+        "NotInArchiveError",
+        "ReadOnlyError",
+        "ServerError",
+        "ServerTimeoutError",
+        "SettingsError",
+        "TransferError",
+        "UnknownImageError",
+        "UnknownLabelError",
+        "UnknownSettingError",
+        "UnreadDrawingError",
+        "XNATDatastoreError",
+    ),
+    "ids": ("ImageId", "LabelId"),
+    "prefetch": ("PrefetchReport", "Progress"),
+    "trainingset": ("TrainingSet",),
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+
 __all__ = [
+    "AccessDeniedError",
+    "AmbiguousNameError",
+    "CacheError",
+    "ImageConflictError",
+    "ImageConversionError",
+    "ImageError",
     "ImageId",
+    "InvalidIdError",
+    "LabelError",
+    "LabelFileError",
+    "LabelGeometryError",
     "LabelId",
+    "LabelNotUploadedError",
+    "LoginError",
+    "MalformedFileError",
+    "NoImageError",
+    "NotInArchiveError",
+    "PrefetchReport",
+    "Progress",
+    "ReadOnlyError",
+    "Secret",
+    "ServerError",
+    "ServerTimeoutError",
     "Settings",
+    "SettingsError",
+    "TrainingSet",
+    "TransferError",
+    "UnknownImageError",
+    "UnknownLabelError",
+    "UnknownSettingError",
+    "UnreadDrawingError",
     "XNATAppMixin",
     "XNATDatastore",
     "XNATDatastoreError",
     "__version__",
 ]
-
-_HOMES = {
-    "ImageId": "ids",
-    "LabelId": "ids",
-    "Settings": "config",
-    "XNATAppMixin": "app",
-    "XNATDatastore": "datastore",
-    "XNATDatastoreError": "errors",
-}
 
 
 def __getattr__(name: str) -> Any:

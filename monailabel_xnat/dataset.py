@@ -26,6 +26,7 @@ from monailabel_xnat.labels.model import WITHOUT_DESCRIPTION
 from monailabel_xnat.labels.values import has_unnamed_values, unknown_names
 from monailabel_xnat.manifest import describe_case, make_manifest, write_manifest
 from monailabel_xnat.seriesfolders import SeriesFolders
+from monailabel_xnat.trainingset import TrainingSet, make_case
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,19 @@ class Dataset:
         pairs, manifest = self._collect()
         write_manifest(self._session.settings.server_folder / "manifests", manifest)
         return pairs
+
+    def training_set(self) -> TrainingSet:
+        """Fetch the same as :meth:`pairs`, and return it with what the manifest says of each case.
+
+        Raises
+        ------
+        CacheError
+            If the manifest cannot be written.
+        """
+        pairs, manifest = self._collect()
+        path = write_manifest(self._session.settings.server_folder / "manifests", manifest)
+        cases = [make_case(pair, entry) for pair, entry in zip(pairs, manifest["cases"])]
+        return TrainingSet(cases, path, manifest["left_out"])
 
     def archive(self, limit: int | None, metadata: Mapping[str, Any]) -> Path:
         """Pack the training set into a zip: ``image/...``, ``label/...``, ``metadata.json`` and ``manifest.json``.

@@ -37,6 +37,7 @@ from monailabel_xnat.labels.tags import text_of
 from monailabel_xnat.nextsamples import likely_next
 from monailabel_xnat.prefetch import PrefetchReport, Progress
 from monailabel_xnat.reopening import Reopening
+from monailabel_xnat.trainingset import TrainingSet
 from monailabel_xnat.views import Views
 from monailabel_xnat.xnatside import XnatSide
 
@@ -360,6 +361,11 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         """Fetch all images with a final label: ``[{"image": path, "label": path}, ...]``, on one grid each."""
         with errors_for_clients():
             return list(self._dataset.pairs())
+
+    def training_set(self) -> TrainingSet:
+        """Fetch the cases of :meth:`datalist` and return them with id, subject, label version and checksums of each."""
+        with errors_for_clients():
+            return self._dataset.training_set()
 
     def get_dataset_archive(self, limit_cases: int | None = None) -> str:
         """Pack the training set into a zip and give its path."""

@@ -33,6 +33,8 @@ Every error has a ``hint``, the next step for whoever reads it. Messages and hin
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class XNATDatastoreError(Exception):
     """Base of all errors of this library.
@@ -52,6 +54,10 @@ class XNATDatastoreError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What Python would pickle of an exception is what it prints, and of an OSError only its number and text.
+        return restored, (type(self), self.args, self.__dict__)
 
 
 class SettingsError(XNATDatastoreError, ValueError):
@@ -170,3 +176,13 @@ class ReadOnlyError(XNATDatastoreError, PermissionError):
 
 class CacheError(XNATDatastoreError, OSError):
     """The cache folder cannot be used."""
+
+
+def restored(kind: type[XNATDatastoreError], args: tuple[Any, ...], fields: dict[str, Any]) -> XNATDatastoreError:
+    """Make an error anew that was pickled, with all that it knew."""
+    # Python lets only the own __new__ of a class that is laid out like OSError make it.
+    made_by = OSError if issubclass(kind, OSError) else Exception
+    error = made_by.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(fields)
+    return error

@@ -20,7 +20,7 @@ LAYERS = (
     {"convert"},
     {"images", "localfiles", "maker", "mounted", "prefetch", "additions", "new_scans"},
     {"labels"},
-    {"manifest", "seriesfolders"},
+    {"manifest", "trainingset", "seriesfolders"},
     {"info", "description", "dataset", "views"},
     {"nextsamples"},
     {"client_errors"},

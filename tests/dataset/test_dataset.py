@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import stat
 import zipfile
 from pathlib import Path
@@ -47,6 +48,23 @@ def test_a_manifest_tells_which_bytes_were_trained_on_and_whose(datastore):
         assert case["label"]["saved_by"] == "admin"
         version = f"{case['image_id']}@{case['label']['version']}"
         assert sha256(datastore.get_label_uri(version, "final")) == case["label"]["sha256"]
+
+
+def test_the_training_set_says_of_each_case_whose_it_is_and_which(datastore):
+    pairs, cases = datastore.datalist(), datastore.training_set()
+    assert [{"image": case["image"], "label": case["label"]} for case in cases] == pairs
+    assert [case["image_sha256"] for case in cases] == [sha256(pair["image"]) for pair in pairs]
+    assert [case["label_sha256"] for case in cases] == [sha256(pair["label"]) for pair in pairs]
+    for case in cases:
+        assert case["image_id"] == "/".join(case[part] for part in ("project", "subject", "experiment", "scan"))
+        assert datastore.get_label_uri(f"{case['image_id']}@{case['label_version']}", "final") != ""
+    manifest = json.loads(cases.manifest.read_text())
+    assert [case["image_id"] for case in manifest["cases"]] == [case["image_id"] for case in cases]
+    held_out = {cases[0]["subject"]}
+    training = [case for case in cases if case["subject"] not in held_out]
+    assert len(training) == len(cases) - 1
+    again = pickle.loads(pickle.dumps(cases))
+    assert (again, again.manifest, again.left_out) == (cases, cases.manifest, {})
 
 
 def test_the_same_training_set_has_one_manifest(datastore):
