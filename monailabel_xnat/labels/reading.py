@@ -223,6 +223,7 @@ class StoredLabels:
 
     def _training_path(self, scan: Scan, tag: str, of_model: Mapping[str, int]) -> Path:
         configured = self._settings.label_values
+        grid = self._images.grid(scan)  # where there is none to compare with, nothing is trained on
         drawn = self._drawn(scan, tag)
         version = None if drawn else self._lookup.find(scan, tag)
         path = self._path(scan, tag, version.name if version else None)
@@ -230,7 +231,7 @@ class StoredLabels:
             return path
         description = self.sidecar(scan, tag, version.name if version else None)
         if version and version.suffix == LABEL_MAP:
-            require_fit_of_description(description, self._images.grid(scan))
+            require_fit_of_description(description, grid)
         source = "the setting labels" if configured else "the model that is trained"
         table = differing_values(description.get("segments") or (), configured or of_model, source)
         if not table:

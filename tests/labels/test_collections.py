@@ -19,6 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_
 from viewer import PROJECT, only, own_label
 
 from monailabel_xnat import roi_references
+from monailabel_xnat.client.files import list_files
 from monailabel_xnat.client.roi import RoiCollection, is_marked, marked_uid, stored_at
 from monailabel_xnat.errors import LabelError
 
@@ -45,6 +46,32 @@ def test_a_drawing_is_a_final_label_in_every_way(viewer, open_datastore):
     assert datastore.json()["objects"][image]["labels"]["final"]["info"]["roi_collection"]["type"] == "SEG"
     status = datastore.status()
     assert (status["completed"], status["roi_collections"]) == (1, 1)
+
+
+@pytest.mark.parametrize("shift", [0.7, 1.0], ids=["between voxels", "by whole voxels"])
+def test_a_drawing_that_was_decoded_does_not_outlive_its_image(viewer, open_datastore, tmp_path, shift):
+    """The image keeps its UIDs and its shape, and gets a corrected position."""
+    viewer.save("SEG_1")
+    datastore = open_datastore()
+    image = only(datastore)
+    assert len(datastore.datalist()) == 1
+    files = {str(pydicom.dcmread(path).SOPInstanceUID): path for path in viewer.images}
+    resource = f"{viewer.scan.path}/resources/DICOM"
+    for file in list_files(viewer.session, resource):
+        stored = pydicom.dcmread(io.BytesIO(viewer.session.request("GET", file.uri).content))
+        assert str(stored.SOPInstanceUID) in files
+        x, y, z = stored.ImagePositionPatient
+        stored.ImagePositionPatient = [x + shift * stored.PixelSpacing[1], y, z]
+        stored.save_as(tmp_path / "moved.dcm")
+        headers = {"Content-Type": "application/octet-stream"}
+        content = (tmp_path / "moved.dcm").read_bytes()
+        viewer.session.request("PUT", file.uri, query={"overwrite": "true"}, body=content, headers=headers)
+    datastore.refresh()
+    assert datastore.datalist() == []
+    assert "the image changed after this label" in datastore.status()["left_out"][image]
+    for label in (image, f"{image}#SEG_1"):
+        with pytest.raises(LabelError, match="the image changed after this label"):
+            datastore.get_label_uri(label, "final")
 
 
 def test_it_is_read_once(viewer, xnat_sandbox, open_datastore):
