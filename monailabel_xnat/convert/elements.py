@@ -111,6 +111,11 @@ def items(source: Elements, tag: int) -> list[Dataset]:
     return list(source[Tag(tag)].value or [])
 
 
+def is_filled(source: Elements, tag: int) -> bool:
+    """Return whether an element, or a sequence, is there and holds something."""
+    return bool(_value(source, tag))
+
+
 def _unpack(source: Elements, tag: int, code: str) -> tuple[Any, ...]:
     value = _value(source, tag)
     if value is None:

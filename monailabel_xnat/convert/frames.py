@@ -146,15 +146,15 @@ def read_frames(path: Path, dataset: Elements, count: int, order: float) -> tupl
             raise elements.ElementError(f"{count} frames, but functional groups of {len(groups)}")
         return _enhanced_frames(path, dataset, groups, order)
     offsets = elements.decimals(dataset, _GRID_FRAME_OFFSETS) if count > 1 else None
-    if count > 1 and (offsets is None or len(offsets) != count):
-        return tuple(Frame(path, index, order, None) for index in range(count))
-    plane = _plane(dataset, dataset, dataset)
     slope, intercept = _scaling(dataset)
+    if count > 1 and (offsets is None or len(offsets) != count):
+        return tuple(Frame(path, index, order, None, slope, intercept) for index in range(count))
+    plane = _plane(dataset, dataset, dataset)
     if offsets is None:
         return (Frame(path, 0, order, plane, slope, intercept, _classic_traits(dataset)),)
     # Offsets count from the first frame, or are patient z where the first is not 0 (DICOM PS3.3 C.8.8.3.2).
     steps = [offset - offsets[0] for offset in offsets]
-    return tuple(Frame(path, n, order, _shifted(plane, step)) for n, step in enumerate(steps))
+    return tuple(Frame(path, n, order, _shifted(plane, step), slope, intercept) for n, step in enumerate(steps))
 
 
 def _enhanced_frames(path: Path, dataset: Elements, groups: list[Dataset], order: float) -> tuple[Frame, ...]:

@@ -46,11 +46,11 @@ _BITS_ALLOCATED = 0x00280100
 _BITS_STORED = 0x00280101
 _HIGH_BIT = 0x00280102
 _SIGNED = 0x00280103
-_REAL_WORLD_VALUES = 0x00409096
+_MODALITY_LUT = 0x00283000
 _TAGS = frozenset((
     _SOP_CLASS, _SOP_INSTANCE, _IMAGE_TYPE, _MODALITY, _SERIES_DESCRIPTION, _STUDY, _SERIES, _SERIES_NUMBER,
     _INSTANCE_NUMBER, _SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES, _ROWS, _COLUMNS, _BITS_ALLOCATED, _BITS_STORED,
-    _HIGH_BIT, _SIGNED, _REAL_WORLD_VALUES, *FRAME_TAGS,
+    _HIGH_BIT, _SIGNED, _MODALITY_LUT, *FRAME_TAGS,
 ))  # fmt: skip
 
 
@@ -80,8 +80,8 @@ class ImageHeader:
         Pixel Representation.
     photometric : str
         Photometric Interpretation.
-    real_world_values : bool
-        Whether there is a Real World Value Mapping, which GDCM applies to MR.
+    modality_lut : bool
+        Whether a Modality LUT Sequence takes the place of Rescale Slope and Intercept.
     pixel_offset : int
         Where raw, little endian pixel data begins in the file; -1 if it is compressed or stored otherwise.
     pixel_length : int
@@ -110,7 +110,7 @@ class ImageHeader:
     high_bit: int
     signed: bool
     photometric: str
-    real_world_values: bool
+    modality_lut: bool
     pixel_offset: int
     pixel_length: int
     frames: tuple[Frame, ...]
@@ -216,7 +216,7 @@ def _image(path: Path, dataset: Elements, sop_class: str, syntax: str) -> ImageH
         high_bit=elements.integer(dataset, _HIGH_BIT, stored - 1),
         signed=elements.integer(dataset, _SIGNED) == 1,
         photometric=elements.text(dataset, _PHOTOMETRIC),
-        real_world_values=_REAL_WORLD_VALUES in dataset,
+        modality_lut=elements.is_filled(dataset, _MODALITY_LUT),
         pixel_offset=-1,
         pixel_length=0,
         frames=read_frames(path, dataset, count, order),

@@ -1,22 +1,15 @@
-"""The values of the frames of a file: decoded by SimpleITK, or where that is the same, copied."""
+"""The values of the frames of a file, and how plainly stored ones are copied from it."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
-from pydicom.uid import UID
 
-from monailabel_xnat.convert.dicomfile import damage_named
-from monailabel_xnat.convert.geometry import Floats
 from monailabel_xnat.convert.headers import ImageHeader
-from monailabel_xnat.convert.itkfile import itk_affine, itk_reader, itk_values
 from monailabel_xnat.errors import ImageConversionError
 
 Array = npt.NDArray[Any]
@@ -25,15 +18,6 @@ Dtype = np.dtype[Any]
 _INTEGERS = (np.dtype(np.uint8), np.dtype(np.int16), np.dtype(np.uint16), np.dtype(np.int32))
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _FLOAT32_EXACT = 1 << 24
-_GDCM = "GDCMImageIO"
-
-# What SimpleITK needs to decode, without anything that says where the image lies or how it is scaled.
-_PIXEL_DESCRIPTION = (
-    0x00080016, 0x00080018, 0x0020000D, 0x0020000E, 0x00280002, 0x00280004, 0x00280006, 0x00280008, 0x00280010,
-    0x00280011, 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00281101, 0x00281102, 0x00281103, 0x00281201,
-    0x00281202, 0x00281203, 0x7FE00010,
-)  # fmt: skip
-
 # CT, MR and PET images (DICOM PS3.4 B.5): Rescale Slope and Intercept are all there is between file and value.
 _DIRECT_CLASSES = frozenset(("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"))
 
@@ -86,6 +70,14 @@ class SliceValues:
             single = _all_equal(values, lambda part: part.astype(np.float32))
         dtype = _FLOAT32 if single else _FLOAT64
         return cls(values.astype(dtype, copy=False), 1.0, 0.0, low, high, dtype)
+
+    def compact(self) -> SliceValues:
+        """Return a copy that keeps neither its whole file in memory nor a type larger than it needs."""
+        if self.stored.base is None:
+            return self
+        if (self.slope, self.intercept) != (1.0, 0.0):
+            return replace(self, stored=self.stored.copy())
+        return replace(self, stored=self.stored.astype(self.dtype))
 
     def equals(self, other: SliceValues) -> bool:
         """Tell whether two frames have the same values."""
@@ -144,7 +136,7 @@ def is_plain(header: ImageHeader) -> bool:
         and header.bits_allocated in (8, 16)
         and 0 < header.bits_stored <= header.bits_allocated
         and header.high_bit == header.bits_stored - 1
-        and not header.real_world_values
+        and not header.modality_lut
     )
 
 
@@ -186,85 +178,3 @@ def _within_bits(stored: Array, header: ImageHeader) -> bool:
         limit = 1 << (header.bits_stored - 1)
         return bool(-limit <= stored.min() and stored.max() < limit)
     return bool(stored.max() < 1 << header.bits_stored)
-
-
-def decode(header: ImageHeader) -> Array:
-    """Read all frames of a file by SimpleITK: (frames, rows, columns) or (frames, rows, columns, samples).
-
-    Raises
-    ------
-    ImageConversionError
-        If it cannot be decoded.
-    """
-    return _decode(header.file(), header)
-
-
-def _decode(path: Path, header: ImageHeader) -> Array:
-    try:
-        return itk_values(itk_reader(path, _GDCM).Execute())
-    except RuntimeError as error:
-        raise _undecodable(header, error) from error
-
-
-def file_geometry(header: ImageHeader) -> Floats:
-    """Give the affine, voxel index to LPS in mm, that ITK reads from the header of one file."""
-    reader = itk_reader(header.file(), _GDCM)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise _undecodable(header, error) from error
-    return itk_affine(reader)
-
-
-def _undecodable(header: ImageHeader, error: RuntimeError) -> ImageConversionError:
-    reason = str(error).strip().splitlines()[-1].strip()
-    return ImageConversionError(
-        f"{header.path.name} cannot be decoded ({UID(header.transfer_syntax).name}): {reason}",
-        hint="if the file is whole, store it in another way (uncompressed, unsigned) that SimpleITK reads",
-    )
-
-
-def decode_file(header: ImageHeader) -> list[SliceValues]:
-    """Decode a file by SimpleITK; its frames are scaled, each as its own header says.
-
-    Raises
-    ------
-    ImageConversionError
-        If it cannot be decoded.
-    """
-    # GDCM scales all frames of a file by the first frame's slope.
-    uniform = len({(frame.slope, frame.intercept) for frame in header.frames}) == 1
-    if uniform:
-        try:
-            decoded = decode(header)
-            return [_compact(SliceValues.of(decoded[frame.index])) for frame in header.frames]
-        except ImageConversionError as error:
-            failure = error
-    try:
-        decoded = _decode_bare(header)
-    except ImageConversionError:
-        if uniform:
-            raise failure from None
-        raise
-    return [_compact(SliceValues.of(decoded[frame.index], frame.slope, frame.intercept)) for frame in header.frames]
-
-
-def _compact(values: SliceValues) -> SliceValues:
-    """Copy a frame, so that it keeps neither its whole file in memory nor a type larger than it needs."""
-    if values.stored.base is None:
-        return values
-    if (values.slope, values.intercept) != (1.0, 0.0):
-        return replace(values, stored=values.stored.copy())
-    return replace(values, stored=values.stored.astype(values.dtype))
-
-
-def _decode_bare(header: ImageHeader) -> Array:
-    """Decode a file by its pixel description alone: SimpleITK refuses some whose geometry it cannot use.
-
-    Nothing is scaled then.
-    """
-    with tempfile.TemporaryDirectory(prefix="monailabel_xnat-") as folder:
-        copy = Path(folder) / header.path.name
-        with damage_named(header.path):
-            pydicom.dcmread(header.file(), specific_tags=list(_PIXEL_DESCRIPTION)).save_as(copy)
-        return _decode(copy, header)

@@ -1,8 +1,8 @@
 """The values of the frames of a volume, read ahead where possible.
 
-SimpleITK decodes, and is the reference. Plainly uncompressed slices are copied from the file instead, which is
-several times faster; the first and the last such slice of a volume are decoded by SimpleITK too, and unless
-they are identical SimpleITK decodes all.
+Plainly uncompressed slices are copied from the file, which is several times faster than any decoder. The first and
+the last such slice of a volume are decoded by SimpleITK too; unless they are identical, all slices are decoded as
+:mod:`monailabel_xnat.convert.decoding` says.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from monailabel_xnat.convert.decoding import decode, decode_file
 from monailabel_xnat.convert.frames import Frame
 from monailabel_xnat.convert.headers import ImageHeader
-from monailabel_xnat.convert.pixels import SliceValues, copy_slice, decode, decode_file, is_plain
+from monailabel_xnat.convert.pixels import SliceValues, copy_slice, is_plain
 from monailabel_xnat.errors import ImageConversionError
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class SliceReader:
         whole = [part for part in slices if part is not None]
         if len(whole) == len(slices) and all(_is_as_decoded(frames[at], whole[at], headers) for at in (0, -1)):
             return whole
-        logger.debug("Uncompressed slices differ from what SimpleITK reads: it reads them all")
+        logger.debug("Uncompressed slices differ from what SimpleITK reads, so all are decoded")
         return None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from monailabel_xnat.convert import pixels
+from monailabel_xnat.convert.decoding import file_geometry
 from monailabel_xnat.convert.frames import Frame
 from monailabel_xnat.convert.geometry import (
     LATERAL_TOLERANCE,
@@ -121,7 +121,7 @@ def _plan_unplaced(
             raise ImageConversionError(message, hint=_CHOOSE_OTHER)
         images = _by_instance_number(images)
     frames = tuple(frame for image in images for frame in image.frames)
-    affine = pixels.file_geometry(images[0])
+    affine = file_geometry(images[0])
     if len(images) > 1:
         affine[:3, 2] /= np.linalg.norm(affine[:3, 2])
     if len(frames) > 1:
@@ -238,7 +238,7 @@ def _affine(stack: Sequence[Frame], headers: Mapping[Path, ImageHeader]) -> Floa
     if len(headers[stack[0].path].frames) > 1:
         return computed
     try:
-        reference = pixels.file_geometry(headers[stack[0].path])
+        reference = file_geometry(headers[stack[0].path])
     except ImageConversionError:
         return computed
     step = np.linalg.norm(computed[:3, 2])

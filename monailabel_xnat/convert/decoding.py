@@ -1,0 +1,289 @@
+"""Decoding of DICOM pixel data, by whichever reader is right for a file.
+
+SimpleITK (GDCM) reads most files right, but not all: 32-bit big endian values, 1-bit values, values with fewer bits
+than 32, run-length encoded colours of more than 8 bits and inverted JPEG 2000 images come out wrong without a word.
+pydicom reads everything uncompressed as the standard says. So pydicom decodes what is not compressed and the
+run-length encoded colours, and SimpleITK the rest; what the stored values mean is applied here, for both alike
+(:mod:`monailabel_xnat.convert.photometric`). A file for which neither is known to be right is refused by name.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
+
+from monailabel_xnat.convert.dicomfile import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, damage_named
+from monailabel_xnat.convert.geometry import Floats
+from monailabel_xnat.convert.headers import ImageHeader
+from monailabel_xnat.convert.itkfile import itk_affine, itk_reader, itk_values
+from monailabel_xnat.convert.photometric import (
+    INVERTED,
+    PALETTE,
+    PLAIN,
+    SUBSAMPLED,
+    YBR,
+    colours_of_indices,
+    inverted,
+    looked_up,
+    rgb_of_ybr,
+    within_bits,
+)
+from monailabel_xnat.convert.pixels import Array, SliceValues
+from monailabel_xnat.errors import ImageConversionError
+
+_GDCM = "GDCMImageIO"
+_UNCOMPRESSED = frozenset((IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED))
+_JPEG = frozenset((JPEGBaseline8Bit, JPEGExtended12Bit))
+_BITS = (1, 8, 16, 32)
+_ONE_SAMPLE = frozenset((PLAIN, INVERTED, PALETTE))
+_COLOURS = frozenset(("RGB", YBR, SUBSAMPLED))
+# What the decoder of JPEG 2000 turns into RGB itself.
+_CODED_COLOURS = frozenset(("YBR_RCT", "YBR_ICT"))
+
+# What a decoder needs, without anything that says where the image lies or how its values are scaled.
+_PIXEL_DESCRIPTION = (
+    0x00080016, 0x00080018, 0x0020000D, 0x0020000E, 0x00280002, 0x00280004, 0x00280006, 0x00280008, 0x00280010,
+    0x00280011, 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x7FE00010,
+)  # fmt: skip
+# What says which value or colour a stored value stands for.
+_TABLES = (
+    0x00280103, 0x00281101, 0x00281102, 0x00281103, 0x00281201, 0x00281202, 0x00281203, 0x00281221, 0x00281222,
+    0x00281223, 0x00283000,
+)  # fmt: skip
+
+
+def decode_file(header: ImageHeader) -> list[SliceValues]:
+    """Return the values of all frames of a file, each scaled as its own header says.
+
+    Raises
+    ------
+    ImageConversionError
+        If the file cannot be decoded, or what its header says about the pixels is contradictory or not known.
+    """
+    _refuse_unclear(header)
+    if header.transfer_syntax not in _UNCOMPRESSED and _is_scaled_by_simpleitk(header):
+        try:
+            decoded = _checked(decode(header), header)
+            return [SliceValues.of(decoded[frame.index]).compact() for frame in header.frames]
+        except ImageConversionError:
+            pass  # SimpleITK refuses some files whose geometry it cannot use; their pixels it may still decode.
+    values = _meant(_checked(_stored(header), header), header)
+    is_scaled = values.ndim == 3 and header.photometric != PALETTE and not header.modality_lut
+    scalings = [(frame.slope, frame.intercept) if is_scaled else (1.0, 0.0) for frame in header.frames]
+    return [SliceValues.of(values[frame.index], *scaling).compact() for frame, scaling in zip(header.frames, scalings)]
+
+
+def decode(header: ImageHeader) -> Array:
+    """Return all frames of a file as SimpleITK reads them: (frames, rows, columns) or (frames, rows, columns, samples).
+
+    Raises
+    ------
+    ImageConversionError
+        If SimpleITK cannot decode it.
+    """
+    return _decode(header.file(), header)
+
+
+def file_geometry(header: ImageHeader) -> Floats:
+    """Return the affine, voxel index to LPS in mm, that ITK reads from the header of one file."""
+    try:
+        return _geometry(header.file())
+    except RuntimeError as error:
+        failure = error
+    # GDCM refuses some descriptions of the pixels, 6 of 8 bits for example; where the image lies it may still read.
+    dataset = _read(header, ())
+    with tempfile.TemporaryDirectory(prefix="monailabel_xnat-") as folder, damage_named(header.path):
+        _describe(dataset, header, header.bits_allocated)
+        copy = Path(folder) / header.path.name
+        dataset.save_as(copy)
+        try:
+            return _geometry(copy)
+        except RuntimeError:
+            raise _undecodable(header, failure) from failure
+
+
+def _geometry(path: Path) -> Floats:
+    reader = itk_reader(path, _GDCM)
+    reader.ReadImageInformation()
+    return itk_affine(reader)
+
+
+def _refuse_unclear(header: ImageHeader) -> None:
+    """Refuse pixels for which no reader is known to be right."""
+    known = _ONE_SAMPLE | {""}
+    if header.samples == 3:
+        known = _COLOURS if header.transfer_syntax in _UNCOMPRESSED else _COLOURS | _CODED_COLOURS
+    bits = f"{header.bits_stored} of {header.bits_allocated} bits"
+    is_ybr = header.photometric in (YBR, SUBSAMPLED)
+    slopes = {(frame.slope, frame.intercept) for frame in header.frames}
+    problem = ""
+    if header.samples not in (1, 3) or header.photometric not in known:
+        problem = f"{header.samples} samples of {header.photometric or 'no Photometric Interpretation'}"
+    elif header.bits_allocated not in _BITS or not 0 < header.bits_stored <= header.bits_allocated:
+        problem = f"pixels of {bits}"
+    elif header.high_bit != header.bits_stored - 1:
+        problem = f"pixels of {bits} with High Bit {header.high_bit}"
+    elif is_ybr and (header.bits_stored, header.bits_allocated) != (8, 8):
+        problem = f"{header.photometric} of {bits}"
+    elif header.samples == 3 and header.signed:
+        problem = "signed colours"
+    elif (header.samples == 3 or header.photometric == PALETTE) and (slopes != {(1.0, 0.0)} or header.modality_lut):
+        problem = "colours with a Rescale Slope or a Modality LUT"
+    elif header.photometric == INVERTED and header.modality_lut:
+        problem = "an inverted image (MONOCHROME1) with a Modality LUT"
+    elif header.samples == 3 and header.transfer_syntax in _JPEG:
+        problem = _contradiction(header)
+    if problem:
+        raise ImageConversionError(
+            f"{header.path.name}: {problem} cannot be read in a way that is known to be right",
+            hint="convert the images to plain RGB or MONOCHROME2, or attach them to the scan as NIfTI",
+        )
+
+
+def _contradiction(header: ImageHeader) -> str:
+    """Return how the markers of a JPEG stream contradict the Photometric Interpretation; "" if they do not.
+
+    GDCM believes the header. A JFIF marker, and Adobe's with transform 1, say that the samples are YBR.
+    """
+    content = _read(header, (0x7FE00010,)).PixelData
+    start = content.find(b"\xff\xd8\xff")
+    markers = content[start : content.find(b"\xff\xda", start)]
+    adobe = markers.find(b"Adobe\0")
+    is_ybr = b"JFIF\0" in markers or (adobe >= 0 and markers[adobe + 11 : adobe + 12] == b"\1")
+    is_rgb = adobe >= 0 and markers[adobe + 11 : adobe + 12] == b"\0"
+    if (is_ybr and header.photometric == "RGB") or (is_rgb and header.photometric != "RGB"):
+        return f"colours that the header calls {header.photometric}, and the JPEG stream {'YBR' if is_ybr else 'RGB'},"
+    return ""
+
+
+def _is_scaled_by_simpleitk(header: ImageHeader) -> bool:
+    """Tell whether SimpleITK gives the final values: GDCM scales all frames by the first frame's slope, and no LUT."""
+    scalings = {(frame.slope, frame.intercept) for frame in header.frames}
+    is_coded_colour = header.samples == 3 and header.bits_allocated == 8
+    is_grey = header.photometric in (PLAIN, "") and not header.modality_lut
+    return len(scalings) == 1 and (is_grey or is_coded_colour)
+
+
+def _stored(header: ImageHeader) -> Array:
+    """Decode a file without scaling; one sample stays as stored, colours become RGB."""
+    if header.transfer_syntax in _UNCOMPRESSED:
+        return _by_pydicom(header)
+    is_run_length = header.transfer_syntax == RLELossless
+    if is_run_length and header.samples == 3 and header.bits_allocated > 8:
+        return _by_pydicom(header)
+    try:
+        return _decode_bare(header)
+    except ImageConversionError:
+        if not is_run_length:
+            raise
+    return _by_pydicom(header)
+
+
+def _meant(stored: Array, header: ImageHeader) -> Array:
+    """Return what stored values stand for, before Rescale Slope and Intercept."""
+    if header.samples == 3:
+        return stored
+    stored = within_bits(stored, header.bits_allocated, header.bits_stored, header.signed)
+    if header.photometric == INVERTED:
+        return inverted(stored, header.bits_stored, header.signed)
+    if header.photometric != PALETTE and not header.modality_lut:
+        return stored
+    tables = _read(header, _TABLES)
+    with damage_named(header.path):
+        return colours_of_indices(stored, tables) if header.photometric == PALETTE else looked_up(stored, tables)
+
+
+def _by_pydicom(header: ImageHeader) -> Array:
+    """Decode uncompressed or run-length encoded pixels: (frames, rows, columns) or (frames, rows, columns, 3), RGB."""
+    dataset = _read(header, _PIXEL_DESCRIPTION)
+    with damage_named(header.path):
+        _describe(dataset, header, header.bits_stored)
+        if header.transfer_syntax in _UNCOMPRESSED:
+            # pydicom warns about bytes beyond the last frame.
+            dataset.PixelData = dataset.PixelData[: _expected_bytes(header, len(dataset.PixelData))]
+        values: Array = dataset.pixel_array
+        values = values.reshape((len(header.frames), *values.shape[-3 if header.samples == 3 else -2 :]))
+        return rgb_of_ybr(values) if header.photometric in (YBR, SUBSAMPLED) else values
+
+
+def _expected_bytes(header: ImageHeader, found: int) -> int:
+    bits = header.rows * header.columns * header.samples * header.bits_allocated * len(header.frames)
+    size = (bits + 7) // 8
+    if header.photometric == SUBSAMPLED:
+        if found >= size:
+            raise ImageConversionError(
+                f"{header.path.name}: its colours are said to be subsampled ({SUBSAMPLED}), but its size says that "
+                "they are not",
+                hint="convert the images to RGB",
+            )
+        size = size * 2 // 3
+    return size + size % 2
+
+
+def _read(header: ImageHeader, tags: tuple[int, ...]) -> Dataset:
+    """Read some elements of a file, or all if no tags are given."""
+    source: Any = header.path if header.held is None else io.BytesIO(header.held)
+    with damage_named(header.path):
+        return pydicom.dcmread(source, specific_tags=list(tags) or None, force=True)
+
+
+def _describe(dataset: Dataset, header: ImageHeader, bits: int) -> None:
+    """Write into a dataset what was understood of its pixels, for headers leave some of it out; ``bits`` are stored."""
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = header.rows, header.columns, header.samples
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = header.bits_allocated, bits, bits - 1
+    dataset.PixelRepresentation = int(header.signed)
+    dataset.NumberOfFrames = len(header.frames)
+    dataset.PhotometricInterpretation = header.photometric if header.samples == 3 else PLAIN
+    if header.samples == 3 and "PlanarConfiguration" not in dataset:
+        dataset.PlanarConfiguration = 0
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        dataset.file_meta.TransferSyntaxUID = UID(header.transfer_syntax)
+
+
+def _decode_bare(header: ImageHeader) -> Array:
+    """Decode a file by its pixel description alone: nothing is scaled or inverted, and no geometry is looked at."""
+    dataset = _read(header, _PIXEL_DESCRIPTION)
+    with tempfile.TemporaryDirectory(prefix="monailabel_xnat-") as folder, damage_named(header.path):
+        copy = Path(folder) / header.path.name
+        for bits in dict.fromkeys((header.bits_stored, header.bits_allocated)):
+            _describe(dataset, header, bits)
+            dataset.save_as(copy)
+            try:
+                return _decode(copy, header)
+            except ImageConversionError as error:
+                failure = error
+        raise failure
+
+
+def _decode(path: Path, header: ImageHeader) -> Array:
+    try:
+        return itk_values(itk_reader(path, _GDCM).Execute())
+    except RuntimeError as error:
+        raise _undecodable(header, error) from error
+
+
+def _checked(values: Array, header: ImageHeader) -> Array:
+    expected: tuple[int, ...] = (len(header.frames), header.rows, header.columns)
+    if header.samples == 3:
+        expected = (*expected, 3)
+    if values.shape != expected:
+        found, promised = (" x ".join(map(str, shape)) for shape in (values.shape, expected))
+        raise ImageConversionError(
+            f"{header.path.name} decodes to {found} values, but its header says {promised} (frames, rows, columns)",
+            hint="remove or repair this file",
+        )
+    return values
+
+
+def _undecodable(header: ImageHeader, error: RuntimeError) -> ImageConversionError:
+    reason = str(error).strip().splitlines()[-1].strip()
+    return ImageConversionError(
+        f"{header.path.name} cannot be decoded ({UID(header.transfer_syntax).name}): {reason}",
+        hint="if the file is whole, store it in another way (uncompressed, unsigned) that SimpleITK reads",
+    )
