@@ -126,14 +126,17 @@ class ImageMaker:
             else:
                 _, origin = self._source(scan, resource, files, target.parent, conversion)
             try:
-                volume = conversion.finish(target, series_uid=uid)
+                volume = conversion.finish(target, series_uid=uid, one_scan=True)
             except NoImageError:
                 if not uid:
                     raise
                 # Files anonymised in the archive have other UIDs than XNAT remembers; of one series they are clear.
-                volume = conversion.finish(target)
+                volume = conversion.finish(target, one_scan=True)
+            for warning in volume.warnings:
+                logger.warning("an image is doubtful: %s", warning)
+            notes = volume.warnings or (_note(conversion.series_uids, scan),)
             sources = sources_of(volume.sop_instance_uids, volume.frame_numbers, volume.shape[2])
-            return Made(volume.path, origin, _note(conversion.series_uids, scan), encode_sources(sources))
+            return Made(volume.path, origin, "; ".join(notes), encode_sources(sources))
 
     def _as_folder(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Made:
         from monailabel_xnat.convert.headers import read_series_uid

@@ -44,6 +44,8 @@ class ConvertedVolume:
         The smallest of uint8, int16, uint16, int32, float32 and float64 that holds the values exactly.
     notes : tuple of str
         What was left aside, and how volumes were told apart.
+    warnings : tuple of str
+        Those of the notes that make the image doubtful.
     series_uid, study_uid : str
         Series and Study Instance UID.
     sop_instance_uids : tuple of str
@@ -65,6 +67,7 @@ class ConvertedVolume:
     sop_instance_uids: tuple[str, ...]
     frame_numbers: tuple[int, ...]
     modality: str
+    warnings: tuple[str, ...] = ()
 
 
 def dicom_to_nifti(source: Source, out_path: str | Path, *, series_uid: str | None = None) -> ConvertedVolume:
@@ -150,8 +153,18 @@ class Conversion:
         """The Series Instance UID of each image file that was added."""
         return [header.series_uid for header in self._headers.values() if isinstance(header, ImageHeader)]
 
-    def finish(self, out_path: str | Path, *, series_uid: str | None = None) -> ConvertedVolume:
+    def finish(self, out_path: str | Path, *, series_uid: str | None = None, one_scan: bool = False) -> ConvertedVolume:
         """Write what the files are, all of them having been added; as `dicom_to_nifti` does for a folder.
+
+        Parameters
+        ----------
+        out_path : str or Path
+            The file to write.
+        series_uid : str, optional
+            Series Instance UID, needed where several series lie together.
+        one_scan : bool
+            Whether an archive keeps the files as one scan. Images that have a series UID each are then joined to one
+            volume, with a warning, if they make a regular one; a series that is only a part of one is refused.
 
         Raises
         ------
@@ -164,7 +177,7 @@ class Conversion:
             if isinstance(header, Exception):
                 raise header
             headers.append(header)
-        plan = plan_volume(choose_series(headers, self._place, series_uid))
+        plan = plan_volume(choose_series(headers, self._place, series_uid, one_scan=one_scan))
         for note in plan.notes:
             logger.debug("Converting to %s: %s", target.name, note)
         return _write(target, plan, self._slices.read(plan.frames, plan.headers))
@@ -206,6 +219,7 @@ def _write(target: Path, plan: VolumePlan, slices: Sequence[SliceValues]) -> Con
         sop_instance_uids=tuple(plan.headers[frame.path].sop_instance_uid for frame in plan.frames),
         frame_numbers=tuple(frame.index + 1 for frame in plan.frames),
         modality=first.modality,
+        warnings=plan.warnings,
     )
 
 

@@ -116,34 +116,48 @@ def _geometry(path: Path) -> Floats:
 
 def _refuse_unclear(header: ImageHeader) -> None:
     """Refuse pixels for which no reader is known to be right."""
-    known = _ONE_SAMPLE | {""}
-    if header.samples == 3:
-        known = _COLOURS if header.transfer_syntax in _UNCOMPRESSED else _COLOURS | _CODED_COLOURS
-    bits = f"{header.bits_stored} of {header.bits_allocated} bits"
-    is_ybr = header.photometric in (YBR, SUBSAMPLED)
-    slopes = {(frame.slope, frame.intercept) for frame in header.frames}
-    problem = ""
-    if header.samples not in (1, 3) or header.photometric not in known:
-        problem = f"{header.samples} samples of {header.photometric or 'no Photometric Interpretation'}"
-    elif header.bits_allocated not in _BITS or not 0 < header.bits_stored <= header.bits_allocated:
-        problem = f"pixels of {bits}"
-    elif header.high_bit != header.bits_stored - 1:
-        problem = f"pixels of {bits} with High Bit {header.high_bit}"
-    elif is_ybr and (header.bits_stored, header.bits_allocated) != (8, 8):
-        problem = f"{header.photometric} of {bits}"
-    elif header.samples == 3 and header.signed:
-        problem = "signed colours"
-    elif (header.samples == 3 or header.photometric == PALETTE) and (slopes != {(1.0, 0.0)} or header.modality_lut):
-        problem = "colours with a Rescale Slope or a Modality LUT"
-    elif header.photometric == INVERTED and header.modality_lut:
-        problem = "an inverted image (MONOCHROME1) with a Modality LUT"
-    elif header.samples == 3 and header.transfer_syntax in _JPEG:
-        problem = _contradiction(header)
+    problem = _problem_of_bits(header) or (_problem_of_colours if header.samples == 3 else _problem_of_greys)(header)
     if problem:
         raise ImageConversionError(
             f"{header.path.name}: {problem} cannot be read in a way that is known to be right",
             hint="convert the images to plain RGB or MONOCHROME2, or attach them to the scan as NIfTI",
         )
+
+
+def _problem_of_bits(header: ImageHeader) -> str:
+    bits = f"pixels of {header.bits_stored} of {header.bits_allocated} bits"
+    if header.bits_allocated not in _BITS or not 0 < header.bits_stored <= header.bits_allocated:
+        return bits
+    return "" if header.high_bit == header.bits_stored - 1 else f"{bits} with High Bit {header.high_bit}"
+
+
+def _problem_of_greys(header: ImageHeader) -> str:
+    if header.samples != 1 or header.photometric not in _ONE_SAMPLE | {""}:
+        return _kind(header)
+    if header.photometric == PALETTE and _is_rescaled(header):
+        return "colours with a Rescale Slope or a Modality LUT"
+    if header.photometric == INVERTED and header.modality_lut:
+        return "an inverted image (MONOCHROME1) with a Modality LUT"
+    return ""
+
+
+def _problem_of_colours(header: ImageHeader) -> str:
+    known = _COLOURS if header.transfer_syntax in _UNCOMPRESSED else _COLOURS | _CODED_COLOURS
+    is_ybr = header.photometric in (YBR, SUBSAMPLED)
+    if header.photometric not in known or (is_ybr and (header.bits_stored, header.bits_allocated) != (8, 8)):
+        return _kind(header)
+    if header.signed or _is_rescaled(header):
+        return "colours that are signed, or have a Rescale Slope or a Modality LUT,"
+    return _contradiction(header) if header.transfer_syntax in _JPEG else ""
+
+
+def _kind(header: ImageHeader) -> str:
+    kind = header.photometric or "no Photometric Interpretation"
+    return f"{header.samples} samples of {kind}, {header.bits_stored} of {header.bits_allocated} bits,"
+
+
+def _is_rescaled(header: ImageHeader) -> bool:
+    return header.modality_lut or {(frame.slope, frame.intercept) for frame in header.frames} != {(1.0, 0.0)}
 
 
 def _contradiction(header: ImageHeader) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,6 +69,9 @@ _DIMENSION_INDEX_VALUES = 0x00209157
 _TEMPORAL_POSITION_INDEX = 0x00209128
 _EFFECTIVE_ECHO_TIME = 0x00189082
 
+_COSINE_ERROR = 0.01
+"""How far direction cosines may be from unit length and from a right angle: much more than rounding makes of them."""
+
 FRAME_TAGS = (
     *_DECIMAL_TRAITS.values(),
     _DIFFUSION_B_VALUE,
@@ -103,6 +107,8 @@ class Frame:
         Where it lies; None if the header does not say.
     slope, intercept : float
         Rescale Slope and Intercept of this frame.
+    is_measured : bool
+        Whether the header gives the size of the pixels (Pixel Spacing).
     traits : mapping of str to value
         What may set its volume apart from others in the series, by the names in `TRAITS`.
     """
@@ -113,6 +119,7 @@ class Frame:
     plane: Plane | None
     slope: float = 1.0
     intercept: float = 0.0
+    is_measured: bool = True
     traits: Mapping[str, Trait] = field(default_factory=dict)
 
 
@@ -149,12 +156,14 @@ def read_frames(path: Path, dataset: Elements, count: int, order: float) -> tupl
     slope, intercept = _scaling(dataset)
     if count > 1 and (offsets is None or len(offsets) != count):
         return tuple(Frame(path, index, order, None, slope, intercept) for index in range(count))
-    plane = _plane(dataset, dataset, dataset)
+    plane, is_measured = _plane(dataset, dataset, dataset), _spacing(dataset) is not None
     if offsets is None:
-        return (Frame(path, 0, order, plane, slope, intercept, _classic_traits(dataset)),)
+        return (Frame(path, 0, order, plane, slope, intercept, is_measured, _classic_traits(dataset)),)
     # Offsets count from the first frame, or are patient z where the first is not 0 (DICOM PS3.3 C.8.8.3.2).
     steps = [offset - offsets[0] for offset in offsets]
-    return tuple(Frame(path, n, order, _shifted(plane, step), slope, intercept) for n, step in enumerate(steps))
+    return tuple(
+        Frame(path, n, order, _shifted(plane, step), slope, intercept, is_measured) for n, step in enumerate(steps)
+    )
 
 
 def _enhanced_frames(path: Path, dataset: Elements, groups: list[Dataset], order: float) -> tuple[Frame, ...]:
@@ -166,10 +175,11 @@ def _enhanced_frames(path: Path, dataset: Elements, groups: list[Dataset], order
 
     frames = []
     for index, group in enumerate(groups):
-        plane = _plane(macro(group, _PLANE_POSITION), macro(group, _PLANE_ORIENTATION), macro(group, _PIXEL_MEASURES))
+        measures = macro(group, _PIXEL_MEASURES)
+        plane = _plane(macro(group, _PLANE_POSITION), macro(group, _PLANE_ORIENTATION), measures)
         slope, intercept = _scaling(macro(group, _VALUE_TRANSFORMATION))
         traits = _enhanced_traits(macro(group, _FRAME_CONTENT), macro(group, _DIFFUSION), macro(group, _ECHO))
-        frames.append(Frame(path, index, order, plane, slope, intercept, traits))
+        frames.append(Frame(path, index, order, plane, slope, intercept, _spacing(measures) is not None, traits))
     return tuple(frames)
 
 
@@ -199,9 +209,19 @@ def _plane(position: Elements, orientation: Elements, measures: Elements) -> Pla
         return None
     if max(map(abs, cross(cosines[:3], cosines[3:]))) < 1e-3:
         raise elements.ElementError(f"Image Orientation (Patient) spans no plane: {cosines}")
-    spacing = elements.decimals(measures, _PIXEL_SPACING, 2) or (1.0, 1.0)
+    lengths = [math.hypot(*cosines[:3]), math.hypot(*cosines[3:])]
+    slant = sum(one * other for one, other in zip(cosines[:3], cosines[3:]))
+    if max(abs(length - 1.0) for length in lengths) > _COSINE_ERROR or abs(slant) > _COSINE_ERROR:
+        raise elements.ElementError(f"Image Orientation (Patient) is not two unit vectors at right angles: {cosines}")
+    spacing = _spacing(measures) or (1.0, 1.0)
     thickness = elements.decimal(measures, _SLICE_SPACING) or elements.decimal(measures, _THICKNESS) or 1.0
     return Plane(origin, cosines, spacing, abs(thickness))  # type: ignore[arg-type]
+
+
+def _spacing(measures: Elements) -> tuple[float, ...] | None:
+    """Read the Pixel Spacing; None if it is missing, or not above 0."""
+    spacing = elements.decimals(measures, _PIXEL_SPACING, 2)
+    return spacing if spacing and min(spacing) > 0 else None
 
 
 def _shifted(plane: Plane | None, step: float) -> Plane | None:

@@ -28,10 +28,16 @@ class Series:
         One for each file, by path; never empty.
     notes : tuple of str
         What was left aside.
+    others : tuple of ImageHeader
+        Images of other series that lie beside them in one scan of an archive.
+    joined : bool
+        Whether each image has a Series Instance UID of its own, so that only the archive says that they are one series.
     """
 
     images: tuple[ImageHeader, ...]
     notes: tuple[str, ...]
+    others: tuple[ImageHeader, ...] = ()
+    joined: bool = False
 
 
 def read_series(source: Source, series_uid: str | None = None) -> Series:
@@ -54,7 +60,9 @@ def read_series(source: Source, series_uid: str | None = None) -> Series:
     return choose_series([read_header(path) for path in list_files(source)], where(source), series_uid)
 
 
-def choose_series(headers: Sequence[ImageHeader | OtherFile], place: str, series_uid: str | None = None) -> Series:
+def choose_series(
+    headers: Sequence[ImageHeader | OtherFile], place: str, series_uid: str | None = None, *, one_scan: bool = False
+) -> Series:
     """Choose one series of what was found.
 
     Parameters
@@ -65,6 +73,9 @@ def choose_series(headers: Sequence[ImageHeader | OtherFile], place: str, series
         Where they lie, for messages.
     series_uid : str, optional
         As for `read_series`.
+    one_scan : bool
+        Whether an archive keeps the files as one scan. Then images that have a series UID each are one series: some
+        anonymisers give them out so.
 
     Raises
     ------
@@ -76,10 +87,12 @@ def choose_series(headers: Sequence[ImageHeader | OtherFile], place: str, series
     if not images:
         found = _count_kinds(others) or "nothing"
         raise NoImageError(f"no DICOM image in {place}: found {found}", hint="choose a scan that holds images")
-    chosen = _choose(images, series_uid)
+    joined = one_scan and _has_a_series_each(images)
+    chosen = images if joined else _choose(images, series_uid)
     _refuse_mosaics(chosen)
     _refuse_mixed_sizes(chosen)
-    return Series(tuple(chosen), tuple(_notes(others, images, chosen)))
+    beside = [image for image in images if image not in chosen] if one_scan and not joined else []
+    return Series(tuple(chosen), tuple(_notes(others, images, chosen)), tuple(beside), joined)
 
 
 def list_files(source: Source) -> list[Path]:
@@ -135,6 +148,13 @@ def _choose(images: Sequence[ImageHeader], series_uid: str | None) -> list[Image
         message = f"no image of series {series_uid}; found: {present}"
         raise NoImageError(message, hint="give the Series Instance UID of one of these")
     return chosen
+
+
+def _has_a_series_each(images: Sequence[ImageHeader]) -> bool:
+    """Tell whether each of several single images has a Series Instance UID of its own, within one study."""
+    alike = {(image.study_uid, image.sop_class, image.modality) for image in images}
+    single = all(len(image.frames) == 1 and image.frames[0].plane for image in images)
+    return len({image.series_uid for image in images}) == len(images) > 1 and len(alike) == 1 and single
 
 
 def _describe(uid: str, images: Sequence[ImageHeader]) -> str:

@@ -31,11 +31,19 @@ from monailabel_xnat.errors import ImageConversionError
 _CROSS_SECTIONS = frozenset(
     (
         "1.2.840.10008.5.1.4.1.1.2",  # CT
+        "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT
+        "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT
         "1.2.840.10008.5.1.4.1.1.4",  # MR
+        "1.2.840.10008.5.1.4.1.1.4.1",  # Enhanced MR
+        "1.2.840.10008.5.1.4.1.1.4.3",  # Enhanced MR Color
+        "1.2.840.10008.5.1.4.1.1.4.4",  # Legacy Converted Enhanced MR
         "1.2.840.10008.5.1.4.1.1.128",  # PET
+        "1.2.840.10008.5.1.4.1.1.128.1",  # Legacy Converted Enhanced PET
+        "1.2.840.10008.5.1.4.1.1.130",  # Enhanced PET
+        "1.2.840.10008.5.1.4.1.1.481.2",  # RT Dose
     )
 )
-"""Images that must say where they lie (DICOM PS3.3 A.3, A.4, A.21)."""
+"""Images that must say where they lie and how large their pixels are (DICOM PS3.3 A.3, A.4, A.18, A.21, A.36, A.38)."""
 
 _CHOOSE_OTHER = "choose another scan, or convert this one by hand and attach it as resource NIFTI"
 
@@ -56,6 +64,8 @@ class VolumePlan:
         The headers of the files.
     notes : tuple of str
         What is worth knowing.
+    warnings : tuple of str
+        Those of the notes that make the volume doubtful.
     """
 
     frames: tuple[Frame, ...]
@@ -64,6 +74,7 @@ class VolumePlan:
     affine: Floats
     headers: Mapping[Path, ImageHeader]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def plan_volume(series: Series) -> VolumePlan:
@@ -85,14 +96,13 @@ def plan_volume(series: Series) -> VolumePlan:
         message = f"no position or orientation in {len(frames) - len(placed)} of {len(frames)} images: {missing}"
         raise ImageConversionError(message, hint=_CHOOSE_OTHER)
     planes = [_plane(frame) for frame in frames]
-    _refuse_mixed_planes(frames, planes)
-    positions = np.array([plane.position for plane in planes])
-    distances = distances_along(planes[0].normal, positions)
-    groups = group_by_distance(distances, same_position_tolerance(planes[0].spacing))
-    _refuse_uneven(frames, positions, distances, groups, planes[0])
+    notes = (*series.notes, *dropped, *_unmeasured(frames, headers))
+    groups = _positions(frames, planes)
+    warnings = _joined(series, groups)
+    _refuse_a_part(series, frames)
     if _runs_backwards(groups, images):
         groups.reverse()
-    ordered, notes = order_repeats([[frames[index] for index in group] for group in groups], headers)
+    ordered, repeats = order_repeats([[frames[index] for index in group] for group in groups], headers)
     volumes = len(ordered) // len(groups)
     return VolumePlan(
         frames=tuple(ordered),
@@ -100,8 +110,67 @@ def plan_volume(series: Series) -> VolumePlan:
         volumes=volumes,
         affine=_affine(ordered[: len(groups)], headers),
         headers=headers,
-        notes=(*series.notes, *dropped, *notes),
+        notes=(*notes, *repeats, *warnings),
+        warnings=warnings,
     )
+
+
+def _positions(frames: Sequence[Frame], planes: Sequence[Plane]) -> list[list[int]]:
+    """Return the indices of the frames at each position, in ascending order; refuse what is not one regular stack."""
+    _refuse_mixed_planes(frames, planes)
+    positions = np.array([plane.position for plane in planes])
+    distances = distances_along(planes[0].normal, positions)
+    groups = group_by_distance(distances, same_position_tolerance(planes[0].spacing))
+    _refuse_uneven(frames, positions, distances, groups, planes[0])
+    return groups
+
+
+def _unmeasured(frames: Sequence[Frame], headers: Mapping[Path, ImageHeader]) -> list[str]:
+    """Note the frames whose header gives no size of pixels; refuse those that must give it."""
+    missing = [frame.path for frame in frames if not frame.is_measured]
+    cross_sections = [path for path in missing if headers[path].sop_class in _CROSS_SECTIONS]
+    if cross_sections:
+        raise ImageConversionError(
+            f"no Pixel Spacing above 0 in {len(cross_sections)} of {len(frames)} images: {name_files(cross_sections)}",
+            hint=_CHOOSE_OTHER,
+        )
+    return [f"no Pixel Spacing in {len(missing)} of {len(frames)} images, which ITK takes for 1 mm"] if missing else []
+
+
+def _joined(series: Series, groups: Sequence[Sequence[int]]) -> tuple[str, ...]:
+    """Warn of images that have a series each; refuse them unless they are one stack of slices."""
+    if not series.joined:
+        return ()
+    count = len(series.images)
+    each = f"each of the {count} images has a Series Instance UID of its own"
+    if len(groups) < count:
+        message = f"{each}, and they lie at only {len(groups)} positions: nothing says which belong together"
+        raise ImageConversionError(message, hint=_CHOOSE_OTHER)
+    return (f"{each}; they are joined, for the archive keeps them as one scan and they make one regular stack",)
+
+
+def _refuse_a_part(series: Series, frames: Sequence[Frame]) -> None:
+    """Refuse a series that images of another series in the same scan continue: it may be a part of the volume."""
+    first = series.images[0]
+    beside = [
+        image
+        for image in series.others
+        if (image.study_uid, image.sop_class, image.columns, image.rows, image.samples)
+        == (first.study_uid, first.sop_class, first.columns, first.rows, first.samples)
+    ]
+    together = [*frames, *(frame for image in beside for frame in image.frames)]
+    if not beside or any(frame.plane is None for frame in together):
+        return
+    try:
+        groups = _positions(together, [_plane(frame) for frame in together])
+    except ImageConversionError:
+        return
+    if len(groups) == len(together):
+        raise ImageConversionError(
+            f"only {len(frames)} of the {len(together)} images that make one regular stack are of the series that XNAT "
+            f"lists for the scan, {first.series_uid}; of another series: {name_files(image.path for image in beside)}",
+            hint="give the images one Series Instance UID, or move those of the other series to a scan of their own",
+        )
 
 
 def _plane(frame: Frame) -> Plane:
@@ -115,10 +184,11 @@ def _plan_unplaced(
 ) -> VolumePlan:
     """Plan images whose headers do not say where they lie (secondary captures, ultrasound) as ITK stacks them."""
     first = images[0]
+    if first.sop_class in _CROSS_SECTIONS:
+        count = sum(len(image.frames) for image in images)
+        message = f"none of the {count} {first.modality} images says where it lies (Image Position, Image Orientation)"
+        raise ImageConversionError(f"{message}: {name_files(headers)}", hint=_CHOOSE_OTHER)
     if len(images) > 1:
-        if first.sop_class in _CROSS_SECTIONS:
-            message = f"none of the {len(images)} {first.modality} images says where it lies (Image Position)"
-            raise ImageConversionError(message, hint=_CHOOSE_OTHER)
         images = _by_instance_number(images)
     frames = tuple(frame for image in images for frame in image.frames)
     affine = file_geometry(images[0])
