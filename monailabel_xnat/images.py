@@ -15,6 +15,8 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
+
 from monailabel_xnat.cache import Cache, Entry
 from monailabel_xnat.client.files import RemoteFile, list_files
 from monailabel_xnat.client.imagefile import ending, usual_ending
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Part of every fingerprint; to be raised when the same files shall give another image than before.
-_CONVERSION = 1
+_CONVERSION = 2
 # How long an image is believed to be unchanged where XNAT's listing tells neither number nor size of its files.
 _BELIEVED_FOR = 600.0
 _GIGABYTE = 10**9
@@ -147,7 +149,8 @@ class Images:
             As for :meth:`path`.
         """
         entry = self._entry(scan, self._file_form)
-        return replace(_grid(entry.path), sources=partial(self._sources, scan, entry))
+        others = tuple(np.array(affine) for affine in entry.others)
+        return replace(_grid(entry.path), sources=partial(self._sources, scan, entry), others=others)
 
     def dicom_folder(self, scan: Scan) -> Path:
         """Give a folder with the DICOM files of the scan's series; fetches them if need be.
@@ -356,6 +359,7 @@ class Images:
                 origin=str(made.origin.folder) if made.origin else "",
                 origin_state=made.origin.state if made.origin else "",
                 note=made.note,
+                others=made.others,
             )
             entry = self.cache.put(made.path, new, made.sources)
         self._comparisons.note(scan.image_id, fingerprint, comparison)

@@ -47,12 +47,15 @@ class Made:
         What is doubtful about it; "" for nothing.
     sources : bytes
         Which DICOM images its slices were made of, as `encode_sources` writes it; empty for the DICOM files themselves.
+    others : sequence of affines
+        Where other programs may put its voxels, as lists of numbers: voxel index to RAS, mm.
     """
 
     path: Path
     origin: Mounted | None = None
     note: str = ""
     sources: bytes = b""
+    others: Sequence[Sequence[Sequence[float]]] = ()
 
 
 class ImageMaker:
@@ -148,21 +151,27 @@ class ImageMaker:
         return Made(folder, note=_note(filter(None, uids), scan))
 
     def _as_file(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Made:
+        from monailabel_xnat.convert.handout import hand_out, unpaired
         from monailabel_xnat.convert.sources import encode_sources
         from monailabel_xnat.convert.wholefile import join_header_and_voxels, read_whole_image
 
         image = image_file(files, f"resource {resource.label} of scan {scan.image_id}")
         joined = joined_ending(image.path)
         folder, origin = self._source(scan, resource, files, part, only=None if joined else image)
-        path = folder / image.path
+        header = path = folder / image.path
         check_data_file(path, sorted({file.path.rpartition("/")[2] for file in files} if joined else ()))
         if joined:
-            path = join_header_and_voxels(path, part / f"image{joined}")
+            join = unpaired if joined == ".nii" else join_header_and_voxels
+            path = join(path, part / f"image{joined}")
         else:
             named = part / f"image{_true_ending(path, image)}"
             path = linked(path, named) if origin else path.rename(named)
         read_whole_image(path)
-        return Made(path, origin, sources=encode_sources({}))
+        given = hand_out(path, part, header if joined else None)
+        if given.note:
+            logger.warning("an image is doubtful: %s", given.note)
+        others = tuple(affine.tolist() for affine in given.others)
+        return Made(given.path, origin, given.note, encode_sources({}), others)
 
     def _source(
         self,

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -47,6 +48,8 @@ class Entry:
         What differs when the files there do.
     note : str
         What is doubtful about the image; empty for nothing.
+    others : sequence of affines
+        Where other programs may put its voxels, as lists of numbers: voxel index to RAS, mm.
     """
 
     path: Path
@@ -60,6 +63,7 @@ class Entry:
     origin: str = ""
     origin_state: str = ""
     note: str = ""
+    others: Sequence[Sequence[Sequence[float]]] = ()
 
     @property
     def key(self) -> str:

@@ -67,7 +67,7 @@ def decode_file(header: ImageHeader) -> list[SliceValues]:
         If the file cannot be decoded, or what its header says about the pixels is contradictory or not known.
     """
     _refuse_unclear(header)
-    if header.transfer_syntax not in _UNCOMPRESSED and _is_scaled_by_simpleitk(header):
+    if not _is_for_pydicom(header) and _is_scaled_by_simpleitk(header):
         try:
             decoded = _checked(decode(header), header)
             return [SliceValues.of(decoded[frame.index]).compact() for frame in header.frames]
@@ -128,6 +128,8 @@ def _problem_of_bits(header: ImageHeader) -> str:
     bits = f"pixels of {header.bits_stored} of {header.bits_allocated} bits"
     if header.bits_allocated not in _BITS or not 0 < header.bits_stored <= header.bits_allocated:
         return bits
+    if header.bits_allocated > 16 and header.transfer_syntax not in (*_UNCOMPRESSED, RLELossless):
+        return f"compressed {bits}"
     return "" if header.high_bit == header.bits_stored - 1 else f"{bits} with High Bit {header.high_bit}"
 
 
@@ -186,17 +188,21 @@ def _is_scaled_by_simpleitk(header: ImageHeader) -> bool:
 
 def _stored(header: ImageHeader) -> Array:
     """Decode a file without scaling; one sample stays as stored, colours become RGB."""
-    if header.transfer_syntax in _UNCOMPRESSED:
-        return _by_pydicom(header)
-    is_run_length = header.transfer_syntax == RLELossless
-    if is_run_length and header.samples == 3 and header.bits_allocated > 8:
+    if _is_for_pydicom(header):
         return _by_pydicom(header)
     try:
         return _decode_bare(header)
     except ImageConversionError:
-        if not is_run_length:
+        if header.transfer_syntax != RLELossless:
             raise
     return _by_pydicom(header)
+
+
+def _is_for_pydicom(header: ImageHeader) -> bool:
+    """Tell whether pydicom decodes a file: GDCM shuffles run-length encoded samples that are larger than usual."""
+    if header.transfer_syntax != RLELossless:
+        return header.transfer_syntax in _UNCOMPRESSED
+    return header.bits_allocated > (8 if header.samples == 3 else 16)
 
 
 def _meant(stored: Array, header: ImageHeader) -> Array:

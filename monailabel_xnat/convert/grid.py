@@ -36,11 +36,15 @@ class Grid:
     sources : callable
         Returns which images the slices along the third axis were made of; none where that is not known. It is called
         only for what refers to images, because it may have to read them.
+    others : tuple of ndarray (4, 4)
+        Affines that other programs may have found in the file of the image instead: a label that lies on one of them
+        belongs to the image voxel by voxel.
     """
 
     shape: tuple[int, ...]
     affine: Floats
     sources: Callable[[], Sources] = dict
+    others: tuple[Floats, ...] = ()
 
     @classmethod
     def of_nifti(cls, path: Path) -> Grid:
@@ -90,6 +94,12 @@ class Grid:
         """
         smallest = min(voxel_spacing(self.affine).min(), voxel_spacing(other.affine).min())
         return self.offset_from(other) <= tolerance * float(smallest)
+
+    def is_other_form(self, label: Grid, tolerance: float = GRID_TOLERANCE) -> bool:
+        """Tell whether a label lies voxel by voxel on this grid, as another program may have understood the image."""
+        if label.matches(self, tolerance):
+            return False
+        return any(label.matches(Grid(self.shape, affine), tolerance) for affine in self.others)
 
     def __str__(self) -> str:
         shape = " x ".join(str(size) for size in self.shape)

@@ -55,6 +55,22 @@ def read_itk_geometry(path: Path) -> tuple[tuple[int, ...], Floats]:
     return (*reader.GetSize(), 1)[:3], np.asarray(LPS_TO_RAS @ itk_affine(reader))
 
 
+def read_itk_dimension(path: Path) -> int:
+    """Read how many dimensions an image file has, from its header.
+
+    Raises
+    ------
+    ValueError
+        If SimpleITK cannot read the file.
+    """
+    reader = itk_reader(path)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise ValueError(_reason(error)) from error
+    return int(reader.GetDimension())
+
+
 def read_itk_file(path: Path) -> ItkFile:
     """Read an image file.
 

@@ -25,6 +25,8 @@ from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 # Its own type hints cover half of it.
 _nibabel: Any = nibabel
 
+_OTHER_FORM = "lies on another form of the image's header (sform, qform): taken voxel by voxel"
+
 _SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 
 
@@ -95,7 +97,8 @@ def read_label(path: Path) -> LabelMap:
 def to_grid(label: LabelMap, grid: Grid, tolerance: float = GRID_TOLERANCE, *, any_extent: bool = False) -> LabelMap:
     """Put a label on the grid of its image, without resampling.
 
-    A label whose axes are those of the grid in another order or direction is reoriented, which loses nothing.
+    A label whose axes are those of the grid in another order or direction is reoriented, which loses nothing. One that
+    lies where another program puts the voxels of the image (:attr:`Grid.others`) is taken voxel by voxel.
 
     Parameters
     ----------
@@ -117,13 +120,18 @@ def to_grid(label: LabelMap, grid: Grid, tolerance: float = GRID_TOLERANCE, *, a
     Raises
     ------
     LabelGeometryError
-        If it lies on another grid. The message shows both and how they differ.
+        If it lies on another grid, or may be meant in two ways. The message shows both and how they differ.
     """
     if label.grid.matches(grid, tolerance):
         return replace(label, affine=grid.affine.copy())
     turned = _reoriented(label, grid)
+    fits = turned is not None and turned.grid.matches(grid, tolerance)
+    if grid.is_other_form(label.grid, tolerance):
+        if fits and axis_codes(label.affine) == "RAS":
+            raise _ambiguous(label.grid, grid)
+        return replace(label, affine=grid.affine.copy(), notes=(*label.notes, _OTHER_FORM))
     fitted = turned
-    if turned is not None and not turned.grid.matches(grid, tolerance):
+    if turned is not None and not fits:
         fitted = _fitted(turned, grid, tolerance) if any_extent else None
     if fitted is None:
         raise _geometry_error(label.grid, grid)
@@ -207,6 +215,15 @@ def _reoriented(label: LabelMap, grid: Grid) -> LabelMap | None:
         affine[:3, 3] += affine[:3, axis] * (array.shape[axis] - 1)
         affine[:3, axis] *= -1.0
     return replace(label, array=array, affine=affine)
+
+
+def _ambiguous(label: Grid, image: Grid) -> LabelGeometryError:
+    """Refuse a label that a program may have turned to RAS, or that was drawn on another form."""
+    return LabelGeometryError(
+        f"the label can be meant in two ways: its axes run to {axis_codes(label.affine)}, which is what the file of "
+        f"the image says in another form, and what the image is with its axes turned. Label: {label}. Image: {image}",
+        hint="save the segmentation on the image that was handed out, with its axes as they are",
+    )
 
 
 def _geometry_error(label: Grid, image: Grid, outside: str = "") -> LabelGeometryError:

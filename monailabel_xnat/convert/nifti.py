@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import shutil
 import struct
 import uuid
 import zlib
@@ -17,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from isal import igzip, igzip_lib
 
-from monailabel_xnat.convert.geometry import Floats, voxel_spacing
+from monailabel_xnat.convert.forms import HEADER_SIZE, MILLIMETRES, Forms, parse_forms, with_affine, write_forms
+from monailabel_xnat.convert.geometry import Floats
 
 # Its own type hints cover half of it.
 _igzip: Any = igzip
@@ -29,12 +31,8 @@ GZIP_LEVEL = 1
 LARGEST_SIZE = 32767
 """Of any dimension: NIfTI-1 holds sizes in 16 bits."""
 
-_HEADER_SIZE = 348
 _VOXEL_OFFSET = 352
 _BUFFER_BYTES = 1 << 20
-_MILLIMETRES = 2
-_SCANNER = 1
-"""NIFTI_XFORM_SCANNER_ANAT: coordinates of the scanner, as DICOM's are."""
 
 _DATATYPES = {
     "uint8": 2,
@@ -113,44 +111,18 @@ def _opened(path: Path, compress: bool) -> Iterator[IO[bytes]]:
 def nifti_header(shape: Sequence[int], affine: Floats, dtype: npt.DTypeLike) -> bytes:
     """Make the 352 bytes that stand before the voxels."""
     kind = np.dtype(dtype)
-    spacing = voxel_spacing(affine)
-    quaternion, handedness = quaternion_of(affine)
     dim = [len(shape), *shape] + [1] * (7 - len(shape))
-    pixdim = [handedness, *spacing, 1.0, 1.0, 1.0, 1.0]
     header = bytearray(_VOXEL_OFFSET)
-    struct.pack_into("<i", header, 0, _HEADER_SIZE)
+    struct.pack_into("<i", header, 0, HEADER_SIZE)
     struct.pack_into("<c", header, 38, b"r")
     struct.pack_into("<8h", header, 40, *dim)
     struct.pack_into("<2h", header, 70, _DATATYPES[kind.name], kind.itemsize * 8)
-    struct.pack_into("<8f", header, 76, *pixdim)
+    struct.pack_into("<4f", header, 92, 1.0, 1.0, 1.0, 1.0)
     struct.pack_into("<3f", header, 108, _VOXEL_OFFSET, 1.0, 0.0)
-    struct.pack_into("<b", header, 123, _MILLIMETRES)
-    struct.pack_into("<2h", header, 252, _SCANNER, _SCANNER)
-    struct.pack_into("<6f", header, 256, *quaternion, *affine[:3, 3])
-    struct.pack_into("<12f", header, 280, *affine[:3].ravel())
+    struct.pack_into("<b", header, 123, MILLIMETRES)
+    write_forms(header, "<", affine)
     header[344:348] = b"n+1\0"
     return bytes(header)
-
-
-def quaternion_of(affine: Floats) -> tuple[tuple[float, float, float], float]:
-    """Give quaternion (b, c, d) and handedness (1 or -1, NIfTI's qfac) of an affine's rotation."""
-    rotation = affine[:3, :3] / voxel_spacing(affine)
-    handedness = 1.0 if np.linalg.det(rotation) > 0 else -1.0
-    rotation = rotation * (1.0, 1.0, handedness)
-    # The eigenvector method is exact for every rotation, half turns included.
-    ((xx, xy, xz), (yx, yy, yz), (zx, zy, zz)) = rotation
-    matrix = np.array(
-        [
-            [xx + yy + zz, zy - yz, xz - zx, yx - xy],
-            [zy - yz, xx - yy - zz, yx + xy, zx + xz],
-            [xz - zx, yx + xy, yy - xx - zz, zy + yz],
-            [yx - xy, zx + xz, zy + yz, zz - xx - yy],
-        ]
-    )
-    values, vectors = np.linalg.eigh(matrix)
-    a, b, c, d = vectors[:, int(np.argmax(values))]
-    sign = -1.0 if a < 0 else 1.0
-    return (float(sign * b), float(sign * c), float(sign * d)), handedness
 
 
 @dataclass(frozen=True)
@@ -162,7 +134,7 @@ class NiftiHeader:
     shape : tuple of int
         Sizes of all dimensions, i first.
     affine : ndarray (4, 4)
-        Voxel index to RAS, mm: the sform; without one the qform; without either the voxel sizes alone.
+        Voxel index to RAS, mm; see :mod:`monailabel_xnat.convert.forms`.
     dtype : dtype
         As stored, with its byte order.
     offset : int
@@ -188,7 +160,7 @@ def read_nifti_header(path: Path) -> NiftiHeader:
         If it is not NIfTI-1 in one file; the message says what it is instead.
     """
     with _reading(path) as stream:
-        return _parse_header(stream.read(_HEADER_SIZE))
+        return _parse_header(stream.read(HEADER_SIZE))
 
 
 def read_nifti(path: Path) -> tuple[NiftiHeader, npt.NDArray[Any]]:
@@ -207,8 +179,8 @@ def read_nifti(path: Path) -> tuple[NiftiHeader, npt.NDArray[Any]]:
         If it is not NIfTI-1 in one file, or is truncated.
     """
     with _reading(path) as stream:
-        header = _parse_header(stream.read(_HEADER_SIZE))
-        stream.read(header.offset - _HEADER_SIZE)
+        header = _parse_header(stream.read(HEADER_SIZE))
+        stream.read(header.offset - HEADER_SIZE)
         stored = np.empty(math.prod(header.shape), dtype=header.dtype)
         missing = stored.nbytes - _read_into(stream, stored.data.cast("B"))
     if missing:
@@ -223,6 +195,30 @@ def is_second_version(path: Path) -> bool:
     """Return whether a ``.nii`` or ``.nii.gz`` file is NIfTI-2, which nibabel reads."""
     with _reading(path) as stream:
         return stream.read(8)[4:] == b"n+2\0"
+
+
+def read_forms(path: Path) -> Forms:
+    """Read where the header of a ``.nii`` or ``.nii.gz`` file says that its voxels lie.
+
+    Raises
+    ------
+    ValueError
+        If it is not NIfTI-1 in one file; the message says what it is instead.
+    """
+    with _reading(path) as stream:
+        data = stream.read(HEADER_SIZE)
+    return parse_forms(data, _byte_order(data))
+
+
+def copy_with_affine(source: Path, target: Path, affine: Floats) -> None:
+    """Copy a ``.nii`` or ``.nii.gz`` file under a header that has one affine (to RAS, mm) in both forms.
+
+    Nothing else of it changes; the copy is compressed if its name says so.
+    """
+    with _reading(source) as stream, _opened(target, target.name.endswith(".gz")) as copy:
+        data = stream.read(HEADER_SIZE)
+        copy.write(with_affine(data, _byte_order(data), affine))
+        shutil.copyfileobj(stream, copy, _BUFFER_BYTES)
 
 
 @contextmanager
@@ -251,13 +247,19 @@ def _read_into(stream: IO[bytes], buffer: memoryview) -> int:
     return done
 
 
-def _parse_header(data: bytes) -> NiftiHeader:
-    if len(data) < _HEADER_SIZE:
+def _byte_order(data: bytes) -> str:
+    """Return the byte order of a header, ``<`` or ``>``."""
+    if len(data) < HEADER_SIZE:
         raise ValueError(f"it is no NIfTI file: only {len(data)} bytes")
-    order = next((o for o in "<>" if struct.unpack_from(f"{o}i", data)[0] == _HEADER_SIZE), "")
+    order = next((o for o in "<>" if struct.unpack_from(f"{o}i", data)[0] == HEADER_SIZE), "")
     if not order or data[344:347] != b"n+1":
         second = any(struct.unpack_from(f"{o}i", data)[0] == 540 for o in "<>")
         raise ValueError("it is NIfTI-2, not NIfTI-1" if second else "it is no NIfTI-1 file")
+    return order
+
+
+def _parse_header(data: bytes) -> NiftiHeader:
+    order = _byte_order(data)
     dim = struct.unpack_from(f"{order}8h", data, 40)
     code = struct.unpack_from(f"{order}h", data, 70)[0]
     kinds: dict[int, Any] = {number: np.dtype(name) for name, number in _DATATYPES.items()}
@@ -269,38 +271,9 @@ def _parse_header(data: bytes) -> NiftiHeader:
         slope, intercept = 1.0, 0.0
     return NiftiHeader(
         shape=dim[1 : dim[0] + 1],
-        affine=_parse_affine(data, order),
+        affine=parse_forms(data, order).chosen()[0],
         dtype=kinds[code].newbyteorder(order),
-        offset=max(int(offset), _HEADER_SIZE),
+        offset=max(int(offset), HEADER_SIZE),
         slope=slope,
         intercept=intercept,
-    )
-
-
-def _parse_affine(data: bytes, order: str) -> Floats:
-    affine: Floats = np.eye(4)
-    pixdim = struct.unpack_from(f"{order}8f", data, 76)
-    qform, sform = struct.unpack_from(f"{order}2h", data, 252)
-    if sform > 0:
-        affine[:3] = np.reshape(struct.unpack_from(f"{order}12f", data, 280), (3, 4))
-        return affine
-    affine[:3, :3] = np.diag(np.where(np.abs(pixdim[1:4]) > 0, np.abs(pixdim[1:4]), 1.0))
-    if qform > 0:
-        b, c, d, *origin = struct.unpack_from(f"{order}6f", data, 256)
-        affine[:3, :3] = _rotation_of(b, c, d) @ affine[:3, :3]
-        affine[:3, 2] *= -1.0 if pixdim[0] < 0 else 1.0
-        affine[:3, 3] = origin
-    return affine
-
-
-def _rotation_of(b: float, c: float, d: float) -> Floats:
-    """Give the rotation matrix (3, 3) of a unit quaternion whose first part is left out."""
-    a = math.sqrt(max(0.0, 1.0 - (b * b + c * c + d * d)))
-    a, b, c, d = np.array([a, b, c, d]) / math.sqrt(a * a + b * b + c * c + d * d)
-    return np.array(
-        [
-            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
-            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
-        ]
     )

@@ -40,7 +40,7 @@ class Series:
     joined: bool = False
 
 
-def read_series(source: Source, series_uid: str | None = None) -> Series:
+def read_series(source: Source, series_uid: str | None = None, *, one_scan: bool = False) -> Series:
     """Read the headers of all files and choose one series.
 
     Parameters
@@ -49,6 +49,8 @@ def read_series(source: Source, series_uid: str | None = None) -> Series:
         A folder, searched with its sub-folders, or files. Names do not matter.
     series_uid : str, optional
         Series Instance UID of the series to take. Needed only where several series lie together.
+    one_scan : bool
+        As for `choose_series`.
 
     Raises
     ------
@@ -57,7 +59,8 @@ def read_series(source: Source, series_uid: str | None = None) -> Series:
     ImageConversionError
         If a file is damaged, several series leave the choice open, or what was found is no plain image.
     """
-    return choose_series([read_header(path) for path in list_files(source)], where(source), series_uid)
+    headers = [read_header(path) for path in list_files(source)]
+    return choose_series(headers, where(source), series_uid, one_scan=one_scan)
 
 
 def choose_series(

@@ -34,7 +34,7 @@ def read_sources(folder: Path, series_uid: str | None) -> Sources:
     ImageError
         If the files are not one volume.
     """
-    plan = plan_volume(read_series(folder, series_uid))
+    plan = plan_volume(read_series(folder, series_uid, one_scan=True))
     uids = [plan.headers[frame.path].sop_instance_uid for frame in plan.frames]
     return sources_of(uids, [frame.index + 1 for frame in plan.frames], plan.slices)
 

@@ -435,3 +435,66 @@ def _alter(path, change):
     dataset = pydicom.dcmread(path)
     change(dataset)
     dataset.save_as(path)
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
+@pytest.mark.parametrize("spacing", [None, "", [0, 0.9], [-0.7, 0.9]], ids=str)
+@pytest.mark.parametrize("count", [1, 6])
+def test_cross_sections_without_a_pixel_spacing_are_refused(folder, convert, modality, spacing, count):
+    def change(dataset, number):
+        if number == count - 1:
+            dataset.PixelSpacing = spacing
+            if spacing is None:
+                del dataset.PixelSpacing
+
+    SeriesWriter(folder, modality=modality).write(STACK[:count], change=change)
+    refused(convert, f"no Pixel Spacing above 0 in 1 of {count} images: 000{count - 1}.dcm")
+
+
+def test_a_pixel_spacing_that_is_not_a_number_is_refused(folder, convert):
+    (path,) = SeriesWriter(folder).write(STACK[:1])
+    path.write_bytes(path.read_bytes().replace(b"0.7\\0.9 ", b"NaN\\NaN "))
+    refused(convert, "Pixel Spacing (0028,0030) is not a list of numbers")
+
+
+def test_an_enhanced_file_without_a_pixel_spacing_is_refused(folder, convert):
+    path = SeriesWriter(folder, modality="MR").write_enhanced(STACK)
+    _alter(path, lambda d: delattr(d.SharedFunctionalGroupsSequence[0], "PixelMeasuresSequence"))
+    refused(convert, "no Pixel Spacing above 0 in 6 of 6 images: enhanced.dcm")
+
+
+@pytest.mark.parametrize("missing", ["ImagePositionPatient", "ImageOrientationPatient"])
+@pytest.mark.parametrize("modality", ["CT", "MR", "PT"])
+def test_a_single_slice_that_does_not_say_where_it_lies_is_refused(folder, convert, modality, missing):
+    SeriesWriter(folder, modality=modality).write(STACK[:1], change=lambda d, n: delattr(d, missing))
+    refused(convert, "none of the 1", "says where it lies", "0000.dcm")
+
+
+@pytest.mark.parametrize("missing", ["PlanePositionSequence", "PlaneOrientationSequence"])
+def test_an_enhanced_file_that_does_not_say_where_it_lies_is_refused(folder, convert, missing):
+    path = SeriesWriter(folder, modality="MR").write_enhanced(STACK)
+
+    def strip(dataset):
+        for group in (*dataset.SharedFunctionalGroupsSequence, *dataset.PerFrameFunctionalGroupsSequence):
+            if missing in group:
+                delattr(group, missing)
+
+    _alter(path, strip)
+    refused(convert, "none of the 6", "says where it lies", "enhanced.dcm")
+
+
+def test_a_dose_without_a_pixel_spacing_is_refused(folder, convert):
+    _write_dose(folder, [0, 3, 6, 9])
+    _alter(folder / "dose.dcm", lambda dataset: delattr(dataset, "PixelSpacing"))
+    refused(convert, "no Pixel Spacing above 0 in 4 of 4 images: dose.dcm")
+
+
+def test_a_secondary_capture_without_a_pixel_spacing_is_noted(folder, convert):
+    SeriesWriter(folder, modality="OT").write(STACK[:1], change=lambda d, n: delattr(d, "PixelSpacing"))
+    assert convert().notes == ("no Pixel Spacing in 1 of 1 images, which ITK takes for 1 mm",)
+
+
+@pytest.mark.parametrize("orientation", [(1, 0, 0, 0.2, 0.98, 0), (2, 0, 0, 0, 2, 0)], ids=["slanting", "long"])
+def test_directions_that_are_no_unit_vectors_at_right_angles_are_refused(folder, convert, orientation):
+    SeriesWriter(folder, orientation=orientation).write(STACK[:1])
+    refused(convert, "Image Orientation (Patient) is not two unit vectors at right angles")

@@ -17,6 +17,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
+from pydicom.uid import generate_uid
 from scan_bench import fetch, make_scan, make_series
 
 from monailabel_xnat.client.session import quoted
@@ -402,3 +403,42 @@ def test_which_images_the_slices_were_made_of_is_known_without_fetching_them_aga
     assert sorted(sources.values()) == list(range(len(uids)))
     images.discard(scan)
     assert not (images.cache.folder / ".sources").exists()
+
+
+def each_with_its_own_series(series, uid="", change=lambda dataset, number: None):
+    files = {}
+    for number, (name, content) in enumerate(sorted(series.items())):
+        dataset = pydicom.dcmread(io.BytesIO(content))
+        dataset.SeriesInstanceUID = uid if uid and number == 0 else generate_uid()
+        change(dataset, number)
+        stream = io.BytesIO()
+        dataset.save_as(stream)
+        files[name] = stream.getvalue()
+    return files
+
+
+@pytest.mark.parametrize("listed", ["1.2.3", "9.9.9", ""])
+def test_slices_with_a_series_uid_each_are_joined_and_said(bench, series, caplog, listed):
+    scan = bench.put("DICOM", each_with_its_own_series(series, "1.2.3"))._replace(series_uid=listed)
+    images = bench.images()
+    assert images.grid(scan).shape == (10, 12, 4)
+    assert "each of the 4 images has a Series Instance UID of its own" in images.notes[str(scan.image_id)]
+    assert any("of its own" in record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+
+
+def test_slices_with_a_series_uid_each_that_are_no_stack_are_refused(bench, series):
+    def same_place(dataset, number):
+        dataset.ImagePositionPatient = [0, 0, number // 2]
+
+    scan = bench.put("DICOM", each_with_its_own_series(series, "1.2.3", same_place))._replace(series_uid="1.2.3")
+    with pytest.raises(ImageError, match="has a Series Instance UID of its own, and they lie at only 2 positions"):
+        bench.images().path(scan)
+
+
+def test_a_series_that_is_only_a_part_of_the_stack_is_refused(bench, series):
+    def part(dataset, number):
+        dataset.SeriesInstanceUID = "1.2.3" if number < 1 else "1.2.4"
+
+    scan = bench.put("DICOM", each_with_its_own_series(series, change=part))._replace(series_uid="1.2.3")
+    with pytest.raises(ImageError, match="only 1 of the 4 images that make one regular stack are of the series"):
+        bench.images().path(scan)

@@ -1,0 +1,250 @@
+"""Image files that are stored as such, handed out so that every reader puts their voxels at the same place.
+
+nibabel, ITK and MONAI's readers understand many headers differently (:mod:`monailabel_xnat.convert.forms`). A file that
+they understand alike is handed out as it is. For any other a new file is written: NIfTI-1 with the same voxels in the
+same order and one affine in both forms. What other programs may have understood is kept, for labels that were drawn
+with them: they belong to the image voxel by voxel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from monailabel_xnat.convert.forms import Forms, shear_of, without_shear
+from monailabel_xnat.convert.geometry import Floats, voxel_spacing
+from monailabel_xnat.convert.grid import GRID_TOLERANCE, Grid
+from monailabel_xnat.convert.itkfile import read_itk_dimension, read_itk_file, read_itk_geometry
+from monailabel_xnat.convert.nifti import LARGEST_SIZE, copy_with_affine, read_forms, write_nifti
+from monailabel_xnat.errors import ImageError
+
+# Its own type hints cover half of it.
+_nibabel: Any = nibabel
+
+ALIKE = 0.01
+"""How far apart two readers may put a voxel of one file, as a share of the smallest voxel size."""
+
+QUATERNION = 0.5
+"""How far the qform may be from the sform where all readers take the sform (code 1): a quaternion in 32 bits cannot
+hold a rotation near a half turn any better."""
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_NIFTI = (".nii", ".nii.gz")
+_SPACE = re.compile(rb"^space:[ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
+_LONGEST_HEADER = 1 << 16
+_LPS = (b"left-posterior-superior", b"lps")
+
+
+@dataclass(frozen=True, eq=False)
+class HandedOut:
+    """An image file that is handed out.
+
+    Parameters
+    ----------
+    path : Path
+        The file itself, or one that was written for it.
+    note : str
+        What is odd about its header; "" for nothing.
+    others : tuple of ndarray (4, 4)
+        Affines, voxel index to RAS, by which other programs may have placed the voxels of the original.
+    """
+
+    path: Path
+    note: str = ""
+    others: tuple[Floats, ...] = ()
+
+
+def hand_out(path: Path, folder: Path, pair: Path | None = None) -> HandedOut:
+    """Return an image file that all readers understand alike: this one, or a new one.
+
+    Parameters
+    ----------
+    path : Path
+        The image file; it is only read. Pictures (PNG, JPEG, TIFF) lie nowhere, and are handed out as they are.
+    folder : Path
+        Where a new file is written.
+    pair : Path, optional
+        The header that it was made of by `unpaired`: ITK may place that one differently.
+
+    Raises
+    ------
+    ImageError
+        If its header gives no place that could be used, or axes that are not at right angles.
+    """
+    name = path.name.lower()
+    if name.endswith(_PICTURES):
+        return HandedOut(path)
+    try:
+        return _nifti(path, folder, pair) if name.endswith(_NIFTI) else _other(path, folder / "alike.nii.gz")
+    except ValueError as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(
+            f"{path.name} cannot be placed: {error}", hint="mend its header, or convert the image anew"
+        ) from error
+
+
+def unpaired(header: Path, target: Path) -> Path:
+    """Write an image whose voxels lie beside its header, Analyze or NIfTI, into one NIfTI-1 file.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read.
+    """
+    try:
+        image = _nibabel.load(header)
+        _save(image, target)
+    except (OSError, EOFError, ValueError, ImageFileError, HeaderDataError) as error:
+        raise ImageError(f"{header.name} cannot be read as an image", hint="are both files whole?") from error
+    return target
+
+
+def _nifti(path: Path, folder: Path, pair: Path | None) -> HandedOut:
+    target = folder / f"alike{''.join(path.suffixes[-2:]) if path.name.endswith('.gz') else '.nii'}"
+    try:
+        forms = read_forms(path)
+    except ValueError:
+        # NIfTI-2, which is understood here once it is NIfTI-1.
+        forms = read_forms(_first_version(path, folder))
+        path = folder / "first.nii"
+    affine, note = forms.chosen()
+    affine = _straight(affine, forms.shape, path.name)
+    grid = Grid(forms.shape, affine)
+    others = _others([*forms.others(), *_as_itk_places(pair or path, forms)], grid)
+    differing = [
+        form for form in (forms.sform, forms.qform) if form is not None and _differ(form, grid, GRID_TOLERANCE)
+    ]
+    if differing and not note:
+        note = "its header says two things (sform and qform); the sform counts"
+    if path.parent != folder or path.name != "first.nii":
+        if _is_plain(path, forms, grid) and not note:
+            return HandedOut(path, "", others)
+    copy_with_affine(path, target, affine)
+    _prove(target, grid)
+    return HandedOut(target, note, others)
+
+
+def _other(path: Path, target: Path) -> HandedOut:
+    shape, affine = read_itk_geometry(path)
+    if not np.isfinite(affine).all():
+        raise ValueError("its header holds values that are not finite")
+    grid = Grid(shape, _straight(affine, shape, path.name))
+    note = _oddity_of_nrrd(path) if path.name.lower().endswith(".nrrd") else ""
+    is_flat = read_itk_dimension(path) < 3
+    if not (note or is_flat):
+        return HandedOut(path)
+    values = read_itk_file(path).values
+    if max(values.shape) > LARGEST_SIZE:
+        raise ValueError(f"a side of more than {LARGEST_SIZE} voxels does not fit into NIfTI")
+    write_nifti(target, values.shape, grid.affine, values.dtype, iter([values.T]))
+    _prove(target, grid)
+    said = f"{note or 'it is two-dimensional'}; it is handed out as NIfTI, with the voxels where ITK puts them"
+    return HandedOut(target, said)
+
+
+def _as_itk_places(path: Path, forms: Forms) -> list[Floats]:
+    """Return the affine that ITK reads, as a list; empty if it refuses the file, or might stumble over its numbers."""
+    stated = [forms.sizes, *(form for form in (forms.sform, forms.qform) if form is not None)]
+    if not all(np.isfinite(numbers).all() for numbers in stated):
+        return []
+    try:
+        return [read_itk_geometry(path)[1]]
+    except ValueError:
+        return []
+
+
+def _first_version(path: Path, folder: Path) -> Path:
+    """Write a NIfTI-2 file as NIfTI-1."""
+    target = folder / "first.nii"
+    try:
+        _save(_nibabel.load(path), target)
+    except (OSError, EOFError, ImageFileError, HeaderDataError) as error:
+        raise ValueError(str(error)) from error
+    return target
+
+
+def _save(image: Any, target: Path) -> None:
+    """Save an image as NIfTI-1 under the header that it has; where it has no forms, none are made up."""
+    values = np.asanyarray(image.dataobj)
+    header = image.header if isinstance(image.header, _nibabel.Nifti1Header) else None
+    written = _nibabel.Nifti1Image(values, image.affine, header)
+    if header is not None:
+        for form in ("sform", "qform"):
+            written.header[f"{form}_code"] = header[f"{form}_code"]
+    written.header.set_data_dtype(values.dtype)
+    _nibabel.save(written, target)
+
+
+def _straight(affine: Floats, shape: tuple[int, ...], name: str) -> Floats:
+    """Return an affine with right angles; refuse one that has none, which NIfTI's qform and ITK cannot hold."""
+    straight = without_shear(affine, shape)
+    off = Grid(shape, affine).offset_from(Grid(shape, straight))
+    smallest = float(voxel_spacing(affine).min())
+    if off > GRID_TOLERANCE * smallest:
+        raise ImageError(
+            f"the axes of {name} are not at right angles: sheared by {shear_of(affine):.2f} degrees, which moves "
+            f"voxels by up to {off:.3f} mm",
+            hint="resample the image to axes at right angles: readers refuse or distort such a header",
+        )
+    return affine if off < 1e-6 * smallest else straight
+
+
+def _is_plain(path: Path, forms: Forms, grid: Grid) -> bool:
+    """Tell whether all readers understand a NIfTI header as the affine of ``grid``."""
+    if forms.dimensions < 3 or (forms.sform is None and forms.qform is None):
+        return False
+    # MONAI's NibabelReader distrusts an affine that has other voxel sizes than the header states.
+    if np.abs(forms.sizes - voxel_spacing(grid.affine)).max() > 1e-4 * voxel_spacing(grid.affine).min():
+        return False
+    tolerance = QUATERNION if forms.sform_code == 1 else ALIKE
+    if any(form is not None and _differ(form, grid, tolerance) for form in (forms.sform, forms.qform)):
+        return False
+    placed = _as_itk_places(path, forms)
+    return bool(placed) and not _differ(placed[0], grid, ALIKE)
+
+
+def _differ(form: Floats, grid: Grid, tolerance: float) -> bool:
+    return not Grid(grid.shape, form).matches(grid, tolerance)
+
+
+def _others(found: Iterable[Floats], grid: Grid) -> tuple[Floats, ...]:
+    """Drop affines that are those of the grid, or that were found already."""
+    kept: list[Floats] = []
+    for affine in found:
+        if not any(_alike(affine, other, grid) for other in (grid.affine, *kept)):
+            kept.append(affine)
+    return tuple(kept)
+
+
+def _alike(one: Floats, other: Floats, grid: Grid) -> bool:
+    return Grid(grid.shape, one).matches(Grid(grid.shape, other), ALIKE)
+
+
+def _oddity_of_nrrd(path: Path) -> str:
+    """Say why readers may place an NRRD differently; "" if its space is the one that all of them know."""
+    with path.open("rb") as stream:
+        head = stream.read(_LONGEST_HEADER).partition(b"\n\n")[0].replace(b"\r\n", b"\n")
+    spaces = [space.lower() for space in _SPACE.findall(head)]
+    if not spaces:
+        return "its header names no space"
+    return "" if spaces[0] in _LPS else f"its space is {spaces[0].decode('ascii', 'replace')}"
+
+
+def _prove(path: Path, grid: Grid) -> None:
+    """Read a file that was written by ITK and nibabel, and compare where they put its voxels."""
+    read = {
+        "ITK": Grid(*read_itk_geometry(path)),
+        "nibabel": Grid(grid.shape, np.asarray(_nibabel.load(path).affine)),
+    }
+    for reader, found in read.items():
+        if not found.matches(grid, GRID_TOLERANCE):
+            raise ValueError(f"{reader} understands the file that was written for it as {found}, instead of {grid}")
