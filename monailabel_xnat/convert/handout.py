@@ -40,7 +40,8 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _NIFTI = (".nii", ".nii.gz")
 _SPACE = re.compile(rb"^space:[ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
 _LONGEST_HEADER = 1 << 16
-_LPS = (b"left-posterior-superior", b"lps")
+_LPS = ("left-posterior-superior", "lps")
+_KNOWN = (*_LPS, "right-anterior-superior", "ras", "left-anterior-superior", "las")
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,17 +139,19 @@ def _other(path: Path, target: Path) -> HandedOut:
     if not np.isfinite(affine).all():
         raise ValueError("its header holds values that are not finite")
     grid = Grid(shape, _straight(affine, shape, path.name))
-    note = _oddity_of_nrrd(path) if path.name.lower().endswith(".nrrd") else ""
+    space = _space_of_nrrd(path) if path.name.lower().endswith(".nrrd") else _LPS[0]
     is_flat = read_itk_dimension(path) < 3
-    if not (note or is_flat):
+    if space in _LPS and not is_flat:
         return HandedOut(path)
     values = read_itk_file(path).values
     if max(values.shape) > LARGEST_SIZE:
         raise ValueError(f"a side of more than {LARGEST_SIZE} voxels does not fit into NIfTI")
     write_nifti(target, values.shape, grid.affine, values.dtype, iter([values.T]))
     _prove(target, grid)
-    said = f"{note or 'it is two-dimensional'}; it is handed out as NIfTI, with the voxels where ITK puts them"
-    return HandedOut(target, said)
+    if space in _KNOWN:
+        return HandedOut(target)
+    named = f"names the space {space}, which readers understand differently" if space else "names no space"
+    return HandedOut(target, f"its header {named}: its voxels lie where ITK puts them")
 
 
 def _as_itk_places(path: Path, forms: Forms) -> list[Floats]:
@@ -229,14 +232,11 @@ def _alike(one: Floats, other: Floats, grid: Grid) -> bool:
     return Grid(grid.shape, one).matches(Grid(grid.shape, other), ALIKE)
 
 
-def _oddity_of_nrrd(path: Path) -> str:
-    """Say why readers may place an NRRD differently; "" if its space is the one that all of them know."""
+def _space_of_nrrd(path: Path) -> str:
+    """Return the space that the header of an NRRD file names, in lower case; "" for none."""
     with path.open("rb") as stream:
         head = stream.read(_LONGEST_HEADER).partition(b"\n\n")[0].replace(b"\r\n", b"\n")
-    spaces = [space.lower() for space in _SPACE.findall(head)]
-    if not spaces:
-        return "its header names no space"
-    return "" if spaces[0] in _LPS else f"its space is {spaces[0].decode('ascii', 'replace')}"
+    return next((space.decode("ascii", "replace").lower() for space in _SPACE.findall(head)), "")
 
 
 def _prove(path: Path, grid: Grid) -> None:
