@@ -111,12 +111,13 @@ def unpaired(header: Path, target: Path) -> Path:
 
 def _nifti(path: Path, folder: Path, pair: Path | None) -> HandedOut:
     target = folder / f"alike{''.join(path.suffixes[-2:]) if path.name.endswith('.gz') else '.nii'}"
+    source = path
     try:
         forms = read_forms(path)
     except ValueError:
         # NIfTI-2, which is understood here once it is NIfTI-1.
-        forms = read_forms(_first_version(path, folder))
-        path = folder / "first.nii"
+        source = _first_version(path, folder)
+        forms = read_forms(source)
     affine, note = forms.chosen()
     affine = _straight(affine, forms.shape, path.name)
     grid = Grid(forms.shape, affine)
@@ -126,10 +127,9 @@ def _nifti(path: Path, folder: Path, pair: Path | None) -> HandedOut:
     ]
     if differing and not note:
         note = "its header says two things (sform and qform); the sform counts"
-    if path.parent != folder or path.name != "first.nii":
-        if _is_plain(path, forms, grid) and not note:
-            return HandedOut(path, "", others)
-    copy_with_affine(path, target, affine)
+    if source is path and not note and _is_plain(path, forms, grid):
+        return HandedOut(path, "", others)
+    copy_with_affine(source, target, affine)
     _prove(target, grid)
     return HandedOut(target, note, others)
 
