@@ -6,11 +6,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import NamedTuple, Optional
 
 from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.errors import InvalidIdError, UnknownImageError, XNATDatastoreError
+from monailabel_xnat.errors import InvalidIdError, ServerError, UnknownImageError, XNATDatastoreError
 from monailabel_xnat.ids import EXPECTED_FORM, ImageId, LabelId, splits_of_label_id
 from monailabel_xnat.listing import Names, Resource, Scan
 from monailabel_xnat.memory import Memory
@@ -25,6 +26,11 @@ logger = logging.getLogger(__name__)
 
 # XNAT is asked again for a name that nobody knows after so many times what the listing took.
 _LISTING_SHARE = 3.0
+
+# A listing that takes this many seconds or more is renewed only when it is as old as max_age; a quick one earlier, in
+# proportion, but not before this share of max_age.
+_COSTLY = 3.0
+_SOONEST = 1 / 12
 
 # What became of a scan by our own write; None: it is gone.
 _Edit = Callable[[Scan], Optional[Scan]]
@@ -42,10 +48,10 @@ class _Found(NamedTuple):
 class Catalog:
     """The images of the configured projects.
 
-    The first use asks XNAT; later ones answer from memory. Older than ``max_age``, the snapshot is renewed in the
-    background while the old one is served; if that fails, the old one stays and :attr:`problem` says why. Between
-    two renewals only our own writes are known, which :meth:`put_resource`, :meth:`drop_resource`,
-    :meth:`drop` and :meth:`renew` tell.
+    The first use asks XNAT; later ones answer from memory. An old snapshot is renewed in the background while it is
+    served; if that fails, it stays and :attr:`problem` says why. How old follows what a listing costs: ``max_age`` for
+    one that takes seconds, much less for a quick one, so that what others save shows soon. Between two renewals only
+    our own writes are known, which :meth:`put_resource`, :meth:`drop_resource`, :meth:`drop` and :meth:`renew` tell.
 
     What is read of the images and need not be read again is kept in :attr:`memory`.
 
@@ -70,7 +76,7 @@ class Catalog:
         self._edits: list[tuple[float, str, _Edit]] = []
         self._background: threading.Thread | None = None
         self.memory = Memory(session.settings)
-        self._projects = Projects(session, self.memory)
+        self._projects = Projects(session, self.memory, clock)
         self._shared_into: dict[str, dict[str, Names] | None] = {}
         self._lost: dict[str, str] = {}
         self._rois = RoiReferences(session, self.memory, self._renew_in_background)
@@ -214,27 +220,38 @@ class Catalog:
             with self._renewal:
                 if self._snapshot is None:
                     self._take_snapshot()
-        elif self._clock() - self._taken > self._settings.max_age:
+        elif self._clock() - self._taken > self._longest_age:
             self._renew_in_background()
         assert self._snapshot is not None  # noqa: S101 - there is one now, and none is ever taken away
         return self._snapshot
+
+    @property
+    def _longest_age(self) -> float:
+        """How old the snapshot may become."""
+        return self._settings.max_age * min(1.0, max(_SOONEST, self._cost / _COSTLY))
 
     def _renew_in_background(self) -> None:
         with self._lock:
             if self._background is not None and self._background.is_alive():
                 return
             self._background = threading.Thread(target=self._try_to_renew, name="xnat-catalog", daemon=True)
-            self._background.start()
+            with suppress(RuntimeError):  # A process that ends starts no threads.
+                self._background.start()
 
     def _try_to_renew(self) -> None:
+        started = self._clock()
         try:
             with self._renewal:
                 self._take_snapshot()
-        except XNATDatastoreError as error:
-            self.problem = str(error)
-            logger.warning("the listing of XNAT could not be renewed, the old one is used: %s", error)
+        # Whatever it is: without a note of it, each later call would start the renewal again, and nobody would know.
+        except Exception as error:
+            self.problem = str(error) if isinstance(error, XNATDatastoreError) else f"{type(error).__name__}: {error}"
+            logger.warning("the listing of XNAT could not be renewed, the old one is used: %s", self.problem)
+            if not isinstance(error, XNATDatastoreError):
+                logger.info("why the listing could not be renewed", exc_info=True)
             with self._lock:
                 self._taken = self._clock()
+                self._cost = self._taken - started
 
     def _take_snapshot(self) -> None:
         """Ask XNAT for everything; the caller holds the renewal lock, never the other one."""
@@ -271,10 +288,18 @@ class Catalog:
         ServerError
             If none could be listed, but for projects that were lost; or one could not at the first time.
         """
-        listed = self._projects.list_all()
-        error = next(iter(listed.failing.values()), None)
-        if error is not None and (self._snapshot is None or not (listed.scans or listed.lost)):
-            raise error
+        try:
+            listed = self._projects.list_all()
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, XNATDatastoreError):
+                raise
+            raise ServerError(
+                f"XNAT listed its scans in a form that is not known: {type(error).__name__}: {error}",
+                hint="the log at level INFO has the details; please report them",
+            ) from error
+        failure = next(iter(listed.failing.values()), None)
+        if failure is not None and (self._snapshot is None or not (listed.scans or listed.lost)):
+            raise failure
         listings = {**listed.scans, **{project: before.of_project(project) for project in listed.failing}}
         shared_into = self._names_of_shared(listings)
         choice = self._selection.of(each_once(listings), _names_by_session(shared_into))

@@ -266,7 +266,11 @@ class Settings:
     connections: int = _setting(_at_least(1), 4, "requests at a time, transfers included")
     rate_limit: float = _setting(_rate, 0.0, "requests a second that are started at most; 0: no limit")
     timeout: float = _setting(_seconds, 120.0, "seconds to wait for an answer of XNAT")
-    max_age: float = _setting(_seconds, 60.0, "seconds after which the listing of XNAT is renewed")
+    max_age: float = _setting(
+        _seconds,
+        60.0,
+        "seconds after which the listing of XNAT is renewed; one that comes quickly after a twelfth of that",
+    )
     verify_age: float = _setting(
         _seconds,
         86400.0,

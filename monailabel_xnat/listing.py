@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from itertools import chain
 from operator import itemgetter
 from typing import NamedTuple, TypeVar
 
@@ -20,6 +22,9 @@ logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
 
 _SCAN = "xnat:imagescandata/"
+
+
+_TEXT_ONLY = frozenset({str})
 
 
 class _Cells(NamedTuple):
@@ -78,6 +83,9 @@ _QUERY = {
 _SHARED_INTO = "xnat:imagesessiondata/sharing/share/project"
 # What servers answer that do not list scans along with the experiments of a project.
 _NOT_JOINED = (400, 500)
+_FAILED = 500
+# Seconds for which such a server is asked another way: at first, and at most.
+_FIRST_DETOUR, _LONGEST_DETOUR = 60.0, 3600.0
 # xnat:ctSessionData and the like, where a scan has no modality of its own.
 _SESSION_MODALITIES = {"pet": "PT", "petmr": "PT", "otherDicom": ""}
 
@@ -199,6 +207,13 @@ def scan_path(image: ImageId, *, is_shared: bool = False) -> str:
     return quoted("data", *above, "experiments", image.experiment, "scans", scan)
 
 
+class _NotJoined(NamedTuple):
+    """For how long, and until when, the scans of a project are not asked for along with its experiments."""
+
+    pause: float
+    until: float
+
+
 class Listing:
     """Lists the scans of projects, in one request for each.
 
@@ -210,11 +225,14 @@ class Listing:
     ----------
     session : Session
         The connection.
+    clock : callable
+        Seconds that only grow.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, clock: Callable[[], float] = time.monotonic) -> None:
         self._session = session
-        self._joins = True
+        self._clock = clock
+        self._not_joined: dict[str, _NotJoined] = {}
 
     def scans(self, project: str) -> dict[str, Scan]:
         """List the scans of the sessions in a project by id, those shared into it included.
@@ -228,14 +246,19 @@ class Listing:
         ServerError
             If XNAT fails.
         """
-        found = self._of_project(project) if self._joins else None
+        known = self._not_joined.get(project)
+        found = self._of_project(project) if known is None or self._clock() >= known.until else None
         if found is not None:
+            self._not_joined.pop(project, None)
             return found
         scans = self._of_site(project)
-        if scans:
-            self._joins = False
-        else:
+        if not scans:
             self._require(project)
+        elif known is None or self._clock() >= known.until:
+            # A server in trouble answers like one that cannot join. The detour costs two lists of the whole site, so
+            # the short way is tried again, after longer and longer pauses.
+            pause = min(2 * known.pause, _LONGEST_DETOUR) if known else _FIRST_DETOUR
+            self._not_joined[project] = _NotJoined(pause, self._clock() + pause)
         return scans
 
     def names(self, project: str) -> dict[str, Names]:
@@ -250,20 +273,24 @@ class Listing:
         """
         path = quoted("data", "projects", project, "experiments")
         rows = self._session.rows(path, {"columns": "ID,label,subject_label"})
-        return {row["ID"]: Names(row.get("subject_label") or "", row.get("label") or "") for row in rows}
+        return {row.get("ID", ""): Names(row.get("subject_label") or "", row.get("label") or "") for row in rows}
 
     def _of_project(self, project: str) -> dict[str, Scan] | None:
-        """List over the experiments of the project; None if there are some and no scan came along."""
+        """List over the experiments of the project; None if the server does not join their scans."""
         path = quoted("data", "projects", project, "experiments")
-        try:
-            found = read_listing(self._session, path, _QUERY, lambda rows: fold(rows, project))
-            return found if found or self._session.rows(path, {"columns": "ID"}) == [] else None
-        except NotInArchiveError as error:
-            raise self._unknown(project, error) from None
-        except ServerError as error:
-            if error.status not in _NOT_JOINED:
-                raise
-            return None
+        for pause in (next(self._session.backoff.pauses(), 0.0), None):
+            try:
+                found, is_joined = read_listing(self._session, path, _QUERY, lambda rows: _folded(rows, project))
+                return found if found or is_joined else None
+            except NotInArchiveError as error:
+                raise self._unknown(project, error) from None
+            except ServerError as error:
+                if error.status not in _NOT_JOINED:
+                    raise
+                if error.status != _FAILED or pause is None:
+                    return None
+                self._session.wait(pause, f"status {error.status}")
+        return None
 
     def _of_site(self, project: str) -> dict[str, Scan]:
         path = "/data/experiments"
@@ -290,7 +317,16 @@ class Listing:
 
 def list_projects(session: Session) -> list[str]:
     """List the IDs of the projects that the user can see."""
-    return sorted(row["ID"] for row in session.rows("/data/projects", {"columns": "ID"}))
+    return sorted(row["ID"] for row in session.rows("/data/projects", {"columns": "ID"}) if row.get("ID"))
+
+
+def _folded(rows: Iterable[Row], project: str) -> tuple[dict[str, Scan], bool]:
+    """Fold rows into scans, and return also whether the server joined scans to its experiments, as far as it shows."""
+    remaining = iter(rows)
+    first = next(remaining, None)
+    if first is None:
+        return {}, True
+    return fold(chain([first], remaining), project), _KEYS.scan in {key.lower() for key in first}
 
 
 def fold(rows: Iterable[Row], project: str) -> dict[str, Scan]:
@@ -344,7 +380,9 @@ def _read(row: Row) -> _Cells:
         values: tuple[str | None, ...] = _cells_of(row)
     except KeyError:
         values = tuple(map({key.lower(): value for key, value in row.items()}.get, _LOWER_KEYS))
-    return _Cells._make([value or "" for value in values] if None in values else values)
+    if _TEXT_ONLY.issuperset(map(type, values)):
+        return _Cells._make(values)
+    return _Cells._make([str(value) if isinstance(value, (str, int, float)) else "" for value in values])
 
 
 def _scan(

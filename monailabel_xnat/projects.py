@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from monailabel_xnat.client.session import Session
@@ -61,11 +61,13 @@ class Projects:
         The connection; its settings name the projects.
     memory : Memory
         Remembers on disk which projects this user has seen: one that was never seen is misspelt, not lost.
+    clock : callable
+        Seconds that only grow.
     """
 
-    def __init__(self, session: Session, memory: Memory) -> None:
+    def __init__(self, session: Session, memory: Memory, clock: Callable[[], float]) -> None:
         self._session = session
-        self._listing = Listing(session)
+        self._listing = Listing(session, clock)
         self._memory = memory
         self._seen: set[str] = set()
         self._warned: set[str] = set()
