@@ -1,5 +1,6 @@
 """DICOM series to NIfTI volumes, and label maps in and out. No network, no MONAI."""
 
+from monailabel_xnat.convert.aim import read_aim
 from monailabel_xnat.convert.conversion import ConvertedVolume, dicom_to_nifti
 from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.labelmap import LabelMap, read_label, to_grid, write_label
@@ -16,6 +17,7 @@ __all__ = [
     "LabelMap",
     "References",
     "Segment",
+    "read_aim",
     "read_label",
     "read_rtstruct",
     "read_seg",

@@ -27,7 +27,9 @@ Mask = npt.NDArray[np.bool_]
 _SHORTEST_PIECE = 4 * ON_CONTOUR
 
 
-def fill_polygons(polygons: Sequence[Floats], shape: tuple[int, int]) -> tuple[Window, Mask]:
+def fill_polygons(
+    polygons: Sequence[Floats], shape: tuple[int, int], excluded: Sequence[Floats] = ()
+) -> tuple[Window, Mask]:
     """Find the pixels that belong to the shape that several polygons make together.
 
     Because of the even-odd rule a polygon within another is a hole, and one within the hole is an island.
@@ -39,6 +41,8 @@ def fill_polygons(polygons: Sequence[Floats], shape: tuple[int, int]) -> tuple[W
         a polygon may also be a point or a line.
     shape : tuple of int
         Pixels along x and along y.
+    excluded : sequence of ndarray (n, 2)
+        Polygons that are cut out; what lies on them stays, as on any other hole.
 
     Returns
     -------
@@ -53,6 +57,9 @@ def fill_polygons(polygons: Sequence[Floats], shape: tuple[int, int]) -> tuple[W
     for polygon in polygons if mask.size else ():
         if is_flat(polygon, shape):
             _mark_path(polygon, window, mask)
+    if excluded:
+        starts, ends = _edges(excluded)
+        mask &= ~_enclosed(starts, ends, window) | _touched(starts, ends, window)
     return window, mask
 
 

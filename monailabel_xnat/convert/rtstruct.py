@@ -12,12 +12,13 @@ from pydicom.dataset import Dataset
 
 from monailabel_xnat.convert import elements
 from monailabel_xnat.convert.canvas import Canvas, View
+from monailabel_xnat.convert.contournotes import empty_slices, lost_contours
 from monailabel_xnat.convert.dicomobject import damage_named, decoded, encodings_of, open_object, refuse_truncated
 from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats, group_by_distance
 from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.labelmap import LabelMap
 from monailabel_xnat.convert.placement import PLANE_TOLERANCE
-from monailabel_xnat.convert.polygons import fill_polygons, holds_no_pixel, is_flat
+from monailabel_xnat.convert.polygons import fill_polygons, is_flat
 from monailabel_xnat.convert.references import RTSTRUCT_CLASSES
 from monailabel_xnat.convert.segments import Segment
 from monailabel_xnat.convert.voxels import LARGEST_VALUE
@@ -198,14 +199,10 @@ def _draw(roi: _Roi, grid: Grid, canvas: Canvas) -> Iterator[str]:
         apart = max(apart, abs(height - number))
         window, mask = fill_polygons([contours[at][:, :2] for at in plane], shape)
         canvas.paint(_view(window, number), mask, roi.segment.value)
-    lost = sum(holds_no_pixel(corners[:, :2], shape) for corners in contours)
-    if lost:
-        yield f"{roi.segment.name}: {lost} contours lie between the centres of voxels and mark none on their own"
+    yield from lost_contours(roi.segment.name, [corners[:, :2] for corners in contours], shape)
     if apart > SLICE_TOLERANCE:
         yield f"{roi.segment.name}: contours up to {apart:.2f} slices beside a slice count for the nearest one"
-    missing = max(slices) - min(slices) + 1 - len(slices) if slices else 0
-    if missing:
-        yield f"{roi.segment.name}: {missing} slices between its contours have none and stay empty"
+    yield from empty_slices(roi.segment.name, slices)
 
 
 def _view(window: tuple[slice, slice], number: int) -> View:
