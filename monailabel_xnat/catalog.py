@@ -362,13 +362,14 @@ class Catalog:
         """Join the ROI collections to the scans that they were drawn on; those of a shared session are its owner's."""
         owners = {scan.owner for scan in images.values()}
         found = self._rois.look([*projects, *sorted(owners.difference(projects))])
-        for image, scan in images.items() if found.by_series or found.unread or found.unlisted else ():
+        for image, scan in images.items():
             session = scan.image_id.experiment
             collections = found.by_series.get((session, scan.series_uid), ())
             unread = found.unread.get(session, ())
             for project in found.unlisted.keys() & {scan.owner, scan.image_id.project}:
                 unread = (*unread, found.unlisted[project])
-            if collections or unread:
+            # Scans of a project that could not be listed now are those of before, with what was drawn on them then.
+            if collections != scan.collections or unread != scan.unread:
                 images[image] = scan._replace(collections=collections, unread=unread)
 
     def _edit(self, image: ImageId, edit: _Edit) -> None:
