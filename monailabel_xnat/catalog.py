@@ -96,7 +96,7 @@ class Catalog:
         """List the images, in the same order."""
         return self._current().scans()
 
-    def scan(self, image: ImageId | str) -> Scan:
+    def scan(self, image: ImageId | str, *, insist: bool = False) -> Scan:
         """Find an image by its id.
 
         Parameters
@@ -104,6 +104,8 @@ class Catalog:
         image : ImageId or str
             Canonical, or with labels for accession ids, or with a project that the session is shared into and the
             labels that it has there, or the scan's SeriesInstanceUID alone, or the name under which it was added.
+        insist : bool
+            Whether to ask XNAT once more for a name that nobody knows, however often that is asked for.
 
         Raises
         ------
@@ -117,7 +119,7 @@ class Catalog:
         try:
             found = self._current().find(image) or self._find_shared(image)
         except UnknownImageError:
-            if not self._is_renewed_for(image):
+            if not self._is_renewed_for(image, insist):
                 raise
             found = self._current().find(image)
         if found is None:
@@ -313,13 +315,13 @@ class Catalog:
         is_needed = self._settings.subject or self._settings.session
         return {project: self._projects.listing.names(project) if is_needed else None for project in shared}
 
-    def _is_renewed_for(self, image: ImageId | str) -> bool:
+    def _is_renewed_for(self, image: ImageId | str, insist: bool) -> bool:
         """Ask XNAT again for a name that another server may have given to an image since; return whether we did.
 
         Whoever asks for names that nobody knows must not have everything listed each time.
         """
         age = self._clock() - self._taken
-        if not isinstance(image, str) or not image or age < _LISTING_SHARE * self._cost:
+        if not isinstance(image, str) or not image or not (insist or age >= _LISTING_SHARE * self._cost):
             return False
         try:
             self.renew()

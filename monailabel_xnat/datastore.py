@@ -293,17 +293,17 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
 
         Raises
         ------
-        ImageNotFoundException
-            If there is no such image (also an UnknownImageError).
+        ImageNotFoundException, AmbiguousNameError
+            If there is no such image (also an UnknownImageError), or several bear the name; the label is kept here.
         LabelFileError, LabelGeometryError
             If the file is not a label, or not one of this image.
         LabelNotUploadedError
             If XNAT cannot take it now: it is safe on this machine, is served from there, and is sent later.
         """
+        tag = text_of(label_tag) or TRAINING_TAG
         with errors_for_clients():
-            scan = self._scan(image_id)
-            self._labels.save(scan, text_of(label_tag) or TRAINING_TAG, Path(label_filename), label_info or {})
-            return str(scan.image_id)
+            find, source = lambda: self._scan(image_id, insist=True), Path(label_filename)
+            return str(self._labels.save_as_given(str(image_id), find, tag, source, label_info or {}).image_id)
 
     def remove_label(self, label_id: str | XNATScan, label_tag: str) -> None:
         """Remove a label; one that does not exist is no error, as in LocalDatastore."""
@@ -390,6 +390,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             "xnat": self._catalog.problem,
             "filters": self._catalog.filter_problem,
             "outbox": self._labels.waiting(),
+            "unassigned": self._labels.unassigned(),
             **self._dataset.outcome,
             "image_notes": self._images.notes,
             "connection": self._session.pace.summary(),

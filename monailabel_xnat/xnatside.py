@@ -87,10 +87,10 @@ class XnatSide:
             scan = self._scan(image_id)
             return self._graph.resource(*self._labels.resource(scan, tag))
 
-    def _scan(self, image: str | XNATScan) -> Scan:
-        """Find an image by its id or by xnatpy's object of it."""
+    def _scan(self, image: str | XNATScan, *, insist: bool = False) -> Scan:
+        """Find an image by its id or by xnatpy's object of it; see :meth:`~monailabel_xnat.catalog.Catalog.scan`."""
         if not is_scan(image):
-            return self._catalog.scan(image)
+            return self._catalog.scan(image, insist=insist)
         for place in self._graph.places_of(image):
             found = self._catalog.by_session(*place)
             if found:

@@ -14,9 +14,9 @@ from monailabel_xnat.client.locks import writing
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.smallfiles import list_whole
 from monailabel_xnat.client.upload import Upload, upload_files
-from monailabel_xnat.convert import read_label, to_grid, write_label
 from monailabel_xnat.errors import (
     CacheError,
+    LabelFileError,
     LabelGeometryError,
     ServerError,
     UnknownImageError,
@@ -27,7 +27,8 @@ from monailabel_xnat.images import Images
 from monailabel_xnat.labels.files import LabelFiles
 from monailabel_xnat.labels.model import LABEL_MAP, SIDECAR, LabelVersion, renamed, version_name, versions_among
 from monailabel_xnat.labels.outbox import Entry, Outbox, State, is_away, sha256_of
-from monailabel_xnat.labels.sidecar import encode, placed
+from monailabel_xnat.labels.payload import Payload, read_payload
+from monailabel_xnat.labels.sidecar import describe, encode, info_of, placed
 from monailabel_xnat.labels.tags import resource_of
 from monailabel_xnat.labels.versions import Versions, resource_path
 
@@ -109,7 +110,7 @@ class Delivery:
         UnknownLabelError
             If another process has taken it out, and it is not in XNAT.
         """
-        if entry.state is State.UNCHECKED:
+        if entry.state in (State.UNCHECKED, State.RAW):
             entry = self._placed(entry, scan)
         label = resource_of(entry.tag)
         resource = resource_path(scan, label)
@@ -133,7 +134,8 @@ class Delivery:
 
     def mine(self) -> list[Entry]:
         """List what waits under the user of this session; other people's labels are sent under their own name."""
-        entries = [entry for entry in self._outbox.entries() if entry.state is not State.REFUSED]
+        left_alone = (State.REFUSED, State.UNASSIGNED)
+        entries = [entry for entry in self._outbox.entries() if entry.state not in left_alone]
         users = {self._session.settings.username}
         if any(entry.user not in users for entry in entries):
             try:  # an alias token stands for a user of another name
@@ -162,7 +164,7 @@ class Delivery:
                 failures[str(entry.folder)] = away or "the datastore was closed"
                 continue
             try:
-                self.send(entry, self._catalog.scan(entry.image_id))
+                self.send(entry, self._catalog.scan(entry.image))
                 logger.info("a label that waited in the outbox is in XNAT now")
             except UnknownImageError as error:  # another datastore, with other projects, may know it
                 failures[str(entry.folder)] = str(error)
@@ -229,20 +231,42 @@ class Delivery:
         """Put a label on the grid of its image, which could not be had when the label was saved."""
         grid = self._images.grid(scan)
         try:
-            label = to_grid(read_label(entry.file), grid, any_extent=True)
-        except LabelGeometryError:
+            payload = read_payload(entry.file, lambda: grid)
+        except (LabelGeometryError, LabelFileError):
             self._outbox.change(entry, state=State.REFUSED)
             raise
+        sidecar = entry.sidecar()
+        if entry.state is State.RAW:
+            sidecar = self._described(entry, scan, payload, sidecar)
         with self._outbox.draft() as draft:
-            write_label(label, draft / entry.file.name)
-            sha256 = sha256_of(draft / entry.file.name)
-            version = renamed(entry.version, sha256)
-            if version == entry.version:
+            file = draft / replace(entry, suffix=payload.suffix).file.name
+            payload.write(file)
+            sha256 = sha256_of(file)
+            ready = replace(entry, version=renamed(entry.version, sha256), suffix=payload.suffix, state=State.READY)
+            if (ready.version, ready.suffix) == (entry.version, entry.suffix):
+                if entry.state is State.RAW:
+                    self._outbox.describe(entry, {**sidecar, "sha256": sha256})
                 return self._outbox.change(entry, state=State.READY)
-            sidecar = placed(entry.sidecar(), label, sha256)
-            ready = self._outbox.commit(draft, replace(entry, version=version, state=State.READY), sidecar)
+            if entry.state is State.RAW or payload.label is None:
+                sidecar = {**sidecar, "sha256": sha256}
+            else:
+                sidecar = placed(sidecar, payload.label, sha256)
+            ready = self._outbox.commit(draft, ready, sidecar)
         self._outbox.remove(entry)
         return ready
+
+    def _described(self, entry: Entry, scan: Scan, payload: Payload, known: dict[str, Any]) -> dict[str, Any]:
+        """Describe a label that could not be read when it was saved."""
+        source = known.get("source")
+        described = describe(
+            scan,
+            entry.tag,
+            info_of(known),
+            label=payload.label,
+            file_type=str(source.get("file_type", "")) if isinstance(source, dict) else payload.file_type,
+            configured=self._session.settings.label_values,
+        )
+        return {**described, "saved_at": known.get("saved_at"), "saved_by": known.get("saved_by", entry.user)}
 
     def _keep(self, entry: Entry, scan: Scan, version: LabelVersion) -> None:
         """Keep the file, so that it need not be fetched; where the disk is full it will be."""
@@ -254,8 +278,10 @@ class Delivery:
     def _not_behind(self, entry: Entry, scan: Scan) -> Entry:
         """Rename an entry that was never sent if XNAT holds a newer name, for then this clock is behind another."""
         label = resource_of(entry.tag)
-        newest = self._versions.of(scan, label)[:1] if scan.resource(label) else []
-        if not newest or newest[0].name < entry.version:
+        stored = self._versions.of(scan, label) if scan.resource(label) else []
+        newest = stored[:1]
+        # Another process may have brought it to XNAT and been ended before it took it out: then it is there already.
+        if not newest or newest[0].name < entry.version or any(found.name == entry.version for found in stored):
             return entry
         logger.info("the clock of this machine is behind: XNAT has a version %s of the label", newest[0].name)
         sha256 = entry.version.rpartition("-")[2]

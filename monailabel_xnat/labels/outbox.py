@@ -56,6 +56,12 @@ class State(str, Enum):
     UNCHECKED = "unchecked"
     """The image could not be had when it was saved, so that the grids are yet to be compared."""
 
+    RAW = "raw"
+    """It is as it was sent, for it can be read only with its image, which could not be had. It is not served."""
+
+    UNASSIGNED = "unassigned"
+    """XNAT does not know the image that was named, or several bear the name. A person has to say which one it is."""
+
     REFUSED = "refused"
     """It does not lie on the grid of its image. It is kept, for a person to look at, and not served."""
 
@@ -68,8 +74,8 @@ class Entry:
     ----------
     folder : Path
         Where its files are.
-    image_id : ImageId
-        The image.
+    image_id : ImageId or None
+        The image; None where only a name was given that stands for no image.
     tag : str
         The label's tag.
     version : str
@@ -80,15 +86,23 @@ class Entry:
         XNAT's name of the user who saved it.
     state : State
         How far it has been looked at.
+    given : str
+        What was given as the image, where there is no ``image_id``.
     """
 
     folder: Path
-    image_id: ImageId
+    image_id: ImageId | None
     tag: str
     version: str
     suffix: str
     user: str
     state: State = State.READY
+    given: str = ""
+
+    @property
+    def image(self) -> str:
+        """The id of the image, or what was given as such."""
+        return str(self.image_id) if self.image_id else self.given
 
     @property
     def file(self) -> Path:
@@ -141,11 +155,19 @@ class Outbox:
         self._look()
         return list(reversed(self._entries))
 
-    def of(self, image: ImageId, tag: str | None = None) -> list[Entry]:
-        """List the labels of one image that wait, newest first; those with one tag, if given; none refused."""
+    def damaged(self) -> list[Path]:
+        """List the folders of labels that cannot be read; they are left alone."""
+        self._look()
+        return [folder for folder, entry in self._seen.items() if entry is None]
+
+    def of(self, image: ImageId, tag: str | None = None, *, raw: bool = False) -> list[Entry]:
+        """List the labels of one image that wait and are served, newest first; those with one tag, if given.
+
+        Those that are as they were sent are not served, and are listed only with ``raw``.
+        """
         self._look()
         entries = self._by_image.get((image.experiment, image.scan), [])
-        return [entry for entry in entries if tag is None or entry.tag == tag]
+        return [entry for entry in entries if tag in (None, entry.tag) and (raw or entry.state is not State.RAW)]
 
     @contextmanager
     def draft(self) -> Iterator[Path]:
@@ -190,10 +212,11 @@ class Outbox:
         for file in draft.iterdir():
             _flush(file)
         _flush(draft)
-        image = str(entry.image_id)
-        stem = safe_name(f"{entry.image_id.file_stem}_{entry.tag}", f"{image} {entry.tag} {entry.version}")
-        committed = replace(entry, folder=self._folder / stem)
-        draft.rename(committed.folder)
+        stem = entry.image_id.file_stem if entry.image_id else entry.given
+        name = safe_name(f"{stem}_{entry.tag}", f"{entry.image} {entry.tag} {entry.version}")
+        committed = replace(entry, folder=self._folder / name)
+        if not (committed.folder / _ENTRY).exists():  # else a process was ended before it took out what this replaces
+            draft.rename(committed.folder)
         _flush(self._folder)
         self._look_again()
         return committed
@@ -204,6 +227,13 @@ class Outbox:
         _replace_durably(entry.folder / _ENTRY, json.dumps(_as_json(changed)).encode())
         self._look_again(entry)
         return changed
+
+    def assign(self, entry: Entry, image: ImageId) -> Entry:
+        """Say which image an unassigned label belongs to."""
+        assigned = replace(entry, image_id=image, given="", state=State.RAW)
+        _replace_durably(entry.folder / _ENTRY, json.dumps(_as_json(assigned)).encode())
+        self._look_again(entry)
+        return assigned
 
     def describe(self, entry: Entry, sidecar: Mapping[str, Any]) -> None:
         """Replace the description of an entry."""
@@ -249,8 +279,9 @@ class Outbox:
             entries = [entry for entry in self._seen.values() if entry is not None]
             self._entries = sorted(entries, key=lambda entry: entry.version, reverse=True)
             self._by_image = {}
-            for entry in (entry for entry in self._entries if entry.state is not State.REFUSED):
-                self._by_image.setdefault((entry.image_id.experiment, entry.image_id.scan), []).append(entry)
+            for entry in self._entries:
+                if entry.image_id and entry.state not in (State.REFUSED, State.UNASSIGNED):
+                    self._by_image.setdefault((entry.image_id.experiment, entry.image_id.scan), []).append(entry)
         if self._on_departure is not None:
             for entry in departed:
                 self._on_departure(entry)
@@ -304,9 +335,10 @@ def _visible_folders(folder: Path) -> Iterator[Path]:
 def _read(folder: Path) -> Entry | None:
     try:
         content = decode((folder / _ENTRY).read_bytes())
-        image = ImageId.parse(content["image_id"])
+        given = content.get("given", "")
+        image = None if given else ImageId.parse(content["image_id"])
         texts = (content["tag"], content["version"], content["suffix"], content["user"])
-        return Entry(folder, image, *texts, State(content["state"]))
+        return Entry(folder, image, *texts, State(content["state"]), given)
     except (OSError, ValueError, KeyError, TypeError, XNATDatastoreError) as error:
         logger.warning("the outbox %s holds something that cannot be read; it is left alone", folder.parent)
         logger.debug("cannot be read: %s: %s", folder, error)
@@ -315,7 +347,8 @@ def _read(folder: Path) -> Entry | None:
 
 def _as_json(entry: Entry) -> dict[str, str]:
     return {
-        "image_id": str(entry.image_id),
+        **({} if entry.image_id else {"given": entry.given}),
+        "image_id": entry.image,
         "tag": entry.tag,
         "version": entry.version,
         "suffix": entry.suffix,

@@ -15,15 +15,16 @@ import numpy as np
 
 from monailabel_xnat.client.imagefile import check_data_file, true_ending
 from monailabel_xnat.convert import Grid, LabelMap, read_label, read_seg, to_grid, write_label
-from monailabel_xnat.errors import ImageError, LabelFileError, ServerError
+from monailabel_xnat.errors import CacheError, ImageError, LabelFileError, ServerError
 from monailabel_xnat.labels.model import LABEL_MAP, RESULT
-from monailabel_xnat.labels.outbox import is_away
 
 logger = logging.getLogger(__name__)
 
 # Longest first, for a file may be called anything: "P/S/E/1.2.840.seg.nrrd" sent by a reviewer has six "suffixes".
 _EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nrrd", ".json", ".nii", ".mha", ".mhd", ".bin", ".dcm")
 _HEAD_BYTES = 400
+# Bare voxels, and slices that are placed by the slices of the image.
+_NEED_THE_IMAGE = (".bin", ".dcm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,23 +39,30 @@ class Payload:
         Where there is none: the JSON result of a task that is no segmentation, as it was sent.
     file_type : str
         Extension of what was sent.
-    is_checked : bool
-        False for a label map that could not be compared with its image, and lies on a grid of its own.
+    problem : XNATDatastoreError or None
+        Why the image could not be had, so that the label was not compared with it.
+    raw : Path or None
+        What was sent, where it can be read only with its image, which could not be had.
     """
 
     label: LabelMap | None
     result: bytes
     file_type: str
-    is_checked: bool = True
+    problem: ServerError | CacheError | None = None
+    raw: Path | None = None
 
     @property
     def suffix(self) -> str:
-        """What the name of its file in XNAT ends in."""
+        """What the name of its file in XNAT ends in; of a raw one its extension."""
+        if self.raw:
+            return self.file_type
         return LABEL_MAP if self.label else RESULT
 
     def write(self, path: Path) -> None:
         """Write the file that is stored."""
-        if self.label:
+        if self.raw:
+            shutil.copyfile(self.raw, path)
+        elif self.label:
             write_label(self.label, path)
         else:
             path.write_bytes(self.result)
@@ -69,7 +77,8 @@ def read_payload(source: Path, grid: Callable[[], Grid]) -> Payload:
         NIfTI, NRRD (also ``.seg.nrrd``), MetaImage, DICOM SEG, JSON, or ``.bin``: bare voxels in Fortran order on the
         grid of the image, of 1 or 2 bytes. The content decides; the name only where the content does not tell.
     grid : callable
-        Gives the grid of the image; asked only for a label map.
+        Gives the grid of the image; asked only for a label map. Where it raises a ServerError or a CacheError, the
+        label is taken without it.
 
     Raises
     ------
@@ -77,8 +86,6 @@ def read_payload(source: Path, grid: Callable[[], Grid]) -> Payload:
         If the file is missing, empty or no label.
     LabelGeometryError
         If it does not lie on the grid.
-    ServerError
-        If the grid cannot be had, and nothing can be made of the file without it.
     """
     if not source.is_file():
         raise LabelFileError(f"no such label file: {source}", hint="check the path")
@@ -87,18 +94,19 @@ def read_payload(source: Path, grid: Callable[[], Grid]) -> Payload:
     extension = _extension_of(source)
     if extension == ".json":
         return Payload(None, _checked_json(source), extension)
-    if extension == ".bin":
-        return Payload(_read_voxels(source, grid()), b"", extension)
-    if extension == ".dcm":
-        return Payload(read_seg(source, grid()), b"", extension)
-    label = _read_as(source, extension)
+    # What can be read without the image is read first: what is no label is refused in any case.
+    label = None if extension in _NEED_THE_IMAGE else _read_as(source, extension)
     try:
-        return Payload(to_grid(label, grid(), any_extent=True), b"", extension)
-    except ServerError as error:
-        if not is_away(error):
-            raise
-        logger.info("a label is taken without comparing it with its image, for XNAT is away: %s", error)
-        return Payload(label, b"", extension, is_checked=False)
+        found = grid()
+    except (ServerError, CacheError) as error:
+        logger.info("a label is taken without comparing it with its image, which cannot be had: %s", error)
+        return Payload(label, b"", extension, error, raw=None if label else source)
+    if extension == ".bin":
+        return Payload(_read_voxels(source, found), b"", extension)
+    if extension == ".dcm":
+        return Payload(read_seg(source, found), b"", extension)
+    assert label is not None  # noqa: S101 - it is None only for the two kinds above
+    return Payload(to_grid(label, found, any_extent=True), b"", extension)
 
 
 def _extension_of(source: Path) -> str:

@@ -346,7 +346,7 @@ class StoredLabels:
 
     def _waiting_on(self, entry: Entry) -> Scan | None:
         """Find the image of a label that waits; None if it is not listed, or the label is not served."""
-        if entry.state is State.REFUSED:
+        if entry.image_id is None or entry.state in (State.REFUSED, State.UNASSIGNED, State.RAW):
             return None
         try:
             return self._catalog.scan(entry.image_id)
@@ -381,7 +381,8 @@ class StoredLabels:
 
     def _note_departure(self, entry: Entry) -> None:
         """Have a label that another process has brought to XNAT looked up there, before the catalog shows it."""
-        self._catalog.put_resource(entry.image_id, Resource(resource_of(entry.tag), None, None))
+        if entry.image_id is not None and entry.state in (State.READY, State.UNCHECKED):
+            self._catalog.put_resource(entry.image_id, Resource(resource_of(entry.tag), None, None))
 
 
 def _align(source: Path, grid: Grid, target: Path) -> None:

@@ -10,11 +10,11 @@ deletes all its versions, and needs the right to delete.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.client.locks import writing
@@ -23,13 +23,18 @@ from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.convert import read_label
 from monailabel_xnat.errors import (
+    AmbiguousNameError,
     CacheError,
+    InvalidIdError,
     LabelError,
+    LabelFileError,
     LabelGeometryError,
     LabelNotUploadedError,
     MalformedFileError,
+    NotInArchiveError,
     ReadOnlyError,
     ServerError,
+    UnknownImageError,
 )
 from monailabel_xnat.images import Images
 from monailabel_xnat.jsonable import plain
@@ -41,6 +46,7 @@ from monailabel_xnat.labels.payload import read_payload
 from monailabel_xnat.labels.reading import StoredLabels
 from monailabel_xnat.labels.sidecar import completed, describe, info_of
 from monailabel_xnat.labels.tags import is_tag, resource_of, text_of
+from monailabel_xnat.labels.unassigned import UnknownError, keep_unassigned, said_where, unknown
 from monailabel_xnat.labels.versions import BUILT_IN_RESOURCE, resource_path
 from monailabel_xnat.labels.viewer import ViewerCopies
 
@@ -81,8 +87,12 @@ class Labels(StoredLabels):
         return self._outbox
 
     def waiting(self) -> int:
-        """Count the labels that are not in XNAT yet."""
-        return len(self._outbox.entries())
+        """Count the labels that are not in XNAT yet, those that cannot be read any more included."""
+        return len(self._outbox.entries()) + len(self._outbox.damaged())
+
+    def unassigned(self) -> int:
+        """Count those of them whose image is not known, so that a person has to say which one it is."""
+        return sum(entry.state is State.UNASSIGNED for entry in self._outbox.entries())
 
     def replay(self) -> dict[str, str]:
         """Send the labels that wait, now; see :meth:`~monailabel_xnat.labels.delivery.Delivery.replay`.
@@ -125,6 +135,8 @@ class Labels(StoredLabels):
             Before anything is written.
         LabelNotUploadedError
             If XNAT does not take it: it is safe in the outbox, is served from there and is sent later.
+        UnknownImageError
+            If XNAT does not know the image any more: the label is safe in the outbox, and a person must say where to.
         CacheError
             If not even the outbox takes it.
         """
@@ -133,6 +145,11 @@ class Labels(StoredLabels):
         resource_of(tag)
         facts = _plain_info(info)
         payload = read_payload(source, lambda: self._images.grid(scan))
+        if isinstance(payload.problem, NotInArchiveError):
+            reason = unknown(scan.image_id, payload.problem)
+            raise keep_unassigned(
+                self._outbox, scan.image_id, "", tag, payload.file_type, source, facts, self._user(), reason
+            )
         sidecar = describe(
             scan,
             tag,
@@ -144,11 +161,75 @@ class Labels(StoredLabels):
         for note in sidecar["notes"]:
             logger.warning("a label is stored with a difference: %s", note)
         with self._outbox.draft() as draft:
-            state = State.READY if payload.is_checked else State.UNCHECKED
+            state = State.RAW if payload.raw else State.UNCHECKED if payload.problem else State.READY
             entry = Entry(draft, scan.image_id, tag, "", payload.suffix, self._user(), state)
             payload.write(entry.file)
             entry = self._accept(entry, sidecar)
         return self._send(entry, scan)
+
+    def save_as_given(
+        self, given: str, find: Callable[[], Scan], tag: str, source: Path, info: Mapping[str, Any]
+    ) -> Scan:
+        """Store a label of an image that is still to be found, and return the image; see :meth:`save`.
+
+        Parameters
+        ----------
+        given : str
+            What was given as the id of the image.
+        find : callable
+            Returns the image. Where none is known, or several are, the label is kept: see :meth:`keep_unassigned`.
+        tag, source, info
+            As for :meth:`save`.
+        """
+        try:
+            scan = find()
+        except (UnknownImageError, AmbiguousNameError, InvalidIdError) as error:
+            self.keep_unassigned(given, tag, source, info, error)
+        self.save(scan, tag, source, info)
+        return scan
+
+    def keep_unassigned(
+        self, given: str, tag: str, source: Path, info: Mapping[str, Any] | None, reason: UnknownError
+    ) -> NoReturn:
+        """Keep a label whose image is not known, until a person says which image it belongs to.
+
+        Parameters
+        ----------
+        given : str
+            What was given as the id of the image.
+        tag, source, info
+            As for :meth:`save`.
+        reason : UnknownImageError, AmbiguousNameError or InvalidIdError
+            Why the image is not known.
+
+        Raises
+        ------
+        UnknownImageError, AmbiguousNameError, InvalidIdError
+            Always. It says where the label is; what is no label is not kept.
+        CacheError
+            If the outbox does not take it.
+        """
+        if self._settings.read_only:
+            raise reason
+        try:
+            tag = text_of(tag)
+            resource_of(tag)
+            facts = _plain_info(info)
+            payload = read_payload(source, _no_image)
+        except LabelError:
+            raise reason from None
+        raise keep_unassigned(self._outbox, None, given, tag, payload.file_type, source, facts, self._user(), reason)
+
+    def assign(self, entry: Entry, scan: Scan) -> LabelVersion:
+        """Bring a label to XNAT that was kept as unassigned, as one of an image.
+
+        Raises
+        ------
+        ReadOnlyError, LabelError, LabelNotUploadedError, CacheError
+            As for :meth:`save`. It stays in the outbox then, also where it does not fit the image.
+        """
+        self._require_writable("assign labels")
+        return self._send(self._outbox.assign(entry, scan.image_id), scan, is_kept=True)
 
     def update_info(self, scan: Scan, tag: str, info: Mapping[str, Any]) -> None:
         """Merge top-level keys into the info of a label; nothing else of it changes.
@@ -238,7 +319,7 @@ class Labels(StoredLabels):
         label = resource_of(tag)
         with writing(self._settings, resource_path(scan, label)):
             removed = self._deletion.delete(scan, tag) if scan.resource(label) else []
-            waiting = self._outbox.of(scan.image_id, tag)
+            waiting = self._outbox.of(scan.image_id, tag, raw=True)
             for entry in waiting:
                 self._outbox.remove(entry)
         self._viewer.withdraw(scan, tag, [version.name for version in removed])
@@ -257,13 +338,13 @@ class Labels(StoredLabels):
 
     def forget(self, scan: Scan) -> None:
         """Drop what waits for an image that was removed."""
-        for entry in self._outbox.of(scan.image_id):
+        for entry in self._outbox.of(scan.image_id, raw=True):
             self._outbox.remove(entry)
 
     def _accept(self, draft: Entry, sidecar: Mapping[str, Any]) -> Entry:
         """Name the version in a draft and commit it."""
         now, sha256 = datetime.now(timezone.utc), sha256_of(draft.file)
-        newest = self._outbox.of(draft.image_id, draft.tag)[:1]
+        newest = self._outbox.of(draft.image_id, draft.tag)[:1] if draft.image_id else []
         name = version_name(now, sha256, after=newest[0].version if newest else "")
         description = completed(sidecar, sha256=sha256, saved_at=now, saved_by=draft.user)
         return self._outbox.commit(draft.folder, replace(draft, version=name), description)
@@ -275,15 +356,19 @@ class Labels(StoredLabels):
         except ServerError:
             return self._settings.username or "guest"
 
-    def _send(self, entry: Entry, scan: Scan) -> LabelVersion:
-        """Bring an accepted label to XNAT."""
+    def _send(self, entry: Entry, scan: Scan, *, is_kept: bool = False) -> LabelVersion:
+        """Bring an accepted label to XNAT; one that does not fit its image goes unless it is kept."""
         try:
             version = self._delivery.send(entry, scan, first=True)
-        except LabelGeometryError:  # looked at only now, for XNAT was away for a moment
-            self._outbox.remove(entry)
+        except (LabelGeometryError, LabelFileError):  # looked at only now, for XNAT was away for a moment
+            if not is_kept:
+                self._outbox.remove(entry)
             raise
         except (ServerError, CacheError) as error:
             self._outbox.note_failure(entry, error)
+            if isinstance(error, NotInArchiveError) and self._is_gone(scan):
+                self._outbox.change(entry, state=State.UNASSIGNED)
+                raise said_where(unknown(scan.image_id, error), entry) from error
             self._delivery.start(FIRST_PAUSE)
             raise LabelNotUploadedError(
                 f"the label is not in XNAT yet: {error}. It is safe in {entry.folder}",
@@ -293,6 +378,16 @@ class Labels(StoredLabels):
         if self._settings.keep_versions:
             self._deletion.prune(scan, entry.tag, self._settings.keep_versions)
         return version
+
+    def _is_gone(self, scan: Scan) -> bool:
+        """Return whether XNAT does not know a scan."""
+        try:
+            self._session.json(scan.path)
+        except NotInArchiveError:
+            return True
+        except ServerError as error:
+            logger.debug("it is not known whether a scan is gone: %s", error)
+        return False
 
     def _described_anew(self, scan: Scan, tag: str, version: LabelVersion, file: Path) -> dict[str, Any]:
         """Describe a label that was found without its description, by its file; who made it is not known."""
@@ -318,6 +413,10 @@ class Labels(StoredLabels):
             raise ReadOnlyError(
                 f"the datastore is read-only and does not {what}", hint="open it without the setting read_only"
             )
+
+
+def _no_image() -> NoReturn:
+    raise NotInArchiveError("the image is not known")
 
 
 def _plain_info(info: Mapping[str, Any] | None) -> dict[str, Any]:
