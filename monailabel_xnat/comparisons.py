@@ -47,7 +47,7 @@ class Comparisons:
         self._expired = _NEVER
         self._expired_keys: dict[Hashable, Comparison] = {}
         self._noted: dict[Hashable, _Noted] = {}
-        self._postponed: dict[Hashable, float] = {}
+        self._failed: dict[Hashable, tuple[float, Exception]] = {}
 
     def expire(self, keys: Iterable[Hashable] | None = None) -> None:
         """Have some things compared at their next use; all, if none are named."""
@@ -56,11 +56,11 @@ class Comparisons:
             if keys is None:
                 self._expired = now
                 self._expired_keys.clear()
-                self._postponed.clear()
+                self._failed.clear()
                 return
             for key in keys:
                 self._expired_keys[key] = now
-                self._postponed.pop(key, None)
+                self._failed.pop(key, None)
 
     def begin(self) -> Comparison:
         """Begin a comparison, before XNAT is asked; what is expired meanwhile is compared once more."""
@@ -70,12 +70,17 @@ class Comparisons:
         """Note what a comparison has found."""
         with self._lock:
             self._noted[key] = _Noted(comparison, state)
-            self._postponed.pop(key, None)
+            self._failed.pop(key, None)
 
-    def postpone(self, key: Hashable) -> None:
-        """Note that XNAT could not be asked."""
+    def postpone(self, key: Hashable, error: Exception) -> None:
+        """Note that XNAT could not be asked, and why: what is here is used for a while."""
         with self._lock:
-            self._postponed[key] = time.monotonic() + _PAUSE
+            self._failed[key] = (time.monotonic() + _PAUSE, error)
+
+    def failures(self) -> dict[Hashable, Exception]:
+        """Return why the last comparison failed, of what could not be compared since."""
+        with self._lock:
+            return {key: error for key, (_, error) in self._failed.items()}
 
     def is_due(self, key: Hashable, state: str, compared: float, *, within: float | None = None) -> bool:
         """Tell whether something must be compared before it is used.
@@ -93,7 +98,7 @@ class Comparisons:
         """
         max_age = self._max_age if within is None else min(within, self._max_age)
         with self._lock:
-            if time.monotonic() < self._postponed.get(key, 0.0):
+            if key in self._failed and time.monotonic() < self._failed[key][0]:
                 return False
             noted = self._noted.get(key)
             expired = max(self._expired, self._expired_keys.get(key, _NEVER))

@@ -215,6 +215,7 @@ class Dataset:
         """Give the pair of one image and its entry in the manifest, or why there is none."""
         try:
             image = self._images.path(scan)
+            self._images.require_compared(scan)
             label = self._labels.training_path(scan, TRAINING_TAG, values)
             version = self._labels.current(scan, TRAINING_TAG)
             description = self._labels.sidecar(scan, TRAINING_TAG)

@@ -117,6 +117,18 @@ class Images:
         """Have images compared with XNAT's list of their files at their next use; all images, if none are named."""
         self._comparisons.expire(None if scans is None else [scan.image_id for scan in scans])
 
+    def require_compared(self, scan: Scan) -> None:
+        """Refuse an image that :meth:`path` has given although XNAT could not be asked whether it is still the same.
+
+        Raises
+        ------
+        ServerError
+            Why XNAT could not be asked.
+        """
+        failure = self._comparisons.failures().get(scan.image_id)
+        if failure is not None:
+            raise failure
+
     def checksum(self, scan: Scan) -> str | None:
         """Give ``SHA256:<hex>`` of the file that :meth:`path` gives, once it is here; makes no request."""
         entry = self._local(scan, self._form)
@@ -316,7 +328,7 @@ class Images:
             entry = self._stored(scan, resource, form)
             if entry is None:
                 raise
-            self._comparisons.postpone(scan.image_id)
+            self._comparisons.postpone(scan.image_id, error)
             logger.warning("an image could not be compared with XNAT, the one here is used: %s", type(error).__name__)
             return entry
         if not files:

@@ -226,6 +226,8 @@ class StoredLabels:
         grid = self._images.grid(scan)  # where there is none to compare with, nothing is trained on
         drawn = self._drawn(scan, tag)
         version = None if drawn else self._lookup.find(scan, tag)
+        if version and version.saved_at is None:
+            self._versions.require_compared(scan)
         path = self._path(scan, tag, version.name if version else None)
         if drawn and configured:  # decoded with these values
             return path

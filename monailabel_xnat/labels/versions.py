@@ -94,6 +94,18 @@ class Versions:
         """Have what others left in a resource, by a pattern, listed anew at its next use; in all if none is named."""
         self._comparisons.expire(None if key is None else [key])
 
+    def require_compared(self, scan: Scan) -> None:
+        """Refuse labels of others that were given although XNAT could not be asked whether they are still the same.
+
+        Raises
+        ------
+        ServerError
+            Why XNAT could not be asked.
+        """
+        for key, failure in self._comparisons.failures().items():
+            if isinstance(key, tuple) and key[0] == scan.image_id:
+                raise failure
+
     def known(self, scan: Scan, resource: str, pattern: str = "") -> list[LabelVersion] | None:
         """Give the versions if they are known without a request."""
         shown = scan.resource(resource)
@@ -140,7 +152,7 @@ class Versions:
         except ServerError as error:
             if known is None:
                 raise
-            self._comparisons.postpone(key)
+            self._comparisons.postpone(key, error)
             logger.warning("labels could not be compared with XNAT, those here are used: %s", type(error).__name__)
             return known
         self._comparisons.note(key, "", comparison)

@@ -128,6 +128,19 @@ def test_a_replaced_label_of_others_is_read_after_a_refresh_and_after_a_restart(
     assert len(site.sandbox.requests) > asked
 
 
+def test_a_label_of_others_that_cannot_be_compared_is_not_trained_on(site, open_datastore):
+    site.put("SEG", "a.nii", nifti(1, kind="uint8"))
+    datastore = open_datastore(label_resource="final:SEG")
+    (image,) = datastore.list_images()
+    assert len(datastore.datalist()) == 1
+    site.sandbox.faults.add("SEG/files$", status=500, times=None)
+    assert datastore.datalist() == []
+    assert "500" in datastore.status()["left_out"][image]
+    assert value_of(datastore.get_label_uri(image, "final")) == 1
+    site.sandbox.faults.clear()
+    assert len(datastore.datalist()) == 1
+
+
 def other(path: Path, ending: str) -> bytes:
     target = path.with_name(f"other{ending}")
     SimpleITK.WriteImage(SimpleITK.ReadImage(str(path)), str(target))

@@ -157,3 +157,15 @@ def test_an_image_that_xnat_no_longer_gives_is_not_served(site, open_datastore, 
     site.sandbox.faults.add("/files$", status=status, times=None)
     with pytest.raises(OSError, match=str(status)):
         datastore.get_image_uri(image)
+
+
+def test_an_image_that_cannot_be_compared_is_not_trained_on(site, open_datastore, save):
+    datastore = open_datastore()
+    save(datastore)
+    assert len(datastore.datalist()) == 1
+    site.put("NIFTI", "image.nii", nifti(0))
+    site.sandbox.faults.add("NIFTI/files$", status=500, times=None)
+    assert datastore.datalist() == []
+    assert "500" in datastore.status()["left_out"][datastore.list_images()[0]]
+    site.sandbox.faults.clear()
+    assert value_of(datastore.datalist()[0]["image"]) == 0
