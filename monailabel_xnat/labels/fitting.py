@@ -59,6 +59,8 @@ def require_fit_of_file(path: Path, image: Grid) -> None:
 def require_fit_of_description(description: Mapping[str, Any], image: Grid) -> None:
     """Compare the geometry in a label's description with its image; one without geometry is not compared.
 
+    It may also be what another program, or an earlier version, understood of the image's file.
+
     Raises
     ------
     LabelGeometryError
@@ -74,7 +76,8 @@ def require_fit_of_description(description: Mapping[str, Any], image: Grid) -> N
         )
     except (KeyError, TypeError, ValueError):
         return
-    require_fit(label, image)
+    if not image.is_other_form(label):
+        require_fit(label, image)
 
 
 def grid_of_file(path: Path) -> Grid | None:

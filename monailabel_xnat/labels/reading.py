@@ -17,7 +17,7 @@ from monailabel_xnat.client.imagefile import true_ending
 from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
-from monailabel_xnat.convert import Grid, write_label
+from monailabel_xnat.convert import Grid, read_label, write_label
 from monailabel_xnat.errors import (
     LabelFileError,
     LabelGeometryError,
@@ -168,8 +168,14 @@ class StoredLabels:
         if found.saved_at is None:
             return self._on_grid(scan, path, found.resource)
         grid = grid_now(self._images, scan)
-        if grid is not None:
-            require_fit_of_file(path, grid)
+        return path if grid is None else self._fitting(path, grid)
+
+    def _fitting(self, path: Path, grid: Grid) -> Path:
+        """Return a label of ours, if it lies on the grid that its image has now, or had in another reader's eyes."""
+        label = grid_of_file(path)
+        if label is not None and grid.is_other_form(label):
+            return self._files.derived(path, f"placed_{mark_of(grid)}", lambda target: _place(path, grid, target))
+        require_fit_of_file(path, grid)
         return path
 
     def _file(self, scan: Scan, tag: str, version: str | None, found: LabelVersion) -> Path:
@@ -385,6 +391,11 @@ class StoredLabels:
         """Have a label that another process has brought to XNAT looked up there, before the catalog shows it."""
         if entry.image_id is not None and entry.state in (State.READY, State.UNCHECKED):
             self._catalog.put_resource(entry.image_id, Resource(resource_of(entry.tag), None, None))
+
+
+def _place(source: Path, grid: Grid, target: Path) -> None:
+    """Write a label of ours, saved when the file of its image was understood otherwise, voxel by voxel on a grid."""
+    write_label(replace(read_label(source), affine=grid.affine), target)
 
 
 def _align(source: Path, grid: Grid, target: Path) -> None:

@@ -77,6 +77,23 @@ def test_a_label_is_no_pair_with_an_image_of_another_grid(site, open_datastore, 
     assert len(datastore.datalist()) == 1, "once the image is as it was, the label fits again"
 
 
+def test_a_label_that_was_saved_when_the_image_was_understood_otherwise_is_read_voxel_by_voxel(
+    site, open_datastore, save
+):
+    """The image is the same but for its header, which now states the place of before as its second meaning."""
+    datastore = open_datastore()
+    save(datastore)
+    image = nibabel.Nifti1Image(np.full(SHAPE, 1, np.int16), SHIFTED)
+    image.set_sform(SHIFTED, code=1)
+    image.set_qform(AFFINE, code=1)
+    site.put("NIFTI", "image.nii", image.to_bytes())
+    datastore.refresh()
+    (pair,) = datastore.datalist()
+    assert np.allclose(nibabel.load(pair["image"]).affine, SHIFTED)
+    assert np.allclose(nibabel.load(pair["label"]).affine, SHIFTED)
+    assert np.asarray(nibabel.load(pair["label"]).dataobj).all()
+
+
 def test_rounding_is_no_change(site, open_datastore, save):
     datastore = open_datastore()
     image = save(datastore)
