@@ -14,7 +14,7 @@ from monailabel_xnat.errors import ImageError, NoImageError
 # Formats that MONAI reads, best first, by the endings of their files' names.
 _WHOLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 # Headers whose voxels lie in another file, and what both become in one.
-_SPLIT = {".mhd": ".mha", ".nhdr": ".nrrd", ".hdr": ".nii"}
+_SPLIT = {".mhd": ".mha", ".nhdr": ".nrrd", ".hdr": ".nii", ".hdr.gz": ".nii"}
 # Other endings for what lies in the same kind of file, as far as the content tells.
 _SAME = {".jpeg": ".jpg", ".tiff": ".tif", ".mhd": ".mha", ".nhdr": ".nrrd"}
 _GZIP = b"\x1f\x8b"
@@ -29,8 +29,12 @@ _MAGIC = (
 )
 _HEAD = 400
 _FILE_RESOURCES = ("NIFTI", "NRRD", "MHA", "MHD", "PNG", "JPEG", "JPG", "TIFF", "TIF")
-# Words in names of files that are made from an image; a label map is never taken for one.
-_DERIVED = frozenset({"seg", "segmentation", "mask", "label", "labels", "labelmap", "roi"})
+# Words in names of files and folders that are made from an image; a label map is never taken for one.
+_DERIVED_WORDS = ("seg", "segmentation", "mask", "label", "labelmap", "roi")
+_DERIVED = frozenset(word + end for word in _DERIVED_WORDS for end in ("", "s"))
+# What macOS keeps beside each file on disks of other systems, and in zips.
+_OF_MACOS = ("._",)
+_FOLDER_OF_MACOS = "__MACOSX"
 _NAMED_IN_ERRORS = 5
 # Where MetaImage and NRRD headers say in which file the voxels lie.
 _DATA_FILE = re.compile(rb"^(?:ElementDataFile[ \t]*=|data ?file:)[ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
@@ -53,8 +57,11 @@ def usual_ending(label: str, converted: str) -> str:
 
 
 def ending(path: str) -> str:
-    """Give the ending of an image file's name, lower case; "" if it is no image's."""
+    """Return the ending of an image file's name, lower case; "" if it is no image's."""
     name = path.lower()
+    folders = PurePosixPath(path).parts
+    if not folders or folders[-1].startswith(_OF_MACOS) or _FOLDER_OF_MACOS in folders:
+        return ""
     return next((end for end in (*_WHOLE, *_SPLIT) if name.endswith(end)), "")
 
 
@@ -159,7 +166,7 @@ def _is_nifti(head: bytes) -> bool:
 
 
 def _is_derived(path: str) -> bool:
-    return not _DERIVED.isdisjoint(re.split(r"[^a-z]+", PurePosixPath(path).name.lower()))
+    return not _DERIVED.isdisjoint(re.split(r"[^a-z]+", path.lower()))
 
 
 def _stem(path: str) -> str:
