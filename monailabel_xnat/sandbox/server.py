@@ -18,8 +18,7 @@ from monailabel_xnat.sandbox.accounts import Accounts, Sessions, require_valid_u
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.datatypes import DataTypes
 from monailabel_xnat.sandbox.http.application import Application
-from monailabel_xnat.sandbox.http.faults import Faults
-from monailabel_xnat.sandbox.http.requestlog import RequestLog
+from monailabel_xnat.sandbox.http.faults import Faults, RequestLog
 
 ADMIN = "admin"
 STANDING_USERS = {"owner": "owner", "member": "member", "collaborator": "collaborator", "none": ""}

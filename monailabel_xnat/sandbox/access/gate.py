@@ -8,15 +8,12 @@ import re
 import time
 from urllib.parse import parse_qs
 
-from monailabel_xnat.sandbox.access.preferences import PUBLIC
+from monailabel_xnat.sandbox.access.xapi import PUBLIC
 from monailabel_xnat.sandbox.accounts import ANONYMOUS, Accounts, Session, Sessions
 from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, html
 from monailabel_xnat.sandbox.http.request import Request
 
 LOGIN_PATH = "/app/template/Login.vm"
-LOGIN_PAGE = (
-    '<!DOCTYPE html>\n<html><body><form name="form1" method="post" action="/login">Log in to XNAT</form></body></html>'
-)
 _BROWSERS = re.compile("MSIE|Mozilla|AppleWebKit|Opera")
 _COOKIE = re.compile(r"(?:^|;)\s*JSESSIONID=([0-9A-Za-z]+)")
 _DATA = ("data", "REST", "fs", "xapi")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Callable
 from urllib.parse import parse_qsl, unquote
 
 from monailabel_xnat.sandbox.access.permissions import Permissions
@@ -11,9 +10,8 @@ from monailabel_xnat.sandbox.accounts import PROVIDER, Accounts, Session, Sessio
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.datatypes import PROJECT, ROI_COLLECTION, SUBJECT
 from monailabel_xnat.sandbox.archive.searching import Search, display_fields
-from monailabel_xnat.sandbox.http.forms import form_files
 from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, as_json, text
-from monailabel_xnat.sandbox.http.request import Request
+from monailabel_xnat.sandbox.http.request import Request, form_files
 from monailabel_xnat.sandbox.http.tables import Row, Table
 
 _TABLE_FORMATS = ("json", "html", "xml", "csv")
@@ -48,12 +46,17 @@ class Site:
         self._sessions = sessions
         self._may = may
 
-    def data(self, request: Request, words: list[str]) -> Reply | None:
-        """Answer what is not an object of the archive, below ``/data``; None if it is one."""
-        if words[:1] == ["archive"] and words[1:] in (["scanners"], ["scan_types"]):
-            words = words[1:]  # these, unlike the others, stand below /data/archive too
-        name = "/".join(words[:2]) if words[:1] == ["services"] else "".join(words[:1])
-        handlers: dict[str, tuple[str, Callable[[Request, list[str]], Reply]]] = {
+    def handle(self, request: Request, words: list[str]) -> Reply:
+        """Answer what is not an object of the archive, below ``/data``.
+
+        Raises
+        ------
+        HTTPError
+            405 for another method, and what the handlers raise.
+        """
+        path = [word for word in request.words[1:] if word != "archive"]
+        name = "/".join(path[:2]) if path[0] == "services" else path[0]
+        methods, handler = {
             "JSESSION": ("GET HEAD POST DELETE", self._jsession),
             "auth": ("GET HEAD", self._auth),
             "search": ("GET HEAD POST", self._search),
@@ -62,13 +65,10 @@ class Site:
             "scan_types": ("GET HEAD", self._scan_types),
             "services/auth": ("PUT POST", self._log_in),
             "services/tokens": ("GET HEAD", self._tokens),
-        }
-        if name not in handlers:
-            return None
-        methods, handler = handlers[name]
+        }[name]
         if request.method not in methods.split():
             raise HTTPError(405, headers=[("Allow", methods.replace(" ", ", "))])
-        return handler(request, [unquote(word) for word in words])
+        return handler(request, [unquote(word) for word in path])
 
     # Sessions
 

@@ -1,23 +1,86 @@
-"""The site's calls below ``/xapi``, the schema files, and the pages that browsers see."""
+"""The site below ``/xapi``: settings, schemas, users, plugins; and the pages that browsers see."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable
 from urllib.parse import unquote
 
-from monailabel_xnat.sandbox.access.gate import LOGIN_PAGE
 from monailabel_xnat.sandbox.access.permissions import Permissions
-from monailabel_xnat.sandbox.access.preferences import FOR_USERS, PUBLIC, Preferences
 from monailabel_xnat.sandbox.access.projects import ROLE_NAMES
 from monailabel_xnat.sandbox.accounts import Accounts, Sessions, User
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.datatypes import schema_name
+from monailabel_xnat.sandbox.archive.store import SITE_ID
 from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, as_json, html, text
 from monailabel_xnat.sandbox.http.request import Request
 
+PUBLIC = frozenset(("siteId",))
+FOR_USERS = PUBLIC | {
+    "enableSitewideAnonymizationScript",
+    "requireLogin",
+    "sessionTimeout",
+    "siteDescriptionText",
+    "siteUrl",
+    "sitewidePetTracers",
+    "uiAllowNonAdminProjectCreation",
+    "uiDefaultCompressedUploaderImporter",
+}
+_ANONYMISING = "enableSitewideAnonymizationScript"
+
+
+class Preferences:
+    """The settings of a site; changes last until the server ends.
+
+    Parameters
+    ----------
+    archive
+        Knows whether the anonymisation script is on.
+    require_login
+        Whether the site is closed.
+    """
+
+    def __init__(self, archive: Archive, require_login: bool) -> None:
+        self._archive = archive
+        self._require_login = require_login
+        self._changed: dict[str, Any] = {}
+
+    def all(self) -> dict[str, Any]:
+        """Return every setting."""
+        return {
+            "siteId": SITE_ID,
+            "siteUrl": "",
+            "siteDescriptionText": "A sandbox for demos and tests",
+            "adminEmail": "admin@sandbox.invalid",
+            "requireLogin": self._require_login,
+            "sessionTimeout": "15 minutes",
+            "passwordComplexityMessage": "",
+            "sitewidePetTracers": "",
+            "enableCsrfToken": True,
+            "uiAllowNonAdminProjectCreation": True,
+            "uiDefaultCompressedUploaderImporter": "DICOM-zip",
+            "useSopInstanceUidToUniquelyIdentifyDicom": True,
+            **self._changed,
+            _ANONYMISING: self._archive.is_anonymising,
+        }
+
+    def change(self, values: Mapping[str, Any]) -> None:
+        """Set some."""
+        if _ANONYMISING in values:
+            self._archive.is_anonymising = str(values[_ANONYMISING]).lower() == "true"
+        self._changed.update(values)
+
+    def reset(self) -> None:
+        """Take back what was set."""
+        self._changed.clear()
+
+
+LOGIN_PAGE = (
+    '<!DOCTYPE html>\n<html><body><form name="form1" method="post" action="/login">Log in to XNAT</form></body></html>'
+)
 VERSION = "1.9.2"
 _STARTED = time.time()
 _GUEST = '<span id="user_info">Logged in as: <span style="color:red;">Guest</span></span>'

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 from monailabel_xnat.sandbox.accounts import USER_SQL, User, user_of
 from monailabel_xnat.sandbox.archive.datatypes import DataTypes
 from monailabel_xnat.sandbox.archive.model import Experiment, Fields, Project, Scan, Subject, load, merged
-from monailabel_xnat.sandbox.archive.seeding import SITE_ID, seed_sessions
-from monailabel_xnat.sandbox.archive.store import Store
+from monailabel_xnat.sandbox.archive.store import SITE_ID, Store, seed_sessions
 
 SYSTEM = User("admin", is_admin=True)
 T = TypeVar("T")

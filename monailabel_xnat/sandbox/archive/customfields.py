@@ -8,9 +8,9 @@ from urllib.parse import unquote
 
 from monailabel_xnat.sandbox.access.permissions import Permissions
 from monailabel_xnat.sandbox.archive.archive import Archive
-from monailabel_xnat.sandbox.http.locating import locate
+from monailabel_xnat.sandbox.http.paths import Target, locate
 from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, as_json, text
-from monailabel_xnat.sandbox.http.request import Request, Target
+from monailabel_xnat.sandbox.http.request import Request
 
 _SELECT = {
     "projects": "SELECT custom_fields FROM projects WHERE id = ?",

@@ -19,10 +19,10 @@ from monailabel_xnat.sandbox.archive.datatypes import (
 )
 from monailabel_xnat.sandbox.archive.fields import Content, FieldReader
 from monailabel_xnat.sandbox.archive.model import Experiment, Project, Scan, Subject
-from monailabel_xnat.sandbox.archive.owners import owner_of, session_folder
-from monailabel_xnat.sandbox.archive.resources import Resources
+from monailabel_xnat.sandbox.archive.resources import Resources, owner_of, session_folder
+from monailabel_xnat.sandbox.http.paths import NOT_FOUND, Finder, Target
 from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, text
-from monailabel_xnat.sandbox.http.request import NOT_FOUND, Finder, Request, Target
+from monailabel_xnat.sandbox.http.request import Request
 
 _STATUS_ACTIONS = {
     "activate": "active",
@@ -297,7 +297,7 @@ class Edits:
         """Do what a PUT asks for besides fields."""
         if request.flag("pullDataFromHeaders") or request.flag("fixScanTypes"):
             # Not at the start: it brings pydicom.
-            from monailabel_xnat.sandbox.dicom.headeractions import HeaderActions
+            from monailabel_xnat.sandbox.dicom.headers import HeaderActions
 
             HeaderActions(self._archive, self._resources).run(request, session, scan)
 

@@ -16,9 +16,8 @@ from monailabel_xnat.sandbox.archive.columns import (
 )
 from monailabel_xnat.sandbox.archive.datatypes import DEMOGRAPHICS, EXPERIMENT, IMAGE_SCAN, PROJECT, SUBJECT, DataTypes
 from monailabel_xnat.sandbox.archive.model import Fields
-from monailabel_xnat.sandbox.http.forms import MULTIPART, form_files
 from monailabel_xnat.sandbox.http.replies import HTTPError
-from monailabel_xnat.sandbox.http.request import Request
+from monailabel_xnat.sandbox.http.request import MULTIPART, Request, form_files
 
 CLEARED = "NULL"
 _SHORTCUTS = {

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.model import Experiment, Resource, Scan
-from monailabel_xnat.sandbox.archive.owners import ARCHIVE_FOLDER, Owner, owner_of
+from monailabel_xnat.sandbox.archive.resources import ARCHIVE_FOLDER, Owner, Resources, owner_of
+from monailabel_xnat.sandbox.http.paths import Target
 from monailabel_xnat.sandbox.http.replies import HTTPError
-from monailabel_xnat.sandbox.http.request import Request, Target
+from monailabel_xnat.sandbox.http.request import Request
 
 
 @dataclass(frozen=True)
@@ -144,3 +145,13 @@ class _Named:
     def _subject(self, session: Experiment) -> str:
         subject = self._archive.subject(session.subject_id or "")
         return subject.label if subject else ""
+
+
+def matching(resources: Resources, holder: Holder, names: str) -> list[Resource]:
+    """Return the resources of an object that a path segment names: labels or, of digits only, numbers, by commas."""
+    wanted = names.split(",")
+    return [
+        resource
+        for resource in resources.of(holder.owner)
+        if any(name == (str(resource.id) if name.isdigit() else resource.label) for name in wanted)
+    ]

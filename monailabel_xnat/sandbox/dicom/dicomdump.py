@@ -15,12 +15,11 @@ from pydicom.errors import InvalidDicomError
 from monailabel_xnat.sandbox.access.permissions import Permissions
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.model import Scan
-from monailabel_xnat.sandbox.archive.owners import owner_of
-from monailabel_xnat.sandbox.archive.resources import Resources
+from monailabel_xnat.sandbox.archive.resources import Resources, owner_of
 from monailabel_xnat.sandbox.dicom.prearchive import Prearchive
 from monailabel_xnat.sandbox.dicom.series import without_warnings
 from monailabel_xnat.sandbox.http import tables
-from monailabel_xnat.sandbox.http.locating import locate
+from monailabel_xnat.sandbox.http.paths import locate
 from monailabel_xnat.sandbox.http.replies import HTTPError, Reply
 from monailabel_xnat.sandbox.http.request import Request
 

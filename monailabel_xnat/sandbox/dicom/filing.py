@@ -14,11 +14,15 @@ from monailabel_xnat.sandbox.access.permissions import ACTIVE
 from monailabel_xnat.sandbox.accounts import User
 from monailabel_xnat.sandbox.archive.archive import SYSTEM, Archive
 from monailabel_xnat.sandbox.archive.model import Experiment, Resource, Scan, Subject
-from monailabel_xnat.sandbox.archive.owners import owner_of
-from monailabel_xnat.sandbox.archive.resources import Incoming, Resources
-from monailabel_xnat.sandbox.dicom.anonymising import anonymised
-from monailabel_xnat.sandbox.dicom.headerfields import SCAN_FIELDS, SESSION_FIELDS, header_fields
-from monailabel_xnat.sandbox.dicom.routing import Place, read_route
+from monailabel_xnat.sandbox.archive.resources import Incoming, Resources, owner_of
+from monailabel_xnat.sandbox.dicom.headers import (
+    SCAN_FIELDS,
+    SESSION_FIELDS,
+    Place,
+    anonymised,
+    header_fields,
+    read_route,
+)
 from monailabel_xnat.sandbox.dicom.series import (
     DicomFile,
     SeriesFiles,

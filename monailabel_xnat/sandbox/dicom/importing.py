@@ -14,13 +14,12 @@ from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.model import Experiment, Project
 from monailabel_xnat.sandbox.archive.resources import Resources
 from monailabel_xnat.sandbox.dicom.filing import FILL, ConflictError, Filing, LockedError, Merge, by_study, merge_of
+from monailabel_xnat.sandbox.dicom.headers import Place
 from monailabel_xnat.sandbox.dicom.prearchive import CONFLICT, READY, RECEIVING, Prearchive
-from monailabel_xnat.sandbox.dicom.routing import Place
 from monailabel_xnat.sandbox.dicom.series import SeriesFiles, read_series
-from monailabel_xnat.sandbox.http.forms import form_files
+from monailabel_xnat.sandbox.http.packing import unpack
 from monailabel_xnat.sandbox.http.replies import HTTPError, Reply
-from monailabel_xnat.sandbox.http.request import Request
-from monailabel_xnat.sandbox.http.unpacking import unpack
+from monailabel_xnat.sandbox.http.request import Request, form_files
 
 DICOM_ZIP, SESSION, GRADUAL = "DICOM-zip", "SI", "gradual-DICOM"
 # Project settings: what arrives is held, refuses to overwrite, is archived, or archived over what is there.

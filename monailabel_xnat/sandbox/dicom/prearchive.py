@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from monailabel_xnat.sandbox.archive.archive import Archive, timestamp
-from monailabel_xnat.sandbox.archive.owners import segment
-from monailabel_xnat.sandbox.dicom.routing import Place
+from monailabel_xnat.sandbox.archive.resources import segment
+from monailabel_xnat.sandbox.dicom.headers import Place
 from monailabel_xnat.sandbox.dicom.series import SeriesFiles, read_series, scan_ids, scan_xsi_type
 
 UNASSIGNED = "Unassigned"

@@ -7,16 +7,16 @@ from urllib.parse import unquote
 
 from monailabel_xnat.sandbox.access.permissions import Permissions
 from monailabel_xnat.sandbox.archive.archive import Archive
-from monailabel_xnat.sandbox.archive.filereply import file_reply
 from monailabel_xnat.sandbox.archive.resources import Resources
+from monailabel_xnat.sandbox.archive.transfers import file_reply
 from monailabel_xnat.sandbox.dicom.filing import ConflictError, Filing, LockedError, merge_of
+from monailabel_xnat.sandbox.dicom.headers import Place
 from monailabel_xnat.sandbox.dicom.importing import archived_address
 from monailabel_xnat.sandbox.dicom.prearchive import CONFLICT, READY, UNASSIGNED, Prearchive, Waiting, WaitingScan
-from monailabel_xnat.sandbox.dicom.routing import Place
 from monailabel_xnat.sandbox.http import tables
+from monailabel_xnat.sandbox.http.packing import zip_blocks
 from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, text
 from monailabel_xnat.sandbox.http.request import Request
-from monailabel_xnat.sandbox.http.zipping import zip_blocks
 
 
 class PrearchiveCalls:

@@ -1,4 +1,4 @@
-"""The sandbox as an ASGI application: who asks, faults, the way to the handlers, the log of requests."""
+"""The sandbox as an ASGI application: who asks, faults, the log of requests; the router knows the handlers."""
 
 from __future__ import annotations
 
@@ -12,22 +12,16 @@ from urllib.parse import parse_qsl
 
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 
-from monailabel_xnat.sandbox.access.gate import LOGIN_PAGE, Gate
+from monailabel_xnat.sandbox.access.gate import Gate
 from monailabel_xnat.sandbox.access.permissions import Permissions
-from monailabel_xnat.sandbox.access.preferences import Preferences
-from monailabel_xnat.sandbox.access.site import Site
-from monailabel_xnat.sandbox.access.xapi import Xapi, front_page
+from monailabel_xnat.sandbox.access.xapi import LOGIN_PAGE, Preferences
 from monailabel_xnat.sandbox.accounts import ANONYMOUS, Accounts, Sessions
 from monailabel_xnat.sandbox.archive.archive import Archive
-from monailabel_xnat.sandbox.archive.customfields import CustomFields
-from monailabel_xnat.sandbox.archive.filehandlers import Files
-from monailabel_xnat.sandbox.archive.objects import Objects
 from monailabel_xnat.sandbox.archive.resources import Resources
-from monailabel_xnat.sandbox.http.faults import Fault, Faults
+from monailabel_xnat.sandbox.http.faults import Fault, Faults, RequestLog, Served
 from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, html, text
-from monailabel_xnat.sandbox.http.request import Finder, Request, escaped
-from monailabel_xnat.sandbox.http.requestlog import RequestLog, Served
-from monailabel_xnat.sandbox.http.services import Services
+from monailabel_xnat.sandbox.http.request import Request, escaped
+from monailabel_xnat.sandbox.http.router import Parts, Router
 
 logger = logging.getLogger(__name__)
 
@@ -63,16 +57,14 @@ class Application:
         context: str = "",
     ) -> None:
         self._archive = archive
-        self._accounts = accounts
         self._sessions = sessions
-        self._require_login = require_login
         self._gate = Gate(accounts, sessions, require_login)
-        self._roi_plugin = roi_plugin
         self._context = context
         self.preferences = Preferences(archive, require_login)
         self.resources = Resources(archive)
         self.requests = RequestLog()
         self.faults = Faults()
+        self._parts = Parts(archive, self.resources, accounts, sessions, self.preferences, require_login, roi_plugin)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
@@ -142,49 +134,7 @@ class Application:
     def _dispatch(self, request: Request) -> Reply:
         if not request.is_inside:
             raise HTTPError(404)
-        words = request.words
-        may = Permissions(self._archive, request.user)
-        if not words or words[0] == "app":
-            return front_page(request, is_open=not self._require_login)
-        if words[0] == "xapi":
-            return self._xapi(request, words[1:], may)
-        if words[0] == "schemas":
-            return self._site_xapi(may).schema_file(request, words[1:])
-        if words[0] not in ("data", "REST", "fs"):
-            raise HTTPError(404)
-        return self._data(request, words[1:], may)
-
-    def _xapi(self, request: Request, words: list[str], may: Permissions) -> Reply:
-        if words[:1] == ["roi"]:
-            if not self._roi_plugin:
-                raise HTTPError(404)
-            # Not at the start: it brings pydicom.
-            from monailabel_xnat.sandbox.roi.collections import RoiCollections
-
-            return RoiCollections(self._archive, self.resources, may).handle(request, words[1:])
-        if words[:1] == ["custom-fields"]:
-            return CustomFields(self._archive, may).handle(request, words[1:])
-        return self._site_xapi(may).handle(request, words)
-
-    def _site_xapi(self, may: Permissions) -> Xapi:
-        parts = (self._archive, self._accounts, self._sessions, self.preferences, may)
-        return Xapi(*parts, roi_plugin=self._roi_plugin)
-
-    def _data(self, request: Request, words: list[str], may: Permissions) -> Reply:
-        reply = Site(self._archive, self._accounts, self._sessions, may).data(request, words)
-        if reply is not None:
-            return reply
-        reply = Services(self._archive, self.resources, may).answer(request, words)
-        if reply is not None:
-            return reply
-        if words[:1] == ["archive"]:
-            words = words[1:]
-        if words[:1] not in (["projects"], ["subjects"], ["experiments"]):
-            raise HTTPError(404)
-        target = Finder(self._archive, may).find(words)
-        if target.files or target.resource is not None or target.collection == "resources":
-            return Files(self._archive, self.resources, may).handle(request, target)
-        return Objects(self._archive, self.resources, may).handle(request, target)
+        return Router(self._parts, Permissions(self._archive, request.user)).answer(request)
 
 
 def _request(scope: Message, body: Any, context: str, began: int) -> Request:

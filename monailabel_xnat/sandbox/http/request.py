@@ -1,16 +1,17 @@
-"""A request as the handlers see it, and where in the archive its path points."""
+"""One request as the handlers see it, and the files and fields that it brings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO, cast
 from urllib.parse import parse_qsl, unquote
 
-from monailabel_xnat.sandbox.access.permissions import Permissions
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import File, parse_form
+
 from monailabel_xnat.sandbox.accounts import Session, User
-from monailabel_xnat.sandbox.archive.archive import Archive
-from monailabel_xnat.sandbox.archive.model import Experiment, Project, Scan, Subject
 from monailabel_xnat.sandbox.http.replies import HTTPError
 
 MEDIA_TYPES = {"json": "application/json", "html": "text/html", "xml": "text/xml", "csv": "text/csv"}
@@ -111,168 +112,6 @@ class Request:
         return best
 
 
-# What may follow what. There is no projects/P/experiments/E/scans: it ends in the experiment's own handler.
-_FILES = frozenset(("resources", "files"))
-_INSIDE = _FILES | {"scans", "assessors", "reconstructions"}
-_ROUTES: dict[str, frozenset[str]] = {
-    "": frozenset(("projects", "subjects", "experiments")),
-    "projects": _FILES | {"subjects", "experiments"},
-    "projects/subjects": _FILES | {"experiments"},
-    "projects/subjects/experiments": _INSIDE,
-    "projects/experiments": _FILES,
-    "subjects": _FILES,
-    "experiments": _INSIDE,
-    "scans": _FILES,
-    "assessors": _FILES,
-}
-NOT_FOUND = {
-    "projects": "Unable to find the specified project.",
-    "subjects": "Unable to identify subject.",
-    "experiments": "Unable to find the specified experiment.",
-    "scans": "Unable to find the specified scan.",
-    "assessors": "Unable to find the specified experiment.",
-}
-
-
-@dataclass
-class Target:
-    """What a path names, from the outside in; `missing` is the last name where it does not exist (yet).
-
-    `scan_name` is the scan as written, which for resources may be a list, a type or ``ALL``; `segments` is the path;
-    `kind` is what the last name is of (``experiments``); `collection` is set where the path ends in a list (``scans``);
-    `new_subject` is the subject of the path where only that is missing; `rest` is what follows ``files``, or an object
-    where XNAT has no such route, still encoded.
-    """
-
-    project: Project | None = None
-    subject: Subject | None = None
-    experiment: Experiment | None = None
-    assessor: Experiment | None = None
-    scans: list[Scan] = field(default_factory=list)
-    kind: str = ""
-    missing: str = ""
-    collection: str = ""
-    direction: str = "out"
-    resource: str | None = None
-    files: bool = False
-    new_subject: str = ""
-    scan_name: str = ""
-    segments: list[str] = field(default_factory=list)
-    rest: list[str] = field(default_factory=list)
-
-    def with_one_scan(self) -> Target:
-        """Return the target where a scan is meant by its ID alone, as for the object itself."""
-        if self.kind != "scans":
-            return self
-        exact = [scan for scan in self.scans if scan.id == self.scan_name]
-        return replace(self, scans=exact, missing="" if exact else self.scan_name)
-
-
-class Finder:
-    """Follows a path through the archive as one user sees it; what cannot be read is not there."""
-
-    def __init__(self, archive: Archive, permissions: Permissions) -> None:
-        self._archive = archive
-        self._may = permissions
-
-    def find(self, segments: list[str]) -> Target:
-        """Follow the segments, which are still percent-encoded.
-
-        Raises
-        ------
-        HTTPError
-            404 where something on the way does not exist or may not be read.
-        """
-        target = Target(segments=[segment for segment in segments if segment])
-        route, position = "", 0
-        while position < len(segments):
-            word = segments[position]
-            if word in ("in", "out") and route == "assessors":
-                target.direction, position = word, position + 1
-                continue
-            if word not in _ROUTES[route]:
-                target.rest = segments[position:]
-                return _settled(target)
-            if word in ("resources", "files"):
-                _find_files(_settled(target), segments[position:])
-                return target
-            if not any(segments[position + 1 :]):
-                # As long as it is a list, what is missing is the last object before it.
-                _settled(target).collection = word
-                return target
-            route = self._step(target, route, word, text_of(segments[position + 1]))
-            position += 2
-        return target
-
-    def _step(self, target: Target, route: str, word: str, name: str) -> str:
-        """Go one object further; give the route on which that is."""
-        if target.missing and target.kind == "subjects" and word == "experiments":
-            # An experiment of a subject that is not there yet may be put: the subject is made with it.
-            target.new_subject, target.missing = target.missing, ""
-        else:
-            _settled(target)
-        target.kind = word
-        if word == "reconstructions":
-            raise HTTPError(404, "The sandbox has no reconstructions.")
-        steps = {
-            "projects": self._step_project,
-            "subjects": self._step_subject,
-            "experiments": self._step_experiment,
-            "assessors": self._step_assessor,
-            "scans": self._step_scans,
-        }
-        target.missing = "" if steps[word](target, name) else name
-        if target.kind in ("assessors", "scans"):
-            return target.kind
-        return f"{route}/{word}" if route else word
-
-    def _step_project(self, target: Target, name: str) -> bool:
-        project = self._archive.project(name)
-        if project is not None and self._may.may_see(project):
-            target.project = project
-        return target.project is not None
-
-    def _step_subject(self, target: Target, name: str) -> bool:
-        subject = self._archive.subject(name, target.project.id if target.project else None)
-        if subject is not None and self._reads(subject, target):
-            target.subject = subject
-        return target.subject is not None
-
-    def _step_experiment(self, target: Target, name: str) -> bool:
-        found = self._archive.experiment(name, target.project.id if target.project else None)
-        if found is None or target.new_subject or not self._reads(found, target):
-            return False
-        if found.session_id:
-            # An assessor is an experiment too.
-            target.assessor, target.experiment = found, self._archive.experiment(found.session_id)
-            target.kind = "assessors"
-        elif target.subject is None or found.subject_id == target.subject.id:
-            target.experiment = found
-        return target.experiment is not None
-
-    def _step_assessor(self, target: Target, name: str) -> bool:
-        for assessor in self._archive.assessors(target.experiment.id if target.experiment else ""):
-            if name == assessor.id or (target.project is not None and name == assessor.label):
-                target.assessor = assessor
-        return target.assessor is not None
-
-    def _step_scans(self, target: Target, name: str) -> bool:
-        scans = self._archive.scans(target.experiment.id if target.experiment else "")
-        target.scan_name = name.replace("[SLASH]", "/").replace("[COMMA]", ",")
-        if name in ("ALL", "*"):
-            target.scans = scans
-            return True
-        names = [part.replace("[SLASH]", "/").replace("[COMMA]", ",") for part in name.split(",")]
-        types = ["" if part == "NULL" else part for part in names]
-        target.scans = [scan for scan in scans if scan.id in names or str(scan.fields.get("type", "")) in types]
-        return bool(target.scans)
-
-    def _reads(self, item: Subject | Experiment, target: Target) -> bool:
-        if target.project is not None and self._may.may_read(target.project.id):
-            return True
-        return self._may.may_read_item(item)
-
-
 def _media_ranges(header: str) -> dict[str, float]:
     found = {}
     for part in header.split(","):
@@ -302,24 +141,41 @@ def escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
-def _settled(target: Target) -> Target:
-    if target.missing:
-        raise HTTPError(404, NOT_FOUND.get(target.kind, ""))
-    if target.new_subject:
-        raise HTTPError(404, NOT_FOUND["subjects"])
-    return target
+MULTIPART = "multipart/form-data"
 
 
-def _find_files(target: Target, segments: list[str]) -> None:
-    word, *rest = segments
-    if word == "resources":
-        if not any(rest):
-            target.collection = "resources"
-            return
-        target.resource, *rest = [text_of(rest[0]), *rest[1:]]
-        word = rest[0] if rest else ""
-        rest = rest[1:] if word == "files" else rest
-    target.files = word == "files"
-    while rest and not rest[-1]:
-        rest.pop()
-    target.rest = rest
+@contextmanager
+def form_files(request: Request, name: str = "") -> Iterator[list[tuple[str, BinaryIO]]]:
+    """Return name and content of each file of a request.
+
+    Parameters
+    ----------
+    request
+        The request.
+    name
+        What the file is called, whatever the form calls it.
+
+    Raises
+    ------
+    HTTPError
+        400 for a damaged form, or one without a file.
+    """
+    if request.content_type != MULTIPART:
+        yield [(name, request.body)]
+        return
+    files: list[File] = []
+    header = {"Content-Type": request.headers["content-type"].encode("latin-1")}
+    with ExitStack() as stack:
+        try:
+            parse_form(header, request.body, None, files.append)
+        except FormParserError as error:
+            raise HTTPError(400, f"The form is damaged: {error}") from error
+        found = []
+        for file in files:
+            stack.callback(file.close)
+            file.file_object.seek(0)
+            own_name = (file.file_name or b"").decode("utf-8", "replace")
+            found.append((name or own_name, cast("BinaryIO", file.file_object)))
+        if not found:
+            raise HTTPError(400, "The form has no file.")
+        yield found

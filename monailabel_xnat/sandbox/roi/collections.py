@@ -10,8 +10,7 @@ from monailabel_xnat.sandbox.access.permissions import Permissions
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.datatypes import ROI_COLLECTION
 from monailabel_xnat.sandbox.archive.model import Experiment, Resource
-from monailabel_xnat.sandbox.archive.owners import owner_of
-from monailabel_xnat.sandbox.archive.resources import Incoming, Resources
+from monailabel_xnat.sandbox.archive.resources import Incoming, Resources, owner_of
 from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, as_json, text
 from monailabel_xnat.sandbox.http.request import Request
 from monailabel_xnat.sandbox.roi.references import RoiContent, read_content
