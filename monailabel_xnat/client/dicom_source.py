@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import shutil
 import zipfile
 import zlib
@@ -30,6 +31,7 @@ _BLOCK = 1 << 20
 _DERIVED = frozenset({"SEG", "RTDOSE"})
 # One file of these is a slice, unless it has several frames.
 _SLICED = frozenset({"CT", "MR", "PT", "NM"})
+_UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
 _NOT_IN_LABELS = re.compile(r"[^A-Za-z0-9_.-]")
 
 
@@ -124,8 +126,10 @@ def pack(instances: Iterable[Instance], target: Path) -> None:
     """
     with zipfile.ZipFile(target, "w") as archive:
         for number, instance in enumerate(instances):
-            # XNAT names the files itself. Numbers keep the names of patients out of the transfer.
-            with instance.open() as stream, archive.open(f"{number}.dcm", "w", force_zip64=True) as member:
+            # XNAT keeps these names, and what comes later under a name that is there takes its place: so each object
+            # has a name of its own, the same in every transfer. No name of a patient is in it.
+            name = instance.sop if _UID.fullmatch(instance.sop) else f"{number}-{secrets.token_hex(8)}"
+            with instance.open() as stream, archive.open(f"{name}.dcm", "w", force_zip64=True) as member:
                 try:
                     shutil.copyfileobj(stream, member, _BLOCK)
                 except (zipfile.BadZipFile, zlib.error, EOFError) as error:
