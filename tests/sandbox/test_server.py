@@ -387,3 +387,14 @@ def test_connections_end_with_their_threads(xnat_sandbox):
 def test_seeding_a_project_that_is_not_there_says_so(xnat_sandbox):
     with pytest.raises(LookupError, match="no project 'NOWHERE'"):
         xnat_sandbox.archive.seed_sessions("NOWHERE", 1, 1)
+
+
+def test_what_the_archive_cannot_hold_is_said_in_words(xnat_sandbox):
+    archive = xnat_sandbox.archive
+    with pytest.raises(ValueError, match="make the project, subject or session first"):
+        archive.create_subject("NOWHERE", "s")
+    archive.create_project("P")
+    archive.create_subject("P", "s")
+    with pytest.raises(ValueError, match="same subjects project, subjects label already"):
+        archive.create_subject("P", "s")
+    assert len(archive.subjects("P")) == 1

@@ -78,6 +78,17 @@ CREATE TABLE IF NOT EXISTS prearchive (
 """
 
 
+class ArchiveError(ValueError):
+    """What was to be written does not go together with what is in the archive."""
+
+
+def _refusal(error: sqlite3.IntegrityError) -> ArchiveError:
+    _, _, columns = str(error).partition("UNIQUE constraint failed: ")
+    if columns:
+        return ArchiveError(f"the archive has one with the same {columns.replace('.', ' ')} already")
+    return ArchiveError("what it belongs to is not in the archive: make the project, subject or session first")
+
+
 class Store:
     """The database file of an archive.
 
@@ -130,7 +141,13 @@ class Store:
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """Hold one transaction; a nested call joins the outer one."""
+        """Hold one transaction; a nested call joins the outer one.
+
+        Raises
+        ------
+        ArchiveError
+            If what is written does not go together with what is there; nothing is written then.
+        """
         with self._writer:
             db = self._connection()
             if self._local.depth:
@@ -140,6 +157,9 @@ class Store:
             self._local.depth = 1
             try:
                 yield db
+            except sqlite3.IntegrityError as error:
+                db.execute("ROLLBACK")
+                raise _refusal(error) from error
             except BaseException:
                 db.execute("ROLLBACK")
                 raise
