@@ -126,7 +126,7 @@ class Site:
         if not names:
             return request.user
         if not request.user.is_admin:
-            raise HTTPError(403)
+            raise HTTPError(403, "Only an admin may ask for the tokens of another user.")
         found = self._accounts.get(names[1]) if names[0] == "user" and len(names) == 2 else None
         if found is None:
             raise HTTPError(404)

@@ -316,23 +316,11 @@ _BY_ALIAS = (
     "SELECT projects.* FROM projects, json_each(projects.fields, '$.aliases/alias') AS alias"
     " WHERE json_extract(alias.value, '$.alias') = ?"
 )
+_GET_FIELDS = "SELECT fields FROM KIND WHERE KEY = ?"
+_SET_FIELDS = "UPDATE KIND SET fields = ?, last_modified = ? WHERE KEY = ?"
 _FIELDS_SQL = {
-    ("projects", "id"): (
-        "SELECT fields FROM projects WHERE id = ?",
-        "UPDATE projects SET fields = ?, last_modified = ? WHERE id = ?",
-    ),
-    ("subjects", "id"): (
-        "SELECT fields FROM subjects WHERE id = ?",
-        "UPDATE subjects SET fields = ?, last_modified = ? WHERE id = ?",
-    ),
-    ("experiments", "id"): (
-        "SELECT fields FROM experiments WHERE id = ?",
-        "UPDATE experiments SET fields = ?, last_modified = ? WHERE id = ?",
-    ),
-    ("scans", "pk"): (
-        "SELECT fields FROM scans WHERE pk = ?",
-        "UPDATE scans SET fields = ?, last_modified = ? WHERE pk = ?",
-    ),
+    (table, key): tuple(sql.replace("KIND", table).replace("KEY", key) for sql in (_GET_FIELDS, _SET_FIELDS))
+    for table, key in (("projects", "id"), ("subjects", "id"), ("experiments", "id"), ("scans", "pk"))
 }
 _SCAN_VALUES_SQL = (
     "SELECT DISTINCT experiments.project, json_extract(scans.fields, ?) AS value FROM scans"
@@ -347,34 +335,26 @@ _EXPERIMENTS_SQL = {
     "project": "SELECT * FROM experiments WHERE project = ? ORDER BY session_id IS NOT NULL, id",
     "subject_id": "SELECT * FROM experiments WHERE subject_id = ? ORDER BY id",
 }
-_ID_SQL = {
-    "subjects": "SELECT * FROM subjects WHERE id = :name",
-    "experiments": "SELECT * FROM experiments WHERE id = :name",
-}
-_NAME_SQL = {
-    "subjects": "SELECT * FROM subjects WHERE project = :project AND (id = :name OR label = :name)"
-    " UNION ALL SELECT subjects.* FROM shares JOIN subjects ON subjects.id = shares.item"
-    " WHERE shares.project = :project AND (subjects.id = :name OR shares.label = :name) LIMIT 1",
-    "experiments": "SELECT * FROM experiments WHERE project = :project AND (id = :name OR label = :name)"
-    " UNION ALL SELECT experiments.* FROM shares JOIN experiments ON experiments.id = shares.item"
-    " WHERE shares.project = :project AND (experiments.id = :name OR shares.label = :name) LIMIT 1",
-}
-_LABEL_SQL = {
-    "subjects": "SELECT id FROM subjects WHERE project = :project AND label = :name"
-    " UNION ALL SELECT subjects.id FROM shares JOIN subjects ON subjects.id = shares.item"
-    " WHERE shares.project = :project AND shares.label = :name LIMIT 1",
-    "experiments": "SELECT id FROM experiments WHERE project = :project AND label = :name"
-    " UNION ALL SELECT experiments.id FROM shares JOIN experiments ON experiments.id = shares.item"
-    " WHERE shares.project = :project AND shares.label = :name LIMIT 1",
-}
-_RENAME_SQL = {
-    "subjects": "UPDATE subjects SET label = ?, last_modified = ? WHERE id = ?",
-    "experiments": "UPDATE experiments SET label = ?, last_modified = ? WHERE id = ?",
-}
-_MOVE_SQL = {
-    "subjects": "UPDATE subjects SET project = ?, label = ?, last_modified = ? WHERE id = ?",
-    "experiments": "UPDATE experiments SET project = ?, label = ?, last_modified = ? WHERE id = ?",
-}
+
+
+def _of_both(sql: str) -> dict[str, str]:
+    """Return a statement for each of the two tables whose objects have a label and can be shared."""
+    return {kind: sql.replace("KIND", kind) for kind in ("subjects", "experiments")}
+
+
+_ID_SQL = _of_both("SELECT * FROM KIND WHERE id = :name")
+_NAME_SQL = _of_both(
+    "SELECT * FROM KIND WHERE project = :project AND (id = :name OR label = :name)"
+    " UNION ALL SELECT KIND.* FROM shares JOIN KIND ON KIND.id = shares.item"
+    " WHERE shares.project = :project AND (KIND.id = :name OR shares.label = :name) LIMIT 1"
+)
+_LABEL_SQL = _of_both(
+    "SELECT id FROM KIND WHERE project = :project AND label = :name"
+    " UNION ALL SELECT KIND.id FROM shares JOIN KIND ON KIND.id = shares.item"
+    " WHERE shares.project = :project AND shares.label = :name LIMIT 1"
+)
+_RENAME_SQL = _of_both("UPDATE KIND SET label = ?, last_modified = ? WHERE id = ?")
+_MOVE_SQL = _of_both("UPDATE KIND SET project = ?, label = ?, last_modified = ? WHERE id = ?")
 _DROP_SQL = {
     "projects": "DELETE FROM projects WHERE id = ?",
     "subjects": "DELETE FROM subjects WHERE id = ?",

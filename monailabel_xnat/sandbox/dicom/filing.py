@@ -23,15 +23,8 @@ from monailabel_xnat.sandbox.dicom.headers import (
     header_fields,
     read_route,
 )
-from monailabel_xnat.sandbox.dicom.series import (
-    DicomFile,
-    SeriesFiles,
-    read_series,
-    scan_ids,
-    scan_xsi_type,
-    session_xsi_type,
-    xnat_label,
-)
+from monailabel_xnat.sandbox.dicom.naming import scan_ids, scan_xsi_type, session_xsi_type, xnat_label
+from monailabel_xnat.sandbox.dicom.series import DicomFile, SeriesFiles, read_series
 
 REFUSE, REPLACE, KEEP = "refuse", "replace", "keep"
 

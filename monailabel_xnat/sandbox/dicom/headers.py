@@ -15,7 +15,8 @@ from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.datatypes import DataTypes
 from monailabel_xnat.sandbox.archive.model import Experiment, Fields, Scan
 from monailabel_xnat.sandbox.archive.resources import Resources, owner_of
-from monailabel_xnat.sandbox.dicom.series import SeriesFiles, element_text, without_warnings, xnat_label
+from monailabel_xnat.sandbox.dicom.naming import xnat_label
+from monailabel_xnat.sandbox.dicom.series import SeriesFiles, element_text, without_warnings
 from monailabel_xnat.sandbox.http.request import Request
 
 # Where XNAT looks for "Project:P Subject:S Session:E", in this order.

@@ -11,7 +11,8 @@ from pathlib import Path
 from monailabel_xnat.sandbox.archive.archive import Archive, timestamp
 from monailabel_xnat.sandbox.archive.resources import segment
 from monailabel_xnat.sandbox.dicom.headers import Place
-from monailabel_xnat.sandbox.dicom.series import SeriesFiles, read_series, scan_ids, scan_xsi_type
+from monailabel_xnat.sandbox.dicom.naming import scan_ids, scan_xsi_type
+from monailabel_xnat.sandbox.dicom.series import SeriesFiles, read_series
 
 UNASSIGNED = "Unassigned"
 READY, CONFLICT, RECEIVING = "READY", "CONFLICT", "RECEIVING"

@@ -1,4 +1,4 @@
-"""DICOM files of any origin, sorted into series, and the XNAT types they become.
+"""DICOM files of any origin, sorted into series.
 
 The rules are those of XNAT's own importer (``dicom-xnat-sop`` and ``dicom-xnat-mx``): one scan per Series
 Instance UID, its ``xsiType`` from the SOP classes, the session's from the SOP classes and else from the
@@ -14,7 +14,7 @@ import re
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
@@ -26,7 +26,7 @@ from pydicom import uid
 from pydicom.errors import InvalidDicomError
 from pydicom.tag import Tag
 
-from monailabel_xnat.sandbox.dicom.xsi_types import scan_rank, scan_type, session_type
+from monailabel_xnat.sandbox.dicom.naming import scan_rank
 
 logger = logging.getLogger(__name__)
 
@@ -176,78 +176,6 @@ def read_series(folder: Path) -> list[SeriesFiles]:
     for reason, count in passed_over.items():
         logger.info("Passed over %d files: %s.", count, reason)
     return sorted((_merge(parts) for parts in grouped.values()), key=_series_order)
-
-
-def session_xsi_type(series: Iterable[SeriesFiles]) -> str:
-    """Name the XNAT session type of a study, as XNAT's importer does (`xsi_types.session_type`).
-
-    Parameters
-    ----------
-    series
-        All series of one study.
-
-    Returns
-    -------
-    str
-        ``xnat:mrSessionData`` and the like; ``xnat:otherDicomSessionData`` where nothing else fits.
-    """
-    studied = list(series)
-    return session_type((item.sop_class_uid for item in studied), (item.modality for item in studied))
-
-
-def scan_xsi_type(series: SeriesFiles) -> str:
-    """Name the XNAT scan type of a series by its SOP class, as XNAT's importer does.
-
-    Parameters
-    ----------
-    series
-        The series that becomes a scan.
-
-    Returns
-    -------
-    str
-        ``xnat:ctScanData`` and the like; ``xnat:otherDicomScanData`` for a SOP class XNAT has no type for.
-    """
-    return scan_type(series.sop_class_uid)
-
-
-def scan_ids(series: Iterable[SeriesFiles]) -> dict[str, str]:
-    """Return each series of one study its XNAT scan ID.
-
-    The ID is the series number; several series with one number become ``4-MR1``, ``4-MR2`` in the order of
-    their UIDs; without a number the ID is the UID with underscores (XNAT's DICOMSessionBuilder).
-
-    Parameters
-    ----------
-    series
-        All series of one study.
-
-    Returns
-    -------
-    dict of str to str
-        Scan ID by Series Instance UID.
-    """
-    by_number: dict[str, list[SeriesFiles]] = {}
-    for item in sorted(series, key=lambda each: each.series_uid):
-        number = re.sub(r"^\+", "_", item.series_number) or re.sub(r"\W", "_", item.series_uid)
-        by_number.setdefault(xnat_label(number), []).append(item)
-    ids: dict[str, str] = {}
-    for number, items in by_number.items():
-        counts: Counter[str] = Counter()
-        for item in items:
-            modality = xnat_label(item.modality) or "Unknown"
-            counts[modality] += 1
-            ids[item.series_uid] = number if len(items) == 1 else f"{number}-{modality}{counts[modality]}"
-    return ids
-
-
-def xnat_label(text: str) -> str:
-    """Turn a text into a legal XNAT label: letters, digits, ``_``, ``.`` and ``-``, all else as ``_``.
-
-    A text of dots alone, which would be a path, loses them too. An empty text stays empty.
-    """
-    label = re.sub(r"[^A-Za-z0-9_.-]", "_", text.strip())
-    return label if label.strip(".") else "_" * len(label)
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -112,22 +112,22 @@ class Router:
         return _alone(Import(*self._data).handle)
 
     def _dicomdump(self) -> Handler:
-        from monailabel_xnat.sandbox.dicom.dicomdump import DicomDump
+        from monailabel_xnat.sandbox.dicom.dump import DicomDump
 
         return _alone(DicomDump(*self._data).handle)
 
     def _prearchive(self) -> Handler:
-        from monailabel_xnat.sandbox.dicom.prearchivehandlers import PrearchiveCalls
+        from monailabel_xnat.sandbox.dicom.prearchive_calls import PrearchiveCalls
 
         return PrearchiveCalls(*self._data).handle
 
     def _archive_service(self) -> Handler:
-        from monailabel_xnat.sandbox.dicom.prearchivehandlers import PrearchiveCalls
+        from monailabel_xnat.sandbox.dicom.prearchive_calls import PrearchiveCalls
 
         return _alone(lambda request: PrearchiveCalls(*self._data).service(request, "archive"))
 
     def _prearchive_service(self) -> Handler:
-        from monailabel_xnat.sandbox.dicom.prearchivehandlers import PrearchiveCalls
+        from monailabel_xnat.sandbox.dicom.prearchive_calls import PrearchiveCalls
 
         return lambda request, words: PrearchiveCalls(*self._data).service(request, "/".join(words))
 

@@ -1,10 +1,16 @@
-"""Which XNAT types DICOM becomes: the tables of XNAT's importer (its library ``dicom-xnat-sop``)."""
+"""How XNAT names what DICOM becomes: types (its library ``dicom-xnat-sop``), scan IDs, labels."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from pydicom import uid
+
+if TYPE_CHECKING:
+    from monailabel_xnat.sandbox.dicom.series import SeriesFiles
 
 #: SOP classes with a scan type of their own, strongest first: in a series of several, the first one counts.
 #: A class that is not here (presentation states, key objects, raw data, ...) is ``otherDicom`` in XNAT.
@@ -141,3 +147,75 @@ def session_type(sop_classes: Iterable[str], modalities: Iterable[str]) -> str:
     by_class = [kind for kind in _SESSION_KINDS if kind in kinds]
     by_modality = [kind for modality, kind in _SESSION_OF_MODALITY.items() if modality in named]
     return f"xnat:{[*by_class, *by_modality, 'otherDicom'][0]}SessionData"
+
+
+def session_xsi_type(series: Iterable[SeriesFiles]) -> str:
+    """Name the XNAT session type of a study, as XNAT's importer does (`session_type`).
+
+    Parameters
+    ----------
+    series
+        All series of one study.
+
+    Returns
+    -------
+    str
+        ``xnat:mrSessionData`` and the like; ``xnat:otherDicomSessionData`` where nothing else fits.
+    """
+    studied = list(series)
+    return session_type((item.sop_class_uid for item in studied), (item.modality for item in studied))
+
+
+def scan_xsi_type(series: SeriesFiles) -> str:
+    """Name the XNAT scan type of a series by its SOP class, as XNAT's importer does.
+
+    Parameters
+    ----------
+    series
+        The series that becomes a scan.
+
+    Returns
+    -------
+    str
+        ``xnat:ctScanData`` and the like; ``xnat:otherDicomScanData`` for a SOP class XNAT has no type for.
+    """
+    return scan_type(series.sop_class_uid)
+
+
+def scan_ids(series: Iterable[SeriesFiles]) -> dict[str, str]:
+    """Return each series of one study its XNAT scan ID.
+
+    The ID is the series number; several series with one number become ``4-MR1``, ``4-MR2`` in the order of
+    their UIDs; without a number the ID is the UID with underscores (XNAT's DICOMSessionBuilder).
+
+    Parameters
+    ----------
+    series
+        All series of one study.
+
+    Returns
+    -------
+    dict of str to str
+        Scan ID by Series Instance UID.
+    """
+    by_number: dict[str, list[SeriesFiles]] = {}
+    for item in sorted(series, key=lambda each: each.series_uid):
+        number = re.sub(r"^\+", "_", item.series_number) or re.sub(r"\W", "_", item.series_uid)
+        by_number.setdefault(xnat_label(number), []).append(item)
+    ids: dict[str, str] = {}
+    for number, items in by_number.items():
+        counts: Counter[str] = Counter()
+        for item in items:
+            modality = xnat_label(item.modality) or "Unknown"
+            counts[modality] += 1
+            ids[item.series_uid] = number if len(items) == 1 else f"{number}-{modality}{counts[modality]}"
+    return ids
+
+
+def xnat_label(text: str) -> str:
+    """Turn a text into a legal XNAT label: letters, digits, ``_``, ``.`` and ``-``, all else as ``_``.
+
+    A text of dots alone, which would be a path, loses them too. An empty text stays empty.
+    """
+    label = re.sub(r"[^A-Za-z0-9_.-]", "_", text.strip())
+    return label if label.strip(".") else "_" * len(label)
