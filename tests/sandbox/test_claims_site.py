@@ -357,3 +357,11 @@ def test_xnat4tests_uploads_dicom(admin, xnat_sandbox, demo_dicom, tmp_path: Pat
             experiment = login.projects["TESTS"].experiments["sess"].id
             assert login.put(f"/data/experiments/{experiment}?triggerPipelines=true").status_code == 200
             assert login.put(f"/data/experiments/{experiment}?pullDataFromHeaders=true").status_code == 200
+
+
+def test_tokens_of_others_are_for_administrators(admin, user):
+    """TestAliasTokenService: 403 that names the admin; an unknown alias is not found."""
+    answer = user("member").get("/data/services/tokens/issue/user/owner")
+    assert (answer.status_code, "admin" in answer.text) == (403, True)
+    assert admin.get("/data/services/tokens/issue/user/owner").json()["xdatUserId"] == "owner"
+    assert admin.get("/data/services/tokens/validate/nothing/secret").status_code == 404
