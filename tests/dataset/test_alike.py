@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -180,3 +182,109 @@ def test_a_label_without_a_place_is_still_refused(datastore, tmp_path):
     image = datastore.add_image("case", str(tmp_path / "image.nii.gz"), {})
     with pytest.raises(LabelGeometryError):
         datastore.save_label(image, save(tmp_path / "mask.nii.gz", mask_of(values.shape), np.eye(4)), "final", {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "affine"),
+    [
+        ("no forms", np.diag([2, 2.5, 3, 1.0])),
+        ("microns", RAS * [[1000], [1000], [1000], [1]]),
+        ("sform RAS 2, qform LAS 1", LAS),
+        ("sform of 0", RAS),
+    ],
+)
+def test_a_label_stored_by_an_earlier_version_comes_out_on_the_grid_of_the_image(
+    xnat_sandbox, datastore, tmp_path, kind, affine
+):
+    values = write(tmp_path / "image.nii.gz", **TWO_MEANINGS[kind])
+    image = datastore.add_image("case", str(tmp_path / "image.nii.gz"), {})
+    mask = mask_of(values.shape)
+    handed_out = nibabel.load(datastore.get_image_uri(image)).affine
+    datastore.save_label(image, save(tmp_path / "mask.nii.gz", mask, handed_out), "final", {})
+    (described,) = descriptions(xnat_sandbox, image)
+    content = Path(save(tmp_path / "mask.nii.gz", mask, affine)).read_bytes()
+    described["sha256"] = digest = hashlib.sha256(content).hexdigest()
+    described["geometry"]["affine"] = np.asarray(affine, float).tolist()
+    _, _, experiment, scan = image.split("/")
+    address = f"{xnat_sandbox.url}/data/experiments/{experiment}/scans/{scan}/resources/MONAILABEL_final"
+    login = (xnat_sandbox.username, xnat_sandbox.password)
+    name = f"20990101T000000000000Z-{digest[:12]}"
+    for suffix, data in ((".nii.gz", content), (".json", json.dumps(described).encode())):
+        query = {"inbody": "true"}
+        url = f"{address}/files/{name}{suffix}"
+        requests.put(url, params=query, data=data, auth=login, timeout=30).raise_for_status()
+    datastore.refresh()
+    (pair,) = datastore.datalist()
+    assert_alike(pair, mask)
+
+
+def test_a_mounted_file_is_not_touched(xnat_sandbox, open_xnat_datastore, datastore, tmp_path):
+    stored = tmp_path / "mount" / "P" / "arc001" / "e1" / "SCANS" / "1" / "NIFTI" / "image.nii"
+    stored.parent.mkdir(parents=True)
+    write(stored, **TWO_MEANINGS["sform RAS 2, qform LAS 1"])
+    before = stored.read_bytes()
+    stored.chmod(0o400)
+    image = upload(xnat_sandbox, datastore, [stored])
+    xnat_sandbox.requests.clear()
+    mounted = open_xnat_datastore(project="P", asset_path=str(tmp_path / "mount"), cache_path=tmp_path / "other")
+    path = Path(mounted.get_image_uri(image))
+    assert not any(request.path.endswith("image.nii") for request in xnat_sandbox.requests)
+    assert not path.is_symlink()
+    assert stored.read_bytes() == before
+    np.testing.assert_allclose(SimpleITK.ReadImage(str(path)).GetDirection()[0], -1.0)
+
+
+@pytest.mark.parametrize("kind", ["Analyze", "NIfTI in two files", "NIfTI-2", "NRRD RAS", "NRRD LAS", "NRRD", "MHA 2D"])
+def test_other_files_are_handed_out_so_that_all_readers_agree(xnat_sandbox, datastore, tmp_path, kind):
+    values = np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.int16)
+    if kind == "Analyze":
+        nibabel.save(nibabel.AnalyzeImage(values, RAS), tmp_path / "i.img")
+    elif kind == "NIfTI in two files":
+        nibabel.save(nibabel.Nifti1Pair(values, RAS), tmp_path / "i.hdr")
+    elif kind == "NIfTI-2":
+        nibabel.save(nibabel.Nifti2Image(values, RAS), tmp_path / "i.nii.gz")
+    elif kind == "MHA 2D":
+        values = values[:, :, :1]
+        flat = SimpleITK.GetImageFromArray(values[:, :, 0].T)
+        flat.SetSpacing((2, 3))
+        SimpleITK.WriteImage(flat, str(tmp_path / "i.mha"))
+    else:
+        space = {"RAS": "right-anterior-superior", "LAS": "left-anterior-superior"}.get(kind[5:], "")
+        header = (
+            f"NRRD0004\ntype: short\ndimension: 3\nsizes: {' '.join(map(str, SHAPE))}\nencoding: raw\nendian: little\n"
+        )
+        header += f"space: {space}\n" if space else "space dimension: 3\n"
+        header += "space directions: (2,0,0) (0,2.5,0) (0,0,3)\nspace origin: (-20,-30,-40)\n\n"
+        (tmp_path / "i.nrrd").write_bytes(header.encode() + values.tobytes("F"))
+    paths = sorted(path for path in tmp_path.iterdir() if path.is_file())
+    image = upload(xnat_sandbox, datastore, paths)
+    path = Path(datastore.get_image_uri(image))
+    assert path.name.endswith((".nii", ".nii.gz"))
+    np.testing.assert_array_equal(np.asarray(nibabel.load(path).dataobj), values)
+    mask = mask_of(values.shape)
+    datastore.save_label(image, save(tmp_path / "mask.nii.gz", mask, nibabel.load(path).affine), "final", {})
+    (pair,) = datastore.datalist()
+    assert_alike(pair, mask)
+    if kind.startswith("NRRD "):
+        expected = RAS if kind == "NRRD RAS" else np.diag([-1.0, 1.0, 1.0, 1.0]) @ RAS
+        np.testing.assert_allclose(nibabel.load(path).affine, expected, atol=1e-5)
+
+
+def upload(sandbox, datastore, paths):
+    """Store files as the image of a new scan, as people do who have a pair of header and voxels."""
+    login = (sandbox.username, sandbox.password)
+    base = f"{sandbox.url}/data/projects/P/subjects/s1"
+    for address, query in (
+        (base, {}),
+        (f"{base}/experiments/e1", {"xsiType": "xnat:mrSessionData"}),
+        (f"{base}/experiments/e1/scans/1", {"xsiType": "xnat:mrScanData", "xnat:mrScanData/type": "T1"}),
+        (f"{base}/experiments/e1/scans/1/resources/NIFTI", {}),
+    ):
+        requests.put(address, params=query, auth=login, timeout=30).raise_for_status()
+    for path in paths:
+        address = f"{base}/experiments/e1/scans/1/resources/NIFTI/files/{path.name}"
+        answer = requests.put(address, params={"inbody": "true"}, data=path.read_bytes(), auth=login, timeout=30)
+        answer.raise_for_status()
+    datastore.refresh()
+    (image,) = datastore.list_images()
+    return image
