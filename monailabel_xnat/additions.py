@@ -10,7 +10,8 @@ from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client.dicom_import import DicomImport
 from monailabel_xnat.client.dicom_source import Instance, dicom_instances, is_dicom, main_series
 from monailabel_xnat.client.imagefile import ending, named_wrong
-from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.client.items import append_note, delete
+from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import (
@@ -148,7 +149,7 @@ class Additions:
                 hint="set allow_delete to true if that is what you want",
             )
         try:
-            self._session.request("DELETE", scan.path, query={"removeFiles": "true"})
+            delete(self._session, scan.path)
         except NotInArchiveError:
             return
         except AccessDeniedError as error:
@@ -249,16 +250,9 @@ class Additions:
                     )
             imported = DicomImport(self._session, place.project).run(instances, series, explicit)
             if imported.is_new and name and _is_volume(instances, series):
-                self._name(imported.image, name)
+                # The description is that of the scanner.
+                append_note(self._session, imported.image, str(Mark(name=name)))
         return imported.image
-
-    def _name(self, image: ImageId, name: str) -> None:
-        """Write the name of an imported image into the note of its scan; the description is that of the scanner."""
-        path = quoted("data", "experiments", image.experiment, "scans")
-        rows = self._session.rows(path, {"columns": "ID,xsiType,note"})
-        found = next(row for row in rows if row["ID"] == image.scan)
-        kind, note = found["xsiType"], f"{found.get('note', '')} {Mark(name=name)}".strip()
-        self._session.request("PUT", path + quoted(image.scan), query={"xsiType": kind, f"{kind}/note": note})
 
 
 def _require_content(path: Path) -> None:

@@ -6,12 +6,12 @@ import json
 import threading
 from typing import Any
 
-from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.client.items import list_projects, project_path, resource_path
+from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.smallfiles import Counts, find_object
 from monailabel_xnat.client.upload import upload
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import SettingsError
-from monailabel_xnat.listing import list_projects
 from monailabel_xnat.memory import Memory
 
 RESOURCE = "MONAILABEL_datastore"
@@ -107,7 +107,7 @@ class Description:
         project = self._home()
         if project is None:
             return None
-        found = find_object(self._session, quoted("data", "projects", project), RESOURCE, FILE, _UNKNOWN, _texts_in)
+        found = find_object(self._session, project_path(project), RESOURCE, FILE, _UNKNOWN, _texts_in)
         return found[1] if found else None
 
     def _home(self) -> str | None:
@@ -118,7 +118,7 @@ class Description:
 
     @staticmethod
     def _resource(project: str) -> str:
-        return quoted("data", "projects", project, "resources", RESOURCE)
+        return resource_path(project_path(project), RESOURCE)
 
 
 def _texts_in(found: dict[str, Any]) -> dict[str, str]:

@@ -20,7 +20,8 @@ import numpy as np
 from monailabel_xnat.cache import Cache, Entry
 from monailabel_xnat.client.files import RemoteFile, list_files
 from monailabel_xnat.client.imagefile import ending, usual_ending
-from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.client.items import resource_path
+from monailabel_xnat.client.session import Session
 from monailabel_xnat.comparisons import Comparison, Comparisons
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import (
@@ -318,7 +319,7 @@ class Images:
         return entry
 
     def _made(self, scan: Scan, resource: Resource, form: str) -> Entry:
-        path = scan.path + quoted("resources", resource.label)
+        path = resource_path(scan.path, resource.label)
         comparison = self._comparisons.begin()
         try:
             files = list_files(self._session, path)

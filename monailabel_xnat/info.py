@@ -20,8 +20,9 @@ from typing import Any
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
 from monailabel_xnat.client.files import RemoteFile
+from monailabel_xnat.client.items import resource_path
 from monailabel_xnat.client.locks import writing
-from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.smallfiles import find_object
 from monailabel_xnat.client.upload import Upload, upload_files
 from monailabel_xnat.errors import AccessDeniedError, XNATDatastoreError
@@ -280,4 +281,4 @@ def _latest(strategies: Any) -> float:
 
 
 def _resource(scan: Scan) -> str:
-    return scan.path + quoted("resources", INFO_RESOURCE)
+    return resource_path(scan.path, INFO_RESOURCE)

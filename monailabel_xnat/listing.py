@@ -9,9 +9,10 @@ from itertools import chain
 from operator import itemgetter
 from typing import NamedTuple, TypeVar
 
+from monailabel_xnat.client.items import list_session_names, read_project, scan_path
 from monailabel_xnat.client.roi import RoiCollection, UnreadDrawing
-from monailabel_xnat.client.rows import Row, read_listing
-from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.client.rows import Row, read_sessions
+from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.smallfiles import NOTHING, Counts
 from monailabel_xnat.errors import InvalidIdError, NotInArchiveError, ServerError
 from monailabel_xnat.ids import ImageId, id_text
@@ -199,14 +200,6 @@ class Names(NamedTuple):
     session: str
 
 
-def scan_path(image: ImageId, *, is_shared: bool = False) -> str:
-    """Return where XNAT serves a scan: a path below the site's address, percent-encoded."""
-    # XNAT's stand-ins for the characters that would split a scan id in a path (ScanResource).
-    scan = image.scan.replace("/", "[SLASH]").replace(",", "[COMMA]")
-    above = () if is_shared else ("projects", image.project, "subjects", image.subject)
-    return quoted("data", *above, "experiments", image.experiment, "scans", scan)
-
-
 class _NotJoined(NamedTuple):
     """For how long, and until when, the scans of a project are not asked for along with its experiments."""
 
@@ -271,16 +264,14 @@ class Listing:
         ServerError
             If XNAT fails.
         """
-        path = quoted("data", "projects", project, "experiments")
-        rows = self._session.rows(path, {"columns": "ID,label,subject_label"})
+        rows = list_session_names(self._session, project)
         return {row.get("ID", ""): Names(row.get("subject_label") or "", row.get("label") or "") for row in rows}
 
     def _of_project(self, project: str) -> dict[str, Scan] | None:
         """List over the experiments of the project; None if the server does not join their scans."""
-        path = quoted("data", "projects", project, "experiments")
         for pause in (next(self._session.backoff.pauses(), 0.0), None):
             try:
-                found, is_joined = read_listing(self._session, path, _QUERY, lambda rows: _folded(rows, project))
+                found, is_joined = read_sessions(self._session, _QUERY, lambda rows: _folded(rows, project), project)
                 return found if found or is_joined else None
             except NotInArchiveError as error:
                 raise self._unknown(project, error) from None
@@ -293,16 +284,15 @@ class Listing:
         return None
 
     def _of_site(self, project: str) -> dict[str, Scan]:
-        path = "/data/experiments"
         owned, shared = (
-            read_listing(self._session, path, {**_QUERY, name: project}, lambda rows: fold(rows, project))
+            read_sessions(self._session, {**_QUERY, name: project}, lambda rows: fold(rows, project))
             for name in ("project", _SHARED_INTO)
         )
         return {**owned, **{image: scan for image, scan in shared.items() if scan.owner != project}}
 
     def _require(self, project: str) -> None:
         try:
-            self._session.json(quoted("data", "projects", project))
+            read_project(self._session, project)
         except NotInArchiveError as error:
             raise self._unknown(project, error) from None
 
@@ -313,11 +303,6 @@ class Listing:
             url=error.url,
             status=error.status,
         )
-
-
-def list_projects(session: Session) -> list[str]:
-    """List the IDs of the projects that the user can see."""
-    return sorted(row["ID"] for row in session.rows("/data/projects", {"columns": "ID"}) if row.get("ID"))
 
 
 def _folded(rows: Iterable[Row], project: str) -> tuple[dict[str, Scan], bool]:

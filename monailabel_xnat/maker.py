@@ -18,7 +18,8 @@ from monailabel_xnat.client.imagefile import (
     joined_ending,
     named_wrong,
 )
-from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.client.items import resource_path
+from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import ImageError, NoImageError, TransferError
 from monailabel_xnat.listing import Resource, Scan
@@ -193,7 +194,7 @@ class ImageMaker:
             return mounted.folder, mounted
         folder = part / "files"
         folder.mkdir(mode=0o700)
-        download_files(self._session, scan.path + quoted("resources", resource.label), wanted, folder, receiver)
+        download_files(self._session, resource_path(scan.path, resource.label), wanted, folder, receiver)
         return folder, None
 
 

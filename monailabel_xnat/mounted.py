@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from monailabel_xnat.client.files import RemoteFile
 from monailabel_xnat.client.imagefile import holds_dicom
+from monailabel_xnat.client.items import read_scan
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import ImageError, ServerError
 from monailabel_xnat.listing import Scan
@@ -198,7 +199,7 @@ class MountedArchive:
     def _server_path(self, scan: Scan, label: str) -> str:
         """Ask for the path of the resource's catalog on the server; "" if XNAT does not tell."""
         try:
-            item = self._session.json(scan.path)
+            item = read_scan(self._session, scan.path)
             children = item["items"][0]["children"]
         except (ServerError, LookupError, TypeError):
             return ""

@@ -13,13 +13,26 @@ from typing import TypeVar
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client.files import RemoteFile, list_files_by_resource
 from monailabel_xnat.client.imagefile import ending, holds_dicom
+from monailabel_xnat.client.items import (
+    delete,
+    exists,
+    list_files_of_scans,
+    list_scans,
+    put,
+    read_session,
+    read_subject,
+    resource_path,
+    scan_path,
+    session_path,
+    subject_path,
+)
 from monailabel_xnat.client.locks import adding
 from monailabel_xnat.client.removal import remove_file
-from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, holds, owner_of, upload
 from monailabel_xnat.errors import AccessDeniedError, ImageConflictError, NotInArchiveError, ServerError
 from monailabel_xnat.ids import ImageId
-from monailabel_xnat.listing import Scan, scan_path
+from monailabel_xnat.listing import Scan
 from monailabel_xnat.marks import Mark, read_mark
 from monailabel_xnat.selection import image_rank
 from monailabel_xnat.snapshot import ambiguous
@@ -91,7 +104,7 @@ class _Home:
     is_of_others: bool = False
     """Whether it belongs to another subject than the one meant."""
     is_shared: bool = False
-    """Whether another project owns it; see :func:`~monailabel_xnat.listing.scan_path`."""
+    """Whether another project owns it; see :func:`~monailabel_xnat.client.items.scan_path`."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +191,7 @@ class NewScans:
         if len(named) > 1:
             raise ambiguous(place.name, named)
         # Somebody may have deleted it since it was listed.
-        return named[0] if named and self._exists(named[0].path) else None
+        return named[0] if named and exists(self._session, named[0].path) else None
 
     def _scan_of_name(self, place: Place, home: _Home) -> str:
         ours = [scan for scan, name in home.scans.items() if name == place.name]
@@ -190,11 +203,9 @@ class NewScans:
         """Find a scan that holds the file already, among those that bear no other name."""
         sizes = {str(new.upload.fingerprint.size), ""}
         digests = {new.upload.fingerprint.md5, ""}
-        path = quoted("data", "experiments", home.session, "scans")
-        for row in self._session.rows(f"{path}/ALL/files") if home.scans else ():
-            scan = row["URI"].partition("/scans/")[2].partition("/resources/")[0]
+        for scan, path, row in list_files_of_scans(self._session, home.session) if home.scans else ():
             may_be_it = row.get("Size", "") in sizes and row.get("digest", "").lower() in digests
-            if may_be_it and home.scans.get(scan) == "" and self._holds_file(path + quoted(scan), new):
+            if may_be_it and home.scans.get(scan) == "" and self._holds_file(path, new):
                 return scan
         return ""
 
@@ -205,13 +216,6 @@ class NewScans:
             return False
         return any(holds(self._session, file, new.upload) for file in files)
 
-    def _exists(self, path: str) -> bool:
-        try:
-            self._session.json(path)
-        except NotInArchiveError:
-            return False
-        return True
-
     def _home(self, place: Place, label: str) -> _Home | None:
         """Find the session of a label; None if there is none.
 
@@ -221,7 +225,7 @@ class NewScans:
             If an id names the session of another subject.
         """
         try:
-            item = self._session.json(quoted("data", "projects", place.project, "experiments", label))["items"][0]
+            item = read_session(self._session, place.project, label)["items"][0]
         except NotInArchiveError:
             return None
         fields = item["data_fields"]
@@ -231,8 +235,7 @@ class NewScans:
                 f"the session {label} of project {place.project!r} belongs to another subject than {place.subject}",
                 hint="rename it: choose another id for the image",
             )
-        path = quoted("data", "experiments", fields["ID"], "scans")
-        rows = self._session.rows(path, {"columns": "ID,note,series_description"})
+        rows = list_scans(self._session, fields["ID"], "note", "series_description")
         names = {row["ID"]: _name_of(row) for row in rows}
         found = re.fullmatch(r"xnat:(\w+)SessionData", item["meta"]["xsi:type"])
         kind = found.group(1) if found and found.group(1) not in _KINDS_WITHOUT_SCANS else ""
@@ -247,7 +250,7 @@ class NewScans:
         if session.get("project") == project:
             return False
         try:  # a session that is shared without its subject: only the owner's label is known
-            item = self._session.json(quoted("data", "subjects", owner))
+            item = read_subject(self._session, owner)
         except (NotInArchiveError, AccessDeniedError):
             return False
         return bool(item["items"][0]["data_fields"].get("label") == subject)
@@ -255,7 +258,7 @@ class NewScans:
     def _subject(self, project: str, label: str) -> str:
         """Return the ID of the subject of a label; "" if there is none."""
         try:
-            item = self._session.json(quoted("data", "projects", project, "subjects", label))
+            item = read_subject(self._session, label, project)
         except NotInArchiveError:
             return ""
         return str(item["items"][0]["data_fields"]["ID"])
@@ -267,13 +270,13 @@ class NewScans:
         if home is None:
             subject_label = label if place.name else place.subject
             subject = self._subject(place.project, subject_label)
-            path = quoted("data", "projects", place.project, "subjects", subject or subject_label)
+            path = subject_path(place.project, subject or subject_label)
             if not subject:
                 subject = self._put(path, {}, place, made, f"subject {subject_label}")
-                path = quoted("data", "projects", place.project, "subjects", subject)
+                path = subject_path(place.project, subject)
             session_type = f"xnat:{new.kind}SessionData"
             query = {"xsiType": session_type, "req_format": "qs", f"{session_type}/label": label}
-            session = self._put(path + quoted("experiments", label), query, place, made, f"session {label}")
+            session = self._put(session_path(path, label), query, place, made, f"session {label}")
             home = _Home(subject, session, new.kind, {})
         numbers = [int(scan) for scan in home.scans if scan.isdigit()]
         scan = place.scan or str(max(numbers, default=0) + 1)
@@ -293,7 +296,7 @@ class NewScans:
 
     def _put(self, path: str, query: dict[str, str], place: Place, made: list[str], what: str) -> str:
         try:
-            answer = self._session.request("PUT", path, query=query).text.strip()
+            answer = put(self._session, path, query)
         except AccessDeniedError as error:
             raise AccessDeniedError(
                 f"user {self._session.user!r} may not add images to project {owner_of(self._session, path)!r}",
@@ -314,7 +317,7 @@ class NewScans:
             raise self._conflict(claim, place, others)
         if before:
             return claim.image
-        target = claim.path + quoted("resources", new.resource)
+        target = resource_path(claim.path, new.resource)
         item = new.upload
         try:
             upload(self._session, target, item.name, item.source, format=item.format, content=item.content)
@@ -375,11 +378,10 @@ class NewScans:
     def _left(self, claim: _Claim) -> list[str]:
         """Delete the scan that was made for an image that did not arrive, where XNAT lets us; list what stays empty."""
         image = claim.image
-        path = quoted("data", "experiments", image.experiment, "scans")
         try:
             if claim.is_new and not any(list_files_by_resource(self._session, claim.path).values()):
-                self._session.request("DELETE", claim.path, query={"removeFiles": "true"})
-                is_empty = not self._session.rows(path, {"columns": "ID"})
+                delete(self._session, claim.path)
+                is_empty = not list_scans(self._session, image.experiment)
                 return [f"session {image.project}/{image.subject}/{image.experiment}"] if is_empty else []
         except ServerError as error:
             logger.debug("an empty scan stays in XNAT: %s", type(error).__name__)

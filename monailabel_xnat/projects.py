@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
+from monailabel_xnat.client.items import list_projects
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError
-from monailabel_xnat.listing import Listing, Scan, list_projects
+from monailabel_xnat.listing import Listing, Scan
 from monailabel_xnat.memory import Fact, Memory
 
 logger = logging.getLogger(__name__)

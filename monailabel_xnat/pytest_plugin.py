@@ -58,24 +58,12 @@ class Site:
         Returns
         -------
         list of str
-            The address of each session, ``/data/archive/projects/P/subjects/S/experiments/E``.
+            The address of each session, below that of the site.
         """
-        query = {
-            "import-handler": "DICOM-zip",
-            "dest": f"/archive/projects/{self.project}",
-            "overwrite": "append",
-            "inbody": "true",
-        }
+        from monailabel_xnat.client.testproject import import_zip
+
         with tempfile.TemporaryDirectory() as scratch:
-            packed = _zip(Path(folder), Path(scratch, "dicom.zip"))
-            answer = self.session.request(
-                "POST",
-                "/data/services/import",
-                query=query,
-                body=lambda: packed.open("rb"),
-                headers={"Content-Type": "application/zip"},
-            )
-        return answer.text.split()
+            return import_zip(self.session, self.project, _zip(Path(folder), Path(scratch, "dicom.zip")))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -117,6 +105,7 @@ def xnat_sandbox(_xnat_server: Sandbox) -> Sandbox:
 def xnat_site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
     """Give an empty project on the sandbox; with ``--live-xnat`` one on that server, deleted at the end."""
     from monailabel_xnat.client.session import Session
+    from monailabel_xnat.client.testproject import delete_project, make_project
     from monailabel_xnat.config import Settings
 
     live = request.config.getoption(_LIVE)
@@ -127,12 +116,10 @@ def xnat_site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
         settings = Settings.load({**_login(sandbox), "cache_path": tmp_path / "xnat-cache"}, environ={})
     project = f"monailabel_test_{secrets.token_hex(4)}"
     session = Session(settings)
-    address = f"/data/projects/{project}"
     try:
-        session.request("PUT", address, query={"description": "made by an automatic test, which deletes it again"})
-        session.request("PUT", f"{address}/prearchive_code/4")
+        make_project(session, project)
         yield Site(settings, project, session, bool(live))
-        session.request("DELETE", address, query={"removeFiles": "true"})
+        delete_project(session, project)
     finally:
         session.close()
 

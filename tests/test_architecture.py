@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,14 @@ def test_large_packages_stay_where_they_belong(path):
     packages = {name.split(".")[0] for name in imported(path)}
     strangers = {package for package in packages & HOMES.keys() if part_of(path) not in HOMES[package]}
     assert strangers == set()
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_client_knows_paths_and_sends_requests(path):
+    if part_of(path) in ("client", "sandbox"):
+        return
+    code = path.read_text(encoding="utf-8")
+    assert re.findall(r"/data/|/xapi/|quoted\(|\bsession\.(?:json|rows|request|stream|download)\(", code) == []
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 from urllib.parse import unquote
 
 from monailabel_xnat.client.session import Session, quoted
@@ -81,6 +88,77 @@ def list_files_by_resource(session: Session, holder: str) -> dict[str, list[Remo
             label = row["collection"]
             found.setdefault(label, []).append(_remote_file(row, holder + quoted("resources", label)))
     return found
+
+
+class Fetched(NamedTuple):
+    """What came: size in bytes, and hexadecimal digests."""
+
+    size: int
+    md5: str
+    sha256: str
+
+
+def fetch(session: Session, file: RemoteFile, target: Path) -> Fetched:
+    """Write a file of a resource to the disk as it comes, and return what came, for the caller to compare.
+
+    Raises
+    ------
+    NotInArchiveError
+        If XNAT does not have it.
+    TransferError
+        If it breaks off.
+    ServerError
+        If XNAT fails.
+    """
+    with target.open("wb") as stream:
+        measured = _Measured(stream)
+        session.download(file.uri, measured)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return measured.result
+
+
+def read_digests(session: Session, file: RemoteFile) -> Fetched:
+    """Read a file of a resource and return what came, without keeping it; see :func:`fetch`."""
+    measured = _Measured(None)
+    session.download(file.uri, measured)
+    return measured.result
+
+
+def modified_at(session: Session, file: RemoteFile) -> datetime | None:
+    """Ask when a file was stored, in whole seconds; None if XNAT does not tell."""
+    answer = session.request("HEAD", file.uri)
+    try:
+        return parsedate_to_datetime(answer.headers.get("Last-Modified", ""))
+    except (TypeError, ValueError):
+        return None
+
+
+class _Measured(io.RawIOBase):
+    """Measures what is written, and writes it on."""
+
+    def __init__(self, stream: BinaryIO | None) -> None:
+        super().__init__()
+        self._stream = stream
+        self._size = 0
+        self._digests = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self._size += len(data)
+        for digest in self._digests:
+            digest.update(data)
+        if self._stream is not None:
+            self._stream.write(data)
+        return len(data)
+
+    @property
+    def result(self) -> Fetched:
+        """What has been written so far."""
+        md5, sha256 = (digest.hexdigest() for digest in self._digests)
+        return Fetched(self._size, md5, sha256)
 
 
 @contextmanager

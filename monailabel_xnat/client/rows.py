@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from monailabel_xnat.client.session import Query, Session
+from monailabel_xnat.client.session import Query, Session, quoted
 from monailabel_xnat.errors import ServerError, TransferError
 
 Row = dict[str, Any]
@@ -54,6 +54,12 @@ def read_listing(session: Session, path: str, query: Query, read: Callable[[Iter
             if pause is None:
                 raise
             session.wait(pause, type(error).__name__)
+
+
+def read_sessions(session: Session, query: Query, read: Callable[[Iterable[Row]], Result], project: str = "") -> Result:
+    """Have the listing of the sessions in a project read, or of all on the site; see :func:`read_listing`."""
+    above = ("projects", project) if project else ()
+    return read_listing(session, quoted("data", *above, "experiments"), query, read)
 
 
 def rows_of(blocks: Iterable[bytes], path: str) -> Iterator[Row]:

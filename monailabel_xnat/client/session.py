@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 # Bytes, or what opens a stream.
 Body = Union[bytes, Callable[[], BinaryIO], None]
 Query = Mapping[str, str]
+# What bytes can be written to.
+Writable = Union[BinaryIO, io.RawIOBase]
 
 _OCTETS = "application/octet-stream"
 
@@ -251,7 +253,7 @@ class Session:
                     f"the transfer of {path} broke off: {type(error).__name__}", hint="try again", url=path
                 ) from error
 
-    def download(self, path: str, target: BinaryIO) -> None:
+    def download(self, path: str, target: Writable) -> None:
         """Write the file at a path into a stream.
 
         Raises

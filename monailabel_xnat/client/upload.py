@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from monailabel_xnat.client.files import RemoteFile, list_files
+from monailabel_xnat.client.files import RemoteFile, list_files, read_digests
 from monailabel_xnat.client.locks import writing
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.errors import AccessDeniedError, ServerError, TransferError
@@ -157,15 +157,7 @@ def holds(session: Session, file: RemoteFile, item: Upload) -> bool:
     """Return whether a stored file has the content of an upload; where the site keeps no digests, it is read."""
     if file.size not in (None, item.fingerprint.size):
         return False
-    return (file.md5 or _stored_md5(session, file)) == item.fingerprint.md5
-
-
-def _stored_md5(session: Session, file: RemoteFile) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with session.stream(file.uri) as response:
-        for chunk in response.iter_content(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return (file.md5 or read_digests(session, file).md5) == item.fingerprint.md5
 
 
 def _require_free_names(uploads: Sequence[Upload], listing: list[RemoteFile], resource: str) -> None:

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 from monailabel_xnat.client.files import RemoteFile
-from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.client.items import resource_path
+from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.smallfiles import find_object, lost, read_object
 from monailabel_xnat.client.upload import Upload, upload_files
 from monailabel_xnat.errors import NotInArchiveError
@@ -107,7 +108,7 @@ class Descriptions:
         changed = {**sidecar, "info": {**info_of(sidecar), **changes}}
         content = encode(changed, previous_size=(file.size or 0) if file else None)
         upload = Upload(name, content, "JSON", "MONAILABEL")
-        resource = scan.path + quoted("resources", label)
+        resource = resource_path(scan.path, label)
         listing = upload_files(self._session, resource, [upload], overwrite=file is not None)
         written = next(file for file in listing if file.path == name)
         with self._lock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from monailabel_xnat.client.files import fetch
 from monailabel_xnat.client.locks import private_folder
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import CacheError, TransferError, XNATDatastoreError
@@ -95,21 +95,14 @@ class LabelFiles:
 
     def _fetch(self, version: LabelVersion, target: Path) -> None:
         assert version.file is not None  # noqa: S101 - only what waits in the outbox has none
-        sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-        with self._session.stream(version.file.uri) as response, target.open("wb") as stream:
-            for chunk in response.iter_content(_CHUNK):
-                sha256.update(chunk)
-                md5.update(chunk)
-                stream.write(chunk)
-            stream.flush()
-            os.fsync(stream.fileno())
-        found = sha256.hexdigest()
+        fetched = fetch(self._session, version.file, target)
+        found = fetched.sha256
         # What the built-in datastore left is not named by us; XNAT's size and its digest tell, where it lists them.
-        is_listed = version.file.size in (None, target.stat().st_size) and version.file.md5 in ("", md5.hexdigest())
+        is_listed = version.file.size in (None, fetched.size) and version.file.md5 in ("", fetched.md5)
         if found.startswith(version.digest) if version.saved_at is not None else is_listed:
             return
         raise TransferError(
-            f"XNAT sent something else than was saved as {version.file.path}: {target.stat().st_size} bytes of "
+            f"XNAT sent something else than was saved as {version.file.path}: {fetched.size} bytes of "
             f"{version.file.size}, SHA-256 {found[:12]}",
             hint="try again; if it stays, restore an earlier version of the label",
             url=version.file.uri,

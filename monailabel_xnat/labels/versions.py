@@ -7,12 +7,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
-from monailabel_xnat.client.files import RemoteFile
-from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.client import items
+from monailabel_xnat.client.files import RemoteFile, modified_at
+from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.smallfiles import list_whole
 from monailabel_xnat.comparisons import Comparisons
 from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError, TransferError
@@ -198,16 +198,13 @@ class Versions:
         return labels
 
     def _modified(self, file: RemoteFile) -> float:
-        answer = self._session.request("HEAD", file.uri)
-        try:
-            return parsedate_to_datetime(answer.headers.get("Last-Modified", "")).timestamp()
-        except (TypeError, ValueError):
-            return 0.0
+        stored = modified_at(self._session, file)
+        return stored.timestamp() if stored else 0.0
 
 
 def resource_path(scan: Scan, resource: str) -> str:
     """Give the path of a resource of a scan."""
-    return scan.path + quoted("resources", resource)
+    return items.resource_path(scan.path, resource)
 
 
 def _key(image: ImageId, resource: str, pattern: str) -> str:

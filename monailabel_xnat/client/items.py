@@ -1,0 +1,140 @@
+"""Projects, subjects, sessions and scans: where XNAT serves them, and what is asked of them or written to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.errors import NotInArchiveError
+from monailabel_xnat.ids import ImageId
+
+_NAME = "ID,label,subject_label"
+
+Fields = dict[str, str]
+
+
+def project_path(project: str) -> str:
+    """Return where XNAT serves a project: a path below the site's address, percent-encoded."""
+    return quoted("data", "projects", project)
+
+
+def subject_path(project: str, subject: str) -> str:
+    """Return where XNAT serves a subject, given by ID or label."""
+    return project_path(project) + quoted("subjects", subject)
+
+
+def session_path(subject: str, label: str) -> str:
+    """Return where XNAT serves a session of a subject, by the path of the subject."""
+    return subject + quoted("experiments", label)
+
+
+def scan_path(image: ImageId, *, is_shared: bool = False) -> str:
+    """Return where XNAT serves a scan."""
+    # XNAT's stand-ins for the characters that would split a scan id in a path (ScanResource).
+    scan = image.scan.replace("/", "[SLASH]").replace(",", "[COMMA]")
+    if is_shared:
+        return _scans_path(image.experiment) + quoted(scan)
+    session = session_path(subject_path(image.project, image.subject), image.experiment)
+    return session + quoted("scans", scan)
+
+
+def resource_path(holder: str, label: str) -> str:
+    """Return where XNAT serves a resource, by the path of what it belongs to."""
+    return holder + quoted("resources", label)
+
+
+def list_projects(session: Session) -> list[str]:
+    """List the IDs of the projects that the user can see."""
+    return sorted(row["ID"] for row in session.rows("/data/projects", {"columns": "ID"}) if row.get("ID"))
+
+
+def read_project(session: Session, project: str) -> Any:
+    """Return the item of a project.
+
+    Raises
+    ------
+    NotInArchiveError
+        If there is no such project, or the user may not see it; the functions below alike.
+    """
+    return session.json(project_path(project))
+
+
+def read_subject(session: Session, subject: str, project: str = "") -> Any:
+    """Return the item of a subject: by ID, or within a project by ID or label."""
+    return session.json(subject_path(project, subject) if project else quoted("data", "subjects", subject))
+
+
+def read_session(session: Session, project: str, label: str) -> Any:
+    """Return the item of a session of a project, by ID or label."""
+    return session.json(project_path(project) + quoted("experiments", label))
+
+
+def read_scan(session: Session, path: str) -> Any:
+    """Return the item of a scan by its path."""
+    return session.json(path)
+
+
+def exists(session: Session, path: str) -> bool:
+    """Return whether there is something that the user may see at a path."""
+    try:
+        session.json(path)
+    except NotInArchiveError:
+        return False
+    return True
+
+
+def list_session_names(session: Session, project: str) -> list[Fields]:
+    """List what a project calls its sessions and their subjects: ``ID``, ``label`` and ``subject_label``."""
+    return session.rows(project_path(project) + quoted("experiments"), {"columns": _NAME})
+
+
+def list_scans(session: Session, experiment: str, *columns: str) -> list[Fields]:
+    """List the scans of a session with their ``ID`` and other columns."""
+    return session.rows(_scans_path(experiment), {"columns": ",".join(("ID", *columns))})
+
+
+def list_files_of_scans(session: Session, experiment: str) -> list[tuple[str, str, Fields]]:
+    """List the files of all scans of a session: the ID and the path of the scan, and the row of the file."""
+    scans = _scans_path(experiment)
+    found = []
+    for row in session.rows(f"{scans}/ALL/files"):
+        scan = row["URI"].partition("/scans/")[2].partition("/resources/")[0]
+        found.append((scan, scans + quoted(scan), row))
+    return found
+
+
+def put(session: Session, path: str, fields: Mapping[str, str]) -> str:
+    """Make or change an item by its path, and return what XNAT answers: the ID of a new subject or session.
+
+    Raises
+    ------
+    AccessDeniedError
+        If the user may not do that.
+    """
+    return session.request("PUT", path, query=fields).text.strip()
+
+
+def append_note(session: Session, image: ImageId, note: str) -> None:
+    """Append a text to the note of a scan."""
+    rows = list_scans(session, image.experiment, "xsiType", "note")
+    found = next(row for row in rows if row["ID"] == image.scan)
+    kind, text = found["xsiType"], f"{found.get('note', '')} {note}".strip()
+    put(session, _scans_path(image.experiment) + quoted(image.scan), {"xsiType": kind, f"{kind}/note": text})
+
+
+def delete(session: Session, path: str) -> None:
+    """Delete an item by its path, with its files.
+
+    Raises
+    ------
+    NotInArchiveError
+        If it is not there.
+    AccessDeniedError
+        If the user may not delete; in XNAT members of a project may write but not delete.
+    """
+    session.request("DELETE", path, query={"removeFiles": "true"})
+
+
+def _scans_path(experiment: str) -> str:
+    return quoted("data", "experiments", experiment, "scans")
