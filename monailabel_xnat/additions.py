@@ -10,7 +10,7 @@ from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client.dicom_import import DicomImport
 from monailabel_xnat.client.dicom_source import Instance, dicom_instances, is_dicom, main_series
 from monailabel_xnat.client.imagefile import ending, named_wrong
-from monailabel_xnat.client.items import append_note, delete
+from monailabel_xnat.client.items import append_note, delete, exists
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload
 from monailabel_xnat.config import Settings
@@ -23,6 +23,7 @@ from monailabel_xnat.errors import (
     NotInArchiveError,
     ReadOnlyError,
     SettingsError,
+    TransferError,
     UnknownImageError,
 )
 from monailabel_xnat.ids import EXPECTED_FORM, ImageId
@@ -150,6 +151,12 @@ class Additions:
             )
         try:
             delete(self._session, scan.path)
+            if exists(self._session, scan.path):
+                raise TransferError(
+                    f"XNAT said that it deleted the scan {scan.image_id}, and still has it",
+                    hint="try again; if it stays, see the log of the XNAT server",
+                    url=scan.path,
+                )
         except NotInArchiveError:
             return
         except AccessDeniedError as error:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from monailabel_xnat.client.files import RemoteFile, list_files
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.errors import LabelFileError, NotInArchiveError, TransferError
+from monailabel_xnat.ids import ImageId
 
 DICOM_SUFFIX = ".dcm"
 
@@ -187,6 +188,39 @@ def read_facts(session: Session, collection: RoiCollection) -> CollectionFacts:
             url=path,
         )
     return CollectionFacts(texts[1], texts[2].upper(), series)
+
+
+def id_of_collection(session: Session, project: str, image: ImageId, label: str, uid: str) -> str:
+    """Return the ID of a collection of an image's session if it is the object of a SOP Instance UID; else "".
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    project : str
+        The project that owns the session.
+    image : ImageId
+        The image.
+    label : str
+        The label of the collection.
+    uid : str
+        The SOP Instance UID.
+
+    Raises
+    ------
+    ServerError
+        If XNAT fails.
+    """
+    try:
+        above = ("projects", project, "subjects", image.subject, "experiments", image.experiment)
+        item = session.json(quoted("data", *above, "assessors", label))
+    except NotInArchiveError:
+        return ""
+    try:
+        fields = item["items"][0]["data_fields"]
+        return str(fields["ID"]) if fields.get("UID") == uid else ""
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return ""
 
 
 def collection_file(session: Session, collection: RoiCollection) -> RemoteFile:

@@ -10,7 +10,7 @@ from monailabel_xnat.client.locks import writing
 from monailabel_xnat.client.removal import remove_file
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.smallfiles import list_whole
-from monailabel_xnat.errors import AccessDeniedError, XNATDatastoreError
+from monailabel_xnat.errors import AccessDeniedError, TransferError, XNATDatastoreError
 from monailabel_xnat.labels.files import LabelFiles
 from monailabel_xnat.labels.model import LabelVersion, versions_among
 from monailabel_xnat.labels.tags import resource_of
@@ -59,7 +59,16 @@ class Deletion:
                         listing = [other for other in listing if other.path != file.path]
                 self._files.discard(scan.image_id, tag, version)
             if old:
-                self._versions.note(scan, label, list_files(self._session, resource))
+                left = list_files(self._session, resource)
+                self._versions.note(scan, label, left)
+                gone = {version.name for version in old}
+                kept = [version.name for version in versions_among(left) if version.name in gone]
+                if kept:
+                    raise TransferError(
+                        f"XNAT said that it deleted {len(old)} versions of the label {tag!r}, but has {len(kept)}",
+                        hint="try again; if it stays, see the log of the XNAT server",
+                        url=resource,
+                    )
         return old
 
     def prune(self, scan: Scan, tag: str, keep: int) -> None:

@@ -109,7 +109,10 @@ class Delivery:
             If it had not been compared with its image before, and does not lie on its grid; it stays, and is refused.
         UnknownLabelError
             If another process has taken it out, and it is not in XNAT.
+        CacheError
+            If its bytes are not those that were saved; it stays, and is refused.
         """
+        self._require_unchanged(entry)
         if entry.state in (State.UNCHECKED, State.RAW):
             entry = self._placed(entry, scan)
         label = resource_of(entry.tag)
@@ -226,6 +229,19 @@ class Delivery:
                 logger.debug("waits in %s: %s", folder, reason)
             self._wake.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _require_unchanged(self, entry: Entry) -> None:
+        """See that the bytes are those that were saved, by the digest in the name of the version."""
+        try:
+            is_unchanged = renamed(entry.version, sha256_of(entry.file)) == entry.version
+        except FileNotFoundError:  # another process has just taken it out
+            return
+        if not is_unchanged:
+            self._outbox.change(entry, state=State.REFUSED)
+            raise CacheError(
+                f"the label in {entry.folder} changed while it waited, and is not sent",
+                hint="look at it there, and save it again if it is what it should be",
+            )
 
     def _placed(self, entry: Entry, scan: Scan) -> Entry:
         """Put a label on the grid of its image, which could not be had when the label was saved."""

@@ -14,7 +14,8 @@ from monailabel_xnat.client.locks import private_folder
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import CacheError, TransferError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId, safe_name
-from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion
+from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion, renamed
+from monailabel_xnat.labels.outbox import sha256_of
 
 _CHUNK = 1 << 20
 
@@ -53,7 +54,13 @@ class LabelFiles:
         return path
 
     def keep(self, image: ImageId, tag: str, version: LabelVersion, source: Path) -> Path:
-        """Take over the file of a version from the outbox, without copying it where the disk allows."""
+        """Take over the file of a version from the outbox, without copying it where the disk allows.
+
+        Raises
+        ------
+        CacheError
+            If it is not what was saved.
+        """
         path = self._path(image, tag, version)
         if not _is_whole(path, version):
             with self._arriving(path) as temporary:
@@ -64,6 +71,11 @@ class LabelFiles:
                     raise
                 except OSError:
                     shutil.copyfile(source, temporary)
+                if renamed(version.name, sha256_of(temporary)) != version.name:
+                    raise CacheError(
+                        f"the label in {source.parent} changed while it waited",
+                        hint="look at it there, and save it again if it is what it should be",
+                    )
         return path
 
     def derived(self, path: Path, mark: str, write: Callable[[Path], None]) -> Path:

@@ -63,7 +63,7 @@ class State(str, Enum):
     """XNAT does not know the image that was named, or several bear the name. A person has to say which one it is."""
 
     REFUSED = "refused"
-    """It does not lie on the grid of its image. It is kept, for a person to look at, and not served."""
+    """It does not fit its image, or is not what was saved. It is kept, for a person to look at, and not served."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +258,10 @@ class Outbox:
         _flush(self._folder)
         shutil.rmtree(gone, ignore_errors=True)
         self._look_again(entry)
+
+    def look_again(self) -> None:
+        """Look at the folder before the next answer, for another process may have changed it."""
+        self._look_again()
 
     def current(self, entry: Entry) -> Entry | None:
         """Give an entry as it is on the disk now; None if it has left."""

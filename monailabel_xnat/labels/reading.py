@@ -19,6 +19,7 @@ from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.convert import Grid, read_label, write_label
 from monailabel_xnat.errors import (
+    CacheError,
     LabelFileError,
     LabelGeometryError,
     MalformedFileError,
@@ -378,8 +379,32 @@ class StoredLabels:
         return self._collections.newest(scan, tag, after=ours.saved_at, is_labelled=True)
 
     def _described(self, scan: Scan, tag: str, version: LabelVersion) -> dict[str, Any]:
-        entry = self._lookup.entry(scan, tag, version.name) if version.is_pending else None
-        return entry.sidecar() if entry else self._descriptions.read(scan, version)
+        if version.is_pending:
+            entry = self._lookup.entry(scan, tag, version.name)
+            try:
+                if entry is not None:
+                    return entry.sidecar()
+            except CacheError:
+                if entry is not None and self._outbox.current(entry) is not None:
+                    raise
+            scan, version = self._arrived(scan, tag, version)
+        return self._descriptions.read(scan, version)
+
+    def _arrived(self, scan: Scan, tag: str, version: LabelVersion) -> tuple[Scan, LabelVersion]:
+        """Find a version in XNAT that another thread or process has just taken out of the outbox.
+
+        Raises
+        ------
+        UnknownLabelError
+            If it was removed, not brought to XNAT.
+        ServerError
+            If XNAT fails.
+        """
+        self._outbox.look_again()
+        self._catalog.put_resource(scan.image_id, Resource(resource_of(tag), None, None))
+        scan = self._catalog.scan(scan.image_id)
+        self._versions.forget(scan)
+        return scan, self._lookup.find(scan, tag, version.name)
 
     def _try_to_load(self, scan: Scan, tag: str) -> None:
         try:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from monailabel_xnat.catalog import Catalog, Scan
+from monailabel_xnat.client.items import exists
 from monailabel_xnat.client.locks import writing
 from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
@@ -257,6 +258,8 @@ class Labels(StoredLabels):
         resource = resource_path(scan, resource_of(tag))
         with writing(self._settings, resource):
             entry = self._lookup.entry(scan, tag, found.name)
+            if found.is_pending and (entry is None or self._outbox.current(entry) is None):
+                entry, (scan, found) = None, self._arrived(scan, tag, found)
             if entry is not None:
                 sidecar = entry.sidecar()
                 self._outbox.describe(entry, {**sidecar, "info": {**info_of(sidecar), **changes}})
@@ -382,12 +385,10 @@ class Labels(StoredLabels):
     def _is_gone(self, scan: Scan) -> bool:
         """Return whether XNAT does not know a scan."""
         try:
-            self._session.json(scan.path)
-        except NotInArchiveError:
-            return True
+            return not exists(self._session, scan.path)
         except ServerError as error:
             logger.debug("it is not known whether a scan is gone: %s", error)
-        return False
+            return False
 
     def _described_anew(self, scan: Scan, tag: str, version: LabelVersion, file: Path) -> dict[str, Any]:
         """Describe a label that was found without its description, by its file; who made it is not known."""

@@ -24,6 +24,7 @@ from monailabel_xnat.client.locks import private_folder, writing
 from monailabel_xnat.client.roi import (
     RoiCollection,
     delete_collection,
+    id_of_collection,
     is_marked,
     marked_uid,
     may_store,
@@ -199,6 +200,7 @@ class ViewerCopies:
             if collection.is_ours and collection.label.startswith(stem) and self._is_still_ours(collection):
                 where = (scan.home, image.experiment, collection.label)
                 return store_seg(self._session, *where, file, overwrite=True), collection.label
+        uid = _uid(scan, copy.tag, copy.version.name)
         first = stem + copy.version.name.partition("-")[0][:15]
         for number in range(1, _TRIES_FOR_A_NAME + 1):
             label = first if number == 1 else f"{first}_{number}"
@@ -207,6 +209,10 @@ class ViewerCopies:
             except ServerError as error:
                 if error.status not in _IN_USE or not _is_in_use(error) or number == _TRIES_FOR_A_NAME:
                     raise
+                # The answer to an earlier attempt may have been lost after XNAT had stored it.
+                stored = id_of_collection(self._session, scan.home, image, label, uid)
+                if stored:
+                    return stored, label
         raise AssertionError  # the last try returns or raises
 
     def _is_still_ours(self, collection: RoiCollection) -> bool:
