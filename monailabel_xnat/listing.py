@@ -14,6 +14,7 @@ from monailabel_xnat.client.roi import RoiCollection, UnreadDrawing
 from monailabel_xnat.client.rows import Row, read_sessions
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.smallfiles import NOTHING, Counts
+from monailabel_xnat.client.walk import walk
 from monailabel_xnat.errors import InvalidIdError, NotInArchiveError, ServerError
 from monailabel_xnat.ids import ImageId, id_text
 from monailabel_xnat.marks import read_mark, text_of_mark
@@ -212,7 +213,8 @@ class Listing:
 
     XNAT's list of the experiments in a project holds those that others share into it as well, and joins the scans of
     each in. Where a server does not join them there, the list of all experiments does, in two requests: one for what
-    the project owns (XNAT compares the owner only), one for what is shared into it.
+    the project owns (XNAT compares the owner only), one for what is shared into it. Where it does not join them there
+    either, each session is asked.
 
     Parameters
     ----------
@@ -244,7 +246,7 @@ class Listing:
         if found is not None:
             self._not_joined.pop(project, None)
             return found
-        scans = self._of_site(project)
+        scans = self._of_site(project) or fold(walk(self._session, project), project)
         if not scans:
             self._require(project)
         elif known is None or self._clock() >= known.until:
@@ -284,10 +286,16 @@ class Listing:
         return None
 
     def _of_site(self, project: str) -> dict[str, Scan]:
-        owned, shared = (
-            read_sessions(self._session, {**_QUERY, name: project}, lambda rows: fold(rows, project))
-            for name in ("project", _SHARED_INTO)
-        )
+        """List over the experiments of the site; nothing if the server does not join their scans there either."""
+        try:
+            owned, shared = (
+                read_sessions(self._session, {**_QUERY, name: project}, lambda rows: fold(rows, project))
+                for name in ("project", _SHARED_INTO)
+            )
+        except ServerError as error:
+            if error.status not in _NOT_JOINED:
+                raise
+            return {}
         return {**owned, **{image: scan for image, scan in shared.items() if scan.owner != project}}
 
     def _require(self, project: str) -> None:

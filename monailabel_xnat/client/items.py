@@ -70,6 +70,11 @@ def read_session(session: Session, project: str, label: str) -> Any:
     return session.json(project_path(project) + quoted("experiments", label))
 
 
+def read_anywhere(session: Session, experiment: str) -> Any:
+    """Return the item of a session by its ID, whatever its project."""
+    return session.json(quoted("data", "experiments", experiment))
+
+
 def read_scan(session: Session, path: str) -> Any:
     """Return the item of a scan by its path."""
     return session.json(path)

@@ -158,6 +158,11 @@ def test_a_login_page_is_written_as_the_file(plain, site):
     assert b"Log in to XNAT" in target.getvalue()
 
 
+def test_downloads_do_not_say_when_the_file_was_stored(plain):
+    plain.upload_string(f"{FILES}/drawing.dcm", b"drawing")
+    assert plain.download_stream(f"{FILES}/drawing.dcm", io.BytesIO()) is None
+
+
 def test_transfers_have_no_limit_of_time(plain, monkeypatch):
     limits = []
     request = requests.Session.request

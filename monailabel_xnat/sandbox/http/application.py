@@ -78,7 +78,7 @@ class Application:
             if size is None:
                 return
             request = _request(scope, body, self._context, began)
-            fault = self.faults.due(request.method, request.path)
+            fault = self.faults.due(request.method, request.path, request.query.values())
             request.is_stale = fault is not None and fault.stale
             if fault is not None and fault.delay:
                 await asyncio.sleep(fault.delay)

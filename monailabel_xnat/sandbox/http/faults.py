@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 
@@ -19,6 +19,8 @@ class Fault:
         Regular expression that the request's path must hold.
     method
         HTTP method; empty for all.
+    query
+        Regular expression that a value of the request's query must hold.
     times
         How often it happens; None: always.
     skip
@@ -47,6 +49,7 @@ class Fault:
 
     path: str = ""
     method: str = ""
+    query: str = ""
     times: int | None = 1
     skip: int = 0
     status: int = 0
@@ -102,11 +105,13 @@ class Faults:
         with self._lock:
             self._faults.clear()
 
-    def due(self, method: str, path: str) -> Fault | None:
+    def due(self, method: str, path: str, query: Collection[str] = ()) -> Fault | None:
         """Return the failure that happens to a request now, and count it."""
         with self._lock:
             for fault in self._faults:
                 if fault.method not in ("", method) or not re.search(fault.path, path):
+                    continue
+                if fault.query and not any(re.search(fault.query, value) for value in query):
                     continue
                 if fault.skip > 0:
                     fault.skip -= 1
