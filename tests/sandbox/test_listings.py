@@ -219,6 +219,9 @@ def test_a_list_of_image_sessions_names_shared_ones_as_their_owner_does(archive,
     )
     (row,) = archive.rows("/data/projects/Q/experiments", columns="project", **query)
     assert row["project"] == "P"
+    # The filter works on the owner's label: the other one is put in after the query.
+    assert len(archive.rows("/data/projects/Q/experiments", columns="label", label="a1", **query)) == 1
+    assert archive.rows("/data/projects/Q/experiments", columns="label", label="a1q", **query) == []
 
 
 def test_a_session_shared_twice_has_two_rows_where_a_share_is_asked_for(archive):

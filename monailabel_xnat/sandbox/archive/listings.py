@@ -117,21 +117,27 @@ class Experiments:
 
     def _head(self, row: Any, shares: list[Values]) -> Row | None:
         """Return the cells of an experiment, its subject and its session; None where it does not pass the filters."""
-        here = ""
-        if self._shows_shares:
-            here = next((share["label"] for share in shares if share["project"] == self._scope.project), "")
-        project = self._scope.project if here else row["project"]
-        own = {"project": project, "xsitype": row["xsi_type"], "subject_id": row["subject_id"] or ""}
-        values = object_values(row, label=here or row["label"], **own)
+        own = {"project": row["project"], "xsitype": row["xsi_type"], "subject_id": row["subject_id"] or ""}
+        values = object_values(row, label=row["label"], **own)
         cells = self._levels["object"].take(values)
         if cells is not None and self._levels["subject"].is_used:
-            found = self._levels["subject"].take(_prefixed(row, "s_", row["s_shared_label"] if here else None))
+            found = self._levels["subject"].take(_prefixed(row, "s_"))
             cells = None if found is None else {**cells, **found}
         if cells is not None and self._levels["session"].is_used:
             session = _prefixed(row, "e_") if row["session_id"] else values
             found = self._levels["session"].take(session)
             cells = None if found is None else {**cells, **found}
+        if cells is not None and self._shows_shares:
+            self._rename(cells, row, shares)
         return cells
+
+    def _rename(self, cells: Row, row: Any, shares: list[Values]) -> None:
+        """Put the names of the project that the list is of in place of the owner's, as XNAT does after the query."""
+        here = next((share["label"] for share in shares if share["project"] == self._scope.project), "")
+        names = {"label": here, "project": self._scope.project, "subject_label": row["s_shared_label"]}
+        for key, name in names.items() if here else ():
+            if key in cells and name:
+                cells[key] = name
 
     def _clause(self) -> tuple[str, tuple[str, ...]]:
         """Return the SQL condition that selects the experiments, and its arguments."""
@@ -306,12 +312,12 @@ def resource_values(row: Any) -> dict[str, str]:
     return {**found, "xnat_abstractresource_id": str(row["id"])}
 
 
-def _prefixed(row: Any, prefix: str, label: str | None = None) -> dict[str, str]:
+def _prefixed(row: Any, prefix: str) -> dict[str, str]:
     if row[f"{prefix}id"] is None:
         return {}
     names = ("id", "label", "project")
     own = {name: row[f"{prefix}{name}"] for name in names}
-    return {**flattened(row[f"{prefix}fields"]), **own, "label": label or own["label"]}
+    return {**flattened(row[f"{prefix}fields"]), **own}
 
 
 def _grouped(archive: Archive, sql: str, arguments: tuple[str, ...], key: str) -> dict[str, list[Values]]:
