@@ -29,7 +29,7 @@ OWN_RESOURCES = "MONAILABEL_"
 _USUAL = Settings.image_resource
 
 # ROI collections that hold a label map, or contours that make one.
-_LABEL_KINDS = ("SEG", "RTSTRUCT", "NIFTI")
+_LABEL_KINDS = ("SEG", "RTSTRUCT", "AIM", "NIFTI")
 # Distances and the like: never a label of an image.
 _MEASUREMENTS = "MEAS"
 

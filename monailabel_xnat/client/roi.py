@@ -28,7 +28,12 @@ _COLUMNS = (
     *(_FIELD + column for column in ("uid", "collectiontype", "name")),
 )
 _REFERENCES = "references/seriesUID"
-_SUFFIXES = {"SEG": (DICOM_SUFFIX,), "RTSTRUCT": (DICOM_SUFFIX,), "NIFTI": (".nii.gz", ".nii")}
+_SUFFIXES = {
+    "SEG": (DICOM_SUFFIX,),
+    "RTSTRUCT": (DICOM_SUFFIX,),
+    "AIM": (".xml",),
+    "NIFTI": (".nii.gz", ".nii"),
+}
 _CHUNK = 1 << 20
 _TIME = "%Y-%m-%d %H:%M:%S.%f"
 # UTC offsets of all time zones are multiples of this.

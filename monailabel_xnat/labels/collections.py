@@ -27,7 +27,7 @@ from monailabel_xnat.client.roi import (
     stored_at,
 )
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.convert import Grid, LabelMap, read_label, read_rtstruct, read_seg, to_grid, write_label
+from monailabel_xnat.convert import Grid, LabelMap, read_aim, read_label, read_rtstruct, read_seg, to_grid, write_label
 from monailabel_xnat.errors import CacheError, UnknownLabelError, UnreadDrawingError, XNATDatastoreError
 from monailabel_xnat.ids import safe_name
 from monailabel_xnat.images import Images
@@ -57,8 +57,11 @@ def _read_nifti(path: Path, grid: Grid) -> LabelMap:
 _READERS: Mapping[str, Callable[[Path, Grid], LabelMap]] = {
     "SEG": read_seg,
     "RTSTRUCT": read_rtstruct,
+    "AIM": read_aim,
     "NIFTI": _read_nifti,
 }
+
+_FILE_TYPES = {"NIFTI": LABEL_MAP, "AIM": ".xml"}
 
 
 class Collections:
@@ -216,7 +219,7 @@ class Collections:
             self._settings.roi_tag,
             {ROI_FACTS: facts, "label_info": names},
             label=label,
-            file_type=LABEL_MAP if collection.kind == "NIFTI" else DICOM_SUFFIX,
+            file_type=_FILE_TYPES.get(collection.kind, DICOM_SUFFIX),
             configured={},
         )
         return completed(sidecar, sha256=sha256_of(file), saved_at=saved_at, saved_by=collection.user)

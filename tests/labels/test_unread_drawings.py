@@ -241,15 +241,15 @@ def test_a_newer_drawing_of_a_kind_that_is_not_read_is_counted_and_leaves_the_ca
     viewer, two, meddler, open_datastore, caplog
 ):
     _, _, item = two
-    meddler.change(item, as_kind("AIM"))
-    meddler.change(r"^/data/experiments$", lambda answer: answer._replace(body=of_kind(answer.body, "AIM")))
+    meddler.change(item, as_kind("MESH"))
+    meddler.change(r"^/data/experiments$", lambda answer: answer._replace(body=of_kind(answer.body, "MESH")))
     with caplog.at_level(logging.WARNING):
         datastore = open_datastore(server=meddler.url)
         datastore.refresh()
-    assert datastore.status()["roi_kinds_unread"] == {"AIM": 1}
-    assert len([record for record in caplog.records if "1 AIM" in record.getMessage()]) == 1
+    assert datastore.status()["roi_kinds_unread"] == {"MESH": 1}
+    assert len([record for record in caplog.records if "1 MESH" in record.getMessage()]) == 1
     assert datastore.datalist() == []
-    assert "AIM" in datastore.status()["left_out"][only(datastore)]
+    assert "MESH" in datastore.status()["left_out"][only(datastore)]
     time.sleep(0.01)
     newest = viewer.save("SEG_3", liver=(2, 4))
     datastore.refresh()
