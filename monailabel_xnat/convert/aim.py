@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from monailabel_xnat.convert.geometry import Floats
 from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.labelmap import LabelMap
 from monailabel_xnat.convert.polygons import fill_polygons, is_flat
+from monailabel_xnat.convert.references import SliceFinder
 from monailabel_xnat.convert.segments import Segment
 from monailabel_xnat.convert.voxels import LARGEST_VALUE
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
@@ -118,15 +119,11 @@ class _Images:
     def __init__(self, grid: Grid) -> None:
         self.shape = grid.shape[0], grid.shape[1]
         self.found = self.missing = 0
-        self._frames: dict[str, dict[int, int]] = {}
-        for (uid, number), place in grid.sources().items():
-            self._frames.setdefault(uid, {})[number] = place
+        self._finder = SliceFinder(grid.sources())
 
     def slice_of(self, contour: _Contour) -> int | None:
         """Return the slice of the image that a contour was drawn on; None if it is none of these images."""
-        frames: Mapping[int, int] = self._frames.get(contour.instance_uid, {})
-        # A file of one frame has no other, whatever number is written.
-        place = next(iter(frames.values())) if len(frames) == 1 else frames.get(contour.frame)
+        place = next(iter(self._finder.slices([(contour.instance_uid, (contour.frame,))])), None)
         self.found += place is not None
         self.missing += place is None
         return place

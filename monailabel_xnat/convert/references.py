@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 
 from monailabel_xnat.convert import elements
 from monailabel_xnat.convert.dicomobject import ObjectSource, damage_named, name_of, open_object
+from monailabel_xnat.convert.grid import Sources
 
 SEG_CLASSES = frozenset(
     (
@@ -35,6 +36,10 @@ _RT_SERIES = 0x30060014
 _CONTOUR_IMAGES = 0x30060016
 _ROI_CONTOURS = 0x30060039
 _CONTOURS = 0x30060040
+
+
+ImageReference = tuple[str, tuple[int, ...]]
+"""SOP Instance UID of an image, and the numbers of the frames that are meant; all of them if there are none."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +83,46 @@ def seg_references(source: ObjectSource) -> References:
         return References(elements.text(dataset, _STUDY), _uids(series, _SERIES), _uids(instances, _INSTANCE))
 
 
-def frame_references(dataset: Dataset) -> list[list[tuple[str, tuple[int, ...]]]]:
+class SliceFinder:
+    """Finds the slices of the images that something refers to.
+
+    Parameters
+    ----------
+    sources : mapping
+        The slice that each image of the volume became; see `Grid.sources`.
+    """
+
+    def __init__(self, sources: Sources) -> None:
+        self._frames: dict[str, dict[int, int]] = {}
+        for (uid, number), place in sources.items():
+            self._frames.setdefault(uid, {})[number] = place
+
+    def slices(self, images: Iterable[ImageReference]) -> frozenset[int]:
+        """Return the slices of images, as far as they belong to the volume."""
+        return frozenset(place for uid, numbers in images for place in self._meant(self._frames.get(uid, {}), numbers))
+
+    @staticmethod
+    def _meant(frames: Mapping[int, int], numbers: tuple[int, ...]) -> list[int]:
+        # A file of one frame has no other, whatever number is written.
+        if not numbers or len(frames) == 1:
+            return list(frames.values())
+        return [frames[number] for number in numbers if number in frames]
+
+
+def contour_references(contour: Dataset) -> list[ImageReference]:
+    """Read which images a contour of an RTSTRUCT was drawn on."""
+    return [
+        (elements.text(image, _INSTANCE), _frame_numbers(image)) for image in elements.items(contour, _CONTOUR_IMAGES)
+    ]
+
+
+def frame_references(dataset: Dataset) -> list[list[ImageReference]]:
     """Read which images each frame of a DICOM SEG was drawn on.
 
     Returns
     -------
     list of list
-        For each frame its images: the SOP Instance UID, and the numbers of the frames meant if it says so.
+        For each frame its images.
     """
     (shared,) = elements.items(dataset, _SHARED_GROUPS)[:1] or [Dataset()]
     found = []

@@ -14,18 +14,22 @@ from monailabel_xnat.convert import elements
 from monailabel_xnat.convert.canvas import Canvas, View
 from monailabel_xnat.convert.contournotes import empty_slices, lost_contours
 from monailabel_xnat.convert.dicomobject import damage_named, decoded, encodings_of, open_object, refuse_truncated
-from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats, group_by_distance
+from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats, group_by_distance, voxel_spacing
 from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.labelmap import LabelMap
 from monailabel_xnat.convert.placement import PLANE_TOLERANCE
 from monailabel_xnat.convert.polygons import fill_polygons, is_flat
-from monailabel_xnat.convert.references import RTSTRUCT_CLASSES
+from monailabel_xnat.convert.references import RTSTRUCT_CLASSES, ImageReference, SliceFinder, contour_references
 from monailabel_xnat.convert.segments import Segment
 from monailabel_xnat.convert.voxels import LARGEST_VALUE
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 SAME_PLANE_TOLERANCE = 0.02
 """Contours nearer to each other than this lie in one plane and make one shape, in slice spacings."""
+
+IMAGE_TOLERANCE = 1.0
+"""Contours farther than this from the images that they refer to are noted, in slice spacings. A contour between two
+slices may refer to either."""
 
 SLICE_TOLERANCE = 0.1
 """Contours farther than this from the middle of a slice are noted, in slice spacings."""
@@ -129,6 +133,7 @@ def _shapes(contours: Sequence[Dataset], name: str, grid: Grid) -> tuple[tuple[F
     shapes: dict[bytes, Floats] = {}
     others: Counter[str] = Counter()
     thin: Counter[str] = Counter()
+    drawn_on: list[tuple[float, list[ImageReference]]] = []
     is_marker = not any(elements.text(contour, _GEOMETRY) in _CLOSED for contour in contours)
     for contour in contours:
         kind = elements.text(contour, _GEOMETRY)
@@ -149,12 +154,27 @@ def _shapes(contours: Sequence[Dataset], name: str, grid: Grid) -> tuple[tuple[F
             elif is_flat(voxels[:, :2], (grid.shape[0], grid.shape[1])):
                 thin["closed, without area"] += 1
             shapes[corners.tobytes()] = voxels
+            drawn_on.append((float(voxels[:, 2].mean()), contour_references(contour)))
     _refuse_oblique(shapes.values(), name)
     notes = [f"{name}: {count} contours left aside ({kind})" for kind, count in others.items()]
     notes += [
         f"{name}: {count} contours mark the voxels that they run through ({kind})" for kind, count in thin.items()
     ]
-    return tuple(shapes.values()), notes
+    return tuple(shapes.values()), notes + _far_from_images(name, drawn_on, grid)
+
+
+def _far_from_images(name: str, drawn_on: Sequence[tuple[float, list[ImageReference]]], grid: Grid) -> list[str]:
+    """Note the contours that lie in other slices than the images that they refer to; each with its height."""
+    if not any(images for _, images in drawn_on):
+        return []
+    finder = SliceFinder(grid.sources())
+    found = [(height, finder.slices(images)) for height, images in drawn_on]
+    away = [min(abs(height - place) for place in places) for height, places in found if places]
+    far = [distance for distance in away if distance > IMAGE_TOLERANCE + SLICE_TOLERANCE]
+    if not far:
+        return []
+    farthest = max(far) * float(voxel_spacing(grid.affine)[2])
+    return [f"{name}: {len(far)} contours lie up to {farthest:.1f} mm from their images: drawn where they lie"]
 
 
 def _refuse_oblique(contours: Iterable[Floats], name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from monailabel_xnat.convert.frames import read_frames
 from monailabel_xnat.convert.geometry import LPS_TO_RAS, ORIENTATION_TOLERANCE, Plane, voxel_spacing
 from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.placement import Placement, place_plane
-from monailabel_xnat.convert.references import frame_references
+from monailabel_xnat.convert.references import SliceFinder, frame_references
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 _SHOWN = 3
@@ -160,23 +159,8 @@ def _drawn_on(dataset: Dataset, grid: Grid) -> dict[int, frozenset[int]]:
     references = frame_references(dataset)
     if not any(references):
         return {}
-    sources = grid.sources()
-    frames_of: dict[str, dict[int, int]] = {}
-    for (uid, number), place in sources.items():
-        frames_of.setdefault(uid, {})[number] = place
-    found = {}
-    for frame, images in enumerate(references):
-        places = {place for uid, numbers in images for place in _meant(frames_of.get(uid, {}), numbers)}
-        if places:
-            found[frame] = frozenset(places)
-    return found
-
-
-def _meant(frames: Mapping[int, int], numbers: tuple[int, ...]) -> list[int]:
-    """Return the slices that a reference means; some writers number the one frame of a file by its slice."""
-    if not numbers or len(frames) == 1:
-        return list(frames.values())
-    return [frames[number] for number in numbers if number in frames]
+    finder = SliceFinder(grid.sources())
+    return {frame: found for frame, images in enumerate(references) if (found := finder.slices(images))}
 
 
 def _plane_of_image(dataset: Dataset, frame: int, drawn_on: frozenset[int], grid: Grid) -> Plane | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.dataset import Dataset
 from rtstruct_writer import Roi, StructureSetWriter
 from series_writer import AXIAL, CORONAL, SAGITTAL, SeriesWriter, rotated
 
@@ -340,3 +343,24 @@ def test_truncated_structure_set_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-3000])
     with pytest.raises(LabelFileError, match=r"rt\.dcm"):
         read_rtstruct(path, grid)
+
+
+def test_contours_far_from_the_images_that_they_refer_to_are_noted(tmp_path):
+    sources = {(f"1.2.5.{k}", 1): k for k in range(SHAPE[2])}
+    grid = replace(grid_of(), sources=lambda: sources)
+    contours = [box(2, 2, 9, 9, k) for k in (1, 2, 3)]
+    path = StructureSetWriter().write(tmp_path / "rt.dcm", [roi_of(grid, *contours)])
+
+    def refer(*places):
+        dataset = pydicom.dcmread(path)
+        for contour, place in zip(dataset.ROIContourSequence[0].ContourSequence, places):
+            image = Dataset()
+            image.ReferencedSOPInstanceUID = f"1.2.5.{place}"
+            contour.ContourImageSequence = [image]
+        dataset.save_as(path)
+        return read_rtstruct(path, grid)
+
+    assert refer(1, 2, 3).notes == refer(1, 1, 4).notes == refer(90, 91, 92).notes == ()
+    label = refer(7, 6, 3)
+    assert label.notes == ("roi: 2 contours lie up to 18.0 mm from their images: drawn where they lie",)
+    assert np.flatnonzero(label.array.any(axis=(0, 1))).tolist() == [1, 2, 3]
