@@ -27,6 +27,7 @@ from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import (
     AccessDeniedError,
     ImageError,
+    LoginError,
     NoImageError,
     NotInArchiveError,
     ServerError,
@@ -219,6 +220,12 @@ class Images:
         executor: Executor | None = None,
     ) -> PrefetchReport:
         """Fetch many images, several at a time, and say which failed; see :func:`monailabel_xnat.prefetch.prefetch`."""
+        if executor is not None and self._session.owner is not None and not self._settings.username:
+            raise LoginError(
+                "an executor cannot use the xnatpy session that was given as connection: its workers log in themselves",
+                hint="leave the executor out, or give username and password beside connection",
+                url=self._settings.server,
+            )
         return prefetch(self, scans, workers=workers, progress=progress, executor=executor)
 
     def elsewhere(self) -> Callable[[Scan], None]:

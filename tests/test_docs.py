@@ -7,7 +7,8 @@ import inspect
 import re
 from pathlib import Path
 
-from monailabel_xnat import XNATDatastore
+import monailabel_xnat
+from monailabel_xnat import XNATDatastore, errors
 from monailabel_xnat.arguments import SettingArguments
 from monailabel_xnat.config import Secret, Settings
 
@@ -50,3 +51,15 @@ def test_the_constructor_spells_every_setting_out():
     spelt = own | set(SettingArguments.__annotations__) | {"server"}
     assert spelt == {field.name for field in dataclasses.fields(Settings)}
     assert own.isdisjoint(SettingArguments.__annotations__)
+
+
+def test_all_that_is_documented_or_returned_can_be_imported_from_the_package():
+    texts = [path.read_text(encoding="utf-8") for path in (README, *(README.parent / "docs").glob("*.md"))]
+    names = re.findall(r"from monailabel_xnat import ([\w, ]+)", "\n".join(texts))
+    assert names
+    documented = {name.strip() for line in names for name in line.split(",")}
+    ours = [kind for kind in vars(errors).values() if inspect.isclass(kind)]
+    returned = {kind.__name__ for kind in ours if issubclass(kind, errors.XNATDatastoreError)}
+    returned |= {"TrainingSet", "PrefetchReport", "Progress"}
+    assert documented | returned <= set(monailabel_xnat.__all__)
+    assert all(getattr(monailabel_xnat, name) is not None for name in monailabel_xnat.__all__)

@@ -39,8 +39,14 @@ def is_page(response: requests.Response) -> bool:
     if not response.headers.get("Content-Type", "").lower().startswith("text/html"):
         return False
     if response.request.method in ("GET", "HEAD"):
-        return not _is_file(response.url, (".html", ".htm", ".xhtml"))
+        return not is_html_file(response)
     return response.content.lstrip()[:9].lower().startswith((b"<!doctype", b"<html"))
+
+
+def is_html_file(response: requests.Response) -> bool:
+    """Return whether what was asked for is an HTML file that is stored in XNAT, by its name."""
+    path = unquote(urlsplit(response.url).path).lower()
+    return "/files/" in path and path.endswith((".html", ".htm", ".xhtml"))
 
 
 def failure(response: requests.Response) -> ServerError:
@@ -155,11 +161,6 @@ _REQUEST_ERRORS: tuple[type[XNATDatastoreError], ...] = (
 def _address(url: str) -> str:
     """Cut a URL down to what may be shown: no query, which may hold anything."""
     return url.partition("?")[0]
-
-
-def _is_file(url: str, endings: tuple[str, ...]) -> bool:
-    path = unquote(urlsplit(url).path)
-    return "/files/" in path and path.lower().endswith(endings)
 
 
 def _words_of(text: str) -> str:

@@ -89,11 +89,12 @@ class Connection(XNATSession):  # type: ignore[misc]
     @contextmanager
     def our_errors(self) -> Iterator[None]:
         """Have this thread's refused requests raise our errors within the block, in place of xnatpy's."""
+        before = getattr(self._of_thread, "ours", False)
         self._of_thread.ours = True
         try:
             yield
         finally:
-            self._of_thread.ours = False
+            self._of_thread.ours = before
 
     def _check_response(
         self, response: requests.Response, accepted_status: Container[int] | None = None, uri: str | None = None

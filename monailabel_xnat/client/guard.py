@@ -16,14 +16,16 @@ import requests
 from requests.adapters import BaseAdapter
 from requests.cookies import RequestsCookieJar
 
-from monailabel_xnat.client.answers import as_request_error, network_failure, page_failure
+from monailabel_xnat.client.answers import as_request_error, is_html_file, network_failure, page_failure
 from monailabel_xnat.client.body import beginning, hold
 from monailabel_xnat.client.pace import Pace
 from monailabel_xnat.client.patience import REDIRECTS, PatientAdapter, rewound
 from monailabel_xnat.errors import LoginError, XNATDatastoreError
 
-# XNAT's login page, and pages that sites made of it, send what is typed to the address that ends so.
-_LOGIN_FORM = re.compile(rb"""<form\b[^>]*\baction\s*=\s*["']?[^"'\s>]*/login["'\s>]""", re.IGNORECASE)
+# XNAT's login page, and pages that sites made of it, send what is typed to an address that ends so.
+_LOGIN_FORM = re.compile(
+    rb"""<form\b[^>]*\baction\s*=\s*["']?[^"'\s>]*\b(?:login|j_spring_security_check)["'\s>]""", re.IGNORECASE
+)
 _LOGIN_ADDRESS = re.compile(r"/(login|login\.vm)$", re.IGNORECASE)
 
 
@@ -126,7 +128,7 @@ class Guard(BaseAdapter):
                     )
                 self._set_cookies(request)
                 continue
-            if is_page:
+            if is_page and not is_html_file(response):
                 raise page_failure(response)
             return response
 

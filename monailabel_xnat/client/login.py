@@ -9,12 +9,12 @@ import threading
 import time
 
 import requests
-from requests.adapters import BaseAdapter
 from requests.cookies import RequestsCookieJar
 
 from monailabel_xnat.client.answers import failure, is_page, network_failure, page_failure
 from monailabel_xnat.client.cookies import SESSION_COOKIE, adopt, drop_session_id, session_id
 from monailabel_xnat.client.pace import Pace
+from monailabel_xnat.client.patience import PatientAdapter
 from monailabel_xnat.client.transport import Transport, twin_of, without_credentials
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import LoginError, ServerError
@@ -40,13 +40,13 @@ class Login:
         Where, and as whom.
     transport : Transport
         Whose cookies are those of the login.
-    adapter : BaseAdapter
+    adapter : PatientAdapter
         Sends what the login needs.
     pace : Pace
         How many requests may be under way.
     """
 
-    def __init__(self, settings: Settings, transport: Transport, adapter: BaseAdapter, pace: Pace) -> None:
+    def __init__(self, settings: Settings, transport: Transport, adapter: PatientAdapter, pace: Pace) -> None:
         self._settings = settings
         self._transport = transport
         self._adapter = adapter
@@ -131,8 +131,9 @@ class Login:
             if not token:
                 return
             try:
-                with self._pace.slot():
-                    self._calls().delete(f"{self._settings.server}/data/JSESSION", timeout=5)
+                # At once and once: whoever closes does not wait for others, nor for a server that is away.
+                calls = self._calls(adapter=self._adapter.once())
+                calls.delete(f"{self._settings.server}/data/JSESSION", timeout=5)
             except (requests.RequestException, ServerError) as error:
                 logger.debug("no logout: %s", type(error).__name__)
             drop_session_id(self.cookies)
@@ -185,10 +186,10 @@ class Login:
         except requests.RequestException as error:
             raise network_failure(error, self._settings.server) from error
 
-    def _calls(self, cookies: RequestsCookieJar | None = None) -> Transport:
+    def _calls(self, cookies: RequestsCookieJar | None = None, adapter: PatientAdapter | None = None) -> Transport:
         """Make a requests session for the calls of the login itself."""
         calls = twin_of(self._transport, cookies)
-        calls.mount_everywhere(self._adapter)
+        calls.mount_everywhere(adapter or self._adapter)
         return calls
 
 
@@ -207,7 +208,7 @@ class SharedLogin(Login):
     """
 
     def __init__(
-        self, settings: Settings, transport: Transport, adapter: BaseAdapter, pace: Pace, user: str = ""
+        self, settings: Settings, transport: Transport, adapter: PatientAdapter, pace: Pace, user: str = ""
     ) -> None:
         self._process = os.getpid()
         super().__init__(settings, transport, adapter, pace)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -94,6 +95,10 @@ class PatientAdapter(BaseAdapter):
             response.close()
             request.url = moved_to
             _set_cookies(request)
+
+    def once(self) -> PatientAdapter:
+        """Return an adapter that sends as this one does, and repeats nothing."""
+        return PatientAdapter(self._inner, self._pace, replace(self._backoff, attempts=1), self._timeout)
 
     def wait(self, pause: float, reason: str) -> None:
         """Let some seconds pass before a request is repeated, and say why in the log."""

@@ -8,6 +8,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.util import Finalize, register_after_fork
 from typing import Any, BinaryIO, Union
 from urllib.parse import quote
 
@@ -85,6 +86,7 @@ class Session:
         self._connection = Connection(settings, self._transport, self._login)
         self._heartbeat = Heartbeat(self) if owner is not None else None
         _open_sessions.add(self)
+        register_after_fork(self, Session._end_with_process)
 
     @property
     def settings(self) -> Settings:
@@ -309,6 +311,17 @@ class Session:
     def _adapter_for(self, url: str) -> BaseAdapter:
         """Return what sends to an address: what the owner has mounted for it, where there is an owner."""
         return self._sockets if self._beside is None else self._beside.get_adapter(url)
+
+    def _end_with_process(self) -> None:
+        """Log out when a process ends that multiprocessing has forked, if it has logged in by then."""
+        reference = weakref.ref(self)
+
+        def close() -> None:
+            session = reference()
+            if session is not None:
+                session.close()
+
+        Finalize(None, close, exitpriority=10)
 
     def _after_fork(self) -> None:
         """Share nothing with the parent: neither locks, which its threads may hold, nor sockets, nor its login."""

@@ -140,6 +140,30 @@ def test_disconnecting_logs_out_and_the_garbage_collector_sends_nothing(xnat_san
     assert len(xnat_sandbox.requests) == 0
 
 
+def test_closing_does_not_wait_for_a_server_that_is_away(xnat_sandbox, tmp_path):
+    waited = []
+    given = {"server": xnat_sandbox.url, "username": xnat_sandbox.username, "password": xnat_sandbox.password}
+    settings = Settings.load({**given, "cache_path": tmp_path}, environ={})
+    session = Session(settings, Backoff(sleep=waited.append))
+    session.rows("/data/projects")
+    xnat_sandbox.faults.add("/data/JSESSION", status=503, times=None)
+    session.close()
+    assert waited == []
+
+
+def test_an_authentication_provider_is_named_at_the_login(xnat_sandbox, connect, monkeypatch):
+    bodies = []
+    send = requests.adapters.HTTPAdapter.send
+
+    def noted(self, request, **options):
+        bodies.append(str(request.body))
+        return send(self, request, **options)
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", noted)
+    connect(auth_provider="localdb").rows("/data/projects")
+    assert bodies[0].endswith("provider=localdb")
+
+
 def disconnect_in_child(session, queue):
     session.connection.disconnect()
     queue.put([row["ID"] for row in session.connection.get_json("/data/projects")["ResultSet"]["Result"]])
@@ -219,6 +243,11 @@ def test_a_long_html_file_comes_whole(session, xnat):
     target = io.BytesIO()
     xnat.download_stream(path, target)
     assert target.getvalue() == page
+
+
+def test_an_html_file_that_looks_like_a_login_page_is_read_all_the_same(session, xnat):
+    page = b"<html><form method='post' action='/login'>saved from somewhere</form></html>"
+    assert xnat.get(a_file(session, "saved.html", page)).content == page
 
 
 def test_a_login_page_is_never_written_as_a_file(xnat_sandbox, session, xnat):

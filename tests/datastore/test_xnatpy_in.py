@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
@@ -249,6 +250,12 @@ def test_in_another_process_it_is_refused_before_anything_is_sent(site, owner, o
         handed_over.list_images()
     assert len(site.requests) == 0
     assert projects(owner) == [PROJECT]
+
+
+def test_workers_of_an_executor_do_not_become_guests(owner, open_over):
+    datastore = open_over(owner)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(LoginError, match="its workers log in themselves"):
+        datastore.prefetch(datastore.list_images(), executor=pool)
 
 
 @pytest.mark.parametrize(
