@@ -106,3 +106,19 @@ def test_objects_are_shared_and_deleted(interface, scan):
     assert not session.exists()
     subject.delete()
     assert not subject.exists()
+
+
+def test_a_project_tells_what_it_holds(interface, scan):
+    """pyxnat's repr_test: counts of sessions and owners come from a search over all display fields."""
+    shown = repr(interface.select.project("PYX"))
+    assert "Project" in shown
+    (row,) = [row for row in interface.select("xnat:projectData").all().data if row["id"] == "PYX"]
+    assert "Owner Sandbox" in row["project_owners"]
+    assert row["proj_mr_count"] == "1"
+
+
+def test_parameters_of_a_scan_are_told(interface, scan):
+    """pyxnat's custom_variables_test."""
+    scan.set_param("foo", "foostring")
+    scan.set_param("bar", "1")
+    assert (scan.params(), scan.get_params()) == (["foo", "bar"], ["foostring", "1"])

@@ -17,6 +17,7 @@ Node = dict[str, Any]
 _RESOURCE_ATTRIBUTES = frozenset(("URI", "label", "format", "content", "description", "file_count", "file_size"))
 # What a list of texts holds as its own text; the rest of an entry are attributes.
 _TEXTS = ("field", "addField", "seriesUID", "alias")
+_NUMBERED = frozenset(("field", "addParam"))
 _HIDDEN = frozenset(("xnat_abstractresource_id", "xnat_imagescandata_id", "image_session_ID"))
 _LAST = (1 << 30, "xnat")
 
@@ -89,7 +90,11 @@ class ItemXml:
             return self._write(tag, self._build(node, {"xsi:type": kind}), node)
         values = {name: str(value) for name, value in node["data_fields"].items()}
         text = next((values.pop(name) for name in _TEXTS if name in values), "")
-        return self._write(tag, _Element(text, values), node)
+        if tag.rpartition(":")[2] not in _NUMBERED or self._is_concealed:
+            return self._write(tag, _Element(text, values), node)
+        # XNAT writes a comment with the row's number before the text, on a line of its own; pyxnat counts on that.
+        comment = f"\n<!--hidden_fields[{tag.rpartition(':')[2]}_id]-->"
+        return self._write(tag, _Element("", values, written=[comment, escape(text)]), node)
 
     def _write(self, tag: str, element: _Element, node: Node) -> str:
         """Write an element of an object, whose children stand in the order of its type."""

@@ -32,6 +32,9 @@ _DISPLAYED = {
         "SECONDARY_ID": "secondary_id",
         "KEYWORDS": "keywords",
         "PROJECT_ACCESS": "accessibility",
+        "PI": "pi",
+        "PROJECT_OWNERS": "owners",
+        **{f"PROJ_{name}_COUNT": f"{name.lower()}_count" for name in ("MR", "CT", "PET", "UT")},
     },
     SUBJECT: {
         "SUBJECT_ID": "id",
@@ -211,7 +214,18 @@ class Search:
     def _projects(self) -> Iterator[_Found]:
         for row in self._archive.store.all("SELECT * FROM projects ORDER BY id"):
             if self._may.may_see_id(row["id"]):
-                yield _Found(object_values(row, accessibility=row["accessibility"]))
+                own = {"accessibility": row["accessibility"], "owners": self._owners(row["id"])}
+                yield _Found(object_values(row, **own, **self._counts(row["id"])))
+
+    def _owners(self, project: str) -> str:
+        logins = [login for login, role in self._archive.members(project) if role == "owner"]
+        users = [user for user in map(self._archive.user, logins) if user]
+        return " <br/> ".join(f"{user.firstname} {user.lastname}" for user in users)
+
+    def _counts(self, project: str) -> dict[str, str]:
+        sql = "SELECT xsi_type, COUNT(*) AS number FROM experiments WHERE project = ? GROUP BY xsi_type"
+        found = {row["xsi_type"]: str(row["number"]) for row in self._archive.store.all(sql, (project,))}
+        return {f"{name}_count": found.get(f"xnat:{name}SessionData", "") for name in ("mr", "ct", "pet")}
 
     def _of_subjects(self, subjects: dict[str, Values], experiments: Experiments) -> Iterator[_Found]:
         of_subject: dict[str, list[tuple[str, Values]]] = {}
