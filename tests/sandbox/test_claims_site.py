@@ -318,6 +318,17 @@ def test_a_session_that_was_made_by_hand_takes_its_scans(admin, slices):
     assert len(admin.rows(f"{address}/scans")) == 1
 
 
+def test_a_project_may_quarantine_what_arrives(admin, slices):
+    """ProjectResource: quarantine_code 1; and a setting that cannot be had is refused."""
+    admin.made("/data/projects/P")
+    assert admin.put("/data/projects/P/quarantine_code/1").status_code == 200
+    assert admin.get("/data/projects/P/quarantine_code").text == "1"
+    address = admin.post(IMPORT, zipped(slices[0]), dest="/archive/projects/P").text.strip()
+    assert admin.get(f"{address}/status").text == "quarantine"
+    assert admin.put("/data/projects/P/quarantine_code/7").status_code == 400
+    assert admin.put("/data/projects/P/current_arc/arc002").status_code == 400
+
+
 def test_what_is_no_dicom_is_named(admin, slices):
     """TestImport.runUnparsableTest."""
     admin.made("/data/projects/P")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -398,3 +399,13 @@ def test_what_the_archive_cannot_hold_is_said_in_words(xnat_sandbox):
     with pytest.raises(ValueError, match="same subjects project, subjects label already"):
         archive.create_subject("P", "s")
     assert len(archive.subjects("P")) == 1
+
+
+def test_an_archive_from_before_a_setting_was_added_is_read(folder):
+    with Sandbox(folder) as sandbox:
+        sandbox.archive.create_project("P")
+    with sqlite3.connect(folder / "archive.sqlite") as db:
+        db.execute("ALTER TABLE projects DROP COLUMN quarantine_code")
+    db.close()
+    with Sandbox(folder) as sandbox:
+        assert sandbox.archive.project("P").quarantine_code == 0

@@ -103,18 +103,22 @@ class ProjectSettings:
         return text(str(project.prearchive_code))
 
     def _quarantine_code(self, request: Request, project: Project, names: list[str]) -> Reply:
-        """Take a setting that changes nothing here: what is imported is never quarantined."""
-        return self._fixed(request, project, "0")
-
-    def _current_arc(self, request: Request, project: Project, names: list[str]) -> Reply:
-        """Take a setting that changes nothing here: there is one archive folder."""
-        return self._fixed(request, project, ARCHIVE_FOLDER)
-
-    def _fixed(self, request: Request, project: Project, value: str) -> Reply:
         if request.method == "PUT":
             self._require_owner(project)
+            if names not in (["0"], ["1"]):
+                raise HTTPError(400, "Unknown code; there are 0, 1")
+            self._archive.set_quarantine_code(project.id, int(names[0]))
             return text()
-        return text(value)
+        return text(str(project.quarantine_code))
+
+    def _current_arc(self, request: Request, project: Project, names: list[str]) -> Reply:
+        """Return the archive folder, of which the sandbox has one."""
+        if request.method == "PUT":
+            self._require_owner(project)
+            if names != [ARCHIVE_FOLDER]:
+                raise HTTPError(400, f"The sandbox has one archive folder, {ARCHIVE_FOLDER}")
+            return text()
+        return text(ARCHIVE_FOLDER)
 
 
 Shared = Union[Subject, Experiment, Scan]

@@ -82,6 +82,11 @@ class Archive:
         """Return whether a project had this ID and was deleted."""
         return self.store.one("SELECT 1 FROM retired_projects WHERE id = ?", (project_id,)) is not None
 
+    def set_quarantine_code(self, project: str, code: int) -> None:
+        """Set whether new sessions that are imported are quarantined: 1, or 0 for not."""
+        with self.store.write() as db:
+            db.execute("UPDATE projects SET quarantine_code = ? WHERE id = ?", (code, project))
+
     def set_prearchive_code(self, project: str, code: int) -> None:
         """Set what happens to what is imported: 0 stays in the prearchive, 4 and 5 are archived."""
         with self.store.write() as db:

@@ -23,6 +23,7 @@ class Project:
     insert_date: str
     insert_user: str
     last_modified: str
+    quarantine_code: int = 0
 
 
 @dataclass(frozen=True)

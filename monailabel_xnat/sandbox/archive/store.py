@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS tokens (
     created REAL NOT NULL, expires REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS projects (
     id TEXT PRIMARY KEY, accessibility TEXT NOT NULL, prearchive_code INTEGER NOT NULL DEFAULT 4,
+    quarantine_code INTEGER NOT NULL DEFAULT 0,
     fields TEXT NOT NULL, custom_fields TEXT NOT NULL DEFAULT '{}',
     insert_date TEXT NOT NULL, insert_user TEXT NOT NULL, last_modified TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS retired_projects (id TEXT PRIMARY KEY);
@@ -78,6 +79,10 @@ CREATE TABLE IF NOT EXISTS prearchive (
 """
 
 
+# Columns that archives of this format did not always have.
+_ADDED = (("projects", "quarantine_code", "INTEGER NOT NULL DEFAULT 0"),)
+
+
 class ArchiveError(ValueError):
     """What was to be written does not go together with what is in the archive."""
 
@@ -112,6 +117,9 @@ class Store:
                 f"{path} has archive format {found}, this sandbox reads format {FORMAT}; use another data folder"
             )
         db.executescript(_TABLES)
+        for table, column, kind in _ADDED:
+            if column not in {row["name"] for row in db.execute(f"PRAGMA table_info({table})")}:
+                db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
         db.execute(f"PRAGMA user_version = {FORMAT}")
 
     def _connection(self) -> sqlite3.Connection:

@@ -230,9 +230,13 @@ class Filing:
         owner = subject or self._archive.create_subject(place.project, place.subject, user)
         kind = session_xsi_type(series)
         fields = header_fields(self._archive.types, kind, series[0], SESSION_FIELDS)
-        return self._archive.create_experiment(
+        made = self._archive.create_experiment(
             place.project, place.session, kind, subject=owner.id, user=user, **fields
         )
+        project = self._archive.project(place.project)
+        if project is not None and project.quarantine_code:
+            self._archive.set_status(made.id, "quarantine")
+        return made
 
     def _free_id(self, session: Experiment, wanted: str, item: SeriesFiles) -> str:
         taken = {scan.id for scan in self._archive.scans(session.id)}
