@@ -129,4 +129,10 @@ def _as_utf8(value: bytes, encodings: list[str]) -> str | None:
         return None
     # In sets that use nearly every byte, two bytes of theirs may look like a letter of UTF-8; three hardly do.
     is_doubtful = bool(_DENSE & set(encodings)) and all(ord(letter) < _THREE_BYTES for letter in text)
-    return None if is_doubtful or b"\x1b" in value else text
+    if is_doubtful or b"\x1b" in value:
+        return None
+    # dcmjs reads UTF-8 within sequences as Latin-1, and when it stores that again it is UTF-8 twice over.
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return text

@@ -491,6 +491,12 @@ def test_names_that_are_utf8_are_read_as_such_whatever_the_character_set_says(ca
     assert recoded(case, text, "utf-8", charset) == text
 
 
+@pytest.mark.parametrize("text", ["Milz größe", "脾臓", "печень"])
+def test_a_name_that_dcmjs_read_as_latin_1_and_stored_again_is_read(case, text):
+    twice = text.encode().decode("latin-1")
+    assert recoded(case, twice, "utf-8", "ISO_IR 192") == text
+
+
 @pytest.mark.parametrize(
     ("text", "encoding", "charset"),
     [
