@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from monailabel.config import settings as monailabel_settings
 
+from monailabel_xnat import volumes
 from monailabel_xnat.dataset import labels_of_model
 from monailabel_xnat.datastore import XNATDatastore
-from monailabel_xnat.errors import XNATDatastoreError
+from monailabel_xnat.errors import ImageError, XNATDatastoreError
 
 if TYPE_CHECKING:
     from monailabel.interfaces.datastore import Datastore
@@ -24,6 +25,8 @@ DATASTORE_NAME = "xnat"
 
 _CHOICE = "MONAI_LABEL_DATASTORE"
 _BACKGROUND = "background"
+# How often a strategy is asked for a next sample, if what it chooses turns out to be no volume.
+_TRIES = 10
 
 # Settings of other programs without which MONAI Label 0.8.5 fails in a fresh environment; whoever sets them, decides.
 # mlflow 3 refuses the folder of files in which MONAI Label tracks a training, and every training would end in an error
@@ -64,6 +67,7 @@ class XNATAppMixin:
             os.environ.setdefault(name, value)
         if not self._wants_xnat():
             return super().init_datastore()  # type: ignore[misc]
+        volumes.spare_planners(self)
         datastore = super().init_datastore() if self._is_remote() else self.init_remote_datastore()  # type: ignore[misc]
         if not isinstance(datastore, XNATDatastore):
             logger.warning("the app chose %s by itself; replaced by XNAT as asked", type(datastore).__name__)
@@ -102,6 +106,41 @@ class XNATAppMixin:
             return values_of(_channels_of(Path(bundle)))
         model_task = self._infers.get(model)  # type: ignore[attr-defined]
         return values_of(trainer.info().get("labels")) or values_of(getattr(model_task, "labels", None))
+
+    def next_sample(self, request: Mapping[str, Any]) -> Any:
+        """Return the next image to annotate; one that turns out to be no volume is nobody's error.
+
+        The strategy is asked again for another one, for a scan that is no volume is no longer among the unlabelled
+        images as soon as it has been met.
+
+        Raises
+        ------
+        ImageError
+            If it chose none that is a volume in ten times.
+        """
+        for attempt in range(1, _TRIES + 1):
+            try:
+                return super().next_sample(request)  # type: ignore[misc]
+            except ImageError as error:
+                if attempt == _TRIES:
+                    raise
+                logger.info("the next sample is chosen anew: %s", error)
+        raise AssertionError  # the last try returns or raises
+
+    def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> Any:
+        """Run a model on an image; in a batch, an image that is no volume is left out and the others go on."""
+        try:
+            return super().infer(request, datastore)  # type: ignore[misc]
+        except ImageError as error:
+            if not volumes.is_one_of_a_batch(request):
+                raise
+            logger.warning("an image is left out of a batch inference, for it is no volume")
+            logger.info("left out of a batch inference: %s", error)
+            return {}
+
+    def init_batch_infer(self) -> Any:
+        """Make the task that runs a model on many images; it leaves out scans that are known to be no volume."""
+        return volumes.without_others(super().init_batch_infer())  # type: ignore[misc]
 
     def batch_infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> Any:
         """Run a model on many images, as MONAI Label does, on a machine without a GPU as well.

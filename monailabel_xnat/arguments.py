@@ -49,3 +49,10 @@ class SettingArguments(TypedDict, total=False):
     verify_tls: bool | None
     ca_bundle: Folder | None
     client_certificate: Folder | None
+
+
+ARGUMENTS = (
+    *("api_url", "username", "password", "project", "asset_path", "cache_path", "conf", "environ", "connection"),
+    *SettingArguments.__annotations__,
+)
+"""The names of all arguments of the constructor."""

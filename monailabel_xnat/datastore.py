@@ -19,7 +19,7 @@ from monailabel.interfaces.datastore import Datastore
 from typing_extensions import Unpack
 
 from monailabel_xnat.additions import Additions
-from monailabel_xnat.arguments import SettingArguments
+from monailabel_xnat.arguments import ARGUMENTS, SettingArguments
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client.graph import Graph, XNATScan, XNATSession
 from monailabel_xnat.client.session import Session, server_of
@@ -42,18 +42,6 @@ from monailabel_xnat.views import Views
 from monailabel_xnat.xnatside import XnatSide
 
 logger = logging.getLogger(__name__)
-
-_OWN_ARGUMENTS = (
-    "api_url",
-    "username",
-    "password",
-    "project",
-    "asset_path",
-    "cache_path",
-    "conf",
-    "environ",
-    "connection",
-)
 
 
 class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
@@ -112,7 +100,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         **settings: Unpack[SettingArguments],
     ) -> None:
         # `server` is a field of the settings, but the argument is called `api_url`.
-        refuse_unknown(settings, (*SettingArguments.__annotations__, *_OWN_ARGUMENTS))
+        refuse_unknown(settings, ARGUMENTS)
         given = {"username": username, "password": password, "project": project, "asset_path": asset_path}
         arguments = {"server": api_url, **given, "cache_path": cache_path, **settings}
         if connection is None:
@@ -182,9 +170,10 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             return [image for image in self._catalog.ids() if image in labelled] if labelled else []
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """List the images that have no label; see :meth:`get_labeled_images`."""
-        labelled = set(self.get_labeled_images(label_tag, labels))
-        return [image for image in self.list_images() if image not in labelled]
+        """List the images that have no label, see :meth:`get_labeled_images`, but for scans that are no volume."""
+        with errors_for_clients():
+            left_out = {*self.get_labeled_images(label_tag, labels), *self._images.no_volumes(self._catalog.get)}
+            return [image for image in self._catalog.ids() if image not in left_out]
 
     def get_image(self, image_id: str | XNATScan, params: Any = None) -> BinaryIO | None:
         """Open the file of :meth:`get_image_uri`; None for an unknown id."""
@@ -231,7 +220,8 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             scan = self._scan(image_id)
             self._infos.update(scan, info)
             if "strategy" in info:  # MONAI Label has just handed this image out as the next sample
-                self._images.expect(lambda count: likely_next(scan, count, self._catalog, self._labels, self._infos))
+                known = (self._catalog, self._images, self._labels, self._infos)
+                self._images.expect(lambda count: likely_next(scan, count, *known))
 
     def get_labels_by_image_id(self, image_id: str | XNATScan) -> dict[str, str]:
         """Give the label id for each tag of an image; {} for an unknown id."""
@@ -389,6 +379,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             "infos_unread": self._infos.unread,
             "xnat": self._catalog.problem,
             "filters": self._catalog.filter_problem,
+            "no_volume": self._images.no_volumes(self._catalog.get),
             "outbox": self._labels.waiting(),
             "unassigned": self._labels.unassigned(),
             **self._dataset.outcome,

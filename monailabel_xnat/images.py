@@ -38,6 +38,7 @@ from monailabel_xnat.listing import Resource, Scan
 from monailabel_xnat.localfiles import zipped
 from monailabel_xnat.maker import DICOM, ImageMaker
 from monailabel_xnat.mounted import state_of
+from monailabel_xnat.novolumes import NoVolumes, with_few_names
 from monailabel_xnat.prefetch import BackgroundPrefetch, PrefetchReport, Progress, prefetch
 from monailabel_xnat.selection import image_resources
 
@@ -87,11 +88,16 @@ class Images:
         self._known: dict[tuple[ImageId, str], Entry] = {}
         self._comparisons = Comparisons(settings.verify_age)
         self._notes: dict[str, str] = {}
+        self._no_volumes = NoVolumes(settings)
 
     @property
     def notes(self) -> dict[str, str]:
         """What is doubtful about the images that were used, by image id."""
         return dict(self._notes)
+
+    def no_volumes(self, find: Callable[[str], Scan | None]) -> dict[str, str]:
+        """Return which scans turned out to be no image, as the listing shows them now, and why; makes no request."""
+        return self._no_volumes.reasons(self._form, find)
 
     def path(self, scan: Scan) -> Path:
         """Give the image: a NIfTI file, another file that MONAI reads, or with ``image_format="dicom"`` the folder.
@@ -117,6 +123,8 @@ class Images:
 
     def compare_anew(self, scans: Iterable[Scan] | None = None) -> None:
         """Have images compared with XNAT's list of their files at their next use; all images, if none are named."""
+        if scans is None:
+            self._no_volumes.look_again()
         self._comparisons.expire(None if scans is None else [scan.image_id for scan in scans])
 
     def require_compared(self, scan: Scan) -> None:
@@ -248,6 +256,7 @@ class Images:
         """Stop what goes on in the background."""
         self._background.close()
         self.cache.close()
+        self._no_volumes.close()
 
     @property
     def _form(self) -> str:
@@ -255,7 +264,14 @@ class Images:
 
     def _entry(self, scan: Scan, form: str) -> Entry:
         resource = self._resource(scan)
-        entry = self._current(scan, resource, form) or self._fetched(scan, resource, form)
+        entry = self._current(scan, resource, form)
+        if entry is None:
+            self._no_volumes.refuse(scan, resource, form)
+            try:
+                entry = self._fetched(scan, resource, form)
+            except ImageError as error:
+                raise self._no_volumes.note(scan, resource, form, error) from error
+            self._no_volumes.forget(scan, form)
         self.cache.use(entry)
         if entry.note:
             self._notes[entry.image_id] = entry.note
@@ -365,7 +381,10 @@ class Images:
         started = time.monotonic()
         kept = next((entry.path for entry in self._alike(scan, DICOM, files)), None)
         with self.cache.making(key, sum(file.size or 0 for file in files)) as part:
-            made = self._maker.make(scan, resource, files, form, part, kept)
+            try:
+                made = self._maker.make(scan, resource, files, form, part, kept)
+            except ImageError as error:
+                raise with_few_names(error, (file.path.rpartition("/")[2] for file in files)) from error
             name = f"{key}_{fingerprint[:12]}{'' if made.path.is_dir() else ending(made.path.name)}"
             new = Entry(
                 path=self.cache.folder / key / name,

@@ -6,11 +6,14 @@ import heapq
 
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.dataset import TRAINING_TAG
+from monailabel_xnat.images import Images
 from monailabel_xnat.info import ImageInfos
 from monailabel_xnat.labels import Labels
 
 
-def likely_next(scan: Scan, count: int, catalog: Catalog, labels: Labels, infos: ImageInfos) -> list[Scan]:
+def likely_next(
+    scan: Scan, count: int, catalog: Catalog, images: Images, labels: Labels, infos: ImageInfos
+) -> list[Scan]:
     """Return the unlabelled images that come next most likely: those never handed out first.
 
     Parameters
@@ -19,10 +22,11 @@ def likely_next(scan: Scan, count: int, catalog: Catalog, labels: Labels, infos:
         The image that was just handed out, which is none of them.
     count : int
         How many.
-    catalog, labels, infos
-        What there is, what is labelled, and when each image was handed out.
+    catalog, images, labels, infos
+        What there is, what is no volume, what is labelled, and when each image was handed out.
     """
-    labelled, handed_out = labels.images(TRAINING_TAG), infos.handed_out()
-    left = (image for image in catalog.ids() if image not in labelled and image != str(scan.image_id))
+    out = {*labels.images(TRAINING_TAG), *images.no_volumes(catalog.get), str(scan.image_id)}
+    handed_out = infos.handed_out()
+    left = (image for image in catalog.ids() if image not in out)
     chosen = heapq.nsmallest(count, left, key=lambda image: (handed_out.get(image, 0.0), image))
     return [found for found in map(catalog.get, chosen) if found]

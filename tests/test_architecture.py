@@ -19,7 +19,7 @@ LAYERS = (
     {"client"},
     {"comparisons", "memory", "listing", "selection", "snapshot", "catalog", "cache", "roi_references", "projects"},
     {"convert"},
-    {"images", "localfiles", "maker", "mounted", "prefetch", "additions", "new_scans"},
+    {"images", "novolumes", "localfiles", "maker", "mounted", "prefetch", "additions", "new_scans"},
     {"labels"},
     {"manifest", "trainingset", "seriesfolders"},
     {"info", "description", "dataset", "views"},
@@ -27,6 +27,7 @@ LAYERS = (
     {"client_errors"},
     {"reopening", "xnatside"},
     {"datastore"},
+    {"volumes"},
     {"app"},
     {"launcher"},
     {"cli", "pytest_plugin"},
@@ -38,7 +39,7 @@ WITNESS_MAY_IMPORT = {"sandbox", "ids", "errors"}
 HOMES = {
     "xnat": {"client"},
     "requests": {"client"},
-    "monailabel": {"datastore", "app", "client_errors", "launcher"},
+    "monailabel": {"datastore", "app", "client_errors", "launcher", "volumes"},
     "torch": set(),
     "monai": set(),
 }
