@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -238,6 +236,8 @@ class Images:
 
     def elsewhere(self) -> Callable[[Scan], None]:
         """Give a task that fetches an image in another process, with a connection of its own."""
+        from monailabel_xnat.imageworker import fetch_one  # it opens images itself
+
         return partial(fetch_one, self._settings)
 
     def expect(self, choose: Callable[[int], Sequence[Scan]]) -> None:
@@ -417,28 +417,6 @@ class Images:
             return state_of(Path(entry.origin), files, as_a_whole=entry.path.is_dir()) == entry.origin_state
         # Earlier versions read a mounted archive unproven, and noted neither that nor when they compared.
         return bool(entry.compared) or (not entry.path.is_symlink() and self._settings.asset_path is None)
-
-
-_of_this_worker: dict[Settings, Images] = {}
-_of_this_worker_guard = threading.Lock()
-
-
-def fetch_one(settings: Settings, scan: Scan) -> None:
-    """Fetch an image in a worker, which keeps one connection for all that it is given.
-
-    Raises
-    ------
-    XNATDatastoreError
-        As :meth:`Images.path`.
-    """
-    with _of_this_worker_guard:
-        images = _of_this_worker.get(settings)
-        if images is None:
-            session = Session(settings)
-            images = _of_this_worker[settings] = Images(session, settings)
-            # Runs in children of multiprocessing too, which atexit does not.
-            Finalize(None, session.close, exitpriority=10)
-    images.path(scan)
 
 
 def _checksum(entry: Entry) -> str | None:

@@ -19,7 +19,7 @@ LAYERS = (
     {"client"},
     {"comparisons", "memory", "listing", "selection", "snapshot", "catalog", "cache", "roi_references", "projects"},
     {"convert"},
-    {"images", "novolumes", "localfiles", "maker", "mounted", "prefetch", "additions", "new_scans"},
+    {"images", "imageworker", "novolumes", "localfiles", "maker", "mounted", "prefetch", "additions", "new_scans"},
     {"labels"},
     {"manifest", "trainingset", "seriesfolders"},
     {"info", "description", "dataset", "views"},
