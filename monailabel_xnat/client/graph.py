@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple, Union
-from urllib.parse import unquote
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar, Union
+from urllib.parse import unquote, urlsplit
 
 import xnat
 from xnat.core import XNATBaseObject
@@ -20,6 +19,8 @@ from monailabel_xnat.client.answers import failure_of_transfer, plain
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import InvalidIdError, UnknownLabelError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId
+
+Result = TypeVar("Result")
 
 XNATSession = BaseXNATSession
 XNATScan = ImageScanData
@@ -77,8 +78,7 @@ class Graph:
     @property
     def xnat(self) -> BaseXNATSession:
         """The session of xnatpy with its data model: the one that was given, else our own."""
-        with self._asking(""):
-            return self._with_model()
+        return self._ask("", self._with_model)
 
     def scan(self, path: str) -> ImageScanData:
         """Return the object of a scan.
@@ -93,8 +93,7 @@ class Graph:
         NotInArchiveError
             If XNAT does not have it any more.
         """
-        with self._asking(path):
-            return self._object(path)
+        return self._ask(path, lambda: self._object(path))
 
     def resource(self, path: str, label: str) -> Any:
         """Return the object of a resource.
@@ -111,10 +110,13 @@ class Graph:
         NotInArchiveError, UnknownLabelError
             If there is no such thing, or no such resource.
         """
-        with self._asking(path):
+
+        def find() -> Any:
             resources = self._object(path).resources
             resources.clearcache()
-            found = resources.get(label)
+            return resources.get(label)
+
+        found = self._ask(path, find)
         if found is None:
             raise UnknownLabelError(f"XNAT has no resource {label!r} at {path}", hint="refresh() shows what is new")
         return found
@@ -131,12 +133,10 @@ class Graph:
         """
         self._require_ours(scan)
         found = _ADDRESS.search(scan.uri)
-        with self._asking(scan.uri):
-            number = str(scan.id)
+        number = self._ask(scan.uri, lambda: str(scan.id))
         if found:
             yield ScanPlace(unquote(found["experiment"]), number)
-        with self._asking(scan.uri):
-            session = str(scan.data.get("image_session_ID") or "")
+        session = self._ask(scan.uri, lambda: str(scan.data.get("image_session_ID") or ""))
         yield ScanPlace(session, number)
 
     def contents_of(self, item: XNATBaseObject) -> Contents:
@@ -152,8 +152,7 @@ class Graph:
                 f"{type(item).__name__} holds no images", hint="give a project, subject or experiment of xnatpy"
             )
         self._require_ours(item)
-        with self._asking(item.uri):
-            name = str(item.id)
+        name = self._ask(item.uri, lambda: str(item.id))
         if isinstance(item, ProjectData):
             return Contents(project=name)
         return Contents(subject=name) if isinstance(item, SubjectData) else Contents(experiment=name)
@@ -167,24 +166,41 @@ class Graph:
             xnat.build_model(xnat_session, extension_types=True, connection_id=uuid.uuid4().hex)
         return xnat_session
 
-    @contextmanager
-    def _asking(self, path: str) -> Iterator[None]:
-        """Let one thread at a time at the objects, and raise what goes wrong as errors of ours."""
+    def _ask(self, path: str, ask: Callable[[], Result]) -> Result:
+        """Ask objects for something, one thread at a time, and raise what goes wrong as errors of ours.
+
+        A session that was given knows nothing of a login that has expired: where we can renew it, it is asked again.
+        """
         try:
             with self._lock:
-                yield
+                return ask()
         except XNATDatastoreError as error:
             raise plain(error) from error.__cause__
+        except XNATResponseError as error:
+            if self._session.owner is None or self._session.verify_login():
+                raise failure_of_transfer(error, self.server + path) from None
+        try:
+            with self._lock:
+                return ask()
         except XNATResponseError as error:
             raise failure_of_transfer(error, self.server + path) from None
 
     def _require_ours(self, item: XNATBaseObject) -> None:
-        server = self.server
-        if item.xnat_session.server.rstrip("/") != server:
+        session = item.xnat_session
+        if session is None or session.interface is None:
             raise InvalidIdError(
-                f"{type(item).__name__} of {item.xnat_session.server}, but the images are those of {server}",
+                f"{type(item).__name__} of a session of xnatpy that is closed", hint="give an object of an open session"
+            )
+        if _place(session.server) != _place(self.server):
+            raise InvalidIdError(
+                f"{type(item).__name__} of {session.server}, but the images are those of {self.server}",
                 hint="give an object of the same XNAT",
             )
+
+
+def _place(server: str) -> tuple[str | None, int | None, str]:
+    parts = urlsplit(server)
+    return parts.hostname, parts.port, parts.path.rstrip("/")
 
 
 def is_scan(item: object) -> bool:

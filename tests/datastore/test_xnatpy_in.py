@@ -13,7 +13,7 @@ import requests
 import xnat
 
 from monailabel_xnat import XNATDatastore
-from monailabel_xnat.errors import LoginError, SettingsError
+from monailabel_xnat.errors import InvalidIdError, LoginError, SettingsError
 from monailabel_xnat.sandbox import Sandbox
 
 PROJECT = "P"
@@ -103,6 +103,27 @@ def test_an_expired_login_is_renewed_for_both_with_the_credentials_beside_it(sit
     assert projects(owner) == [PROJECT]
     datastore.close()
     assert projects(owner) == [PROJECT]
+
+
+def test_objects_come_out_through_an_expired_login_too(site, owner, open_over):
+    datastore = open_over(owner, username=site.username, password=site.password)
+    image = datastore.list_images()[0]
+    site.expire_sessions()
+    scan = datastore.scan(image)
+    assert scan.xnat_session is owner is datastore.xnat
+    assert datastore.image_id(scan) == image
+    assert projects(owner) == [PROJECT]
+
+
+def test_an_object_of_a_closed_session_is_refused(site, connect, open_xnat_datastore):
+    datastore = open_xnat_datastore(project=PROJECT)
+    image = datastore.list_images()[0]
+    other = connect(site, no_parse_model=False)
+    scan = other.create_object(datastore.scan(image).uri)
+    assert datastore.image_id(scan) == image
+    other.disconnect()
+    with pytest.raises(InvalidIdError, match="is closed"):
+        datastore.image_id(scan)
 
 
 def test_without_credentials_an_expired_login_says_what_to_do(site, owner, open_over, monkeypatch):
