@@ -75,7 +75,7 @@ def rows_of(blocks: Iterable[bytes], path: str) -> Iterator[Row]:
     Raises
     ------
     TransferError
-        If it is no JSON, or half of one; the rows before that have been given.
+        If it is no JSON, or half of one, or has other rows than XNAT counted; the rows before that have been given.
     ServerError
         If it is something else than a result set.
     """
@@ -85,6 +85,7 @@ def rows_of(blocks: Iterable[bytes], path: str) -> Iterator[Row]:
         _require_result_set(text.rest(), path)
         return
     before = text.take(start)
+    given = 0
     while text.more():
         end = text.text.rfind(_END_OF_ROW) + 1
         try:
@@ -93,6 +94,7 @@ def rows_of(blocks: Iterable[bytes], path: str) -> Iterator[Row]:
             continue
         if end:
             yield from _dictionaries(rows, path)
+            given += len(rows)
             text.take(end + 1)
     last = "[" + text.rest()
     try:
@@ -100,7 +102,7 @@ def rows_of(blocks: Iterable[bytes], path: str) -> Iterator[Row]:
     except ValueError:
         raise _broken(path) from None
     yield from _dictionaries(rows, path)
-    _require_result_set(before + last[end - 1 :], path)
+    _require_result_set(before + last[end - 1 :], path, given + len(rows))
 
 
 def _dictionaries(rows: list[Any], path: str) -> list[Row]:
@@ -146,8 +148,8 @@ class _Arriving:
         return self.take(len(self.text))
 
 
-def _require_result_set(envelope: str, path: str) -> None:
-    """See that what stood around the rows is whole."""
+def _require_result_set(envelope: str, path: str, rows: int = 0) -> None:
+    """Require that what stood around the rows is whole, and that XNAT counted as many."""
     try:
         answer = json.loads(envelope)
     except ValueError:
@@ -156,6 +158,13 @@ def _require_result_set(envelope: str, path: str) -> None:
         raise _no_listing(path)
     if not isinstance(answer["ResultSet"].get("Result"), list):
         raise _no_listing(path)
+    counted = str(answer["ResultSet"].get("totalRecords", ""))
+    if counted.isdecimal() and int(counted) != rows:
+        raise TransferError(
+            f"XNAT answered GET {path} with {rows} rows and says that they are {counted}",
+            hint="it may have broken off: try again",
+            url=path,
+        )
 
 
 def _broken(path: str) -> TransferError:

@@ -172,7 +172,7 @@ class Session:
             raise TransferError(
                 f"XNAT answered GET {path} with something that is not a listing", hint="try again", url=path
             )
-        if counted.isdigit() and int(counted) != len(rows):
+        if counted.isdecimal() and int(counted) != len(rows):
             raise TransferError(
                 f"XNAT answered GET {path} with {len(rows)} rows and says that they are {counted}",
                 hint="it may have broken off: try again",

@@ -88,6 +88,10 @@ class Collections:
         self._stored_at: dict[str, datetime] = {}
         self._undated: dict[str, tuple[str, float]] = {}
 
+    def ask_again(self) -> None:
+        """Have XNAT asked again, at the next use, when those were stored of which it could not tell."""
+        self._undated.clear()
+
     def tag(self, scan: Scan) -> str:
         """Give the tag that an image has by what people drew; "" if nobody did. Makes no request."""
         return self._settings.roi_tag if drawn_labels(scan, self._settings) else ""

@@ -203,6 +203,7 @@ class StoredLabels:
     def compare_anew(self, scans: Iterable[Scan] | None = None) -> None:
         """Have what others left compared with XNAT's list of files at its next use; of all images if none are named."""
         self._lookup.compare_anew(scans)
+        self._collections.ask_again()
 
     def training_path(self, scan: Scan, tag: str, values: Mapping[str, int] | None = None) -> Path:
         """Return the file of a label for a training set, with the values of the setting ``labels``.

@@ -12,7 +12,7 @@ from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client.retry import Backoff
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
-from monailabel_xnat.errors import ServerError
+from monailabel_xnat.errors import ServerError, TransferError
 
 
 @pytest.fixture
@@ -192,3 +192,12 @@ def test_what_another_server_saves_shows_within_seconds(xnat_sandbox, archive, o
     assert len(datastore.list_images()) == 1
     make_scan(archive, "2")
     wait_until(lambda: len(datastore.list_images()) == 2)
+
+
+def test_images_that_a_short_listing_lacks_do_not_vanish(xnat_sandbox, archive, catalog):
+    ids = catalog.ids()
+    short = '{"ResultSet": {"Result": [], "totalRecords": "1"}}'
+    xnat_sandbox.faults.add("/data/projects/P/experiments", json=short, times=None)
+    with pytest.raises(TransferError, match="0 rows and says that they are 1"):
+        catalog.renew()
+    assert catalog.ids() == ids

@@ -13,7 +13,7 @@ from monailabel_xnat.errors import ServerError, TransferError
 
 TEXTS = st.text(alphabet=st.characters(codec="utf-8"), max_size=12) | st.sampled_from(['"Result":[', "},{", "]}", "\\"])
 ROWS = st.lists(st.dictionaries(TEXTS, TEXTS, max_size=4), max_size=6)
-AROUND = st.dictionaries(st.sampled_from(["title", "totalRecords", "Columns"]), TEXTS)
+AROUND = st.dictionaries(st.sampled_from(["title", "Columns"]), TEXTS)
 
 
 def written(rows, around, *, rows_first=True, **style):
@@ -62,3 +62,15 @@ def test_rows_come_before_the_listing_has_ended():
     rows = rows_of(arriving(), "/x")
     assert next(rows) == {"ID": "0"}
     assert len(read) < 3
+
+
+@pytest.mark.parametrize("size", [7, 10_000])
+@pytest.mark.parametrize("rows_first", [True, False])
+def test_a_listing_with_fewer_rows_than_xnat_counted_is_not_believed(rows_first, size):
+    rows = [{"ID": str(number)} for number in range(5)]
+    whole = written(rows, {"totalRecords": "5"}, rows_first=rows_first)
+    assert list(rows_of(cut(whole, size), "/x")) == rows
+    for left in (rows[:4], []):
+        short = written(left, {"totalRecords": "5"}, rows_first=rows_first)
+        with pytest.raises(TransferError, match=f"{len(left)} rows and says that they are 5"):
+            list(rows_of(cut(short, size), "/x"))

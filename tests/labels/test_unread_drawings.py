@@ -316,3 +316,22 @@ def test_the_newest_of_drawings_saved_in_each_other_s_place_is_not_guessed(two, 
     assert datastore.datalist() == []
     with pytest.raises(UnreadDrawingError, match="SEG_1"):
         datastore.get_label_uri(only(datastore), "final")
+    meddler.stop()
+    assert len(datastore.datalist()) == 1
+    assert datastore.get_label_uri(only(datastore), "final") == datastore.datalist()[0]["label"]
+
+
+def test_a_drawing_whose_time_xnat_could_not_tell_counts_again_after_a_refresh(
+    viewer, collections, meddler, open_datastore, tmp_path
+):
+    open_datastore().save_label(str(viewer.scan.image_id), own_label(viewer, tmp_path), "final", {})
+    time.sleep(1.1)  # times of files are in whole seconds
+    newer = viewer.save("SEG_1", liver=(5, 7))
+    meddler.change(collections()["SEG_1"], with_status(403), method="HEAD")
+    meddler.change(rf"{collections()['SEG_1']}/.*/files$", with_status(403))
+    datastore = open_datastore(server=meddler.url)
+    with pytest.raises(UnreadDrawingError, match="SEG_1"):
+        datastore.get_label_uri(only(datastore), "final")
+    meddler.stop()
+    datastore.refresh()
+    assert (voxels(datastore.get_label_uri(only(datastore), "final")) == newer).all()
