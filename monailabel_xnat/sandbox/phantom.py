@@ -79,7 +79,7 @@ class Phantom:
         self._texture = _Waves(random, count=10, lengths=(14.0, 45.0), amplitude=4.0)
 
     def sample(self, points: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Say what is at each point.
+        """Return what is at each point.
 
         Parameters
         ----------
@@ -101,7 +101,7 @@ class Phantom:
         return hu.reshape(points.shape[:-1]), labels.reshape(points.shape[:-1])
 
     def _sample_body(self, points: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Say what is at points (n, 3) that all lie under the skin."""
+        """Return what is at points (n, 3) that all lie under the skin."""
         depth = _depth(points, self._girth)
         cavity = depth > self._fat + 11
         hu = np.full(len(points), _FAT, np.float32)
