@@ -227,3 +227,9 @@ def test_a_site_under_a_path(tmp_path):
         sandbox.archive.create_project("P")
         with connect(sandbox, user="owner", password=sandbox.users["owner"]) as raw:
             assert raw.get_json("/data/projects/P/subjects")["ResultSet"]["Result"] == []
+
+
+def test_plugins_and_users_are_told(connection):
+    (plugin,) = connection.plugins.data.values()
+    assert (plugin.id, plugin.version, plugin.bean_name) == ("ohifViewerPlugin", "3.6.0", "ohifViewerPlugin")
+    assert connection.users["member"].email == "member@sandbox.invalid"

@@ -85,7 +85,19 @@ VERSION = "1.9.2"
 _STARTED = time.time()
 _GUEST = '<span id="user_info">Logged in as: <span style="color:red;">Guest</span></span>'
 _ROI_PLUGIN = {
-    "ohifViewerPlugin": {"id": "ohifViewerPlugin", "name": "XNAT OHIF Viewer Plugin", "version": "3.6.0"},
+    "ohifViewerPlugin": {
+        "id": "ohifViewerPlugin",
+        "name": "XNAT OHIF Viewer Plugin",
+        "version": "3.6.0",
+        "description": "",
+        "beanName": "ohifViewerPlugin",
+        "pluginClass": "",
+        "namespace": "",
+        "logConfigurationFile": "",
+        "entityPackages": [],
+        "dataModelBeans": [],
+        "extendedAttributes": {},
+    },
 }
 _NAMES = ("secondary_ID", "name", "description")
 _Handler = Callable[[Request, list[str]], Reply]
