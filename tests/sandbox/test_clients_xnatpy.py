@@ -229,7 +229,6 @@ def test_a_site_under_a_path(tmp_path):
             assert raw.get_json("/data/projects/P/subjects")["ResultSet"]["Result"] == []
 
 
-def test_plugins_and_users_are_told(connection):
+def test_plugins_are_told(connection):
     (plugin,) = connection.plugins.data.values()
     assert (plugin.id, plugin.version, plugin.bean_name) == ("ohifViewerPlugin", "3.6.0", "ohifViewerPlugin")
-    assert connection.users["member"].email == "member@sandbox.invalid"
