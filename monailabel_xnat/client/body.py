@@ -31,6 +31,9 @@ class HeldBody:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._raw, name)
 
+    def __iter__(self) -> Iterator[bytes]:
+        return self.stream()
+
     def read(self, *args: Any, **options: Any) -> bytes:
         """Read from the body."""
         try:
@@ -86,7 +89,10 @@ def beginning(response: requests.Response) -> bytes:
     if response.raw is None or response.raw.closed:
         return response.content[:_LONGEST_PAGE] if _was_read(response) else b""
     raw: Any = response.raw
-    first: bytes = raw.read(_LONGEST_PAGE, decode_content=False)
+    try:
+        first: bytes = raw.read(_LONGEST_PAGE, decode_content=False)
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.exceptions.ChunkedEncodingError(error) from error
     options = {"headers": raw.headers, "status": raw.status, "reason": raw.reason, "preload_content": False}
     response.raw = urllib3.HTTPResponse(
         _Rejoined(first, raw), original_response=getattr(raw, "_original_response", None), **options

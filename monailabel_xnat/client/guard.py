@@ -134,6 +134,9 @@ class Guard(BaseAdapter):
 
     def _set_cookies(self, request: requests.PreparedRequest) -> None:
         """Write the cookies into a request that was prepared with those of an earlier login, or with none."""
+        token = self._login.token
+        if token and token in str(request.headers.get("Cookie", "")):
+            return
         request.headers.pop("Cookie", None)
         request.prepare_cookies(self._login.cookies)
 
