@@ -104,6 +104,11 @@ def double(source: Elements, tag: int) -> float | None:
     return float(values[0]) if values else None
 
 
+def doubles(source: Elements, tag: int) -> tuple[float, ...]:
+    """Return the values of an FD element, empty if it is absent."""
+    return tuple(float(value) for value in _unpack(source, tag, "d"))
+
+
 def items(source: Elements, tag: int) -> list[Dataset]:
     """Give the items of a sequence, none if it is absent."""
     if not isinstance(source, Dataset) or Tag(tag) not in source:

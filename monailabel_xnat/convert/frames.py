@@ -15,7 +15,7 @@ from monailabel_xnat.convert import elements
 from monailabel_xnat.convert.elements import Elements
 from monailabel_xnat.convert.geometry import Plane, cross
 
-Trait = Union[float, str, tuple[int, ...]]
+Trait = Union[float, str, tuple[float, ...]]
 
 TRAITS = (
     "Dimension Index Values",
@@ -28,11 +28,19 @@ TRAITS = (
     "Acquisition Number",
     "Acquisition Time",
     "Image Type",
+    "Diffusion Gradient Orientation",
 )
-"""What may tell the volumes of a 4-D series apart, tried in this order; then comes the Instance Number."""
+"""What may tell the volumes of a 4-D series apart, alone or together, tried in this order; then comes the Instance
+Number."""
 
-TIME_TRAITS = ("Dimension Index Values", "Temporal Position Index", "Temporal Position Identifier", "Trigger Time")
-"""The traits that make several images at one single position a series in time (cardiac cine)."""
+TIME_TRAITS = (
+    "Dimension Index Values",
+    "Temporal Position Index",
+    "Temporal Position Identifier",
+    "Trigger Time",
+    "Acquisition Time",
+)
+"""The traits that make several images at one single position a series in time (cardiac cine, one dynamic slice)."""
 
 # The elements that hold a trait in a classic (one file, one frame) object, and how they are read.
 _DECIMAL_TRAITS = {
@@ -43,6 +51,8 @@ _DECIMAL_TRAITS = {
     "Acquisition Number": 0x00200012,
 }
 _DIFFUSION_B_VALUE = 0x00189087
+_GRADIENT_ORIENTATION = 0x00189089
+_GRADIENT_DIRECTION = 0x00189076
 _ACQUISITION_TIME = 0x00080032
 _IMAGE_TYPE = 0x00080008
 
@@ -75,6 +85,7 @@ _COSINE_ERROR = 0.01
 FRAME_TAGS = (
     *_DECIMAL_TRAITS.values(),
     _DIFFUSION_B_VALUE,
+    _GRADIENT_ORIENTATION,
     _ACQUISITION_TIME,
     _IMAGE_TYPE,
     _POSITION,
@@ -188,14 +199,26 @@ def _enhanced_traits(content: Dataset, diffusion: Dataset, echo: Dataset) -> dic
         "Dimension Index Values": elements.integers(content, _DIMENSION_INDEX_VALUES, "I") or None,
         "Temporal Position Index": next(iter(elements.integers(content, _TEMPORAL_POSITION_INDEX, "I")), None),
         "Diffusion b-value": elements.double(diffusion, _DIFFUSION_B_VALUE),
+        "Diffusion Gradient Orientation": _direction(diffusion),
         "Echo Time": elements.double(echo, _EFFECTIVE_ECHO_TIME),
     }
     return {name: value for name, value in traits.items() if value is not None}
 
 
+def _direction(diffusion: Dataset) -> Trait | None:
+    """Read the gradient of a functional group: none for what was not weighted."""
+    nested = elements.items(diffusion, _GRADIENT_DIRECTION)
+    if nested:
+        return elements.doubles(nested[0], _GRADIENT_ORIENTATION)
+    return () if elements.double(diffusion, _DIFFUSION_B_VALUE) is not None else None
+
+
 def _classic_traits(dataset: Elements) -> dict[str, Trait]:
     traits: dict[str, Trait | None] = {name: elements.decimal(dataset, tag) for name, tag in _DECIMAL_TRAITS.items()}
     traits["Diffusion b-value"] = elements.double(dataset, _DIFFUSION_B_VALUE)
+    if traits["Diffusion b-value"] is not None:
+        # What was not weighted has no direction.
+        traits["Diffusion Gradient Orientation"] = elements.doubles(dataset, _GRADIENT_ORIENTATION)
     traits["Acquisition Time"] = elements.text(dataset, _ACQUISITION_TIME) or None
     traits["Image Type"] = elements.text(dataset, _IMAGE_TYPE) or None
     return {name: value for name, value in traits.items() if value is not None}

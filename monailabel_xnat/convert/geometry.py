@@ -28,17 +28,23 @@ SPACING_TOLERANCE = 1e-3
 """Largest relative difference of the pixel spacing within one volume."""
 
 SLICE_POSITION_TOLERANCE = 0.01
-"""How far a slice may lie from its place on the regular grid, as a share of the slice spacing; always granted
-is what positions rounded to a tenth of a millimetre need, `SLICE_ROUNDING_MM`."""
+"""How far a slice may lie from its place on a regular grid, as a share of the slice spacing."""
 
 SLICE_ROUNDING_MM = 0.051
-"""Half of a tenth of a millimetre, with room for the rounding of the sum."""
+"""Half of a tenth of a millimetre, with room for the rounding of the sum: granted to all positions."""
 
 SLICE_ROUNDING_SHARE = 0.1
 """`SLICE_ROUNDING_MM` is granted only up to this share of the slice spacing (small-animal scanners)."""
 
+SEEN_ROUNDING_SHARE = 0.2
+"""What positions with one decimal or more need, by their decimals, is granted up to this share of the slice spacing. A
+missing slice puts the others off by a quarter of the spacing at least."""
+
 LATERAL_TOLERANCE = 0.2
 """How far a slice may lie beside the normal through the first slice, as a share of the smaller pixel spacing."""
+
+LARGEST_LATERAL = 0.5
+"""The same where positions are rounded coarsely: half a pixel, with which it is still clear which voxel is meant."""
 
 SAME_POSITION_SHARE = 0.1
 """Positions nearer to each other than this share of the pixel spacing are one position; at most 0.01 mm."""
@@ -118,10 +124,50 @@ def affine_of_planes(first: Plane, last: Sequence[float], count: int) -> Floats:
     return affine
 
 
-def slice_position_tolerance(spacing: float) -> float:
-    """Give how far (mm) a slice may lie from its place on a grid of this slice spacing."""
-    rounding = min(SLICE_ROUNDING_MM, SLICE_ROUNDING_SHARE * spacing)
-    return max(SLICE_POSITION_TOLERANCE * spacing, rounding)
+def slice_position_tolerance(spacing: float, rounding: float = 0.0) -> float:
+    """Return how far (mm) a slice may lie from its place on a grid of this slice spacing.
+
+    Parameters
+    ----------
+    spacing : float
+        Slice spacing, mm.
+    rounding : float
+        By how much (mm) positions may be rounded along the normal, see `rounding_of`.
+    """
+    always = min(SLICE_ROUNDING_MM, SLICE_ROUNDING_SHARE * spacing)
+    return max(SLICE_POSITION_TOLERANCE * spacing, always, min(rounding, SEEN_ROUNDING_SHARE * spacing))
+
+
+def rounding_of(positions: Floats) -> float:
+    """Return by how much (mm) each coordinate may have been rounded, by the decimals of all; 0 for whole numbers.
+
+    Whole millimetres are taken for exact: too many series have them.
+    """
+    for decimals in range(1, 6):
+        if np.abs(np.round(positions, decimals) - positions).max() < 1e-7:
+            is_whole = decimals == 1 and np.abs(np.round(positions) - positions).max() < 1e-7
+            return 0.0 if is_whole else 0.501 * 10.0**-decimals
+    return 0.0
+
+
+def off_the_line(distances: Floats) -> float:
+    """Return how far (mm) the worst of several distances lies from the best regular grid through all of them."""
+    numbers = np.arange(len(distances))
+
+    def width(step: float) -> float:
+        left = distances - step * numbers
+        return float(left.max() - left.min())
+
+    # The width is convex in the step: a search by thirds finds its minimum.
+    gaps = np.diff(distances)
+    low, high = float(gaps.min()), float(gaps.max())
+    for _ in range(60):
+        third = (high - low) / 3.0
+        if width(low + third) < width(high - third):
+            high -= third
+        else:
+            low += third
+    return width((low + high) / 2.0) / 2.0
 
 
 def same_position_tolerance(spacing: tuple[float, float]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 from monailabel_xnat.convert.frames import TIME_TRAITS, TRAITS, Frame, Trait
@@ -15,6 +16,9 @@ from monailabel_xnat.errors import ImageConversionError
 
 Group = Sequence[Frame]
 Headers = Mapping[Path, ImageHeader]
+
+_MOST_TRAITS = 3
+"""How many traits together may tell volumes apart."""
 
 _CHOOSE_OTHER = "remove the images that do not belong to the volume, or choose another scan"
 
@@ -83,20 +87,22 @@ def order_repeats(groups: Sequence[Group], headers: Headers) -> tuple[list[Frame
         If positions repeat irregularly, or nothing tells the volumes apart.
     """
     notes: list[str] = []
-    trait = _separating_trait(groups)
-    if not trait and any(len(group) > 1 for group in groups):
+    traits = _separating_traits(groups)
+    if not traits and any(len(group) > 1 for group in groups):
         groups, notes = _drop_copies(groups, headers)
     counts = {len(group) for group in groups}
     if counts == {1}:
         return [group[0] for group in groups], notes
     if len(counts) > 1:
         raise _irregular(groups)
-    if trait:
-        values = _trait_values(groups, trait)
-        ordered = [_sorted_by(group, keys) for group, keys in zip(groups, values)]
+    if traits:
+        values = _values_together(groups, traits)
+        ordered, apart = [_sorted_by(group, keys) for group, keys in zip(groups, values)], " x ".join(traits)
+        if len(traits) > 1 and _are_numbered_alike(groups, ordered):
+            ordered, apart = _numbered_volumes(groups)
     else:
-        ordered, trait = _numbered_volumes(groups)
-    notes.append(f"{len(ordered[0])} volumes at {len(groups)} positions, told apart by {trait}")
+        ordered, apart = _numbered_volumes(groups)
+    notes.append(f"{len(ordered[0])} volumes at {len(groups)} positions, told apart by {apart}")
     return [frame for volume in zip(*ordered) for frame in volume], notes
 
 
@@ -147,19 +153,31 @@ def _irregular(groups: Sequence[Group]) -> ImageConversionError:
     )
 
 
-def _separating_trait(groups: Sequence[Group]) -> str:
-    """Find the trait of which each value is there once at every position; empty if there is none."""
-    count = len(groups[0])
-    if count == 1:
-        return ""
-    for name in TRAITS if len(groups) > 1 else TIME_TRAITS:
-        values = _trait_values(groups, name)
-        distinct = {value for group in values for value in group}
-        if None in distinct or len(distinct) != count:
-            continue
-        if all(len(group) == count and set(group) == distinct for group in values):
-            return name
-    return ""
+def _separating_traits(groups: Sequence[Group]) -> tuple[str, ...]:
+    """Find the fewest traits of which each combination of values is there once at every position; empty if none do."""
+    if len(groups[0]) == 1 or len({len(group) for group in groups}) > 1:
+        return ()
+    names = TRAITS if len(groups) > 1 else TIME_TRAITS
+    known = {name: _trait_values(groups, name) for name in names}
+    present = [name for name, values in known.items() if all(value is not None for group in values for value in group)]
+    for together in range(1, _MOST_TRAITS + 1 if len(groups) > 1 else 2):
+        for chosen in combinations(present, together):
+            if _separate(_values_together(groups, chosen)):
+                return chosen
+    return ()
+
+
+def _separate(values: Sequence[Sequence[object]]) -> bool:
+    distinct = set(values[0])
+    return len(distinct) == len(values[0]) and all(
+        len(group) == len(distinct) == len({*group} & distinct) for group in values
+    )
+
+
+def _values_together(groups: Sequence[Group], names: Sequence[str]) -> list[list[tuple[Trait | None, ...]]]:
+    """Return for each frame the values of several traits."""
+    columns = [_trait_values(groups, name) for name in names]
+    return [list(zip(*values)) for values in zip(*columns)]
 
 
 def _numbered_volumes(groups: Sequence[Group]) -> tuple[list[list[Frame]], str]:
@@ -174,6 +192,19 @@ def _numbered_volumes(groups: Sequence[Group]) -> tuple[list[list[Frame]], str]:
         f"{_position(groups[0][0])}: {_names(groups[0])}; nothing in their headers makes them volumes of a 4-D series",
         hint=_CHOOSE_OTHER,
     )
+
+
+def _are_numbered_alike(groups: Sequence[Group], ordered: Sequence[Sequence[Frame]]) -> bool:
+    """Tell whether the Instance Numbers make the same volumes, so that these can be in the order of the numbers."""
+    try:
+        numbered, _ = _numbered_volumes(groups)
+    except ImageConversionError:
+        return False
+    volumes, others = (
+        {frozenset((frame.path, frame.index) for frame in volume) for volume in zip(*stacks)}
+        for stacks in (ordered, numbered)
+    )
+    return volumes == others
 
 
 def _trait_values(groups: Sequence[Group], name: str) -> list[list[Trait | None]]:

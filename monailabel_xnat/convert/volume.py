@@ -11,6 +11,7 @@ import numpy as np
 from monailabel_xnat.convert.decoding import file_geometry
 from monailabel_xnat.convert.frames import Frame
 from monailabel_xnat.convert.geometry import (
+    LARGEST_LATERAL,
     LATERAL_TOLERANCE,
     ORIENTATION_TOLERANCE,
     SPACING_TOLERANCE,
@@ -19,7 +20,9 @@ from monailabel_xnat.convert.geometry import (
     affine_of_planes,
     distances_along,
     group_by_distance,
+    off_the_line,
     orientation_name,
+    rounding_of,
     same_position_tolerance,
     slice_position_tolerance,
 )
@@ -253,30 +256,33 @@ def _refuse_uneven(
 ) -> None:
     """Refuse slices with gaps, with uneven spacing, or shifted sideways (gantry tilt)."""
     heads = [group[0] for group in groups]
+    rounding = rounding_of(positions)
     problems = []
     if len(heads) > 2:
-        problems += _gaps([frames[head] for head in heads], distances[heads])
+        along = rounding * float(np.abs(plane.normal).sum())
+        problems += _gaps([frames[head] for head in heads], distances[heads], along)
     first, last = heads[0], heads[-1]
     lateral = positions - positions[first] - np.outer(distances - distances[first], plane.normal)
     shift = np.linalg.norm(lateral, axis=1)
-    if shift.max() > LATERAL_TOLERANCE * min(plane.spacing):
+    # Both positions are rounded, each in three coordinates.
+    sideways = min(2 * np.sqrt(3) * rounding, LARGEST_LATERAL * min(plane.spacing))
+    if shift.max() > max(LATERAL_TOLERANCE * min(plane.spacing), sideways):
         problems.append(_shear(shift, float(distances[last] - distances[first]), last))
     if problems:
         raise ImageConversionError("; ".join(problems), hint=_CHOOSE_OTHER)
 
 
-def _gaps(frames: Sequence[Frame], distances: Floats) -> list[str]:
+def _gaps(frames: Sequence[Frame], distances: Floats, rounding: float) -> list[str]:
     count = len(distances)
     step = (distances[-1] - distances[0]) / (count - 1)
-    off = np.abs(distances - distances[0] - step * np.arange(count)).max()
-    if off <= slice_position_tolerance(step):
+    if off_the_line(distances) <= slice_position_tolerance(step, rounding):
         return []
     gaps = np.diff(distances)
     usual = float(np.median(gaps))
     wide = np.flatnonzero(gaps > 1.5 * usual)
     # A gap of a whole number of steps among equal steps is a missing slice; anything else is irregular.
     others = np.delete(gaps, wide)
-    if len(wide) and np.abs(others - usual).max() <= 2 * slice_position_tolerance(usual):
+    if len(wide) and np.abs(others - usual).max() <= 2 * slice_position_tolerance(usual, 2 * rounding):
         missing = int(sum(round(gap / usual) - 1 for gap in gaps[wide]))
         places = ", ".join(
             f"{gaps[at]:.3f} mm between {distances[at]:.3f} ({frames[at].path.name}) "
@@ -285,12 +291,11 @@ def _gaps(frames: Sequence[Frame], distances: Floats) -> list[str]:
         )
         return [f"about {missing} of {count + missing} slices missing: spacing {usual:.3f} mm, but {places}"]
     low, high = int(np.argmin(gaps)), int(np.argmax(gaps))
-    return [
-        (
-            f"the slice spacing of {count} slices varies from {gaps[low]:.3f} mm (after {frames[low].path.name}) "
-            f"to {gaps[high]:.3f} mm (after {frames[high].path.name})"
-        )
-    ]
+    return [f"the slice spacing of {count} slices varies from {_gap(frames, gaps, low)} to {_gap(frames, gaps, high)}"]
+
+
+def _gap(frames: Sequence[Frame], gaps: Floats, at: int) -> str:
+    return f"{gaps[at]:.3f} mm (after {frames[at].path.name})"
 
 
 def _shear(shift: Floats, depth: float, last: int) -> str:
