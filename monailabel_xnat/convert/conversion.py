@@ -52,7 +52,7 @@ class ConvertedVolume:
         SOP Instance UID of each slice, in the order of the slices (of the volumes, then): one UID
         again and again for a multi-frame file.
     frame_numbers : tuple of int
-        Number of each slice's frame in its file, from 1.
+        Number of each slice's frame in its file, from 1; 0 for a tile of a mosaic, which is no frame.
     modality : str
         Modality, e.g. ``CT``.
     """
@@ -217,7 +217,7 @@ def _write(target: Path, plan: VolumePlan, slices: Sequence[SliceValues]) -> Con
         series_uid=first.series_uid,
         study_uid=first.study_uid,
         sop_instance_uids=tuple(plan.headers[frame.path].sop_instance_uid for frame in plan.frames),
-        frame_numbers=tuple(frame.index + 1 for frame in plan.frames),
+        frame_numbers=tuple(0 if first.tiles else frame.index + 1 for frame in plan.frames),
         modality=first.modality,
         warnings=plan.warnings,
     )

@@ -22,6 +22,7 @@ from monailabel_xnat.convert.dicomfile import BIG_ENDIAN, DEFLATED, EXPLICIT, IM
 from monailabel_xnat.convert.geometry import Floats
 from monailabel_xnat.convert.headers import ImageHeader
 from monailabel_xnat.convert.itkfile import itk_affine, itk_reader, itk_values
+from monailabel_xnat.convert.mosaic import picture_of
 from monailabel_xnat.convert.photometric import (
     INVERTED,
     PALETTE,
@@ -66,6 +67,8 @@ def decode_file(header: ImageHeader) -> list[SliceValues]:
     ImageConversionError
         If the file cannot be decoded, or what its header says about the pixels is contradictory or not known.
     """
+    if header.tiles:
+        return _cut(decode_file(picture_of(header))[0], header)
     _refuse_unclear(header)
     if not _is_for_pydicom(header) and _is_scaled_by_simpleitk(header):
         try:
@@ -112,6 +115,16 @@ def _geometry(path: Path) -> Floats:
     reader = itk_reader(path, _GDCM)
     reader.ReadImageInformation()
     return itk_affine(reader)
+
+
+def _cut(picture: SliceValues, header: ImageHeader) -> list[SliceValues]:
+    """Return the values of each tile of a mosaic's picture."""
+    parts = []
+    for number in range(len(header.frames)):
+        top, left = number // header.tiles * header.rows, number % header.tiles * header.columns
+        stored = picture.stored[top : top + header.rows, left : left + header.columns]
+        parts.append(SliceValues.of(stored, picture.slope, picture.intercept).compact())
+    return parts
 
 
 def _refuse_unclear(header: ImageHeader) -> None:

@@ -13,6 +13,7 @@ from monailabel_xnat.convert import elements
 from monailabel_xnat.convert.dicomfile import RESTORE, DicomFile, damage_named, file_size, read_dicom, write_private
 from monailabel_xnat.convert.elements import Elements
 from monailabel_xnat.convert.frames import FRAME_TAGS, Frame, read_frames
+from monailabel_xnat.convert.mosaic import is_mosaic, untiled
 from monailabel_xnat.convert.pixeldata import has_float_pixels, locate_pixel_data
 from monailabel_xnat.errors import ImageConversionError
 
@@ -88,6 +89,9 @@ class ImageHeader:
         Its length as the element states it.
     frames : tuple of Frame
         In the order of the pixel data.
+    tiles : int
+        Of a mosaic, the number of tiles in each direction of the picture; rows and columns are then those of a tile,
+        which is a frame. 0 for anything else.
     held : bytes or None
         The content, where the file is not on the disk.
     """
@@ -114,6 +118,7 @@ class ImageHeader:
     pixel_offset: int
     pixel_length: int
     frames: tuple[Frame, ...]
+    tiles: int = 0
     held: bytes | None = field(default=None, repr=False, compare=False)
 
     def file(self) -> Path:
@@ -189,7 +194,8 @@ def _image_or_other(path: Path, stream: BinaryIO, file: DicomFile) -> ImageHeade
     if image.photometric == "YBR_FULL_422":
         expected = expected * 2 // 3
     offset, length = locate_pixel_data(path, stream, file.syntax, expected, len(image.frames))
-    return replace(image, pixel_offset=offset, pixel_length=length)
+    image = replace(image, pixel_offset=offset, pixel_length=length)
+    return untiled(image, stream) if is_mosaic(image.image_type) and len(image.frames) == 1 else image
 
 
 def _image(path: Path, dataset: Elements, sop_class: str, syntax: str) -> ImageHeader:

@@ -131,6 +131,7 @@ def is_plain(header: ImageHeader) -> bool:
         and header.pixel_length in (length, length + length % 2)
         and header.sop_class in _DIRECT_CLASSES
         and len(header.frames) == 1
+        and not header.tiles
         and header.samples == 1
         and header.photometric == "MONOCHROME2"
         and header.bits_allocated in (8, 16)

@@ -94,6 +94,8 @@ def write_seg(
     if algorithm_type not in ALGORITHM_TYPES:
         raise ValueError(f"unknown algorithm type {algorithm_type!r}; one of {', '.join(ALGORITHM_TYPES)}")
     plan = plan_volume(read_series(images))
+    if plan.headers[plan.frames[0].path].tiles:
+        raise LabelError("a DICOM SEG cannot refer to the tiles of a mosaic", hint="keep this label as NIfTI")
     voxels = _on_grid_of(plan, label)
     masks, values = _find_masks(voxels)
     uid = instance_uid or str(generate_uid())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Union
 
 from monailabel_xnat.convert.headers import ImageHeader, OtherFile, read_header
+from monailabel_xnat.convert.mosaic import is_mosaic
 from monailabel_xnat.errors import ImageConversionError, NoImageError
 
 Source = Union[str, "os.PathLike[str]", Sequence[Union[str, "os.PathLike[str]"]]]
@@ -168,11 +169,11 @@ def _describe(uid: str, images: Sequence[ImageHeader]) -> str:
 
 
 def _refuse_mosaics(images: Sequence[ImageHeader]) -> None:
-    mosaics = [image.path for image in images if "MOSAIC" in image.image_type]
+    mosaics = [image.path for image in images if is_mosaic(image.image_type) and not image.tiles]
     if mosaics:
         raise ImageConversionError(
-            f"{len(mosaics)} of {len(images)} files are Siemens mosaics, many slices tiled into one picture: "
-            f"{name_files(mosaics)}",
+            f"{len(mosaics)} of {len(images)} files are Siemens mosaics, many slices tiled into one picture, and have "
+            f"no header of Siemens (CSA) that says where the slices lie: {name_files(mosaics)}",
             hint="export the series without mosaic (as enhanced MR), or convert it and attach it as NIFTI",
         )
 

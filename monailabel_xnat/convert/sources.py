@@ -19,11 +19,13 @@ def sources_of(instance_uids: Sequence[str], frame_numbers: Sequence[int], slice
     instance_uids : sequence of str
         SOP Instance UID of each slice, volume after volume.
     frame_numbers : sequence of int
-        Number of each slice's frame in its file, from 1.
+        Number of each slice's frame in its file, from 1. What is no frame (0, a tile of a mosaic) is left out: an
+        object that refers to the picture means another place.
     slices : int
         How many there are in a volume.
     """
-    return {image: place % slices for place, image in enumerate(zip(instance_uids, frame_numbers))}
+    images = enumerate(zip(instance_uids, frame_numbers))
+    return {(uid, frame): place % slices for place, (uid, frame) in images if frame}
 
 
 def read_sources(folder: Path, series_uid: str | None) -> Sources:
@@ -36,7 +38,8 @@ def read_sources(folder: Path, series_uid: str | None) -> Sources:
     """
     plan = plan_volume(read_series(folder, series_uid, one_scan=True))
     uids = [plan.headers[frame.path].sop_instance_uid for frame in plan.frames]
-    return sources_of(uids, [frame.index + 1 for frame in plan.frames], plan.slices)
+    numbers = [0 if plan.headers[frame.path].tiles else frame.index + 1 for frame in plan.frames]
+    return sources_of(uids, numbers, plan.slices)
 
 
 def encode_sources(sources: Sources) -> bytes:

@@ -219,7 +219,7 @@ def _by_instance_number(images: Sequence[ImageHeader]) -> list[ImageHeader]:
 def _runs_backwards(groups: Sequence[Sequence[int]], images: Sequence[ImageHeader]) -> bool:
     """Tell whether the frames of multi-frame files are stored against the normal: GDCM keeps their order."""
     first_seen = [min(group) for group in groups]
-    multi_frame = any(len(image.frames) > 1 for image in images)
+    multi_frame = any(len(image.frames) > 1 and not image.tiles for image in images)
     return multi_frame and len(groups) > 1 and first_seen == sorted(first_seen, reverse=True)
 
 
