@@ -23,6 +23,7 @@ class SettingArguments(TypedDict, total=False):
     auth_provider: str | None
     cache_budget: float | None
     image_format: str | None
+    gantry_tilt: str | None
     image_resource: Texts | None
     compress: bool | None
     prefetch: int | None

@@ -236,6 +236,11 @@ class Settings:
         ("DICOM", "NIFTI", "NRRD", "MHA", "MHD", "PNG", "JPEG", "TIFF"),
         "patterns of resources read as the image, best first; ! excludes",
     )
+    gantry_tilt: str = _setting(
+        _one_of("refuse", "stack"),
+        "refuse",
+        "CT slices shifted sideways by a tilted gantry: refused, or stacked straight with a warning",
+    )
     compress: bool = _setting(_flag, False, "write converted images as .nii.gz: smaller, slower to make and to read")
     prefetch: int = _setting(_at_least(0), 2, "images fetched ahead in the background after a next sample")
     scan_type: tuple[str, ...] = _setting(_patterns, Patterns(), "patterns of scan types; ! excludes")

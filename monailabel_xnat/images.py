@@ -145,8 +145,8 @@ class Images:
     def facts(self, scan: Scan) -> dict[str, str]:
         """Give ``name`` of the image's file, before it is here the likely one, then ``path`` and ``checksum`` as well.
 
-        Makes no request, and takes microseconds; a file that another process has fetched this very moment may be
-        overlooked.
+        Where something about it is doubtful, ``image_note`` says what. Makes no request, and takes microseconds; a file
+        that another process has fetched this very moment may be overlooked.
         """
         resources = image_resources(scan, self._settings)
         stem = scan.image_id.file_stem
@@ -157,6 +157,8 @@ class Images:
             label = resources[0].label if resources else ""
             return {"name": stem if self._form == DICOM else stem + usual_ending(label, f".{self._file_form}")}
         facts = {"name": entry.path.name, "path": str(entry.path)}
+        if entry.note:
+            facts["image_note"] = entry.note
         checksum = _checksum(entry)
         return {**facts, "checksum": checksum} if checksum else facts
 
@@ -170,7 +172,8 @@ class Images:
         """
         entry = self._entry(scan, self._file_form)
         others = tuple(np.array(affine) for affine in entry.others)
-        return replace(_grid(entry.path), sources=partial(self._sources, scan, entry), others=others)
+        shear = np.array(entry.shear) if entry.shear else None
+        return replace(_grid(entry.path), sources=partial(self._sources, scan, entry), others=others, shear=shear)
 
     def dicom_folder(self, scan: Scan) -> Path:
         """Give a folder with the DICOM files of the scan's series; fetches them if need be.
@@ -369,7 +372,7 @@ class Images:
                 anew = list_files(self._session, path)
             except ServerError:
                 raise error from None
-            if _fingerprint(anew) == _fingerprint(files):
+            if self._fingerprint(anew) == self._fingerprint(files):
                 raise
         logger.info("files of an image changed in XNAT while they came; fetching them anew")
         return self._make(scan, resource, anew, form, comparison)
@@ -377,7 +380,7 @@ class Images:
     def _make(
         self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], form: str, comparison: Comparison
     ) -> Entry:
-        key, fingerprint = scan.image_id.file_stem, _fingerprint(files)
+        key, fingerprint = scan.image_id.file_stem, self._fingerprint(files)
         started = time.monotonic()
         kept = next((entry.path for entry in self._alike(scan, DICOM, files)), None)
         with self.cache.making(key, sum(file.size or 0 for file in files)) as part:
@@ -399,15 +402,24 @@ class Images:
                 origin_state=made.origin.state if made.origin else "",
                 note=made.note,
                 others=made.others,
+                shear=made.shear,
             )
             entry = self.cache.put(made.path, new, made.sources)
         self._comparisons.note(scan.image_id, fingerprint, comparison)
         logger.info("fetched an image of %d files in %.1f s", len(files), time.monotonic() - started)
         return entry
 
+    def _fingerprint(self, files: Sequence[RemoteFile]) -> str:
+        """Return a digest of what XNAT lists, and of what else decides which image is made of it."""
+        made = [str(_CONVERSION)]
+        if self._settings.gantry_tilt != "refuse":
+            made.append(f"gantry_tilt {self._settings.gantry_tilt}")
+        lines = sorted(f"{file.path}\0{file.size}\0{file.md5}" for file in files)
+        return hashlib.sha256("\n".join([*made, *lines]).encode("utf-8", "surrogatepass")).hexdigest()
+
     def _alike(self, scan: Scan, form: str, files: Sequence[RemoteFile]) -> Iterator[Entry]:
         """Find the entries that were made from just these files, and still are what they were made as."""
-        fingerprint = _fingerprint(files)
+        fingerprint = self._fingerprint(files)
         for entry in self.cache.find(scan.image_id.file_stem, form):
             if entry.fingerprint == fingerprint and self._is_sound(entry, files):
                 yield entry
@@ -429,11 +441,6 @@ def _as_seen(resource: Resource) -> str:
 
 def _is_counted(resource: Resource) -> bool:
     return resource.file_count is not None or resource.file_size is not None
-
-
-def _fingerprint(files: Sequence[RemoteFile]) -> str:
-    lines = sorted(f"{file.path}\0{file.size}\0{file.md5}" for file in files)
-    return hashlib.sha256("\n".join([str(_CONVERSION), *lines]).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _grid(path: Path) -> Grid:

@@ -50,6 +50,8 @@ class Made:
         Which DICOM images its slices were made of, as `encode_sources` writes it; empty for the DICOM files themselves.
     others : sequence of affines
         Where other programs may put its voxels, as lists of numbers: voxel index to RAS, mm.
+    shear : sequence of float
+        Of a stack from a tilted gantry, by how much (RAS, mm) each slice truly lies further sideways; else empty.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class Made:
     note: str = ""
     sources: bytes = b""
     others: Sequence[Sequence[Sequence[float]]] = ()
+    shear: Sequence[float] = ()
 
 
 class ImageMaker:
@@ -72,6 +75,7 @@ class ImageMaker:
 
     def __init__(self, session: Session, settings: Settings) -> None:
         self._session = session
+        self._gantry_tilt = settings.gantry_tilt
         self._archive = MountedArchive(session, settings.asset_path) if settings.asset_path else None
 
     def make(
@@ -130,17 +134,18 @@ class ImageMaker:
             else:
                 _, origin = self._source(scan, resource, files, target.parent, conversion)
             try:
-                volume = conversion.finish(target, series_uid=uid, one_scan=True)
+                volume = conversion.finish(target, series_uid=uid, one_scan=True, gantry_tilt=self._gantry_tilt)
             except NoImageError:
                 if not uid:
                     raise
                 # Files anonymised in the archive have other UIDs than XNAT remembers; of one series they are clear.
-                volume = conversion.finish(target, one_scan=True)
+                volume = conversion.finish(target, one_scan=True, gantry_tilt=self._gantry_tilt)
             for warning in volume.warnings:
                 logger.warning("an image is doubtful: %s", warning)
             notes = volume.warnings or (_note(conversion.series_uids, scan),)
             sources = sources_of(volume.sop_instance_uids, volume.frame_numbers, volume.shape[2])
-            return Made(volume.path, origin, "; ".join(notes), encode_sources(sources))
+            shear = () if volume.shear is None else tuple(volume.shear.tolist())
+            return Made(volume.path, origin, "; ".join(notes), encode_sources(sources), shear=shear)
 
     def _as_folder(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Made:
         from monailabel_xnat.convert.headers import read_series_uid

@@ -50,6 +50,8 @@ class Entry:
         What is doubtful about the image; empty for nothing.
     others : sequence of affines
         Where other programs may put its voxels, as lists of numbers: voxel index to RAS, mm.
+    shear : sequence of float
+        Of a stack from a tilted gantry, by how much (RAS, mm) each slice truly lies further sideways; else empty.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class Entry:
     origin_state: str = ""
     note: str = ""
     others: Sequence[Sequence[Sequence[float]]] = ()
+    shear: Sequence[float] = ()
 
     @property
     def key(self) -> str:

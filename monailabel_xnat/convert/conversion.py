@@ -68,9 +68,12 @@ class ConvertedVolume:
     frame_numbers: tuple[int, ...]
     modality: str
     warnings: tuple[str, ...] = ()
+    shear: Floats | None = None
 
 
-def dicom_to_nifti(source: Source, out_path: str | Path, *, series_uid: str | None = None) -> ConvertedVolume:
+def dicom_to_nifti(
+    source: Source, out_path: str | Path, *, series_uid: str | None = None, gantry_tilt: str = "refuse"
+) -> ConvertedVolume:
     """Convert a DICOM series to a NIfTI file.
 
     Voxels, index order and affine are those that MONAI's ``ITKReader().read`` gives for the folder. What is not
@@ -84,6 +87,9 @@ def dicom_to_nifti(source: Source, out_path: str | Path, *, series_uid: str | No
         The file to write, ``.nii`` or ``.nii.gz``. It appears only when it is whole; one that exists is replaced.
     series_uid : str, optional
         Series Instance UID, needed where several series lie together.
+    gantry_tilt : str
+        What happens to slices that a tilted gantry shifted sideways: ``refuse``, or ``stack`` them as if they lay above
+        each other, with a warning.
 
     Returns
     -------
@@ -101,7 +107,7 @@ def dicom_to_nifti(source: Source, out_path: str | Path, *, series_uid: str | No
     with Conversion(where(source), series_uid=series_uid) as conversion:
         for path in list_files(source):
             conversion.add(path)
-        return conversion.finish(target, series_uid=series_uid)
+        return conversion.finish(target, series_uid=series_uid, gantry_tilt=gantry_tilt)
 
 
 class Conversion:
@@ -153,7 +159,14 @@ class Conversion:
         """The Series Instance UID of each image file that was added."""
         return [header.series_uid for header in self._headers.values() if isinstance(header, ImageHeader)]
 
-    def finish(self, out_path: str | Path, *, series_uid: str | None = None, one_scan: bool = False) -> ConvertedVolume:
+    def finish(
+        self,
+        out_path: str | Path,
+        *,
+        series_uid: str | None = None,
+        one_scan: bool = False,
+        gantry_tilt: str = "refuse",
+    ) -> ConvertedVolume:
         """Write what the files are, all of them having been added; as `dicom_to_nifti` does for a folder.
 
         Parameters
@@ -165,6 +178,8 @@ class Conversion:
         one_scan : bool
             Whether an archive keeps the files as one scan. Images that have a series UID each are then joined to one
             volume, with a warning, if they make a regular one; a series that is only a part of one is refused.
+        gantry_tilt : str
+            As for `dicom_to_nifti`.
 
         Raises
         ------
@@ -177,7 +192,8 @@ class Conversion:
             if isinstance(header, Exception):
                 raise header
             headers.append(header)
-        plan = plan_volume(choose_series(headers, self._place, series_uid, one_scan=one_scan))
+        series = choose_series(headers, self._place, series_uid, one_scan=one_scan)
+        plan = plan_volume(series, tilted=gantry_tilt == "stack")
         for note in plan.notes:
             logger.debug("Converting to %s: %s", target.name, note)
         return _write(target, plan, self._slices.read(plan.frames, plan.headers))
@@ -220,6 +236,7 @@ def _write(target: Path, plan: VolumePlan, slices: Sequence[SliceValues]) -> Con
         frame_numbers=tuple(0 if first.tiles else frame.index + 1 for frame in plan.frames),
         modality=first.modality,
         warnings=plan.warnings,
+        shear=None if plan.shear is None else LPS_TO_RAS[:3, :3] @ plan.shear,
     )
 
 

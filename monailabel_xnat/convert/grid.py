@@ -10,7 +10,7 @@ from typing import Callable
 
 import numpy as np
 
-from monailabel_xnat.convert.geometry import Floats, axis_codes, voxel_spacing
+from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats, axis_codes, voxel_spacing
 from monailabel_xnat.convert.itkfile import read_itk_geometry
 from monailabel_xnat.convert.nifti import read_nifti_header
 
@@ -39,12 +39,16 @@ class Grid:
     others : tuple of ndarray (4, 4)
         Affines that other programs may have found in the file of the image instead: a label that lies on one of them
         belongs to the image voxel by voxel.
+    shear : ndarray (3,) or None
+        In a stack from a tilted gantry, by how much (RAS, mm) each slice lies further beside its place on the grid than
+        the one before; None if slices lie where the grid says.
     """
 
     shape: tuple[int, ...]
     affine: Floats
     sources: Callable[[], Sources] = dict
     others: tuple[Floats, ...] = ()
+    shear: Floats | None = None
 
     @classmethod
     def of_nifti(cls, path: Path) -> Grid:
@@ -100,6 +104,25 @@ class Grid:
         if label.matches(self, tolerance):
             return False
         return any(label.matches(Grid(self.shape, affine), tolerance) for affine in self.others)
+
+    def voxels_of(self, points: Floats) -> Floats:
+        """Return the voxel indices (n, 3) of points in the patient (n, 3), LPS, mm.
+
+        In a stack from a tilted gantry each point belongs to the slice nearest along the normal, where it truly lies.
+        """
+        to_voxels = np.linalg.inv(LPS_TO_RAS @ self.affine)
+        voxels = points @ to_voxels[:3, :3].T + to_voxels[:3, 3]
+        if self.shear is not None:
+            beside = to_voxels[:3, :3] @ LPS_TO_RAS[:3, :3] @ self.shear
+            voxels = voxels - np.outer(np.rint(voxels[:, 2]), beside)
+        return np.asarray(voxels, dtype=np.float64)
+
+    def place_of_slice(self, number: int) -> Floats:
+        """Return where the first voxel of a slice truly lies, LPS, mm."""
+        place = self.affine[:3] @ (0, 0, number, 1)
+        if self.shear is not None:
+            place = place + number * self.shear
+        return np.asarray(LPS_TO_RAS[:3, :3] @ place, dtype=np.float64)
 
     def __str__(self) -> str:
         shape = " x ".join(str(size) for size in self.shape)

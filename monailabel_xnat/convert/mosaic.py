@@ -46,9 +46,9 @@ def untiled(picture: ImageHeader, stream: BinaryIO) -> ImageHeader:
     stream.seek(0)
     dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
     csa = _csa.get_csa_header(dataset, "image")
-    count = _csa.get_n_mosaic(csa) if csa else None
+    count = int((_csa.get_n_mosaic(csa) if csa else None) or 0)
     frame = picture.frames[0]
-    if not count or frame.plane is None:
+    if count < 1 or frame.plane is None:
         return picture
     tiles = math.ceil(math.sqrt(count))
     if picture.rows % tiles or picture.columns % tiles:

@@ -79,7 +79,8 @@ def place_plane(plane: Plane, rows: int, columns: int, grid: Grid) -> Placement:
     corners = np.array([[0, 0], [0, columns - 1], [rows - 1, 0], [rows - 1, columns - 1], [1, 1]], dtype=np.float64)
     found = first + corners @ np.array([along_column, along_row])
     off = float(np.abs(found - start - corners @ steps).max())
-    if axes[0] == axes[1] or off > PLANE_TOLERANCE:
+    is_across = grid.shear is not None and 2 in axes
+    if axes[0] == axes[1] or off > PLANE_TOLERANCE or is_across:
         raise _off_grid(plane, rows, columns, grid, off)
     index: list[int | slice] = [int(value) for value in start]
     window = []
@@ -97,7 +98,7 @@ def place_plane(plane: Plane, rows: int, columns: int, grid: Grid) -> Placement:
 def _in_voxels(plane: Plane, grid: Grid) -> tuple[Floats, Floats, Floats]:
     """Give the first pixel, the step along a row and the step along a column in voxels of the grid."""
     to_voxels = np.linalg.inv(LPS_TO_RAS @ grid.affine)
-    first = to_voxels[:3, :3] @ plane.position + to_voxels[:3, 3]
+    first = grid.voxels_of(np.array([plane.position]))[0]
     along_row = to_voxels[:3, :3] @ np.multiply(plane.orientation[:3], plane.spacing[1])
     along_column = to_voxels[:3, :3] @ np.multiply(plane.orientation[3:], plane.spacing[0])
     return first, along_row, along_column

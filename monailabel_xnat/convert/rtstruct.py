@@ -14,7 +14,7 @@ from monailabel_xnat.convert import elements
 from monailabel_xnat.convert.canvas import Canvas, View
 from monailabel_xnat.convert.contournotes import empty_slices, lost_contours
 from monailabel_xnat.convert.dicomobject import damage_named, decoded, encodings_of, open_object, refuse_truncated
-from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats, group_by_distance, voxel_spacing
+from monailabel_xnat.convert.geometry import Floats, group_by_distance, voxel_spacing
 from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.labelmap import LabelMap
 from monailabel_xnat.convert.placement import PLANE_TOLERANCE
@@ -129,7 +129,6 @@ def _values(numbers: Sequence[int]) -> tuple[dict[int, int], list[str]]:
 
 def _shapes(contours: Sequence[Dataset], name: str, grid: Grid) -> tuple[tuple[Floats, ...], list[str]]:
     """Return the contours of a structure that are drawn, in voxels, and say how many others there are."""
-    to_voxels = np.linalg.inv(LPS_TO_RAS @ grid.affine)
     shapes: dict[bytes, Floats] = {}
     others: Counter[str] = Counter()
     thin: Counter[str] = Counter()
@@ -146,7 +145,7 @@ def _shapes(contours: Sequence[Dataset], name: str, grid: Grid) -> tuple[tuple[F
             # By the even-odd rule it would undo the first.
             others["stored twice"] += 1
         else:
-            voxels = corners @ to_voxels[:3, :3].T + to_voxels[:3, 3]
+            voxels = grid.voxels_of(corners)
             if kind in _THIN:
                 thin[kind] += 1
                 # There and back, so that it encloses nothing.

@@ -190,7 +190,7 @@ def _slice_plane(grid: Grid, place: int) -> Plane:
     """Return the plane of a slice of the grid, which runs along columns, rows and slices."""
     affine = LPS_TO_RAS @ grid.affine
     spacing = voxel_spacing(affine)
-    position = affine[:3] @ (0, 0, place, 1)
+    position = grid.place_of_slice(place)
     directions: npt.NDArray[Any] = (affine[:3, :2] / spacing[:2]).T.ravel()
     return Plane(
         tuple(map(float, position)),  # type: ignore[arg-type]

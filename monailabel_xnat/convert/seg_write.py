@@ -59,6 +59,7 @@ def write_seg(
     algorithm_type: str,
     algorithm_name: str = "",
     instance_uid: str | None = None,
+    tilted: bool = False,
 ) -> None:
     """Write a label map as DICOM SEG: binary, uncompressed, without empty frames (DICOM PS3.3 A.51).
 
@@ -81,6 +82,9 @@ def write_seg(
         The model, if it was not by hand.
     instance_uid : str, optional
         SOP Instance UID; a new one by default. The series and others are derived from it.
+    tilted : bool
+        Whether the label lies on slices of a tilted gantry that were stacked straight (setting ``gantry_tilt``). The
+        frames are written where these slices truly lie.
 
     Raises
     ------
@@ -93,7 +97,7 @@ def write_seg(
     """
     if algorithm_type not in ALGORITHM_TYPES:
         raise ValueError(f"unknown algorithm type {algorithm_type!r}; one of {', '.join(ALGORITHM_TYPES)}")
-    plan = plan_volume(read_series(images))
+    plan = plan_volume(read_series(images), tilted=tilted)
     if plan.headers[plan.frames[0].path].tiles:
         raise LabelError("a DICOM SEG cannot refer to the tiles of a mosaic", hint="keep this label as NIfTI")
     voxels = _on_grid_of(plan, label)

@@ -36,7 +36,7 @@ def read_sources(folder: Path, series_uid: str | None) -> Sources:
     ImageError
         If the files are not one volume.
     """
-    plan = plan_volume(read_series(folder, series_uid, one_scan=True))
+    plan = plan_volume(read_series(folder, series_uid, one_scan=True), tilted=True)
     uids = [plan.headers[frame.path].sop_instance_uid for frame in plan.frames]
     numbers = [0 if plan.headers[frame.path].tiles else frame.index + 1 for frame in plan.frames]
     return sources_of(uids, numbers, plan.slices)

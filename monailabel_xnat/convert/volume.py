@@ -10,23 +10,9 @@ import numpy as np
 
 from monailabel_xnat.convert.decoding import file_geometry
 from monailabel_xnat.convert.frames import Frame
-from monailabel_xnat.convert.geometry import (
-    LARGEST_LATERAL,
-    LATERAL_TOLERANCE,
-    ORIENTATION_TOLERANCE,
-    SPACING_TOLERANCE,
-    Floats,
-    Plane,
-    affine_of_planes,
-    distances_along,
-    group_by_distance,
-    off_the_line,
-    orientation_name,
-    rounding_of,
-    same_position_tolerance,
-    slice_position_tolerance,
-)
+from monailabel_xnat.convert.geometry import ORIENTATION_TOLERANCE, Floats, affine_of_planes
 from monailabel_xnat.convert.headers import ImageHeader
+from monailabel_xnat.convert.regular import plane_of, regular_stack
 from monailabel_xnat.convert.repeats import drop_identical_files, order_repeats
 from monailabel_xnat.convert.series import Series, name_files
 from monailabel_xnat.errors import ImageConversionError
@@ -69,6 +55,9 @@ class VolumePlan:
         What is worth knowing.
     warnings : tuple of str
         Those of the notes that make the volume doubtful.
+    shear : ndarray (3,) or None
+        By how much (LPS, mm) each slice lies further beside its place in the volume than the one before; None for
+        slices that lie above each other.
     """
 
     frames: tuple[Frame, ...]
@@ -78,10 +67,18 @@ class VolumePlan:
     headers: Mapping[Path, ImageHeader]
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    shear: Floats | None = None
 
 
-def plan_volume(series: Series) -> VolumePlan:
+def plan_volume(series: Series, *, tilted: bool = False) -> VolumePlan:
     """Find the one volume that a series is.
+
+    Parameters
+    ----------
+    series : Series
+        Its images.
+    tilted : bool
+        Whether slices that a tilted gantry shifted sideways are stacked as if they lay above each other.
 
     Raises
     ------
@@ -98,10 +95,10 @@ def plan_volume(series: Series) -> VolumePlan:
         missing = name_files(frame.path for frame in frames if frame.plane is None)
         message = f"no position or orientation in {len(frames) - len(placed)} of {len(frames)} images: {missing}"
         raise ImageConversionError(message, hint=_CHOOSE_OTHER)
-    planes = [_plane(frame) for frame in frames]
     notes = (*series.notes, *dropped, *_unmeasured(frames, headers))
-    groups = _positions(frames, planes)
-    warnings = _joined(series, groups)
+    stack = regular_stack(frames, tilted=tilted)
+    groups = stack.groups
+    warnings = (*_joined(series, groups), *stack.warnings)
     _refuse_a_part(series, frames)
     if _runs_backwards(groups, images):
         groups.reverse()
@@ -111,21 +108,12 @@ def plan_volume(series: Series) -> VolumePlan:
         frames=tuple(ordered),
         slices=len(groups),
         volumes=volumes,
-        affine=_affine(ordered[: len(groups)], headers),
+        affine=_affine(ordered[: len(groups)], headers, is_tilted=stack.shear is not None),
         headers=headers,
         notes=(*notes, *repeats, *warnings),
         warnings=warnings,
+        shear=stack.shear,
     )
-
-
-def _positions(frames: Sequence[Frame], planes: Sequence[Plane]) -> list[list[int]]:
-    """Return the indices of the frames at each position, in ascending order; refuse what is not one regular stack."""
-    _refuse_mixed_planes(frames, planes)
-    positions = np.array([plane.position for plane in planes])
-    distances = distances_along(planes[0].normal, positions)
-    groups = group_by_distance(distances, same_position_tolerance(planes[0].spacing))
-    _refuse_uneven(frames, positions, distances, groups, planes[0])
-    return groups
 
 
 def _unmeasured(frames: Sequence[Frame], headers: Mapping[Path, ImageHeader]) -> list[str]:
@@ -165,7 +153,7 @@ def _refuse_a_part(series: Series, frames: Sequence[Frame]) -> None:
     if not beside or any(frame.plane is None for frame in together):
         return
     try:
-        groups = _positions(together, [_plane(frame) for frame in together])
+        groups = regular_stack(together).groups
     except ImageConversionError:
         return
     if len(groups) == len(together):
@@ -174,12 +162,6 @@ def _refuse_a_part(series: Series, frames: Sequence[Frame]) -> None:
             f"lists for the scan, {first.series_uid}; of another series: {name_files(image.path for image in beside)}",
             hint="give the images one Series Instance UID, or move those of the other series to a scan of their own",
         )
-
-
-def _plane(frame: Frame) -> Plane:
-    if frame.plane is None:
-        raise ValueError(f"{frame.path.name} has no plane")
-    return frame.plane
 
 
 def _plan_unplaced(
@@ -223,93 +205,13 @@ def _runs_backwards(groups: Sequence[Sequence[int]], images: Sequence[ImageHeade
     return multi_frame and len(groups) > 1 and first_seen == sorted(first_seen, reverse=True)
 
 
-def _refuse_mixed_planes(frames: Sequence[Frame], planes: Sequence[Plane]) -> None:
-    """Refuse frames that are not parallel, or whose pixels differ in size."""
-    orientations = np.array([plane.orientation for plane in planes])
-    clusters = []
-    left = np.arange(len(frames))
-    while len(left):
-        parallel = np.abs(orientations[left] - orientations[left[0]]).max(axis=1) <= ORIENTATION_TOLERANCE
-        clusters.append(left[parallel])
-        left = left[~parallel]
-    if len(clusters) > 1:
-        parts = [
-            f"{len(members)} x {orientation_name(planes[members[0]].orientation)} {_cosines(planes[members[0]])} "
-            f"in {name_files(frames[at].path for at in members)}"
-            for members in clusters
-        ]
-        message = f"{len(frames)} images in {len(clusters)} orientations, as in a localizer: {'; '.join(parts)}"
-        raise ImageConversionError(message, hint=_CHOOSE_OTHER)
-    spacings = np.array([plane.spacing for plane in planes])
-    differing = np.abs(spacings - spacings[0]).max(axis=1) > SPACING_TOLERANCE * spacings[0].min()
-    if differing.any():
-        other = int(np.argmax(differing))
-        raise ImageConversionError(
-            f"the pixel spacing differs within the series: {_millimetres(planes[0].spacing)} in "
-            f"{frames[0].path.name}, {_millimetres(planes[other].spacing)} in {frames[other].path.name}",
-            hint=_CHOOSE_OTHER,
-        )
-
-
-def _refuse_uneven(
-    frames: Sequence[Frame], positions: Floats, distances: Floats, groups: Sequence[Sequence[int]], plane: Plane
-) -> None:
-    """Refuse slices with gaps, with uneven spacing, or shifted sideways (gantry tilt)."""
-    heads = [group[0] for group in groups]
-    rounding = rounding_of(positions)
-    problems = []
-    if len(heads) > 2:
-        along = rounding * float(np.abs(plane.normal).sum())
-        problems += _gaps([frames[head] for head in heads], distances[heads], along)
-    first, last = heads[0], heads[-1]
-    lateral = positions - positions[first] - np.outer(distances - distances[first], plane.normal)
-    shift = np.linalg.norm(lateral, axis=1)
-    # Both positions are rounded, each in three coordinates.
-    sideways = min(2 * np.sqrt(3) * rounding, LARGEST_LATERAL * min(plane.spacing))
-    if shift.max() > max(LATERAL_TOLERANCE * min(plane.spacing), sideways):
-        problems.append(_shear(shift, float(distances[last] - distances[first]), last))
-    if problems:
-        raise ImageConversionError("; ".join(problems), hint=_CHOOSE_OTHER)
-
-
-def _gaps(frames: Sequence[Frame], distances: Floats, rounding: float) -> list[str]:
-    count = len(distances)
-    step = (distances[-1] - distances[0]) / (count - 1)
-    if off_the_line(distances) <= slice_position_tolerance(step, rounding):
-        return []
-    gaps = np.diff(distances)
-    usual = float(np.median(gaps))
-    wide = np.flatnonzero(gaps > 1.5 * usual)
-    # A gap of a whole number of steps among equal steps is a missing slice; anything else is irregular.
-    others = np.delete(gaps, wide)
-    if len(wide) and np.abs(others - usual).max() <= 2 * slice_position_tolerance(usual, 2 * rounding):
-        missing = int(sum(round(gap / usual) - 1 for gap in gaps[wide]))
-        places = ", ".join(
-            f"{gaps[at]:.3f} mm between {distances[at]:.3f} ({frames[at].path.name}) "
-            f"and {distances[at + 1]:.3f} ({frames[at + 1].path.name})"
-            for at in wide[:3]
-        )
-        return [f"about {missing} of {count + missing} slices missing: spacing {usual:.3f} mm, but {places}"]
-    low, high = int(np.argmin(gaps)), int(np.argmax(gaps))
-    return [f"the slice spacing of {count} slices varies from {_gap(frames, gaps, low)} to {_gap(frames, gaps, high)}"]
-
-
-def _gap(frames: Sequence[Frame], gaps: Floats, at: int) -> str:
-    return f"{gaps[at]:.3f} mm (after {frames[at].path.name})"
-
-
-def _shear(shift: Floats, depth: float, last: int) -> str:
-    most = float(shift.max())
-    if depth > 0 and shift[last] > 0.9 * most:
-        angle = float(np.degrees(np.arctan2(shift[last], depth)))
-        return f"gantry tilt: the slices are sheared by {angle:.1f} degrees, {most:.1f} mm over {depth:.1f} mm"
-    return f"the slices do not lie above each other: shifted sideways by up to {most:.1f} mm"
-
-
-def _affine(stack: Sequence[Frame], headers: Mapping[Path, ImageHeader]) -> Floats:
+def _affine(stack: Sequence[Frame], headers: Mapping[Path, ImageHeader], *, is_tilted: bool) -> Floats:
     """Give the affine (LPS) of a stack in slice order: ITK's own for plain files, else by the same formula."""
-    first, last = _plane(stack[0]), _plane(stack[-1])
-    computed = affine_of_planes(first, last.position, len(stack))
+    first, last = plane_of(stack[0]), plane_of(stack[-1])
+    end = np.array(last.position)
+    if is_tilted:
+        end = first.position + first.normal * np.dot(np.subtract(end, first.position), first.normal)
+    computed = affine_of_planes(first, end.tolist(), len(stack))
     if len(headers[stack[0].path].frames) > 1:
         return computed
     try:
@@ -326,11 +228,3 @@ def _affine(stack: Sequence[Frame], headers: Mapping[Path, ImageHeader]) -> Floa
     if len(stack) > 1:
         reference[:3, 2] *= step / spacing
     return reference
-
-
-def _cosines(plane: Plane) -> str:
-    return "(" + ", ".join(f"{value:.3f}" for value in plane.orientation) + ")"
-
-
-def _millimetres(spacing: Sequence[float]) -> str:
-    return " x ".join(f"{value:g}" for value in spacing) + " mm"

@@ -191,6 +191,7 @@ class ViewerCopies:
             algorithm_type=kind,
             algorithm_name=model,
             instance_uid=uid,
+            tilted=self._settings.gantry_tilt == "stack",
         )
 
     def _send(self, scan: Scan, stem: str, copy: _Copy, file: Path) -> tuple[str, str]:

@@ -265,12 +265,12 @@ def test_enhanced_frames_in_two_orientations_are_refused(folder, convert):
     refused(convert, "6 images in 2 orientations", "enhanced.dcm")
 
 
-def test_a_mosaic_is_named(folder, convert):
+def test_a_mosaic_without_the_header_of_siemens_is_named(folder, convert):
     def mosaic(dataset, number):
         dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
 
     SeriesWriter(folder, modality="MR").write(STACK[:2], change=mosaic)
-    refused(convert, "2 of 2 files are Siemens mosaics", "0000.dcm, 0001.dcm")
+    refused(convert, "2 of 2 files are Siemens mosaics", "CSA", "0000.dcm, 0001.dcm")
 
 
 def test_what_is_no_image_is_ignored_and_noted(folder, convert):
@@ -498,3 +498,76 @@ def test_a_secondary_capture_without_a_pixel_spacing_is_noted(folder, convert):
 def test_directions_that_are_no_unit_vectors_at_right_angles_are_refused(folder, convert, orientation):
     SeriesWriter(folder, orientation=orientation).write(STACK[:1])
     refused(convert, "Image Orientation (Patient) is not two unit vectors at right angles")
+
+
+def _traits(writer, volumes, setters, number=lambda volume, k: k + 1):
+    """Write volumes that lie at the same positions; a setter for each writes what tells it apart."""
+    for volume, (stack, setter) in enumerate(zip(volumes, setters)):
+
+        def change(dataset, k, volume=volume, setter=setter):
+            setter(dataset)
+            dataset.InstanceNumber = number(volume, k)
+
+        writer.write(stack, names=f"{volume}-{{}}.dcm".format, change=change)
+
+
+def _set(**values):
+    def change(dataset):
+        for keyword, value in values.items():
+            setattr(dataset, keyword, value)
+
+    return change
+
+
+COMBINED = {
+    "Echo Time x Image Type": [
+        _set(EchoTime=str(te), ImageType=["ORIGINAL", "PRIMARY", kind]) for te in (4, 9) for kind in "MP"
+    ],
+    "Diffusion b-value x Diffusion Gradient Orientation": [
+        _set(DiffusionBValue=0.0),
+        *(
+            _set(DiffusionBValue=b, DiffusionGradientOrientation=g)
+            for b in (500.0, 900.0)
+            for g in ([0, 0, 1.0], [1.0, 0, 0])
+        ),
+    ],
+    "Temporal Position Identifier x Image Type": [
+        _set(TemporalPositionIdentifier=t, ImageType=["DERIVED", "PRIMARY", kind])
+        for t in (1, 2, 3)
+        for kind in ("A", "B")
+    ],
+    "Trigger Time x Echo Time x Image Type": [
+        _set(TriggerTime=str(t), EchoTime=str(te), ImageType=["ORIGINAL", "PRIMARY", kind])
+        for t in (10, 20)
+        for te in (3, 6)
+        for kind in "MP"
+    ],
+}
+
+
+@pytest.mark.parametrize("name", COMBINED)
+def test_a_combination_of_traits_tells_volumes_apart(folder, convert, name):
+    volumes = random_stack((len(COMBINED[name]), 3, 6, 7))
+    _traits(SeriesWriter(folder, modality="MR"), volumes, COMBINED[name])
+    volume = convert()
+    np.testing.assert_array_equal(voxels(volume.path), volumes.transpose(3, 2, 1, 0))
+    assert volume.notes == (f"{len(volumes)} volumes at 3 positions, told apart by {name}",)
+
+
+def test_volumes_told_apart_by_a_combination_stay_in_the_order_of_their_numbers(folder, convert):
+    setters = COMBINED["Echo Time x Image Type"][::-1]
+    volumes = random_stack((4, 3, 6, 7))
+    _traits(SeriesWriter(folder, modality="MR"), volumes, setters, number=lambda volume, k: volume * 3 + k)
+    volume = convert()
+    np.testing.assert_array_equal(voxels(volume.path), volumes.transpose(3, 2, 1, 0))
+    assert volume.notes == ("4 volumes at 3 positions, told apart by Instance Number",)
+
+
+def test_one_dynamic_slice_is_ordered_by_acquisition_time(folder, convert):
+    writer = SeriesWriter(folder, modality="MR")
+    for t in range(5):
+        change = lambda d, k, t=t: setattr(d, "AcquisitionTime", f"1000{59 - t:02d}.5")  # noqa: E731
+        writer.write_slice(STACK[t], 0, f"{t}.dcm", change)
+    volume = convert()
+    np.testing.assert_array_equal(voxels(volume.path), STACK[4::-1, None].transpose(3, 2, 1, 0))
+    assert volume.notes == ("5 volumes at 1 positions, told apart by Acquisition Time",)

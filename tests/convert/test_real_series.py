@@ -38,7 +38,6 @@ REFUSED = {
     "ct_same_position_notvolume": ("2 different images", "001.dcm, 002.dcm"),
     "mr_localizer_TSC_16px": ("3 series", "FAST PILOT"),
     "mr_mixed_orientation": ("2 orientations", "2 x sagittal", "oblique axial"),
-    "mr_siemens_mosaic_4d": ("mosaic", "epi_pe_ap-00001.dcm"),
 }
 
 
