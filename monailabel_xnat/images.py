@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Part of every fingerprint; to be raised when the same files shall give another image than before.
+# Part of what is noted about every image; to be raised when the same files shall give another image than before.
 _CONVERSION = 2
 # How long an image is believed to be unchanged where XNAT's listing tells neither number nor size of its files.
 _BELIEVED_FOR = 600.0
@@ -83,6 +83,10 @@ class Images:
         self._maker = ImageMaker(session, settings)
         self._background = BackgroundPrefetch(self, budget)
         self._file_form = "nii.gz" if settings.compress else "nii"
+        # What else decides which image is made of the same files.
+        self._way = [f"conversion {_CONVERSION}"]
+        if settings.gantry_tilt != "refuse":
+            self._way.append(f"gantry_tilt {settings.gantry_tilt}")
         self._known: dict[tuple[ImageId, str], Entry] = {}
         self._comparisons = Comparisons(settings.verify_age)
         self._notes: dict[str, str] = {}
@@ -327,7 +331,7 @@ class Images:
 
     def _stored(self, scan: Scan, resource: Resource, form: str) -> Entry | None:
         """Give the entry that was made when the listing looked as it does now."""
-        seen = _as_seen(resource)
+        seen = self._as_seen(resource)
         entry = self._known.get((scan.image_id, form))
         if entry is None or entry.seen != seen or not self.cache.is_there(entry):
             found = (entry for entry in self.cache.find(scan.image_id.file_stem, form) if entry.seen == seen)
@@ -361,7 +365,7 @@ class Images:
         if not files:
             raise NoImageError(f"resource {resource.label} of scan {scan.image_id} holds no files")
         for entry in self._alike(scan, form, files):
-            renewed = self.cache.renew(entry, _as_seen(resource), comparison.begun)
+            renewed = self.cache.renew(entry, self._as_seen(resource), comparison.begun)
             self._comparisons.note(scan.image_id, entry.fingerprint, comparison)
             return renewed
         try:
@@ -394,7 +398,7 @@ class Images:
                 form=form,
                 image_id=str(scan.image_id),
                 fingerprint=fingerprint,
-                seen=_as_seen(resource),
+                seen=self._as_seen(resource),
                 size=0,
                 sha256="",
                 compared=comparison.begun,
@@ -409,13 +413,13 @@ class Images:
         logger.info("fetched an image of %d files in %.1f s", len(files), time.monotonic() - started)
         return entry
 
+    def _as_seen(self, resource: Resource) -> str:
+        return "|".join([resource.label, str(resource.file_count), str(resource.file_size), *self._way])
+
     def _fingerprint(self, files: Sequence[RemoteFile]) -> str:
         """Return a digest of what XNAT lists, and of what else decides which image is made of it."""
-        made = [str(_CONVERSION)]
-        if self._settings.gantry_tilt != "refuse":
-            made.append(f"gantry_tilt {self._settings.gantry_tilt}")
         lines = sorted(f"{file.path}\0{file.size}\0{file.md5}" for file in files)
-        return hashlib.sha256("\n".join([*made, *lines]).encode("utf-8", "surrogatepass")).hexdigest()
+        return hashlib.sha256("\n".join([*self._way, *lines]).encode("utf-8", "surrogatepass")).hexdigest()
 
     def _alike(self, scan: Scan, form: str, files: Sequence[RemoteFile]) -> Iterator[Entry]:
         """Find the entries that were made from just these files, and still are what they were made as."""
@@ -433,10 +437,6 @@ class Images:
 
 def _checksum(entry: Entry) -> str | None:
     return f"SHA256:{entry.sha256}" if entry.sha256 and not entry.path.is_dir() else None
-
-
-def _as_seen(resource: Resource) -> str:
-    return f"{resource.label}|{resource.file_count}|{resource.file_size}"
 
 
 def _is_counted(resource: Resource) -> bool:

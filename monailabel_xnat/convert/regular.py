@@ -27,6 +27,8 @@ from monailabel_xnat.convert.series import name_files
 from monailabel_xnat.errors import ImageConversionError
 
 _CHOOSE_OTHER = "choose another scan, or convert this one by hand and attach it as resource NIFTI"
+_STACK = "set gantry_tilt to stack to have the slices stacked straight, or choose another scan"
+_TILT = "gantry tilt"
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +143,9 @@ def _shear(
         else:
             problems.append(_sideways(shift, depth, last))
     if problems:
-        raise ImageConversionError("; ".join(problems), hint=_CHOOSE_OTHER)
+        # Of other problems stacking does not help.
+        is_tilt = problems[0].startswith(_TILT) and not tilted
+        raise ImageConversionError("; ".join(problems), hint=_STACK if is_tilt else _CHOOSE_OTHER)
     return shear
 
 
@@ -175,7 +179,7 @@ def _sideways(shift: Floats, depth: float, last: int) -> str:
     most = float(shift.max())
     if depth > 0 and shift[last] > 0.9 * most:
         angle = float(np.degrees(np.arctan2(shift[last], depth)))
-        return f"gantry tilt: the slices are sheared by {angle:.1f} degrees, {most:.1f} mm over {depth:.1f} mm"
+        return f"{_TILT}: the slices are sheared by {angle:.1f} degrees, {most:.1f} mm over {depth:.1f} mm"
     return f"the slices do not lie above each other: shifted sideways by up to {most:.1f} mm"
 
 
