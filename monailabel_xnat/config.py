@@ -227,20 +227,14 @@ class Settings:
         _gigabytes, 50.0, "gigabytes of images kept on disk per server, least recently used go first; 0: no limit"
     )
     image_format: str = _setting(
-        _one_of("nifti", "dicom"),
-        "nifti",
-        "what get_image_uri gives: a NIfTI file, or the folder of DICOM files",
+        _one_of("nifti", "dicom"), "nifti", "what get_image_uri gives: a NIfTI file, or the folder of DICOM files"
     )
     image_resource: tuple[str, ...] = _setting(
         _patterns,
         ("DICOM", "NIFTI", "NRRD", "MHA", "MHD", "PNG", "JPEG", "TIFF"),
         "patterns of resources read as the image, best first; ! excludes",
     )
-    gantry_tilt: str = _setting(
-        _one_of("refuse", "stack"),
-        "refuse",
-        "CT slices shifted sideways by a tilted gantry: refused, or stacked straight with a warning",
-    )
+    gantry_tilt: str = _setting(_one_of("refuse", "stack"), "refuse", "what to do with CT slices of a tilted gantry")
     compress: bool = _setting(_flag, False, "write converted images as .nii.gz: smaller, slower to make and to read")
     prefetch: int = _setting(_at_least(0), 2, "images fetched ahead in the background after a next sample")
     scan_type: tuple[str, ...] = _setting(_patterns, Patterns(), "patterns of scan types; ! excludes")
