@@ -84,9 +84,7 @@ class Images:
         self._background = BackgroundPrefetch(self, budget)
         self._file_form = "nii.gz" if settings.compress else "nii"
         # What else decides which image is made of the same files.
-        self._way = [f"conversion {_CONVERSION}"]
-        if settings.gantry_tilt != "refuse":
-            self._way.append(f"gantry_tilt {settings.gantry_tilt}")
+        self._way = f"conversion {_CONVERSION}, gantry_tilt {settings.gantry_tilt}"
         self._known: dict[tuple[ImageId, str], Entry] = {}
         self._comparisons = Comparisons(settings.verify_age)
         self._notes: dict[str, str] = {}
@@ -414,12 +412,12 @@ class Images:
         return entry
 
     def _as_seen(self, resource: Resource) -> str:
-        return "|".join([resource.label, str(resource.file_count), str(resource.file_size), *self._way])
+        return f"{resource.label}|{resource.file_count}|{resource.file_size}|{self._way}"
 
     def _fingerprint(self, files: Sequence[RemoteFile]) -> str:
         """Return a digest of what XNAT lists, and of what else decides which image is made of it."""
         lines = sorted(f"{file.path}\0{file.size}\0{file.md5}" for file in files)
-        return hashlib.sha256("\n".join([*self._way, *lines]).encode("utf-8", "surrogatepass")).hexdigest()
+        return hashlib.sha256("\n".join([self._way, *lines]).encode("utf-8", "surrogatepass")).hexdigest()
 
     def _alike(self, scan: Scan, form: str, files: Sequence[RemoteFile]) -> Iterator[Entry]:
         """Find the entries that were made from just these files, and still are what they were made as."""
