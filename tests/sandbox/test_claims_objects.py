@@ -204,6 +204,15 @@ def test_unsharing_a_subject_unshares_its_sessions(admin, made):
     assert admin.put(f"{made.long}/projects/Q", label="eq").status_code == 200
 
 
+def test_scans_are_shared_with_their_session(admin, made):
+    """SubjAssessmentResource: sharing a session shares its scans, and unsharing it unshares them."""
+    admin.made("/data/projects/Q")
+    admin.made(f"{made.long}/projects/Q", label="eq")
+    assert {row["ID"] for row in admin.rows(f"{made.scan}/projects")} == {"P", "Q"}
+    assert admin.delete("/data/projects/Q/experiments/eq").status_code == 200
+    assert {row["ID"] for row in admin.rows(f"{made.scan}/projects")} == {"P"}
+
+
 def test_sharing_across_two_projects(admin, made, user):
     """TestSharing.testImageAssessorCreation: a session of a shared subject, shared back, with an assessor there."""
     admin.made("/data/projects/Q")

@@ -171,7 +171,11 @@ class Sharing:
         if project.id == home or project.id in shares:
             raise HTTPError(409, f"Already assigned to project: {project.id}")
         self._require_free(item, project, label)
-        self._archive.share(_key(item), project.id, label)
+        with self._archive.store.write():
+            self._archive.share(_key(item), project.id, label)
+            for scan in self._archive.scans(item.id) if isinstance(item, Experiment) else ():
+                if project.id not in self._archive.shares(_key(scan)):
+                    self._archive.share(_key(scan), project.id, scan.id)
         return text()
 
     def _require_free(self, item: Shared, project: Project, label: str) -> None:

@@ -290,14 +290,9 @@ class Archive:
             db.execute("INSERT INTO shares VALUES (?, ?, ?)", (item, project, label))
 
     def unshare(self, item: str, project: str) -> None:
-        """End a share, and those of what belongs to it: the experiments of a subject, the assessors of a session."""
+        """End a share, and those of what belongs to it: experiments of a subject, assessors and scans of a session."""
         with self.store.write() as db:
-            db.execute(
-                "DELETE FROM shares WHERE project = :project AND (item = :item OR item IN (SELECT id FROM experiments"
-                " WHERE subject_id = :item OR session_id = :item OR session_id IN"
-                " (SELECT id FROM experiments WHERE subject_id = :item)))",
-                {"project": project, "item": item},
-            )
+            db.execute(_UNSHARE_SQL, {"project": project, "item": item})
 
     def shares(self, item: str) -> dict[str, str]:
         """Return the label of an object in each project that it is shared into."""
@@ -330,6 +325,12 @@ _FIELDS_SQL = {
 _SCAN_VALUES_SQL = (
     "SELECT DISTINCT experiments.project, json_extract(scans.fields, ?) AS value FROM scans"
     " JOIN experiments ON experiments.id = scans.experiment WHERE value IS NOT NULL"
+)
+_UNSHARE_SQL = (
+    "WITH held AS (SELECT id FROM experiments WHERE subject_id = :item OR session_id = :item OR id = :item"
+    " OR session_id IN (SELECT id FROM experiments WHERE subject_id = :item))"
+    " DELETE FROM shares WHERE project = :project AND (item = :item OR item IN held"
+    " OR item IN (SELECT 'scan:' || pk FROM scans WHERE experiment IN held))"
 )
 _COUNTS_SQL = (
     "SELECT xsi_type, COUNT(*) AS count FROM experiments GROUP BY xsi_type"
