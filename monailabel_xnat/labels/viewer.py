@@ -219,7 +219,8 @@ class ViewerCopies:
     def _is_still_ours(self, collection: RoiCollection) -> bool:
         """Look again before overwriting: somebody may have saved under this label since it was listed."""
         try:
-            return is_marked(read_facts(self._session, collection).uid)
+            # Its SOP Instance UID is what is asked for, so that another one than before is no error here.
+            return is_marked(read_facts(self._session, collection._replace(uid="")).uid)
         except NotInArchiveError:
             return False
 
