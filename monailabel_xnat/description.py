@@ -11,7 +11,7 @@ from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.smallfiles import Counts, find_object
 from monailabel_xnat.client.upload import upload
 from monailabel_xnat.config import Settings
-from monailabel_xnat.errors import SettingsError
+from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, SettingsError
 from monailabel_xnat.memory import Memory
 
 RESOURCE = "MONAILABEL_datastore"
@@ -40,7 +40,7 @@ class Description:
         self._texts: dict[str, str] | None = None
 
     def get(self, key: str, default: str) -> str:
-        """Return a text, or the default where none was set; asks XNAT once.
+        """Return a text, or the default where none was set or the project was lost; asks XNAT once.
 
         Raises
         ------
@@ -51,7 +51,10 @@ class Description:
         """
         with self._lock:
             if self._texts is None:
-                self._texts = self._read() or {}
+                try:
+                    self._texts = self._read() or {}
+                except (AccessDeniedError, NotInArchiveError):  # the project that holds them was lost
+                    return default
                 self._remember()
             return self._texts.get(key) or default
 

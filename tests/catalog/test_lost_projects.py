@@ -159,6 +159,14 @@ def test_a_start_after_a_project_was_lost_serves_the_others(archive, open_abc, t
         open_abc(cache_path=tmp_path / "other")
 
 
+def test_the_datastore_has_a_name_also_if_the_project_that_holds_it_was_lost(archive, open_abc):
+    open_abc().close()
+    archive.set_member("A", USER, None)
+    datastore = open_abc()
+    assert datastore.name().startswith("XNAT http")
+    assert "A, B, C" in datastore.description()
+
+
 def test_a_session_of_a_lost_project_that_is_shared_stays_under_the_other(archive, open_abc):
     subject, session = make_scan(archive, "2", project="B", session="B_CT1", subject="B_s")
     archive.share(session, "C", "B_in_C")
