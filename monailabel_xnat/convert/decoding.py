@@ -35,10 +35,12 @@ from monailabel_xnat.convert.photometric import (
     rgb_of_ybr,
     within_bits,
 )
+from monailabel_xnat.convert.pixeldata import lacks_offset_table
 from monailabel_xnat.convert.pixels import Array, SliceValues
 from monailabel_xnat.errors import ImageConversionError
 
 _GDCM = "GDCMImageIO"
+_EMPTY_ITEM = b"\xfe\xff\x00\xe0\0\0\0\0"
 _UNCOMPRESSED = frozenset((IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED))
 _JPEG = frozenset((JPEGBaseline8Bit, JPEGExtended12Bit))
 _BITS = (1, 8, 16, 32)
@@ -263,7 +265,11 @@ def _read(header: ImageHeader, tags: tuple[int, ...]) -> Dataset:
     """Read some elements of a file, or all if no tags are given."""
     source: Any = header.path if header.held is None else io.BytesIO(header.held)
     with damage_named(header.path):
-        return pydicom.dcmread(source, specific_tags=list(tags) or None, force=True)
+        dataset = pydicom.dcmread(source, specific_tags=list(tags) or None, force=True)
+        is_encapsulated = header.transfer_syntax not in _UNCOMPRESSED
+        if is_encapsulated and "PixelData" in dataset and lacks_offset_table(dataset.PixelData):
+            dataset.PixelData = _EMPTY_ITEM + dataset.PixelData
+        return dataset
 
 
 def _describe(dataset: Dataset, header: ImageHeader, bits: int) -> None:

@@ -43,6 +43,12 @@ _SYNTAX = 0x00020010
 _FUNCTIONAL_GROUPS = frozenset((0x52009229, 0x52009230))
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _LONG_FORMS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
+_SHORT_FORMS = frozenset(
+    (
+        b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
+        b"ST", b"TM", b"UI", b"UL", b"US",
+    )
+)  # fmt: skip
 
 _Buffer = Union[mmap.mmap, bytes]
 
@@ -207,9 +213,23 @@ def _element(buffer: _Buffer, position: int, explicit: bool) -> tuple[int, int, 
         if kind == b"UN" and length == UNDEFINED_LENGTH:
             raise _UnplainError  # Its content is implicit, whatever the file is.
         return tag, length, position + 12
-    if not (kind.isalpha() and kind.isupper()):
-        raise _UnplainError
+    if kind not in _SHORT_FORMS:
+        return tag, *_unknown_form(buffer, position, tag)
     return tag, length >> 16, position + 8
+
+
+def _unknown_form(buffer: _Buffer, position: int, tag: int) -> tuple[int, int]:
+    """Return the length and the place of a value of unknown VR: of the two forms, the one that an element follows."""
+    lengths = struct.unpack_from("<H", buffer, position + 6)[0], struct.unpack_from("<I", buffer, position + 8)[0]
+    for length, value in ((lengths[1], position + 12), (lengths[0], position + 8)):
+        after = value + length
+        if after == len(buffer):
+            return length, value
+        if after + 8 <= len(buffer):
+            group, number = struct.unpack_from("<2H", buffer, after)
+            if group << 16 | number > tag and bytes(buffer[after + 4 : after + 6]) in _LONG_FORMS | _SHORT_FORMS:
+                return length, value
+    raise _UnplainError
 
 
 def _skip_items(buffer: _Buffer, position: int, explicit: bool) -> int:

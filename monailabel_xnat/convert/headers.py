@@ -48,10 +48,11 @@ _BITS_STORED = 0x00280101
 _HIGH_BIT = 0x00280102
 _SIGNED = 0x00280103
 _MODALITY_LUT = 0x00283000
+_DOSE_GRID_SCALING = 0x3004000E
 _TAGS = frozenset((
     _SOP_CLASS, _SOP_INSTANCE, _IMAGE_TYPE, _MODALITY, _SERIES_DESCRIPTION, _STUDY, _SERIES, _SERIES_NUMBER,
     _INSTANCE_NUMBER, _SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES, _ROWS, _COLUMNS, _BITS_ALLOCATED, _BITS_STORED,
-    _HIGH_BIT, _SIGNED, _MODALITY_LUT, *FRAME_TAGS,
+    _HIGH_BIT, _SIGNED, _MODALITY_LUT, _DOSE_GRID_SCALING, *FRAME_TAGS,
 ))  # fmt: skip
 
 
@@ -92,6 +93,8 @@ class ImageHeader:
     tiles : int
         Of a mosaic, the number of tiles in each direction of the picture; rows and columns are then those of a tile,
         which is a frame. 0 for anything else.
+    dose_scaling : str
+        Dose Grid Scaling as written; "" for anything but a dose.
     held : bytes or None
         The content, where the file is not on the disk.
     """
@@ -119,6 +122,7 @@ class ImageHeader:
     pixel_length: int
     frames: tuple[Frame, ...]
     tiles: int = 0
+    dose_scaling: str = ""
     held: bytes | None = field(default=None, repr=False, compare=False)
 
     def file(self) -> Path:
@@ -223,6 +227,7 @@ def _image(path: Path, dataset: Elements, sop_class: str, syntax: str) -> ImageH
         signed=elements.integer(dataset, _SIGNED) == 1,
         photometric=elements.text(dataset, _PHOTOMETRIC),
         modality_lut=elements.is_filled(dataset, _MODALITY_LUT),
+        dose_scaling=elements.text(dataset, _DOSE_GRID_SCALING),
         pixel_offset=-1,
         pixel_length=0,
         frames=read_frames(path, dataset, count, order),

@@ -101,11 +101,25 @@ def _inflated_length(stream: BinaryIO) -> int:
     return len(dataset.PixelData) if PIXEL_DATA in dataset else 0
 
 
+def lacks_offset_table(start: bytes) -> bool:
+    """Return whether encapsulated pixel data begins with a frame instead of an offset table.
+
+    Parameters
+    ----------
+    start : bytes
+        Its first 12 bytes at least.
+    """
+    length = int.from_bytes(start[4:8], "little")
+    return length > 0 and start[8:12] != b"\0\0\0\0"
+
+
 def _check_fragments(path: Path, stream: BinaryIO, frames: int) -> None:
     """Walk the fragments of compressed pixel data (DICOM PS3.5 A.4) to see that the last one is whole."""
     size = file_size(stream)
     position = stream.tell()
-    count = -1  # The first item is the offset table.
+    start = stream.read(12)
+    # The first item is the offset table, which begins with a 0; some writers leave it out.
+    count = 0 if lacks_offset_table(start) else -1
     while True:
         stream.seek(position)
         start = stream.read(8)

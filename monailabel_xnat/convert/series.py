@@ -196,5 +196,7 @@ def _refuse_mixed_sizes(images: Sequence[ImageHeader]) -> None:
 def _notes(others: Sequence[OtherFile], images: Sequence[ImageHeader], chosen: Sequence[ImageHeader]) -> Iterable[str]:
     if others:
         yield f"ignored beside the images: {_count_kinds(others)}"
+    for scaling in dict.fromkeys(image.dose_scaling for image in chosen if image.dose_scaling):
+        yield f"Dose Grid Scaling is not applied: a value times {scaling} is the dose"
     if len(chosen) < len(images):
         yield f"ignored {len(images) - len(chosen)} images of other series"

@@ -186,3 +186,30 @@ def test_real_world_values_and_windows_are_not_applied(tmp_path):
         path = pixels.write(tmp_path / modality, pixels.random(), change)
         found = voxels(dicom_to_nifti(path, tmp_path / "image.nii").path)
         np.testing.assert_array_equal(found, pixels.truth(pixels.random()))
+
+
+@pytest.mark.parametrize("is_empty", [False, True], ids=["without", "empty"])
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("syntax", ["JPEG-LS", "JPEG 2000", "RLE"])
+def test_frames_without_an_offset_table_are_read(tmp_path, syntax, frames, is_empty):
+    pixels = Pixels("OT", syntax, frames=frames)
+    path = pixels.write(tmp_path / "dicom", pixels.random())
+    data = path.read_bytes()
+    start = data.index(b"\xe0\x7f\x10\x00OB") + 12
+    rest = start + 8 + int.from_bytes(data[start + 4 : start + 8], "little")
+    path.write_bytes(data[:start] + (b"\xfe\xff\x00\xe0\0\0\0\0" if is_empty else b"") + data[rest:])
+    found = voxels(dicom_to_nifti(path, tmp_path / "image.nii").path)
+    np.testing.assert_array_equal(found, pixels.truth(pixels.random()))
+
+
+@pytest.mark.parametrize("form", ["short", "long"])
+@pytest.mark.parametrize("kind", [b"ZZ", b"??", b"\0\0"])
+def test_an_element_of_unknown_kind_before_the_pixels_does_no_harm(tmp_path, kind, form):
+    pixels = Pixels("CT")
+    path = pixels.write(tmp_path / "dicom", pixels.random())
+    data = path.read_bytes()
+    at = data.index(b"\x28\x00\x02\x00US")
+    length = (4).to_bytes(2, "little") if form == "short" else b"\0\0" + (4).to_bytes(4, "little")
+    path.write_bytes(data[:at] + b"\x27\x00\x01\x10" + kind + length + b"abcd" + data[at:])
+    found = voxels(dicom_to_nifti(path, tmp_path / "image.nii").path)
+    np.testing.assert_array_equal(found, pixels.truth(pixels.random()))

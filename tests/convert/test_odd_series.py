@@ -571,3 +571,19 @@ def test_one_dynamic_slice_is_ordered_by_acquisition_time(folder, convert):
     volume = convert()
     np.testing.assert_array_equal(voxels(volume.path), STACK[4::-1, None].transpose(3, 2, 1, 0))
     assert volume.notes == ("5 volumes at 1 positions, told apart by Acquisition Time",)
+
+
+def test_the_scaling_of_a_dose_is_noted(folder, convert):
+    _write_dose(folder, [0, 3, 6, 9])
+    _alter(folder / "dose.dcm", lambda dataset: setattr(dataset, "DoseGridScaling", "0.0025"))
+    volume = convert()
+    np.testing.assert_array_equal(voxels(volume.path), STACK[:4].transpose(2, 1, 0))
+    assert volume.notes == ("Dose Grid Scaling is not applied: a value times 0.0025 is the dose",)
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_a_negative_spacing_between_slices_does_not_turn_the_stack(folder, convert, modality):
+    SeriesWriter(folder, modality=modality).write(STACK, change=lambda d, n: setattr(d, "SpacingBetweenSlices", "-2.5"))
+    volume = convert()
+    np.testing.assert_array_equal(voxels(volume.path), STACK.transpose(2, 1, 0))
+    np.testing.assert_allclose(volume.affine[:3, 2], [0, 0, 2.5])
