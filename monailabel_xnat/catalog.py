@@ -9,8 +9,10 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import NamedTuple, Optional
 
+from monailabel_xnat.client.drawn import Drawing
 from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
+from monailabel_xnat.drawn_scans import DrawnOn, DrawnScans
 from monailabel_xnat.errors import InvalidIdError, ServerError, UnknownImageError, XNATDatastoreError
 from monailabel_xnat.ids import EXPECTED_FORM, ImageId, LabelId, splits_of_label_id
 from monailabel_xnat.listing import Names, Resource, Scan
@@ -80,6 +82,7 @@ class Catalog:
         self._shared_into: dict[str, dict[str, Names] | None] = {}
         self._lost: dict[str, str] = {}
         self._rois = RoiReferences(session, self.memory, self._renew_in_background)
+        self.drawn = DrawnScans(session, self.memory, self._renew_in_background)
         self._listeners: list[Callable[[Collection[str]], None]] = []
         self.problem = ""
         self.filter_problem = ""
@@ -139,9 +142,9 @@ class Catalog:
         if not isinstance(label, str):
             raise InvalidIdError(f"malformed label id {label!r}", hint=f"expected {EXPECTED_FORM}")
         splits = list(splits_of_label_id(label))
-        name, version, collection = next((split for split in splits if self.named(split[0])), splits[-1])
+        name, *rest = next((split for split in splits if self.named(split[0])), splits[-1])
         scan = self.scan(name)
-        return scan, LabelId(scan.image_id, version, collection)
+        return scan, LabelId(scan.image_id, *rest)
 
     def by_session(self, experiment: str, scan: str) -> Scan | None:
         """Return an image by the accession ID of its session and its scan ID, whatever its project."""
@@ -196,6 +199,7 @@ class Catalog:
             If XNAT fails for all projects; the old snapshot stays.
         """
         self._rois.ask_again()
+        self.drawn.ask_again()
         with self._renewal:
             self._take_snapshot()
 
@@ -205,12 +209,32 @@ class Catalog:
 
         ``roi_unread`` tells why, ``roi_kinds_unread`` how many there are of each kind that is not read.
         """
-        return {"roi_unread": dict(self._rois.unread), "roi_kinds_unread": dict(self._rois.unread_kinds)}
+        unread = {**self._rois.unread, **self.drawn.unread}
+        return {"roi_unread": unread, "roi_kinds_unread": dict(self._rois.unread_kinds)}
 
     def settle(self) -> None:
         """Wait until it is known which images people drew on, where that is just being read."""
-        if self._rois.wait():
+        are_read = self._rois.wait(), self.drawn.wait()
+        if any(are_read):
             self._try_to_renew()
+
+    def compare_drawn(self, scan: Scan | None = None) -> None:
+        """Look whether scans that hold drawings were overwritten, which no listing shows, and if so renew.
+
+        Parameters
+        ----------
+        scan : Scan or None
+            The image whose drawings are looked at; None: all.
+
+        Raises
+        ------
+        ServerError
+            If those of an image cannot be compared; of all, ``drawn.require_compared`` says so of each.
+        """
+        if self.drawn.compare(None if scan is None else scan.drawn_scans):
+            self.renew()
+        if scan is not None:
+            self.drawn.require_compared(scan)
 
     def close(self) -> None:
         """Close what is kept on this disk."""
@@ -304,9 +328,13 @@ class Catalog:
             raise failure
         listings = {**listed.scans, **{project: before.of_project(project) for project in listed.failing}}
         shared_into = self._names_of_shared(listings)
-        choice = self._selection.of(each_once(listings), _names_by_session(shared_into))
+        everything = each_once(listings)
+        choice = self._selection.of(everything, _names_by_session(shared_into))
+        drawn = self.drawn.look(listed.scans, everything)
+        for image in drawn.not_images & choice.images.keys():
+            del choice.images[image]
         if self._settings.roi_tag:
-            self._add_collections(choice.images, listings)
+            self._add_drawings(choice.images, listings, drawn)
         return _Found(Snapshot(choice.images), listed, shared_into, choice.problem)
 
     def _names_of_shared(self, listings: dict[str, dict[str, Scan]]) -> dict[str, dict[str, Names] | None]:
@@ -360,14 +388,17 @@ class Catalog:
             "this user; refresh() shows what is new"
         )
 
-    def _add_collections(self, images: dict[str, Scan], projects: Collection[str]) -> None:
-        """Join the ROI collections to the scans that they were drawn on; those of a shared session are its owner's."""
+    def _add_drawings(self, images: dict[str, Scan], projects: Collection[str], drawn: DrawnOn) -> None:
+        """Join what people drew to the images; ROI collections of a shared session are its owner's."""
         owners = {scan.owner for scan in images.values()}
         found = self._rois.look([*projects, *sorted(owners.difference(projects))])
         for image, scan in images.items():
             session = scan.image_id.experiment
-            collections = found.by_series.get((session, scan.series_uid), ())
-            unread = found.unread.get(session, ())
+            collections: tuple[Drawing, ...] = (
+                *found.by_series.get((session, scan.series_uid), ()),
+                *drawn.by_image.get(image, ()),
+            )
+            unread = *found.unread.get(session, ()), *drawn.unread.get(session, ()), *drawn.lost.get(image, ())
             for project in found.unlisted.keys() & {scan.owner, scan.image_id.project}:
                 unread = (*unread, found.unlisted[project])
             # Scans of a project that could not be listed now are those of before, with what was drawn on them then.

@@ -251,10 +251,10 @@ class Settings:
         _label_resources, (), "NIfTI labels in other scan resources, tag:resource:pattern, where we stored none"
     )
     roi_tag: str = _setting(
-        _text, "final", "tag of what people draw in the XNAT-OHIF viewer (ROI collections); empty: not read"
+        _text, "final", "tag of what people draw in viewers (ROI collections, SEG and RTSTRUCT scans); empty: not read"
     )
     roi_label: tuple[str, ...] = _setting(
-        _patterns, Patterns(), "patterns of labels of ROI collections that count; ! excludes"
+        _patterns, Patterns(), "patterns of names of ROI collections and drawn scans that count; ! excludes"
     )
     roi_write: tuple[str, ...] = _setting(
         _names, ("final", "original"), "tags of labels that the XNAT-OHIF viewer gets as ROI collections; empty: none"

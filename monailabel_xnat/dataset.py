@@ -167,6 +167,7 @@ class Dataset:
     def _collect(self) -> tuple[list[dict[str, str]], dict[str, Any]]:
         """Give the pairs and their manifest."""
         self._catalog.settle()
+        self._labels.compare_drawn()
         scans = sorted(self.labelled(), key=lambda scan: scan.image_id)
         self._images.hold(scans)
         self._images.compare_anew(scans)

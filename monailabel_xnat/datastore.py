@@ -243,8 +243,8 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         with errors_for_clients():
             try:
                 scan, label = self._label(label_id)
-                if label.collection is not None:
-                    return str(self._labels.collection_path(scan, label.collection))
+                if label.names_drawing:
+                    return str(self._labels.drawing_path(scan, label))
                 return str(self._labels.path(scan, text_of(label_tag), label.version))
             except (InvalidIdError, UnknownImageError, UnknownLabelError):
                 return ""
@@ -254,8 +254,8 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         with errors_for_clients():
             try:
                 scan, label = self._label(label_id)
-                if label.collection is not None:
-                    return self._views.collection(scan, label.collection)
+                if label.names_drawing:
+                    return self._views.drawing(scan, label)
                 return self._views.label(scan, text_of(label_tag), label.version)
             except (InvalidIdError, UnknownImageError, UnknownLabelError):
                 return {}

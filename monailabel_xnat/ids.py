@@ -12,6 +12,8 @@ from monailabel_xnat.errors import InvalidIdError
 
 EXPECTED_FORM = "project/subject/experiment/scan"
 
+# What stands before the ID of a scan that was drawn, in the place of a ROI collection.
+_SCAN = "scan:"
 _VERSION = re.compile(r"[0-9]{8}T[0-9]{6}[0-9]*Z-[0-9a-f]{12}")
 # "@" only where a label id would take what follows it for a version.
 _RESERVED = re.compile(rf"[/%#]|^\s+|\s+$|@(?={_VERSION.pattern}$)")
@@ -95,7 +97,7 @@ class ImageId:
 
 @dataclass(frozen=True, order=True)
 class LabelId:
-    """One label of an image: the current one, an earlier version, or one ROI collection.
+    """One label of an image: the current one, an earlier version, one ROI collection, or one scan that was drawn.
 
     Parameters
     ----------
@@ -105,26 +107,36 @@ class LabelId:
         Name of a stored version, ``20261123T101500000000Z-0123456789ab``.
     collection : str or None
         Label of a ROI collection of the image's session.
+    drawn_scan : str or None
+        ID of a scan that holds a DICOM SEG or RTSTRUCT.
     """
 
     image: ImageId
     version: str | None = None
     collection: str | None = None
+    drawn_scan: str | None = None
 
     def __post_init__(self) -> None:
-        if self.version is not None and self.collection is not None:
-            raise InvalidIdError("a label id names a version or a ROI collection, not both")
+        if sum(part is not None for part in (self.version, self.collection, self.drawn_scan)) > 1:
+            raise InvalidIdError("a label id names a version, a ROI collection or a scan, not two of them")
         if self.version is not None and not _VERSION.fullmatch(self.version):
             raise InvalidIdError(
                 f"malformed label version {self.version!r}",
                 hint="expected <UTC>-<12 hex digits>, as in the history",
             )
-        if self.collection == "":
-            raise InvalidIdError("a label id with an empty ROI collection")
+        if self.collection == "" or self.drawn_scan == "":
+            raise InvalidIdError("a label id with an empty ROI collection or scan")
+
+    @property
+    def names_drawing(self) -> bool:
+        """Whether it names what somebody drew, and not a label with a tag."""
+        return self.collection is not None or self.drawn_scan is not None
 
     @classmethod
     def parse(cls, text: str) -> LabelId:
-        """Read a label id: ``<image id>``, ``<image id>@<version>`` or ``<image id>#<ROI collection>``.
+        """Read a label id: ``<image id>``, ``<image id>@<version>``, ``<image id>#<ROI collection>``, ``#scan:<scan>``.
+
+        The colon after ``scan`` is encoded where it belongs to the label of a ROI collection.
 
         Raises
         ------
@@ -133,26 +145,33 @@ class LabelId:
         """
         if not isinstance(text, str):
             raise InvalidIdError(f"malformed label id {text!r}", hint=f"expected {EXPECTED_FORM}")
-        *_, (image, version, collection) = splits_of_label_id(text)
-        return cls(ImageId.parse(image), version, collection)
+        *_, (image, *rest) = splits_of_label_id(text)
+        return cls(ImageId.parse(image), *rest)
 
     def __str__(self) -> str:
+        if self.drawn_scan is not None:
+            return f"{self.image}#{_SCAN}{_encode(self.drawn_scan)}"
         if self.collection is not None:
-            return f"{self.image}#{_encode(self.collection)}"
+            name = _encode(self.collection)
+            return f"{self.image}#{name.replace(':', '%3A', 1) if name.startswith(_SCAN) else name}"
         return f"{self.image}@{self.version}" if self.version else str(self.image)
 
 
-def splits_of_label_id(text: str) -> Iterator[tuple[str, str | None, str | None]]:
-    """Return the ways to split a label id into image, version and ROI collection; the last one holds for image ids.
+def splits_of_label_id(text: str) -> Iterator[tuple[str, str | None, str | None, str | None]]:
+    """Return the ways to split a label id into image, version, ROI collection and scan; the last holds for image ids.
 
     The name of an added image may hold ``#`` and ``@``, which are encoded in an image id.
     """
-    yield text, None, None
+    yield text, None, None, None
     image, at_sign, version = text.rpartition("@")
     if at_sign and _VERSION.fullmatch(version):
-        yield image, version, None
+        yield image, version, None, None
     for place in reversed([number for number, character in enumerate(text) if character == "#"]):
-        yield text[:place], None, unquote(text[place + 1 :])
+        name = text[place + 1 :]
+        if name.startswith(_SCAN):
+            yield text[:place], None, None, unquote(name[len(_SCAN) :])
+        else:
+            yield text[:place], None, unquote(name), None
 
 
 def id_text(project: str, subject: str, experiment: str, scan: str) -> str:

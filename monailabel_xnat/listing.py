@@ -9,8 +9,8 @@ from itertools import chain
 from operator import itemgetter
 from typing import NamedTuple, TypeVar
 
+from monailabel_xnat.client.drawn import Drawing, DrawnScan, UnreadDrawing
 from monailabel_xnat.client.items import list_session_names, read_project, scan_path
-from monailabel_xnat.client.roi import RoiCollection, UnreadDrawing
 from monailabel_xnat.client.rows import Row, read_sessions
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.smallfiles import NOTHING, Counts
@@ -89,6 +89,8 @@ _FAILED = 500
 # Seconds for which such a server is asked another way: at first, and at most.
 _FIRST_DETOUR, _LONGEST_DETOUR = 60.0, 3600.0
 # xnat:ctSessionData and the like, where a scan has no modality of its own.
+# Types that say nothing, or that may mean a drawing.
+_UNTOLD = ("", "unknown", "segmentation", "rt structure set", "rt struct", "structure set", "structure")
 _SESSION_MODALITIES = {"pet": "PT", "petmr": "PT", "otherDicom": ""}
 
 
@@ -118,8 +120,8 @@ class Resource(NamedTuple):
 class Scan(NamedTuple):
     """A scan as the listing shows it; texts are empty and ``frames`` is None where XNAT does not know.
 
-    ``collections`` are the ROI collections that were drawn on it, ``unread`` is what may have been drawn on it as well
-    and cannot be read.
+    ``collections`` are the ROI collections and scans that were drawn on it, ``unread`` is what may have been drawn on
+    it as well and cannot be read. ``is_untold``: neither type nor modality say what it is.
     ``mark`` is what :mod:`monailabel_xnat.marks` wrote into the note of a scan that this package added.
     """
 
@@ -137,14 +139,20 @@ class Scan(NamedTuple):
     study_uid: str
     frames: int | None
     resources: tuple[Resource, ...]
-    collections: tuple[RoiCollection, ...] = ()
+    collections: tuple[Drawing, ...] = ()
     mark: str = ""
     unread: tuple[UnreadDrawing, ...] = ()
+    is_untold: bool = False
 
     @property
     def path(self) -> str:
         """Where XNAT serves the scan: a path below the site's address, percent-encoded."""
         return scan_path(self.image_id, is_shared=self.is_shared)
+
+    @property
+    def drawn_scans(self) -> list[DrawnScan]:
+        """The scans that hold a drawing on it."""
+        return [drawing for drawing in self.collections if isinstance(drawing, DrawnScan)]
 
     @property
     def is_shared(self) -> bool:
@@ -185,7 +193,7 @@ class Scan(NamedTuple):
         """Give the scan without one of its resources."""
         return self._replace(resources=tuple(other for other in self.resources if other.label != label))
 
-    def with_collection(self, collection: RoiCollection) -> Scan:
+    def with_collection(self, collection: Drawing) -> Scan:
         """Give the scan with a ROI collection added, or put in the place of the one with its ID."""
         return self._replace(collections=(*self.without_collection(collection.id).collections, collection))
 
@@ -403,6 +411,7 @@ def _scan(
         frames=_number(cells.frames),
         resources=resources,
         mark=text_of_mark(cells.note),
+        is_untold=not cells.modality and cells.type.lower() in _UNTOLD,
     )
 
 

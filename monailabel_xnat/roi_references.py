@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from queue import Empty, SimpleQueue
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from monailabel_xnat.client.drawn import UnreadDrawing
 from monailabel_xnat.client.roi import (
     CollectionFacts,
     RoiCollection,
-    UnreadDrawing,
     list_collections,
     read_facts,
 )
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import ServerError
+from monailabel_xnat.learning import Learner
 from monailabel_xnat.memory import Fact, Memory
 from monailabel_xnat.selection import is_of_unread_kind, may_be_drawn_label
 
@@ -26,16 +24,12 @@ logger = logging.getLogger(__name__)
 
 # Thousands of collections that nobody has read yet must not hold up the start; the rest comes in the background.
 _PATIENCE = 5.0
-# A collection that cannot be read is asked for again after this, twice as long each time.
-_FIRST_PAUSE = 1.0
-_LONGEST_PAUSE = 300.0
 _KIND = "ROI collection"
 # The collections of a project that were listed before are gone only if XNAT says so.
 _GONE = (403, 404)
 # What a site answers that does not know ROI collections, or shows them to nobody like us.
 _ABSENT = (400, 403, 404, 500)
 _FAILED = 500
-_NOT_YET = "it has not been read yet"
 
 
 class Drawn(NamedTuple):
@@ -56,14 +50,6 @@ class Drawn(NamedTuple):
     unlisted: dict[str, UnreadDrawing]
 
 
-class _Failure(NamedTuple):
-    """Why the item of a collection could not be read, how often that was tried, and when it is tried again."""
-
-    reason: str
-    attempts: int
-    again_at: float
-
-
 class RoiReferences:
     """Finds the ROI collections of each scan.
 
@@ -80,12 +66,8 @@ class RoiReferences:
     def __init__(self, session: Session, memory: Memory, on_learned: Callable[[], None]) -> None:
         self._session = session
         self._memory = memory
-        self._on_learned = on_learned
-        self._lock = threading.Lock()
         self._facts: dict[str, CollectionFacts] | None = None  # by fingerprint
-        self._failures: dict[str, _Failure] = {}
-        self._learning: set[str] = set()
-        self._learner: threading.Thread | None = None
+        self._learner = Learner(session.settings.connections, self._read, self._keep, on_learned)
         self._listed: dict[str, list[RoiCollection]] = {}
         self._absent: set[str] = set()
         self._unread_before: set[str] = set()
@@ -99,16 +81,11 @@ class RoiReferences:
     def ask_again(self) -> None:
         """Have sites asked again that did not know ROI collections, and collections read that could not be."""
         self._absent.clear()
-        with self._lock:
-            self._failures = {key: failure._replace(again_at=0.0) for key, failure in self._failures.items()}
+        self._learner.ask_again()
 
     def wait(self) -> bool:
         """Wait until the items are read that are just being read; return whether there were any."""
-        learner = self._learner
-        if learner is None or not learner.is_alive():
-            return False
-        learner.join(_LONGEST_PAUSE)
-        return True
+        return self._learner.wait()
 
     def look(self, projects: Iterable[str]) -> Drawn:
         """List the ROI collections of projects, and find out which scans they were drawn on.
@@ -124,6 +101,9 @@ class RoiReferences:
         drawn = self._grouped(collections, unlisted)
         self._note_unread(drawn)
         return drawn
+
+    def _read(self, collection: RoiCollection) -> CollectionFacts:
+        return read_facts(self._session, collection)
 
     def _list(self, project: str, unlisted: dict[str, UnreadDrawing]) -> list[RoiCollection]:
         try:
@@ -164,15 +144,12 @@ class RoiReferences:
                 for uid in facts.series:
                     grouped.setdefault((collection.session_id, uid), []).append(collection)
             elif may_be_drawn_label(collection, self._session.settings):
-                reason = "it does not say which series it was drawn on" if facts else self._why_unread(collection)
+                why = self._learner.why(collection.fingerprint)
+                reason = "it does not say which series it was drawn on" if facts else why
                 unread.setdefault(collection.session_id, []).append(UnreadDrawing(collection.label, reason, collection))
         self.unread_kinds = dict(kinds)
         by_series = {key: tuple(found) for key, found in grouped.items()}
         return Drawn(by_series, {session: tuple(found) for session, found in unread.items()}, unlisted)
-
-    def _why_unread(self, collection: RoiCollection) -> str:
-        failure = self._failures.get(collection.fingerprint)
-        return failure.reason if failure else _NOT_YET
 
     def _note_unread(self, drawn: Drawn) -> None:
         """Say in the log, once for each, what cannot be read."""
@@ -180,7 +157,7 @@ class RoiReferences:
             f"{session}/{item.name}": item.reason for session, found in drawn.unread.items() for item in found
         }
         self.unread.update((project, item.reason) for project, item in drawn.unlisted.items())
-        failed = {name for name, reason in self.unread.items() if reason != _NOT_YET}
+        failed = {name for name, reason in self.unread.items() if self._learner.has_failed(reason)}
         if failed - self._unread_before:
             logger.warning(
                 "%d ROI collections cannot be read: labels that may be older than they are not trained on", len(failed)
@@ -197,66 +174,14 @@ class RoiReferences:
 
     def _learn(self, collections: Iterable[RoiCollection]) -> None:
         """Read the references of the collections that are new, and wait a while for them."""
-        now = time.monotonic()
-        with self._lock:
-            unknown = self._known().keys() | self._learning
-            unknown |= {key for key, failure in self._failures.items() if failure.again_at > now}
-            new = {found.fingerprint: found for found in collections if found.fingerprint not in unknown}
-            self._learning |= new.keys()
-        if not new:
-            return
-        learner = threading.Thread(target=self._read_all, args=(new,), name="xnat-roi", daemon=True)
-        self._learner = learner
-        learner.start()
-        learner.join(_PATIENCE)
-        if learner.is_alive():
-            logger.info("reading what %d ROI collections were drawn on goes on in the background", len(new))
-            threading.Thread(target=self._tell_when_done, args=(learner,), name="xnat-roi-wait", daemon=True).start()
+        known = self._known()
+        new = {found.fingerprint: found for found in collections if found.fingerprint not in known}
+        if not self._learner.learn(new, _PATIENCE):
+            logger.info("reading what ROI collections were drawn on goes on in the background")
 
-    def _tell_when_done(self, learner: threading.Thread) -> None:
-        learner.join()
-        self._on_learned()
-
-    def _read_all(self, new: Mapping[str, RoiCollection]) -> None:
-        queue: SimpleQueue[tuple[str, RoiCollection]] = SimpleQueue()
-        for item in new.items():
-            queue.put(item)
-        found: dict[str, CollectionFacts] = {}
-        failed: dict[str, str] = {}
-        count = min(self._session.settings.connections, len(new))
-        readers = [threading.Thread(target=self._read, args=(queue, found, failed), daemon=True) for _ in range(count)]
-        for reader in readers:
-            reader.start()
-        for reader in readers:
-            reader.join()
-        with self._lock:
-            self._facts = {**self._known(), **found}
-            self._failures = {key: failure for key, failure in self._failures.items() if key not in found}
-            self._failures.update((key, self._failure(key, reason)) for key, reason in failed.items())
-            self._learning -= new.keys()
+    def _keep(self, found: dict[str, CollectionFacts]) -> None:
+        self._facts = {**self._known(), **found}
         self._memory.put_all(_KIND, {key: Fact("", facts) for key, facts in found.items()})
-
-    def _read(
-        self,
-        queue: SimpleQueue[tuple[str, RoiCollection]],
-        found: dict[str, CollectionFacts],
-        failed: dict[str, str],
-    ) -> None:
-        while True:
-            try:
-                key, collection = queue.get_nowait()
-            except Empty:
-                return
-            try:
-                found[key] = read_facts(self._session, collection)
-            except ServerError as error:  # it is asked again at a later renewal
-                failed[key] = str(error)
-
-    def _failure(self, key: str, reason: str) -> _Failure:
-        before = self._failures.get(key)
-        attempts = before.attempts + 1 if before else 1
-        pause = min(_FIRST_PAUSE * 2 ** (attempts - 1), _LONGEST_PAUSE)
-        return _Failure(reason, attempts, time.monotonic() + pause)
 
     def _known(self) -> dict[str, CollectionFacts]:
         if self._facts is None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from monailabel_xnat.client.roi import RoiCollection
+from monailabel_xnat.client.drawn import Drawing
 from monailabel_xnat.config import Settings
 from monailabel_xnat.listing import Names, Resource, Scan
 from monailabel_xnat.patterns import escaped, is_exclusion, matches
@@ -21,6 +21,8 @@ _NamesOf = Callable[[Scan], "tuple[str, ...]"]
 _NOT_IMAGES = frozenset(
     {"SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "REG", "FID", "DOC", "ECG", "HD", "PLAN"}
 )
+# Those of them that hold a label map, or contours that make one.
+_DRAWN_SCANS = frozenset({"SEG", "RTSTRUCT"})
 # Where XNAT knows no modality, the type of such a scan says it.
 _NOT_IMAGE_TYPES = frozenset({"SEG", "SR", "PR", "KO", "RTSTRUCT"})
 
@@ -149,6 +151,16 @@ def _is_derived(scan: Scan) -> bool:
     return scan.modality.upper() in _NOT_IMAGES or scan.type.upper() in _NOT_IMAGE_TYPES
 
 
+def is_drawn_scan(scan: Scan) -> bool:
+    """Return whether a scan holds a SEG or RTSTRUCT, by modality or type."""
+    return scan.modality.upper() in _DRAWN_SCANS or scan.type.upper() in _DRAWN_SCANS
+
+
+def is_usable(scan: Scan, settings: Settings) -> bool:
+    """Return whether the quality of a scan that holds a drawing does not exclude it; viewers give it none."""
+    return not scan.quality or matches(settings.quality, scan.quality)
+
+
 def _has_files(scan: Scan) -> bool:
     return any(found.file_count != 0 and not found.label.upper().startswith(OWN_RESOURCES) for found in scan.resources)
 
@@ -193,32 +205,32 @@ def image_rank(patterns: tuple[str, ...], label: str) -> tuple[int, ...]:
     return next(((place, usual) for place, pattern in enumerate(wanted) if matches((pattern,), label)), ())
 
 
-def drawn_labels(scan: Scan, settings: Settings) -> list[RoiCollection]:
-    """Give the ROI collections of a scan that count as labels, oldest first: what others than we drew."""
+def drawn_labels(scan: Scan, settings: Settings) -> list[Drawing]:
+    """Return what others than we drew on an image, as far as it counts as its label; ROI collections oldest first."""
     if not scan.collections or not settings.roi_tag:
         return []
     return [
-        collection
-        for collection in scan.collections
-        if is_label(collection) and not collection.is_ours and _is_chosen(collection, settings)
+        drawing
+        for drawing in scan.collections
+        if is_label(drawing) and not drawing.is_ours and _is_chosen(drawing, settings)
     ]
 
 
-def is_label(collection: RoiCollection) -> bool:
-    """Tell whether a ROI collection is of a kind that can be read as label map."""
-    return collection.kind in _LABEL_KINDS
+def is_label(drawing: Drawing) -> bool:
+    """Return whether a drawing is of a kind that can be read as label map."""
+    return drawing.kind in _LABEL_KINDS
 
 
-def is_of_unread_kind(collection: RoiCollection) -> bool:
+def is_of_unread_kind(drawing: Drawing) -> bool:
     """Return whether people may draw labels in a ROI collection of this kind, which this package does not read."""
-    return bool(collection.kind) and not is_label(collection) and collection.kind != _MEASUREMENTS
+    return bool(drawing.kind) and not is_label(drawing) and drawing.kind != _MEASUREMENTS
 
 
-def may_be_drawn_label(collection: RoiCollection, settings: Settings) -> bool:
-    """Return whether a ROI collection that cannot be read may be a label, as far as the listing shows."""
-    is_kind = is_label(collection) or is_of_unread_kind(collection) or not collection.kind
-    return is_kind and not collection.is_ours and _is_chosen(collection, settings)
+def may_be_drawn_label(drawing: Drawing, settings: Settings) -> bool:
+    """Return whether a drawing that cannot be read may be a label, as far as the listing shows."""
+    is_kind = is_label(drawing) or is_of_unread_kind(drawing) or not drawing.kind
+    return is_kind and not drawing.is_ours and _is_chosen(drawing, settings)
 
 
-def _is_chosen(collection: RoiCollection, settings: Settings) -> bool:
-    return not settings.roi_label or matches(settings.roi_label, collection.label)
+def _is_chosen(drawing: Drawing, settings: Settings) -> bool:
+    return not settings.roi_label or matches(settings.roi_label, *drawing.names)

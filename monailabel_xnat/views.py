@@ -9,6 +9,7 @@ from typing import Any
 
 from monailabel_xnat.catalog import Scan
 from monailabel_xnat.errors import XNATDatastoreError
+from monailabel_xnat.ids import LabelId
 from monailabel_xnat.images import Images
 from monailabel_xnat.info import ImageInfos
 from monailabel_xnat.labels import Labels
@@ -54,15 +55,15 @@ class Views:
         shown = {"ts": int(saved.timestamp())} if saved else {}
         return {"name": scan.image_id.file_stem + found.extension, **shown, **info}
 
-    def collection(self, scan: Scan, label: str) -> dict[str, Any]:
-        """Describe one ROI collection of an image, as :meth:`label` does a label.
+    def drawing(self, scan: Scan, label: LabelId) -> dict[str, Any]:
+        """Describe one drawing on an image, as :meth:`label` does a label.
 
         Raises
         ------
         UnknownLabelError
-            If there is no such collection.
+            If there is no such drawing.
         """
-        sidecar = self._labels.collection_sidecar(scan, label)
+        sidecar = self._labels.drawing_sidecar(scan, label)
         saved = datetime.fromisoformat(sidecar["saved_at"])
         return {"name": scan.image_id.file_stem + LABEL_MAP, "ts": int(saved.timestamp()), **info_of(sidecar)}
 

@@ -17,8 +17,11 @@ LAYERS = (
     {"ids", "errors", "jsonable", "patterns", "marks"},
     {"config", "credentials", "arguments"},
     {"client"},
-    {"comparisons", "memory", "listing", "selection", "snapshot", "catalog", "cache", "roi_references", "projects"},
     {"convert"},
+    {
+        *("comparisons", "memory", "learning", "listing", "selection", "snapshot", "catalog", "cache", "projects"),
+        *("roi_references", "drawn_facts", "drawn_scans"),
+    },
     {"images", "imageworker", "novolumes", "localfiles", "maker", "mounted", "prefetch", "additions", "new_scans"},
     {"labels"},
     {"manifest", "trainingset", "seriesfolders"},

@@ -39,8 +39,11 @@ _TIME = "%Y-%m-%d %H:%M:%S.%f"
 # UTC offsets of all time zones are multiples of this.
 _ZONE_STEP = timedelta(minutes=15)
 _EASTMOST, _WESTMOST = timedelta(hours=14), timedelta(hours=12)
-_SAME_MOMENT = timedelta(minutes=1)
+# What was stored anew later than this is not what was stored when it was inserted.
+_SAME_MOMENT = timedelta(seconds=3)
 _FIRST, _LAST = (time.replace(tzinfo=timezone.utc) for time in (datetime.min, datetime.max))
+UNKNOWN_TIMES = _FIRST, _LAST
+"""Between which times something was stored of which nothing is known."""
 
 _UUID_ROOT = "2.25."
 _MARK_BITS = 62
@@ -79,6 +82,11 @@ class RoiCollection(NamedTuple):
     user: str = ""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What patterns are compared with."""
+        return (self.label,)
+
+    @property
     def is_ours(self) -> bool:
         """Whether this package wrote it: the UID of what we write bears a mark, and any other program gives another."""
         return is_marked(self.uid)
@@ -90,17 +98,16 @@ class RoiCollection(NamedTuple):
         changed = _time_of(self.changed) if self.changed else inserted
         return (inserted, max(inserted, changed)) if inserted and changed else None
 
-    @property
-    def was_replaced(self) -> bool:
-        """Whether something else may have been stored in its place since it was inserted."""
-        times = self.server_times
-        return times is None or times[1] - times[0] > _SAME_MOMENT
+    def was_stored_before(self, other: RoiCollection) -> bool:
+        """Return whether it is known to have been stored before another one, whatever was stored in their places."""
+        mine, theirs = self.server_times, other.server_times
+        return mine is not None and theirs is not None and mine[1] - theirs[0] <= _SAME_MOMENT
 
     @property
     def stored_between(self) -> tuple[datetime, datetime]:
         """Between which times, UTC, it was stored, whatever the time zone of the server."""
         if self.server_times is None:
-            return _FIRST, _LAST
+            return UNKNOWN_TIMES
         inserted, changed = self.server_times
         return inserted - _EASTMOST, changed + _WESTMOST
 
@@ -127,24 +134,6 @@ class CollectionFacts(NamedTuple):
     uid: str
     kind: str
     series: tuple[str, ...]
-
-
-class UnreadDrawing(NamedTuple):
-    """Something that people drew and that cannot be read, so that it may be the newest label of an image.
-
-    Parameters
-    ----------
-    name : str
-        What the person who saved it can find it by; empty for whatever a list that cannot be read may hold.
-    reason : str
-        Why it cannot be read.
-    collection : RoiCollection or None
-        As the listing shows it; None where there is no listing.
-    """
-
-    name: str
-    reason: str
-    collection: RoiCollection | None = None
 
 
 def list_collections(session: Session, project: str) -> list[RoiCollection]:
@@ -295,26 +284,43 @@ def ask_when_stored(session: Session, collection: RoiCollection) -> datetime:
     return stored_at(collection, answer.headers.get("Last-Modified", ""))
 
 
-def stored_at(collection: RoiCollection, last_modified: str = "") -> datetime:
+def stored_at(collection: RoiCollection, modified: str = "") -> datetime:
     """Give when a collection was stored, UTC.
 
     Parameters
     ----------
     collection : RoiCollection
         Its date of insertion is exact, but of an unknown time zone; without anything else it is taken for UTC.
-    last_modified : str
-        The HTTP header of its file: UTC, in whole seconds.
+    modified : str
+        The HTTP header ``Last-Modified`` of its file: UTC, in whole seconds.
     """
-    inserted = _time_of(collection.inserted)
+    exact = inserted_at(collection.inserted, modified)
+    return exact or last_modified(modified) or _time_of(collection.inserted) or datetime.fromtimestamp(0, timezone.utc)
+
+
+def last_modified(header: str) -> datetime | None:
+    """Read an HTTP header ``Last-Modified``; None if there is none."""
     try:
-        modified = parsedate_to_datetime(last_modified).astimezone(timezone.utc)
+        return parsedate_to_datetime(header).astimezone(timezone.utc)
     except (TypeError, ValueError):
-        return inserted or datetime.fromtimestamp(0, timezone.utc)
-    if inserted is None:
-        return modified
-    zone = round((modified - inserted) / _ZONE_STEP) * _ZONE_STEP
-    # Stored anew since it was inserted, only the file's own time counts.
-    return inserted + zone if abs(modified - inserted - zone) < _SAME_MOMENT else modified
+        return None
+
+
+def inserted_at(inserted: str, modified: str) -> datetime | None:
+    """Return when something was inserted, UTC, if its file was stored then; None if it was stored anew since.
+
+    Parameters
+    ----------
+    inserted : str
+        Date of insertion as listed: exact, but of an unknown time zone.
+    modified : str
+        The HTTP header ``Last-Modified`` of its file.
+    """
+    first, second = _time_of(inserted), last_modified(modified)
+    if first is None or second is None:
+        return None
+    zone = round((second - first) / _ZONE_STEP) * _ZONE_STEP
+    return first + zone if abs(second - first - zone) < _SAME_MOMENT else None
 
 
 def may_store(session: Session, project: str) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_partial
 
 from monailabel_xnat.convert import elements
 from monailabel_xnat.convert.dicomobject import ObjectSource, damage_named, name_of, open_object
 from monailabel_xnat.convert.grid import Sources
+from monailabel_xnat.errors import LabelFileError
 
 SEG_CLASSES = frozenset(
     (
@@ -19,6 +22,8 @@ SEG_CLASSES = frozenset(
 )
 RTSTRUCT_CLASSES = frozenset(("1.2.840.10008.5.1.4.1.1.481.3",))
 
+_SOP_CLASS = 0x00080016
+_SOP_INSTANCE = 0x00080018
 _STUDY = 0x0020000D
 _SERIES = 0x0020000E
 _INSTANCE = 0x00081155
@@ -160,6 +165,42 @@ def rtstruct_references(source: ObjectSource) -> References:
         # A structure set may lie in a study of its own: the study that it names counts.
         study = next(iter(_uids(studies, _INSTANCE)), elements.text(dataset, _STUDY))
         return References(study, _uids(series, _SERIES), _uids(images, _INSTANCE))
+
+
+@dataclass(frozen=True)
+class DrawnObject:
+    """A DICOM SEG or RTSTRUCT: which of the two, its SOP Instance UID, and what it was drawn on."""
+
+    kind: str
+    instance_uid: str
+    references: References
+
+
+def drawn_object(source: ObjectSource) -> DrawnObject:
+    """Read what a DICOM object holds that is a SEG or an RTSTRUCT.
+
+    Raises
+    ------
+    LabelFileError
+        If it is neither, or damaged.
+    """
+    dataset = open_object(source, SEG_CLASSES | RTSTRUCT_CLASSES, "DICOM SEG or RTSTRUCT", pixels=False)
+    with damage_named(name_of(source)):
+        is_seg = elements.text(dataset, _SOP_CLASS) in SEG_CLASSES
+        uid = elements.text(dataset, _SOP_INSTANCE)
+    references = seg_references(source) if is_seg else rtstruct_references(source)
+    return DrawnObject("SEG" if is_seg else "RTSTRUCT", uid, references)
+
+
+def kind_of_head(head: bytes) -> str:
+    """Return whether the first bytes of a file are those of a ``SEG`` or an ``RTSTRUCT``; empty for anything else."""
+    try:
+        with damage_named("a file"):
+            dataset = read_partial(io.BytesIO(head), stop_when=lambda tag, vr, length: tag > _SOP_INSTANCE)
+            sop_class = elements.text(dataset, _SOP_CLASS)
+    except LabelFileError:
+        return ""
+    return "SEG" if sop_class in SEG_CLASSES else "RTSTRUCT" if sop_class in RTSTRUCT_CLASSES else ""
 
 
 def _source_images(dataset: Dataset) -> Iterator[Dataset]:

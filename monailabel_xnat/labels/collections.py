@@ -1,4 +1,4 @@
-"""ROI collections that people saved in the XNAT-OHIF viewer, as labels on the grid of their image.
+"""What people drew, ROI collections of the XNAT-OHIF viewer and scans with SEG or RTSTRUCT, as labels of their image.
 
 They are read, never changed. Each is decoded once; what came of it stays on this machine, beside the label files:
 ``<name>.nii.gz`` and ``<name>.json``, a description of the form of :mod:`~monailabel_xnat.labels.sidecar`.
@@ -12,16 +12,16 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from monailabel_xnat.catalog import Scan
+from monailabel_xnat.client.drawn import PREFIX, Drawing, DrawnScan, UnreadDrawing, fetch_drawn
 from monailabel_xnat.client.locks import private_folder
 from monailabel_xnat.client.roi import (
     DICOM_SUFFIX,
     RoiCollection,
-    UnreadDrawing,
     ask_when_stored,
     download_collection,
     stored_at,
@@ -29,7 +29,7 @@ from monailabel_xnat.client.roi import (
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.convert import Grid, LabelMap, read_aim, read_label, read_rtstruct, read_seg, to_grid, write_label
 from monailabel_xnat.errors import CacheError, UnknownLabelError, UnreadDrawingError, XNATDatastoreError
-from monailabel_xnat.ids import safe_name
+from monailabel_xnat.ids import LabelId, safe_name
 from monailabel_xnat.images import Images
 from monailabel_xnat.labels.fitting import grid_now, require_fit_of_file
 from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion, version_name
@@ -98,8 +98,8 @@ class Collections:
 
     def newest(
         self, scan: Scan, tag: str, after: datetime | None = None, *, is_labelled: bool = False
-    ) -> RoiCollection | None:
-        """Find the collection that is the label with a tag, the newest one that counts.
+    ) -> Drawing | None:
+        """Find the drawing that is the label with a tag, the newest one that counts.
 
         Parameters
         ----------
@@ -133,25 +133,37 @@ class Collections:
                     )
         return newest
 
-    def named(self, scan: Scan, label: str) -> RoiCollection:
-        """Find a collection of an image by its label, also one that does not count as label of the image.
+    def named(self, scan: Scan, label: LabelId) -> Drawing:
+        """Find a drawing on an image by its name, also one that does not count as label of the image.
+
+        Parameters
+        ----------
+        scan : Scan
+            The image.
+        label : LabelId
+            Names a ROI collection, or a scan. A ROI collection that is called like a scan is found where no such scan
+            was drawn.
 
         Raises
         ------
         UnknownLabelError
             If there is none, or none that can be read as label map.
         """
-        readable = [collection for collection in scan.collections if is_label(collection)]
-        for collection in readable:
-            if collection.label == label:
-                return collection
+        readable = [drawing for drawing in scan.collections if is_label(drawing)]
+        name = PREFIX + label.drawn_scan if label.drawn_scan is not None else label.collection
+        found = [drawing for drawing in readable if drawing.label == name]
+        is_scan = label.drawn_scan is not None
+        found.sort(key=lambda drawing: isinstance(drawing, DrawnScan) != is_scan)
+        if found and (is_scan or isinstance(found[0], RoiCollection)):
+            return found[0]
+        what = "label in scan" if is_scan else "ROI collection"
         raise UnknownLabelError(
-            f"image {str(scan.image_id)!r} has no ROI collection {label!r}",
-            hint=f"it has {', '.join(collection.label for collection in readable) or 'none'}",
+            f"image {str(scan.image_id)!r} has no {what} {(label.drawn_scan if is_scan else name)!r}",
+            hint=f"it has {', '.join(drawing.label for drawing in readable) or 'none'}",
         )
 
-    def path(self, scan: Scan, collection: RoiCollection) -> Path:
-        """Give a collection as label map (NIfTI) on the grid of its image; fetched and decoded once.
+    def path(self, scan: Scan, collection: Drawing) -> Path:
+        """Give a drawing as label map (NIfTI) on the grid of its image; fetched and decoded once.
 
         Values are those of the setting ``labels`` by the names of the segments; without it the segment numbers.
 
@@ -174,29 +186,29 @@ class Collections:
             require_fit_of_file(path, grid)
         return path
 
-    def description(self, scan: Scan, collection: RoiCollection) -> dict[str, Any]:
+    def description(self, scan: Scan, collection: Drawing) -> dict[str, Any]:
         """Describe a collection like a label that was saved; before it was decoded only by what the listing shows."""
         try:
             return decode(self._description_file(self._path(scan, collection)).read_bytes())
         except (OSError, ValueError):
             info = {ROI_FACTS: _facts(collection)}
             sidecar = describe(scan, self._settings.roi_tag, info, label=None, file_type="", configured={})
-            when = self._stored_at.get(collection.fingerprint) or stored_at(collection)
+            when = self._stored_at.get(collection.fingerprint) or _listed_time(collection)
             return completed(sidecar, sha256="", saved_at=when, saved_by=collection.user)
 
-    def version(self, scan: Scan, collection: RoiCollection) -> LabelVersion:
+    def version(self, scan: Scan, collection: Drawing) -> LabelVersion:
         """Give a collection as version of a label."""
         description = self.description(scan, collection)
         saved_at = datetime.fromisoformat(description["saved_at"])
         identity = hashlib.sha256(collection.fingerprint.encode()).hexdigest()
         return LabelVersion(version_name(saved_at, identity), LABEL_MAP, sidecar=description)
 
-    def _decode(self, scan: Scan, collection: RoiCollection, path: Path) -> None:
+    def _decode(self, scan: Scan, collection: Drawing, path: Path) -> None:
         grid = self._images.grid(scan)
         folder = private_folder(self._folder)
         try:
             with tempfile.TemporaryDirectory(prefix=".roi-", dir=folder) as scratch:
-                file, saved_at = download_collection(self._session, collection, Path(scratch))
+                file, saved_at = self._fetch(collection, Path(scratch))
                 label = with_values(_READERS[collection.kind](file, grid), self._settings.label_values)
                 write_label(label, Path(scratch, path.name))
                 description = self._described(scan, collection, label, Path(scratch, path.name), saved_at)
@@ -211,10 +223,16 @@ class Collections:
                 hint="make room on the disk or set cache_path to another one",
             ) from error
         for note in label.notes:
-            logger.warning("a ROI collection was read with a difference: %s", note)
+            logger.warning("what somebody drew was read with a difference: %s", note)
+
+    def _fetch(self, drawing: Drawing, folder: Path) -> tuple[Path, datetime]:
+        """Fetch the file of a drawing into a folder; return it, and when it was stored."""
+        if isinstance(drawing, DrawnScan):
+            return fetch_drawn(self._session, drawing, folder), _listed_time(drawing)
+        return download_collection(self._session, drawing, folder)
 
     def _described(
-        self, scan: Scan, collection: RoiCollection, label: LabelMap, file: Path, saved_at: datetime
+        self, scan: Scan, collection: Drawing, label: LabelMap, file: Path, saved_at: datetime
     ) -> dict[str, Any]:
         names = [{"name": segment.name, "idx": segment.value} for segment in label.segments]
         facts = {**_facts(collection), "notes": list(label.notes)}
@@ -228,14 +246,18 @@ class Collections:
         )
         return completed(sidecar, sha256=sha256_of(file), saved_at=saved_at, saved_by=collection.user)
 
-    def _newest_of(self, drawn: list[RoiCollection]) -> RoiCollection | None:
+    def _newest_of(self, drawn: list[Drawing]) -> Drawing | None:
         if len(drawn) < 2:
             return drawn[0] if drawn else None
-        # One clock dated them all: who stored what in the place of what is asked only where that happened.
-        in_order = not any(collection.was_replaced for collection in drawn)
-        return drawn[-1] if in_order else max(drawn, key=self._when_stored)
+        # One clock dated all ROI collections: when their files were stored is asked only where that is not enough.
+        last = drawn[-1]
+        if isinstance(last, RoiCollection) and all(
+            isinstance(other, RoiCollection) and other.was_stored_before(last) for other in drawn[:-1]
+        ):
+            return last
+        return max(drawn, key=self._when_stored)
 
-    def _is_later(self, collection: RoiCollection, than: datetime) -> bool:
+    def _is_later(self, collection: Drawing, than: datetime) -> bool:
         earliest, latest = collection.stored_between
         if than < earliest or than > latest:
             return than < earliest
@@ -252,14 +274,16 @@ class Collections:
             ),
         ]
 
-    def _may_be_later(self, item: UnreadDrawing, newest: RoiCollection | None, after: datetime | None) -> bool:
+    def _may_be_later(self, item: UnreadDrawing, newest: Drawing | None, after: datetime | None) -> bool:
         """Return whether something unread may have been stored later than the newest label that can be read."""
-        unread = item.collection
+        unread = item.drawing
         if unread is None:
             return True
         if newest is not None:
             times, others = unread.server_times, newest.server_times
-            return times is None or others is None or times[1] >= others[0]
+            if times and others:
+                return times[1] >= others[0]
+            return unread.stored_between[1] >= newest.stored_between[0]
         if after is None:
             return True
         try:
@@ -268,14 +292,18 @@ class Collections:
         except UnreadDrawingError:
             return True
 
-    def _when_stored(self, collection: RoiCollection) -> datetime:
-        """Return when a collection was stored; XNAT is asked once for each.
+    def _when_stored(self, collection: Drawing) -> datetime:
+        """Return when a drawing was stored; XNAT is asked once for each collection, and was where a scan was read.
 
         Raises
         ------
         UnreadDrawingError
             If XNAT does not tell.
         """
+        if isinstance(collection, DrawnScan):
+            if collection.stored_at is None:
+                raise self._not_dated(collection, "XNAT does not say when its file was stored")
+            return collection.stored_at
         known = self._stored_at.get(collection.fingerprint) or self._remembered(collection)
         if known is None:
             failure, until = self._undated.get(collection.fingerprint, ("", 0.0))
@@ -291,10 +319,9 @@ class Collections:
         return known
 
     @staticmethod
-    def _not_dated(collection: RoiCollection, reason: str) -> UnreadDrawingError:
+    def _not_dated(drawing: Drawing, reason: str) -> UnreadDrawingError:
         return UnreadDrawingError(
-            f"it is not known when the ROI collection {collection.label!r} was stored, which may be the newest label: "
-            f"{reason}",
+            f"it is not known when {_named_by(drawing.label)} was stored, which may be the newest label: {reason}",
             hint="XNAT is asked again; if it stays, look at the collection there",
         )
 
@@ -302,7 +329,7 @@ class Collections:
         when = self._memory.get(_KIND, collection.fingerprint, "")
         return datetime.fromisoformat(when) if isinstance(when, str) else None
 
-    def _path(self, scan: Scan, collection: RoiCollection) -> Path:
+    def _path(self, scan: Scan, collection: Drawing) -> Path:
         values = json.dumps(self._settings.label_values, sort_keys=True)
         image = scan.image_id
         text = f"{image.subject}_{image.experiment}_{image.scan}_roi_{collection.label}"
@@ -313,15 +340,28 @@ class Collections:
 
 
 def _named(item: UnreadDrawing) -> str:
-    return f"the ROI collection {item.name!r}" if item.name else "what people drew"
+    return _named_by(item.name) if item.name else "what people drew"
 
 
-def _facts(collection: RoiCollection) -> dict[str, Any]:
-    return {
-        "label": collection.label,
-        "id": collection.id,
-        "type": collection.kind,
-        "name": collection.name,
-        "user": collection.user,
-        "inserted": collection.inserted,
+def _named_by(label: str) -> str:
+    scan = label.removeprefix(PREFIX)
+    return f"the ROI collection {label!r}" if scan == label else f"the drawing in scan {scan!r}"
+
+
+def _listed_time(drawing: Drawing) -> datetime:
+    """Return when a drawing was stored, as far as that is known without asking."""
+    if isinstance(drawing, DrawnScan):
+        return drawing.stored_at or datetime.fromtimestamp(0, timezone.utc)
+    return stored_at(drawing)
+
+
+def _facts(drawing: Drawing) -> dict[str, Any]:
+    facts = {
+        "label": drawing.label,
+        "id": drawing.id,
+        "type": drawing.kind,
+        "name": drawing.name,
+        "user": drawing.user,
+        "inserted": drawing.inserted,
     }
+    return {**facts, "scan": drawing.id} if isinstance(drawing, DrawnScan) else facts

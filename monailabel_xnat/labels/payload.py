@@ -8,14 +8,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from monailabel_xnat.client.imagefile import check_data_file, true_ending
 from monailabel_xnat.convert import Grid, LabelMap, read_label, read_seg, to_grid, write_label
-from monailabel_xnat.errors import CacheError, ImageError, LabelFileError, ServerError
+from monailabel_xnat.errors import CacheError, ImageError, LabelFileError, LabelGeometryError, ServerError
 from monailabel_xnat.labels.model import LABEL_MAP, RESULT
 
 logger = logging.getLogger(__name__)
@@ -161,3 +161,22 @@ def _read_as(source: Path, extension: str) -> LabelMap:
         except OSError:  # another disk
             shutil.copyfile(source, named)
         return read_label(named)
+
+
+def place(source: Path, grid: Grid, target: Path) -> None:
+    """Write a label of ours, saved when the file of its image was understood otherwise, voxel by voxel on a grid."""
+    write_label(replace(read_label(source), affine=grid.affine), target)
+
+
+def align(source: Path, grid: Grid, target: Path) -> None:
+    """Write what others left on a grid."""
+    try:
+        label = read_payload(source, lambda: grid).label
+    except LabelGeometryError as error:
+        raise LabelGeometryError(
+            f"the image changed after this label, or it was made for another one: {error.message}",
+            hint="mend the label in XNAT, or segment the image as it is now",
+        ) from error
+    if label is None:
+        raise LabelFileError(f"{source.name} is no label map", hint="mend the setting label_resource")
+    write_label(label, target)

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
+from monailabel_xnat.client.drawn import Drawing, DrawnScan
 from monailabel_xnat.client.imagefile import true_ending
-from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
-from monailabel_xnat.convert import Grid, read_label, write_label
+from monailabel_xnat.convert import Grid
 from monailabel_xnat.errors import (
     CacheError,
-    LabelFileError,
-    LabelGeometryError,
     MalformedFileError,
     NotInArchiveError,
     TransferError,
@@ -29,6 +27,7 @@ from monailabel_xnat.errors import (
     UnknownLabelError,
     XNATDatastoreError,
 )
+from monailabel_xnat.ids import LabelId
 from monailabel_xnat.images import Images
 from monailabel_xnat.labels.collections import Collections
 from monailabel_xnat.labels.descriptions import Descriptions
@@ -44,7 +43,7 @@ from monailabel_xnat.labels.halves import Halves
 from monailabel_xnat.labels.lookup import Lookup
 from monailabel_xnat.labels.model import LABEL_MAP, WITHOUT_DESCRIPTION, LabelVersion
 from monailabel_xnat.labels.outbox import Entry, Outbox, State, folder_of
-from monailabel_xnat.labels.payload import read_payload
+from monailabel_xnat.labels.payload import align, place
 from monailabel_xnat.labels.sidecar import info_of
 from monailabel_xnat.labels.tags import resource_of, text_of
 from monailabel_xnat.labels.tally import Tally
@@ -61,7 +60,7 @@ class StoredLabels:
     """The labels of the images, to be read.
 
     A label with a tag is the newest of the versions in XNAT, of those that wait in the outbox, and, for the tag of the
-    setting ``roi_tag``, of the ROI collections that people saved in the viewer.
+    setting ``roi_tag``, of what people drew: ROI collections, and scans that hold a DICOM SEG or RTSTRUCT.
 
     Parameters
     ----------
@@ -138,6 +137,8 @@ class StoredLabels:
             If there is none in XNAT.
         """
         drawn = self._drawn(scan, tag)
+        if isinstance(drawn, DrawnScan):
+            return drawn.path, drawn.folder
         return (drawn.path, drawn.kind) if drawn else (scan.path, self._lookup.resource(scan, tag))
 
     def path(self, scan: Scan, tag: str, version: str | None = None) -> Path:
@@ -156,7 +157,26 @@ class StoredLabels:
         ServerError
             If XNAT fails.
         """
-        return self._listed_anew(scan, lambda: self._path(scan, text_of(tag), version))
+        tag = text_of(tag)
+        scan = self._compared(scan) if version is None and tag == self._settings.roi_tag else scan
+        return self._listed_anew(scan, lambda: self._path(scan, tag, version))
+
+    def compare_drawn(self) -> None:
+        """Look whether scans that hold drawings were overwritten, so that :meth:`training_path` need not."""
+        self._catalog.compare_drawn()
+
+    def _compared(self, scan: Scan) -> Scan:
+        """Return an image with what is drawn on it now, where that cannot be seen in the listing.
+
+        Raises
+        ------
+        ServerError
+            If XNAT fails, so that something else may have been drawn in the meantime.
+        """
+        if not scan.drawn_scans:
+            return scan
+        self._catalog.compare_drawn(scan)
+        return self._catalog.scan(scan.image_id)
 
     def _path(self, scan: Scan, tag: str, version: str | None = None) -> Path:
         drawn = self._drawn(scan, tag, version)
@@ -175,7 +195,7 @@ class StoredLabels:
         """Return a label of ours, if it lies on the grid that its image has now, or had in another reader's eyes."""
         label = grid_of_file(path)
         if label is not None and grid.is_other_form(label):
-            return self._files.derived(path, f"placed_{mark_of(grid)}", lambda target: _place(path, grid, target))
+            return self._files.derived(path, f"placed_{mark_of(grid)}", lambda target: place(path, grid, target))
         require_fit_of_file(path, grid)
         return path
 
@@ -198,7 +218,7 @@ class StoredLabels:
             label = grid_of_file(path)
             if label is not None and label.matches(grid):
                 return path
-        return self._files.derived(path, f"aligned_{mark_of(grid)}", lambda target: _align(path, grid, target))
+        return self._files.derived(path, f"aligned_{mark_of(grid)}", lambda target: align(path, grid, target))
 
     def compare_anew(self, scans: Iterable[Scan] | None = None) -> None:
         """Have what others left compared with XNAT's list of files at its next use; of all images if none are named."""
@@ -231,6 +251,7 @@ class StoredLabels:
 
     def _training_path(self, scan: Scan, tag: str, of_model: Mapping[str, int]) -> Path:
         configured = self._settings.label_values
+        self._catalog.drawn.require_compared(scan)
         grid = self._images.grid(scan)  # where there is none to compare with, nothing is trained on
         drawn = self._drawn(scan, tag)
         version = None if drawn else self._lookup.find(scan, tag)
@@ -275,25 +296,26 @@ class StoredLabels:
         """
         return self._listed_anew(scan, lambda: self._sidecar(scan, text_of(tag), version))
 
-    def collection_path(self, scan: Scan, label: str) -> Path:
-        """Give one ROI collection of an image, by its label, as label map on this machine.
+    def drawing_path(self, scan: Scan, label: LabelId) -> Path:
+        """Return one drawing on an image, a ROI collection or a scan, as label map on this machine.
 
         Raises
         ------
         UnknownLabelError
-            If there is no such collection.
+            If there is no such drawing.
         LabelError, ServerError, CacheError
             As for :meth:`path`.
         """
+        scan = self._compared(scan)
         return self._collections.path(scan, self._collections.named(scan, label))
 
-    def collection_sidecar(self, scan: Scan, label: str) -> dict[str, Any]:
-        """Describe one ROI collection of an image like a label that was saved.
+    def drawing_sidecar(self, scan: Scan, label: LabelId) -> dict[str, Any]:
+        """Describe one drawing on an image like a label that was saved.
 
         Raises
         ------
         UnknownLabelError
-            If there is no such collection.
+            If there is no such drawing.
         """
         return self._collections.description(scan, self._collections.named(scan, label))
 
@@ -363,8 +385,8 @@ class StoredLabels:
         except UnknownImageError:
             return None
 
-    def _drawn(self, scan: Scan, tag: str, version: str | None = None) -> RoiCollection | None:
-        """Find the ROI collection that is a label: the newest one, if no label of ours is newer.
+    def _drawn(self, scan: Scan, tag: str, version: str | None = None) -> Drawing | None:
+        """Find the drawing that is a label: the newest one, if no label of ours is newer.
 
         Raises
         ------
@@ -417,22 +439,3 @@ class StoredLabels:
         """Have a label that another process has brought to XNAT looked up there, before the catalog shows it."""
         if entry.image_id is not None and entry.state in (State.READY, State.UNCHECKED):
             self._catalog.put_resource(entry.image_id, Resource(resource_of(entry.tag), None, None))
-
-
-def _place(source: Path, grid: Grid, target: Path) -> None:
-    """Write a label of ours, saved when the file of its image was understood otherwise, voxel by voxel on a grid."""
-    write_label(replace(read_label(source), affine=grid.affine), target)
-
-
-def _align(source: Path, grid: Grid, target: Path) -> None:
-    """Write what others left on a grid."""
-    try:
-        label = read_payload(source, lambda: grid).label
-    except LabelGeometryError as error:
-        raise LabelGeometryError(
-            f"the image changed after this label, or it was made for another one: {error.message}",
-            hint="mend the label in XNAT, or segment the image as it is now",
-        ) from error
-    if label is None:
-        raise LabelFileError(f"{source.name} is no label map", hint="mend the setting label_resource")
-    write_label(label, target)

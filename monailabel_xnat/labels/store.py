@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from monailabel_xnat.catalog import Catalog, Scan
+from monailabel_xnat.client.drawn import Drawing, DrawnScan
 from monailabel_xnat.client.items import exists
 from monailabel_xnat.client.locks import writing
-from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.convert import read_label
@@ -247,6 +247,7 @@ class Labels(StoredLabels):
         self._require_writable("change label infos")
         tag = text_of(tag)
         changes = _plain_info(info)
+        scan = self._compared(scan) if tag == self._settings.roi_tag else scan
         drawn = self._drawn(scan, tag)
         if drawn is not None:
             self._adopt_drawn(scan, tag, drawn, changes)
@@ -333,9 +334,11 @@ class Labels(StoredLabels):
                 f"the label {tag!r} was left in resource {left[0].resource} by {by_whom}",
                 hint="delete it in XNAT; this datastore deletes only what it wrote",
             )
-        if not removed and not waiting and self._drawn(scan, tag):
+        drawn = self._drawn(scan, tag) if not removed and not waiting else None
+        if drawn:
+            is_scan = isinstance(drawn, DrawnScan)
             raise LabelError(
-                f"the label {tag!r} is a ROI collection that was saved in the viewer",
+                f"the label {tag!r} is a {'scan' if is_scan else 'ROI collection'} that was saved in the viewer",
                 hint="delete it there; this datastore deletes only what it wrote",
             )
 
@@ -403,8 +406,8 @@ class Labels(StoredLabels):
         """Store a label of the built-in datastore as one of ours, which can have an info."""
         return self.save(scan, tag, self._files.path(scan.image_id, tag, version), {})
 
-    def _adopt_drawn(self, scan: Scan, tag: str, drawn: RoiCollection, changes: Mapping[str, Any]) -> None:
-        """Store a ROI collection as a label of ours, which can have an info."""
+    def _adopt_drawn(self, scan: Scan, tag: str, drawn: Drawing, changes: Mapping[str, Any]) -> None:
+        """Store a drawing as a label of ours, which can have an info."""
         path = self._collections.path(scan, drawn)
         info = info_of(self._collections.description(scan, drawn))
         self.save(scan, tag, path, {**info, **changes})

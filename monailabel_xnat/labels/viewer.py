@@ -112,7 +112,7 @@ class ViewerCopies:
         """Delete the collections of versions that were removed, where the user may."""
         uids = {_uid(scan, tag, version) for version in versions}
         for collection in scan.collections:
-            if collection.uid in uids:
+            if isinstance(collection, RoiCollection) and collection.uid in uids:
                 try:
                     delete_collection(self._session, scan.home, collection)
                     self._catalog.drop_collection(scan.image_id, collection)
@@ -198,7 +198,12 @@ class ViewerCopies:
         """Store a SEG in the place of an earlier one of ours, else under a free name; give ID and label."""
         image = scan.image_id
         for collection in reversed(scan.collections):
-            if collection.is_ours and collection.label.startswith(stem) and self._is_still_ours(collection):
+            if (
+                isinstance(collection, RoiCollection)
+                and collection.is_ours
+                and collection.label.startswith(stem)
+                and self._is_still_ours(collection)
+            ):
                 where = (scan.home, image.experiment, collection.label)
                 return store_seg(self._session, *where, file, overwrite=True), collection.label
         uid = _uid(scan, copy.tag, copy.version.name)

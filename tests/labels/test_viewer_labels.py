@@ -55,3 +55,31 @@ def test_what_the_xnat_ohif_viewer_saves_is_trained_on(images, person, open_data
     assert info["label_info"] == NAMES
     assert (info["roi_collection"]["type"], info["roi_collection"]["user"]) == (kind, "admin")
     assert "roi_kinds_unread" not in datastore.status()
+
+
+SCANS = [
+    ("DEMO05_CT1", "DEMO05_CT1_ws_seg.dcm", "SEG", "3002"),
+    ("PLASTIC_CT1", "PLASTIC_CT1_ws_seg.dcm", "SEG", "3001"),
+    ("PLASTIC_CT1", "PLASTIC_CT1_ws_rt.dcm", "RTSTRUCT", "4001"),
+]
+
+
+@pytest.mark.parametrize(("case", "file", "kind", "scan"), SCANS)
+def test_what_xnat_workstation_saves_is_trained_on(images, person, open_datastore, case, file, kind, scan):
+    dicom = images(case)
+    person.store_scan(scan, kind, (CASES / file).read_bytes(), "Liver by hand")
+    datastore = open_datastore()
+    image = only(datastore)
+    expected = painted(case, datastore.get_image_uri(image), dicom)
+    assert datastore.get_labels_by_image_id(image) == {"final": image}
+    (pair,) = datastore.datalist()
+    np.testing.assert_array_equal(voxels(pair["label"]), expected)
+    np.testing.assert_array_equal(voxels(datastore.get_label_uri(image, "final")), expected)
+    np.testing.assert_array_equal(voxels(datastore.get_label_uri(f"{image}#scan:{scan}", "any")), expected)
+    info = datastore.get_label_info(image, "final")
+    assert info["label_info"] == NAMES
+    facts = info["roi_collection"]
+    name = "Liver by hand" if kind == "SEG" else "Contours by hand"
+    assert (facts["type"], facts["user"], facts["scan"], facts["name"]) == (kind, "admin", scan, name)
+    assert datastore.status()["completed"] == 1
+    assert "roi_unread" not in datastore.status()

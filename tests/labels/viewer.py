@@ -46,6 +46,19 @@ class Viewer:
             array[low:high, low:high, low:high] = value
         return array, tuple(Segment(value, name.replace("_", " ")) for value, name in enumerate(boxes, 1))
 
+    def seg(self, name: str = "drawn", **boxes: tuple[int, int]) -> tuple[Any, bytes]:
+        """Give an array of boxes, and a SEG of it."""
+        array, segments = self.draw(**(boxes or {"liver": (3, 9)}))
+        target = self.folder / "seg.dcm"
+        write_seg(
+            LabelMap(array, self.grid.affine, segments),
+            self.images,
+            target,
+            description=name,
+            algorithm_type="MANUAL",
+        )
+        return array, target.read_bytes()
+
     def save(self, label: str, name: str = "drawn", overwrite: bool = False, **boxes: tuple[int, int]) -> Any:
         """Save boxes as a SEG and give the array."""
         array, segments = self.draw(**(boxes or {"liver": (3, 9)}))

@@ -45,8 +45,8 @@ class Person:
         (row,) = self.sessions()
         return row["ID"]
 
-    def put(self, path: str, content: bytes = b"", kind: str = "application/dicom", **query: str) -> None:
-        answer = self.http.put(self.url + path, data=content, params=query, headers={"Content-Type": kind})
+    def put(self, path: str, body: bytes = b"", kind: str = "application/dicom", **query: str) -> None:
+        answer = self.http.put(self.url + path, data=body, params=query, headers={"Content-Type": kind})
         answer.raise_for_status()
 
     def store_collection(self, label: str, kind: str, content: bytes, session: str = "") -> None:

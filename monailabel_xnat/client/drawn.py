@@ -1,0 +1,332 @@
+"""Scans that hold what people drew: DICOM SEG and RTSTRUCT, stored by XNAT Workstation or sent by a PACS."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, Union
+
+from monailabel_xnat.client.files import RemoteFile, list_files_by_resource
+from monailabel_xnat.client.items import list_scans, resource_path
+from monailabel_xnat.client.roi import (
+    DICOM_SUFFIX,
+    UNKNOWN_TIMES,
+    RoiCollection,
+    inserted_at,
+    is_marked,
+    last_modified,
+)
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.errors import TransferError
+
+PREFIX = "scan:"
+"""What the name of a drawn scan starts with, where ROI collections and scans are named side by side."""
+
+_RESOURCES = ("DICOM", "SECONDARY")
+_OWN_RESOURCES = "MONAILABEL_"
+_DICOM_SUFFIXES = frozenset((DICOM_SUFFIX, ".dicom", ".ima", ""))
+_NO_DICOM = frozenset(("SNAPSHOTS", "NIFTI", "BIDS"))
+_CHUNK = 1 << 20
+_ASKED_FILES = 16
+# The file's time is in whole seconds.
+_ONE_SECOND = timedelta(seconds=1)
+
+
+class DrawnScan(NamedTuple):
+    """A SEG or RTSTRUCT that is stored as a scan, as it was when it was read.
+
+    It has the properties of a :class:`~monailabel_xnat.client.roi.RoiCollection` that say what it is and when it was
+    stored.
+
+    Parameters
+    ----------
+    id, session_id : str
+        Of the scan, and of its session.
+    kind : str
+        ``SEG`` or ``RTSTRUCT``; empty where its file says neither.
+    name : str
+        The scan's series description.
+    path : str
+        Where XNAT serves the scan: a path below the site's address, percent-encoded.
+    uid : str
+        SOP Instance UID of the object.
+    inserted, user : str
+        When XNAT made the scan, in the time zone of the server, and who had it made.
+    stored : str
+        When the file was stored, UTC (ISO 8601); empty where it is not known.
+    folder, file : str
+        Label of the resource, and path of the file in it.
+    content : str
+        What tells the content of the file from any other: see :func:`content_of`.
+    """
+
+    id: str
+    session_id: str
+    kind: str = ""
+    name: str = ""
+    path: str = ""
+    uid: str = ""
+    inserted: str = ""
+    user: str = ""
+    stored: str = ""
+    folder: str = ""
+    file: str = ""
+    content: str = ""
+
+    @property
+    def label(self) -> str:
+        """What it is called beside ROI collections."""
+        return PREFIX + self.id
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What patterns are compared with."""
+        return self.name, self.label
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this package wrote it."""
+        return is_marked(self.uid)
+
+    @property
+    def stored_between(self) -> tuple[datetime, datetime]:
+        """Between which times, UTC, it was stored."""
+        stored = self.stored_at
+        return (stored, stored) if stored else UNKNOWN_TIMES
+
+    @property
+    def stored_at(self) -> datetime | None:
+        """When it was stored, UTC; None where that is not known."""
+        return datetime.fromisoformat(self.stored) if self.stored else None
+
+    @property
+    def server_times(self) -> None:
+        """Nothing: by the clock of the server it is only known when the scan was made, not its file."""
+        return
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells its content from any other."""
+        text = "\n".join((self.session_id, self.id, self.folder, self.file, self.content))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def resource(self) -> str:
+        """Path of the resource that holds its file."""
+        return resource_path(self.path, self.folder)
+
+
+Drawing = Union[RoiCollection, DrawnScan]
+"""What somebody drew on an image, as XNAT holds it."""
+
+
+class UnreadDrawing(NamedTuple):
+    """Something that people drew and that cannot be read, so that it may be the newest label of an image.
+
+    Parameters
+    ----------
+    name : str
+        What the person who saved it can find it by; empty for whatever a list that cannot be read may hold.
+    reason : str
+        Why it cannot be read.
+    drawing : RoiCollection or DrawnScan or None
+        As far as it is known; None where nothing says when it was stored.
+    """
+
+    name: str
+    reason: str
+    drawing: Drawing | None = None
+
+
+class DrawnFile(NamedTuple):
+    """The file of a drawn scan.
+
+    Parameters
+    ----------
+    folder : str
+        Label of its resource.
+    remote : RemoteFile
+        The file as XNAT lists it.
+    problem : str
+        Why it is not known which file holds the drawing; then it is one of several that may be.
+    modified : str
+        With a problem, the HTTP header ``Last-Modified`` of the file that was stored last; empty if not known.
+    """
+
+    folder: str
+    remote: RemoteFile
+    problem: str = ""
+    modified: str = ""
+
+
+def find_drawn_file(session: Session, path: str) -> DrawnFile | None:
+    """Find the DICOM file of a scan that holds a drawing: in ``DICOM``, else ``secondary``, else anywhere.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    path : str
+        Of the scan, percent-encoded.
+
+    Returns
+    -------
+    DrawnFile or None
+        None if the scan holds no file at all; with a problem if it holds no DICOM file, or several in one resource.
+
+    Raises
+    ------
+    ServerError
+        If XNAT fails.
+    """
+    listed = list_files_by_resource(session, path)
+    found = {label: files for label, files in listed.items() if not label.upper().startswith(_OWN_RESOURCES)}
+    if not any(found.values()):
+        return None
+    for label in sorted(found, key=_rank):
+        files = _dicom_files(label, found[label])
+        if len(files) > 1:
+            problem = f"its resource {label} holds {len(files)} DICOM files, and which one is the label is not known"
+            return DrawnFile(label, files[0], problem, _last_modified_of(session, files))
+        if files:
+            return DrawnFile(label, files[0])
+    others = [(label, file) for label, files in found.items() for file in files]
+    modified = _last_modified_of(session, [file for _, file in others])
+    return DrawnFile(*others[0], "it holds no DICOM file", modified)
+
+
+def content_of(session: Session, remote: RemoteFile) -> str:
+    """Return what tells the content of a file from any other: its MD5, else its size and when it was stored.
+
+    Raises
+    ------
+    ServerError
+        If XNAT fails.
+    """
+    if remote.md5:
+        return remote.md5
+    modified = session.request("HEAD", remote.uri).headers.get("Last-Modified", "")
+    return f"{remote.size} bytes, {modified}"
+
+
+def download_drawn(session: Session, remote: RemoteFile, folder: Path) -> tuple[Path, str]:
+    """Fetch a file into a folder; return it, and its HTTP header ``Last-Modified``.
+
+    Raises
+    ------
+    ServerError
+        If XNAT fails, or sends something else than it lists (TransferError).
+    """
+    target = folder / f"scan{DICOM_SUFFIX}"
+    digest = hashlib.md5(usedforsecurity=False)
+    with session.stream(remote.uri) as response, target.open("wb") as stream:
+        for chunk in response.iter_content(_CHUNK):
+            digest.update(chunk)
+            stream.write(chunk)
+        modified = response.headers.get("Last-Modified", "")
+    if remote.md5 not in ("", digest.hexdigest()) or remote.size not in (None, target.stat().st_size):
+        raise TransferError(
+            "XNAT sent something else than it lists for a scan that somebody drew", hint="try again", url=remote.uri
+        )
+    return target, modified
+
+
+def fetch_drawn(session: Session, drawn: DrawnScan, folder: Path) -> Path:
+    """Fetch the file of a drawn scan into a folder, if it is still what it was when it was read.
+
+    Raises
+    ------
+    TransferError
+        If it was overwritten since.
+    ServerError
+        As for :func:`find_drawn_file` and :func:`download_drawn`.
+    """
+    found = find_drawn_file(session, drawn.path)
+    is_same = found and (found.folder, found.remote.path, found.problem) == (drawn.folder, drawn.file, "")
+    if not found or not is_same or content_of(session, found.remote) != drawn.content:
+        raise TransferError(
+            f"the scan {drawn.id!r} was overwritten a moment ago", hint="ask again: it is read anew", url=drawn.path
+        )
+    return download_drawn(session, found.remote, folder)[0]
+
+
+def head_of_drawn(session: Session, remote: RemoteFile, size: int) -> bytes:
+    """Return the first bytes of a file.
+
+    Raises
+    ------
+    ServerError
+        If XNAT fails.
+    """
+    content = b""
+    with session.stream(remote.uri) as response:
+        for chunk in response.iter_content(size):
+            content += chunk
+            if len(content) >= size:
+                break
+    return content[:size]
+
+
+def read_makers(session: Session, experiment: str) -> dict[str, tuple[str, str]]:
+    """Return when XNAT made the scans of a session, in the time zone of the server, and who had them made, by ID.
+
+    Raises
+    ------
+    ServerError
+        If XNAT fails.
+    """
+    rows = list_scans(session, experiment, "insert_date", "insert_user")
+    return {str(row.get("ID")): (_text(row, "insert_date"), _text(row, "insert_user")) for row in rows}
+
+
+def stored_when(inserted: str, modified: str, now: datetime) -> str:
+    """Return when the file of a scan was stored, UTC (ISO 8601); empty where nothing tells.
+
+    Parameters
+    ----------
+    inserted : str
+        When XNAT made the scan, in the time zone of the server: exact, and the file came right after, unless it was
+        overwritten since.
+    modified : str
+        The HTTP header of its file: UTC, in whole seconds.
+    now : datetime
+        When it was read: it was not stored later.
+    """
+    exact = inserted_at(inserted, modified)
+    if exact is not None:
+        return exact.isoformat()
+    second = last_modified(modified)
+    # Of what came within one second, the drawing is taken for the later: its time is known to the second only.
+    return min(second + _ONE_SECOND, max(now.astimezone(timezone.utc), second)).isoformat() if second else ""
+
+
+def _rank(label: str) -> tuple[int, str]:
+    name = label.upper()
+    return (_RESOURCES.index(name) if name in _RESOURCES else len(_RESOURCES)), name
+
+
+def _dicom_files(label: str, files: Sequence[RemoteFile]) -> list[RemoteFile]:
+    if label.upper() in _NO_DICOM:
+        return []
+    return [file for file in files if _is_dicom_name(PurePosixPath(file.path).suffix.lower())]
+
+
+def _last_modified_of(session: Session, files: Sequence[RemoteFile]) -> str:
+    """Return the header ``Last-Modified`` of the file that was stored last; empty where that would cost much to ask."""
+    if len(files) > _ASKED_FILES:
+        return ""
+    headers = [session.request("HEAD", file.uri).headers.get("Last-Modified", "") for file in files]
+    times = [(last_modified(header), header) for header in headers]
+    known = [(time, header) for time, header in times if time is not None]
+    return max(known)[1] if known and len(known) == len(times) else ""
+
+
+def _is_dicom_name(suffix: str) -> bool:
+    # Names of DICOM files are often UIDs, which end in a number.
+    return suffix in _DICOM_SUFFIXES or suffix[1:].isdecimal()
+
+
+def _text(row: Mapping[str, str], key: str) -> str:
+    return str(row.get(key) or "")
