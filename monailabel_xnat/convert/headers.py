@@ -13,7 +13,7 @@ from monailabel_xnat.convert import elements
 from monailabel_xnat.convert.dicomfile import RESTORE, DicomFile, damage_named, file_size, read_dicom, write_private
 from monailabel_xnat.convert.elements import Elements
 from monailabel_xnat.convert.frames import FRAME_TAGS, Frame, read_frames
-from monailabel_xnat.convert.mosaic import is_mosaic, untiled
+from monailabel_xnat.convert.mosaic import MOSAIC, is_mosaic, untiled
 from monailabel_xnat.convert.pixeldata import has_float_pixels, locate_pixel_data
 from monailabel_xnat.errors import ImageConversionError
 
@@ -49,10 +49,12 @@ _HIGH_BIT = 0x00280102
 _SIGNED = 0x00280103
 _MODALITY_LUT = 0x00283000
 _DOSE_GRID_SCALING = 0x3004000E
+# Private, of United Imaging: how many slices are tiled into one picture.
+_IMAGES_IN_GRID = 0x00651050
 _TAGS = frozenset((
     _SOP_CLASS, _SOP_INSTANCE, _IMAGE_TYPE, _MODALITY, _SERIES_DESCRIPTION, _STUDY, _SERIES, _SERIES_NUMBER,
     _INSTANCE_NUMBER, _SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES, _ROWS, _COLUMNS, _BITS_ALLOCATED, _BITS_STORED,
-    _HIGH_BIT, _SIGNED, _MODALITY_LUT, _DOSE_GRID_SCALING, *FRAME_TAGS,
+    _HIGH_BIT, _SIGNED, _MODALITY_LUT, _DOSE_GRID_SCALING, _IMAGES_IN_GRID, *FRAME_TAGS,
 ))  # fmt: skip
 
 
@@ -207,6 +209,9 @@ def _image(path: Path, dataset: Elements, sop_class: str, syntax: str) -> ImageH
     order = elements.decimal(dataset, _INSTANCE_NUMBER) or 0.0
     allocated = elements.integer(dataset, _BITS_ALLOCATED, 16)
     stored = elements.integer(dataset, _BITS_STORED, allocated)
+    image_type = elements.texts(dataset, _IMAGE_TYPE)
+    if (elements.decimal(dataset, _IMAGES_IN_GRID) or 0.0) > 1 and not is_mosaic(image_type):
+        image_type = (*image_type, MOSAIC)
     return ImageHeader(
         path=path,
         sop_class=sop_class,
@@ -216,7 +221,7 @@ def _image(path: Path, dataset: Elements, sop_class: str, syntax: str) -> ImageH
         modality=elements.text(dataset, _MODALITY),
         description=elements.text(dataset, _SERIES_DESCRIPTION),
         series_number=elements.text(dataset, _SERIES_NUMBER),
-        image_type=elements.texts(dataset, _IMAGE_TYPE),
+        image_type=image_type,
         transfer_syntax=syntax,
         rows=elements.integer(dataset, _ROWS),
         columns=elements.integer(dataset, _COLUMNS),

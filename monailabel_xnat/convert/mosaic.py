@@ -29,10 +29,13 @@ with warnings.catch_warnings():
 
 _csa: Any = csareader
 
+MOSAIC = "MOSAIC"
+"""The part of an Image Type that says so."""
+
 
 def is_mosaic(image_type: Sequence[str]) -> bool:
     """Return whether an Image Type is that of a mosaic."""
-    return "MOSAIC" in image_type
+    return MOSAIC in image_type
 
 
 def untiled(picture: ImageHeader, stream: BinaryIO) -> ImageHeader:

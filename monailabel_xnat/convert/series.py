@@ -172,7 +172,7 @@ def _refuse_mosaics(images: Sequence[ImageHeader]) -> None:
     mosaics = [image.path for image in images if is_mosaic(image.image_type) and not image.tiles]
     if mosaics:
         raise ImageConversionError(
-            f"{len(mosaics)} of {len(images)} files are Siemens mosaics, many slices tiled into one picture, and have "
+            f"{len(mosaics)} of {len(images)} files are mosaics, many slices tiled into one picture, and have "
             f"no header of Siemens (CSA) that says where the slices lie: {name_files(mosaics)}",
             hint="export the series without mosaic (as enhanced MR), or convert it and attach it as NIFTI",
         )

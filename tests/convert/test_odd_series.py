@@ -270,7 +270,7 @@ def test_a_mosaic_without_the_header_of_siemens_is_named(folder, convert):
         dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
 
     SeriesWriter(folder, modality="MR").write(STACK[:2], change=mosaic)
-    refused(convert, "2 of 2 files are Siemens mosaics", "CSA", "0000.dcm, 0001.dcm")
+    refused(convert, "2 of 2 files are mosaics", "CSA", "0000.dcm, 0001.dcm")
 
 
 def test_what_is_no_image_is_ignored_and_noted(folder, convert):
@@ -587,3 +587,11 @@ def test_a_negative_spacing_between_slices_does_not_turn_the_stack(folder, conve
     volume = convert()
     np.testing.assert_array_equal(voxels(volume.path), STACK.transpose(2, 1, 0))
     np.testing.assert_allclose(volume.affine[:3, 2], [0, 0, 2.5])
+
+
+def test_slices_in_a_grid_of_united_imaging_are_not_taken_for_one_slice(folder, convert):
+    def grid(dataset, number):
+        dataset.private_block(0x0065, "Image Private Header", create=True).add_new(0x50, "DS", "9")
+
+    SeriesWriter(folder, modality="MR").write(STACK[:1], change=grid)
+    refused(convert, "1 of 1 files are mosaics")
