@@ -133,7 +133,8 @@ def read_record(record: Path) -> Entry | None:
         facts = json.loads(record.read_bytes())
         if facts.pop("version") != _RECORD_VERSION or not path.exists():
             return None
-        facts["others"] = tuple(facts.get("others", ()))  # as it was before it became JSON
+        for name in ("others", "shear"):
+            facts[name] = tuple(facts.get(name, ()))  # JSON has lists only
         # What a later version of this library notes as well is none the worse.
         return Entry(path=path, **{key: facts[key] for key in facts.keys() & _FACTS})
     except (OSError, ValueError, TypeError, AttributeError, KeyError):

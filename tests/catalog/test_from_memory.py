@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import requests
 from monailabel.tasks.activelearning.random import Random
 
 from monailabel_xnat.ids import ImageId
@@ -81,9 +82,15 @@ def test_labels_of_others_are_counted_after_a_renewal(archive, datastore):
     assert datastore.status()["label_tags"] == {"original": 1}
 
 
-def test_a_resource_that_turns_out_to_hold_no_label_is_no_longer_counted(archive, datastore):
+def test_a_resource_that_turns_out_to_hold_no_label_is_no_longer_counted(xnat_sandbox, datastore):
     image = datastore.list_images()[0]
-    put_resource(archive, ImageId.parse(image), "MONAILABEL_final", 2)
+    scan = ImageId.parse(image)
+    resource = f"/data/experiments/{scan.experiment}/scans/{scan.scan}/resources/MONAILABEL_final"
+    with requests.Session() as member:
+        member.auth = xnat_sandbox.username, xnat_sandbox.password
+        member.put(xnat_sandbox.url + resource)
+        for name in ("readme.txt", "notes.txt"):
+            member.put(f"{xnat_sandbox.url}{resource}/files/{name}", params={"inbody": "true"}, data=b"no label")
     datastore.refresh()
     assert datastore.status()["completed"] == 1
     assert datastore.get_label_uri(image, "final") == ""
