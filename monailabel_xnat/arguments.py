@@ -39,6 +39,7 @@ class SettingArguments(TypedDict, total=False):
     roi_tag: str | None
     roi_label: Texts | None
     roi_write: Texts | None
+    label_scan: Texts | None
     read_only: bool | None
     allow_delete: bool | None
     keep_versions: int | None

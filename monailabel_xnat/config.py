@@ -259,6 +259,7 @@ class Settings:
     roi_write: tuple[str, ...] = _setting(
         _names, ("final", "original"), "tags of labels that the XNAT-OHIF viewer gets as ROI collections; empty: none"
     )
+    label_scan: tuple[str, ...] = _setting(_names, (), "tags of labels stored as a SEG scan as well; empty: none")
     read_only: bool = _setting(_flag, False, "refuse everything that would write to XNAT")
     allow_delete: bool = _setting(_flag, False, "let remove_image delete the scan in XNAT")
     keep_versions: int = _setting(_at_least(0), 0, "how many versions of a label to keep in XNAT; 0: all")

@@ -21,7 +21,7 @@ from monailabel_xnat.client.drawn import (
 from monailabel_xnat.client.items import resource_path
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.convert.references import drawn_object, kind_of_head
-from monailabel_xnat.errors import LabelFileError, TransferError
+from monailabel_xnat.errors import LabelFileError
 from monailabel_xnat.listing import Scan
 from monailabel_xnat.selection import is_drawn_scan
 
@@ -85,17 +85,17 @@ class Targets:
         return list(dict.fromkeys(str(other.image_id) for other in near))
 
 
-def read_facts(session: Session, scan: Scan) -> ScanFacts:
-    """Read what a scan holds that is, or may be, a drawing.
+def read_facts(session: Session, scan: Scan) -> ScanFacts | None:
+    """Read what a scan holds that is, or may be, a drawing; None if it holds no file at the moment.
 
     Raises
     ------
     ServerError
-        If XNAT fails, or has no file where it lists one (TransferError).
+        If XNAT fails.
     """
     found = find_drawn_file(session, scan.path)
     if found is None:
-        raise TransferError(f"XNAT lists files of scan {scan.image_id.scan!r} and has none", hint="it is asked again")
+        return None
     if not is_drawn_scan(scan) and (found.problem or not kind_of_head(head_of_drawn(session, found.remote, _HEAD))):
         return ScanFacts()
     inserted, user = read_makers(session, scan.image_id.experiment).get(scan.image_id.scan, ("", ""))

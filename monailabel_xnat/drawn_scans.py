@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from monailabel_xnat.client.drawn import DrawnScan, UnreadDrawing, content_of, find_drawn_file
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.drawn_facts import ScanFacts, Targets, find_images, is_drawing, key_of, read_facts, remembered
-from monailabel_xnat.errors import NotInArchiveError, ServerError
+from monailabel_xnat.errors import NotInArchiveError, ServerError, TransferError
 from monailabel_xnat.learning import Learner
 from monailabel_xnat.listing import Scan
 from monailabel_xnat.memory import Fact, Memory
@@ -90,6 +90,7 @@ class DrawnScans:
         self._listed: dict[str, dict[str, Scan]] = {}
         self._everything: Mapping[str, Scan] = {}
         self._searched: set[str] = set()
+        self._empty: set[str] = set()
         self._now: dict[str, DrawnScan] = {}
         self._not_compared: dict[str, ServerError] = {}
         self._unread_before: set[str] = set()
@@ -212,9 +213,7 @@ class DrawnScans:
         """Add what is known of a scan to what was found."""
         before, facts = known or ("", ScanFacts())
         drawing, state = _drawing(scan, facts), _state(scan)
-        if scan.is_untold and not is_drawing(facts):
-            return
-        if not (drawing.is_ours or may_be_drawn_label(drawing, self._settings)):
+        if not self._counts(scan, drawing):
             return
         experiment = scan.image_id.experiment
         name = f"{experiment}/{drawing.label}"
@@ -230,11 +229,18 @@ class DrawnScans:
                 found.reasons[name] = _NOWHERE
         elif state:
             found.reasons[name] = reason = self._learner.why(key_of(scan))
-            found.unread.setdefault(experiment, []).append(UnreadDrawing(drawing.label, reason))
+            # Somebody made the scan, and has stored nothing in it yet: what is not there is not newer.
+            if key_of(scan) not in self._empty:
+                found.unread.setdefault(experiment, []).append(UnreadDrawing(drawing.label, reason))
         elif is_drawing(facts) and not drawing.is_ours:
             found.reasons[name] = _EMPTY
             for image in targets.of(scan, facts):
                 found.lost.setdefault(image, []).append(UnreadDrawing(drawing.label, _EMPTY))
+
+    def _counts(self, scan: Scan, drawing: DrawnScan) -> bool:
+        """Return whether a scan holds a drawing, as far as it is known, which the settings do not exclude."""
+        is_known = bool(drawing.kind) or not scan.is_untold
+        return is_known and (drawing.is_ours or may_be_drawn_label(drawing, self._settings))
 
     def _note_unread(self, reasons: dict[str, str]) -> None:
         """Say in the log, once for each, what cannot be read."""
@@ -252,8 +258,13 @@ class DrawnScans:
 
     def _read(self, wanted: _Wanted) -> tuple[str, ScanFacts]:
         scan = wanted.scan
-        facts = wanted.known or read_facts(self._session, scan)
         key = key_of(scan)
+        facts = wanted.known or read_facts(self._session, scan)
+        if facts is None:
+            if key not in self._known():
+                self._empty.add(key)
+            raise TransferError(f"the scan {scan.image_id.scan!r} holds no file now", hint="it is asked again")
+        self._empty.discard(key)
         if facts.kind and not facts.problem and not self._has_series(scan, facts):
             facts = facts._replace(images=find_images(self._session, scan, facts, self._everything.values()))
             self._searched.add(key)

@@ -194,13 +194,22 @@ def drawn_object(source: ObjectSource) -> DrawnObject:
 
 def kind_of_head(head: bytes) -> str:
     """Return whether the first bytes of a file are those of a ``SEG`` or an ``RTSTRUCT``; empty for anything else."""
+    sop_class = _text_of_head(head, _SOP_CLASS)
+    return "SEG" if sop_class in SEG_CLASSES else "RTSTRUCT" if sop_class in RTSTRUCT_CLASSES else ""
+
+
+def instance_of_head(head: bytes) -> str:
+    """Return the SOP Instance UID of a file by its first bytes; empty for anything but DICOM."""
+    return _text_of_head(head, _SOP_INSTANCE)
+
+
+def _text_of_head(head: bytes, tag: int) -> str:
     try:
         with damage_named("a file"):
             dataset = read_partial(io.BytesIO(head), stop_when=lambda tag, vr, length: tag > _SOP_INSTANCE)
-            sop_class = elements.text(dataset, _SOP_CLASS)
+            return elements.text(dataset, tag)
     except LabelFileError:
         return ""
-    return "SEG" if sop_class in SEG_CLASSES else "RTSTRUCT" if sop_class in RTSTRUCT_CLASSES else ""
 
 
 def _source_images(dataset: Dataset) -> Iterator[Dataset]:

@@ -131,8 +131,9 @@ class Delivery:
             if current is not None:
                 arrived = version.with_sidecar(_sidecar_of(entry))
                 self._keep(entry, scan, version)
-                self._outbox.remove(entry)
+                # Before it leaves the outbox: whatever ends this process, the next one makes up for what is missing.
                 self._on_arrival(scan, entry.tag, arrived)
+                self._outbox.remove(entry)
         return version
 
     def mine(self) -> list[Entry]:

@@ -75,12 +75,13 @@ class Labels(StoredLabels):
     def __init__(self, session: Session, catalog: Catalog, images: Images, settings: Settings) -> None:
         super().__init__(session, catalog, images, settings)
         self._deletion = Deletion(session, self._versions, self._files)
-        self._viewer = ViewerCopies(session, catalog, images, self._files)
+        self._viewer = ViewerCopies(session, catalog, images, self._files, self._lookup.find)
         self._delivery = Delivery(
             session, catalog, images, self._outbox, self._versions, self._files, self._viewer.offer
         )
         if self._outbox.entries():
             self._delivery.start(_START_PAUSE)
+        self._viewer.resume()
 
     @property
     def outbox(self) -> Outbox:

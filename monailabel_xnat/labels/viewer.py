@@ -1,8 +1,10 @@
-"""Labels for the XNAT-OHIF viewer: what is safe in XNAT is stored once more, in the background, as a ROI collection.
+"""Labels for viewers: what is safe in XNAT is stored once more, in the background, as a ROI collection, or as a scan.
 
-There is one collection for each image, tag and author, ``<tag>_<scan>_<model or user>_<time of the first>``; a later
-label takes the place of the one before it. What we write is known by its SOP Instance UID, which bears a mark; a
-collection without it was saved by somebody else and is never touched.
+The XNAT-OHIF viewer reads ROI collections. There is one for each image, tag and author, named
+``<tag>_<scan>_<model or user>_<time of the first>``; a later label takes the place of the one before it. XNAT
+Workstation reads scans: where the setting ``label_scan`` says so there is one scan with a SEG for each image and tag.
+What we write is known by its SOP Instance UID, which bears a mark; what has none was saved by somebody else and is
+never touched. What a process could not store before it ended, the next one does.
 """
 
 from __future__ import annotations
@@ -13,15 +15,17 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from monailabel_xnat.catalog import Catalog, Scan
+from monailabel_xnat.client.items import delete, scan_path
 from monailabel_xnat.client.locks import private_folder, writing
 from monailabel_xnat.client.roi import (
+    DICOM_SUFFIX,
     RoiCollection,
     delete_collection,
     id_of_collection,
@@ -31,11 +35,21 @@ from monailabel_xnat.client.roi import (
     read_facts,
     store_seg,
 )
+from monailabel_xnat.client.segscan import find_seg_scan, make_seg_scan, store_seg_scan
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.convert import LabelMap, Segment, read_label, write_seg
-from monailabel_xnat.errors import NotInArchiveError, ServerError, XNATDatastoreError
+from monailabel_xnat.convert.references import instance_of_head
+from monailabel_xnat.errors import (
+    NotInArchiveError,
+    ServerError,
+    UnknownImageError,
+    UnknownLabelError,
+    XNATDatastoreError,
+)
+from monailabel_xnat.ids import safe_name
 from monailabel_xnat.images import Images
 from monailabel_xnat.labels.collections import ROI_FACTS
+from monailabel_xnat.labels.copies import Copies, Copy
 from monailabel_xnat.labels.files import LabelFiles
 from monailabel_xnat.labels.lookup import DRAFT_TAG
 from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion
@@ -54,8 +68,11 @@ _IN_USE = (409, 422)
 _CLICKS = ("foreground", "background", "roi")
 
 
+_COLLECTION, _SCAN = "collection", "scan"
+
+
 class _Copy(NamedTuple):
-    """A label that is to be stored for the viewer; the version has its description."""
+    """A label that is to be stored for a viewer; the version has its description."""
 
     scan: Scan
     tag: str
@@ -63,7 +80,7 @@ class _Copy(NamedTuple):
 
 
 class ViewerCopies:
-    """Stores labels as ROI collections, one after the other, in a thread of its own.
+    """Stores labels as ROI collections and as scans, one after the other, in a thread of its own.
 
     A failure is logged and harms nobody: the label itself is in XNAT by then.
 
@@ -77,15 +94,26 @@ class ViewerCopies:
         Give the DICOM files that a SEG refers to.
     files : LabelFiles
         Give the labels.
+    find : callable
+        Gives the current version of a label of an image.
     """
 
-    def __init__(self, session: Session, catalog: Catalog, images: Images, files: LabelFiles) -> None:
+    def __init__(
+        self,
+        session: Session,
+        catalog: Catalog,
+        images: Images,
+        files: LabelFiles,
+        find: Callable[[Scan, str], LabelVersion],
+    ) -> None:
         self._session = session
         self._settings = session.settings
         self._catalog = catalog
         self._images = images
         self._files = files
-        self._waiting: deque[_Copy] = deque()
+        self._find = find
+        self._copies = Copies(self._settings.server_folder / "roi" / "waiting")
+        self._waiting: deque[tuple[Copy, bool]] = deque()
         self._may_store: dict[str, bool] = {}
         self._start = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -95,13 +123,31 @@ class ViewerCopies:
         """Have a label stored for the viewer, if the settings say so and its image is a DICOM series."""
         resources = image_resources(scan, self._settings)
         is_dicom = bool(resources) and resources[0].label.upper() == "DICOM"
-        was_drawn_there = ROI_FACTS in info_of(version.sidecar)
-        if tag not in self._settings.roi_write or version.suffix != LABEL_MAP or not is_dicom or was_drawn_there:
+        if version.suffix != LABEL_MAP or not is_dicom:
             return
+        origin = info_of(version.sidecar).get(ROI_FACTS)
+        was_drawn = origin is not None
+        was_scan = isinstance(origin, Mapping) and "scan" in origin
+        kinds = [_COLLECTION] if tag in self._settings.roi_write and not was_drawn else []
+        kinds += [_SCAN] if tag in self._settings.label_scan and not was_scan else []
+        image = str(scan.image_id)
+        user = self._session.known_user
+        for kind in kinds:
+            copy = Copy(image, tag, version.name, kind, user, dict(version.sidecar))
+            self._enqueue([(copy, self._copies.add(copy))])
+
+    def resume(self) -> None:
+        """Store what an earlier process did not, in the background."""
+        left = [(copy, True) for copy in self._copies.all()] if not self._settings.read_only else []
+        if left:
+            self._enqueue(left)
+
+    def _enqueue(self, copies: list[tuple[Copy, bool]]) -> None:
+        """Have copies made; each comes with whether it is kept on disk."""
         with self._start:
             if self._deadline is not None:
                 return
-            self._waiting.append(_Copy(scan, tag, version))
+            self._waiting.extend(copies)
             # A forked child has the thread's object, but not the thread.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._work, name="xnat-viewer", daemon=True)
@@ -109,7 +155,7 @@ class ViewerCopies:
                     self._thread.start()
 
     def withdraw(self, scan: Scan, tag: str, versions: Iterable[str]) -> None:
-        """Delete the collections of versions that were removed, where the user may."""
+        """Delete the collections of versions that were removed, and the scan, where the user may."""
         uids = {_uid(scan, tag, version) for version in versions}
         for collection in scan.collections:
             if isinstance(collection, RoiCollection) and collection.uid in uids:
@@ -119,14 +165,23 @@ class ViewerCopies:
                 except ServerError as error:
                     logger.info("the viewer still shows a label that was removed: %s", error)
 
+        if tag not in self._settings.label_scan:
+            return
+        try:
+            found = find_seg_scan(self._session, scan.image_id, _file_name(scan, tag), _is_marked_head)
+            if found:
+                delete(self._session, scan_path(found, is_shared=True))
+        except ServerError as error:
+            logger.info("a scan still shows a label that was removed: %s", error)
+
     def close(self) -> None:
-        """Wait a moment for what is under way; the viewer does not get what is left."""
+        """Wait a moment for what is under way; what is left is stored at the next start."""
         with self._start:
             self._deadline, thread = time.monotonic() + _LONGEST_GOODBYE, self._thread
         if thread is not None and thread.is_alive():
             thread.join(_LONGEST_GOODBYE)
         if self._waiting:
-            logger.info("%d labels were not stored for the viewer; they are safe in XNAT", len(self._waiting))
+            logger.info("%d labels are stored for viewers at the next start; they are safe in XNAT", len(self._waiting))
 
     def _work(self) -> None:
         while True:
@@ -134,15 +189,46 @@ class ViewerCopies:
                 if not self._waiting or (self._deadline is not None and time.monotonic() > self._deadline):
                     self._thread = None
                     return
-                copy = self._waiting.popleft()
+                copy, is_kept = self._waiting.popleft()
             try:
-                self._store(copy)
+                self._make(copy, is_kept)
+            except UnknownImageError as error:  # another datastore, with other projects, may know it
+                logger.debug("a label is not stored for a viewer: %s", error)
+            except UnknownLabelError:
+                self._copies.remove(copy)
             except XNATDatastoreError as error:
+                self._copies.note_failure(copy)
                 logger.warning("a label is safe in XNAT, but the viewer does not show it: %s", type(error).__name__)
                 logger.info("why the viewer does not show a label: %s", error)
             except Exception as error:  # whatever it is, the labels behind this one are still to be shown
+                self._copies.note_failure(copy)
                 logger.warning("a label is safe in XNAT, but the viewer does not show it: %s", type(error).__name__)
                 logger.info("why the viewer does not show a label", exc_info=True)
+
+    def _make(self, wanted: Copy, is_kept: bool) -> None:
+        """Store a label for a viewer, unless another process has, or a later label has come."""
+        if wanted.user not in ("", self._session.user):
+            return
+        scan = self._catalog.scan(wanted.image)
+        with writing(self._settings, f"copy {wanted.name}"):
+            if is_kept and not self._copies.holds(wanted):
+                return
+            version = self._find(scan, wanted.tag)
+            if version.name == wanted.version:
+                copy = _Copy(scan, wanted.tag, version.with_sidecar(wanted.sidecar))
+                (self._store if wanted.kind == _COLLECTION else self._store_scan)(copy)
+            self._copies.remove(wanted)
+
+    def _store_scan(self, copy: _Copy) -> None:
+        image = copy.scan.image_id
+        name = _file_name(copy.scan, copy.tag)
+        folder = private_folder(self._settings.server_folder / "roi")
+        with tempfile.TemporaryDirectory(prefix=".seg-", dir=folder) as scratch:
+            file = Path(scratch, "label.dcm")
+            self._write_seg(copy.scan, copy, _uid(copy.scan, copy.tag, copy.version.name), file)
+            stored = find_seg_scan(self._session, image, name, _is_marked_head)
+            stored = stored or make_seg_scan(self._session, image, name, _title(copy))
+            store_seg_scan(self._session, stored, name, file)
 
     def _store(self, copy: _Copy) -> None:
         image = copy.scan.image_id
@@ -264,6 +350,16 @@ def _named(label: LabelMap, sidecar: Mapping[str, Any]) -> LabelMap:
         for item in sidecar.get("segments") or ()
     ]
     return replace(label, segments=tuple(segments))
+
+
+def _file_name(scan: Scan, tag: str) -> str:
+    """Return the name of the file in the scan that shows a label; it tells our scans apart."""
+    image = scan.image_id
+    return safe_name(f"{tag}_{image.scan}", f"{image.experiment}/{image.scan} {tag}") + DICOM_SUFFIX
+
+
+def _is_marked_head(head: bytes) -> bool:
+    return is_marked(instance_of_head(head))
 
 
 def _is_in_use(error: ServerError) -> bool:

@@ -1,0 +1,111 @@
+"""Copies of labels for viewers that are still to be made, kept on disk: what a process leaves the next one makes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from monailabel_xnat.client.locks import private_folder
+from monailabel_xnat.errors import CacheError
+
+logger = logging.getLogger(__name__)
+
+_MOST_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A label that is to be stored for a viewer.
+
+    Parameters
+    ----------
+    image, tag, version : str
+        Which label: id of the image, tag, and name of the version.
+    kind : str
+        ``collection`` or ``scan``.
+    user : str
+        XNAT's name of the user who saved the label.
+    sidecar : dict
+        The label's description.
+    attempts : int
+        How often it could not be stored.
+    """
+
+    image: str
+    tag: str
+    version: str
+    kind: str
+    user: str
+    sidecar: dict[str, Any] = field(default_factory=dict, compare=False)
+    attempts: int = field(default=0, compare=False)
+
+    @property
+    def name(self) -> str:
+        """What it is kept under: a later version of a label takes the place of an earlier one."""
+        identity = "\n".join((self.image, self.tag, self.kind))
+        return hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+
+
+class Copies:
+    """A folder of copies that are to be made. Where the disk does not take one, it is lost with the process.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when the first one comes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def add(self, copy: Copy) -> bool:
+        """Keep a copy, in the place of one of an earlier version; return whether the disk took it."""
+        try:
+            private_folder(self._folder)
+            part = self._folder / f".{copy.name}.{os.getpid()}"
+            part.write_text(json.dumps(copy.__dict__), encoding="utf-8")
+            part.replace(self._file(copy))
+        except (OSError, CacheError) as error:
+            logger.debug("a copy for a viewer is not kept on disk: %s", error)
+            return False
+        return True
+
+    def remove(self, copy: Copy) -> None:
+        """Forget a copy, unless one of a later version has taken its place."""
+        if self.holds(copy):
+            self._file(copy).unlink(missing_ok=True)
+
+    def note_failure(self, copy: Copy) -> None:
+        """Note that a copy could not be made; after some attempts it is given up."""
+        attempts = copy.attempts + 1
+        if attempts >= _MOST_ATTEMPTS:
+            self.remove(copy)
+        elif self.holds(copy):
+            self.add(Copy(**{**copy.__dict__, "attempts": attempts}))
+
+    def holds(self, copy: Copy) -> bool:
+        """Return whether a copy is still to be made: nobody has made it, and no later label has come."""
+        return _read(self._file(copy)) == copy
+
+    def all(self) -> list[Copy]:
+        """List the copies that are to be made."""
+        try:
+            files = sorted(self._folder.glob("[!.]*.json"))
+        except OSError:
+            return []
+        return [copy for copy in map(_read, files) if copy is not None]
+
+    def _file(self, copy: Copy) -> Path:
+        return self._folder / f"{copy.name}.json"
+
+
+def _read(file: Path) -> Copy | None:
+    try:
+        return Copy(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
