@@ -109,3 +109,9 @@ def test_importing_the_package_loads_no_torch(names):
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert run.stderr.strip() == "[]"
+
+
+def test_no_two_test_files_bear_one_name():
+    """pytest imports them by their bare names: the second of two would end the whole run."""
+    names = [path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"]
+    assert {name for name in names if names.count(name) > 1} == set()
