@@ -200,9 +200,10 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
     def get_image_info(self, image_id: str | XNATScan) -> dict[str, Any]:
         """Give what is known about an image, from memory; {} for an unknown id, on which the XNAT-OHIF viewer relies.
 
-        Own keys: ``name`` (file name for clients), ``path`` and ``checksum`` (once fetched), ``project``, ``subject``,
-        ``experiment``, ``scan``, ``PatientID``, ``StudyInstanceUID``, ``SeriesInstanceUID``, ``StudyDate``,
-        ``Modality``, ``SeriesDescription``; then whatever was stored with :meth:`update_image_info`.
+        Own keys: ``name`` (file name for clients), ``path`` and ``checksum`` (once fetched, unless it must be compared
+        with XNAT first), ``project``, ``subject``, ``experiment``, ``scan``, ``PatientID``, ``StudyInstanceUID``,
+        ``SeriesInstanceUID``, ``StudyDate``, ``Modality``, ``SeriesDescription``; then whatever was stored with
+        :meth:`update_image_info`.
         """
         with errors_for_clients():
             scan = self._find(image_id)

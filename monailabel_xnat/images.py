@@ -145,10 +145,10 @@ class Images:
         return _checksum(entry) if entry else None
 
     def facts(self, scan: Scan) -> dict[str, str]:
-        """Give ``name`` of the image's file, before it is here the likely one, then ``path`` and ``checksum`` as well.
+        """Return ``name`` of the image's file, before it is here the likely one, then ``path`` and ``checksum`` too.
 
-        Where something about it is doubtful, ``image_note`` says what. Makes no request, and takes microseconds; a file
-        that another process has fetched this very moment may be overlooked.
+        These two are left out where the file must first be compared with XNAT's. Where something is doubtful,
+        ``image_note`` says what. Makes no request; what another process fetched this very moment may be overlooked.
         """
         resources = image_resources(scan, self._settings)
         stem = scan.image_id.file_stem
@@ -158,11 +158,11 @@ class Images:
         if entry is None:
             label = resources[0].label if resources else ""
             return {"name": stem if self._form == DICOM else stem + usual_ending(label, f".{self._file_form}")}
-        facts = {"name": entry.path.name, "path": str(entry.path)}
-        if entry.note:
-            facts["image_note"] = entry.note
+        facts = {"name": entry.path.name, **({"image_note": entry.note} if entry.note else {})}
+        if _is_counted(resources[0]) and self._is_due(scan, resources[0], entry):
+            return facts
         checksum = _checksum(entry)
-        return {**facts, "checksum": checksum} if checksum else facts
+        return {**facts, "path": str(entry.path), **({"checksum": checksum} if checksum else {})}
 
     def grid(self, scan: Scan) -> Grid:
         """Return the voxel grid (shape, affine to RAS in mm) of the image as a file; fetches it if need be.

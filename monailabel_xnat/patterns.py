@@ -74,7 +74,8 @@ def matches(patterns: tuple[str, ...], *texts: str) -> bool:
     if not patterns:
         return True
     wanted, unwanted = _compiled(patterns)
-    names = [text.lower() for text in texts]
+    # Blanks around a name are padding of DICOM; a pattern has none.
+    names = [text.strip().lower() for text in texts]
     return (wanted is None or any(map(wanted.match, names))) and not (unwanted and any(map(unwanted.match, names)))
 
 

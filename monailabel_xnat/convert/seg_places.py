@@ -41,10 +41,13 @@ class FramePlace:
         The voxels that it covers.
     drawn_on : frozenset of int
         The slices of the images that it refers to; empty where that is not known.
+    beside : tuple of int
+        By how many columns and rows a frame as large as the slices lies beside them. A smaller one is a part of them.
     """
 
     placement: Placement
     drawn_on: frozenset[int]
+    beside: tuple[int, int] = (0, 0)
 
     def slices(self, mask: npt.NDArray[np.bool_]) -> list[int]:
         """Return the slices (third index) in which a mask of the frame's window has voxels."""
@@ -70,6 +73,7 @@ class Contradictions:
 
     grid: Grid
     _found: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _beside: dict[int, tuple[int, int]] = field(default_factory=dict)
     _turned: set[int] = field(default_factory=set)
 
     @property
@@ -86,6 +90,8 @@ class Contradictions:
             return
         if place.placement.is_turned:
             self._turned.add(frame)
+        if any(place.beside) and mask.any():
+            self._beside[frame] = place.beside
         for marked in place.slices(mask):
             nearest = min(place.drawn_on, key=lambda drawn: abs(drawn - marked))
             known = self._found.get(frame, (0, 0))
@@ -100,21 +106,31 @@ class Contradictions:
         LabelGeometryError
             The message tells which frames, and how far they lie apart.
         """
-        if not self._found:
+        frames = sorted(self._found.keys() | self._beside.keys())
+        if not frames:
             return
-        step = float(voxel_spacing(self.grid.affine)[2])
-        shown = [
-            f"frame {frame + 1} marks slice {marked}, but refers to the image of slice {drawn}, "
-            f"{abs(marked - drawn) * step:.1f} mm away"
-            for frame, (marked, drawn) in sorted(self._found.items())[:_SHOWN]
-        ]
-        more = "; ..." if len(self._found) > _SHOWN else ""
-        farthest = max(abs(marked - drawn) for marked, drawn in self._found.values()) * step
+        shown = [f"frame {frame + 1} {self._where(frame)}" for frame in frames[:_SHOWN]]
+        more = "; ..." if len(frames) > _SHOWN else ""
+        farthest = max(map(self._distance, frames))
         raise LabelGeometryError(
-            f"{len(self._found)} of {count} frames of {name} have positions that contradict the images that they refer "
+            f"{len(frames)} of {count} frames of {name} have positions that contradict the images that they refer "
             f"to, by up to {farthest:.1f} mm: {'; '.join(shown)}{more} (slices count from 0)",
             hint="it was read at neither place; save it again with a newer version of the program that made it",
         )
+
+    def _where(self, frame: int) -> str:
+        if frame in self._found:
+            marked, drawn = self._found[frame]
+            away = f"{abs(marked - drawn) * voxel_spacing(self.grid.affine)[2]:.1f} mm away"
+            return f"marks slice {marked}, but refers to the image of slice {drawn}, {away}"
+        columns, rows = self._beside[frame]
+        return f"lies {columns} columns and {rows} rows beside its image, {self._distance(frame):.1f} mm away"
+
+    def _distance(self, frame: int) -> float:
+        """Return how far a frame lies from the image that it refers to, mm."""
+        marked, drawn = self._found.get(frame, (0, 0))
+        steps = (*self._beside.get(frame, (0, 0)), marked - drawn)
+        return float(np.linalg.norm(np.multiply(steps, voxel_spacing(self.grid.affine))))
 
 
 def place_frames(dataset: Dataset, grid: Grid) -> list[FramePlace]:
@@ -151,7 +167,18 @@ def place_frames(dataset: Dataset, grid: Grid) -> list[FramePlace]:
         )
     # Many segments share one place.
     found = {plane: place_plane(plane, rows, columns, grid) for plane in dict.fromkeys(placed)}
-    return [FramePlace(found[plane], drawn_on.get(frame, frozenset())) for frame, plane in enumerate(placed)]
+    beside = {plane: _beside(placement, (columns, rows), grid) for plane, placement in found.items()}
+    return [
+        FramePlace(found[plane], drawn_on.get(frame, frozenset()), beside[plane]) for frame, plane in enumerate(placed)
+    ]
+
+
+def _beside(placement: Placement, size: tuple[int, int], grid: Grid) -> tuple[int, int]:
+    """Return by how many columns and rows a frame of the size of the slices lies beside them."""
+    across, down = placement.index[:2]
+    if size != grid.shape[:2] or placement.is_turned or not isinstance(across, slice) or not isinstance(down, slice):
+        return 0, 0
+    return across.start - placement.window[1].start, down.start - placement.window[0].start
 
 
 def _drawn_on(dataset: Dataset, grid: Grid) -> dict[int, frozenset[int]]:

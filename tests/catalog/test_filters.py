@@ -58,6 +58,8 @@ def test_a_name_is_taken_as_it_stands_before_it_is_a_pattern(described, open_xna
         (r"\[a\]", "a", False),
         (r"\?", "x", False),
         (r"\!x", "!x", True),
+        ("t1", " T1 ", True),
+        ("!t1", "T1 ", False),
         (r"a\\b", r"a\b", True),
         (r"a\b", r"a\b", True),
         ("a|b", "a", False),

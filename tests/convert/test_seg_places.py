@@ -89,6 +89,17 @@ def test_positions_that_contradict_the_images_are_refused_with_the_numbers(case,
     assert "neither" in caught.value.hint
 
 
+def test_frames_beside_the_images_that_they_refer_to_are_refused_with_the_numbers(case):
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ case.grid.affine
+
+    def shift(dataset):
+        for number, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+            set_position(frame, lps[:3] @ (1, -2, number, 1))
+
+    with pytest.raises(LabelGeometryError, match=r"4 of 4 frames.*frame 1 lies 1 columns and -2 rows beside its image"):
+        read_seg(edited(case, shift, drawn(case)), case.grid)
+
+
 def test_an_orientation_that_contradicts_the_images_is_refused(case):
     def turn(dataset):
         # From the plane of the slices into one across them.

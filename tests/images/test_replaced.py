@@ -52,6 +52,21 @@ def test_a_replaced_image_is_served_after_a_refresh(site, open_datastore):
     assert len(site.sandbox.requests) == asked, "a warm hit makes no request"
 
 
+def test_the_info_of_an_image_does_not_lead_to_a_file_that_may_have_been_replaced(site, open_datastore):
+    datastore = open_datastore()
+    (image,) = datastore.list_images()
+    path = datastore.get_image_uri(image)
+    assert datastore.get_image_info(image)["path"] == path
+    site.put("NIFTI", "image.nii", nifti(0))
+    datastore.refresh()
+    info = datastore.get_image_info(image)
+    assert info["name"] == Path(path).name
+    assert not {"path", "checksum"} & set(info)
+    assert "path" not in datastore.json()["objects"][image]["image"]["info"]
+    assert value_of(datastore.get_image_uri(image)) == 0
+    assert value_of(datastore.get_image_info(image)["path"]) == 0
+
+
 def test_a_refresh_compares_each_image_once(site, open_datastore):
     datastore = open_datastore()
     (image,) = datastore.list_images()
