@@ -39,7 +39,7 @@ _SECRETS = ("password",)
 # Whose default an empty text turns off.
 _MAY_BE_EMPTY = ("roi_tag", "roi_write")
 # Names that other libraries use for a setting, where they do not look like ours.
-_RENAMED = {"server": "api_url", "host": "api_url"}
+_RENAMED = {"server": "api_url", "host": "api_url", "URL": "SERVER", "HOST": "SERVER"}
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 

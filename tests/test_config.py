@@ -199,6 +199,12 @@ def test_an_unknown_environment_variable_is_warned_about_without_its_value(caplo
     assert "hunter2" not in caplog.text
 
 
+def test_a_variable_for_the_address_that_is_none_is_answered_with_the_one_that_is(caplog):
+    Settings.load({"server": "https://x"}, environ={"MONAI_LABEL_XNAT_URL": "https://y"})
+    (record,) = caplog.records
+    assert "did you mean MONAI_LABEL_XNAT_SERVER?" in record.getMessage()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
