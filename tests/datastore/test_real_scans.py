@@ -32,7 +32,6 @@ NOT_ONE_VOLUME = (
     "ct_missing_slice",
     "ct_same_position_notvolume",
     "mr_mixed_orientation",
-    "mr_siemens_mosaic_4d",
 )
 
 pytestmark = pytest.mark.skipif(not SERIES.is_dir(), reason="the real series are not here")
