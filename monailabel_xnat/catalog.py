@@ -232,9 +232,9 @@ class Catalog:
             If those of an image cannot be compared; of all, ``drawn.require_compared`` says so of each.
         """
         if self.drawn.compare(None if scan is None else scan.drawn_scans):
-            self.renew()
+            self._try_to_renew()
         if scan is not None:
-            self.drawn.require_compared(scan)
+            self.drawn.require_compared(self.scan(scan.image_id))
 
     def close(self) -> None:
         """Close what is kept on this disk."""

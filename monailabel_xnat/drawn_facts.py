@@ -99,7 +99,9 @@ def read_facts(session: Session, scan: Scan) -> ScanFacts | None:
     if not is_drawn_scan(scan) and (found.problem or not kind_of_head(head_of_drawn(session, found.remote, _HEAD))):
         return ScanFacts()
     inserted, user = read_makers(session, scan.image_id.experiment).get(scan.image_id.scan, ("", ""))
-    facts, modified = (ScanFacts(problem=found.problem), found.modified) if found.problem else _read(session, found)
+    facts, modified = ScanFacts(folder=found.folder, file=found.remote.path, problem=found.problem), found.modified
+    if not found.problem:
+        facts, modified = _read(session, found)
     stored = stored_when("" if found.problem else inserted, modified, datetime.now(timezone.utc))
     return facts._replace(inserted=inserted, user=user, stored=stored)
 

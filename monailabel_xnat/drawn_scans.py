@@ -167,12 +167,17 @@ class DrawnScans:
             return False
         self._not_compared.pop(key, None)
         now = (found.folder, found.remote.path, content) if found else ("", "", "")
-        if now == (drawing.folder, drawing.file, drawing.content):
+        # Another thread may have read it anew since the caller looked.
+        read = self._now.get(key, drawing)
+        if now == (read.folder, read.file, read.content):
             return False
         known = self._known()
         if key in known:
             # What it was drawn on before stays known until it is read: it may be between deletion and storing.
             known[key] = ("", known[key][1])
+        self._not_compared[key] = TransferError(
+            f"the scan {drawing.id!r} was overwritten, and has not been read yet", hint="ask again in a moment"
+        )
         return True
 
     def _may_hold_drawing(self, scan: Scan) -> bool:
@@ -183,6 +188,7 @@ class DrawnScans:
     def _learn(self, candidates: Mapping[str, Scan]) -> None:
         known = self._known()
         wanted: dict[str, _Wanted] = {}
+        targets = self._targets(candidates)
         for key, scan in candidates.items():
             state = _state(scan)
             if not state:
@@ -190,7 +196,7 @@ class DrawnScans:
             before, facts = known.get(key, ("", None))
             if facts is None or before != state:
                 wanted[key] = _Wanted(scan, state)
-            elif facts.kind and not facts.images and key not in self._searched and not self._has_series(scan, facts):
+            elif facts.kind and not facts.images and key not in self._searched and not targets.of(scan, facts):
                 wanted[key] = _Wanted(scan, state, facts)
         if not self._learner.learn(wanted, _PATIENCE):
             logger.info("reading what scans hold drawings of goes on in the background")
@@ -199,8 +205,7 @@ class DrawnScans:
         known = self._known()
         found = _Found()
         self._now = {}
-        objects = [known[key][1] for key in candidates if key in known]
-        targets = Targets(self._everything, objects)
+        targets = self._targets(candidates)
         for key, scan in candidates.items():
             self._put(scan, known.get(key), targets, found)
         self._note_unread(found.reasons)
@@ -219,6 +224,7 @@ class DrawnScans:
         name = f"{experiment}/{drawing.label}"
         if before == state != "":
             self._now[key_of(scan)] = drawing
+            self._not_compared.pop(key_of(scan), None)
             images = targets.of(scan, facts)
             for image in images:
                 found.by_image.setdefault(image, []).append(drawing)
@@ -269,6 +275,10 @@ class DrawnScans:
             facts = facts._replace(images=find_images(self._session, scan, facts, self._everything.values()))
             self._searched.add(key)
         return wanted.state, facts
+
+    def _targets(self, candidates: Iterable[str]) -> Targets:
+        known = self._known()
+        return Targets(self._everything, (known[key][1] for key in candidates if key in known))
 
     def _has_series(self, scan: Scan, facts: ScanFacts) -> bool:
         return bool(Targets(self._everything, [facts]).of(scan, facts))

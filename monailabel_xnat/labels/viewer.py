@@ -213,8 +213,9 @@ class ViewerCopies:
         with writing(self._settings, f"copy {wanted.name}"):
             if is_kept and not self._copies.holds(wanted):
                 return
+            tags = self._settings.roi_write if wanted.kind == _COLLECTION else self._settings.label_scan
             version = self._find(scan, wanted.tag)
-            if version.name == wanted.version:
+            if wanted.tag in tags and version.name == wanted.version:
                 copy = _Copy(scan, wanted.tag, version.with_sidecar(wanted.sidecar))
                 (self._store if wanted.kind == _COLLECTION else self._store_scan)(copy)
             self._copies.remove(wanted)

@@ -301,3 +301,43 @@ def test_info_can_be_added_to_one(viewer, person, open_datastore):
     assert (info["score"], info["roi_collection"]["scan"]) == (1, "3002")
     assert (label_of(datastore) == array).all()
     assert np.count_nonzero(array)
+
+
+def test_one_that_is_deleted_is_no_label_any_more(viewer, person, open_datastore, xnat_sandbox):
+    array = viewer.save("SEG_1", liver=(3, 9))
+    _, content = viewer.seg(liver=(5, 7))
+    path = person.store_scan("3002", "SEG", content, "drawn")
+    datastore = open_datastore(max_age=1e6)
+    assert not (label_of(datastore) == array).all()
+    person.http.delete(f"{xnat_sandbox.url}{path}?removeFiles=true").raise_for_status()
+    assert (label_of(datastore) == array).all()
+    assert len(datastore.datalist()) == 1
+
+
+def test_while_the_list_cannot_be_renewed_what_was_overwritten_is_not_used(viewer, person, meddler, open_datastore):
+    _, content = viewer.seg(liver=(5, 7))
+    path = person.store_scan("3002", "SEG", content, "drawn")
+    datastore = open_datastore(server=meddler.url, max_age=1e6)
+    label_of(datastore)
+    array, content = viewer.seg(liver=(4, 9))
+    person.overwrite_scan(path, "SEG", content)
+    meddler.change(r"/experiments$", lambda answer: answer._replace(body=answer.body[:-20]))
+    with pytest.raises(XNATDatastoreError):
+        label_of(datastore)
+    assert datastore.datalist() == []
+    meddler.stop()
+    datastore.refresh()
+    assert (label_of(datastore) == array).all()
+
+
+def test_several_objects_in_one_scan_are_not_guessed_at(viewer, person, xnat_sandbox, open_datastore):
+    viewer.save("SEG_1", liver=(3, 9))
+    _, content = viewer.seg(liver=(5, 7))
+    path = person.store_scan("3002", "SEG", content, "drawn")
+    person.put(f"{path}/resources/DICOM/files/another.dcm", content)
+    datastore = open_datastore(max_age=1e6)
+    assert datastore.datalist() == []
+    assert "2 DICOM files" in datastore.status()["left_out"][only(datastore)]
+    before = len(xnat_sandbox.requests)
+    datastore.datalist()
+    assert not any(served.path.endswith("/projects/P/experiments") for served in list(xnat_sandbox.requests)[before:])
