@@ -54,9 +54,7 @@ class Tally:
                 if drawn != self._drawn.get(image, 0):
                     self._put_drawn(image, drawn)
         if self._all_drawn and not drawn_before:
-            logger.info(
-                "%d ROI collections saved in the viewer count as labels (settings roi_tag, roi_label)", self._all_drawn
-            )
+            logger.info("%d drawings saved in viewers count as labels (settings roi_tag, roi_label)", self._all_drawn)
 
     def counts(self) -> dict[str, int]:
         """Count the images that have a label, by tag."""
