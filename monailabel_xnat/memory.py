@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -174,7 +174,10 @@ def _decoded(content: str) -> Any | None:
 
 def _opened(file: Path) -> sqlite3.Connection:
     private_folder(file.parent)
-    os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))  # sqlite would make it readable for others
+    # sqlite would make a file that others can read. One that is there is not touched: closing any handle of a file
+    # drops all locks that this process holds on it, those of sqlite too (https://www.sqlite.org/howtocorrupt.html).
+    with suppress(FileExistsError):
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     database = sqlite3.connect(file, timeout=_PATIENCE, check_same_thread=False)
     try:
         with closing(database.execute("PRAGMA journal_mode = WAL")) as found:

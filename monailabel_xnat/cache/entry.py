@@ -157,9 +157,13 @@ def seal(made: Path) -> tuple[int, str]:
     if made.is_symlink():
         return 0, ""
     # Several at a time: the disk takes a journal's worth of files at once, and hundreds in turn for seconds.
-    with ThreadPoolExecutor(_SYNCED_AT_A_TIME) as pool:
-        sizes = pool.map(_sync_file, files_of(made))
-        digest = digest_of(made)
+    files = files_of(made)
+    try:
+        with ThreadPoolExecutor(_SYNCED_AT_A_TIME) as pool:
+            sizes = pool.map(_sync_file, files)
+            digest = digest_of(made)
+    except RuntimeError:  # Python is ending and starts no more threads; what is under way is still brought to its end
+        return sum(map(_sync_file, files)), digest_of(made)
     return sum(sizes), digest
 
 

@@ -61,9 +61,11 @@ def organs_on(image, folder):
 @pytest.fixture(scope="module")
 def radiology(archive, tmp_path_factory):
     folder = tmp_path_factory.mktemp("radiology")
-    conf = {"datastore": "xnat", "xnat_project": "SPLEENS", **SPLEEN}
+    conf = {"datastore": "xnat", "xnat_project": "SPLEENS", "skip_scoring": "false", **SPLEEN}
     app = copied_app("radiology", folder)
-    with label_server(app, archive.url, conf, environment(archive, folder)) as url:
+    # Scoring is asked for by the test, not started by each training and next sample beside it.
+    environ = {**environment(archive, folder), "MONAI_LABEL_AUTO_UPDATE_SCORING": "false"}
+    with label_server(app, archive.url, conf, environ) as url:
         yield url, app
 
 

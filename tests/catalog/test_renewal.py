@@ -9,6 +9,7 @@ import pytest
 from archive_rows import make_scan
 
 from monailabel_xnat.catalog import Catalog
+from monailabel_xnat.client import rows
 from monailabel_xnat.client.retry import Backoff
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
@@ -135,24 +136,20 @@ def test_a_renewal_that_dies_by_an_unforeseen_error_is_told_and_not_started_at_e
     ids=str,
 )
 def test_odd_values_in_a_listing_end_no_renewal(xnat_sandbox, catalog, monkeypatch, odd):
-    import monailabel_xnat.listing as listing
-
-    whole = listing.read_listing
+    whole = rows.read_listing
 
     def with_odd_values(session, path, query, read):
-        return whole(session, path, query, lambda rows: read([{**row, **odd} for row in rows]))
+        return whole(session, path, query, lambda found: read([{**row, **odd} for row in found]))
 
-    monkeypatch.setattr(listing, "read_listing", with_odd_values)
+    monkeypatch.setattr(rows, "read_listing", with_odd_values)
     assert len(catalog.scans()) == 1
 
 
 def test_a_listing_in_a_form_that_is_not_known_is_an_error_of_ours(catalog, monkeypatch):
-    import monailabel_xnat.listing as listing
-
     def fail(session, path, query, read):
         raise KeyError("surprise")
 
-    monkeypatch.setattr(listing, "read_listing", fail)
+    monkeypatch.setattr(rows, "read_listing", fail)
     with pytest.raises(ServerError, match="surprise"):
         catalog.scans()
 
