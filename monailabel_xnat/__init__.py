@@ -40,8 +40,8 @@ if TYPE_CHECKING:
         XNATDatastoreError,
     )
     from monailabel_xnat.ids import ImageId, LabelId
-    from monailabel_xnat.prefetch import PrefetchReport, Progress
-    from monailabel_xnat.trainingset import TrainingSet
+    from monailabel_xnat.images.prefetch import PrefetchReport, Progress
+    from monailabel_xnat.training.trainingset import TrainingSet
 
 __version__ = "0.1.0"
 
@@ -78,8 +78,8 @@ _NAMES = {
         "XNATDatastoreError",
     ),
     "ids": ("ImageId", "LabelId"),
-    "prefetch": ("PrefetchReport", "Progress"),
-    "trainingset": ("TrainingSet",),
+    "images.prefetch": ("PrefetchReport", "Progress"),
+    "training.trainingset": ("TrainingSet",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -1,9 +1,9 @@
 """MONAI Label's datastore over an XNAT archive: the whole product on a few screens.
 
 Images are XNAT scans with the id ``project/subject/experiment/scan``; the id of a label is that of its image, and the
-tag tells which one. What is done is done elsewhere: :mod:`~monailabel_xnat.catalog` knows what exists,
-:mod:`~monailabel_xnat.images` fetches and converts, :mod:`~monailabel_xnat.labels` stores and reads labels,
-:mod:`~monailabel_xnat.info` remembers.
+tag tells which one. What is done is done elsewhere: :mod:`~monailabel_xnat.catalog.catalog` knows what exists,
+:mod:`~monailabel_xnat.images.images` fetches and converts, :mod:`~monailabel_xnat.labels` stores and reads labels,
+:mod:`~monailabel_xnat.images.info` remembers.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from typing import Any, BinaryIO
 from monailabel.interfaces.datastore import Datastore
 from typing_extensions import Unpack
 
-from monailabel_xnat.additions import Additions
-from monailabel_xnat.arguments import ARGUMENTS, SettingArguments
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client.graph import Graph, XNATScan, XNATSession
 from monailabel_xnat.client.session import Session, server_of
-from monailabel_xnat.client_errors import errors_for_clients
 from monailabel_xnat.config import Settings, refuse_unknown
-from monailabel_xnat.credentials import settings_beside
-from monailabel_xnat.dataset import TRAINING_TAG, Dataset
-from monailabel_xnat.description import Description, default_texts
 from monailabel_xnat.errors import InvalidIdError, UnknownImageError, UnknownLabelError
+from monailabel_xnat.facade.arguments import ARGUMENTS, SettingArguments
+from monailabel_xnat.facade.client_errors import errors_for_clients
+from monailabel_xnat.facade.credentials import settings_beside
+from monailabel_xnat.facade.description import Description, default_texts
+from monailabel_xnat.facade.reopening import Reopening
+from monailabel_xnat.facade.views import Views
+from monailabel_xnat.facade.xnatside import XnatSide
 from monailabel_xnat.images import Images
-from monailabel_xnat.info import ImageInfos
+from monailabel_xnat.images.additions import Additions
+from monailabel_xnat.images.info import ImageInfos
+from monailabel_xnat.images.prefetch import PrefetchReport, Progress
 from monailabel_xnat.labels import Labels
 from monailabel_xnat.labels.history import summary_of
 from monailabel_xnat.labels.tags import text_of
-from monailabel_xnat.nextsamples import likely_next
-from monailabel_xnat.prefetch import PrefetchReport, Progress
-from monailabel_xnat.reopening import Reopening
-from monailabel_xnat.trainingset import TrainingSet
-from monailabel_xnat.views import Views
-from monailabel_xnat.xnatside import XnatSide
+from monailabel_xnat.training.dataset import TRAINING_TAG, Dataset
+from monailabel_xnat.training.nextsamples import likely_next
+from monailabel_xnat.training.trainingset import TrainingSet
 
 logger = logging.getLogger(__name__)
 

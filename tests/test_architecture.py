@@ -14,25 +14,17 @@ PACKAGE = Path(__file__).parents[1] / "monailabel_xnat"
 
 # From the ground up: a part may import from its own layer and those before it.
 LAYERS = (
-    {"ids", "errors", "jsonable", "patterns", "marks"},
-    {"config", "credentials", "arguments"},
+    {"ids", "errors", "jsonable", "patterns"},
+    {"config"},
     {"client"},
     {"convert"},
-    {
-        *("comparisons", "memory", "learning", "listing", "selection", "snapshot", "catalog", "cache", "projects"),
-        *("roi_references", "drawn_facts", "drawn_scans"),
-    },
-    {"images", "imageworker", "novolumes", "localfiles", "maker", "mounted", "prefetch", "additions", "new_scans"},
+    {"catalog"},
+    {"images"},
     {"labels"},
-    {"manifest", "trainingset", "seriesfolders"},
-    {"info", "description", "dataset", "views"},
-    {"nextsamples"},
-    {"client_errors"},
-    {"reopening", "xnatside"},
+    {"training"},
+    {"facade"},
     {"datastore"},
-    {"volumes"},
     {"app"},
-    {"launcher"},
     {"cli", "pytest_plugin"},
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
@@ -42,7 +34,7 @@ WITNESS_MAY_IMPORT = {"sandbox", "ids", "errors"}
 HOMES = {
     "xnat": {"client"},
     "requests": {"client"},
-    "monailabel": {"datastore", "app", "client_errors", "launcher", "volumes"},
+    "monailabel": {"datastore", "app", "facade"},
     "torch": set(),
     "monai": set(),
 }

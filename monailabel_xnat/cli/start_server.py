@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the server until it is stopped."""
-    from monailabel_xnat.launcher import start_server
+    from monailabel_xnat.app.launcher import start_server
 
     start_server(args.arguments)
     return 0

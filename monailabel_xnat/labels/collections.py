@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from monailabel_xnat.catalog import Scan
+from monailabel_xnat.catalog.memory import Memory
+from monailabel_xnat.catalog.selection import drawn_labels, is_label, is_of_unread_kind, may_be_drawn_label
 from monailabel_xnat.client.drawn import PREFIX, Drawing, DrawnScan, UnreadDrawing, fetch_drawn
 from monailabel_xnat.client.locks import private_folder
 from monailabel_xnat.client.roi import (
@@ -36,8 +38,6 @@ from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion, version_name
 from monailabel_xnat.labels.outbox import sha256_of
 from monailabel_xnat.labels.sidecar import completed, decode, describe, encode
 from monailabel_xnat.labels.values import with_values
-from monailabel_xnat.memory import Memory
-from monailabel_xnat.selection import drawn_labels, is_label, is_of_unread_kind, may_be_drawn_label
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from monailabel_xnat.catalog.listing import Scan
+from monailabel_xnat.catalog.memory import Memory
 from monailabel_xnat.client.files import RemoteFile
 from monailabel_xnat.client.items import resource_path
 from monailabel_xnat.client.session import Session
@@ -17,8 +19,6 @@ from monailabel_xnat.errors import NotInArchiveError
 from monailabel_xnat.labels.form import require_description
 from monailabel_xnat.labels.model import SIDECAR, LabelVersion
 from monailabel_xnat.labels.sidecar import encode, info_of
-from monailabel_xnat.listing import Scan
-from monailabel_xnat.memory import Memory
 
 _KIND = "label description"
 

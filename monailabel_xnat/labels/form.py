@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from monailabel_xnat.catalog.listing import Scan
 from monailabel_xnat.errors import InvalidIdError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.labels.tags import resource_of
-from monailabel_xnat.listing import Scan
 
 
 def require_description(description: Mapping[str, Any], scan: Scan, resource: str, digest: str) -> None:

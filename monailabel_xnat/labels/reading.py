@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
+from monailabel_xnat.catalog.selection import drawn_labels
 from monailabel_xnat.client.drawn import Drawing, DrawnScan
 from monailabel_xnat.client.imagefile import true_ending
 from monailabel_xnat.client.session import Session
@@ -49,7 +50,6 @@ from monailabel_xnat.labels.tags import resource_of, text_of
 from monailabel_xnat.labels.tally import Tally
 from monailabel_xnat.labels.values import differing_values, write_mapped
 from monailabel_xnat.labels.versions import BUILT_IN_RESOURCE, Versions
-from monailabel_xnat.selection import drawn_labels
 
 logger = logging.getLogger(__name__)
 

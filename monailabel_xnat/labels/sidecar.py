@@ -32,11 +32,11 @@ from typing import Any
 
 import numpy as np
 
+from monailabel_xnat.catalog.listing import Scan
 from monailabel_xnat.convert import LabelMap, Segment
 from monailabel_xnat.convert.geometry import axis_codes
 from monailabel_xnat.convert.segments import voxel_counts
 from monailabel_xnat.jsonable import resized
-from monailabel_xnat.listing import Scan
 
 FORMAT_VERSION = 1
 

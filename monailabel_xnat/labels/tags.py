@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from monailabel_xnat.catalog.selection import OWN_RESOURCES
 from monailabel_xnat.errors import LabelError
-from monailabel_xnat.selection import OWN_RESOURCES
 
 # With these XNAT holds what is no label; compared without case, as some of its databases and file systems do.
 RESERVED = frozenset({"info", "datastore"})

@@ -14,9 +14,9 @@ from monailabel_xnat.client import items
 from monailabel_xnat.client.files import RemoteFile, modified_at
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.smallfiles import list_whole
-from monailabel_xnat.comparisons import Comparisons
 from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError, TransferError
 from monailabel_xnat.ids import ImageId
+from monailabel_xnat.images.comparisons import Comparisons
 from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion, versions_among
 from monailabel_xnat.patterns import fits
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monailabel_xnat.catalog import Catalog, Scan
+from monailabel_xnat.catalog.selection import image_resources
 from monailabel_xnat.client.items import delete, scan_path
 from monailabel_xnat.client.locks import private_folder, writing
 from monailabel_xnat.client.roi import (
@@ -55,7 +56,6 @@ from monailabel_xnat.labels.lookup import DRAFT_TAG
 from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion
 from monailabel_xnat.labels.sidecar import info_of
 from monailabel_xnat.labels.tags import resource_of
-from monailabel_xnat.selection import image_resources
 
 logger = logging.getLogger(__name__)
 

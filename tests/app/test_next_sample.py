@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     from monailabel.tasks.activelearning.first import First
     from monailabel.tasks.activelearning.random import Random
 
-    from monailabel_xnat.volumes import without_others
+    from monailabel_xnat.app.volumes import without_others
 
 
 class HeuristicPlanner:

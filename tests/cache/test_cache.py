@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from monailabel_xnat.cache import Cache, Entry
 from monailabel_xnat.errors import CacheError
+from monailabel_xnat.images.cache import Cache, Entry
 
 
 def make(
@@ -230,7 +230,7 @@ def test_holding_another_set_gives_up_the_one_before(tmp_path):
 MAKE_AND_DIE = """
 import os, sys
 from pathlib import Path
-from monailabel_xnat.cache import Cache
+from monailabel_xnat.images.cache import Cache
 cache = Cache(Path(sys.argv[1]))
 with cache.lock("one"), cache.making("one") as part:
     (part / "half").write_bytes(b"half")

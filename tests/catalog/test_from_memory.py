@@ -10,8 +10,8 @@ import pytest
 import requests
 from monailabel.tasks.activelearning.random import Random
 
+from monailabel_xnat.catalog.listing import fold
 from monailabel_xnat.ids import ImageId
-from monailabel_xnat.listing import fold
 
 SESSIONS, SCANS = 30, 4
 

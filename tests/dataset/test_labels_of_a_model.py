@@ -6,8 +6,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from monailabel_xnat.app import values_of
-from monailabel_xnat.dataset import labels_of_model
+from monailabel_xnat.app.mixin import values_of
+from monailabel_xnat.training.dataset import labels_of_model
 
 NAMES = {"liver": 1, "spleen": 2, "kidneys": 3}
 

@@ -14,7 +14,7 @@ from fastapi import HTTPException
 from volumes import Volumes, refuse
 
 from monailabel_xnat import errors
-from monailabel_xnat.client_errors import errors_for_clients
+from monailabel_xnat.facade.client_errors import errors_for_clients
 
 PROJECT = "P"
 PASSWORD = "hunter2-of-the-test"

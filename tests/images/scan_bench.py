@@ -13,11 +13,11 @@ sys.path[:0] = [str(Path(__file__).parents[1] / part) for part in ("client", "co
 from archive_double import ArchiveDouble  # noqa: E402
 from series_writer import SeriesWriter  # noqa: E402
 
+from monailabel_xnat.catalog.listing import Resource, Scan  # noqa: E402
 from monailabel_xnat.client.session import Session, quoted  # noqa: E402
 from monailabel_xnat.config import Settings  # noqa: E402
 from monailabel_xnat.ids import ImageId  # noqa: E402
-from monailabel_xnat.images import Images  # noqa: E402
-from monailabel_xnat.listing import Resource, Scan  # noqa: E402
+from monailabel_xnat.images.images import Images  # noqa: E402
 
 
 def make_scan(*resources: Resource, number: str = "1") -> Scan:

@@ -10,7 +10,6 @@ import pytest
 import SimpleITK
 from scan_bench import make_series
 
-from monailabel_xnat.additions import Additions
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client.files import list_files
 from monailabel_xnat.client.session import Session, quoted
@@ -24,6 +23,7 @@ from monailabel_xnat.errors import (
     TransferError,
 )
 from monailabel_xnat.images import Images
+from monailabel_xnat.images.additions import Additions
 from monailabel_xnat.sandbox import Sandbox
 
 

@@ -20,10 +20,10 @@ import SimpleITK
 from pydicom.uid import generate_uid
 from scan_bench import fetch, make_scan, make_series
 
+from monailabel_xnat.catalog.listing import Resource
 from monailabel_xnat.client.session import quoted
 from monailabel_xnat.convert import dicom_to_nifti
 from monailabel_xnat.errors import CacheError, ImageError, NoImageError, ServerError, TransferError
-from monailabel_xnat.listing import Resource
 
 
 def nifti(values, path):

@@ -11,8 +11,8 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 import pytest
 from scan_bench import make_scan, make_series
 
-from monailabel_xnat.listing import Resource
-from monailabel_xnat.prefetch import BackgroundPrefetch
+from monailabel_xnat.catalog.listing import Resource
+from monailabel_xnat.images.prefetch import BackgroundPrefetch
 
 
 @pytest.fixture

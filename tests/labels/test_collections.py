@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 from viewer import PROJECT, only, own_label
 
-from monailabel_xnat import roi_references
+from monailabel_xnat.catalog import roi_references
 from monailabel_xnat.client.files import list_files
 from monailabel_xnat.client.roi import RoiCollection, is_marked, marked_uid, stored_at
 from monailabel_xnat.errors import LabelError

@@ -9,9 +9,9 @@ from test_delivery import away, save_in_vain  # noqa: F401 - a fixture
 from test_viewer import collections, datastore, wait_for  # noqa: F401 - a fixture
 from viewer import only, own_label
 
-from monailabel_xnat.additions import Additions
 from monailabel_xnat.cli.main import main
 from monailabel_xnat.errors import CacheError, ServerError
+from monailabel_xnat.images.additions import Additions
 from monailabel_xnat.labels import outbox
 
 

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from monailabel_xnat.catalog.listing import Scan
 from monailabel_xnat.convert import LabelMap, Segment
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.labels.sidecar import decode, describe, encode, name_segments
-from monailabel_xnat.listing import Scan
 
 TEXTS = dict.fromkeys(Scan._fields, "")
 SCAN = Scan(**{**TEXTS, "image_id": ImageId("P", "S", "E", "1"), "series_uid": "1.2.3", "frames": 4, "resources": ()})

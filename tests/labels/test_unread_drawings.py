@@ -11,7 +11,7 @@ from label_archive import voxels
 from meddler import Answer, Meddler
 from viewer import PROJECT, only, own_label
 
-from monailabel_xnat import roi_references
+from monailabel_xnat.catalog import roi_references
 from monailabel_xnat.errors import UnreadDrawingError, XNATDatastoreError
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import requests
 
+from monailabel_xnat.catalog.memory import Fact, Memory
 from monailabel_xnat.config import Settings
-from monailabel_xnat.memory import Fact, Memory
 
 IMAGES = 6
 SHAPE = (5, 4, 3)

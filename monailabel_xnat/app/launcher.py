@@ -1,0 +1,171 @@
+"""The start of an unmodified MONAI Label app on XNAT.
+
+MONAI Label builds an app from the file ``main.py`` in the folder of the app: in the server, in each of its workers, and
+again in every process that it starts for training, batch inference and scoring. To reach all of them without a change
+to the app, the server is given another folder, the *stand-in*. Its ``main.py`` loads the real one and puts
+:class:`~monailabel_xnat.app.mixin.XNATAppMixin` before the class that it finds there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.main import Main
+from platformdirs import user_data_path
+
+from monailabel_xnat.app.mixin import DATASTORE_NAME, XNATAppMixin, chosen_datastore
+from monailabel_xnat.errors import CacheError, SettingsError
+
+logger = logging.getLogger(__name__)
+
+# The folders that MONAI Label makes in an app's folder when the server starts. The stand-in links to the real ones, so
+# that logs and models are where the user of the app looks for them. ``lib`` is not linked: the app imports its own.
+_FOLDERS = ("bin", "logs", "model")
+_REAL_MODULE = "monailabel_xnat_real_app"
+_STAND_IN = '''\
+"""Made by `monailabel-xnat start_server`: the app in the folder below, with its images and labels in XNAT."""
+
+from monailabel_xnat.app.launcher import app_on_xnat
+
+App = app_on_xnat({folder!r})
+'''
+
+
+def start_server(arguments: Sequence[str]) -> None:
+    """Start the MONAI Label server; returns when the server ends.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        The options of ``monailabel start_server``, all of them. Without a choice of the datastore (``--conf datastore``
+        or ``MONAI_LABEL_DATASTORE``) an address in ``--studies`` is that of an XNAT.
+
+    Raises
+    ------
+    SettingsError
+        If the app's folder holds no ``main.py``.
+    CacheError
+        If the stand-in for the app's folder cannot be made.
+    """
+    program, sys.argv = sys.argv, ["monailabel-xnat", "start_server", *arguments]
+    try:
+        _Launcher(actions="start_server").run()
+    finally:
+        sys.argv = program
+
+
+def app_on_xnat(folder: str) -> type[MONAILabelApp]:
+    """Return a class for the app in a folder, with XNAT as its datastore where that was asked for.
+
+    Parameters
+    ----------
+    folder : str
+        The folder of the real app. The app is built with this folder, so that its models and downloads stay there.
+
+    Raises
+    ------
+    SettingsError
+        If there is no app in it.
+    """
+    real = _app_class(_loaded(Path(folder)), folder)
+
+    def start(self: Any, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        real.__init__(self, app_dir=folder, studies=studies, conf=conf)
+
+    # MONAI Label takes the first class of main.py that names MONAILabelApp among its direct bases.
+    bases = (real, MONAILabelApp) if issubclass(real, XNATAppMixin) else (XNATAppMixin, real, MONAILabelApp)
+    return type(real.__name__, bases, {"__init__": start, "__module__": real.__module__, "__doc__": real.__doc__})
+
+
+class _Launcher(Main):  # type: ignore[misc]
+    """MONAI Label's own launcher, which is given the stand-in in place of the app's folder."""
+
+    def start_server_validate_args(self, args: Any) -> None:
+        super().start_server_validate_args(args)
+        args.conf = args.conf or []
+        if args.studies.startswith(("http://", "https://")) and not chosen_datastore(dict(args.conf)):
+            args.conf.append(["datastore", DATASTORE_NAME])
+            logger.info("no datastore was chosen: %s is taken for an XNAT (--conf datastore xnat)", args.studies)
+        if chosen_datastore(dict(args.conf)) != DATASTORE_NAME:
+            logger.info("another datastore than XNAT was chosen: the app is started as it is")
+            return
+        real = Path(args.app)
+        args.app = str(_stand_in(real))
+        os.environ["PATH"] += os.pathsep + str(real / "bin")
+        # Lazy imports and spawned workers look for the app's own packages here.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(real))))
+
+
+def _stand_in(real: Path) -> Path:
+    """Make the folder that stands for the app's folder, one for each app of this user."""
+    if not (real / "main.py").is_file():
+        raise SettingsError(f"there is no MONAI Label app in {real}: it has no main.py", hint="check --app")
+    name = f"{real.name}-{hashlib.sha256(str(real).encode()).hexdigest()[:12]}"
+    folder = user_data_path("monailabel_xnat", appauthor=False) / "apps" / name
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for part in _FOLDERS:
+            _link(folder / part, real / part)
+        text = _STAND_IN.format(folder=str(real))
+        program = folder / "main.py"
+        # Another server of the same app may be reading the file: it is written only where it differs.
+        if not program.is_file() or program.read_text(encoding="utf-8") != text:
+            new = folder / f"main.py.{os.getpid()}"
+            new.write_text(text, encoding="utf-8")
+            new.replace(program)
+    except OSError as error:
+        raise CacheError(
+            f"cannot make the folder {folder}: {error.strerror or error}",
+            hint="make it writable, or set XDG_DATA_HOME to a folder that is",
+        ) from error
+    return folder
+
+
+def _link(link: Path, target: Path) -> None:
+    """Link to a folder of the real app; where that is not possible, MONAI Label makes a folder of that name here."""
+    if link.exists():
+        return
+    try:
+        target.mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target, target_is_directory=True)
+    except OSError as error:
+        logger.info("%s is kept in %s: %s", link.name, link.parent, error.strerror)
+
+
+def _loaded(folder: Path) -> ModuleType:
+    """Execute the real ``main.py``, with its folder on the module search path, where it stays."""
+    program = folder / "main.py"
+    spec = importlib.util.spec_from_file_location(_REAL_MODULE, program)
+    if spec is None or spec.loader is None or not program.is_file():
+        raise SettingsError(f"there is no MONAI Label app in {folder}: it has no main.py", hint="check --app")
+    # First place, as MONAI Label has it while it loads an app. The place stays, for some apps import parts of
+    # themselves later, and processes that Python spawns take the path over.
+    if str(folder) in sys.path:
+        sys.path.remove(str(folder))
+    sys.path.insert(0, str(folder))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[_REAL_MODULE] = module  # pickling looks the app's classes up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _app_class(module: ModuleType, folder: str) -> type[MONAILabelApp]:
+    """Find the app as MONAI Label does: the first class, by name, that has MONAILabelApp among its direct bases."""
+    for _, found in inspect.getmembers(module, inspect.isclass):
+        if any(base.__name__ == MONAILabelApp.__name__ for base in found.__bases__):
+            return found
+    raise SettingsError(
+        f"there is no MONAI Label app in {folder}: no class in its main.py is derived from MONAILabelApp",
+        hint="check --app",
+    )

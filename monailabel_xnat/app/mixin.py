@@ -1,0 +1,218 @@
+"""How a MONAI Label app is told to use XNAT."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monailabel.config import settings as monailabel_settings
+
+from monailabel_xnat.app import volumes
+from monailabel_xnat.datastore import XNATDatastore
+from monailabel_xnat.errors import ImageError, XNATDatastoreError
+from monailabel_xnat.training.dataset import labels_of_model
+
+if TYPE_CHECKING:
+    from monailabel.interfaces.datastore import Datastore
+
+logger = logging.getLogger(__name__)
+
+DATASTORE_NAME = "xnat"
+
+_CHOICE = "MONAI_LABEL_DATASTORE"
+_BACKGROUND = "background"
+# How often a strategy is asked for a next sample, if what it chooses turns out to be no volume.
+_TRIES = 10
+
+# Settings of other programs without which MONAI Label 0.8.5 fails in a fresh environment; whoever sets them, decides.
+# mlflow 3 refuses the folder of files in which MONAI Label tracks a training, and every training would end in an error
+# (https://github.com/Project-MONAI/MONAILabel, monailabel/tasks/train/basic_train.py: tracking is on by default).
+_SAFE_DEFAULTS = {"MLFLOW_ALLOW_FILE_STORE": "true"}
+
+
+class XNATAppMixin:
+    """Gives an app the XNAT datastore with ``--conf datastore xnat`` or ``MONAI_LABEL_DATASTORE=xnat``.
+
+    Name it first, and MONAI Label's class beside it, for MONAI Label looks for an app among classes that name it::
+
+        class MyApp(XNATAppMixin, MONAILabelApp): ...
+
+    XNAT's address comes from ``--studies``, user and password from ``MONAI_LABEL_XNAT_USERNAME`` and
+    ``MONAI_LABEL_XNAT_PASSWORD`` or ``~/.netrc``, other settings from ``--conf xnat_<setting> <value>``. The same
+    holds in the processes that MONAI Label starts for training, batch inference and scoring. Without the choice
+    the app keeps the datastore it would have had.
+    """
+
+    studies: str
+    conf: dict[str, str]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a class in which another one answers for the datastore before the mixin does."""
+        super().__init_subclass__(**options)
+        for other in cls.__mro__[: cls.__mro__.index(XNATAppMixin)]:
+            decides = {"init_datastore", "init_remote_datastore"} & vars(other).keys()
+            if decides and not issubclass(other, XNATAppMixin):
+                raise TypeError(
+                    f"class {cls.__name__} would not use XNAT: {other.__name__} comes before XNATAppMixin; "
+                    f"name XNATAppMixin first: class {cls.__name__}(XNATAppMixin, {other.__name__})"
+                )
+
+    def init_datastore(self) -> Datastore:
+        """Make the datastore that was asked for; called by MONAI Label when the app starts."""
+        for name, value in _SAFE_DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        if not self._wants_xnat():
+            return super().init_datastore()  # type: ignore[misc]
+        volumes.spare_planners(self)
+        datastore = super().init_datastore() if self._is_remote() else self.init_remote_datastore()  # type: ignore[misc]
+        if not isinstance(datastore, XNATDatastore):
+            logger.warning("the app chose %s by itself; replaced by XNAT as asked", type(datastore).__name__)
+            datastore = self._xnat_datastore()
+        return datastore
+
+    def init_remote_datastore(self) -> Datastore:
+        """Make the XNAT datastore, or hand on; apps such as pathology override this in MONAI Label."""
+        if not self._wants_xnat():
+            return super().init_remote_datastore()  # type: ignore[misc]
+        return self._xnat_datastore()
+
+    def train(self, request: Mapping[str, Any]) -> Any:
+        """Train a model on labels with the values that this model means, by their names.
+
+        Viewers and models number structures as they like. Where the setting ``labels`` is empty, the names and values
+        of the model that is trained count, never those of the app, which may have several models.
+        """
+        datastore = self.datastore()  # type: ignore[attr-defined]
+        if not isinstance(datastore, XNATDatastore):
+            return super().train(request)  # type: ignore[misc]
+        with labels_of_model(self._labels_of(str(request.get("model", "")))):
+            result = super().train(request)  # type: ignore[misc]
+        # MONAI Label shows only the last lines of a training to clients; what was said at its start has scrolled away.
+        for name, effect in datastore.status().get("label_names", {}).items():
+            logger.warning("labels in the training set: %s %s", name, effect)
+        return result
+
+    def _labels_of(self, model: str) -> dict[str, int]:
+        """Return name and value of what a model segments: as its trainer says, its bundle, or the model itself."""
+        trainer = self._trainers.get(model)  # type: ignore[attr-defined]
+        if trainer is None:  # MONAI Label says so
+            return {}
+        bundle = getattr(trainer, "bundle_metadata_path", None)
+        if bundle:
+            return values_of(_channels_of(Path(bundle)))
+        model_task = self._infers.get(model)  # type: ignore[attr-defined]
+        return values_of(trainer.info().get("labels")) or values_of(getattr(model_task, "labels", None))
+
+    def next_sample(self, request: Mapping[str, Any]) -> Any:
+        """Return the next image to annotate; one that turns out to be no volume is nobody's error.
+
+        The strategy is asked again for another one, for a scan that is no volume is no longer among the unlabelled
+        images as soon as it has been met.
+
+        Raises
+        ------
+        ImageError
+            If it chose none that is a volume in ten times.
+        """
+        for attempt in range(1, _TRIES + 1):
+            try:
+                return super().next_sample(request)  # type: ignore[misc]
+            except ImageError as error:
+                if attempt == _TRIES:
+                    raise
+                logger.info("the next sample is chosen anew: %s", error)
+        raise AssertionError  # the last try returns or raises
+
+    def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> Any:
+        """Run a model on an image; in a batch, an image that is no volume is left out and the others go on."""
+        try:
+            return super().infer(request, datastore)  # type: ignore[misc]
+        except ImageError as error:
+            if not volumes.is_one_of_a_batch(request):
+                raise
+            logger.warning("an image is left out of a batch inference, for it is no volume")
+            logger.info("left out of a batch inference: %s", error)
+            return {}
+
+    def init_batch_infer(self) -> Any:
+        """Make the task that runs a model on many images; it leaves out scans that are known to be no volume."""
+        return volumes.without_others(super().init_batch_infer())  # type: ignore[misc]
+
+    def batch_infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> Any:
+        """Run a model on many images, as MONAI Label does, on a machine without a GPU as well.
+
+        MONAI Label 0.8.5 spreads the images over the GPUs unless told otherwise, and divides by zero where there is
+        none (monailabel/interfaces/tasks/batch_infer.py).
+        """
+        # Brings torch, which whoever runs a model has loaded already.
+        from monailabel.utils.others.generic import device_list
+
+        if device_list() == ["cpu"]:
+            request = {"multi_gpu": False, **request}
+        return super().batch_infer(request, datastore)  # type: ignore[misc]
+
+    def _wants_xnat(self) -> bool:
+        return chosen_datastore(self.conf) == DATASTORE_NAME
+
+    def _is_remote(self) -> bool:
+        return self.studies.startswith(("http://", "https://"))
+
+    def _xnat_datastore(self) -> XNATDatastore:
+        # Without an address in --studies the settings name what is missing, or find it in the environment.
+        address = self.studies if self._is_remote() else ""
+        try:
+            return XNATDatastore(address, conf=self.conf, environ=_environment())
+        except XNATDatastoreError as error:
+            # MONAI Label ends with a traceback whatever is raised here: say it plainly before, and keep that one short.
+            logger.error("XNAT cannot be used: %s", error)
+            raise error.with_traceback(None) from None
+
+
+def values_of(labels: object) -> dict[str, int]:
+    """Return the voxel value of each structure from the labels of a MONAI Label task; {} if they do not tell.
+
+    Parameters
+    ----------
+    labels : object
+        A mapping from name to value counts as it is. In a list the first structure has the value 1, as in MONAI Label's
+        own transforms (``monailabel/transform/post.py``) and viewers. ``background`` is not a structure.
+    """
+    if isinstance(labels, str):
+        labels = [labels]
+    if isinstance(labels, Mapping):
+        named = {str(name): value for name, value in labels.items() if str(name).casefold() != _BACKGROUND}
+    elif isinstance(labels, (list, tuple)):
+        structures = [str(name) for name in labels if str(name).casefold() != _BACKGROUND]
+        named = {name: number for number, name in enumerate(structures, start=1)}
+    else:
+        return {}
+    # A structure with the value 0 is no voxel value: such models tell images apart, not voxels.
+    are_values = all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in named.values())
+    return named if are_values else {}
+
+
+def _channels_of(metadata: Path) -> dict[str, int]:
+    """Read the names of the output channels of a bundle: the ``channel_def`` of MONAI's bundle specification."""
+    outputs = json.loads(metadata.read_text(encoding="utf-8")).get("network_data_format", {}).get("outputs", {})
+    channels: Mapping[str, str] = next(iter(outputs.values())).get("channel_def", {}) if outputs else {}
+    return {str(name): int(number) for number, name in channels.items() if str(number).isdigit()}
+
+
+def chosen_datastore(conf: Mapping[str, Any]) -> str:
+    """Return the name of the datastore that was chosen by ``--conf datastore`` or the environment; "" for none."""
+    choice = conf.get("datastore") or getattr(monailabel_settings, _CHOICE, "") or ""
+    return str(choice).strip().lower()
+
+
+def _environment() -> dict[str, Any]:
+    """Give the environment, with what MONAI Label found in a .env file where it has nothing."""
+    from_file = {
+        key: str(value)
+        for key, value in monailabel_settings.model_dump().items()
+        if key.startswith("MONAI_LABEL_DATASTORE") and value not in (None, "")
+    }
+    return {**from_file, **os.environ}

@@ -1,0 +1,438 @@
+"""What exists: one snapshot of all images, renewed in the background and corrected by our own writes at once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from typing import NamedTuple, Optional
+
+from monailabel_xnat.catalog.drawn_scans import DrawnOn, DrawnScans
+from monailabel_xnat.catalog.listing import Names, Resource, Scan
+from monailabel_xnat.catalog.memory import Memory
+from monailabel_xnat.catalog.projects import Listed, Projects, each_once
+from monailabel_xnat.catalog.roi_references import RoiReferences
+from monailabel_xnat.catalog.selection import Selection
+from monailabel_xnat.catalog.snapshot import Snapshot
+from monailabel_xnat.client.drawn import Drawing
+from monailabel_xnat.client.roi import RoiCollection
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.errors import InvalidIdError, ServerError, UnknownImageError, XNATDatastoreError
+from monailabel_xnat.ids import EXPECTED_FORM, ImageId, LabelId, splits_of_label_id
+
+__all__ = ["Catalog", "Resource", "Scan"]
+
+logger = logging.getLogger(__name__)
+
+# XNAT is asked again for a name that nobody knows after so many times what the listing took.
+_LISTING_SHARE = 3.0
+
+# A listing that takes this many seconds or more is renewed only when it is as old as max_age; a quick one earlier, in
+# proportion, but not before this share of max_age.
+_COSTLY = 3.0
+_SOONEST = 1 / 12
+
+# What became of a scan by our own write; None: it is gone.
+_Edit = Callable[[Scan], Optional[Scan]]
+
+
+class _Found(NamedTuple):
+    """What one renewal found."""
+
+    snapshot: Snapshot
+    listed: Listed
+    shared_into: dict[str, dict[str, Names] | None]
+    filter_problem: str
+
+
+class Catalog:
+    """The images of the configured projects.
+
+    The first use asks XNAT; later ones answer from memory. An old snapshot is renewed in the background while it is
+    served; if that fails, it stays and :attr:`problem` says why. How old follows what a listing costs: ``max_age`` for
+    one that takes seconds, much less for a quick one, so that what others save shows soon. Between two renewals only
+    our own writes are known, which :meth:`put_resource`, :meth:`drop_resource`, :meth:`drop` and :meth:`renew` tell.
+
+    What is read of the images and need not be read again is kept in :attr:`memory`.
+
+    Parameters
+    ----------
+    session : Session
+        The connection; its settings say which projects and which scans.
+    clock : callable
+        Seconds that only grow.
+    """
+
+    def __init__(self, session: Session, clock: Callable[[], float] = time.monotonic) -> None:
+        self._session = session
+        self._settings = session.settings
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._renewal = threading.Lock()
+        self._selection = Selection(session.settings)
+        self._snapshot: Snapshot | None = None
+        self._taken = 0.0
+        self._cost = 0.0
+        self._edits: list[tuple[float, str, _Edit]] = []
+        self._background: threading.Thread | None = None
+        self.memory = Memory(session.settings)
+        self._projects = Projects(session, self.memory, clock)
+        self._shared_into: dict[str, dict[str, Names] | None] = {}
+        self._lost: dict[str, str] = {}
+        self._rois = RoiReferences(session, self.memory, self._renew_in_background)
+        self.drawn = DrawnScans(session, self.memory, self._renew_in_background)
+        self._listeners: list[Callable[[Collection[str]], None]] = []
+        self.problem = ""
+        self.filter_problem = ""
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self._current())
+
+    def ids(self) -> list[str]:
+        """List the ids of the images, as texts, in the order in which XNAT listed them."""
+        return self._current().ids()
+
+    def scans(self) -> list[Scan]:
+        """List the images, in the same order."""
+        return self._current().scans()
+
+    def scan(self, image: ImageId | str, *, insist: bool = False) -> Scan:
+        """Find an image by its id.
+
+        Parameters
+        ----------
+        image : ImageId or str
+            Canonical, or with labels for accession ids, or with a project that the session is shared into and the
+            labels that it has there, or the scan's SeriesInstanceUID alone, or the name under which it was added.
+        insist : bool
+            Whether to ask XNAT once more for a name that nobody knows, however often that is asked for.
+
+        Raises
+        ------
+        InvalidIdError
+            If it is no id at all.
+        UnknownImageError
+            If no image has it.
+        AmbiguousNameError
+            If it is a name that several images bear.
+        """
+        try:
+            found = self._current().find(image) or self._find_shared(image)
+        except UnknownImageError:
+            if not self._is_renewed_for(image, insist):
+                raise
+            found = self._current().find(image)
+        if found is None:
+            raise UnknownImageError(
+                f"no image {str(image)!r} on {self._settings.server}", hint=self._why_unknown(image)
+            )
+        return found
+
+    def label(self, label: str) -> tuple[Scan, LabelId]:
+        """Find the image of a label by the label's id, and return both; for the image any of its names will do.
+
+        Raises
+        ------
+        InvalidIdError, UnknownImageError, AmbiguousNameError
+            As for :meth:`scan`.
+        """
+        if not isinstance(label, str):
+            raise InvalidIdError(f"malformed label id {label!r}", hint=f"expected {EXPECTED_FORM}")
+        splits = list(splits_of_label_id(label))
+        name, *rest = next((split for split in splits if self.named(split[0])), splits[-1])
+        scan = self.scan(name)
+        return scan, LabelId(scan.image_id, *rest)
+
+    def by_session(self, experiment: str, scan: str) -> Scan | None:
+        """Return an image by the accession ID of its session and its scan ID, whatever its project."""
+        return self._current().by_session(experiment, scan)
+
+    def get(self, image: str) -> Scan | None:
+        """Give an image by its canonical id as far as known now; never asks XNAT."""
+        snapshot = self._snapshot
+        return snapshot.get(image) if snapshot else None
+
+    def named(self, name: str) -> list[Scan]:
+        """List the images that were added under a name; more than one only where two were added at the same moment."""
+        return self._current().named(name)
+
+    def subscribe(self, listener: Callable[[Collection[str]], None]) -> None:
+        """Have a listener told the ids of the images that have changed, come or gone, right after they have.
+
+        It is called in the thread that brought the change, also for all images that are known already.
+        """
+        self._listeners.append(listener)
+        if self._snapshot is not None:
+            listener(self._snapshot.ids())
+
+    def put_resource(self, image: ImageId, resource: Resource) -> None:
+        """Note that we wrote to a resource of a scan."""
+        self._edit(image, lambda scan: scan.with_resource(resource))
+
+    def drop_resource(self, image: ImageId, label: str) -> None:
+        """Note that we removed a resource of a scan, or its last file."""
+        self._edit(image, lambda scan: scan.without_resource(label))
+
+    def put_collection(self, image: ImageId, collection: RoiCollection) -> None:
+        """Note that we stored a ROI collection of a scan."""
+        self._edit(image, lambda scan: scan.with_collection(collection))
+
+    def drop_collection(self, image: ImageId, collection: RoiCollection) -> None:
+        """Note that we deleted a ROI collection of a scan."""
+        self._edit(image, lambda scan: scan.without_collection(collection.id))
+
+    def drop(self, image: ImageId) -> None:
+        """Note that we removed a scan."""
+        self._edit(image, lambda scan: None)
+
+    def renew(self) -> None:
+        """Ask XNAT again, now.
+
+        Raises
+        ------
+        NotInArchiveError, AccessDeniedError
+            If not one of the projects exists and may be seen; no image is served then.
+        ServerError
+            If XNAT fails for all projects; the old snapshot stays.
+        """
+        self._rois.ask_again()
+        self.drawn.ask_again()
+        with self._renewal:
+            self._take_snapshot()
+
+    @property
+    def unread(self) -> dict[str, dict[str, str] | dict[str, int]]:
+        """What people drew and cannot be read, so that it may be the newest label of an image.
+
+        ``roi_unread`` tells why, ``roi_kinds_unread`` how many there are of each kind that is not read.
+        """
+        unread = {**self._rois.unread, **self.drawn.unread}
+        return {"roi_unread": unread, "roi_kinds_unread": dict(self._rois.unread_kinds)}
+
+    def settle(self) -> None:
+        """Wait until it is known which images people drew on, where that is just being read."""
+        are_read = self._rois.wait(), self.drawn.wait()
+        if any(are_read):
+            self._try_to_renew()
+
+    def compare_drawn(self, scan: Scan | None = None) -> None:
+        """Look whether scans that hold drawings were overwritten, which no listing shows, and if so renew.
+
+        Parameters
+        ----------
+        scan : Scan or None
+            The image whose drawings are looked at; None: all.
+
+        Raises
+        ------
+        ServerError
+            If those of an image cannot be compared; of all, ``drawn.require_compared`` says so of each.
+        """
+        if self.drawn.compare(None if scan is None else scan.drawn_scans):
+            self._try_to_renew()
+        if scan is not None:
+            self.drawn.require_compared(self.scan(scan.image_id))
+
+    def close(self) -> None:
+        """Close what is kept on this disk."""
+        self.memory.close()
+
+    def _current(self) -> Snapshot:
+        """Give the snapshot: wait for the first one, start the renewal of an old one."""
+        if self._snapshot is None:
+            with self._renewal:
+                if self._snapshot is None:
+                    self._take_snapshot()
+        elif self._clock() - self._taken > self._longest_age:
+            self._renew_in_background()
+        assert self._snapshot is not None  # noqa: S101 - there is one now, and none is ever taken away
+        return self._snapshot
+
+    @property
+    def _longest_age(self) -> float:
+        """How old the snapshot may become."""
+        return self._settings.max_age * min(1.0, max(_SOONEST, self._cost / _COSTLY))
+
+    def _renew_in_background(self) -> None:
+        with self._lock:
+            if self._background is not None and self._background.is_alive():
+                return
+            self._background = threading.Thread(target=self._try_to_renew, name="xnat-catalog", daemon=True)
+            with suppress(RuntimeError):  # A process that ends starts no threads.
+                self._background.start()
+
+    def _try_to_renew(self) -> None:
+        started = self._clock()
+        try:
+            with self._renewal:
+                self._take_snapshot()
+        # Whatever it is: without a note of it, each later call would start the renewal again, and nobody would know.
+        except Exception as error:
+            self.problem = str(error) if isinstance(error, XNATDatastoreError) else f"{type(error).__name__}: {error}"
+            logger.warning("the listing of XNAT could not be renewed, the old one is used: %s", self.problem)
+            if not isinstance(error, XNATDatastoreError):
+                logger.info("why the listing could not be renewed", exc_info=True)
+            with self._lock:
+                self._taken = self._clock()
+                self._cost = self._taken - started
+
+    def _take_snapshot(self) -> None:
+        """Ask XNAT for everything; the caller holds the renewal lock, never the other one."""
+        started = self._clock()
+        before = self._snapshot or Snapshot({})
+        found = self._list(before)
+        if found.snapshot.lost_since(before) and not self._session.verify_login():
+            # On an open site an expired login reads as a guest, who sees less and is told nothing.
+            found = self._list(before)
+        snapshot = found.snapshot
+        with self._lock:
+            self._edits = [edit for edit in self._edits if edit[0] >= started]
+            for _, image, edit in self._edits:
+                _apply(edit, image, snapshot)
+            changed = snapshot.take_over(before)
+            self._snapshot, self._taken = snapshot, self._clock()
+            self._cost = self._taken - started
+            self._shared_into = found.shared_into
+            self._lost = {project: str(error) for project, error in found.listed.lost.items()}
+            self.problem = "; ".join(filter(None, (found.listed.problem, self._rois.problem)))
+            is_new, self.filter_problem = self.filter_problem != found.filter_problem, found.filter_problem
+        logger.info("listed %d images", len(snapshot))
+        if is_new and self.filter_problem:
+            logger.warning("no image is left by the filters: %s", self.filter_problem)
+        self._tell(changed)
+        if found.listed.error is not None:
+            raise found.listed.error
+
+    def _list(self, before: Snapshot) -> _Found:
+        """List the images of all projects.
+
+        Raises
+        ------
+        ServerError
+            If none could be listed, but for projects that were lost; or one could not at the first time.
+        """
+        try:
+            listed = self._projects.list_all()
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, XNATDatastoreError):
+                raise
+            raise ServerError(
+                f"XNAT listed its scans in a form that is not known: {type(error).__name__}: {error}",
+                hint="the log at level INFO has the details; please report them",
+            ) from error
+        failure = next(iter(listed.failing.values()), None)
+        if failure is not None and (self._snapshot is None or not (listed.scans or listed.lost)):
+            raise failure
+        listings = {**listed.scans, **{project: before.of_project(project) for project in listed.failing}}
+        shared_into = self._names_of_shared(listings)
+        everything = each_once(listings)
+        choice = self._selection.of(everything, _names_by_session(shared_into))
+        drawn = self.drawn.look(listed.scans, everything)
+        for image in drawn.not_images & choice.images.keys():
+            del choice.images[image]
+        if self._settings.roi_tag:
+            self._add_drawings(choice.images, listings, drawn)
+        return _Found(Snapshot(choice.images), listed, shared_into, choice.problem)
+
+    def _names_of_shared(self, listings: dict[str, dict[str, Scan]]) -> dict[str, dict[str, Names] | None]:
+        """Return what projects call the sessions shared into them; None where nobody has needed to know yet."""
+        shared = [project for project, scans in listings.items() if any(scan.is_shared for scan in scans.values())]
+        is_needed = self._settings.subject or self._settings.session
+        return {project: self._projects.listing.names(project) if is_needed else None for project in shared}
+
+    def _is_renewed_for(self, image: ImageId | str, insist: bool) -> bool:
+        """Ask XNAT again for a name that another server may have given to an image since; return whether we did.
+
+        Whoever asks for names that nobody knows must not have everything listed each time.
+        """
+        age = self._clock() - self._taken
+        if not isinstance(image, str) or not image or not (insist or age >= _LISTING_SHARE * self._cost):
+            return False
+        try:
+            self.renew()
+        except XNATDatastoreError as error:
+            logger.debug("a name could not be looked for: %s", type(error).__name__)
+            return False
+        return True
+
+    def _find_shared(self, image: ImageId | str) -> Scan | None:
+        """Find an image by the labels that a project gave to a session that is shared into it."""
+        try:
+            wanted = image if isinstance(image, ImageId) else ImageId.parse(image)
+        except InvalidIdError:
+            return None
+        if wanted.project not in self._shared_into:
+            return None
+        names = self._shared_into[wanted.project]
+        if names is None:
+            names = self._shared_into[wanted.project] = self._projects.listing.names(wanted.project)
+        for experiment, name in names.items():
+            if name.session == wanted.experiment:
+                # By its ID a session is found whatever the project; the subject may have a name here and one there.
+                found = self._current().by_session(experiment, wanted.scan)
+                if found and wanted.subject in (name.subject, found.subject_label, found.image_id.subject):
+                    return found
+        return None
+
+    def _why_unknown(self, image: ImageId | str) -> str:
+        project = image.project if isinstance(image, ImageId) else str(image).partition("/")[0]
+        if project in self._lost:
+            return f"the images of project {project} are no longer served: {self._lost[project]}"
+        if self.filter_problem:
+            return self.filter_problem
+        return (
+            "it may be left out by the filters in the settings, have no image files, or not be visible to "
+            "this user; refresh() shows what is new"
+        )
+
+    def _add_drawings(self, images: dict[str, Scan], projects: Collection[str], drawn: DrawnOn) -> None:
+        """Join what people drew to the images; ROI collections of a shared session are its owner's."""
+        owners = {scan.owner for scan in images.values()}
+        found = self._rois.look([*projects, *sorted(owners.difference(projects))])
+        for image, scan in images.items():
+            session = scan.image_id.experiment
+            collections: tuple[Drawing, ...] = (
+                *found.by_series.get((session, scan.series_uid), ()),
+                *drawn.by_image.get(image, ()),
+            )
+            unread = *found.unread.get(session, ()), *drawn.unread.get(session, ()), *drawn.lost.get(image, ())
+            for project in found.unlisted.keys() & {scan.owner, scan.image_id.project}:
+                unread = (*unread, found.unlisted[project])
+            # Scans of a project that could not be listed now are those of before, with what was drawn on them then.
+            if collections != scan.collections or unread != scan.unread:
+                images[image] = scan._replace(collections=collections, unread=unread)
+
+    def _edit(self, image: ImageId, edit: _Edit) -> None:
+        """Change the snapshot, and the one that a renewal under way will bring."""
+        name = str(image)
+        with self._lock:
+            self._edits.append((self._clock(), name, edit))
+            if self._snapshot is not None:
+                _apply(edit, name, self._snapshot)
+            if not self._renewal.locked():
+                self._edits.clear()
+        self._tell([name])
+
+    def _tell(self, changed: Collection[str]) -> None:
+        for listener in self._listeners if changed else ():
+            listener(changed)
+
+
+def _apply(edit: _Edit, image: str, snapshot: Snapshot) -> None:
+    scan = snapshot.get(image)
+    edited = edit(scan) if scan else None
+    if edited is not None:
+        snapshot.put(edited)
+    elif scan is not None:
+        snapshot.drop(image)
+
+
+def _names_by_session(shared_into: dict[str, dict[str, Names] | None]) -> dict[str, list[Names]]:
+    found: dict[str, list[Names]] = {}
+    for names in shared_into.values():
+        for experiment, name in (names or {}).items():
+            found.setdefault(experiment, []).append(name)
+    return found

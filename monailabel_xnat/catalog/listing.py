@@ -1,0 +1,430 @@
+"""What XNAT lists of a project's scans: one request, folded from rows into scans while they arrive."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from itertools import chain
+from operator import itemgetter
+from typing import NamedTuple, TypeVar
+
+from monailabel_xnat.catalog.marks import read_mark, text_of_mark
+from monailabel_xnat.client.drawn import Drawing, DrawnScan, UnreadDrawing
+from monailabel_xnat.client.items import list_session_names, read_project, scan_path
+from monailabel_xnat.client.rows import Row, read_sessions
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.client.smallfiles import NOTHING, Counts
+from monailabel_xnat.client.walk import walk
+from monailabel_xnat.errors import InvalidIdError, NotInArchiveError, ServerError
+from monailabel_xnat.ids import ImageId, id_text
+
+logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+
+_SCAN = "xnat:imagescandata/"
+
+
+_TEXT_ONLY = frozenset({str})
+
+
+class _Cells(NamedTuple):
+    """What a row of the listing says, one session x scan x resource."""
+
+    experiment: str
+    subject: str
+    owner: str
+    subject_label: str
+    session_label: str
+    session_type: str
+    session_date: str
+    study_uid: str
+    scan: str
+    type: str
+    series_description: str
+    quality: str
+    modality: str
+    series_uid: str
+    frames: str
+    note: str
+    resource: str
+    file_count: str
+    file_size: str
+
+
+# Asked in lower case, for so the keys come back; UID has a shortcut and comes back under that name only.
+_KEYS = _Cells(
+    experiment="ID",
+    subject="xnat:imagesessiondata/subject_id",
+    owner="project",
+    subject_label="subject_label",
+    session_label="label",
+    session_type="xsiType",
+    session_date="date",
+    study_uid="UID",
+    scan=_SCAN + "id",
+    type=_SCAN + "type",
+    series_description=_SCAN + "series_description",
+    quality=_SCAN + "quality",
+    modality=_SCAN + "modality",
+    series_uid=_SCAN + "uid",
+    frames=_SCAN + "frames",
+    note=_SCAN + "note",
+    resource=_SCAN + "file/label",
+    file_count=_SCAN + "file/file_count",
+    file_size=_SCAN + "file/file_size",
+)
+_LOWER_KEYS = tuple(key.lower() for key in _KEYS)
+_cells_of = itemgetter(*_KEYS)
+# xsiType comes unasked, for the type that is listed is an abstract one.
+_QUERY = {
+    "xsiType": "xnat:imageSessionData",
+    "columns": ",".join(key for key in _KEYS if key != _KEYS.session_type),
+}
+_SHARED_INTO = "xnat:imagesessiondata/sharing/share/project"
+# What servers answer that do not list scans along with the experiments of a project.
+_NOT_JOINED = (400, 500)
+_FAILED = 500
+# Seconds for which such a server is asked another way: at first, and at most.
+_FIRST_DETOUR, _LONGEST_DETOUR = 60.0, 3600.0
+# xnat:ctSessionData and the like, where a scan has no modality of its own.
+# Types that say nothing, or that may mean a drawing.
+_UNTOLD = ("", "unknown", "segmentation", "rt structure set", "rt struct", "structure set", "structure")
+_SESSION_MODALITIES = {"pet": "PT", "petmr": "PT", "otherDicom": ""}
+
+
+class Resource(NamedTuple):
+    """A folder of files that belongs to a scan.
+
+    ``file_count`` and ``file_size`` (bytes) are None where XNAT has not computed them.
+    """
+
+    label: str
+    file_count: int | None
+    file_size: int | None
+
+    @property
+    def state(self) -> str:
+        """What differs when the content does; "" where XNAT has not counted, so that nothing tells."""
+        if self.file_count is None or self.file_size is None:
+            return ""
+        return f"{self.file_count} files, {self.file_size} bytes"
+
+    @property
+    def counts(self) -> Counts:
+        """What a list of its files is compared with."""
+        return Counts(self.file_count, self.file_size)
+
+
+class Scan(NamedTuple):
+    """A scan as the listing shows it; texts are empty and ``frames`` is None where XNAT does not know.
+
+    ``collections`` are the ROI collections and scans that were drawn on it, ``unread`` is what may have been drawn on
+    it as well and cannot be read. ``is_untold``: neither type nor modality say what it is.
+    ``mark`` is what :mod:`monailabel_xnat.catalog.marks` wrote into the note of a scan that this package added.
+    """
+
+    image_id: ImageId
+    owner: str
+    subject_label: str
+    session_label: str
+    session_type: str
+    session_date: str
+    type: str
+    series_description: str
+    quality: str
+    modality: str
+    series_uid: str
+    study_uid: str
+    frames: int | None
+    resources: tuple[Resource, ...]
+    collections: tuple[Drawing, ...] = ()
+    mark: str = ""
+    unread: tuple[UnreadDrawing, ...] = ()
+    is_untold: bool = False
+
+    @property
+    def path(self) -> str:
+        """Where XNAT serves the scan: a path below the site's address, percent-encoded."""
+        return scan_path(self.image_id, is_shared=self.is_shared)
+
+    @property
+    def drawn_scans(self) -> list[DrawnScan]:
+        """The scans that hold a drawing on it."""
+        return [drawing for drawing in self.collections if isinstance(drawing, DrawnScan)]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the project of the id may not own the session.
+
+        A session can be shared into a project without its subject, and then has no path through the subject there.
+        """
+        return self.owner != self.image_id.project
+
+    @property
+    def home(self) -> str:
+        """The project that owns the session: rights there decide who may change it."""
+        return self.owner or self.image_id.project
+
+    @property
+    def alias(self) -> str:
+        """The name under which the image was added; "" if it has none."""
+        mark = read_mark(self.mark) if self.mark else None
+        return mark.alias(self.series_description) if mark else ""
+
+    def resource(self, label: str) -> Resource | None:
+        """Find a resource by its label."""
+        for resource in self.resources:
+            if resource.label == label:
+                return resource
+        return None
+
+    def counts(self, label: str) -> Counts:
+        """Return how many files and bytes a resource holds, by its label."""
+        resource = self.resource(label)
+        return resource.counts if resource else NOTHING
+
+    def with_resource(self, resource: Resource) -> Scan:
+        """Give the scan with a resource added, or put in the place of the one with its label."""
+        return self._replace(resources=(*self.without_resource(resource.label).resources, resource))
+
+    def without_resource(self, label: str) -> Scan:
+        """Give the scan without one of its resources."""
+        return self._replace(resources=tuple(other for other in self.resources if other.label != label))
+
+    def with_collection(self, collection: Drawing) -> Scan:
+        """Give the scan with a ROI collection added, or put in the place of the one with its ID."""
+        return self._replace(collections=(*self.without_collection(collection.id).collections, collection))
+
+    def without_collection(self, collection: str) -> Scan:
+        """Give the scan without one of its ROI collections, by ID."""
+        return self._replace(collections=tuple(other for other in self.collections if other.id != collection))
+
+
+class Names(NamedTuple):
+    """What a project calls a session and its subject; the owner of a shared session may call them otherwise."""
+
+    subject: str
+    session: str
+
+
+class _NotJoined(NamedTuple):
+    """For how long, and until when, the scans of a project are not asked for along with its experiments."""
+
+    pause: float
+    until: float
+
+
+class Listing:
+    """Lists the scans of projects, in one request for each.
+
+    XNAT's list of the experiments in a project holds those that others share into it as well, and joins the scans of
+    each in. Where a server does not join them there, the list of all experiments does, in two requests: one for what
+    the project owns (XNAT compares the owner only), one for what is shared into it. Where it does not join them there
+    either, each session is asked.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    clock : callable
+        Seconds that only grow.
+    """
+
+    def __init__(self, session: Session, clock: Callable[[], float] = time.monotonic) -> None:
+        self._session = session
+        self._clock = clock
+        self._not_joined: dict[str, _NotJoined] = {}
+
+    def scans(self, project: str) -> dict[str, Scan]:
+        """List the scans of the sessions in a project by id, those shared into it included.
+
+        Raises
+        ------
+        NotInArchiveError
+            If there is no such project, or the user may not see it.
+        AccessDeniedError
+            If the user may see the project but not what is in it.
+        ServerError
+            If XNAT fails.
+        """
+        known = self._not_joined.get(project)
+        found = self._of_project(project) if known is None or self._clock() >= known.until else None
+        if found is not None:
+            self._not_joined.pop(project, None)
+            return found
+        scans = self._of_site(project) or fold(walk(self._session, project), project)
+        if not scans:
+            self._require(project)
+        elif known is None or self._clock() >= known.until:
+            # A server in trouble answers like one that cannot join. The detour costs two lists of the whole site, so
+            # the short way is tried again, after longer and longer pauses.
+            pause = min(2 * known.pause, _LONGEST_DETOUR) if known else _FIRST_DETOUR
+            self._not_joined[project] = _NotJoined(pause, self._clock() + pause)
+        return scans
+
+    def names(self, project: str) -> dict[str, Names]:
+        """Return what a project calls its sessions, those shared into it included, by experiment ID.
+
+        The listing of :meth:`scans` shows the names that the owners of shared sessions gave.
+
+        Raises
+        ------
+        ServerError
+            If XNAT fails.
+        """
+        rows = list_session_names(self._session, project)
+        return {row.get("ID", ""): Names(row.get("subject_label") or "", row.get("label") or "") for row in rows}
+
+    def _of_project(self, project: str) -> dict[str, Scan] | None:
+        """List over the experiments of the project; None if the server does not join their scans."""
+        for pause in (next(self._session.backoff.pauses(), 0.0), None):
+            try:
+                found, is_joined = read_sessions(self._session, _QUERY, lambda rows: _folded(rows, project), project)
+                return found if found or is_joined else None
+            except NotInArchiveError as error:
+                raise self._unknown(project, error) from None
+            except ServerError as error:
+                if error.status not in _NOT_JOINED:
+                    raise
+                if error.status != _FAILED or pause is None:
+                    return None
+                self._session.wait(pause, f"status {error.status}")
+        return None
+
+    def _of_site(self, project: str) -> dict[str, Scan]:
+        """List over the experiments of the site; nothing if the server does not join their scans there either."""
+        try:
+            owned, shared = (
+                read_sessions(self._session, {**_QUERY, name: project}, lambda rows: fold(rows, project))
+                for name in ("project", _SHARED_INTO)
+            )
+        except ServerError as error:
+            if error.status not in _NOT_JOINED:
+                raise
+            return {}
+        return {**owned, **{image: scan for image, scan in shared.items() if scan.owner != project}}
+
+    def _require(self, project: str) -> None:
+        try:
+            read_project(self._session, project)
+        except NotInArchiveError as error:
+            raise self._unknown(project, error) from None
+
+    def _unknown(self, project: str, error: NotInArchiveError) -> NotInArchiveError:
+        return NotInArchiveError(
+            f"XNAT has no project {project!r} that user {self._session.user!r} may see",
+            hint="check the project's ID (not its title) and the user's access",
+            url=error.url,
+            status=error.status,
+        )
+
+
+def _folded(rows: Iterable[Row], project: str) -> tuple[dict[str, Scan], bool]:
+    """Fold rows into scans, and return also whether the server joined scans to its experiments, as far as it shows."""
+    remaining = iter(rows)
+    first = next(remaining, None)
+    if first is None:
+        return {}, True
+    return fold(chain([first], remaining), project), _KEYS.scan in {key.lower() for key in first}
+
+
+def fold(rows: Iterable[Row], project: str) -> dict[str, Scan]:
+    """Fold the rows of the joined listing, one per session x scan x resource, into scans.
+
+    Parameters
+    ----------
+    rows : iterable of dict
+        All values are texts; a session without scans, or a scan without resources, has a row with empty ones.
+    project : str
+        The project that the scans are listed under.
+
+    Returns
+    -------
+    dict of str to Scan
+        By id, in the order in which they are first listed; what repeats is one object.
+    """
+    scans: dict[str, Scan] = {}
+    share: _OfFew[str] = _OfFew()
+    share_resources: _OfFew[tuple[Resource, ...]] = _OfFew()  # scans of one protocol often have equal ones
+    session = _KEYS
+    for row in rows:
+        cells = _read(row)
+        if not (cells.scan and cells.experiment and cells.subject):  # a session without scans, or without a subject
+            continue
+        text = id_text(project, cells.subject, cells.experiment, cells.scan)
+        known = scans.get(text)
+        resource = _resource(cells, share)
+        if known is None:
+            session = cells if cells.experiment != session.experiment else session
+            resources = share_resources[(resource,) if resource else ()]
+            scan = _scan(cells, session, project, resources, share)
+            if scan is not None:
+                scans[text] = scan
+        elif resource is not None and known.resource(resource.label) != resource:
+            scans[text] = known.with_resource(resource)
+    return scans
+
+
+class _OfFew(dict[Value, Value]):
+    """Values of which there are few different ones: each is kept once, and given for all its equals."""
+
+    def __missing__(self, value: Value) -> Value:
+        self[value] = value
+        return value
+
+
+def _read(row: Row) -> _Cells:
+    """Read a row, whatever the case of its keys; "" for what XNAT does not know, or has no column for."""
+    try:
+        values: tuple[str | None, ...] = _cells_of(row)
+    except KeyError:
+        values = tuple(map({key.lower(): value for key, value in row.items()}.get, _LOWER_KEYS))
+    if _TEXT_ONLY.issuperset(map(type, values)):
+        return _Cells._make(values)
+    return _Cells._make([str(value) if isinstance(value, (str, int, float)) else "" for value in values])
+
+
+def _scan(
+    cells: _Cells, session: _Cells, project: str, resources: tuple[Resource, ...], share: _OfFew[str]
+) -> Scan | None:
+    """Make the scan of a row; what its session says is taken from the first row of the session."""
+    try:
+        image = ImageId(project, session.subject, session.experiment, share[cells.scan])
+    except InvalidIdError as error:
+        logger.info("a scan is left out, for it could not be asked for: %s", error)
+        return None
+    return Scan(
+        image_id=image,
+        owner=share[cells.owner],
+        subject_label=session.subject_label,
+        session_label=session.session_label,
+        session_type=share[cells.session_type],
+        session_date=share[cells.session_date],
+        type=share[cells.type],
+        series_description=share[cells.series_description],
+        quality=share[cells.quality],
+        modality=share[cells.modality or _modality_of(cells.session_type)],
+        series_uid=cells.series_uid,
+        study_uid=session.study_uid,
+        frames=_number(cells.frames),
+        resources=resources,
+        mark=text_of_mark(cells.note),
+        is_untold=not cells.modality and cells.type.lower() in _UNTOLD,
+    )
+
+
+def _resource(cells: _Cells, share: _OfFew[str]) -> Resource | None:
+    if not cells.resource:
+        return None
+    return Resource(share[cells.resource], _number(cells.file_count), _number(cells.file_size))
+
+
+def _modality_of(session_type: str) -> str:
+    name = session_type.partition(":")[2].replace("SessionData", "")
+    return _SESSION_MODALITIES.get(name, name.upper())
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdigit() else None

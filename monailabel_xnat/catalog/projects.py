@@ -1,0 +1,179 @@
+"""The projects whose images are listed: which there are, which were lost, and which cannot be listed now."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator
+from typing import NamedTuple
+
+from monailabel_xnat.catalog.listing import Listing, Scan
+from monailabel_xnat.catalog.memory import Fact, Memory
+from monailabel_xnat.client.items import list_projects
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError
+
+logger = logging.getLogger(__name__)
+
+# What XNAT answers for a project that was deleted, or that the user may not see any more.
+_LOST = (AccessDeniedError, NotInArchiveError)
+_KIND = "project"
+
+
+class Listed(NamedTuple):
+    """What XNAT answered about each project.
+
+    Parameters
+    ----------
+    scans : dict
+        The scans by their ids, by project, of the projects that could be listed.
+    lost : dict
+        Why a project has gone: it was deleted, or the user may not see it any more.
+    failing : dict
+        Why a project could not be listed this time; the images that are known of it stay.
+    """
+
+    scans: dict[str, dict[str, Scan]]
+    lost: dict[str, ServerError]
+    failing: dict[str, ServerError]
+
+    @property
+    def error(self) -> ServerError | None:
+        """The reason, if not one project could be listed."""
+        reasons = [*self.failing.values(), *self.lost.values()]
+        return reasons[0] if reasons and not self.scans else None
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, in words; empty if nothing is."""
+        lost = [f"the images of project {project} are no longer served: {why}" for project, why in self.lost.items()]
+        kept = [
+            f"project {project} could not be listed, its images known before are used: {why}"
+            for project, why in self.failing.items()
+        ]
+        return "; ".join([*lost, *kept])
+
+
+class Projects:
+    """Lists the images of the configured projects, or without any of all projects that the user can read.
+
+    Parameters
+    ----------
+    session : Session
+        The connection; its settings name the projects.
+    memory : Memory
+        Remembers on disk which projects this user has seen: one that was never seen is misspelt, not lost.
+    clock : callable
+        Seconds that only grow.
+    """
+
+    def __init__(self, session: Session, memory: Memory, clock: Callable[[], float]) -> None:
+        self._session = session
+        self._listing = Listing(session, clock)
+        self._memory = memory
+        self._seen: set[str] = set()
+        self._warned: set[str] = set()
+
+    @property
+    def listing(self) -> Listing:
+        """What lists a single project."""
+        return self._listing
+
+    def list_all(self) -> Listed:
+        """List the projects one after the other, for each listing is hard work for XNAT.
+
+        Raises
+        ------
+        NotInArchiveError, AccessDeniedError
+            If this user has never seen a configured project on this machine.
+        ServerError
+            If XNAT does not list the projects that can be read.
+        """
+        found = self._try_all()
+        if found.lost.keys() - self._warned and not self._session.verify_login():
+            # On an open site an expired login reads as a guest, who sees fewer projects and is told nothing.
+            found = self._try_all()
+        self._note(found)
+        return found
+
+    def _try_all(self) -> Listed:
+        configured = self._session.settings.project
+        return self._try_each(configured) if configured else self._try_readable()
+
+    def _try_each(self, projects: Collection[str]) -> Listed:
+        found = Listed({}, {}, {})
+        unreachable: ServerError | None = None
+        for project in projects:
+            if unreachable is not None:
+                found.failing[project] = unreachable
+                continue
+            try:
+                found.scans[project] = self._listing.scans(project)
+            except _LOST as error:
+                if not self._was_seen(project):
+                    raise
+                found.lost[project] = error
+            except ServerError as error:
+                found.failing[project] = error
+                # The other projects would only wait for the same server.
+                unreachable = error if error.status is None else None
+        return found
+
+    def _try_readable(self) -> Listed:
+        found = Listed({}, {}, {})
+        readable = list_projects(self._session)
+        for project in readable:
+            try:
+                found.scans[project] = self._listing.scans(project)
+            except _LOST as error:
+                if project in self._seen:
+                    found.lost[project] = error
+                else:  # anyone may see of a protected project that it exists, and no more
+                    logger.info("a project is left out: %s", error)
+            except ServerError as error:
+                if project not in self._seen:
+                    raise
+                found.failing[project] = error
+        for project in sorted(self._seen.difference(readable)):
+            found.lost[project] = NotInArchiveError(
+                f"XNAT no longer lists project {project!r} for user {self._session.user!r}",
+                hint="it was deleted, or the user may not see it any more",
+            )
+        if not readable:
+            logger.warning("XNAT shows this user no project")
+        return found
+
+    def _was_seen(self, project: str) -> bool:
+        user = self._session.settings.username
+        return project in self._seen or bool(self._memory.get(_KIND, project, user))
+
+    def _note(self, found: Listed) -> None:
+        new = found.scans.keys() - self._seen
+        if self._session.settings.project:
+            user = self._session.settings.username
+            self._memory.put_all(_KIND, {project: Fact(user, True) for project in new})
+        self._seen |= new
+        for project, reason in found.lost.items():
+            if project not in self._warned:
+                logger.warning("the images of a project are no longer served: %s", reason)
+        self._warned = set(found.lost)
+
+
+def each_once(listings: dict[str, dict[str, Scan]]) -> dict[str, Scan]:
+    """Return the scans of all projects by id; what is shared into a project is left out where another lists it.
+
+    Another project is the owner, if it is listed, or a project that comes before.
+    """
+    if len(listings) == 1:
+        return next(iter(listings.values()))
+    found: dict[tuple[str, str], tuple[str, Scan]] = {}
+    for image, scan in (*_owned(listings), *_shared(listings)):
+        found.setdefault((scan.image_id.experiment, scan.image_id.scan), (image, scan))
+    return dict(found.values())
+
+
+def _owned(listings: dict[str, dict[str, Scan]]) -> Iterator[tuple[str, Scan]]:
+    return (item for project, scans in listings.items() for item in scans.items() if item[1].owner == project)
+
+
+def _shared(listings: dict[str, dict[str, Scan]]) -> Iterator[tuple[str, Scan]]:
+    return (item for scans in listings.values() for item in scans.items() if item[1].owner not in listings)

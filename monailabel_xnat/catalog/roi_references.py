@@ -1,0 +1,193 @@
+"""Which scans the ROI collections were drawn on: read once for each collection, and remembered on disk."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from monailabel_xnat.catalog.learning import Learner
+from monailabel_xnat.catalog.memory import Fact, Memory
+from monailabel_xnat.catalog.selection import is_of_unread_kind, may_be_drawn_label
+from monailabel_xnat.client.drawn import UnreadDrawing
+from monailabel_xnat.client.roi import (
+    CollectionFacts,
+    RoiCollection,
+    list_collections,
+    read_facts,
+)
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.errors import ServerError
+
+logger = logging.getLogger(__name__)
+
+# Thousands of collections that nobody has read yet must not hold up the start; the rest comes in the background.
+_PATIENCE = 5.0
+_KIND = "ROI collection"
+# The collections of a project that were listed before are gone only if XNAT says so.
+_GONE = (403, 404)
+# What a site answers that does not know ROI collections, or shows them to nobody like us.
+_ABSENT = (400, 403, 404, 500)
+_FAILED = 500
+
+
+class Drawn(NamedTuple):
+    """What people drew, as far as it is known.
+
+    Parameters
+    ----------
+    by_series : dict
+        The ROI collections by session ID and Series Instance UID, oldest first.
+    unread : dict
+        By session ID, those that may have been drawn on any scan of the session, for their items cannot be read.
+    unlisted : dict
+        By project, why its ROI collections cannot be listed.
+    """
+
+    by_series: dict[tuple[str, str], tuple[RoiCollection, ...]]
+    unread: dict[str, tuple[UnreadDrawing, ...]]
+    unlisted: dict[str, UnreadDrawing]
+
+
+class RoiReferences:
+    """Finds the ROI collections of each scan.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    memory : Memory
+        Keeps what was read of collections.
+    on_learned : callable
+        Called, from another thread, when references were read that :meth:`look` did not wait for.
+    """
+
+    def __init__(self, session: Session, memory: Memory, on_learned: Callable[[], None]) -> None:
+        self._session = session
+        self._memory = memory
+        self._facts: dict[str, CollectionFacts] | None = None  # by fingerprint
+        self._learner = Learner(session.settings.connections, self._read, self._keep, on_learned)
+        self._listed: dict[str, list[RoiCollection]] = {}
+        self._absent: set[str] = set()
+        self._unread_before: set[str] = set()
+        self._is_warned_of_kinds = False
+        self.problem = ""
+        self.unread: dict[str, str] = {}
+        """Why they cannot be read, by session ID and name of what people drew, ``XNAT_E00001/SEG_2``."""
+        self.unread_kinds: dict[str, int] = {}
+        """How many ROI collections there are of each kind that is not read."""
+
+    def ask_again(self) -> None:
+        """Have sites asked again that did not know ROI collections, and collections read that could not be."""
+        self._absent.clear()
+        self._learner.ask_again()
+
+    def wait(self) -> bool:
+        """Wait until the items are read that are just being read; return whether there were any."""
+        return self._learner.wait()
+
+    def look(self, projects: Iterable[str]) -> Drawn:
+        """List the ROI collections of projects, and find out which scans they were drawn on.
+
+        Those of a project that cannot be listed now are those known before; :attr:`problem` says so.
+        """
+        self.problem = ""
+        unlisted: dict[str, UnreadDrawing] = {}
+        asked = [project for project in dict.fromkeys(projects) if project not in self._absent]
+        collections = [found for project in asked for found in self._list(project, unlisted)]
+        if collections:
+            self._learn(collections)
+        drawn = self._grouped(collections, unlisted)
+        self._note_unread(drawn)
+        return drawn
+
+    def _read(self, collection: RoiCollection) -> CollectionFacts:
+        return read_facts(self._session, collection)
+
+    def _list(self, project: str, unlisted: dict[str, UnreadDrawing]) -> list[RoiCollection]:
+        try:
+            self._listed[project] = list_collections(self._session, project)
+        except ServerError as error:
+            known = self._listed.get(project)
+            # A site that has shown ROI collections before knows them, whatever it answers now.
+            is_known = known is not None or bool(self._known())
+            if error.is_passing or error.status not in _ABSENT or (is_known and error.status not in _GONE):
+                self.problem = f"the ROI collections could not be listed, those known before are used: {error}"
+                logger.warning("%s", self.problem)
+                if known is None:
+                    reason = f"the ROI collections of project {project} cannot be listed: {error}"
+                    unlisted[project] = UnreadDrawing("", reason)
+                return known or []
+            if not self._absent:
+                # With this status some sites say that they do not know ROI collections, and others that they failed.
+                level = logging.WARNING if error.status == _FAILED else logging.INFO
+                logger.log(level, "XNAT lists no ROI collections (it answered %s); none are read", error.status)
+            self._absent.add(project)
+            self._listed.pop(project, None)
+            return []
+        return self._listed[project]
+
+    def _grouped(self, collections: Iterable[RoiCollection], unlisted: dict[str, UnreadDrawing]) -> Drawn:
+        grouped: dict[tuple[str, str], list[RoiCollection]] = {}
+        unread: dict[str, list[UnreadDrawing]] = {}
+        kinds: Counter[str] = Counter()
+        known = self._known()
+        for listed in sorted(collections, key=lambda found: (found.inserted, found.id)):
+            facts = known.get(listed.fingerprint)
+            # Whatever the listing of a site leaves out: without the UID our own drafts would count as drawn.
+            collection = (
+                listed._replace(uid=facts.uid or listed.uid, kind=facts.kind or listed.kind) if facts else listed
+            )
+            if facts and facts.series:
+                kinds.update([collection.kind] if is_of_unread_kind(collection) else [])
+                for uid in facts.series:
+                    grouped.setdefault((collection.session_id, uid), []).append(collection)
+            elif may_be_drawn_label(collection, self._session.settings):
+                why = self._learner.why(collection.fingerprint)
+                reason = "it does not say which series it was drawn on" if facts else why
+                unread.setdefault(collection.session_id, []).append(UnreadDrawing(collection.label, reason, collection))
+        self.unread_kinds = dict(kinds)
+        by_series = {key: tuple(found) for key, found in grouped.items()}
+        return Drawn(by_series, {session: tuple(found) for session, found in unread.items()}, unlisted)
+
+    def _note_unread(self, drawn: Drawn) -> None:
+        """Say in the log, once for each, what cannot be read."""
+        self.unread = {
+            f"{session}/{item.name}": item.reason for session, found in drawn.unread.items() for item in found
+        }
+        self.unread.update((project, item.reason) for project, item in drawn.unlisted.items())
+        failed = {name for name, reason in self.unread.items() if self._learner.has_failed(reason)}
+        if failed - self._unread_before:
+            logger.warning(
+                "%d ROI collections cannot be read: labels that may be older than they are not trained on", len(failed)
+            )
+            for name in sorted(failed - self._unread_before):
+                logger.info("the ROI collection %s cannot be read: %s", name, self.unread[name])
+        self._unread_before = failed
+        if self.unread_kinds and not self._is_warned_of_kinds:
+            self._is_warned_of_kinds = True
+            logger.warning(
+                "ROI collections of kinds that are not read (%s): labels older than they are not trained on",
+                ", ".join(f"{count} {kind}" for kind, count in sorted(self.unread_kinds.items())),
+            )
+
+    def _learn(self, collections: Iterable[RoiCollection]) -> None:
+        """Read the references of the collections that are new, and wait a while for them."""
+        known = self._known()
+        new = {found.fingerprint: found for found in collections if found.fingerprint not in known}
+        if not self._learner.learn(new, _PATIENCE):
+            logger.info("reading what ROI collections were drawn on goes on in the background")
+
+    def _keep(self, found: dict[str, CollectionFacts]) -> None:
+        self._facts = {**self._known(), **found}
+        self._memory.put_all(_KIND, {key: Fact("", facts) for key, facts in found.items()})
+
+    def _known(self) -> dict[str, CollectionFacts]:
+        if self._facts is None:
+            self._facts = {
+                key: CollectionFacts(fact.content[0], fact.content[1], tuple(fact.content[2]))
+                for key, fact in self._memory.all(_KIND).items()
+                if isinstance(fact.content, list)
+            }
+        return self._facts

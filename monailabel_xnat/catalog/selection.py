@@ -1,0 +1,236 @@
+"""Which scans are images: by what they hold and by the filters in the settings."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from monailabel_xnat.catalog.listing import Names, Resource, Scan
+from monailabel_xnat.client.drawn import Drawing
+from monailabel_xnat.config import Settings
+from monailabel_xnat.patterns import escaped, is_exclusion, matches
+
+logger = logging.getLogger(__name__)
+
+_NamesOf = Callable[[Scan], "tuple[str, ...]"]
+
+# Series that are derived from images, or are none: annotations, reports, plans, waveforms (DICOM PS3.3 C.7.3.1.1.1).
+_NOT_IMAGES = frozenset(
+    {"SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "REG", "FID", "DOC", "ECG", "HD", "PLAN"}
+)
+# Those of them that hold a label map, or contours that make one.
+_DRAWN_SCANS = frozenset({"SEG", "RTSTRUCT"})
+# Where XNAT knows no modality, the type of such a scan says it.
+_NOT_IMAGE_TYPES = frozenset({"SEG", "SR", "PR", "KO", "RTSTRUCT"})
+
+# What we store ourselves with a scan is called so, labels above all; it is never the image.
+OWN_RESOURCES = "MONAILABEL_"
+_USUAL = Settings.image_resource
+
+# ROI collections that hold a label map, or contours that make one.
+_LABEL_KINDS = ("SEG", "RTSTRUCT", "AIM", "NIFTI")
+# Distances and the like: never a label of an image.
+_MEASUREMENTS = "MEAS"
+
+# How many names of scans a warning shows.
+_SHOWN_NAMES = 5
+_PERSONAL = ("subject", "session")
+_ESCAPE_HINT = r" (a comma separates patterns; write \, or \[ for the character itself)"
+
+
+class Selection:
+    """Chooses the scans that are images and that the settings ask for.
+
+    Parameters
+    ----------
+    settings : Settings
+        The filters; a filter that is not set costs nothing.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def of(self, scans: Mapping[str, Scan], shared: Mapping[str, Sequence[Names]]) -> Choice:
+        """Return the scans that are images and pass all filters, in the same order.
+
+        Parameters
+        ----------
+        scans : mapping
+            What is listed, by id.
+        shared : mapping
+            What other projects call sessions that are shared into them, by experiment ID; these names count as well.
+        """
+        filters = [
+            _Applied(name, _chosen_patterns(name, names_of, self._settings, scans.values()), names_of)
+            for name, names_of in _name_filters(shared).items()
+            if getattr(self._settings, name)
+        ]
+        chosen = {image: scan for image, scan in scans.items() if self._is_image(scan) and _passes(scan, filters)}
+        return Choice(chosen, "" if chosen else self._why_none(scans.values(), filters))
+
+    def _is_image(self, scan: Scan) -> bool:
+        if _is_derived(scan) or (scan.frames is not None and scan.frames < self._settings.min_frames):
+            return False
+        return bool(image_resources(scan, self._settings))
+
+    def _why_none(self, scans: Iterable[Scan], filters: list[_Applied]) -> str:
+        """Say which filter leaves no image, and what there is instead; "" if there is nothing to choose from."""
+        found = [scan for scan in scans if not _is_derived(scan) and _has_files(scan)]
+        if not found:
+            return ""
+        total = f"{len(found)} scan{'s' if len(found) > 1 else ''}"
+        for name, patterns, names_of in filters:
+            if not any(matches(patterns, *names_of(scan)) for scan in found):
+                # The names of subjects and sessions may tell who a patient is, and do not belong into a log.
+                there_are = "" if name in _PERSONAL else _most_common(names_of(scan)[0] for scan in found)
+                return f"{_shown(self._settings, name)} fits none of {total}{there_are}{_ESCAPE_HINT}"
+        if not any(image_resources(scan, self._settings) for scan in found):
+            there_are = _most_common(resource.label for scan in found for resource in scan.resources)
+            return f"{_shown(self._settings, 'image_resource')} fits none of {total}{there_are}"
+        least = self._settings.min_frames
+        if all(scan.frames is not None and scan.frames < least for scan in found):
+            most = max(scan.frames or 0 for scan in found)
+            return f"the setting min_frames={least} fits none of {total}; the most images of a scan are {most}"
+        names = [*(name for name, _, _ in filters), "image_resource", "min_frames"]
+        used = [name for name in names if getattr(self._settings, name) != getattr(Settings, name)]
+        return f"the settings {', '.join(used)} together fit none of {total}; each alone fits some"
+
+
+class Choice(NamedTuple):
+    """The images that were chosen, by id, and if there are none the filter that left none."""
+
+    images: dict[str, Scan]
+    problem: str
+
+
+class _Applied(NamedTuple):
+    """A filter: the setting, its patterns, and the names of a scan that they are compared with."""
+
+    setting: str
+    patterns: tuple[str, ...]
+    names_of: _NamesOf
+
+
+def _name_filters(shared: Mapping[str, Sequence[Names]]) -> dict[str, _NamesOf]:
+    """Return the names of a scan that each setting compares its patterns with."""
+
+    def there(scan: Scan) -> Sequence[Names]:
+        return shared.get(scan.image_id.experiment, ()) if shared else ()
+
+    return {
+        "quality": lambda scan: (scan.quality,),
+        "scan_type": lambda scan: (scan.type,),
+        "series_description": lambda scan: (scan.series_description,),
+        "modality": lambda scan: (scan.modality,),
+        "subject": lambda scan: (scan.subject_label, scan.image_id.subject, *(names.subject for names in there(scan))),
+        "session": lambda scan: (
+            *(scan.session_label, scan.image_id.experiment),
+            *(names.session for names in there(scan)),
+        ),
+    }
+
+
+def _chosen_patterns(name: str, names_of: _NamesOf, settings: Settings, scans: Iterable[Scan]) -> tuple[str, ...]:
+    """Return the patterns of a filter; if its whole text is one name that holds a comma, the pattern of that name."""
+    patterns: tuple[str, ...] = getattr(settings, name)
+    text = getattr(patterns, "text", "").lower()
+    if len(patterns) < 2 or not text or not any(text == name.lower() for scan in scans for name in names_of(scan)):
+        return patterns
+    logger.info("the setting %s is taken for one name, which holds a comma", name)
+    return (escaped(text),)
+
+
+def _passes(scan: Scan, filters: list[_Applied]) -> bool:
+    return all(matches(patterns, *names_of(scan)) for _, patterns, names_of in filters)
+
+
+def _is_derived(scan: Scan) -> bool:
+    return scan.modality.upper() in _NOT_IMAGES or scan.type.upper() in _NOT_IMAGE_TYPES
+
+
+def is_drawn_scan(scan: Scan) -> bool:
+    """Return whether a scan holds a SEG or RTSTRUCT, by modality or type."""
+    return scan.modality.upper() in _DRAWN_SCANS or scan.type.upper() in _DRAWN_SCANS
+
+
+def is_usable(scan: Scan, settings: Settings) -> bool:
+    """Return whether the quality of a scan that holds a drawing does not exclude it; viewers give it none."""
+    return not scan.quality or matches(settings.quality, scan.quality)
+
+
+def _has_files(scan: Scan) -> bool:
+    return any(found.file_count != 0 and not found.label.upper().startswith(OWN_RESOURCES) for found in scan.resources)
+
+
+def _shown(settings: Settings, name: str) -> str:
+    patterns = getattr(settings, name)
+    return f"the setting {name}={getattr(patterns, 'text', '') or ','.join(patterns)!r}"
+
+
+def _most_common(names: Iterable[str]) -> str:
+    counts = Counter(name for name in names if name)
+    if not counts:
+        return "; XNAT knows none"
+    shown = ", ".join(repr(name) for name, _ in counts.most_common(_SHOWN_NAMES))
+    return f"; there are {shown}{', ...' if len(counts) > _SHOWN_NAMES else ''}"
+
+
+def image_resources(scan: Scan, settings: Settings) -> list[Resource]:
+    """Give the resources of a scan that may hold the image, best first; those known to be empty are left out."""
+    patterns = settings.image_resource
+    filled = [found for found in scan.resources if found.file_count != 0 and image_rank(patterns, found.label)]
+    return filled if len(filled) < 2 else sorted(filled, key=lambda resource: image_rank(patterns, resource.label))
+
+
+@lru_cache(maxsize=4096)
+def image_rank(patterns: tuple[str, ...], label: str) -> tuple[int, ...]:
+    """Rank a resource among those that are read as the image: the lower the better, () for one that is not read.
+
+    Parameters
+    ----------
+    patterns : tuple of str
+        As for :func:`~monailabel_xnat.patterns.matches`, best first. If there are only exclusions: the usual resources
+        without those.
+    label : str
+        The resource's label.
+    """
+    wanted = [pattern for pattern in patterns if not is_exclusion(pattern)] or _USUAL
+    if label.upper().startswith(OWN_RESOURCES) or not matches(patterns, label):
+        return ()
+    usual = _USUAL.index(label.upper()) if label.upper() in _USUAL else len(_USUAL)
+    # Of several that fit the same pattern, the one that comes first by default.
+    return next(((place, usual) for place, pattern in enumerate(wanted) if matches((pattern,), label)), ())
+
+
+def drawn_labels(scan: Scan, settings: Settings) -> list[Drawing]:
+    """Return what others than we drew on an image, as far as it counts as its label; ROI collections oldest first."""
+    if not scan.collections or not settings.roi_tag:
+        return []
+    return [
+        drawing
+        for drawing in scan.collections
+        if is_label(drawing) and not drawing.is_ours and _is_chosen(drawing, settings)
+    ]
+
+
+def is_label(drawing: Drawing) -> bool:
+    """Return whether a drawing is of a kind that can be read as label map."""
+    return drawing.kind in _LABEL_KINDS
+
+
+def is_of_unread_kind(drawing: Drawing) -> bool:
+    """Return whether people may draw labels in a ROI collection of this kind, which this package does not read."""
+    return bool(drawing.kind) and not is_label(drawing) and drawing.kind != _MEASUREMENTS
+
+
+def may_be_drawn_label(drawing: Drawing, settings: Settings) -> bool:
+    """Return whether a drawing that cannot be read may be a label, as far as the listing shows."""
+    is_kind = is_label(drawing) or is_of_unread_kind(drawing) or not drawing.kind
+    return is_kind and not drawing.is_ours and _is_chosen(drawing, settings)
+
+
+def _is_chosen(drawing: Drawing, settings: Settings) -> bool:
+    return not settings.roi_label or matches(settings.roi_label, *drawing.names)

@@ -1,0 +1,1 @@
+"""What stands beside the methods of the datastore: how it is opened, and what clients are shown."""

@@ -1,0 +1,137 @@
+"""Name and description of a datastore, kept as a resource of its project."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+from monailabel_xnat.catalog.memory import Memory
+from monailabel_xnat.client.items import list_projects, project_path, resource_path
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.client.smallfiles import Counts, find_object
+from monailabel_xnat.client.upload import upload
+from monailabel_xnat.config import Settings
+from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, SettingsError
+
+RESOURCE = "MONAILABEL_datastore"
+FILE = "datastore.json"
+
+_KIND = "datastore"
+# The catalog lists the resources of scans only.
+_UNKNOWN = Counts(None, None)
+
+
+class Description:
+    """Texts about the datastore: ``name`` and ``description``.
+
+    Parameters
+    ----------
+    session : Session
+        The connection; of several configured projects the first one holds the texts.
+    memory : Memory
+        Keeps them on this machine, for :meth:`known`.
+    """
+
+    def __init__(self, session: Session, memory: Memory) -> None:
+        self._session = session
+        self._memory = memory
+        self._lock = threading.Lock()
+        self._texts: dict[str, str] | None = None
+
+    def get(self, key: str, default: str) -> str:
+        """Return a text, or the default where none was set or the project was lost; asks XNAT once.
+
+        Raises
+        ------
+        TransferError
+            If the texts that XNAT holds cannot be proven.
+        ServerError
+            If XNAT fails.
+        """
+        with self._lock:
+            if self._texts is None:
+                try:
+                    self._texts = self._read() or {}
+                except (AccessDeniedError, NotInArchiveError):  # the project that holds them was lost
+                    return default
+                self._remember()
+            return self._texts.get(key) or default
+
+    def known(self, key: str, default: str) -> str:
+        """Give a text as far as it was set or asked for on this machine, or the default; never asks XNAT."""
+        texts = self._texts
+        if texts is None:
+            texts = self._memory.get(_KIND, self._key(), "") or {}
+        return texts.get(key) or default
+
+    def set(self, key: str, text: str) -> None:
+        """Store a text in XNAT.
+
+        Raises
+        ------
+        SettingsError
+            If it is not clear which project should hold it.
+        TransferError
+            If the texts that XNAT holds cannot be proven; nothing is written then.
+        ServerError
+            If XNAT does not take it.
+        """
+        with self._lock:
+            project = self._home()
+            if project is None:
+                raise SettingsError(
+                    "which project should hold the name and description of the datastore?",
+                    hint="name one with the setting project",
+                )
+            stored = self._read()
+            texts = {**(stored or {}), key: str(text)}
+            content = json.dumps(texts, indent=1, sort_keys=True).encode()
+            upload(
+                self._session,
+                self._resource(project),
+                FILE,
+                content,
+                format="JSON",
+                content="MONAILABEL",
+                overwrite=stored is not None,
+            )
+            self._texts = texts
+            self._remember()
+
+    def _remember(self) -> None:
+        self._memory.put(_KIND, self._key(), "", self._texts)
+
+    def _key(self) -> str:
+        return ",".join(self._session.settings.project)
+
+    def _read(self) -> dict[str, str] | None:
+        """Read what XNAT holds now; None if nothing."""
+        project = self._home()
+        if project is None:
+            return None
+        found = find_object(self._session, project_path(project), RESOURCE, FILE, _UNKNOWN, _texts_in)
+        return found[1] if found else None
+
+    def _home(self) -> str | None:
+        """Give the project that holds the texts: the first configured one, or the only one there is."""
+        configured = self._session.settings.project
+        projects = configured or list_projects(self._session)
+        return projects[0] if configured or len(projects) == 1 else None
+
+    @staticmethod
+    def _resource(project: str) -> str:
+        return resource_path(project_path(project), RESOURCE)
+
+
+def _texts_in(found: dict[str, Any]) -> dict[str, str]:
+    """Return the texts of a file, all of them texts."""
+    if not all(isinstance(text, str) for text in found.values()):
+        raise ValueError("a text has a wrong type")
+    return found
+
+
+def default_texts(settings: Settings) -> dict[str, str]:
+    """Return the texts of a datastore for which none were set: XNAT's address, and which projects are shown."""
+    projects = ", ".join(settings.project) or "all projects"
+    return {"name": f"XNAT {settings.server}", "description": f"{projects} on {settings.server}"}

@@ -1,0 +1,112 @@
+"""What clients are shown of images and labels: facts from XNAT's listing joined with what MONAI Label stored."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from monailabel_xnat.catalog import Scan
+from monailabel_xnat.errors import XNATDatastoreError
+from monailabel_xnat.ids import LabelId
+from monailabel_xnat.images import Images
+from monailabel_xnat.images.info import ImageInfos
+from monailabel_xnat.labels import Labels
+from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion
+from monailabel_xnat.labels.sidecar import info_of
+
+logger = logging.getLogger(__name__)
+
+
+class Views:
+    """Dictionaries of plain JSON values, fresh at each call.
+
+    Parameters
+    ----------
+    images, labels, infos
+        Where the facts come from.
+    """
+
+    def __init__(self, images: Images, labels: Labels, infos: ImageInfos) -> None:
+        self._images = images
+        self._labels = labels
+        self._infos = infos
+
+    def image(self, scan: Scan) -> dict[str, Any]:
+        """Describe an image; what was stored with it goes over what the listing knows."""
+        facts = self._facts(scan)
+        facts.update(self._infos.get(scan))
+        return facts
+
+    def label(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
+        """Describe a label: its info, when it was saved (``ts``, seconds since 1970) and a file name for clients.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is no such label or version.
+        ServerError
+            If XNAT fails.
+        """
+        info = self._labels.info(scan, tag, version)
+        found = self._labels.current(scan, tag)
+        saved = LabelVersion(version, found.suffix).saved_at if version else found.saved_at
+        shown = {"ts": int(saved.timestamp())} if saved else {}
+        return {"name": scan.image_id.file_stem + found.extension, **shown, **info}
+
+    def drawing(self, scan: Scan, label: LabelId) -> dict[str, Any]:
+        """Describe one drawing on an image, as :meth:`label` does a label.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is no such drawing.
+        """
+        sidecar = self._labels.drawing_sidecar(scan, label)
+        saved = datetime.fromisoformat(sidecar["saved_at"])
+        return {"name": scan.image_id.file_stem + LABEL_MAP, "ts": int(saved.timestamp()), **info_of(sidecar)}
+
+    def tree(self, scans: list[Scan]) -> dict[str, Any]:
+        """Describe images and their labels as LocalDatastore's index does, which Slicer and the Reviewer read."""
+        self._labels.load_infos(scans)
+        failures: list[str] = []
+        branches = {str(scan.image_id): self._branch(scan, failures) for scan in scans}
+        if failures:
+            logger.warning("%d labels could not be described and are listed without their info", len(failures))
+            for failure in failures:
+                logger.info("listed without its info: %s", failure)
+        return branches
+
+    def _facts(self, scan: Scan) -> dict[str, Any]:
+        image = scan.image_id
+        facts = {
+            "project": image.project,
+            "subject": image.subject,
+            "experiment": image.experiment,
+            "scan": image.scan,
+            "PatientID": scan.subject_label,
+            "StudyInstanceUID": scan.study_uid,
+            "SeriesInstanceUID": scan.series_uid,
+            "StudyDate": scan.session_date,
+            "Modality": scan.modality,
+            "SeriesDescription": scan.series_description,
+        }
+        known = {key: value for key, value in facts.items() if value}
+        known.update(self._images.facts(scan))
+        return known
+
+    def _branch(self, scan: Scan, failures: list[str]) -> dict[str, Any]:
+        facts = self._facts(scan)
+        extension = "".join(Path(facts["name"]).suffixes)
+        return {
+            "image": {"ext": extension, "info": {**facts, **self._infos.get(scan)}},
+            "labels": {tag: self._leaf(scan, tag, failures) for tag in self._labels.tags(scan)},
+        }
+
+    def _leaf(self, scan: Scan, tag: str, failures: list[str]) -> dict[str, Any]:
+        try:
+            return {"ext": self._labels.current(scan, tag).extension, "info": self.label(scan, tag)}
+        except XNATDatastoreError as error:
+            failures.append(f"{scan.image_id} {tag}: {error}")
+            return {"ext": LABEL_MAP, "info": {}}

@@ -1,0 +1,391 @@
+"""Images on this disk: made once, by one thread of one process, whole or not at all.
+
+::
+
+    <folder>/                      only for this user, as everything below
+        .locks/<key>.lock          held while an image is being made or removed
+        .leases/                   what processes hold
+        .sources/<name>            which DICOM images the slices of an image were made of
+        <key>/                     one per image
+            <name>                 a file, or a folder of DICOM files
+            <name>.json            its record; written last, so that nothing counts without one
+            .part/                 what is being made; a killed process leaves it behind, and the next clears it
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from monailabel_xnat.errors import CacheError
+from monailabel_xnat.images.cache.entry import (
+    RECORD_SUFFIX,
+    SOURCES_FOLDER,
+    Entry,
+    files_of,
+    private_folder,
+    read_record,
+    record_of,
+    records_in,
+    remove,
+    seal,
+    sync_folder,
+    write_private,
+    write_record,
+)
+from monailabel_xnat.images.cache.leases import Leases
+from monailabel_xnat.images.cache.locks import locked
+
+logger = logging.getLogger(__name__)
+
+_LOCKS = ".locks"
+_LEASES = ".leases"
+_PART = ".part"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# The time of last use is noted on disk no more often than this: a warm hit should not write.
+_USE_NOTED_EVERY = 30.0
+# Which images are there at all is looked at again after this long, so that asking for each of 20000 costs nothing.
+_LOOKED_EVERY = 0.05
+_FRESH_NS = 10**9
+# What other processes add is counted no more often than this, unless the budget is reached.
+_COUNTED_EVERY = 60.0
+# An image and the files that it is made from lie on the disk at the same time, and are of about one size.
+_MADE_PER_NEED = 2
+# An image that XNAT has replaced stays for whoever still works with it.
+_REPLACED_STAYS = 3600.0
+
+
+class Cache:
+    """A folder of images.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it does not exist, for this user only.
+    budget : int or None
+        Bytes that the images may take together; the least recently used go first, never one that is in use.
+
+    Raises
+    ------
+    CacheError
+        If the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path, *, budget: int | None = None) -> None:
+        self.folder = folder
+        self.budget = budget
+        self._leases = Leases(folder / _LEASES)
+        self._noted: dict[Path, float] = {}
+        self._size = 0
+        self._counted = float("-inf")
+        self._eviction = threading.Lock()
+        self._keys: frozenset[str] = frozenset()
+        self._looked = float("-inf")
+        self._keys_of = 0
+        with self._errors("make"):
+            private_folder(folder / _LOCKS)
+            folder.chmod(0o700)
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Keep an image to oneself, across threads and processes; waits until others are done."""
+        with locked(self._lock_file(key)):
+            yield
+
+    def may_hold(self, key: str) -> bool:
+        """Tell whether there may be an image, quickly; what another process has just added may be overlooked."""
+        now = time.monotonic()
+        if now - self._looked > _LOOKED_EVERY:
+            self._look()
+            self._looked = now
+        return key in self._keys
+
+    def find(self, key: str, form: str) -> list[Entry]:
+        """Give the whole entries of an image in one form, most recently used first."""
+        entries = map(read_record, records_in(self.folder / key))
+        found = [entry for entry in entries if entry and entry.form == form]
+        return sorted(found, key=lambda entry: entry.last_use, reverse=True)
+
+    def is_there(self, entry: Entry) -> bool:
+        """Tell whether an entry known from before is still there."""
+        try:
+            os.stat(entry.path)  # noqa: PTH116 - a third of the time of Path.stat, at every warm hit
+        except OSError:
+            return False
+        return True
+
+    def use(self, entry: Entry) -> None:
+        """Note that an entry is given out: it is in use until this thread is given another."""
+        self._leases.use(entry.key)
+        now = time.monotonic()
+        if now - self._noted.get(entry.path, float("-inf")) > _USE_NOTED_EVERY:
+            self._noted[entry.path] = now
+            with suppress(OSError):
+                os.utime(entry.record)
+
+    def hold(self, keys: Iterable[str]) -> None:
+        """Keep images from eviction while this process lives, instead of those held before."""
+        with self._errors("write to"):
+            self._leases.hold(keys)
+
+    @contextmanager
+    def making(self, key: str, need: int = 0) -> Iterator[Path]:
+        """Give an empty folder to make an image in; whatever is left in it afterwards goes.
+
+        The caller holds the lock of the image.
+
+        Parameters
+        ----------
+        key : str
+            Which image.
+        need : int
+            Bytes that making it takes, as far as known.
+
+        Raises
+        ------
+        CacheError
+            If the disk is full or the folder cannot be written.
+        """
+        part = self.folder / key / _PART
+        with self._errors("write to", need):
+            remove(part)
+            private_folder(part)
+        try:
+            self._make_room(need, sparing=key)
+            yield part
+        except OSError as error:
+            if error.errno in _FULL:
+                raise self._full(need) from error
+            raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            with suppress(OSError):
+                part.parent.rmdir()  # only where nothing was made
+
+    def put(self, made: Path, entry: Entry, sources: bytes = b"") -> Entry:
+        """Take in what was made; the caller holds the lock of the image.
+
+        Parameters
+        ----------
+        made : Path
+            A file or folder below what :meth:`making` gave.
+        entry : Entry
+            What it is, and where it belongs; size and digest are found out here.
+        sources : bytes
+            Which DICOM images its slices were made of; empty where that is not known.
+
+        Returns
+        -------
+        Entry
+            The entry, complete.
+        """
+        with self._errors("write to"):
+            size, digest = seal(made)
+            entry = replace(entry, size=size, sha256=digest)
+            remove(entry.record)
+            remove(entry.path)
+            remove(entry.sources)
+            made.rename(entry.path)
+            if sources:
+                private_folder(entry.sources.parent)
+                write_private(entry.sources, sources)
+            write_record(entry)
+            sync_folder(entry.path.parent)
+            self._retire_replaced(entry)
+        self._size += size
+        self.evict(sparing=entry.key)
+        return entry
+
+    def renew(self, entry: Entry, seen: str, compared: float) -> Entry:
+        """Note that an entry is what XNAT has, however the listing looks; the caller holds the lock.
+
+        Parameters
+        ----------
+        entry : Entry
+            The entry.
+        seen : str
+            The resource as the listing shows it now.
+        compared : float
+            When its files were compared with XNAT's list: seconds since 1970.
+        """
+        renewed = replace(entry, seen=seen, compared=compared)
+        with self._errors("write to"):
+            write_record(renewed)
+        return renewed
+
+    def remove(self, entry: Entry) -> None:
+        """Remove an entry, its record first; the caller holds the lock."""
+        with self._errors("remove from"):
+            remove(entry.record)
+            remove(entry.path)
+            remove(entry.sources)
+        self._size -= entry.size
+        for parent in (entry.path.parent, entry.sources.parent):
+            with suppress(OSError):
+                parent.rmdir()
+
+    def entries(self) -> list[Entry]:
+        """Give all whole entries, least recently used first."""
+        entries = map(read_record, self.folder.glob(f"*/*{RECORD_SUFFIX}"))
+        return sorted((entry for entry in entries if entry), key=lambda entry: entry.last_use)
+
+    def evict(self, sparing: str = "") -> int:
+        """Remove least recently used images until the budget holds.
+
+        Parameters
+        ----------
+        sparing : str
+            Key of an image that stays in any case.
+
+        Returns
+        -------
+        int
+            The bytes freed.
+        """
+        if self.budget is None:
+            return 0
+        with self._eviction:
+            if self._size <= self.budget and time.monotonic() - self._counted < _COUNTED_EVERY:
+                return 0
+            entries = self.entries()
+            self._size = sum(entry.size for entry in entries)
+            self._counted = time.monotonic()
+            return self._evict(entries, self._size - self.budget, sparing)
+
+    def verify(self, *, remove_damaged: bool = False) -> list[Entry]:
+        """Read every entry and give those that are not as they were made.
+
+        Parameters
+        ----------
+        remove_damaged : bool
+            Whether to remove them; the next use fetches them again.
+        """
+        damaged = [entry for entry in self.entries() if not entry.is_intact()]
+        for entry in damaged if remove_damaged else ():
+            self._remove_if_idle(entry)
+        return damaged
+
+    def prune(self) -> int:
+        """Remove what killed processes left behind, and what exceeds the budget.
+
+        Returns
+        -------
+        int
+            The bytes freed.
+        """
+        freed = 0
+        for folder in self.folder.iterdir():
+            if folder.name == SOURCES_FOLDER:
+                _clear_sources(folder)
+            elif folder.is_dir() and folder.name not in (_LOCKS, _LEASES):
+                with locked(self._lock_file(folder.name), wait=False) as idle:
+                    freed += _clear_leftovers(folder) if idle else 0
+        self._counted = float("-inf")
+        return freed + self.evict()
+
+    def close(self) -> None:
+        """Hold nothing more."""
+        self._leases.close()
+
+    def _look(self) -> None:
+        """List the images anew if the folder has changed, or may have without showing it."""
+        with suppress(OSError):
+            changed = self.folder.stat().st_mtime_ns
+            if changed != self._keys_of:
+                self._keys = frozenset(os.listdir(self.folder))  # noqa: PTH208 - thousands of names, nothing else
+                # Two changes in one tick of the disk's clock leave one time: a fresh one is not relied on.
+                self._keys_of = changed if time.time_ns() - changed > _FRESH_NS else 0
+
+    def _make_room(self, need: int, sparing: str) -> None:
+        """See that the disk has room for an image, though the budget may allow for more than the disk has."""
+        missing = need * _MADE_PER_NEED - shutil.disk_usage(self.folder).free
+        if missing > 0:
+            with self._eviction:
+                self._evict(self.entries(), missing, sparing)
+        if need > shutil.disk_usage(self.folder).free:
+            raise self._full(need)
+
+    def _evict(self, entries: list[Entry], excess: int, sparing: str) -> int:
+        freed = 0
+        if excess > 0:
+            kept = self._leases.in_use() | {sparing}
+            for entry in entries:
+                if freed < excess and entry.key not in kept and entry.size and self._remove_if_idle(entry):
+                    freed += entry.size
+            if freed < excess:
+                logger.warning("the image cache takes %s too much, all in use", _megabytes(excess - freed))
+        return freed
+
+    def _remove_if_idle(self, entry: Entry) -> bool:
+        with locked(self._lock_file(entry.key), wait=False) as idle:
+            if not idle:
+                return False
+            try:
+                self.remove(entry)
+            except CacheError as error:  # on Windows: somebody has the file open
+                logger.debug("not evicted: %s", error)
+                return False
+            return True
+
+    def _retire_replaced(self, new: Entry) -> None:
+        """Remove what the image was before, unless somebody may still work with it."""
+        for entry in self.find(new.key, new.form):
+            if entry.path != new.path and time.time() - entry.last_use > _REPLACED_STAYS:
+                self.remove(entry)
+
+    def _lock_file(self, key: str) -> Path:
+        return self.folder / _LOCKS / f"{key}.lock"
+
+    @contextmanager
+    def _errors(self, verb: str, need: int = 0) -> Iterator[None]:
+        try:
+            yield
+        except CacheError:
+            raise
+        except OSError as error:
+            if error.errno in _FULL:
+                raise self._full(need) from error
+            raise CacheError(
+                f"cannot {verb} the image cache {self.folder}: {error.strerror or type(error).__name__}",
+                hint="set cache_path to a folder that this user can write to",
+            ) from error
+
+    def _full(self, need: int) -> CacheError:
+        needed = f", at least {_megabytes(need)} needed" if need else ""
+        return CacheError(
+            f"no space left for images in {self.folder}{needed}",
+            hint="free some, set a smaller cache_budget, or a cache_path on another disk",
+        )
+
+
+def _clear_sources(folder: Path) -> None:
+    """Remove what belonged to images that are gone."""
+    names = {path.name for path in folder.parent.glob("*/*") if path.parent != folder}
+    for path in set(folder.iterdir()):
+        if path.name not in names:
+            path.unlink(missing_ok=True)
+
+
+def _clear_leftovers(folder: Path) -> int:
+    """Remove from an image's folder what no record vouches for; the caller holds its lock."""
+    whole = {entry.path for entry in map(read_record, records_in(folder)) if entry}
+    kept = whole | {record_of(path) for path in whole}
+    freed = 0
+    for path in set(folder.iterdir()) - kept:
+        freed += sum(file.lstat().st_size for file in files_of(path))
+        remove(path)
+    with suppress(OSError):
+        folder.rmdir()
+    return freed
+
+
+def _megabytes(size: int) -> str:
+    return f"{max(size / 1e6, 0.1):.1f} MB"

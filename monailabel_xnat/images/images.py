@@ -1,0 +1,450 @@
+"""Images of scans as local files: from the mounted archive or downloaded, converted, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from monailabel_xnat.catalog.listing import Resource, Scan
+from monailabel_xnat.catalog.selection import image_resources
+from monailabel_xnat.client.files import RemoteFile, list_files
+from monailabel_xnat.client.imagefile import ending, usual_ending
+from monailabel_xnat.client.items import resource_path
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.config import Settings
+from monailabel_xnat.errors import (
+    AccessDeniedError,
+    ImageError,
+    LoginError,
+    NoImageError,
+    NotInArchiveError,
+    ServerError,
+    TransferError,
+)
+from monailabel_xnat.ids import ImageId
+from monailabel_xnat.images.cache import Cache, Entry
+from monailabel_xnat.images.comparisons import Comparison, Comparisons
+from monailabel_xnat.images.localfiles import zipped
+from monailabel_xnat.images.maker import DICOM, ImageMaker
+from monailabel_xnat.images.mounted import state_of
+from monailabel_xnat.images.novolumes import NoVolumes, with_few_names
+from monailabel_xnat.images.prefetch import BackgroundPrefetch, PrefetchReport, Progress, prefetch
+
+if TYPE_CHECKING:
+    from monailabel_xnat.convert.grid import Grid, Sources
+
+# What needs SimpleITK is imported where it is used: a datastore starts without, and a warm image never needs it.
+
+logger = logging.getLogger(__name__)
+
+# Part of what is noted about every image; to be raised when the same files shall give another image than before.
+_CONVERSION = 2
+# How long an image is believed to be unchanged where XNAT's listing tells neither number nor size of its files.
+_BELIEVED_FOR = 600.0
+_GIGABYTE = 10**9
+
+
+class Images:
+    """The images of scans.
+
+    Each is fetched once: whoever asks for it later, in any thread or process, gets the same file without a request.
+    When the listing shows another number or size of files, and else once in a while (:class:`Comparisons`), they are
+    compared with XNAT's list, and fetched again if they changed; the new file then has another name. The list tells
+    names, sizes and MD5 digests; where XNAT keeps no digests, a file of the same name and size is taken for the same.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    settings : Settings
+        Where to keep the images, and in which form.
+
+    Raises
+    ------
+    CacheError
+        If the folder for the images cannot be made.
+    """
+
+    def __init__(self, session: Session, settings: Settings) -> None:
+        self._session = session
+        self._settings = settings
+        budget = int(settings.cache_budget * _GIGABYTE) or None
+        self.cache = Cache(settings.server_folder / "images", budget=budget)
+        self._maker = ImageMaker(session, settings)
+        self._background = BackgroundPrefetch(self, budget)
+        self._file_form = "nii.gz" if settings.compress else "nii"
+        # What else decides which image is made of the same files.
+        self._way = f"conversion {_CONVERSION}, gantry_tilt {settings.gantry_tilt}"
+        self._known: dict[tuple[ImageId, str], Entry] = {}
+        self._comparisons = Comparisons(settings.verify_age)
+        self._notes: dict[str, str] = {}
+        self._no_volumes = NoVolumes(settings)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What is doubtful about the images that were used, by image id."""
+        return dict(self._notes)
+
+    def no_volumes(self, find: Callable[[str], Scan | None]) -> dict[str, str]:
+        """Return which scans turned out to be no image, as the listing shows them now, and why; makes no request."""
+        return self._no_volumes.reasons(self._form, find)
+
+    def path(self, scan: Scan) -> Path:
+        """Give the image: a NIfTI file, another file that MONAI reads, or with ``image_format="dicom"`` the folder.
+
+        Raises
+        ------
+        NoImageError
+            If the scan holds no image.
+        ImageError
+            If what it holds is not one image, or cannot be read.
+        ServerError
+            If XNAT fails, or gives other files than it lists (TransferError).
+        CacheError
+            If the disk is full or cannot be written.
+        """
+        return self._entry(scan, self._form).path
+
+    def local(self, scan: Scan) -> Path | None:
+        """Return what :meth:`path` would, if it is here and need not be compared with XNAT; makes no request."""
+        resources = image_resources(scan, self._settings)
+        entry = self._current(scan, resources[0], self._form) if resources else None
+        return entry.path if entry else None
+
+    def compare_anew(self, scans: Iterable[Scan] | None = None) -> None:
+        """Have images compared with XNAT's list of their files at their next use; all images, if none are named."""
+        if scans is None:
+            self._no_volumes.look_again()
+        self._comparisons.expire(None if scans is None else [scan.image_id for scan in scans])
+
+    def require_compared(self, scan: Scan) -> None:
+        """Refuse an image that :meth:`path` has given although XNAT could not be asked whether it is still the same.
+
+        Raises
+        ------
+        ServerError
+            Why XNAT could not be asked.
+        """
+        failure = self._comparisons.failures().get(scan.image_id)
+        if failure is not None:
+            raise failure
+
+    def checksum(self, scan: Scan) -> str | None:
+        """Give ``SHA256:<hex>`` of the file that :meth:`path` gives, once it is here; makes no request."""
+        entry = self._local(scan, self._form)
+        return _checksum(entry) if entry else None
+
+    def facts(self, scan: Scan) -> dict[str, str]:
+        """Return ``name`` of the image's file, before it is here the likely one, then ``path`` and ``checksum`` too.
+
+        These two are left out where the file must first be compared with XNAT's. Where something is doubtful,
+        ``image_note`` says what. Makes no request; what another process fetched this very moment may be overlooked.
+        """
+        resources = image_resources(scan, self._settings)
+        stem = scan.image_id.file_stem
+        entry = None
+        if resources and ((scan.image_id, self._form) in self._known or self.cache.may_hold(stem)):
+            entry = self._stored(scan, resources[0], self._form)
+        if entry is None:
+            label = resources[0].label if resources else ""
+            return {"name": stem if self._form == DICOM else stem + usual_ending(label, f".{self._file_form}")}
+        facts = {"name": entry.path.name, **({"image_note": entry.note} if entry.note else {})}
+        if _is_counted(resources[0]) and self._is_due(scan, resources[0], entry):
+            return facts
+        checksum = _checksum(entry)
+        return {**facts, "path": str(entry.path), **({"checksum": checksum} if checksum else {})}
+
+    def grid(self, scan: Scan) -> Grid:
+        """Return the voxel grid (shape, affine to RAS in mm) of the image as a file; fetches it if need be.
+
+        Raises
+        ------
+        ImageError, ServerError, CacheError
+            As for :meth:`path`.
+        """
+        entry = self._entry(scan, self._file_form)
+        others = tuple(np.array(affine) for affine in entry.others)
+        shear = np.array(entry.shear) if entry.shear else None
+        return replace(_grid(entry.path), sources=partial(self._sources, scan, entry), others=others, shear=shear)
+
+    def dicom_folder(self, scan: Scan) -> Path:
+        """Give a folder with the DICOM files of the scan's series; fetches them if need be.
+
+        Raises
+        ------
+        NoImageError
+            If the scan's image is not stored as DICOM.
+        ServerError, CacheError
+            As for :meth:`path`.
+        """
+        entry = self._entry(scan, DICOM)
+        if not entry.path.is_dir():
+            raise NoImageError(f"the image {entry.image_id} is not stored as DICOM")
+        return entry.path
+
+    def open(self, scan: Scan) -> BinaryIO:
+        """Open the file that :meth:`path` gives; where that is a folder, a zip of it.
+
+        Raises
+        ------
+        ImageError, ServerError, CacheError
+            As for :meth:`path`.
+        """
+        path = self.path(scan)
+        return zipped(path) if path.is_dir() else path.open("rb")
+
+    def hold(self, scans: Iterable[Scan]) -> None:
+        """Keep images from eviction while this process lives, for a training say; instead of those held before."""
+        self.cache.hold(scan.image_id.file_stem for scan in scans)
+
+    def discard(self, scan: Scan) -> None:
+        """Remove whatever is kept of an image; the next use fetches it again.
+
+        Raises
+        ------
+        CacheError
+            If it cannot be removed.
+        """
+        key = scan.image_id.file_stem
+        with self.cache.lock(key):
+            for form in (DICOM, "nii", "nii.gz"):
+                self._known.pop((scan.image_id, form), None)
+                for entry in self.cache.find(key, form):
+                    self.cache.remove(entry)
+
+    def prefetch(
+        self,
+        scans: Iterable[Scan],
+        *,
+        workers: int = 4,
+        progress: Callable[[Progress], None] | None = None,
+        executor: Executor | None = None,
+    ) -> PrefetchReport:
+        """Fetch many images, several at a time, and say which failed; see :func:`prefetch`."""
+        if executor is not None and self._session.owner is not None and not self._settings.username:
+            raise LoginError(
+                "an executor cannot use the xnatpy session that was given as connection: its workers log in themselves",
+                hint="leave the executor out, or give username and password beside connection",
+                url=self._settings.server,
+            )
+        return prefetch(self, scans, workers=workers, progress=progress, executor=executor)
+
+    def elsewhere(self) -> Callable[[Scan], None]:
+        """Give a task that fetches an image in another process, with a connection of its own."""
+        from monailabel_xnat.images.worker import fetch_one  # it opens images itself
+
+        return partial(fetch_one, self._settings)
+
+    def expect(self, choose: Callable[[int], Sequence[Scan]]) -> None:
+        """Fetch in the background the images that are likely next, as many as the setting ``prefetch``.
+
+        Parameters
+        ----------
+        choose : callable
+            Gives at most so many images, best first; called in the background.
+        """
+        count = self._settings.prefetch
+        if count:
+            self._background.expect(lambda: choose(count))
+
+    def close(self) -> None:
+        """Stop what goes on in the background."""
+        self._background.close()
+        self.cache.close()
+        self._no_volumes.close()
+
+    @property
+    def _form(self) -> str:
+        return DICOM if self._settings.image_format == DICOM else self._file_form
+
+    def _entry(self, scan: Scan, form: str) -> Entry:
+        resource = self._resource(scan)
+        entry = self._current(scan, resource, form)
+        if entry is None:
+            self._no_volumes.refuse(scan, resource, form)
+            try:
+                entry = self._fetched(scan, resource, form)
+            except ImageError as error:
+                raise self._no_volumes.note(scan, resource, form, error) from error
+            self._no_volumes.forget(scan, form)
+        self.cache.use(entry)
+        if entry.note:
+            self._notes[entry.image_id] = entry.note
+        elif self._notes:
+            self._notes.pop(entry.image_id, None)
+        return entry
+
+    def _sources(self, scan: Scan, entry: Entry) -> Sources:
+        """Find which DICOM images the slices were made of; they are read where an earlier version kept no list."""
+        from monailabel_xnat.convert.sources import decode_sources, read_sources
+
+        with suppress(OSError, ValueError):
+            return decode_sources(entry.sources.read_bytes())
+        try:
+            folder = self.dicom_folder(scan)
+        except NoImageError:
+            return {}
+        try:
+            return read_sources(folder, scan.series_uid or None)
+        except NoImageError:  # anonymised in the archive, as when it was converted
+            return read_sources(folder, None)
+
+    def _local(self, scan: Scan, form: str) -> Entry | None:
+        resources = image_resources(scan, self._settings)
+        return self._stored(scan, resources[0], form) if resources else None
+
+    def _resource(self, scan: Scan) -> Resource:
+        resources = image_resources(scan, self._settings)
+        if not resources:
+            found = ", ".join(resource.label for resource in scan.resources) or "none"
+            raise NoImageError(
+                f"scan {scan.image_id} has no image; its resources: {found}",
+                hint=f"looked for {', '.join(self._settings.image_resource)} (setting image_resource)",
+            )
+        return resources[0]
+
+    def _current(self, scan: Scan, resource: Resource, form: str) -> Entry | None:
+        """Return the entry that is known to be what XNAT has, without asking."""
+        entry = self._stored(scan, resource, form)
+        if entry is not None and self._is_due(scan, resource, entry):
+            self._known.pop((scan.image_id, form), None)  # another process may have compared it
+            entry = self._stored(scan, resource, form)
+            return None if entry is None or self._is_due(scan, resource, entry) else entry
+        return entry
+
+    def _is_due(self, scan: Scan, resource: Resource, entry: Entry) -> bool:
+        if _is_counted(resource):
+            return self._comparisons.is_due(scan.image_id, entry.fingerprint, entry.compared)
+        return self._comparisons.is_due(scan.image_id, entry.fingerprint, 0.0, within=_BELIEVED_FOR)
+
+    def _stored(self, scan: Scan, resource: Resource, form: str) -> Entry | None:
+        """Give the entry that was made when the listing looked as it does now."""
+        seen = self._as_seen(resource)
+        entry = self._known.get((scan.image_id, form))
+        if entry is None or entry.seen != seen or not self.cache.is_there(entry):
+            found = (entry for entry in self.cache.find(scan.image_id.file_stem, form) if entry.seen == seen)
+            entry = next(found, None)
+            if entry:
+                self._known[scan.image_id, form] = entry
+        return entry
+
+    def _fetched(self, scan: Scan, resource: Resource, form: str) -> Entry:
+        """Compare with XNAT's list, and fetch and convert what is new; one thread of one process does."""
+        key = scan.image_id.file_stem
+        with self.cache.lock(key):
+            entry = self._current(scan, resource, form) or self._made(scan, resource, form)
+        self._known[scan.image_id, form] = entry
+        return entry
+
+    def _made(self, scan: Scan, resource: Resource, form: str) -> Entry:
+        path = resource_path(scan.path, resource.label)
+        comparison = self._comparisons.begin()
+        try:
+            files = list_files(self._session, path)
+        except (AccessDeniedError, NotInArchiveError):  # it may have been withdrawn
+            raise
+        except ServerError as error:
+            entry = self._stored(scan, resource, form)
+            if entry is None:
+                raise
+            self._comparisons.postpone(scan.image_id, error)
+            logger.warning("an image could not be compared with XNAT, the one here is used: %s", type(error).__name__)
+            return entry
+        if not files:
+            raise NoImageError(f"resource {resource.label} of scan {scan.image_id} holds no files")
+        for entry in self._alike(scan, form, files):
+            renewed = self.cache.renew(entry, self._as_seen(resource), comparison.begun)
+            self._comparisons.note(scan.image_id, entry.fingerprint, comparison)
+            return renewed
+        try:
+            return self._make(scan, resource, files, form, comparison)
+        except TransferError as error:
+            comparison = self._comparisons.begin()
+            try:
+                anew = list_files(self._session, path)
+            except ServerError:
+                raise error from None
+            if self._fingerprint(anew) == self._fingerprint(files):
+                raise
+        logger.info("files of an image changed in XNAT while they came; fetching them anew")
+        return self._make(scan, resource, anew, form, comparison)
+
+    def _make(
+        self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], form: str, comparison: Comparison
+    ) -> Entry:
+        key, fingerprint = scan.image_id.file_stem, self._fingerprint(files)
+        started = time.monotonic()
+        kept = next((entry.path for entry in self._alike(scan, DICOM, files)), None)
+        with self.cache.making(key, sum(file.size or 0 for file in files)) as part:
+            try:
+                made = self._maker.make(scan, resource, files, form, part, kept)
+            except ImageError as error:
+                raise with_few_names(error, (file.path.rpartition("/")[2] for file in files)) from error
+            name = f"{key}_{fingerprint[:12]}{'' if made.path.is_dir() else ending(made.path.name)}"
+            new = Entry(
+                path=self.cache.folder / key / name,
+                form=form,
+                image_id=str(scan.image_id),
+                fingerprint=fingerprint,
+                seen=self._as_seen(resource),
+                size=0,
+                sha256="",
+                compared=comparison.begun,
+                origin=str(made.origin.folder) if made.origin else "",
+                origin_state=made.origin.state if made.origin else "",
+                note=made.note,
+                others=made.others,
+                shear=made.shear,
+            )
+            entry = self.cache.put(made.path, new, made.sources)
+        self._comparisons.note(scan.image_id, fingerprint, comparison)
+        logger.info("fetched an image of %d files in %.1f s", len(files), time.monotonic() - started)
+        return entry
+
+    def _as_seen(self, resource: Resource) -> str:
+        return f"{resource.label}|{resource.file_count}|{resource.file_size}|{self._way}"
+
+    def _fingerprint(self, files: Sequence[RemoteFile]) -> str:
+        """Return a digest of what XNAT lists, and of what else decides which image is made of it."""
+        lines = sorted(f"{file.path}\0{file.size}\0{file.md5}" for file in files)
+        return hashlib.sha256("\n".join([self._way, *lines]).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def _alike(self, scan: Scan, form: str, files: Sequence[RemoteFile]) -> Iterator[Entry]:
+        """Find the entries that were made from just these files, and still are what they were made as."""
+        fingerprint = self._fingerprint(files)
+        for entry in self.cache.find(scan.image_id.file_stem, form):
+            if entry.fingerprint == fingerprint and self._is_sound(entry, files):
+                yield entry
+
+    def _is_sound(self, entry: Entry, files: Sequence[RemoteFile]) -> bool:
+        if entry.origin:
+            return state_of(Path(entry.origin), files, as_a_whole=entry.path.is_dir()) == entry.origin_state
+        # Earlier versions read a mounted archive unproven, and noted neither that nor when they compared.
+        return bool(entry.compared) or (not entry.path.is_symlink() and self._settings.asset_path is None)
+
+
+def _checksum(entry: Entry) -> str | None:
+    return f"SHA256:{entry.sha256}" if entry.sha256 and not entry.path.is_dir() else None
+
+
+def _is_counted(resource: Resource) -> bool:
+    return resource.file_count is not None or resource.file_size is not None
+
+
+def _grid(path: Path) -> Grid:
+    from monailabel_xnat.convert.grid import Grid
+
+    try:
+        return Grid.of_image(path)
+    except ValueError as error:
+        raise ImageError(f"{path.name} cannot be read as an image: {error}") from error

@@ -1,0 +1,240 @@
+"""From the files of a resource to an image: downloaded, or read where XNAT's archive is mounted, and converted."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from monailabel_xnat.catalog.listing import Resource, Scan
+from monailabel_xnat.client.download import Receiver, download_files
+from monailabel_xnat.client.files import RemoteFile
+from monailabel_xnat.client.imagefile import (
+    check_data_file,
+    ending,
+    holds_dicom,
+    image_file,
+    joined_ending,
+    named_wrong,
+)
+from monailabel_xnat.client.items import resource_path
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.config import Settings
+from monailabel_xnat.errors import ImageError, NoImageError, TransferError
+from monailabel_xnat.images.localfiles import linked
+from monailabel_xnat.images.mounted import Mounted, MountedArchive, state_of
+
+# What needs SimpleITK is imported where it is used: a datastore starts without, and a warm image never needs it.
+
+logger = logging.getLogger(__name__)
+
+DICOM = "dicom"
+"""The form of an image that is the folder of its DICOM files."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """An image that was made.
+
+    Parameters
+    ----------
+    path : Path
+        The file, or the folder of DICOM files; a link, where it lies in the mounted archive.
+    origin : Mounted or None
+        Where in the mounted archive its files were read; None if they were downloaded.
+    note : str
+        What is doubtful about it; "" for nothing.
+    sources : bytes
+        Which DICOM images its slices were made of, as `encode_sources` writes it; empty for the DICOM files themselves.
+    others : sequence of affines
+        Where other programs may put its voxels, as lists of numbers: voxel index to RAS, mm.
+    shear : sequence of float
+        Of a stack from a tilted gantry, by how much (RAS, mm) each slice truly lies further sideways; else empty.
+    """
+
+    path: Path
+    origin: Mounted | None = None
+    note: str = ""
+    sources: bytes = b""
+    others: Sequence[Sequence[Sequence[float]]] = ()
+    shear: Sequence[float] = ()
+
+
+class ImageMaker:
+    """Makes images.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    settings : Settings
+        Where the archive is mounted, and in which form images are wanted.
+    """
+
+    def __init__(self, session: Session, settings: Settings) -> None:
+        self._session = session
+        self._gantry_tilt = settings.gantry_tilt
+        self._archive = MountedArchive(session, settings.asset_path) if settings.asset_path else None
+
+    def make(
+        self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], form: str, part: Path, folder: Path | None
+    ) -> Made:
+        """Make the image of a resource.
+
+        Parameters
+        ----------
+        scan : Scan
+            The scan.
+        resource : Resource
+            Its resource.
+        files : sequence of RemoteFile
+            What XNAT lists there.
+        form : str
+            ``nii`` or ``nii.gz``, which a DICOM series is converted to, or ``dicom``, its folder. An image that is
+            stored as another file is that file, whatever the form.
+        part : Path
+            An empty folder to make it in.
+        folder : Path or None
+            Where the DICOM files are on this machine already, proven to be what XNAT lists.
+
+        Raises
+        ------
+        ImageError
+            If the files are not one image, or cannot be read.
+        ServerError
+            If XNAT fails, or gives other files than it lists (TransferError).
+        """
+        if not holds_dicom(resource.label, files):
+            made = self._as_file(scan, resource, files, part)
+        elif form == DICOM:
+            made = self._as_folder(scan, resource, files, part)
+        else:
+            made = self._converted(scan, resource, files, part / f"image.{form}", folder)
+        origin = made.origin
+        if origin and state_of(origin.folder, files, as_a_whole=made.path.is_dir()) != origin.state:
+            raise TransferError(
+                f"files of scan {scan.image_id} changed in {origin.folder} while they were read", hint="try again"
+            )
+        return made
+
+    def _converted(
+        self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], target: Path, folder: Path | None
+    ) -> Made:
+        """Convert the series to NIfTI: from the files that are here already, or from others as they arrive."""
+        from monailabel_xnat.convert.conversion import Conversion
+        from monailabel_xnat.convert.sources import encode_sources, sources_of
+
+        uid = scan.series_uid or None
+        with Conversion(f"resource {resource.label} of scan {scan.image_id}", series_uid=uid) as conversion:
+            origin = None
+            if folder:
+                _each_file(folder, files, conversion.add)
+            else:
+                _, origin = self._source(scan, resource, files, target.parent, conversion)
+            try:
+                volume = conversion.finish(target, series_uid=uid, one_scan=True, gantry_tilt=self._gantry_tilt)
+            except NoImageError:
+                if not uid:
+                    raise
+                # Files anonymised in the archive have other UIDs than XNAT remembers; of one series they are clear.
+                volume = conversion.finish(target, one_scan=True, gantry_tilt=self._gantry_tilt)
+            for warning in volume.warnings:
+                logger.warning("an image is doubtful: %s", warning)
+            notes = volume.warnings or (_note(conversion.series_uids, scan),)
+            sources = sources_of(volume.sop_instance_uids, volume.frame_numbers, volume.shape[2])
+            shear = () if volume.shear is None else tuple(volume.shear.tolist())
+            return Made(volume.path, origin, "; ".join(notes), encode_sources(sources), shear=shear)
+
+    def _as_folder(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Made:
+        from monailabel_xnat.convert.headers import read_series_uid
+
+        folder, origin = self._source(scan, resource, files, part, as_a_whole=True)
+        if origin:
+            return Made(linked(folder, part / "link"), origin)
+        uids = [read_series_uid(folder / file.path) for file in files] if scan.series_uid else []
+        return Made(folder, note=_note(filter(None, uids), scan))
+
+    def _as_file(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Made:
+        from monailabel_xnat.convert.handout import hand_out, unpaired
+        from monailabel_xnat.convert.sources import encode_sources
+        from monailabel_xnat.convert.wholefile import join_header_and_voxels, read_whole_image
+
+        image = image_file(files, f"resource {resource.label} of scan {scan.image_id}")
+        joined = joined_ending(image.path)
+        folder, origin = self._source(scan, resource, files, part, only=None if joined else image)
+        header = path = folder / image.path
+        check_data_file(path, sorted({file.path.rpartition("/")[2] for file in files} if joined else ()))
+        if joined:
+            join = unpaired if joined == ".nii" else join_header_and_voxels
+            path = join(path, part / f"image{joined}")
+        else:
+            named = part / f"image{_true_ending(path, image)}"
+            path = linked(path, named) if origin else path.rename(named)
+        read_whole_image(path)
+        given = hand_out(path, part, header if joined else None)
+        if given.note:
+            logger.warning("an image is doubtful: %s", given.note)
+        others = tuple(affine.tolist() for affine in given.others)
+        return Made(given.path, origin, given.note, encode_sources({}), others)
+
+    def _source(
+        self,
+        scan: Scan,
+        resource: Resource,
+        files: Sequence[RemoteFile],
+        part: Path,
+        receiver: Receiver | None = None,
+        *,
+        only: RemoteFile | None = None,
+        as_a_whole: bool = False,
+    ) -> tuple[Path, Mounted | None]:
+        """Return a folder with the files: the mounted one, with its state, else one that they are downloaded to."""
+        archive, wanted = self._archive, [only] if only else files
+        mounted = archive.find(scan, resource.label, files, only=only, as_a_whole=as_a_whole) if archive else None
+        if mounted:
+            if receiver:
+                _each_file(mounted.folder, wanted, receiver.add)
+            return mounted.folder, mounted
+        folder = part / "files"
+        folder.mkdir(mode=0o700)
+        download_files(self._session, resource_path(scan.path, resource.label), wanted, folder, receiver)
+        return folder, None
+
+
+def _each_file(folder: Path, files: Sequence[RemoteFile], use: Callable[[Path], None]) -> None:
+    from monailabel_xnat.convert.series import list_files as existing
+
+    for path in existing([folder / file.path for file in files]):
+        use(path)
+
+
+def _true_ending(path: Path, image: RemoteFile) -> str:
+    """Return the ending with which readers open an image file, whatever its name in XNAT.
+
+    Raises
+    ------
+    ImageError
+        If it is DICOM, which is no image by itself.
+    """
+    wrong = named_wrong(path, image.path)
+    if wrong == ".dcm":
+        raise ImageError(
+            f"{image.path} is a DICOM file, whatever its name says", hint="store it in a resource called DICOM"
+        )
+    return wrong or ending(image.path)
+
+
+def _note(series_uids: Iterable[str], scan: Scan) -> str:
+    """Say how many image files are of another series than XNAT lists for the scan; "" if none is, or none is listed.
+
+    They are XNAT's own files of this scan, so that they are given; but either XNAT or their headers are wrong.
+    """
+    found = Counter(series_uids)
+    others = {uid: count for uid, count in found.items() if uid != scan.series_uid}
+    if not scan.series_uid or not others:
+        return ""
+    logger.warning("the files of an image are of another series than XNAT lists for it; status() tells which")
+    count, total = sum(others.values()), sum(found.values())
+    return f"{count} of {total} files are of the series {', '.join(sorted(others))}; XNAT lists {scan.series_uid}"

@@ -1,0 +1,314 @@
+"""XNAT's archive where it is mounted on this machine: files read in place, once proven to be the right ones.
+
+A mount is read without XNAT in between, so that nobody else sees whose files they are: sessions of two projects may
+bear one label, their scans one number, their files the same names and sizes. A folder is believed when all of this
+holds, and the files are downloaded, with a warning, when no folder is:
+
+- It lies where the scan belongs. A path without the project in it says so only where one project is configured;
+  where none is, so that all are meant, the MD5s of all files have to.
+- Each file that XNAT lists is there, with its size, and with its MD5 where XNAT lists one.
+- Each DICOM image in it is of the series that XNAT lists for the scan. What has neither an MD5 nor a series to be
+  compared is not proven.
+
+Where all but the series is right, the files are an error: either the archive that is mounted is not XNAT's, or headers
+were rewritten behind its back. Downloaded, the same files are given with a warning, for XNAT itself vouches for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from monailabel_xnat.catalog.listing import Scan
+from monailabel_xnat.client.files import RemoteFile
+from monailabel_xnat.client.imagefile import holds_dicom
+from monailabel_xnat.client.items import read_scan
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.errors import ImageError, ServerError
+
+logger = logging.getLogger(__name__)
+
+# XNAT gives a second scan of the same number the id 4-MR1, and leaves it in the folder of the number
+# (PrearcSessionArchiver).
+_CLASHING_ID = re.compile(r"(\d+)-[A-Z]{2}\d+")
+# What XNAT itself keeps beside the files of a resource, and lists nowhere.
+_CATALOG = "_catalog.xml"
+_READ_AT_A_TIME = 4
+_BLOCK = 1 << 20
+
+
+class Mounted(NamedTuple):
+    """A folder of the archive, and what its files were like before they were read (:func:`state_of`)."""
+
+    folder: Path
+    state: str
+
+
+class _Candidate(NamedTuple):
+    """A folder that may be the one, and whether its path names the project."""
+
+    folder: Path
+    names_project: bool
+
+
+class _Doubt(NamedTuple):
+    """What speaks against a folder, and whether it is the series that the headers name, all else being right."""
+
+    reason: str
+    is_series: bool = False
+
+
+class MountedArchive:
+    """The folder where XNAT's archive is mounted.
+
+    Known layouts: XNAT's own (``<project>/arc001/<session>/SCANS/<scan>/<resource>``), that of XNAT's JupyterHub
+    (``projects/<project>/experiments/<session>/...``), both also with the mount starting at the project or at the
+    session; and whatever path the server itself names, found here by its tail.
+
+    Parameters
+    ----------
+    session : Session
+        The connection; its settings say which projects are configured.
+    folder : Path
+        The mount (setting ``asset_path``).
+    """
+
+    def __init__(self, session: Session, folder: Path) -> None:
+        self._session = session
+        self._folder = folder
+        self._projects = len(session.settings.project)
+
+    def find(
+        self,
+        scan: Scan,
+        label: str,
+        files: Sequence[RemoteFile],
+        *,
+        only: RemoteFile | None = None,
+        as_a_whole: bool = False,
+    ) -> Mounted | None:
+        """Find the folder of a resource, proven to hold the scan's files.
+
+        Parameters
+        ----------
+        scan : Scan
+            The scan.
+        label : str
+            Label of its resource.
+        files : sequence of RemoteFile
+            What XNAT lists there.
+        only : RemoteFile or None
+            The one of them that is needed, and has to be proven; None: all.
+        as_a_whole : bool
+            Whether the folder itself is handed out: then it must hold nothing else.
+
+        Returns
+        -------
+        Mounted or None
+            None if it is not here, or not proven; the log then says at WARNING where it was looked for.
+
+        Raises
+        ------
+        ImageError
+            If the files are those that XNAT lists, but of another series than the scan.
+        """
+        wanted = [only] if only else files
+        tried: list[str] = []
+        of_other_series = ""
+        for candidate in self._candidates(scan, label):
+            state = state_of(candidate.folder, files, as_a_whole=as_a_whole)
+            doubt = self._doubt(candidate, scan, label, wanted) or (
+                _stray_image(candidate.folder, files) if as_a_whole else None
+            )
+            if doubt is None:
+                return Mounted(candidate.folder, state)
+            tried.append(f"{candidate.folder} ({doubt.reason})")
+            # Where neither the path nor MD5s say that these are the scan's, another series means another project.
+            if doubt.is_series and (candidate.names_project or _is_digested(wanted)):
+                of_other_series = of_other_series or tried[-1]
+        if of_other_series:
+            raise ImageError(
+                f"the files of scan {scan.image_id} below asset_path are not of its series: {of_other_series}",
+                hint="is asset_path the archive of this XNAT? Without it, the files are downloaded",
+            )
+        tried = tried or [f"{self._folder / path} (no such folder)" for path, _ in self._session_paths(scan)[:1]]
+        logger.warning("not found below asset_path, so it is downloaded: %s", "; ".join(tried))
+        return None
+
+    def _doubt(self, candidate: _Candidate, scan: Scan, label: str, files: Sequence[RemoteFile]) -> _Doubt | None:
+        """Return what speaks against a folder, or leaves open whether it is the scan's; None if it is proven."""
+        folder = candidate.folder
+        if not candidate.names_project and self._projects != 1 and not _is_digested(files):
+            return _Doubt("its path names no project, and XNAT lists no MD5 digests")
+        different = _difference(folder, files)
+        if different:
+            return different
+        series = scan.series_uid if holds_dicom(label, files) else ""
+        with ThreadPoolExecutor(_READ_AT_A_TIME) as pool:
+            doubts = list(pool.map(lambda file: _doubt_of_file(folder / file.path, file, series), files))
+        return min(filter(None, doubts), key=lambda doubt: doubt.is_series, default=None)
+
+    def _candidates(self, scan: Scan, label: str) -> Iterator[_Candidate]:
+        given = set()
+        for candidate in self._by_layout(scan, label):
+            given.add(candidate.folder)
+            yield candidate
+        for candidate in self._by_server_path(scan, label):
+            if candidate.folder not in given:
+                yield candidate
+
+    def _by_layout(self, scan: Scan, label: str) -> Iterator[_Candidate]:
+        for session_path, names_project in self._session_paths(scan):
+            for session_folder in sorted(self._folder.glob(session_path)) if _is_plain(session_path) else ():
+                for scan_id in _scan_folders(scan.image_id.scan):
+                    folder = session_folder / "SCANS" / scan_id / label
+                    if folder.is_dir():
+                        yield _Candidate(folder, names_project)
+
+    def _session_paths(self, scan: Scan) -> list[tuple[str, bool]]:
+        """Return where a session may lie below the mount, as patterns, and whether they name the project."""
+        session = _literal(scan.session_label)
+        projects = [_literal(project) for project in _projects(scan)]
+        paths = [f"{project}/arc*/{session}" for project in projects]
+        paths += [f"projects/{project}/experiments/{session}" for project in projects]
+        bare = [f"arc*/{session}", session] if self._projects < 2 else []
+        return [*((path, True) for path in paths), *((path, False) for path in bare)]
+
+    def _by_server_path(self, scan: Scan, label: str) -> Iterator[_Candidate]:
+        """Return the folders below the mount that a tail of the server's own path leads to, the longest tail first.
+
+        A tail must hold the project or, where not several are configured, at least the session.
+        """
+        path = self._server_path(scan, label)
+        parts = PurePosixPath(path).parts[1:-1]
+        if not path or ".." in parts or "SCANS" not in parts:
+            return
+        session = len(parts) - parts[::-1].index("SCANS") - 2
+        owners = [place for place, part in enumerate(parts[: max(session, 0)]) if part in _projects(scan)]
+        project = owners[-1] if owners else -1
+        for start in range((session if self._projects < 2 else project) + 1):
+            folder = self._folder.joinpath(*parts[start:])
+            if folder.is_dir():
+                yield _Candidate(folder, start <= project)
+
+    def _server_path(self, scan: Scan, label: str) -> str:
+        """Ask for the path of the resource's catalog on the server; "" if XNAT does not tell."""
+        try:
+            item = read_scan(self._session, scan.path)
+            children = item["items"][0]["children"]
+        except (ServerError, LookupError, TypeError):
+            return ""
+        for child in children:
+            for resource in child.get("items", ()) if child.get("field") == "file" else ():
+                fields = resource.get("data_fields", {})
+                if fields.get("label") == label:
+                    return str(fields.get("URI", ""))
+        return ""
+
+
+def _doubt_of_file(path: Path, file: RemoteFile, series: str) -> _Doubt | None:
+    from monailabel_xnat.convert.headers import read_series_uid
+
+    try:
+        if file.md5 and _md5_of(path) != file.md5:
+            return _Doubt(f"{file.path} has another MD5 digest than XNAT lists")
+        found = read_series_uid(path) if series else ""
+    except OSError as error:
+        return _Doubt(f"{file.path} cannot be read: {error.strerror or type(error).__name__}")
+    if found not in ("", series):
+        return _Doubt(f"{file.path} is of the series {found}, XNAT lists {series}", is_series=True)
+    if not file.md5 and not found:
+        return _Doubt(f"XNAT lists no MD5 digest of {file.path}, and no series tells whose it is")
+    return None
+
+
+def state_of(folder: Path, files: Sequence[RemoteFile], *, as_a_whole: bool) -> str:
+    """Return what differs when mounted files do, without reading them.
+
+    Whoever writes or replaces a file changes its inode or its times: that of the last change cannot be set by hand.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they lie.
+    files : sequence of RemoteFile
+        Which files.
+    as_a_whole : bool
+        Whether the folder itself is handed out: then anything else that lies there counts as well.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.path):
+        try:
+            found = (folder / file.path).stat()
+            facts = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+        except OSError:
+            facts = "missing"
+        digest.update(f"{file.path} {facts}\n".encode("utf-8", "surrogatepass"))
+    if as_a_whole:
+        digest.update(str(_stray_image(folder, files)).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _literal(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _is_plain(path: str) -> bool:
+    return all(part not in ("", ".", "..") for part in path.split("/"))
+
+
+def _scan_folders(scan_id: str) -> list[str]:
+    clashing = _CLASHING_ID.fullmatch(scan_id)
+    names = [scan_id, clashing.group(1)] if clashing else [scan_id]
+    return [name for name in names if "/" not in name and name not in ("", ".", "..")]
+
+
+def _difference(folder: Path, files: Sequence[RemoteFile]) -> _Doubt | None:
+    """Return how a folder differs from what XNAT lists by names and sizes; None if it does not."""
+    for file in files:
+        if ".." in file.path.split("/") or file.path.startswith("/"):
+            return _Doubt(f"XNAT lists the name {file.path!r}, which leaves it")
+        try:
+            size = (folder / file.path).stat().st_size
+        except OSError:
+            return _Doubt(f"{file.path} is not there")
+        if file.size is not None and size != file.size:
+            return _Doubt(f"{file.path} has {size} bytes instead of {file.size}")
+    return None
+
+
+def _stray_image(folder: Path, files: Sequence[RemoteFile]) -> _Doubt | None:
+    """Return which DICOM image lies in a folder that XNAT does not list there: readers of the folder would read it."""
+    from monailabel_xnat.convert.headers import read_series_uid
+
+    listed = {file.path for file in files}
+    try:
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if name not in listed and not name.endswith(_CATALOG) and path.is_file() and read_series_uid(path):
+                return _Doubt(f"{name} is an image that XNAT does not list")
+    except OSError as error:
+        return _Doubt(f"it cannot be read: {error.strerror or type(error).__name__}")
+    return None
+
+
+def _is_digested(files: Sequence[RemoteFile]) -> bool:
+    return all(file.md5 for file in files)
+
+
+def _md5_of(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb", buffering=0) as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _projects(scan: Scan) -> list[str]:
+    """Return the projects that a scan's session may lie in: its owner's, then the one that it is listed under."""
+    return list(dict.fromkeys((scan.owner or scan.image_id.project, scan.image_id.project)))

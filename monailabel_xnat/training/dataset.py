@@ -1,0 +1,245 @@
+"""The training set: pairs of image and label as local files, and as one archive."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import threading
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from monailabel_xnat.catalog import Catalog, Scan
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.errors import UnknownLabelError, XNATDatastoreError
+from monailabel_xnat.images import Images
+from monailabel_xnat.images.cache.entry import files_of
+from monailabel_xnat.labels import Labels
+from monailabel_xnat.labels.model import WITHOUT_DESCRIPTION
+from monailabel_xnat.labels.values import has_unnamed_values, unknown_names
+from monailabel_xnat.training.manifest import describe_case, make_manifest, write_manifest
+from monailabel_xnat.training.seriesfolders import SeriesFolders
+from monailabel_xnat.training.trainingset import TrainingSet, make_case
+
+logger = logging.getLogger(__name__)
+
+TRAINING_TAG = "final"
+
+# What the model that is trained in this thread calls its labels, and their values; empty: they stay as they are stored.
+_of_model: ContextVar[Mapping[str, int]] = ContextVar("labels of the model", default=MappingProxyType({}))
+
+
+@contextmanager
+def labels_of_model(values: Mapping[str, int]) -> Iterator[None]:
+    """Have training sets made for a model, within the block and in this thread: see :meth:`Dataset.pairs`."""
+    token = _of_model.set(dict(values))
+    try:
+        yield
+    finally:
+        _of_model.reset(token)
+
+
+class Dataset:
+    """What can be trained on.
+
+    Parameters
+    ----------
+    session : Session
+        The connection; its settings say how many transfers may run at a time and where manifests are kept.
+    catalog : Catalog
+        The images.
+    images : Images
+        Gives their files.
+    labels : Labels
+        Gives their labels.
+    """
+
+    def __init__(self, session: Session, catalog: Catalog, images: Images, labels: Labels) -> None:
+        self._session = session
+        self._catalog = catalog
+        self._images = images
+        self._labels = labels
+        self._folders = SeriesFolders(images, catalog.memory)
+        self._workers = session.settings.connections
+        self._lock = threading.Lock()
+        self._left_out: dict[str, str] = {}
+        self._notes: dict[str, str] = {}
+        self._names: dict[str, str] = {}
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Which labelled images the last :meth:`pairs` left out, by image id, and why."""
+        with self._lock:
+            return dict(self._left_out)
+
+    @property
+    def outcome(self) -> dict[str, dict[str, str]]:
+        """What is to be known of the last :meth:`pairs`.
+
+        By image id ``left_out`` and ``label_notes``; ``label_names`` says what names of structures did to it.
+        """
+        with self._lock:
+            found = {"left_out": self._left_out, "label_notes": self._notes, "label_names": self._names}
+            return {key: dict(value) for key, value in found.items()}
+
+    def labelled(self, tag: str = TRAINING_TAG) -> list[Scan]:
+        """List the images that have a label with a tag."""
+        images = self._labels.images(tag)
+        return [scan for scan in self._catalog.scans() if str(scan.image_id) in images] if images else []
+
+    def pairs(self) -> list[dict[str, str]]:
+        """Fetch every image with a final label, in parallel, and keep a manifest of them.
+
+        Returns
+        -------
+        list of dict
+            ``image`` and ``label``: absolute paths of files on one voxel grid, sorted by image id; with
+            ``image_format="dicom"`` the image is a folder, which MONAI's ITKReader reads on the grid of the label. What
+            cannot be read is left out, with a warning, and listed in :attr:`left_out`. Values are those of the setting
+            ``labels``, else within :func:`labels_of_model` those of the model: structures that it does not know become
+            background, and a case with none that it knows is left out. Values that nobody named stay as they are.
+
+        Raises
+        ------
+        CacheError
+            If the manifest cannot be written.
+        """
+        pairs, manifest = self._collect()
+        write_manifest(self._session.settings.server_folder / "manifests", manifest)
+        return pairs
+
+    def training_set(self) -> TrainingSet:
+        """Fetch the same as :meth:`pairs`, and return it with what the manifest says of each case.
+
+        Raises
+        ------
+        CacheError
+            If the manifest cannot be written.
+        """
+        pairs, manifest = self._collect()
+        path = write_manifest(self._session.settings.server_folder / "manifests", manifest)
+        cases = [make_case(pair, entry) for pair, entry in zip(pairs, manifest["cases"])]
+        return TrainingSet(cases, path, manifest["left_out"])
+
+    def archive(self, limit: int | None, metadata: Mapping[str, Any]) -> Path:
+        """Pack the training set into a zip: ``image/...``, ``label/...``, ``metadata.json`` and ``manifest.json``.
+
+        Parameters
+        ----------
+        limit : int or None
+            At most this many cases; all if it is not between 1 and their number.
+        metadata : mapping
+            Goes into ``metadata.json``.
+
+        Returns
+        -------
+        Path
+            A temporary file, the caller's to delete.
+
+        Raises
+        ------
+        UnknownLabelError
+            If there is nothing to pack; if labels were left out, it says the first reason.
+        """
+        pairs, manifest = self._collect()
+        if not pairs:
+            raise self._nothing_to_pack()
+        if limit and 0 < limit < len(pairs):
+            pairs, manifest["cases"] = pairs[:limit], manifest["cases"][:limit]
+        with tempfile.NamedTemporaryFile(prefix="dataset-", suffix=".zip", delete=False) as packed:
+            # Stored, not deflated: images and labels are compressed already or soon unpacked.
+            with zipfile.ZipFile(packed, "w") as archive:
+                for pair in pairs:
+                    for kind, path in pair.items():
+                        for file in files_of(Path(path)):
+                            archive.write(file, f"{kind}/{file.relative_to(Path(path).parent).as_posix()}")
+                archive.writestr("metadata.json", json.dumps(metadata))
+                archive.writestr("manifest.json", json.dumps(manifest, indent=1))
+            return Path(packed.name)
+
+    def _collect(self) -> tuple[list[dict[str, str]], dict[str, Any]]:
+        """Give the pairs and their manifest."""
+        self._catalog.settle()
+        self._labels.compare_drawn()
+        scans = sorted(self.labelled(), key=lambda scan: scan.image_id)
+        self._images.hold(scans)
+        self._images.compare_anew(scans)
+        self._labels.compare_anew(scans)
+        values = _of_model.get() if not self._session.settings.label_values else {}
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="xnat-datalist") as pool:
+            found = list(pool.map(lambda scan: self._case(scan, values), scans))
+        failures = {str(scan.image_id): case for scan, case in zip(scans, found) if isinstance(case, str)}
+        notes = {
+            str(case[1]["image_id"]): "; ".join(case[1]["label"]["notes"])
+            for case in found
+            if not isinstance(case, str) and case[1]["label"].get("notes")
+        }
+        names = _effects_of_names([case[1] for case in found if not isinstance(case, str)], values)
+        with self._lock:
+            self._left_out, self._notes, self._names = failures, notes, names
+        for name, effect in names.items():
+            logger.warning("labels in the training set: %s %s", name, effect)
+        if notes:
+            logger.warning("%d images of the training set have a label with a note", len(notes))
+            for image, note in notes.items():
+                logger.info("noted: %s: %s", image, note)
+        if failures:
+            logger.warning("%d of %d labelled images are left out of the training set", len(failures), len(scans))
+            for image, reason in failures.items():
+                logger.info("left out: %s: %s", image, reason)
+        cases = [case for case in found if not isinstance(case, str)]
+        server, user = self._session.settings.server, self._session.user
+        manifest = make_manifest(server, user, [case for _, case in cases], failures)
+        return [pair for pair, _ in cases], manifest
+
+    def _nothing_to_pack(self) -> UnknownLabelError:
+        left_out = self.left_out
+        if not left_out:
+            return UnknownLabelError(
+                f"no image has a label with tag {TRAINING_TAG!r}", hint="save a label first, then ask again"
+            )
+        image, reason = next(iter(left_out.items()))
+        which = "the only labelled image is" if len(left_out) == 1 else f"all {len(left_out)} labelled images are"
+        return UnknownLabelError(
+            f"{which} left out of the training set; {image}: {reason}",
+            hint='status()["left_out"] has the reason of each',
+        )
+
+    def _case(self, scan: Scan, values: Mapping[str, int]) -> tuple[dict[str, str], dict[str, Any]] | str:
+        """Give the pair of one image and its entry in the manifest, or why there is none."""
+        try:
+            image = self._images.path(scan)
+            self._images.require_compared(scan)
+            label = self._labels.training_path(scan, TRAINING_TAG, values)
+            version = self._labels.current(scan, TRAINING_TAG)
+            description = self._labels.sidecar(scan, TRAINING_TAG)
+            digest = self._folders.digest(scan, image) if image.is_dir() else self._images.checksum(scan) or ""
+            entry = describe_case(str(scan.image_id), image, digest, label, version.name, TRAINING_TAG, description)
+            if not description and version.saved_at is not None:  # one of ours, which has a description otherwise
+                entry["label"]["notes"] = [WITHOUT_DESCRIPTION]
+        except (XNATDatastoreError, OSError) as error:
+            return str(error)
+        return {"image": str(image), "label": str(label)}, entry
+
+
+def _effects_of_names(cases: Sequence[Mapping[str, Any]], values: Mapping[str, int]) -> dict[str, str]:
+    """Return what became of structures that the model does not know, and of values without a name, with counts."""
+    if not values:
+        return {}
+    segments = [case["label"].get("segments") or () for case in cases]
+    unknown = Counter(name for found in segments for name in unknown_names(found, values))
+    effects = {
+        name: f"became background in {count} of {len(cases)} cases: the model has {', '.join(values)}"
+        for name, count in sorted(unknown.items())
+    }
+    unnamed = sum(not found or has_unnamed_values(found) for found in segments)
+    if unnamed:
+        effects["values that nobody named"] = f"stayed as they are in {unnamed} of {len(cases)} cases"
+    return effects
