@@ -392,7 +392,11 @@ class Catalog:
         """Join what people drew to the images; ROI collections of a shared session are its owner's."""
         owners = {scan.owner for scan in images.values()}
         found = self._rois.look([*projects, *sorted(owners.difference(projects))])
+        told = found.by_series, found.unread, found.unlisted, drawn.by_image, drawn.unread, drawn.lost
+        is_anything = any(told)
         for image, scan in images.items():
+            if not (is_anything or scan.collections or scan.unread):
+                continue  # nobody has drawn: large projects are listed sooner
             session = scan.image_id.experiment
             collections: tuple[Drawing, ...] = (
                 *found.by_series.get((session, scan.series_uid), ()),

@@ -130,7 +130,9 @@ app = app_instance(app_dir=case["app"], studies=case["studies"], conf={"datastor
 datastore = app.datastore()
 image = datastore.list_images()[0]
 datastore.save_label(image, case["label"], "final", {"label_info": case["label_info"]})
-print("ANSWERS" + json.dumps(datastore.datalist()))
+# What the trainer gets to see, without the training itself.
+type(app._trainers["organs"]).__call__ = lambda self, request, datastore: datastore.datalist()
+print("ANSWERS" + json.dumps(app.train({"model": "organs"})))
 datastore.close()
 """
 

@@ -164,9 +164,9 @@ def test_what_counts_is_told_once(viewer, open_datastore, caplog):
     with caplog.at_level(logging.INFO):
         datastore = open_datastore()
         datastore.refresh()
-    told = [record for record in caplog.records if "saved in the viewer" in record.getMessage()]
+    told = [record for record in caplog.records if "saved in viewers" in record.getMessage()]
     assert len(told) == 1
-    assert "1 ROI collections" in told[0].getMessage()
+    assert "1 drawings" in told[0].getMessage()
 
 
 def test_changing_its_info_makes_it_a_label_of_ours(viewer, open_datastore):

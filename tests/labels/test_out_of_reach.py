@@ -207,7 +207,7 @@ def test_a_label_that_is_assigned_to_the_wrong_image_is_not_lost(
 ):
     datastore = open_datastore()
     with pytest.raises(UnknownImageError):
-        datastore.save_label("volume 1", mask(shape=(2, 2, 2))[0], "final", {})
+        datastore.save_label("volume 1", mask(shape=(9, 9, 9))[0], "final", {})
     ((entry,), words) = listed(site, tmp_path, capsys, monkeypatch)
     assert main(["outbox", "assign", entry["folder"], stored, *words]) != 0
     capsys.readouterr()
@@ -241,6 +241,6 @@ def test_what_is_no_label_or_must_not_be_written_is_not_kept(open_datastore, mas
 def test_a_label_that_does_not_fit_is_refused_at_once_where_the_image_is_there(open_datastore, stored, mask):
     datastore = open_datastore()
     with pytest.raises(LabelGeometryError):
-        datastore.save_label(stored, mask(shape=(2, 2, 2))[0], "final", {})
+        datastore.save_label(stored, mask(shape=(9, 9, 9))[0], "final", {})
     assert "outbox" not in datastore.status()
     assert Path(datastore.get_image_uri(stored)).exists()
