@@ -252,8 +252,9 @@ class Resources:
         user: str,
         *,
         since: int | None = None,
+        overwrite: bool = True,
         update_stats: bool = True,
-    ) -> None:
+    ) -> list[str]:
         """Move staged files into a resource and enter them into its catalog, all or none.
 
         Names that end ``_catalog.xml`` are left out, for XNAT never catalogues them.
@@ -268,8 +269,16 @@ class Resources:
             Who writes.
         since
             Moment (of :attr:`changes`) at which the writer read the catalog; None: no matter.
+        overwrite
+            Whether files are replaced. Otherwise those that are there stay as they are. The disk counts, not the
+            catalog: also what a failed writer left there is in the way.
         update_stats
             Whether count and size of the resource are brought up to date.
+
+        Returns
+        -------
+        list of str
+            The paths that stay as they are, for there are files already.
 
         Raises
         ------
@@ -287,12 +296,19 @@ class Resources:
                 db.execute("INSERT INTO pending_files VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         try:
             with self._store.write() as db:
-                for path, item in wanted:
+                # Looked for while nobody else writes, so that of two who send one name only one is stored.
+                there = [] if overwrite else [path for path, _ in wanted if (self.root / folder / path).exists()]
+                stored = [(path, item) for path, item in wanted if path not in there]
+                for path, item in stored:
                     self.staging.move(item.staged, self.root / folder / path)
-                if since is not None and self.changes.changed_since(resource.id, since):
-                    raise ConcurrentModificationError(f"the catalog of resource {resource.id} was changed meanwhile")
-                self._enter(db, resource.id, wanted, user)
-                self._count(db, resource.id, update_stats)
+                if stored:
+                    if since is not None and self.changes.changed_since(resource.id, since):
+                        raise ConcurrentModificationError(
+                            f"the catalog of resource {resource.id} was changed meanwhile"
+                        )
+                    self._enter(db, resource.id, stored, user)
+                    self._count(db, resource.id, update_stats)
+                return there
         finally:
             with self._store.write() as db:
                 db.executemany(

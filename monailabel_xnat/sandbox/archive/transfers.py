@@ -85,17 +85,14 @@ class Uploads:
                     take(checked_path(name), content)
 
     def _store(self, request: Request, resource: Resource, incoming: Sequence[Incoming]) -> Reply:
-        duplicates: list[str] = []
-        if not request.flag("overwrite"):
-            # The disk counts, not the catalog: also what a failed writer left there is in the way.
-            folder = self._resources.folder(resource)
-            duplicates = [item.path for item in incoming if (folder / item.path).exists()]
-        wanted = [item for item in incoming if item.path not in duplicates]
-        if wanted:
-            stats = request.query.get("update-stats", "true").lower() not in ("false", "0")
-            login = request.user.login
-            since = BEFORE_ALL if request.is_stale else request.began
-            self._resources.put(resource, wanted, login, since=since, update_stats=stats)
+        duplicates = self._resources.put(
+            resource,
+            incoming,
+            request.user.login,
+            since=BEFORE_ALL if request.is_stale else request.began,
+            overwrite=request.flag("overwrite"),
+            update_stats=request.query.get("update-stats", "true").lower() not in ("false", "0"),
+        )
         return html(json.dumps({"duplicates": duplicates})) if duplicates else text()
 
 
