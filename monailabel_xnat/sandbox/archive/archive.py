@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Collection, Iterable
 from datetime import datetime
 from pathlib import Path
@@ -37,6 +38,7 @@ class Archive:
         self.types = types
         self.is_anonymising = anonymise
         self.store = Store(folder / "archive.sqlite")
+        self.filing = threading.Lock()  # held while a study is filed
 
     def close(self) -> None:
         """Close the database."""

@@ -182,6 +182,11 @@ class Filing:
         LockedError
             If it is locked.
         """
+        # One study at a time: two who send one would each find nothing there, and make each session and scan twice.
+        with self._archive.filing:
+            return self._filed(series, place, user, merge)
+
+    def _filed(self, series: Sequence[SeriesFiles], place: Place, user: User, merge: Merge) -> Experiment:
         found = self._archive.experiment(place.session, place.project)
         if found is not None:
             self._require_match(found, series, place, merge)
