@@ -113,7 +113,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         self._is_borrowed = connection is not None
         session = Session(settings, owner=connection)
         self._catalog = Catalog(session)
-        self._images = Images(session, settings)
+        self._images = Images(session, settings, self._catalog.memory)
         self._additions = Additions(session, self._catalog)
         self._labels = Labels(session, self._catalog, self._images, settings)
         self._infos = ImageInfos(session, self._catalog)

@@ -105,6 +105,11 @@ class Resource(NamedTuple):
     file_size: int | None
 
     @property
+    def is_counted(self) -> bool:
+        """Whether XNAT tells the number or the size of the files."""
+        return self.file_count is not None or self.file_size is not None
+
+    @property
     def state(self) -> str:
         """What differs when the content does; "" where XNAT has not counted, so that nothing tells."""
         if self.file_count is None or self.file_size is None:

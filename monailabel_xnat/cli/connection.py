@@ -63,7 +63,8 @@ def opened_labels(settings: Settings) -> Iterator[tuple[Catalog, Labels]]:
     from monailabel_xnat.labels import Labels
 
     session = Session(settings)
-    catalog, images = Catalog(session), Images(session, settings)
+    catalog = Catalog(session)
+    images = Images(session, settings, catalog.memory)
     labels = Labels(session, catalog, images, settings)
     try:
         yield catalog, labels

@@ -47,11 +47,7 @@ def read_itk_geometry(path: Path) -> tuple[tuple[int, ...], Floats]:
     ValueError
         If SimpleITK cannot read the file.
     """
-    reader = itk_reader(path)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise ValueError(_reason(error)) from error
+    reader = _with_header(path)
     return (*reader.GetSize(), 1)[:3], np.asarray(LPS_TO_RAS @ itk_affine(reader))
 
 
@@ -63,12 +59,7 @@ def read_itk_dimension(path: Path) -> int:
     ValueError
         If SimpleITK cannot read the file.
     """
-    reader = itk_reader(path)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise ValueError(_reason(error)) from error
-    return int(reader.GetDimension())
+    return int(_with_header(path).GetDimension())
 
 
 def read_itk_file(path: Path) -> ItkFile:
@@ -116,6 +107,16 @@ def itk_affine(image: Any) -> Floats:
     affine[:size, :size] = direction * [spacing or 1.0 for spacing in image.GetSpacing()[:size]]
     affine[:size, 3] = image.GetOrigin()[:size]
     return affine
+
+
+def _with_header(path: Path) -> Any:
+    """Return a reader that has read the header of a file."""
+    reader = itk_reader(path)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise ValueError(_reason(error)) from error
+    return reader
 
 
 def _reason(error: RuntimeError) -> str:

@@ -6,6 +6,7 @@ import atexit
 import os
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import parent_process
@@ -23,7 +24,7 @@ _reopening = threading.RLock()
 Kind = TypeVar("Kind", bound="Reopening")
 
 
-class Reopening:
+class Reopening(ABC):
     """What holds connections, locks and threads, and is opened anew in another process, at its first use there.
 
     It is pickled as its settings, without secrets: what opens it again logs in with the environment of its own
@@ -50,13 +51,13 @@ class Reopening:
     _settings: Settings
     _is_borrowed: bool
 
+    @abstractmethod
     def _open(self, settings: Settings) -> None:
         """Make all that is held."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Write what waits and log out."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from monailabel_xnat.catalog.listing import Resource, Scan
+from monailabel_xnat.catalog.memory import Memory
 from monailabel_xnat.catalog.selection import image_resources
 from monailabel_xnat.client.files import RemoteFile, list_files
 from monailabel_xnat.client.imagefile import ending, usual_ending
@@ -68,6 +69,8 @@ class Images:
         The connection.
     settings : Settings
         Where to keep the images, and in which form.
+    memory : Memory or None
+        Where to remember which scans are no volume: that of the catalog, where there is one. None: one of its own.
 
     Raises
     ------
@@ -75,7 +78,7 @@ class Images:
         If the folder for the images cannot be made.
     """
 
-    def __init__(self, session: Session, settings: Settings) -> None:
+    def __init__(self, session: Session, settings: Settings, memory: Memory | None = None) -> None:
         self._session = session
         self._settings = settings
         budget = int(settings.cache_budget * _GIGABYTE) or None
@@ -88,7 +91,7 @@ class Images:
         self._known: dict[tuple[ImageId, str], Entry] = {}
         self._comparisons = Comparisons(settings.verify_age)
         self._notes: dict[str, str] = {}
-        self._no_volumes = NoVolumes(settings)
+        self._no_volumes = NoVolumes(settings, memory or Memory(settings))
 
     @property
     def notes(self) -> dict[str, str]:
@@ -323,7 +326,7 @@ class Images:
         return entry
 
     def _is_due(self, scan: Scan, resource: Resource, entry: Entry) -> bool:
-        if _is_counted(resource):
+        if resource.is_counted:
             return self._comparisons.is_due(scan.image_id, entry.fingerprint, entry.compared)
         return self._comparisons.is_due(scan.image_id, entry.fingerprint, 0.0, within=_BELIEVED_FOR)
 
@@ -435,10 +438,6 @@ class Images:
 
 def _checksum(entry: Entry) -> str | None:
     return f"SHA256:{entry.sha256}" if entry.sha256 and not entry.path.is_dir() else None
-
-
-def _is_counted(resource: Resource) -> bool:
-    return resource.file_count is not None or resource.file_size is not None
 
 
 def _grid(path: Path) -> Grid:

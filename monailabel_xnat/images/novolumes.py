@@ -46,12 +46,14 @@ class NoVolumes:
     Parameters
     ----------
     settings : Settings
-        Which resources are images, and where to keep what was met.
+        Which resources are images.
+    memory : Memory
+        Keeps what was met.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, memory: Memory) -> None:
         self._settings = settings
-        self._memory = Memory(settings)
+        self._memory = memory
         self._lock = threading.Lock()
         self._reasons: dict[str, _Reason] = {}
         self._looked_up = float("-inf")
