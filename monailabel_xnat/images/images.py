@@ -162,7 +162,7 @@ class Images:
             label = resources[0].label if resources else ""
             return {"name": stem if self._form == DICOM else stem + usual_ending(label, f".{self._file_form}")}
         facts = {"name": entry.path.name, **({"image_note": entry.note} if entry.note else {})}
-        if _is_counted(resources[0]) and self._is_due(scan, resources[0], entry):
+        if resources[0].is_counted and self._is_due(scan, resources[0], entry):
             return facts
         checksum = _checksum(entry)
         return {**facts, "path": str(entry.path), **({"checksum": checksum} if checksum else {})}
