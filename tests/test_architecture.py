@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "monailabel_xnat"
 
 # From the ground up: a part may import from its own layer and those before it.
 LAYERS = (
-    {"ids", "errors", "jsonable", "patterns"},
+    {"ids", "errors", "jsonable", "patterns", "background"},
+    {"disk"},
     {"config"},
     {"client"},
     {"convert"},
