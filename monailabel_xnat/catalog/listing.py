@@ -11,11 +11,10 @@ from typing import NamedTuple, TypeVar
 
 from monailabel_xnat.catalog.marks import read_mark, text_of_mark
 from monailabel_xnat.client.drawn import Drawing, DrawnScan, UnreadDrawing
+from monailabel_xnat.client.files import NOTHING, Counts
 from monailabel_xnat.client.items import list_session_names, read_project, scan_path
-from monailabel_xnat.client.rows import Row, read_sessions
+from monailabel_xnat.client.rows import Row, read_sessions, walk
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.client.smallfiles import NOTHING, Counts
-from monailabel_xnat.client.walk import walk
 from monailabel_xnat.errors import InvalidIdError, NotInArchiveError, ServerError
 from monailabel_xnat.ids import ImageId, id_text
 

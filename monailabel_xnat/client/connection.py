@@ -1,12 +1,13 @@
-"""The xnatpy session that stands above the guard for the life of the process."""
+"""The xnatpy session above the guard, the same for the life of the process, and the heartbeat of one that is given."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Container, Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import requests
 from xnat.session import XNATSession
@@ -16,10 +17,14 @@ from monailabel_xnat.client.guard import is_redirect_by_design
 from monailabel_xnat.client.login import Login
 from monailabel_xnat.client.transport import Transport
 from monailabel_xnat.config import Settings
+from monailabel_xnat.errors import XNATDatastoreError
 
 logger = logging.getLogger(__name__)
 
 _SUCCESS = (200, 201)
+# How many beats there are in the time after which XNAT ends an idle session, and how far apart they are at most.
+_BEATS_IN_A_LIFE = 3
+_SHORTEST, _LONGEST = 1.0, 300.0
 
 
 class _XnatpyLogger(logging.LoggerAdapter):  # type: ignore[type-arg]
@@ -106,3 +111,54 @@ class Connection(XNATSession):  # type: ignore[misc]
             raise failure(response)
         if is_page(response):
             raise page_failure(response)
+
+
+class Beating(Protocol):
+    """What can be kept alive."""
+
+    def beat(self) -> None:
+        """Send a request of no consequence."""
+
+    @property
+    def idle_life(self) -> float | None:
+        """Seconds after which XNAT ends the session if nothing is asked, None if that is not known."""
+
+
+class Heartbeat:
+    """Sends the heartbeat of a session from a background thread, until it is stopped or the session is gone.
+
+    A beat that fails is followed by the next one: xnatpy's own heartbeat ends for good with the first failure.
+
+    Parameters
+    ----------
+    session : Beating
+        Whose; it is not kept alive by this.
+    """
+
+    def __init__(self, session: Beating) -> None:
+        self._stopped = threading.Event()
+        thread = threading.Thread(
+            target=_beat_until, args=(weakref.ref(session), self._stopped), name="xnat-heartbeat", daemon=True
+        )
+        thread.start()
+
+    def stop(self) -> None:
+        """Send no more."""
+        self._stopped.set()
+
+
+def _beat_until(reference: weakref.ref[Beating], stopped: threading.Event) -> None:
+    while not stopped.wait(_pause_of(reference())):
+        session = reference()
+        if session is None:
+            return
+        try:
+            session.beat()
+        except (XNATDatastoreError, requests.RequestException) as error:
+            logger.debug("a heartbeat failed: %s", type(error).__name__)
+        del session
+
+
+def _pause_of(session: Beating | None) -> float:
+    life = session.idle_life if session else None
+    return _LONGEST if life is None else min(max(life / _BEATS_IN_A_LIFE, _SHORTEST), _LONGEST)

@@ -19,8 +19,8 @@ from xml.etree import ElementTree
 from monailabel_xnat.client.dicom_source import Instance, pack, read_sop_uids
 from monailabel_xnat.client.download import download_files
 from monailabel_xnat.client.files import list_files
-from monailabel_xnat.client.locks import adding
 from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.client.upload import adding
 from monailabel_xnat.errors import (
     ImageConflictError,
     NotInArchiveError,

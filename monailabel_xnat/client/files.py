@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 from monailabel_xnat.client.session import Session, quoted
-from monailabel_xnat.errors import TransferError
+from monailabel_xnat.errors import MalformedFileError, NotInArchiveError, ServerError, TransferError
+
+Content = TypeVar("Content")
+_TRIES = 2
+_OK = 200
 
 
 @dataclass(frozen=True)
@@ -183,3 +188,215 @@ def _remote_file(row: dict[str, str], resource: str) -> RemoteFile:
         md5=(row.get("digest") or "").lower(),
         uri=f"{resource}/files{quoted(*path.split('/'))}",
     )
+
+
+class Counts(NamedTuple):
+    """How many files and bytes a resource holds, as XNAT has counted them.
+
+    Parameters
+    ----------
+    files, size : int or None
+        None where XNAT has not counted.
+    """
+
+    files: int | None
+    size: int | None
+
+
+NOTHING = Counts(0, 0)
+"""The counts of a resource that does not exist."""
+
+
+def list_whole(session: Session, parent: str, label: str, shown: Counts, wanted: str = "") -> list[RemoteFile]:
+    """List the files of a resource; a list that is shorter than XNAT's own counts is not believed.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    parent : str
+        Path of what holds the resource, percent-encoded.
+    label : str
+        Label of the resource.
+    shown : Counts
+        What the catalog shows of it. Where the list differs, somebody may have written since: then XNAT is asked for
+        its counts.
+    wanted : str
+        Path of a file that is looked for. Where the catalog shows no counts, a list that lacks it is compared with
+        the counts that XNAT gives when it is asked.
+
+    Raises
+    ------
+    TransferError
+        If the list is shorter than XNAT's counts, also when it is asked for again.
+    ServerError
+        If XNAT fails.
+    """
+    resource = parent + quoted("resources", label)
+    files = _list(session, resource)
+    is_enough = any(file.path == wanted for file in files) or not wanted
+    if _counted(files) == shown or (shown.files is None and is_enough):
+        return files
+    for _ in range(_TRIES):
+        counts = _ask_counts(session, parent, label)
+        if not _is_short(files, counts):
+            return files
+        files = _list(session, resource)
+    found = _counted(files)
+    raise TransferError(
+        f"XNAT lists {found.files} files with {found.size} bytes in {unquote(resource)}, "
+        f"and counts {counts.files} with {counts.size} bytes",
+        hint="try again; if it stays, refresh the catalog of that resource in XNAT",
+        url=resource,
+    )
+
+
+def read_small(session: Session, file: RemoteFile) -> bytes:
+    """Return the content of a small file, proven by the size and the MD5 that XNAT lists, as far as it lists them.
+
+    Raises
+    ------
+    NotInArchiveError
+        If it is gone.
+    TransferError
+        If something else came.
+    ServerError
+        If XNAT fails.
+    """
+    with _no_page():
+        content = session.request("GET", file.uri).content
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if file.size not in (None, len(content)) or file.md5 not in ("", digest):
+        listed = f"{file.size} bytes" if file.size is not None else "a file of unknown size"
+        raise TransferError(
+            f"XNAT sent {len(content)} bytes (MD5 {digest}) for {unquote(file.path)}, of which it lists {listed} "
+            f"(MD5 {file.md5 or 'unknown'})",
+            hint="try again; if it stays, look for a proxy or sign-on page that changes answers",
+            url=file.uri,
+        )
+    return content
+
+
+def read_object(session: Session, file: RemoteFile, check: Callable[[dict[str, Any]], Content]) -> Content:
+    """Return what a small JSON file holds, proven by :func:`read_small` and by its form.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    file : RemoteFile
+        As XNAT lists it.
+    check : callable
+        Is given the JSON object and returns what is wanted of it. It raises ValueError, which says what is wrong, if
+        the object has not the form that it should have.
+
+    Raises
+    ------
+    MalformedFileError
+        If the file is what XNAT lists, but no such object.
+    NotInArchiveError, TransferError, ServerError
+        As for :func:`read_small`.
+    """
+    content = read_small(session, file)
+    try:
+        found = json.loads(content)
+        if not isinstance(found, dict):
+            raise ValueError(f"a JSON object was expected, not a {type(found).__name__}")
+        return check(found)
+    except (ValueError, RecursionError) as error:
+        reason = "it is not JSON" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise MalformedFileError(
+            f"XNAT holds {unquote(file.path)} in a form that cannot be used: {reason}",
+            hint="try again; if it stays, the file was damaged or replaced in XNAT",
+            url=file.uri,
+        ) from None
+
+
+def find_object(
+    session: Session, parent: str, label: str, name: str, shown: Counts, check: Callable[[dict[str, Any]], Content]
+) -> tuple[RemoteFile, Content] | None:
+    """Return a small JSON file of a resource as XNAT lists it now, and what it holds; None if there is none.
+
+    A file that differs from its list is asked for once more, with its list: somebody may have written in between.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    parent, label, shown
+        As for :func:`list_whole`.
+    name : str
+        Path of the file in the resource.
+    check : callable
+        As for :func:`read_object`.
+
+    Raises
+    ------
+    TransferError
+        If it cannot be proven.
+    ServerError
+        If XNAT fails.
+    """
+    tries = 0
+    while True:
+        tries += 1
+        files = list_whole(session, parent, label, shown, wanted=name)
+        file = next((file for file in files if file.path == name), None)
+        if file is None:
+            return None
+        try:
+            return file, read_object(session, file, check)
+        except (NotInArchiveError, TransferError) as error:
+            if tries < _TRIES:
+                continue
+            if isinstance(error, NotInArchiveError):
+                raise lost(file) from error
+            raise
+
+
+def lost(file: RemoteFile) -> TransferError:
+    """Make the error for a file that XNAT lists and does not have."""
+    return TransferError(
+        f"XNAT lists {unquote(file.path)} and answers that it has no such file",
+        hint="try again; if it stays, refresh the catalog of its resource in XNAT",
+        url=file.uri,
+    )
+
+
+@contextmanager
+def _no_page() -> Iterator[None]:
+    """Raise a web page that comes with status 200 as what it is here: not what was asked for."""
+    try:
+        yield
+    except ServerError as error:
+        if error.status != _OK:
+            raise
+        raise TransferError(error.message, hint=error.hint, url=error.url, status=error.status) from error
+
+
+def _list(session: Session, resource: str) -> list[RemoteFile]:
+    with _no_page():
+        return list_files(session, resource)
+
+
+def _counted(files: Sequence[RemoteFile]) -> Counts:
+    sizes = [file.size for file in files if file.size is not None]
+    return Counts(len(files), sum(sizes) if len(sizes) == len(files) else None)
+
+
+def _is_short(files: Sequence[RemoteFile], counts: Counts) -> bool:
+    found = _counted(files)
+    too_few = counts.files is not None and len(files) < counts.files
+    return too_few or (counts.size is not None and found.size is not None and found.size < counts.size)
+
+
+def _ask_counts(session: Session, parent: str, label: str) -> Counts:
+    """Ask XNAT for the counts of a resource; two of one label, which two first writers make, count together."""
+    with _no_page():
+        rows = [row for row in session.rows(f"{parent}/resources") if row.get("label") == label]
+    return Counts(*(_sum(rows, column) for column in ("file_count", "file_size")))
+
+
+def _sum(rows: Sequence[dict[str, str]], column: str) -> int | None:
+    texts = [str(row.get(column) or "") for row in rows]
+    return sum(map(int, texts)) if all(text.isdigit() for text in texts) else None

@@ -12,10 +12,17 @@ import requests
 from requests.cookies import RequestsCookieJar
 
 from monailabel_xnat.client.answers import failure, is_page, network_failure, page_failure
-from monailabel_xnat.client.cookies import SESSION_COOKIE, adopt, drop_session_id, session_id
 from monailabel_xnat.client.pace import Pace
 from monailabel_xnat.client.patience import PatientAdapter
-from monailabel_xnat.client.transport import Transport, twin_of, without_credentials
+from monailabel_xnat.client.transport import (
+    SESSION_COOKIE,
+    Transport,
+    adopt,
+    drop_session_id,
+    session_id,
+    twin_of,
+    without_credentials,
+)
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import LoginError, ServerError
 

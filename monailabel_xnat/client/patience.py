@@ -13,12 +13,12 @@ from requests.adapters import BaseAdapter
 from requests.exceptions import UnrewindableBodyError
 from requests.utils import rewind_body
 
-from monailabel_xnat.client.pace import Pace
-from monailabel_xnat.client.retry import (
+from monailabel_xnat.client.pace import (
     LONGEST_PAUSE,
     REPEATABLE_METHODS,
     TRANSIENT_STATUSES,
     Backoff,
+    Pace,
     requested_pause,
 )
 

@@ -18,15 +18,12 @@ from xnat.exceptions import XNATResponseError, XNATValueError
 from xnat.session import BaseXNATSession
 
 from monailabel_xnat.client.answers import failure, failure_of_transfer, is_page, page_failure, plain
-from monailabel_xnat.client.connection import Connection
-from monailabel_xnat.client.cookies import own_cookies
+from monailabel_xnat.client.connection import Connection, Heartbeat
 from monailabel_xnat.client.guard import Guard
-from monailabel_xnat.client.heartbeat import Heartbeat
 from monailabel_xnat.client.login import Login, SharedLogin
-from monailabel_xnat.client.pace import Pace
+from monailabel_xnat.client.pace import Backoff, Pace
 from monailabel_xnat.client.patience import PatientAdapter
-from monailabel_xnat.client.retry import Backoff
-from monailabel_xnat.client.transport import own_transport, twin_of
+from monailabel_xnat.client.transport import own_cookies, own_transport, twin_of
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import SettingsError, TransferError, XNATDatastoreError
 

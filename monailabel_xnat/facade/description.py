@@ -7,9 +7,9 @@ import threading
 from typing import Any
 
 from monailabel_xnat.catalog.memory import Memory
+from monailabel_xnat.client.files import Counts, find_object
 from monailabel_xnat.client.items import list_projects, project_path, resource_path
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.client.smallfiles import Counts, find_object
 from monailabel_xnat.client.upload import upload
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, SettingsError

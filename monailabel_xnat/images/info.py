@@ -19,12 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
-from monailabel_xnat.client.files import RemoteFile
+from monailabel_xnat.client.files import RemoteFile, find_object
 from monailabel_xnat.client.items import resource_path
-from monailabel_xnat.client.locks import writing
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.client.smallfiles import find_object
-from monailabel_xnat.client.upload import Upload, upload_files
+from monailabel_xnat.client.upload import Upload, upload_files, writing
 from monailabel_xnat.errors import AccessDeniedError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.jsonable import plain, resized

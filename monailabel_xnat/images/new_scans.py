@@ -30,10 +30,8 @@ from monailabel_xnat.client.items import (
     session_path,
     subject_path,
 )
-from monailabel_xnat.client.locks import adding
-from monailabel_xnat.client.removal import remove_file
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.client.upload import Upload, holds, owner_of, upload
+from monailabel_xnat.client.upload import Upload, adding, holds, owner_of, remove_file, upload
 from monailabel_xnat.errors import AccessDeniedError, ImageConflictError, NotInArchiveError, ServerError
 from monailabel_xnat.ids import ImageId
 

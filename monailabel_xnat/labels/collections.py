@@ -20,7 +20,6 @@ from monailabel_xnat.catalog import Scan
 from monailabel_xnat.catalog.memory import Memory
 from monailabel_xnat.catalog.selection import drawn_labels, is_label, is_of_unread_kind, may_be_drawn_label
 from monailabel_xnat.client.drawn import PREFIX, Drawing, DrawnScan, UnreadDrawing, fetch_drawn
-from monailabel_xnat.client.locks import private_folder
 from monailabel_xnat.client.roi import (
     DICOM_SUFFIX,
     RoiCollection,
@@ -29,6 +28,7 @@ from monailabel_xnat.client.roi import (
     stored_at,
 )
 from monailabel_xnat.client.session import Session
+from monailabel_xnat.client.upload import private_folder
 from monailabel_xnat.convert import Grid, LabelMap, read_aim, read_label, read_rtstruct, read_seg, to_grid, write_label
 from monailabel_xnat.errors import CacheError, UnknownLabelError, UnreadDrawingError, XNATDatastoreError
 from monailabel_xnat.ids import LabelId, safe_name

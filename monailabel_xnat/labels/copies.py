@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monailabel_xnat.client.locks import private_folder
+from monailabel_xnat.client.upload import private_folder
 from monailabel_xnat.errors import CacheError
 
 logger = logging.getLogger(__name__)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 
 from monailabel_xnat.catalog import Scan
-from monailabel_xnat.client.files import list_files
-from monailabel_xnat.client.locks import writing
-from monailabel_xnat.client.removal import remove_file
+from monailabel_xnat.client.files import list_files, list_whole
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.client.smallfiles import list_whole
+from monailabel_xnat.client.upload import remove_file, writing
 from monailabel_xnat.errors import AccessDeniedError, TransferError, XNATDatastoreError
 from monailabel_xnat.labels.files import LabelFiles
 from monailabel_xnat.labels.model import LabelVersion, versions_among

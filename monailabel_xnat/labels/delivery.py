@@ -10,10 +10,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from monailabel_xnat.catalog import Catalog, Scan
-from monailabel_xnat.client.locks import writing
+from monailabel_xnat.client.files import list_whole
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.client.smallfiles import list_whole
-from monailabel_xnat.client.upload import Upload, upload_files
+from monailabel_xnat.client.upload import Upload, upload_files, writing
 from monailabel_xnat.errors import (
     CacheError,
     LabelFileError,

@@ -10,10 +10,9 @@ from typing import Any
 
 from monailabel_xnat.catalog.listing import Scan
 from monailabel_xnat.catalog.memory import Memory
-from monailabel_xnat.client.files import RemoteFile
+from monailabel_xnat.client.files import RemoteFile, find_object, lost, read_object
 from monailabel_xnat.client.items import resource_path
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.client.smallfiles import find_object, lost, read_object
 from monailabel_xnat.client.upload import Upload, upload_files
 from monailabel_xnat.errors import NotInArchiveError
 from monailabel_xnat.labels.form import require_description

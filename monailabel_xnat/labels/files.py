@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from monailabel_xnat.client.files import fetch
-from monailabel_xnat.client.locks import private_folder
 from monailabel_xnat.client.session import Session
+from monailabel_xnat.client.upload import private_folder
 from monailabel_xnat.errors import CacheError, TransferError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId, safe_name
 from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion, renamed

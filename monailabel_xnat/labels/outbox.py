@@ -30,7 +30,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from monailabel_xnat.client.locks import private_folder
+from monailabel_xnat.client.upload import private_folder
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import CacheError, LoginError, ServerError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId, safe_name

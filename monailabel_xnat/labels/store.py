@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.client.drawn import Drawing, DrawnScan
 from monailabel_xnat.client.items import exists
-from monailabel_xnat.client.locks import writing
 from monailabel_xnat.client.session import Session
+from monailabel_xnat.client.upload import writing
 from monailabel_xnat.config import Settings
 from monailabel_xnat.convert import read_label
 from monailabel_xnat.errors import (

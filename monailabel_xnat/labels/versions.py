@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
 from monailabel_xnat.client import items
-from monailabel_xnat.client.files import RemoteFile, modified_at
+from monailabel_xnat.client.files import RemoteFile, list_whole, modified_at
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.client.smallfiles import list_whole
 from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError, TransferError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.images.comparisons import Comparisons

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.catalog.selection import image_resources
 from monailabel_xnat.client.items import delete, scan_path
-from monailabel_xnat.client.locks import private_folder, writing
 from monailabel_xnat.client.roi import (
     DICOM_SUFFIX,
     RoiCollection,
@@ -38,6 +37,7 @@ from monailabel_xnat.client.roi import (
 )
 from monailabel_xnat.client.segscan import find_seg_scan, make_seg_scan, store_seg_scan
 from monailabel_xnat.client.session import Session
+from monailabel_xnat.client.upload import private_folder, writing
 from monailabel_xnat.convert import LabelMap, Segment, read_label, write_seg
 from monailabel_xnat.convert.references import instance_of_head
 from monailabel_xnat.errors import (

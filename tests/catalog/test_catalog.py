@@ -9,7 +9,7 @@ from archive_rows import make_scan
 
 from monailabel_xnat.catalog import Catalog, Resource
 from monailabel_xnat.catalog.selection import image_rank
-from monailabel_xnat.client.retry import Backoff
+from monailabel_xnat.client.pace import Backoff
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import InvalidIdError, NotInArchiveError, TransferError, UnknownImageError

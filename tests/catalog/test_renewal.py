@@ -10,7 +10,7 @@ from archive_rows import make_scan
 
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client import rows
-from monailabel_xnat.client.retry import Backoff
+from monailabel_xnat.client.pace import Backoff
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import ServerError, TransferError

@@ -10,8 +10,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from monailabel_xnat.client.locks import writing
 from monailabel_xnat.client.session import Session
+from monailabel_xnat.client.upload import writing
 from monailabel_xnat.config import Settings
 from monailabel_xnat.convert import LabelMap, Segment, write_seg
 from monailabel_xnat.convert.grid import Grid

@@ -65,7 +65,7 @@ def test_both_ways_find_the_same_images_under_the_same_ids(
 
 
 def test_the_log_says_that_each_session_is_asked(xnat_sandbox, open_xnat_datastore, no_joins, caplog, monkeypatch):
-    monkeypatch.setattr("monailabel_xnat.client.walk._SECONDS_BETWEEN_NEWS", 0.0)
+    monkeypatch.setattr("monailabel_xnat.client.rows._SECONDS_BETWEEN_NEWS", 0.0)
     xnat_sandbox.archive.create_project("P")
     xnat_sandbox.archive.seed_sessions("P", sessions=3, scans=2)
     no_joins()

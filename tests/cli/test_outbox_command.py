@@ -10,7 +10,7 @@ import requests
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.cli.main import main
 from monailabel_xnat.client.files import list_files
-from monailabel_xnat.client.retry import Backoff
+from monailabel_xnat.client.pace import Backoff
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import LabelNotUploadedError

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import requests
 
-from monailabel_xnat.client.retry import Backoff
+from monailabel_xnat.client.pace import Backoff
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import LoginError, ServerError, ServerTimeoutError, TransferError

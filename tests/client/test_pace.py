@@ -9,8 +9,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from monailabel_xnat.client.pace import Pace
-from monailabel_xnat.client.retry import Backoff, requested_pause
+from monailabel_xnat.client.pace import Backoff, Pace, requested_pause
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import ServerError, SettingsError

@@ -9,7 +9,7 @@ import threading
 import pytest
 import requests
 
-from monailabel_xnat.client.retry import Backoff
+from monailabel_xnat.client.pace import Backoff
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import (

@@ -7,11 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from monailabel_xnat.client.files import list_files
-from monailabel_xnat.client.locks import writing
-from monailabel_xnat.client.removal import remove_file
-from monailabel_xnat.client.retry import Backoff
+from monailabel_xnat.client.pace import Backoff
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.client.upload import Upload, project_of, upload, upload_files
+from monailabel_xnat.client.upload import Upload, project_of, remove_file, upload, upload_files, writing
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError, TransferError
 from monailabel_xnat.sandbox import Sandbox

@@ -6,7 +6,7 @@ import pytest
 from scan_bench import make_series
 
 from monailabel_xnat.catalog import Catalog
-from monailabel_xnat.client.retry import Backoff
+from monailabel_xnat.client.pace import Backoff
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import NotInArchiveError, ServerError, TransferError

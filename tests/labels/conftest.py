@@ -14,7 +14,7 @@ from label_archive import AFFINE, SHAPE, Gate, Opened, fill
 from viewer import PROJECT, Viewer
 
 from monailabel_xnat.catalog import Catalog
-from monailabel_xnat.client.retry import Backoff
+from monailabel_xnat.client.pace import Backoff
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.images import Images

@@ -12,7 +12,7 @@ import requests
 
 from monailabel_xnat import XNATDatastore
 from monailabel_xnat.cli.main import main
-from monailabel_xnat.client.retry import Backoff
+from monailabel_xnat.client.pace import Backoff
 from monailabel_xnat.errors import (
     AmbiguousNameError,
     InvalidIdError,
