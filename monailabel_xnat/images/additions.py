@@ -13,7 +13,6 @@ from monailabel_xnat.catalog.selection import Selection, image_rank
 from monailabel_xnat.catalog.snapshot import ambiguous
 from monailabel_xnat.client.dicom_import import DicomImport
 from monailabel_xnat.client.dicom_source import Instance, dicom_instances, is_dicom, main_series
-from monailabel_xnat.client.imagefile import ending, named_wrong
 from monailabel_xnat.client.items import append_note, delete, exists
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload
@@ -31,6 +30,7 @@ from monailabel_xnat.errors import (
     UnknownImageError,
 )
 from monailabel_xnat.ids import EXPECTED_FORM, ImageId
+from monailabel_xnat.images.imagefile import ending, named_wrong
 from monailabel_xnat.images.new_scans import NewFile, NewScans, Place, label_of
 
 logger = logging.getLogger(__name__)

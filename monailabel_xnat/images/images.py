@@ -19,7 +19,6 @@ from monailabel_xnat.catalog.listing import Resource, Scan
 from monailabel_xnat.catalog.memory import Memory
 from monailabel_xnat.catalog.selection import image_resources
 from monailabel_xnat.client.files import RemoteFile, list_files
-from monailabel_xnat.client.imagefile import ending, usual_ending
 from monailabel_xnat.client.items import resource_path
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
@@ -35,6 +34,7 @@ from monailabel_xnat.errors import (
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.images.cache import Cache, Entry
 from monailabel_xnat.images.comparisons import Comparison, Comparisons
+from monailabel_xnat.images.imagefile import ending, usual_ending
 from monailabel_xnat.images.localfiles import zipped
 from monailabel_xnat.images.maker import DICOM, ImageMaker
 from monailabel_xnat.images.mounted import state_of

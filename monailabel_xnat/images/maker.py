@@ -11,7 +11,11 @@ from pathlib import Path
 from monailabel_xnat.catalog.listing import Resource, Scan
 from monailabel_xnat.client.download import Receiver, download_files
 from monailabel_xnat.client.files import RemoteFile
-from monailabel_xnat.client.imagefile import (
+from monailabel_xnat.client.items import resource_path
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.config import Settings
+from monailabel_xnat.errors import ImageError, NoImageError, TransferError
+from monailabel_xnat.images.imagefile import (
     check_data_file,
     ending,
     holds_dicom,
@@ -19,10 +23,6 @@ from monailabel_xnat.client.imagefile import (
     joined_ending,
     named_wrong,
 )
-from monailabel_xnat.client.items import resource_path
-from monailabel_xnat.client.session import Session
-from monailabel_xnat.config import Settings
-from monailabel_xnat.errors import ImageError, NoImageError, TransferError
 from monailabel_xnat.images.localfiles import linked
 from monailabel_xnat.images.mounted import Mounted, MountedArchive, state_of
 

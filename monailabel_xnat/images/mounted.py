@@ -26,10 +26,10 @@ from typing import NamedTuple
 
 from monailabel_xnat.catalog.listing import Scan
 from monailabel_xnat.client.files import RemoteFile
-from monailabel_xnat.client.imagefile import holds_dicom
 from monailabel_xnat.client.items import read_scan
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import ImageError, ServerError
+from monailabel_xnat.images.imagefile import holds_dicom
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from monailabel_xnat.catalog.marks import Mark, read_mark
 from monailabel_xnat.catalog.selection import image_rank
 from monailabel_xnat.catalog.snapshot import ambiguous
 from monailabel_xnat.client.files import RemoteFile, list_files_by_resource
-from monailabel_xnat.client.imagefile import ending, holds_dicom
 from monailabel_xnat.client.items import (
     delete,
     exists,
@@ -34,6 +33,7 @@ from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, adding, holds, owner_of, remove_file, upload
 from monailabel_xnat.errors import AccessDeniedError, ImageConflictError, NotInArchiveError, ServerError
 from monailabel_xnat.ids import ImageId
+from monailabel_xnat.images.imagefile import ending, holds_dicom
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from monailabel_xnat.client.imagefile import check_data_file, true_ending
 from monailabel_xnat.convert import Grid, LabelMap, read_label, read_seg, to_grid, write_label
 from monailabel_xnat.errors import CacheError, ImageError, LabelFileError, LabelGeometryError, ServerError
+from monailabel_xnat.images.imagefile import check_data_file, true_ending
 from monailabel_xnat.labels.model import LABEL_MAP, RESULT
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from monailabel_xnat.catalog import Catalog, Resource, Scan
 from monailabel_xnat.catalog.selection import drawn_labels
 from monailabel_xnat.client.drawn import Drawing, DrawnScan
-from monailabel_xnat.client.imagefile import true_ending
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.convert import Grid
@@ -30,6 +29,7 @@ from monailabel_xnat.errors import (
 )
 from monailabel_xnat.ids import LabelId
 from monailabel_xnat.images import Images
+from monailabel_xnat.images.imagefile import true_ending
 from monailabel_xnat.labels.collections import Collections
 from monailabel_xnat.labels.descriptions import Descriptions
 from monailabel_xnat.labels.files import LabelFiles

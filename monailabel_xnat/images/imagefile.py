@@ -43,14 +43,14 @@ _HERE = b"LOCAL"
 
 
 def holds_dicom(label: str, files: Sequence[RemoteFile]) -> bool:
-    """Tell whether a resource is a DICOM series: by its label, else by the names of its files."""
+    """Return whether a resource is a DICOM series: by its label, else by the names of its files."""
     if label.upper() in ("DICOM", "SECONDARY"):
         return True
     return label.upper() not in _FILE_RESOURCES and not any(ending(file.path) for file in files)
 
 
 def usual_ending(label: str, converted: str) -> str:
-    """Guess, before its files are known, how the name of a resource's image will end."""
+    """Return, before its files are known, how the name of a resource's image will end."""
     kind = label.upper()
     known = {"NIFTI": ".nii.gz", "JPEG": ".jpg", "MHD": ".mha"}
     return known.get(kind, f".{kind.lower()}") if kind in _FILE_RESOURCES else converted
@@ -95,12 +95,12 @@ def named_wrong(path: Path, name: str) -> str:
 
 
 def joined_ending(path: str) -> str:
-    """Give the ending that the image has once header and voxels are in one file; "" where they already are."""
+    """Return the ending that the image has once header and voxels are in one file; "" where they already are."""
     return _SPLIT.get(ending(path), "")
 
 
 def image_file(files: Sequence[RemoteFile], place: str) -> RemoteFile:
-    """Find the one file that is the image.
+    """Return the one file that is the image.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def check_data_file(header: Path, names: Sequence[str]) -> None:
 
 
 def _is_nifti(head: bytes) -> bool:
-    """Tell NIfTI-1 and NIfTI-2, with the voxels in the same file."""
+    """Return whether it is NIfTI-1 or NIfTI-2 with the voxels in the same file."""
     return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
 
 
