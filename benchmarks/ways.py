@@ -37,7 +37,7 @@ class Given:
 def ours(given: Given) -> Timed:
     import SimpleITK  # noqa: F401 - paid before the clock starts
 
-    import monailabel_xnat.convert.conversion  # noqa: F401 - likewise
+    import monailabel_xnat.convert.dicom.conversion  # noqa: F401 - likewise
     from monailabel_xnat import XNATDatastore
 
     datastore = XNATDatastore(given.url, given.user, given.password, "BENCH", cache_path=given.work, environ={})

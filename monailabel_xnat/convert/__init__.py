@@ -1,13 +1,13 @@
 """DICOM series to NIfTI volumes, and label maps in and out. No network, no MONAI."""
 
-from monailabel_xnat.convert.aim import read_aim
-from monailabel_xnat.convert.conversion import ConvertedVolume, dicom_to_nifti
+from monailabel_xnat.convert.contours.aim import read_aim
+from monailabel_xnat.convert.contours.rtstruct import read_rtstruct
+from monailabel_xnat.convert.dicom.conversion import ConvertedVolume, dicom_to_nifti
+from monailabel_xnat.convert.dicom.references import References, rtstruct_references, seg_references
 from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.labelmap import LabelMap, read_label, to_grid, write_label
-from monailabel_xnat.convert.references import References, rtstruct_references, seg_references
-from monailabel_xnat.convert.rtstruct import read_rtstruct
-from monailabel_xnat.convert.seg_read import read_seg
-from monailabel_xnat.convert.seg_write import write_seg
+from monailabel_xnat.convert.seg.read import read_seg
+from monailabel_xnat.convert.seg.write import write_seg
 from monailabel_xnat.convert.segments import Segment
 
 __all__ = [

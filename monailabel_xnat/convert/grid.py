@@ -11,7 +11,7 @@ from typing import Callable
 import numpy as np
 
 from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats, axis_codes, voxel_spacing
-from monailabel_xnat.convert.itkfile import read_itk_geometry
+from monailabel_xnat.convert.itk import read_itk_geometry
 from monailabel_xnat.convert.nifti import read_nifti_header
 
 GRID_TOLERANCE = 0.1

@@ -22,7 +22,7 @@ from nibabel.spatialimages import HeaderDataError
 from monailabel_xnat.convert.forms import Forms, shear_of, without_shear
 from monailabel_xnat.convert.geometry import Floats, voxel_spacing
 from monailabel_xnat.convert.grid import GRID_TOLERANCE, Grid
-from monailabel_xnat.convert.itkfile import read_itk_dimension, read_itk_file, read_itk_geometry
+from monailabel_xnat.convert.itk import read_itk_dimension, read_itk_file, read_itk_geometry
 from monailabel_xnat.convert.nifti import LARGEST_SIZE, copy_with_affine, read_forms, write_nifti
 from monailabel_xnat.errors import ImageError
 

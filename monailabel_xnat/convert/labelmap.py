@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from monailabel_xnat.convert.geometry import Floats, axis_codes, voxel_spacing
 from monailabel_xnat.convert.grid import GRID_TOLERANCE, Grid
-from monailabel_xnat.convert.itkfile import read_itk_file
+from monailabel_xnat.convert.itk import read_itk_file
 from monailabel_xnat.convert.lattice import fit, lattice_offset
 from monailabel_xnat.convert.nifti import is_second_version, read_nifti, write_nifti
 from monailabel_xnat.convert.nrrd import without_bzip2

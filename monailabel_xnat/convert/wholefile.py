@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK
 
-from monailabel_xnat.convert.itkfile import read_itk_file
+from monailabel_xnat.convert.itk import read_itk_file
 from monailabel_xnat.convert.nifti import read_nifti
 from monailabel_xnat.errors import ImageError
 

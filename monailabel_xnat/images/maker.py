@@ -123,8 +123,8 @@ class ImageMaker:
         self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], target: Path, folder: Path | None
     ) -> Made:
         """Convert the series to NIfTI: from the files that are here already, or from others as they arrive."""
-        from monailabel_xnat.convert.conversion import Conversion
-        from monailabel_xnat.convert.sources import encode_sources, sources_of
+        from monailabel_xnat.convert.dicom.conversion import Conversion
+        from monailabel_xnat.convert.dicom.sources import encode_sources, sources_of
 
         uid = scan.series_uid or None
         with Conversion(f"resource {resource.label} of scan {scan.image_id}", series_uid=uid) as conversion:
@@ -148,7 +148,7 @@ class ImageMaker:
             return Made(volume.path, origin, "; ".join(notes), encode_sources(sources), shear=shear)
 
     def _as_folder(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Made:
-        from monailabel_xnat.convert.headers import read_series_uid
+        from monailabel_xnat.convert.dicom.headers import read_series_uid
 
         folder, origin = self._source(scan, resource, files, part, as_a_whole=True)
         if origin:
@@ -157,8 +157,8 @@ class ImageMaker:
         return Made(folder, note=_note(filter(None, uids), scan))
 
     def _as_file(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Made:
+        from monailabel_xnat.convert.dicom.sources import encode_sources
         from monailabel_xnat.convert.handout import hand_out, unpaired
-        from monailabel_xnat.convert.sources import encode_sources
         from monailabel_xnat.convert.wholefile import join_header_and_voxels, read_whole_image
 
         image = image_file(files, f"resource {resource.label} of scan {scan.image_id}")
@@ -204,7 +204,7 @@ class ImageMaker:
 
 
 def _each_file(folder: Path, files: Sequence[RemoteFile], use: Callable[[Path], None]) -> None:
-    from monailabel_xnat.convert.series import list_files as existing
+    from monailabel_xnat.convert.dicom.series import list_files as existing
 
     for path in existing([folder / file.path for file in files]):
         use(path)

@@ -212,7 +212,7 @@ class MountedArchive:
 
 
 def _doubt_of_file(path: Path, file: RemoteFile, series: str) -> _Doubt | None:
-    from monailabel_xnat.convert.headers import read_series_uid
+    from monailabel_xnat.convert.dicom.headers import read_series_uid
 
     try:
         if file.md5 and _md5_of(path) != file.md5:
@@ -284,7 +284,7 @@ def _difference(folder: Path, files: Sequence[RemoteFile]) -> _Doubt | None:
 
 def _stray_image(folder: Path, files: Sequence[RemoteFile]) -> _Doubt | None:
     """Return which DICOM image lies in a folder that XNAT does not list there: readers of the folder would read it."""
-    from monailabel_xnat.convert.headers import read_series_uid
+    from monailabel_xnat.convert.dicom.headers import read_series_uid
 
     listed = {file.path for file in files}
     try:

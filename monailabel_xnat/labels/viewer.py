@@ -39,7 +39,7 @@ from monailabel_xnat.client.segscan import find_seg_scan, make_seg_scan, store_s
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import private_folder, writing
 from monailabel_xnat.convert import LabelMap, Segment, read_label, write_seg
-from monailabel_xnat.convert.references import instance_of_head
+from monailabel_xnat.convert.dicom.references import instance_of_head
 from monailabel_xnat.errors import (
     NotInArchiveError,
     ServerError,

@@ -9,7 +9,7 @@ import pytest
 from series_writer import SYNTAXES, SeriesWriter, random_stack, rotated
 
 from monailabel_xnat.convert import dicom_to_nifti
-from monailabel_xnat.convert.conversion import Conversion
+from monailabel_xnat.convert.dicom.conversion import Conversion
 from monailabel_xnat.errors import ImageConversionError, NoImageError
 
 STACK = random_stack((5, 33, 41), 0, 4095)

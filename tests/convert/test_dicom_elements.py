@@ -10,8 +10,8 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 from series_writer import SYNTAXES, SeriesWriter, random_stack
 
-from monailabel_xnat.convert import elements
-from monailabel_xnat.convert.dicomfile import read_dicom
+from monailabel_xnat.convert.dicom import elements
+from monailabel_xnat.convert.dicom.file import read_dicom
 
 SERIES = Path(__file__).parents[2].parent / "shared" / "dicom"
 

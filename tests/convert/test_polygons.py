@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monailabel_xnat.convert.polygons import ON_CONTOUR, fill_polygons
+from monailabel_xnat.convert.contours.polygons import ON_CONTOUR, fill_polygons
 
 SHAPE = (12, 10)
 

@@ -367,7 +367,7 @@ def test_a_server_error_is_passed_on(bench, series):
 
 
 @pytest.mark.parametrize(
-    ("form", "writes"), [("dicom", "client.download.open"), ("nifti", "convert.conversion.write_nifti")]
+    ("form", "writes"), [("dicom", "client.download.open"), ("nifti", "convert.dicom.conversion.write_nifti")]
 )
 def test_a_disk_that_fills_up_is_named(bench, series, monkeypatch, form, writes):
     images, scan = bench.images(image_format=form), bench.put("DICOM", series)

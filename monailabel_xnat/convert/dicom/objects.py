@@ -15,8 +15,8 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
-from monailabel_xnat.convert import elements
-from monailabel_xnat.convert.dicomfile import read_dicom
+from monailabel_xnat.convert.dicom import elements
+from monailabel_xnat.convert.dicom.file import read_dicom
 from monailabel_xnat.errors import ImageConversionError, LabelFileError, XNATDatastoreError
 
 ObjectSource = Union[Path, bytes]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from monailabel_xnat.convert.frames import Frame
+from monailabel_xnat.convert.dicom.frames import Frame
+from monailabel_xnat.convert.dicom.series import name_files
 from monailabel_xnat.convert.geometry import (
     LARGEST_LATERAL,
     LATERAL_TOLERANCE,
@@ -23,7 +24,6 @@ from monailabel_xnat.convert.geometry import (
     same_position_tolerance,
     slice_position_tolerance,
 )
-from monailabel_xnat.convert.series import name_files
 from monailabel_xnat.errors import ImageConversionError
 
 _CHOOSE_OTHER = "choose another scan, or convert this one by hand and attach it as resource NIFTI"

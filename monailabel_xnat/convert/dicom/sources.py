@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from monailabel_xnat.convert.dicom.series import read_series
+from monailabel_xnat.convert.dicom.volume import plan_volume
 from monailabel_xnat.convert.grid import Sources
-from monailabel_xnat.convert.series import read_series
-from monailabel_xnat.convert.volume import plan_volume
 
 
 def sources_of(instance_uids: Sequence[str], frame_numbers: Sequence[int], slices: int) -> dict[tuple[str, int], int]:

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
-from monailabel_xnat.convert import elements
-from monailabel_xnat.convert.frames import read_frames
+from monailabel_xnat.convert.dicom import elements
+from monailabel_xnat.convert.dicom.frames import read_frames
+from monailabel_xnat.convert.dicom.references import SliceFinder, frame_references
 from monailabel_xnat.convert.geometry import LPS_TO_RAS, ORIENTATION_TOLERANCE, Plane, voxel_spacing
 from monailabel_xnat.convert.grid import Grid
-from monailabel_xnat.convert.placement import Placement, place_plane
-from monailabel_xnat.convert.references import SliceFinder, frame_references
+from monailabel_xnat.convert.seg.placement import Placement, place_plane
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 _SHOWN = 3

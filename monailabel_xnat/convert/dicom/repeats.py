@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from monailabel_xnat.convert.frames import TIME_TRAITS, TRAITS, Frame, Trait
-from monailabel_xnat.convert.headers import ImageHeader
-from monailabel_xnat.convert.pixels import SliceValues
-from monailabel_xnat.convert.series import name_files
-from monailabel_xnat.convert.slicereader import read_slices
+from monailabel_xnat.convert.dicom.frames import TIME_TRAITS, TRAITS, Frame, Trait
+from monailabel_xnat.convert.dicom.headers import ImageHeader
+from monailabel_xnat.convert.dicom.pixels import SliceValues
+from monailabel_xnat.convert.dicom.series import name_files
+from monailabel_xnat.convert.dicom.slices import read_slices
 from monailabel_xnat.errors import ImageConversionError
 
 Group = Sequence[Frame]

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import pydicom
 
-from monailabel_xnat.convert.elements import ElementError
+from monailabel_xnat.convert.dicom.elements import ElementError
 from monailabel_xnat.convert.geometry import Plane
 
 if TYPE_CHECKING:
-    from monailabel_xnat.convert.headers import ImageHeader
+    from monailabel_xnat.convert.dicom.headers import ImageHeader
 
 with warnings.catch_warnings():
     # nibabel calls all of its DICOM readers experimental; only the reader of Siemens' header is used.

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 
-from monailabel_xnat.convert import elements
 from monailabel_xnat.convert.canvas import Canvas, View
-from monailabel_xnat.convert.contournotes import empty_slices, lost_contours
-from monailabel_xnat.convert.dicomobject import damage_named, decoded, encodings_of, open_object, refuse_truncated
+from monailabel_xnat.convert.contours.notes import empty_slices, lost_contours
+from monailabel_xnat.convert.contours.polygons import fill_polygons, is_flat
+from monailabel_xnat.convert.dicom import elements
+from monailabel_xnat.convert.dicom.objects import damage_named, decoded, encodings_of, open_object, refuse_truncated
+from monailabel_xnat.convert.dicom.references import RTSTRUCT_CLASSES, ImageReference, SliceFinder, contour_references
 from monailabel_xnat.convert.geometry import Floats, group_by_distance, voxel_spacing
 from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.labelmap import LabelMap
-from monailabel_xnat.convert.placement import PLANE_TOLERANCE
-from monailabel_xnat.convert.polygons import fill_polygons, is_flat
-from monailabel_xnat.convert.references import RTSTRUCT_CLASSES, ImageReference, SliceFinder, contour_references
+from monailabel_xnat.convert.seg.placement import PLANE_TOLERANCE
 from monailabel_xnat.convert.segments import Segment
 from monailabel_xnat.convert.voxels import LARGEST_VALUE
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError

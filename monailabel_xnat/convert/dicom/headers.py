@@ -9,12 +9,12 @@ from typing import BinaryIO
 
 from pydicom.uid import UID
 
-from monailabel_xnat.convert import elements
-from monailabel_xnat.convert.dicomfile import RESTORE, DicomFile, damage_named, file_size, read_dicom, write_private
-from monailabel_xnat.convert.elements import Elements
-from monailabel_xnat.convert.frames import FRAME_TAGS, Frame, read_frames
-from monailabel_xnat.convert.mosaic import MOSAIC, is_mosaic, untiled
-from monailabel_xnat.convert.pixeldata import has_float_pixels, locate_pixel_data
+from monailabel_xnat.convert.dicom import elements
+from monailabel_xnat.convert.dicom.elements import Elements
+from monailabel_xnat.convert.dicom.file import RESTORE, DicomFile, damage_named, file_size, read_dicom, write_private
+from monailabel_xnat.convert.dicom.frames import FRAME_TAGS, Frame, read_frames
+from monailabel_xnat.convert.dicom.mosaic import MOSAIC, is_mosaic, untiled
+from monailabel_xnat.convert.dicom.pixeldata import has_float_pixels, locate_pixel_data
 from monailabel_xnat.errors import ImageConversionError
 
 # Objects with pixel data that are no image of the patient: they lie beside the images they refer to.

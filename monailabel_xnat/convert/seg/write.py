@@ -18,10 +18,12 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from monailabel_xnat.convert.dicom.series import read_series
+from monailabel_xnat.convert.dicom.volume import VolumePlan, plan_volume
 from monailabel_xnat.convert.geometry import LPS_TO_RAS, Plane, voxel_spacing
 from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.labelmap import LabelMap, to_grid
-from monailabel_xnat.convert.seg_header import (
+from monailabel_xnat.convert.seg.header import (
     derivation,
     items,
     plane_position,
@@ -29,8 +31,6 @@ from monailabel_xnat.convert.seg_header import (
     seg_header,
 )
 from monailabel_xnat.convert.segments import Segment
-from monailabel_xnat.convert.series import read_series
-from monailabel_xnat.convert.volume import VolumePlan, plan_volume
 from monailabel_xnat.errors import LabelError
 
 ALGORITHM_TYPES = ("MANUAL", "SEMIAUTOMATIC", "AUTOMATIC")

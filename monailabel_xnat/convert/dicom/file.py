@@ -19,7 +19,7 @@ from typing import BinaryIO, Union
 
 import pydicom
 
-from monailabel_xnat.convert.elements import ElementError, Elements
+from monailabel_xnat.convert.dicom.elements import ElementError, Elements
 from monailabel_xnat.errors import ImageConversionError, XNATDatastoreError
 
 RESTORE = "download the scan again, or restore the file in the archive"

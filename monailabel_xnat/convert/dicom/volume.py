@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from monailabel_xnat.convert.decoding import file_geometry
-from monailabel_xnat.convert.frames import Frame
+from monailabel_xnat.convert.dicom.decoding import file_geometry
+from monailabel_xnat.convert.dicom.frames import Frame
+from monailabel_xnat.convert.dicom.headers import ImageHeader
+from monailabel_xnat.convert.dicom.repeats import drop_identical_files, order_repeats
+from monailabel_xnat.convert.dicom.series import Series, name_files
+from monailabel_xnat.convert.dicom.stack import plane_of, regular_stack
 from monailabel_xnat.convert.geometry import ORIENTATION_TOLERANCE, Floats, affine_of_planes
-from monailabel_xnat.convert.headers import ImageHeader
-from monailabel_xnat.convert.regular import plane_of, regular_stack
-from monailabel_xnat.convert.repeats import drop_identical_files, order_repeats
-from monailabel_xnat.convert.series import Series, name_files
 from monailabel_xnat.errors import ImageConversionError
 
 _CROSS_SECTIONS = frozenset(

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Union
 
-from monailabel_xnat.convert.headers import ImageHeader, OtherFile, read_header
-from monailabel_xnat.convert.mosaic import is_mosaic
+from monailabel_xnat.convert.dicom.headers import ImageHeader, OtherFile, read_header
+from monailabel_xnat.convert.dicom.mosaic import is_mosaic
 from monailabel_xnat.errors import ImageConversionError, NoImageError
 
 Source = Union[str, "os.PathLike[str]", Sequence[Union[str, "os.PathLike[str]"]]]

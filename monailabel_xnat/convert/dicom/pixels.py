@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from monailabel_xnat.convert.headers import ImageHeader
+from monailabel_xnat.convert.dicom.headers import ImageHeader
 from monailabel_xnat.errors import ImageConversionError
 
 Array = npt.NDArray[Any]

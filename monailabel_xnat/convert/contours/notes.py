@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
+from monailabel_xnat.convert.contours.polygons import holds_no_pixel
 from monailabel_xnat.convert.geometry import Floats
-from monailabel_xnat.convert.polygons import holds_no_pixel
 
 
 def lost_contours(name: str, contours: Sequence[Floats], shape: tuple[int, int]) -> Iterator[str]:

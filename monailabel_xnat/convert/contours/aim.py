@@ -14,12 +14,12 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import iterparse
 
 from monailabel_xnat.convert.canvas import Canvas, View
-from monailabel_xnat.convert.contournotes import empty_slices, lost_contours
+from monailabel_xnat.convert.contours.notes import empty_slices, lost_contours
+from monailabel_xnat.convert.contours.polygons import fill_polygons, is_flat
+from monailabel_xnat.convert.dicom.references import SliceFinder
 from monailabel_xnat.convert.geometry import Floats
 from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.labelmap import LabelMap
-from monailabel_xnat.convert.polygons import fill_polygons, is_flat
-from monailabel_xnat.convert.references import SliceFinder
 from monailabel_xnat.convert.segments import Segment
 from monailabel_xnat.convert.voxels import LARGEST_VALUE
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
@@ -57,8 +57,9 @@ class _Annotation:
 def read_aim(path: Path, grid: Grid) -> LabelMap:
     """Read an AIM 4 document as label map on the grid of its image.
 
-    Polylines follow the rule for contours of :mod:`monailabel_xnat.convert.polygons`; one whose ``includeFlag`` is
-    false is cut out. Where ROIs overlap the later one has the voxel. Other markup is left aside, counted and noted.
+    Polylines follow the rule for contours of :mod:`monailabel_xnat.convert.contours.polygons`; one whose
+    ``includeFlag`` is false is cut out. Where ROIs overlap the later one has the voxel. Other markup is left aside,
+    counted and noted.
 
     Parameters
     ----------

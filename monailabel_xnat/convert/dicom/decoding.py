@@ -4,7 +4,7 @@ SimpleITK (GDCM) reads most files right, but not all: 32-bit big endian values, 
 than 32, run-length encoded colours of more than 8 bits and inverted JPEG 2000 images come out wrong without a word.
 pydicom reads everything uncompressed as the standard says. So pydicom decodes what is not compressed and the
 run-length encoded colours, and SimpleITK the rest; what the stored values mean is applied here, for both alike
-(:mod:`monailabel_xnat.convert.photometric`). A file for which neither is known to be right is refused by name.
+(:mod:`monailabel_xnat.convert.dicom.photometric`). A file for which neither is known to be right is refused by name.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
 
-from monailabel_xnat.convert.dicomfile import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, damage_named
-from monailabel_xnat.convert.geometry import Floats
-from monailabel_xnat.convert.headers import ImageHeader
-from monailabel_xnat.convert.itkfile import itk_affine, itk_reader, itk_values
-from monailabel_xnat.convert.mosaic import picture_of
-from monailabel_xnat.convert.photometric import (
+from monailabel_xnat.convert.dicom.file import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, damage_named
+from monailabel_xnat.convert.dicom.headers import ImageHeader
+from monailabel_xnat.convert.dicom.mosaic import picture_of
+from monailabel_xnat.convert.dicom.photometric import (
     INVERTED,
     PALETTE,
     PLAIN,
@@ -35,8 +33,10 @@ from monailabel_xnat.convert.photometric import (
     rgb_of_ybr,
     within_bits,
 )
-from monailabel_xnat.convert.pixeldata import lacks_offset_table
-from monailabel_xnat.convert.pixels import Array, SliceValues
+from monailabel_xnat.convert.dicom.pixeldata import lacks_offset_table
+from monailabel_xnat.convert.dicom.pixels import Array, SliceValues
+from monailabel_xnat.convert.geometry import Floats
+from monailabel_xnat.convert.itk import itk_affine, itk_reader, itk_values
 from monailabel_xnat.errors import ImageConversionError
 
 _GDCM = "GDCMImageIO"

@@ -11,8 +11,8 @@ from typing import Union
 import numpy as np
 from pydicom.dataset import Dataset
 
-from monailabel_xnat.convert import elements
-from monailabel_xnat.convert.elements import Elements
+from monailabel_xnat.convert.dicom import elements
+from monailabel_xnat.convert.dicom.elements import Elements
 from monailabel_xnat.convert.geometry import Plane, cross
 
 Trait = Union[float, str, tuple[float, ...]]

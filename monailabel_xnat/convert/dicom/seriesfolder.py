@@ -11,7 +11,7 @@ import SimpleITK
 
 from monailabel_xnat.convert.geometry import LPS_TO_RAS
 from monailabel_xnat.convert.grid import Grid
-from monailabel_xnat.convert.itkfile import itk_affine
+from monailabel_xnat.convert.itk import itk_affine
 from monailabel_xnat.errors import ImageConversionError
 
 # GDCM's "series details", and the restriction that monai.data.ITKReader.read adds.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
 
-from monailabel_xnat.convert import elements
-from monailabel_xnat.convert.dicomobject import ObjectSource, damage_named, name_of, open_object
+from monailabel_xnat.convert.dicom import elements
+from monailabel_xnat.convert.dicom.objects import ObjectSource, damage_named, name_of, open_object
 from monailabel_xnat.convert.grid import Sources
 from monailabel_xnat.errors import LabelFileError
 

@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
-from monailabel_xnat.convert import elements
 from monailabel_xnat.convert.canvas import Canvas
-from monailabel_xnat.convert.colours import dicom_lab_to_rgb
-from monailabel_xnat.convert.dicomobject import damage_named, decoded, encodings_of, open_object
+from monailabel_xnat.convert.dicom import elements
+from monailabel_xnat.convert.dicom.objects import damage_named, decoded, encodings_of, open_object
+from monailabel_xnat.convert.dicom.references import SEG_CLASSES
 from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.labelmap import LabelMap
-from monailabel_xnat.convert.references import SEG_CLASSES
-from monailabel_xnat.convert.seg_pixels import Pictures, read_pictures
-from monailabel_xnat.convert.seg_places import Contradictions, place_frames
+from monailabel_xnat.convert.seg.colours import dicom_lab_to_rgb
+from monailabel_xnat.convert.seg.pixels import Pictures, read_pictures
+from monailabel_xnat.convert.seg.places import Contradictions, place_frames
 from monailabel_xnat.convert.segments import Segment
 from monailabel_xnat.convert.voxels import LARGEST_VALUE
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError

@@ -2,7 +2,7 @@
 
 Plainly uncompressed slices are copied from the file, which is several times faster than any decoder. The first and
 the last such slice of a volume are decoded by SimpleITK too; unless they are identical, all slices are decoded as
-:mod:`monailabel_xnat.convert.decoding` says.
+:mod:`monailabel_xnat.convert.dicom.decoding` says.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from monailabel_xnat.convert.decoding import decode, decode_file
-from monailabel_xnat.convert.frames import Frame
-from monailabel_xnat.convert.headers import ImageHeader
-from monailabel_xnat.convert.pixels import SliceValues, copy_slice, is_plain
+from monailabel_xnat.convert.dicom.decoding import decode, decode_file
+from monailabel_xnat.convert.dicom.frames import Frame
+from monailabel_xnat.convert.dicom.headers import ImageHeader
+from monailabel_xnat.convert.dicom.pixels import SliceValues, copy_slice, is_plain
 from monailabel_xnat.errors import ImageConversionError
 
 logger = logging.getLogger(__name__)

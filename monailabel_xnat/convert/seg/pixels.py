@@ -12,8 +12,8 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_pixel_data_frame
 from pydicom.uid import UID
 
-from monailabel_xnat.convert import elements
-from monailabel_xnat.convert.dicomfile import DEFLATED, EXPLICIT, IMPLICIT
+from monailabel_xnat.convert.dicom import elements
+from monailabel_xnat.convert.dicom.file import DEFLATED, EXPLICIT, IMPLICIT
 from monailabel_xnat.errors import LabelFileError
 
 Pictures = Callable[[int], npt.NDArray[Any]]

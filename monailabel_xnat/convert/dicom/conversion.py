@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from monailabel_xnat.convert.dicomfile import write_private
+from monailabel_xnat.convert.dicom.file import write_private
+from monailabel_xnat.convert.dicom.headers import ImageHeader, OtherFile, read_header
+from monailabel_xnat.convert.dicom.pixels import SliceValues, common_dtype, is_plain
+from monailabel_xnat.convert.dicom.series import Source, choose_series, list_files, where
+from monailabel_xnat.convert.dicom.slices import SliceReader
+from monailabel_xnat.convert.dicom.volume import VolumePlan, plan_volume
 from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats
-from monailabel_xnat.convert.headers import ImageHeader, OtherFile, read_header
 from monailabel_xnat.convert.nifti import LARGEST_SIZE, write_nifti
-from monailabel_xnat.convert.pixels import SliceValues, common_dtype, is_plain
-from monailabel_xnat.convert.series import Source, choose_series, list_files, where
-from monailabel_xnat.convert.slicereader import SliceReader
-from monailabel_xnat.convert.volume import VolumePlan, plan_volume
 from monailabel_xnat.errors import ImageConversionError
 
 if TYPE_CHECKING:

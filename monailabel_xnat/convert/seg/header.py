@@ -18,12 +18,12 @@ from pydicom.uid import generate_uid
 from pydicom.valuerep import format_number_as_ds
 
 from monailabel_xnat import __version__
-from monailabel_xnat.convert.colours import default_colour, rgb_to_dicom_lab
-from monailabel_xnat.convert.dicomobject import decoded, encodings_of
-from monailabel_xnat.convert.frames import Frame
+from monailabel_xnat.convert.dicom.frames import Frame
+from monailabel_xnat.convert.dicom.headers import ImageHeader
+from monailabel_xnat.convert.dicom.objects import decoded, encodings_of
 from monailabel_xnat.convert.geometry import Floats, Plane
-from monailabel_xnat.convert.headers import ImageHeader
-from monailabel_xnat.convert.seg_read import VALUE_DESCRIPTION
+from monailabel_xnat.convert.seg.colours import default_colour, rgb_to_dicom_lab
+from monailabel_xnat.convert.seg.read import VALUE_DESCRIPTION
 from monailabel_xnat.convert.segments import Segment
 
 SEG_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import pydicom
 
-from monailabel_xnat.convert.dicomfile import (
+from monailabel_xnat.convert.dicom.file import (
     BIG_ENDIAN,
     DEFLATED,
     DOUBLE_PIXEL_DATA,

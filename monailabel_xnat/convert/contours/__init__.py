@@ -1,0 +1,1 @@
+"""Labels that were drawn as contours: RTSTRUCT and AIM, and the filling of polygons."""

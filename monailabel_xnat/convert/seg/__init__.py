@@ -1,0 +1,1 @@
+"""DICOM SEG objects: segmentations, frame by frame."""
