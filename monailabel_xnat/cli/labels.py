@@ -1,76 +1,102 @@
-"""``monailabel-xnat labels``: the versions of a label, and an earlier one brought back."""
+"""``monailabel-xnat labels``: what labels hold, their versions, and an earlier one brought back."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from dataclasses import replace
 from typing import Any
 
-from monailabel_xnat.cli.connection import add_connection_arguments, opened_labels, settings_of
+import click
+
+from monailabel_xnat.cli.common import Opened, opened, print_json, with_json, with_settings
 from monailabel_xnat.config import Settings
 from monailabel_xnat.ids import ImageId
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the command understands."""
-    actions = parser.add_subparsers(
-        title="actions", metavar="ACTION", dest="action", required=True, parser_class=argparse.ArgumentParser
-    )
-    history = actions.add_parser("history", help="list the versions of a label, newest first")
-    restore = actions.add_parser("restore", help="make an earlier version the current one; nothing is overwritten")
-    for action in (history, restore):
-        action.add_argument("image_id", metavar="IMAGE_ID", help="project/subject/experiment/scan")
-        action.add_argument("tag", metavar="TAG", help="tag of the label, such as final or original")
-        add_connection_arguments(action)
-    history.add_argument("--json", action="store_true", help="print JSON")
-    restore.add_argument("version", metavar="VERSION", help="name of the version, as in the history")
+@click.group("labels")
+def command() -> None:
+    """Show, compare and restore versions of labels.
+
+    Example: monailabel-xnat labels history PROJECT/SUBJECT/EXPERIMENT/SCAN final
+    """
 
 
-def run(args: argparse.Namespace) -> int:
-    """Show the history of a label, or restore a version of it."""
-    image = ImageId.parse(args.image_id)
-    settings = replace(settings_of(args), project=(image.project,))
-    if args.action == "restore":
-        name = _restore(settings, image, args.tag, args.version)
-        print(f"{image}  {args.tag}  {name}  has the content of {args.version}")
-        return 0
-    _show(_history(settings, image, args.tag), as_json=args.json)
-    return 0
+@command.command()
+@click.argument("image_id", metavar="IMAGE_ID")
+@with_json
+@with_settings
+def show(settings: Settings, image_id: str, as_json: bool) -> None:
+    """Show the current label of each tag of an image: who saved it, when, and what it holds."""
+    image, settings = _of(settings, image_id)
+    with opened(settings) as parts:
+        scan = parts.catalog.scan(image)
+        found = {tag: _history(parts, image, tag)[:1] for tag in parts.labels.tags(scan)}
+    if as_json:
+        print_json({tag: versions[0] if versions else None for tag, versions in found.items()})
+        return
+    for tag, versions in sorted(found.items()):
+        click.echo(f"{tag}:")
+        _print_history(versions)
+    if not found:
+        click.echo("The image has no labels.")
 
 
-def _history(settings: Settings, image: ImageId, tag: str) -> list[dict[str, Any]]:
+@command.command()
+@click.argument("image_id", metavar="IMAGE_ID")
+@click.argument("tag", metavar="TAG")
+@with_json
+@with_settings
+def history(settings: Settings, image_id: str, tag: str, as_json: bool) -> None:
+    """List the versions of a label, newest first."""
+    image, settings = _of(settings, image_id)
+    with opened(settings) as parts:
+        versions = _history(parts, image, tag)
+    if as_json:
+        print_json(versions)
+    else:
+        _print_history(versions)
+
+
+@command.command()
+@click.argument("image_id", metavar="IMAGE_ID")
+@click.argument("tag", metavar="TAG")
+@click.argument("version", metavar="VERSION")
+@with_settings
+def restore(settings: Settings, image_id: str, tag: str, version: str) -> None:
+    """Make an earlier version the current one; nothing is overwritten. VERSION is a name in the history."""
+    image, settings = _of(settings, image_id)
+    with opened(settings) as parts:
+        name = parts.labels.restore(parts.catalog.scan(image), tag, version).name
+    click.echo(f"{image}  {tag}  {name}  has the content of {version}")
+
+
+def _of(settings: Settings, image_id: str) -> tuple[ImageId, Settings]:
+    image = ImageId.parse(image_id)
+    return image, replace(settings, project=(image.project,))
+
+
+def _history(parts: Opened, image: ImageId, tag: str) -> list[dict[str, Any]]:
     from monailabel_xnat.labels.history import summary_of
 
-    with opened_labels(settings) as (catalog, labels):
-        scan = catalog.scan(image)
-        versions = labels.history(scan, tag)
-        if not versions:
-            labels.current(scan, tag)  # says which tags there are, unless it is a ROI collection, which has no versions
-        return [summary_of(version) for version in versions]
+    scan = parts.catalog.scan(image)
+    versions = parts.labels.history(scan, tag)
+    if not versions:
+        parts.labels.current(scan, tag)  # says which tags there are, unless it is a drawing, which has no versions
+    return [summary_of(version) for version in versions]
 
 
-def _restore(settings: Settings, image: ImageId, tag: str, version: str) -> str:
-    with opened_labels(settings) as (catalog, labels):
-        return labels.restore(catalog.scan(image), tag, version).name
-
-
-def _show(history: list[dict[str, Any]], *, as_json: bool) -> None:
-    if as_json:
-        json.dump(history, sys.stdout, indent=2)
-        print()
-        return
+def _print_history(history: list[dict[str, Any]]) -> None:
     for item in history:
         model = f" with {item['model']}" if item["model"] else ""
-        print(f"{item['version']}  saved {item['saved_at'] or 'at some time'} by {item['saved_by'] or 'others'}{model}")
+        click.echo(
+            f"{item['version']}  saved {item['saved_at'] or 'at some time'} by {item['saved_by'] or 'others'}{model}"
+        )
         for segment in item["segments"]:
-            print(f"  {segment['value']}  {segment['name']}  {segment['voxels']} voxels")
+            click.echo(f"  {segment['value']}  {segment['name']}  {segment['voxels']} voxels")
         if item["restored_from"]:
-            print(f"  restored from {item['restored_from']}")
+            click.echo(f"  restored from {item['restored_from']}")
         if not item["in_xnat"]:
-            print("  waits in the outbox")
+            click.echo("  waits in the outbox")
         if item.get("problem"):
-            print(f"  {item['problem']}")
+            click.echo(f"  {item['problem']}")
     if not history:
-        print("No versions: the label is a ROI collection of XNAT, which keeps the newest only.")
+        click.echo("No versions: the label is a ROI collection of XNAT, which keeps the newest only.")

@@ -1,25 +1,33 @@
 """The command ``monailabel-xnat`` and the table of its sub-commands.
 
-A sub-command is a module of this package with two functions, ``add_arguments(parser)`` and
-``run(args) -> int``, and a row in `COMMANDS`. Its module is imported only when it is the one asked for.
+A sub-command is a module of this package with a click command or group named ``command``, and a row in `COMMANDS`. Its
+module is imported only when it is the one asked for, so that the help comes at once.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import click
 
 from monailabel_xnat import __version__
 from monailabel_xnat.errors import InvalidIdError, SettingsError, XNATDatastoreError
 
 EXIT_FAILURE = 1
-EXIT_USAGE = 2  # what argparse exits with, too
+EXIT_USAGE = 2  # click's own, too
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+EXIT_CODES = (
+    "Exit codes: 0 all is done and well; 1 something failed, or what was looked for is wrong; "
+    "2 wrong options or settings; 130 interrupted by Ctrl-C."
+)
+# Each option may be given in the environment, such as MONAILABEL_XNAT_PULL_LAYOUT for `pull --layout`.
+ENVIRONMENT_PREFIX = "MONAILABEL_XNAT"
 
 
 class Command(NamedTuple):
@@ -33,22 +41,60 @@ class Command(NamedTuple):
         The module that implements it.
     summary
         One line for ``monailabel-xnat --help``.
-    takes_everything
-        Whether all that follows on the command line, ``--help`` included, is left to another program's parser.
     """
 
     name: str
     module: str
     summary: str
-    takes_everything: bool = False
 
 
 COMMANDS: tuple[Command, ...] = (
-    Command("start_server", "monailabel_xnat.cli.start_server", "start MONAI Label with any app on XNAT", True),
-    Command("sandbox", "monailabel_xnat.cli.sandbox", "run an XNAT-compatible server on this computer"),
-    Command("outbox", "monailabel_xnat.cli.outbox", "list or send the labels that are not in XNAT yet"),
-    Command("labels", "monailabel_xnat.cli.labels", "list the versions of a label, or restore one"),
+    Command("start_server", "monailabel_xnat.cli.start_server", "Start MONAI Label with any app on XNAT."),
+    Command("labels", "monailabel_xnat.cli.labels", "Show, compare and restore versions of labels."),
+    Command("outbox", "monailabel_xnat.cli.outbox", "List or send the labels that are not in XNAT yet."),
+    Command("sandbox", "monailabel_xnat.cli.sandbox", "Run an XNAT-compatible server on this computer."),
 )
+
+
+class CommandTable(click.Group):
+    """The group of all commands, which imports the module of a command when that command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in the order of the table."""
+        return [command.name for command in COMMANDS]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import the module of a command and return the command; None if there is none of that name."""
+        found = [command for command in COMMANDS if command.name == name]
+        if not found:
+            return None
+        command = importlib.import_module(found[0].module).command
+        assert isinstance(command, click.Command)  # noqa: S101 - the table above is ours
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table of commands without importing any of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(command.name, command.summary) for command in COMMANDS])
+
+
+@click.command(
+    cls=CommandTable,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": ENVIRONMENT_PREFIX},
+    epilog=EXIT_CODES,
+)
+@click.version_option(__version__, prog_name="monailabel-xnat", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Log everything, and show the traceback of an error.")
+@click.pass_context
+def program(ctx: click.Context, debug: bool) -> None:
+    """MONAI Label on XNAT: annotate, save and train from the studies in an XNAT archive.
+
+    Which XNAT a command works on comes from its options, the environment (MONAI_LABEL_XNAT_SERVER, _USERNAME,
+    _PASSWORD, _PROJECT and so on) or ~/.netrc: see `monailabel-xnat settings`.
+    """
+    ctx.obj = {"debug": debug}
+    if ctx.invoked_subcommand != "start_server":  # MONAI Label sets up its own log
+        _log_to_stderr(debug)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,85 +108,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0 done, 1 failed, 2 wrong arguments or settings, 130 interrupted.
+        Exit status: 0 done, 1 failed, 2 wrong options or settings, 130 interrupted.
     """
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if not hasattr(args, "arguments"):
-        _log_to_stderr(args.debug)
-    if args.debug:
-        return int(args.run(args))
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return int(args.run(args))
-    except KeyboardInterrupt:
+        status = program.main(words, prog_name="monailabel-xnat", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader has gone (`| head`). Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
     except (XNATDatastoreError, OSError) as error:
-        print(_one_line(parser.prog, error), file=sys.stderr)
-        return _exit_status(error)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line, with the arguments of a sub-command still to be loaded."""
-    parser = argparse.ArgumentParser(
-        prog="monailabel-xnat",
-        description="MONAI Label on XNAT.",
-        epilog="Help on one command: monailabel-xnat COMMAND --help",
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    _add_debug(parser, default=False)
-    commands = parser.add_subparsers(
-        title="commands", metavar="COMMAND", dest="command", required=True, parser_class=_CommandParser
-    )
-    for command in COMMANDS:
-        commands.add_parser(
-            command.name,
-            help=command.summary,
-            description=_sentence(command.summary),
-            module=command.module,
-            takes_everything=command.takes_everything,
-        )
-    return parser
-
-
-class _CommandParser(argparse.ArgumentParser):
-    """Parser of one sub-command, which imports that sub-command's module when it is about to parse."""
-
-    def __init__(self, *, module: str, takes_everything: bool, **options: Any) -> None:
-        super().__init__(**options)
-        self._module = module
-        self._takes_everything = takes_everything
-        self._loaded = False
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        self._load()
-        if not self._takes_everything:
-            return super().parse_known_args(args, namespace)
-        namespace, _ = super().parse_known_args([], namespace)
-        namespace.arguments = list(args)
-        return namespace, []
-
-    def _load(self) -> None:
-        if self._loaded:
-            return
-        self._loaded = True
-        implementation = importlib.import_module(self._module)
-        implementation.add_arguments(self)
-        # SUPPRESS: the default of the sub-command must not undo `monailabel-xnat --debug COMMAND`.
-        _add_debug(self, default=argparse.SUPPRESS)
-        self.set_defaults(run=implementation.run)
-
-
-def _add_debug(parser: argparse.ArgumentParser, default: object) -> None:
-    parser.add_argument(
-        "--debug",
-        action="store_true",
-        default=default,
-        help="log everything, and show the traceback of an error",
-    )
+        if "--debug" in words:
+            raise
+        click.echo(f"monailabel-xnat: error: {' '.join(str(error).split())}", err=True)
+        return EXIT_USAGE if isinstance(error, (SettingsError, InvalidIdError)) else EXIT_FAILURE
 
 
 def _log_to_stderr(debug: bool) -> None:
@@ -148,18 +135,6 @@ def _log_to_stderr(debug: bool) -> None:
         level=logging.DEBUG if debug else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s" if debug else "%(levelname)s: %(message)s",
     )
-
-
-def _sentence(summary: str) -> str:
-    return f"{summary[0].upper()}{summary[1:]}."
-
-
-def _one_line(program: str, error: Exception) -> str:
-    return f"{program}: error: {' '.join(str(error).split())}"
-
-
-def _exit_status(error: Exception) -> int:
-    return EXIT_USAGE if isinstance(error, (SettingsError, InvalidIdError)) else EXIT_FAILURE
 
 
 if __name__ == "__main__":

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
+import click
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add nothing: the options are those of ``monailabel start_server``."""
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run the server until it is stopped."""
+@click.command(
+    "start_server",
+    # All that follows, --help included, is left to MONAI Label's own parser.
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def command(arguments: tuple[str, ...]) -> None:
+    """Start MONAI Label's server until it is stopped, with the options of ``monailabel start_server``."""
     from monailabel_xnat.app.launcher import start_server
 
-    start_server(args.arguments)
-    return 0
+    start_server(list(arguments))

@@ -1,0 +1,185 @@
+"""What the commands share: which XNAT they work on, the parts of the datastore, JSON, and progress."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
+
+from monailabel_xnat.config import Settings
+
+if TYPE_CHECKING:
+    from monailabel_xnat.catalog import Catalog
+    from monailabel_xnat.client.session import Session
+    from monailabel_xnat.images import Images
+    from monailabel_xnat.labels import Labels
+
+Function = Callable[..., Any]
+
+
+def with_settings(function: Function) -> Function:
+    """Give a command the options that say which XNAT it works on, and pass it ``settings`` made of them.
+
+    A password is no option, for other users of a computer can see the options of a process.
+    """
+
+    @click.option("--studies", metavar="URL", help="Address of the XNAT site, as for MONAI Label.")
+    @click.option("--username", metavar="NAME", help="User name.")
+    @click.option("--project", metavar="IDS", help="Project IDs, comma-separated.")
+    @click.option("--cache-path", metavar="FOLDER", help="Folder for images and labels.")
+    @click.option(
+        "--conf",
+        nargs=2,
+        multiple=True,
+        metavar="xnat_NAME VALUE",
+        help="Any other setting, as for MONAI Label; may be given several times.",
+    )
+    @with_debug
+    @functools.wraps(function)
+    def command(
+        *args: Any,
+        studies: str | None,
+        username: str | None,
+        project: str | None,
+        cache_path: str | None,
+        conf: tuple[tuple[str, str], ...],
+        **options: Any,
+    ) -> Any:
+        given = {"server": studies, "username": username, "project": project, "cache_path": cache_path}
+        return function(*args, settings=Settings.load(given, conf=dict(conf)), **options)
+
+    return command
+
+
+def with_debug(function: Function) -> Function:
+    """Give a command the option ``--debug``, which also stands before the command's name."""
+
+    def start_to_log(ctx: click.Context, parameter: click.Parameter, is_given: bool) -> None:
+        if is_given:
+            logging.getLogger().setLevel(logging.DEBUG)
+
+    option = click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        callback=start_to_log,
+        help="Log everything, and show the traceback of an error.",
+    )
+    return option(function)
+
+
+def with_json(function: Function) -> Function:
+    """Give a command the option ``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The parts of a datastore, without MONAI Label, which takes seconds to import.
+
+    Attributes
+    ----------
+    session
+        The connection.
+    catalog
+        What exists.
+    images
+        Files of images.
+    labels
+        Labels of images.
+    """
+
+    session: Session
+    catalog: Catalog
+    images: Images
+    labels: Labels
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[Opened]:
+    """Open the parts of a datastore, and close them at the end.
+
+    Parameters
+    ----------
+    settings : Settings
+        Which XNAT, and which projects of it.
+    """
+    from monailabel_xnat.catalog import Catalog
+    from monailabel_xnat.client.session import Session
+    from monailabel_xnat.images import Images
+    from monailabel_xnat.labels import Labels
+
+    session = Session(settings)
+    catalog = Catalog(session)
+    images = Images(session, settings, catalog.memory)
+    labels = Labels(session, catalog, images, settings)
+    try:
+        yield Opened(session, catalog, images, labels)
+    finally:
+        labels.close()
+        images.close()
+        catalog.close()
+        session.close()
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON that people can read, too."""
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print a table: fitted to a terminal, and with whole cells and tabs between them to a pipe or a file."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            click.echo("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: what XNAT holds may look like markup
+    Console().print(table)
+
+
+class Step(Protocol):
+    """Tells that one more of the things is done."""
+
+    def __call__(self) -> None:
+        """Move the progress on by one."""
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Step]:
+    """Show how far a command has come, on a terminal only, and not among its output.
+
+    Parameters
+    ----------
+    title : str
+        What is being done, such as ``"fetching images"``.
+    total : int
+        How many things there are.
+
+    Yields
+    ------
+    Step
+        Called after each of them.
+    """
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.advance(task)
