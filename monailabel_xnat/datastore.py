@@ -23,20 +23,18 @@ from monailabel_xnat.client.graph import Graph, XNATScan, XNATSession
 from monailabel_xnat.client.session import Session, server_of
 from monailabel_xnat.config import Settings, refuse_unknown
 from monailabel_xnat.errors import InvalidIdError, UnknownImageError, UnknownLabelError
-from monailabel_xnat.facade.arguments import ARGUMENTS, SettingArguments
 from monailabel_xnat.facade.client_errors import errors_for_clients
-from monailabel_xnat.facade.credentials import settings_beside
-from monailabel_xnat.facade.description import Description, default_texts
-from monailabel_xnat.facade.reopening import Reopening
-from monailabel_xnat.facade.views import Views
+from monailabel_xnat.facade.facts import Facts
+from monailabel_xnat.facade.opening import ARGUMENTS, Reopening, SettingArguments, settings_beside
+from monailabel_xnat.facade.texts import DatastoreTexts, default_texts
 from monailabel_xnat.facade.xnatside import XnatSide
 from monailabel_xnat.images import Images
 from monailabel_xnat.images.additions import Additions
 from monailabel_xnat.images.info import ImageInfos
 from monailabel_xnat.images.prefetch import PrefetchReport, Progress
 from monailabel_xnat.labels import Labels
-from monailabel_xnat.labels.history import summary_of
 from monailabel_xnat.labels.tags import text_of
+from monailabel_xnat.labels.version import summary_of
 from monailabel_xnat.training.dataset import TRAINING_TAG, Dataset
 from monailabel_xnat.training.nextsamples import likely_next
 from monailabel_xnat.training.trainingset import TrainingSet
@@ -117,9 +115,9 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         self._additions = Additions(session, self._catalog)
         self._labels = Labels(session, self._catalog, self._images, settings)
         self._infos = ImageInfos(session, self._catalog)
-        self._views = Views(self._images, self._labels, self._infos)
+        self._facts = Facts(self._images, self._labels, self._infos)
         self._dataset = Dataset(session, self._catalog, self._images, self._labels)
-        self._description = Description(session, self._catalog.memory)
+        self._texts = DatastoreTexts(session, self._catalog.memory)
         self._graph = Graph(session)
         self._session = session
         self._catalog.scans()
@@ -131,24 +129,24 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         return f"<{type(self).__name__} {self._settings.server}: {projects}, as {user or 'guest'}>"
 
     def name(self) -> str:
-        """Give the name that was set, else XNAT's address."""
+        """Return the name that was set, else XNAT's address."""
         with errors_for_clients():
-            return self._description.get("name", default_texts(self._settings)["name"])
+            return self._texts.get("name", default_texts(self._settings)["name"])
 
     def set_name(self, name: str) -> None:
         """Store a name in XNAT."""
         with errors_for_clients():
-            self._description.set("name", name)
+            self._texts.set("name", name)
 
     def description(self) -> str:
-        """Give the description that was set, else which projects are shown."""
+        """Return the description that was set, else which projects are shown."""
         with errors_for_clients():
-            return self._description.get("description", default_texts(self._settings)["description"])
+            return self._texts.get("description", default_texts(self._settings)["description"])
 
     def set_description(self, description: str) -> None:
         """Store a description in XNAT."""
         with errors_for_clients():
-            self._description.set("description", description)
+            self._texts.set("description", description)
 
     def list_images(self) -> list[str]:
         """List the ids of all images."""
@@ -182,7 +180,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             return self._images.open(scan) if scan else None
 
     def get_image_uri(self, image_id: str | XNATScan) -> str:
-        """Give the path of an image on this machine, fetched and converted once; "" for an unknown id.
+        """Return the path of an image on this machine, fetched and converted once; "" for an unknown id.
 
         The NIfTI has the voxels, index order and affine (RAS, mm) that MONAI's ITKReader gives on the DICOM series.
 
@@ -198,7 +196,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             return str(self._images.path(scan)) if scan else ""
 
     def get_image_info(self, image_id: str | XNATScan) -> dict[str, Any]:
-        """Give what is known about an image, from memory; {} for an unknown id, on which the XNAT-OHIF viewer relies.
+        """Return what is known about an image, from memory; {} for an unknown id, on which the XNAT-OHIF viewer relies.
 
         Own keys: ``name`` (file name for clients), ``path`` and ``checksum`` (once fetched, unless it must be compared
         with XNAT first), ``project``, ``subject``, ``experiment``, ``scan``, ``PatientID``, ``StudyInstanceUID``,
@@ -207,7 +205,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         """
         with errors_for_clients():
             scan = self._find(image_id)
-            return self._views.image(scan) if scan else {}
+            return self._facts.image(scan) if scan else {}
 
     def update_image_info(self, image_id: str | XNATScan, info: dict[str, Any]) -> None:
         """Merge top-level keys into the info of an image; XNAT gets them from a background thread.
@@ -225,13 +223,13 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
                 self._images.expect(lambda count: likely_next(scan, count, *known))
 
     def get_labels_by_image_id(self, image_id: str | XNATScan) -> dict[str, str]:
-        """Give the label id for each tag of an image; {} for an unknown id."""
+        """Return the label id for each tag of an image; {} for an unknown id."""
         with errors_for_clients():
             scan = self._find(image_id)
             return {tag: str(scan.image_id) for tag in self._labels.tags(scan)} if scan else {}
 
     def get_label_by_image_id(self, image_id: str | XNATScan, tag: str) -> str:
-        """Give the label id for one tag of an image; "" if there is none."""
+        """Return the label id for one tag of an image; "" if there is none."""
         return self.get_labels_by_image_id(image_id).get(text_of(tag), "")
 
     def get_label(self, label_id: str | XNATScan, label_tag: str, params: Any = None) -> io.BytesIO | None:
@@ -240,7 +238,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         return io.BytesIO(Path(uri).read_bytes()) if uri else None
 
     def get_label_uri(self, label_id: str | XNATScan, label_tag: str) -> str:
-        """Give the path of a label on this machine, on the grid of its image; "" if there is none."""
+        """Return the path of a label on this machine, on the grid of its image; "" if there is none."""
         with errors_for_clients():
             try:
                 scan, label = self._label(label_id)
@@ -251,13 +249,13 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
                 return ""
 
     def get_label_info(self, label_id: str | XNATScan, label_tag: str) -> dict[str, Any]:
-        """Give the info stored with a label, and as LocalDatastore ``ts`` and ``name``; {} if there is no label."""
+        """Return the info stored with a label, and as LocalDatastore ``ts`` and ``name``; {} if there is no label."""
         with errors_for_clients():
             try:
                 scan, label = self._label(label_id)
                 if label.names_drawing:
-                    return self._views.drawing(scan, label)
-                return self._views.label(scan, text_of(label_tag), label.version)
+                    return self._facts.drawing(scan, label)
+                return self._facts.label(scan, text_of(label_tag), label.version)
             except (InvalidIdError, UnknownImageError, UnknownLabelError):
                 return {}
 
@@ -304,7 +302,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
                 self._labels.remove(scan, text_of(label_tag))
 
     def label_history(self, label_id: str | XNATScan, label_tag: str) -> list[dict[str, Any]]:
-        """List the versions of a label, newest first; see :func:`~monailabel_xnat.labels.history.summary_of`."""
+        """List the versions of a label, newest first; see :func:`~monailabel_xnat.labels.version.summary_of`."""
         with errors_for_clients():
             scan, _ = self._label(label_id)
             return [summary_of(version) for version in self._labels.history(scan, text_of(label_tag))]
@@ -390,14 +388,14 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         return {**status, **{key: value for key, value in details.items() if value}}
 
     def json(self) -> dict[str, Any]:
-        """Give everything about images and labels as LocalDatastore does, as far as known here without asking XNAT.
+        """Return everything about images and labels as LocalDatastore does, as far as known here without asking XNAT.
 
         Asked for is only the info of images and labels that is new: see :meth:`get_image_info`. Name and description
         are those last set, or asked for, on this machine.
         """
         with errors_for_clients():
-            objects = self._views.tree(self._catalog.scans())
-        texts = {key: self._description.known(key, text) for key, text in default_texts(self._settings).items()}
+            objects = self._facts.tree(self._catalog.scans())
+        texts = {key: self._texts.known(key, text) for key, text in default_texts(self._settings).items()}
         return {**texts, "images_dir": "", "labels_dir": "", "objects": objects}
 
     def prefetch(

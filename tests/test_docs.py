@@ -10,7 +10,7 @@ from pathlib import Path
 import monailabel_xnat
 from monailabel_xnat import XNATDatastore, errors
 from monailabel_xnat.config import Secret, Settings
-from monailabel_xnat.facade.arguments import SettingArguments
+from monailabel_xnat.facade.opening import SettingArguments
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -75,7 +75,7 @@ def _of(settings: Settings, image_id: str) -> tuple[ImageId, Settings]:
 
 
 def _history(parts: Opened, image: ImageId, tag: str) -> list[dict[str, Any]]:
-    from monailabel_xnat.labels.history import summary_of
+    from monailabel_xnat.labels.version import summary_of
 
     scan = parts.catalog.scan(image)
     versions = parts.labels.history(scan, tag)

@@ -68,7 +68,8 @@ def assign(settings: Settings, folder: str, image_id: str) -> None:
 
     FOLDER is the label's folder, as listed; IMAGE_ID is project/subject/experiment/scan.
     """
-    from monailabel_xnat.labels.outbox import Outbox, State, folder_of
+    from monailabel_xnat.labels.entry import State
+    from monailabel_xnat.labels.outbox import Outbox, folder_of
 
     image = ImageId.parse(image_id)
     may_be_assigned = (State.UNASSIGNED, State.REFUSED)

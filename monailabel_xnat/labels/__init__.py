@@ -1,6 +1,6 @@
 """Labels: stored in XNAT as versions that are never overwritten, and none lost on the way."""
 
-from monailabel_xnat.labels.model import LabelVersion
 from monailabel_xnat.labels.store import Labels
+from monailabel_xnat.labels.version import LabelVersion
 
 __all__ = ["LabelVersion", "Labels"]

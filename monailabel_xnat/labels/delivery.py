@@ -23,15 +23,17 @@ from monailabel_xnat.errors import (
     XNATDatastoreError,
 )
 from monailabel_xnat.images import Images
+from monailabel_xnat.labels.description import describe, encode, info_of, placed
+from monailabel_xnat.labels.entry import Entry, State
 from monailabel_xnat.labels.files import LabelFiles
-from monailabel_xnat.labels.model import LABEL_MAP, SIDECAR, LabelVersion, renamed, version_name, versions_among
-from monailabel_xnat.labels.outbox import Entry, Outbox, State, is_away, sha256_of
-from monailabel_xnat.labels.payload import Payload, read_payload
-from monailabel_xnat.labels.sidecar import describe, encode, info_of, placed
+from monailabel_xnat.labels.incoming import IncomingLabel, read_incoming
+from monailabel_xnat.labels.outbox import Outbox, is_away, sha256_of
+from monailabel_xnat.labels.resources import StoredVersions, resource_path
 from monailabel_xnat.labels.tags import resource_of
-from monailabel_xnat.labels.versions import Versions, resource_path
+from monailabel_xnat.labels.version import DESCRIPTION, LABEL_MAP, LabelVersion, renamed, version_name, versions_among
 
 logger = logging.getLogger(__name__)
+
 
 FIRST_PAUSE = 5.0
 """Seconds until a label that XNAT did not take is tried again; twice as long each time after."""
@@ -41,7 +43,7 @@ _LONGEST_GOODBYE = 10.0
 
 
 class Delivery:
-    """Brings labels from the outbox to XNAT.
+    """The way of labels from the outbox to XNAT.
 
     Parameters
     ----------
@@ -53,7 +55,7 @@ class Delivery:
         Tell the grids of images.
     outbox : Outbox
         Where the labels wait.
-    versions : Versions
+    versions : StoredVersions
         Is told of what has arrived.
     files : LabelFiles
         Keeps the files of what has arrived.
@@ -67,7 +69,7 @@ class Delivery:
         catalog: Catalog,
         images: Images,
         outbox: Outbox,
-        versions: Versions,
+        versions: StoredVersions,
         files: LabelFiles,
         on_arrival: Callable[[Scan, str, LabelVersion], None],
     ) -> None:
@@ -84,7 +86,7 @@ class Delivery:
         self._thread: threading.Thread | None = None
 
     def send(self, entry: Entry, scan: Scan, *, first: bool = False) -> LabelVersion:
-        """Bring one label to XNAT and take it out of the outbox; may be repeated, from several processes at once.
+        """Upload one label and take it out of the outbox; may be repeated, from several processes at once.
 
         Parameters
         ----------
@@ -128,7 +130,7 @@ class Delivery:
             if version is None:
                 raise UnknownLabelError(f"the label {entry.tag!r} was removed from the outbox before it was sent")
             if current is not None:
-                arrived = version.with_sidecar(_sidecar_of(entry))
+                arrived = version.with_description(_description_of(entry))
                 self._keep(entry, scan, version)
                 # Before it leaves the outbox: whatever ends this process, the next one makes up for what is missing.
                 self._on_arrival(scan, entry.tag, arrived)
@@ -199,7 +201,7 @@ class Delivery:
             self._thread.start()
 
     def retry_soon(self) -> None:
-        """Tell that XNAT takes labels again."""
+        """Try again at once what waits, for XNAT has just taken a label."""
         self._wake.set()
         if self._outbox.entries():
             self.start()
@@ -231,7 +233,7 @@ class Delivery:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _require_unchanged(self, entry: Entry) -> None:
-        """See that the bytes are those that were saved, by the digest in the name of the version."""
+        """Raise CacheError unless the bytes are those that were saved, by the digest in the name of the version."""
         try:
             is_unchanged = renamed(entry.version, sha256_of(entry.file)) == entry.version
         except FileNotFoundError:  # another process has just taken it out
@@ -247,39 +249,39 @@ class Delivery:
         """Put a label on the grid of its image, which could not be had when the label was saved."""
         grid = self._images.grid(scan)
         try:
-            payload = read_payload(entry.file, lambda: grid)
+            incoming = read_incoming(entry.file, lambda: grid)
         except (LabelGeometryError, LabelFileError):
             self._outbox.change(entry, state=State.REFUSED)
             raise
-        sidecar = entry.sidecar()
+        description = entry.description()
         if entry.state is State.RAW:
-            sidecar = self._described(entry, scan, payload, sidecar)
+            description = self._described(entry, scan, incoming, description)
         with self._outbox.draft() as draft:
-            file = draft / replace(entry, suffix=payload.suffix).file.name
-            payload.write(file)
+            file = draft / replace(entry, suffix=incoming.suffix).file.name
+            incoming.write(file)
             sha256 = sha256_of(file)
-            ready = replace(entry, version=renamed(entry.version, sha256), suffix=payload.suffix, state=State.READY)
+            ready = replace(entry, version=renamed(entry.version, sha256), suffix=incoming.suffix, state=State.READY)
             if (ready.version, ready.suffix) == (entry.version, entry.suffix):
                 if entry.state is State.RAW:
-                    self._outbox.describe(entry, {**sidecar, "sha256": sha256})
+                    self._outbox.describe(entry, {**description, "sha256": sha256})
                 return self._outbox.change(entry, state=State.READY)
-            if entry.state is State.RAW or payload.label is None:
-                sidecar = {**sidecar, "sha256": sha256}
+            if entry.state is State.RAW or incoming.label is None:
+                description = {**description, "sha256": sha256}
             else:
-                sidecar = placed(sidecar, payload.label, sha256)
-            ready = self._outbox.commit(draft, ready, sidecar)
+                description = placed(description, incoming.label, sha256)
+            ready = self._outbox.commit(draft, ready, description)
         self._outbox.remove(entry)
         return ready
 
-    def _described(self, entry: Entry, scan: Scan, payload: Payload, known: dict[str, Any]) -> dict[str, Any]:
+    def _described(self, entry: Entry, scan: Scan, incoming: IncomingLabel, known: dict[str, Any]) -> dict[str, Any]:
         """Describe a label that could not be read when it was saved."""
         source = known.get("source")
         described = describe(
             scan,
             entry.tag,
             info_of(known),
-            label=payload.label,
-            file_type=str(source.get("file_type", "")) if isinstance(source, dict) else payload.file_type,
+            label=incoming.label,
+            file_type=str(source.get("file_type", "")) if isinstance(source, dict) else incoming.file_type,
             configured=self._session.settings.label_values,
         )
         return {**described, "saved_at": known.get("saved_at"), "saved_by": known.get("saved_by", entry.user)}
@@ -306,19 +308,19 @@ class Delivery:
         )
 
 
-def _sidecar_of(entry: Entry) -> dict[str, Any]:
+def _description_of(entry: Entry) -> dict[str, Any]:
     try:
-        return entry.sidecar()
+        return entry.description()
     except CacheError as error:  # it has just been read; the label is in XNAT all the same
         logger.debug("%s", error)
         return {}
 
 
 def _uploads(entry: Entry) -> list[Upload]:
-    """Give the files of an entry, to be stored with overwrite: no name stands for two contents."""
+    """Return the files of an entry, to be stored with overwrite: no name stands for two contents."""
     form, content = ("NIFTI", "SEG") if entry.suffix == LABEL_MAP else ("JSON", "RESULT")
     # The label first: who finds it without its description can use it, but not the other way round.
     return [
         Upload(entry.version + entry.suffix, entry.file, form, content),
-        Upload(entry.version + SIDECAR, encode(entry.sidecar()), "JSON", "MONAILABEL"),
+        Upload(entry.version + DESCRIPTION, encode(entry.description()), "JSON", "MONAILABEL"),
     ]

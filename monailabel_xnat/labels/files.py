@@ -1,21 +1,46 @@
-"""Label files on this machine: fetched once, verified, and shared by all processes."""
+"""Label files on this machine: fetched once, verified, and given only where they fit their image as it is now.
+
+An image may have been replaced in XNAT since its label was made.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from monailabel_xnat.catalog import Scan
 from monailabel_xnat.client.files import fetch
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import private_folder
-from monailabel_xnat.errors import CacheError, TransferError, XNATDatastoreError
+from monailabel_xnat.convert import Grid, read_label, write_label
+from monailabel_xnat.convert.labelmap import differences
+from monailabel_xnat.errors import (
+    CacheError,
+    ImageError,
+    LabelFileError,
+    LabelGeometryError,
+    ServerError,
+    TransferError,
+    XNATDatastoreError,
+)
 from monailabel_xnat.ids import ImageId, safe_name
-from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion, renamed
+from monailabel_xnat.images import Images
+from monailabel_xnat.labels.incoming import read_incoming
 from monailabel_xnat.labels.outbox import sha256_of
+from monailabel_xnat.labels.version import LABEL_MAP, LabelVersion, renamed
+
+logger = logging.getLogger(__name__)
+
 
 _CHUNK = 1 << 20
 
@@ -36,7 +61,7 @@ class LabelFiles:
         self._folder = folder
 
     def path(self, image: ImageId, tag: str, version: LabelVersion) -> Path:
-        """Give the file of a version, fetched if it is not there.
+        """Return the file of a version, fetched if it is not there.
 
         Raises
         ------
@@ -79,7 +104,7 @@ class LabelFiles:
         return path
 
     def derived(self, path: Path, mark: str, write: Callable[[Path], None]) -> Path:
-        """Give the file that was made of another label map, made if it is not there.
+        """Return the file that was made of another label map, made if it is not there.
 
         Parameters
         ----------
@@ -122,7 +147,7 @@ class LabelFiles:
 
     @contextmanager
     def _arriving(self, path: Path) -> Iterator[Path]:
-        """Give a temporary name; what is there at the end appears under its own in one step."""
+        """Return a temporary name; what is there at the end appears under its own in one step."""
         private_folder(self._folder)
         try:
             handle, name = tempfile.mkstemp(prefix=f".{path.name[:60]}.", dir=self._folder)
@@ -148,3 +173,97 @@ def _is_whole(path: Path, version: LabelVersion) -> bool:
     except OSError:
         return False
     return version.file is None or version.file.size in (None, size)
+
+
+def grid_now(images: Images, scan: Scan) -> Grid | None:
+    """Return the grid of an image as it is now; None if the image cannot be had, so that nothing can be compared."""
+    try:
+        return images.grid(scan)
+    except (ServerError, ImageError) as error:
+        logger.warning("a label is read without comparing it with its image: %s", type(error).__name__)
+        return None
+
+
+def require_fit(label: Grid, image: Grid) -> None:
+    """Compare a label with its image, as closely as where it was saved.
+
+    Raises
+    ------
+    LabelGeometryError
+        If they differ in shape or affine.
+    """
+    if not label.matches(image):
+        raise LabelGeometryError(
+            f"the image changed after this label. {differences(label, image)}",
+            hint="segment the image as it is now; the label stays in XNAT",
+        )
+
+
+def require_fit_of_file(path: Path, image: Grid) -> None:
+    """Compare a label map on this machine (NIfTI) with its image; what is no NIfTI file is not compared.
+
+    Raises
+    ------
+    LabelGeometryError
+        If they differ in shape or affine.
+    """
+    label = grid_of_file(path)
+    if label is not None:
+        require_fit(label, image)
+
+
+def require_fit_of_description(description: Mapping[str, Any], image: Grid) -> None:
+    """Compare the geometry in a label's description with its image; one without geometry is not compared.
+
+    It may also be what another program, or an earlier version, understood of the image's file.
+
+    Raises
+    ------
+    LabelGeometryError
+        If they differ in shape or affine.
+    """
+    geometry = description.get("geometry")
+    if not isinstance(geometry, Mapping):
+        return
+    try:
+        label = Grid(
+            tuple(int(size) for size in geometry["shape"]),
+            np.asarray(geometry["affine"], dtype=np.float64).reshape(4, 4),
+        )
+    except (KeyError, TypeError, ValueError):
+        return
+    if not image.is_other_form(label):
+        require_fit(label, image)
+
+
+def grid_of_file(path: Path) -> Grid | None:
+    """Return the grid of a label map on this machine; None if it is no NIfTI file."""
+    try:
+        return Grid.of_nifti(path)
+    except ValueError:
+        return None
+
+
+def mark_of(grid: Grid) -> str:
+    """Return a short text that differs for another grid, fit for a file name."""
+    text = f"{grid.shape} {np.round(grid.affine, 4).tolist()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def place(source: Path, grid: Grid, target: Path) -> None:
+    """Write a label of ours, saved when the file of its image was understood otherwise, voxel by voxel on a grid."""
+    write_label(replace(read_label(source), affine=grid.affine), target)
+
+
+def align(source: Path, grid: Grid, target: Path) -> None:
+    """Write what others left on a grid."""
+    try:
+        label = read_incoming(source, lambda: grid).label
+    except LabelGeometryError as error:
+        raise LabelGeometryError(
+            f"the image changed after this label, or it was made for another one: {error.message}",
+            hint="mend the label in XNAT, or segment the image as it is now",
+        ) from error
+    if label is None:
+        raise LabelFileError(f"{source.name} is no label map", hint="mend the setting label_resource")
+    write_label(label, target)

@@ -1,17 +1,4 @@
-"""Labels that were accepted but are not in XNAT yet: on disk, so that no crash and no failure of XNAT loses one.
-
-Each waits in a folder of its own below the outbox, which appears in one step (rename) once everything in it is on the
-disk, and goes in one step:
-
-``label.nii.gz`` or ``label.result.json``
-    The file.
-``sidecar.json``
-    Its description, as it will be stored in XNAT.
-``entry.json``
-    Which image, tag and version it is, which user saved it, and its state.
-``failure.json``
-    How often it was tried and what was wrong; only where it was tried.
-"""
+"""Labels that were accepted but are not in XNAT yet: on disk, so that no crash and no failure of XNAT loses one."""
 
 from __future__ import annotations
 
@@ -25,109 +12,35 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 from monailabel_xnat.client.upload import private_folder
 from monailabel_xnat.config import Settings
-from monailabel_xnat.errors import CacheError, LoginError, ServerError, XNATDatastoreError
+from monailabel_xnat.errors import (
+    AmbiguousNameError,
+    CacheError,
+    InvalidIdError,
+    LoginError,
+    ServerError,
+    UnknownImageError,
+    XNATDatastoreError,
+)
 from monailabel_xnat.ids import ImageId, safe_name
-from monailabel_xnat.labels.sidecar import decode, encode
+from monailabel_xnat.labels.description import completed, encode
+from monailabel_xnat.labels.entry import DESCRIPTION_FILE, ENTRY_FILE, FAILURE_FILE, Entry, State, as_json, read_entry
+from monailabel_xnat.labels.version import version_name
 
 logger = logging.getLogger(__name__)
 
-_FILE, _SIDECAR, _ENTRY, _FAILURE = "label", "sidecar.json", "entry.json", "failure.json"
 _DRAFT, _GONE = ".draft-", ".gone-"
 _CHUNK = 1 << 20
 # A draft or a folder on its way out is the work of a moment; what is older was left by a crash.
 _STALE_SECONDS = 3600.0
 # The outbox folder is looked at again after this long, so that asking for each of 10000 images costs nothing.
 _LOOK_AGAIN_SECONDS = 0.05
-
-
-class State(str, Enum):
-    """How far a label that waits has been looked at."""
-
-    READY = "ready"
-    """It lies on the grid of its image."""
-
-    UNCHECKED = "unchecked"
-    """The image could not be had when it was saved, so that the grids are yet to be compared."""
-
-    RAW = "raw"
-    """It is as it was sent, for it can be read only with its image, which could not be had. It is not served."""
-
-    UNASSIGNED = "unassigned"
-    """XNAT does not know the image that was named, or several bear the name. A person has to say which one it is."""
-
-    REFUSED = "refused"
-    """It does not fit its image, or is not what was saved. It is kept, for a person to look at, and not served."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A label that waits.
-
-    Parameters
-    ----------
-    folder : Path
-        Where its files are.
-    image_id : ImageId or None
-        The image; None where only a name was given that stands for no image.
-    tag : str
-        The label's tag.
-    version : str
-        The name that the version has, or will have, in XNAT; the same at each attempt, so that repeating is harmless.
-    suffix : str
-        What the name of its file ends in.
-    user : str
-        XNAT's name of the user who saved it.
-    state : State
-        How far it has been looked at.
-    given : str
-        What was given as the image, where there is no ``image_id``.
-    """
-
-    folder: Path
-    image_id: ImageId | None
-    tag: str
-    version: str
-    suffix: str
-    user: str
-    state: State = State.READY
-    given: str = ""
-
-    @property
-    def image(self) -> str:
-        """The id of the image, or what was given as such."""
-        return str(self.image_id) if self.image_id else self.given
-
-    @property
-    def file(self) -> Path:
-        """The label map, or the result."""
-        return self.folder / f"{_FILE}{self.suffix}"
-
-    def sidecar(self) -> dict[str, Any]:
-        """Read its description.
-
-        Raises
-        ------
-        CacheError
-            If it cannot be read, or has left the outbox.
-        """
-        try:
-            return decode((self.folder / _SIDECAR).read_bytes())
-        except (OSError, ValueError) as error:
-            raise CacheError(f"cannot read the outbox entry {self.folder}: {error}") from error
-
-    def failure(self) -> dict[str, Any]:
-        """Give ``attempts``, ``reason`` and ``tried_at`` (seconds since 1970) of what went wrong; {} if nothing."""
-        try:
-            return decode((self.folder / _FAILURE).read_bytes())
-        except (OSError, ValueError):
-            return {}
 
 
 class Outbox:
@@ -171,7 +84,7 @@ class Outbox:
 
     @contextmanager
     def draft(self) -> Iterator[Path]:
-        """Give a folder to write a label's file ``label<suffix>`` into; it goes away unless committed.
+        """Return a folder to write a label's file ``label<suffix>`` into; it goes away unless committed.
 
         Raises
         ------
@@ -195,7 +108,7 @@ class Outbox:
                 hint="make room on the disk or set cache_path to another one, and save again",
             ) from error
 
-    def commit(self, draft: Path, entry: Entry, sidecar: Mapping[str, Any]) -> Entry:
+    def commit(self, draft: Path, entry: Entry, description: Mapping[str, Any]) -> Entry:
         """Accept a draft: from here on the label is safe.
 
         Parameters
@@ -204,47 +117,49 @@ class Outbox:
             The folder from :meth:`draft`, with the label's file in it.
         entry : Entry
             What it is; its ``folder`` does not count.
-        sidecar : mapping
+        description : mapping
             Its description.
         """
-        (draft / _SIDECAR).write_bytes(encode(sidecar))
-        (draft / _ENTRY).write_text(json.dumps(_as_json(entry)))
+        (draft / DESCRIPTION_FILE).write_bytes(encode(description))
+        (draft / ENTRY_FILE).write_text(json.dumps(as_json(entry)))
         for file in draft.iterdir():
             _flush(file)
         _flush(draft)
         stem = entry.image_id.file_stem if entry.image_id else entry.given
         name = safe_name(f"{stem}_{entry.tag}", f"{entry.image} {entry.tag} {entry.version}")
         committed = replace(entry, folder=self._folder / name)
-        if not (committed.folder / _ENTRY).exists():  # else a process was ended before it took out what this replaces
+        if not (
+            committed.folder / ENTRY_FILE
+        ).exists():  # else a process was ended before it took out what this replaces
             draft.rename(committed.folder)
         _flush(self._folder)
         self._look_again()
         return committed
 
     def change(self, entry: Entry, *, version: str = "", state: State = State.READY) -> Entry:
-        """Give an entry that was never sent another version name, or another state."""
+        """Return an entry that was never sent another version name, or another state."""
         changed = replace(entry, version=version or entry.version, state=state)
-        _replace_durably(entry.folder / _ENTRY, json.dumps(_as_json(changed)).encode())
+        _replace_durably(entry.folder / ENTRY_FILE, json.dumps(as_json(changed)).encode())
         self._look_again(entry)
         return changed
 
     def assign(self, entry: Entry, image: ImageId) -> Entry:
-        """Say which image an unassigned label belongs to."""
+        """Store which image an unassigned label belongs to."""
         assigned = replace(entry, image_id=image, given="", state=State.RAW)
-        _replace_durably(entry.folder / _ENTRY, json.dumps(_as_json(assigned)).encode())
+        _replace_durably(entry.folder / ENTRY_FILE, json.dumps(as_json(assigned)).encode())
         self._look_again(entry)
         return assigned
 
-    def describe(self, entry: Entry, sidecar: Mapping[str, Any]) -> None:
+    def describe(self, entry: Entry, description: Mapping[str, Any]) -> None:
         """Replace the description of an entry."""
-        _replace_durably(entry.folder / _SIDECAR, encode(sidecar))
+        _replace_durably(entry.folder / DESCRIPTION_FILE, encode(description))
 
     def note_failure(self, entry: Entry, error: Exception) -> None:
         """Remember that an attempt failed; not being able to is no harm."""
         attempts = int(entry.failure().get("attempts", 0)) + 1
         failure = {"attempts": attempts, "reason": str(error), "tried_at": time.time()}
         try:
-            _replace_durably(entry.folder / _FAILURE, json.dumps(failure).encode())
+            _replace_durably(entry.folder / FAILURE_FILE, json.dumps(failure).encode())
         except OSError as problem:
             logger.debug("outbox: %s", problem)
 
@@ -264,11 +179,11 @@ class Outbox:
         self._look_again()
 
     def current(self, entry: Entry) -> Entry | None:
-        """Give an entry as it is on the disk now; None if it has left."""
-        return _read(entry.folder) if (entry.folder / _ENTRY).exists() else None
+        """Return an entry as it is on the disk now; None if it has left."""
+        return read_entry(entry.folder) if (entry.folder / ENTRY_FILE).exists() else None
 
     def _look(self) -> None:
-        """Bring the memory of what waits in line with the folder."""
+        """Read what has changed in the folder into memory."""
         with self._lock:
             if self._looked is not None and time.monotonic() - self._looked < _LOOK_AGAIN_SECONDS:
                 return
@@ -278,7 +193,7 @@ class Outbox:
                 return
             departed = [entry for folder, entry in self._seen.items() if folder not in folders and entry]
             self._seen = {
-                folder: self._seen[folder] if folder in self._seen else _read(folder) for folder in sorted(folders)
+                folder: self._seen[folder] if folder in self._seen else read_entry(folder) for folder in sorted(folders)
             }
             entries = [entry for entry in self._seen.values() if entry is not None]
             self._entries = sorted(entries, key=lambda entry: entry.version, reverse=True)
@@ -304,17 +219,17 @@ class Outbox:
 
 
 def folder_of(settings: Settings) -> Path:
-    """Give the folder of the outbox for a server."""
+    """Return the folder of the outbox for a server."""
     return settings.server_folder / "outbox"
 
 
 def is_away(error: XNATDatastoreError) -> bool:
-    """Tell whether XNAT, not what was asked of it, is the trouble, so that waiting may help."""
+    """Return whether XNAT, not what was asked of it, is the trouble, so that waiting may help."""
     return isinstance(error, LoginError) or (isinstance(error, ServerError) and error.is_passing)
 
 
 def sha256_of(path: Path) -> str:
-    """Give the hexadecimal SHA-256 of a file."""
+    """Return the hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -334,31 +249,6 @@ def _visible_folders(folder: Path) -> Iterator[Path]:
         raise CacheError(
             f"cannot look into the outbox {folder}: {error.strerror}", hint="set cache_path to another folder"
         ) from error
-
-
-def _read(folder: Path) -> Entry | None:
-    try:
-        content = decode((folder / _ENTRY).read_bytes())
-        given = content.get("given", "")
-        image = None if given else ImageId.parse(content["image_id"])
-        texts = (content["tag"], content["version"], content["suffix"], content["user"])
-        return Entry(folder, image, *texts, State(content["state"]), given)
-    except (OSError, ValueError, KeyError, TypeError, XNATDatastoreError) as error:
-        logger.warning("the outbox %s holds something that cannot be read; it is left alone", folder.parent)
-        logger.debug("cannot be read: %s: %s", folder, error)
-        return None
-
-
-def _as_json(entry: Entry) -> dict[str, str]:
-    return {
-        **({} if entry.image_id else {"given": entry.given}),
-        "image_id": entry.image,
-        "tag": entry.tag,
-        "version": entry.version,
-        "suffix": entry.suffix,
-        "user": entry.user,
-        "state": entry.state.value,
-    }
 
 
 def _age(folder: Path) -> float:
@@ -392,3 +282,73 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+UnknownError = Union[UnknownImageError, AmbiguousNameError, InvalidIdError]
+"""Why it is not known which image is meant."""
+
+
+def keep_unassigned(
+    outbox: Outbox,
+    image: ImageId | None,
+    given: str,
+    tag: str,
+    file_type: str,
+    source: Path,
+    info: Mapping[str, Any],
+    user: str,
+    reason: UnknownError,
+) -> UnknownError:
+    """Put a label into the outbox, as it was sent.
+
+    Parameters
+    ----------
+    outbox : Outbox
+        Where it waits.
+    image : ImageId or None
+        The image that XNAT does not know any more.
+    given : str
+        What was given as the id of the image, where there is no ``image``.
+    tag, source, info
+        The label.
+    file_type : str
+        Extension of what was sent.
+    user : str
+        XNAT's name of the user who saved it.
+    reason : UnknownImageError, AmbiguousNameError or InvalidIdError
+        Why the image is not known.
+
+    Returns
+    -------
+    UnknownImageError, AmbiguousNameError or InvalidIdError
+        The reason, which says where the label is now.
+
+    Raises
+    ------
+    CacheError
+        If the outbox does not take it.
+    """
+    description = {"image_id": given or str(image), "tag": tag, "source": {"file_type": file_type}, "info": dict(info)}
+    now = datetime.now(timezone.utc)
+    with outbox.draft() as draft:
+        entry = Entry(draft, image, tag, "", file_type or source.suffix, user, State.UNASSIGNED, given)
+        shutil.copyfile(source, entry.file)
+        sha256 = sha256_of(entry.file)
+        description = completed(description, sha256=sha256, saved_at=now, saved_by=user)
+        entry = outbox.commit(draft, replace(entry, version=version_name(now, sha256)), description)
+    outbox.note_failure(entry, reason)
+    logger.warning("a label is kept whose image is not known; `monailabel-xnat outbox` shows it")
+    return said_where(reason, entry)
+
+
+def unknown(image: ImageId, error: ServerError) -> UnknownImageError:
+    """Return the error about an image that XNAT does not know any more."""
+    return UnknownImageError(f"XNAT does not know the image {image}: {error.message}")
+
+
+def said_where(reason: UnknownError, entry: Entry) -> UnknownError:
+    """Return an error that says where the label is as well."""
+    reason.message = f"{reason.message}. The label is not lost: it is safe in {entry.folder}"
+    way_out = "say which image it belongs to with `monailabel-xnat outbox assign FOLDER IMAGE_ID`"
+    reason.hint = f"{way_out}; {reason.hint}" if reason.hint else way_out
+    return reason

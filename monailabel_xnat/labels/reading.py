@@ -30,28 +30,28 @@ from monailabel_xnat.errors import (
 from monailabel_xnat.ids import LabelId
 from monailabel_xnat.images import Images
 from monailabel_xnat.images.imagefile import true_ending
-from monailabel_xnat.labels.collections import Collections
-from monailabel_xnat.labels.descriptions import Descriptions
-from monailabel_xnat.labels.files import LabelFiles
-from monailabel_xnat.labels.fitting import (
+from monailabel_xnat.labels.description import Descriptions, info_of
+from monailabel_xnat.labels.drawings import Drawings
+from monailabel_xnat.labels.entry import Entry, State
+from monailabel_xnat.labels.files import (
+    LabelFiles,
+    align,
     grid_now,
     grid_of_file,
     mark_of,
+    place,
     require_fit_of_description,
     require_fit_of_file,
 )
-from monailabel_xnat.labels.halves import Halves
-from monailabel_xnat.labels.lookup import Lookup
-from monailabel_xnat.labels.model import LABEL_MAP, WITHOUT_DESCRIPTION, LabelVersion
-from monailabel_xnat.labels.outbox import Entry, Outbox, State, folder_of
-from monailabel_xnat.labels.payload import align, place
-from monailabel_xnat.labels.sidecar import info_of
+from monailabel_xnat.labels.index import HalfLabels, Index, LabelCounts
+from monailabel_xnat.labels.outbox import Outbox, folder_of
+from monailabel_xnat.labels.resources import BUILT_IN_RESOURCE, StoredVersions
+from monailabel_xnat.labels.segments import differing_values, write_mapped
 from monailabel_xnat.labels.tags import resource_of, text_of
-from monailabel_xnat.labels.tally import Tally
-from monailabel_xnat.labels.values import differing_values, write_mapped
-from monailabel_xnat.labels.versions import BUILT_IN_RESOURCE, Versions
+from monailabel_xnat.labels.version import LABEL_MAP, WITHOUT_DESCRIPTION, LabelVersion
 
 logger = logging.getLogger(__name__)
+
 
 Result = TypeVar("Result")
 
@@ -82,28 +82,28 @@ class StoredLabels:
         folder = settings.server_folder / "labels"
         self._outbox = Outbox(folder_of(settings), self._note_departure)
         self._files = LabelFiles(session, folder)
-        self._versions = Versions(session, catalog, lambda image: self._tally.update([image]))
-        self._lookup = Lookup(self._versions, self._outbox, settings.label_resource)
-        self._collections = Collections(session, images, folder, catalog.memory)
+        self._versions = StoredVersions(session, catalog, lambda image: self._label_counts.update([image]))
+        self._index = Index(self._versions, self._outbox, settings.label_resource)
+        self._drawings = Drawings(session, images, folder, catalog.memory)
         self._descriptions = Descriptions(session, catalog.memory)
-        self._tally = Tally(catalog, self._tags_in_xnat, lambda scan: len(drawn_labels(scan, settings)))
-        self._halves = Halves(catalog, self._versions, settings.connections)
+        self._label_counts = LabelCounts(catalog, self._tags_in_xnat, lambda scan: len(drawn_labels(scan, settings)))
+        self._halves = HalfLabels(catalog, self._versions, settings.connections)
 
     @property
     def drawn(self) -> int:
         """How many ROI collections, saved in the viewer, count as labels."""
-        return self._tally.drawn
+        return self._label_counts.drawn
 
     def counts(self) -> dict[str, int]:
         """Count the images that have a label, by tag, waiting labels included; makes no request."""
-        counts = Counter(self._tally.counts())
+        counts = Counter(self._label_counts.counts())
         for tag in {entry.tag for entry in self._outbox.entries()}:
             counts[tag] = len(self.images(tag))
         return dict(+counts)
 
     def images(self, tag: str) -> set[str]:
-        """Give the ids of the images that have a label with a tag, waiting labels included; makes no request."""
-        images = self._tally.images(tag)
+        """Return the ids of the images that have a label with a tag, waiting labels included; makes no request."""
+        images = self._label_counts.images(tag)
         for entry in self._outbox.entries():
             scan = self._waiting_on(entry) if entry.tag == tag else None
             if scan is not None:
@@ -112,10 +112,10 @@ class StoredLabels:
 
     def tags(self, scan: Scan) -> list[str]:
         """List the tags that an image has labels with, waiting ones included; makes no request."""
-        return self._with_drawn(scan, self._lookup.tags(scan))
+        return self._with_drawn(scan, self._index.tags(scan))
 
     def current(self, scan: Scan, tag: str) -> LabelVersion:
-        """Give the current version of a label, without its description.
+        """Return the current version of a label, without its description.
 
         Raises
         ------
@@ -126,7 +126,7 @@ class StoredLabels:
         """
         tag = text_of(tag)
         drawn = self._drawn(scan, tag)
-        return self._collections.version(scan, drawn) if drawn else self._lookup.find(scan, tag)
+        return self._drawings.version(scan, drawn) if drawn else self._index.find(scan, tag)
 
     def resource(self, scan: Scan, tag: str) -> tuple[str, str]:
         """Return where XNAT holds a label: the path of the scan or ROI collection, and the label of its resource.
@@ -139,10 +139,10 @@ class StoredLabels:
         drawn = self._drawn(scan, tag)
         if isinstance(drawn, DrawnScan):
             return drawn.path, drawn.folder
-        return (drawn.path, drawn.kind) if drawn else (scan.path, self._lookup.resource(scan, tag))
+        return (drawn.path, drawn.kind) if drawn else (scan.path, self._index.resource(scan, tag))
 
     def path(self, scan: Scan, tag: str, version: str | None = None) -> Path:
-        """Give the file of a label on this machine, the current one or an earlier version; fetched once.
+        """Return the file of a label on this machine, the current one or an earlier version; fetched once.
 
         Raises
         ------
@@ -181,8 +181,8 @@ class StoredLabels:
     def _path(self, scan: Scan, tag: str, version: str | None = None) -> Path:
         drawn = self._drawn(scan, tag, version)
         if drawn is not None:
-            return self._collections.path(scan, drawn)
-        found = self._lookup.find(scan, tag, version)
+            return self._drawings.path(scan, drawn)
+        found = self._index.find(scan, tag, version)
         path = self._file(scan, tag, version, found)
         if found.suffix != LABEL_MAP:
             return path
@@ -201,14 +201,14 @@ class StoredLabels:
 
     def _file(self, scan: Scan, tag: str, version: str | None, found: LabelVersion) -> Path:
         """Return the file of a version as it was stored, fetched if it is not on this machine."""
-        entry = self._lookup.entry(scan, tag, found.name)
+        entry = self._index.entry(scan, tag, found.name)
         if entry is not None:
             try:
                 return self._files.keep(scan.image_id, tag, found, entry.file)
             except FileNotFoundError:  # it has just been brought to XNAT
                 self._note_departure(entry)
                 scan = self._catalog.scan(scan.image_id)
-                found = self._lookup.find(scan, tag, version)
+                found = self._index.find(scan, tag, version)
         return self._files.path(scan.image_id, tag, found)
 
     def _on_grid(self, scan: Scan, path: Path, resource: str) -> Path:
@@ -221,9 +221,9 @@ class StoredLabels:
         return self._files.derived(path, f"aligned_{mark_of(grid)}", lambda target: align(path, grid, target))
 
     def compare_anew(self, scans: Iterable[Scan] | None = None) -> None:
-        """Have what others left compared with XNAT's list of files at its next use; of all images if none are named."""
-        self._lookup.compare_anew(scans)
-        self._collections.ask_again()
+        """Compare what others left with XNAT's list of files at its next use; of all images if none are named."""
+        self._index.compare_anew(scans)
+        self._drawings.ask_again()
 
     def training_path(self, scan: Scan, tag: str, values: Mapping[str, int] | None = None) -> Path:
         """Return the file of a label for a training set, with the values of the setting ``labels``.
@@ -254,13 +254,13 @@ class StoredLabels:
         self._catalog.drawn.require_compared(scan)
         grid = self._images.grid(scan)  # where there is none to compare with, nothing is trained on
         drawn = self._drawn(scan, tag)
-        version = None if drawn else self._lookup.find(scan, tag)
+        version = None if drawn else self._index.find(scan, tag)
         if version and version.saved_at is None:
             self._versions.require_compared(scan)
         path = self._path(scan, tag, version.name if version else None)
         if drawn and configured:  # decoded with these values
             return path
-        description = self.sidecar(scan, tag, version.name if version else None)
+        description = self.description(scan, tag, version.name if version else None)
         if version and version.suffix == LABEL_MAP:
             require_fit_of_description(description, grid)
         source = "the setting labels" if configured else "the model that is trained"
@@ -271,7 +271,7 @@ class StoredLabels:
         return self._files.derived(path, mark, lambda target: write_mapped(path, table, target))
 
     def info(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
-        """Give the label info stored with a label.
+        """Return the label info stored with a label.
 
         Raises
         ------
@@ -280,10 +280,10 @@ class StoredLabels:
         ServerError
             If XNAT fails.
         """
-        return info_of(self.sidecar(scan, tag, version))
+        return info_of(self.description(scan, tag, version))
 
-    def sidecar(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
-        """Return the description of a label, {} if XNAT lists none; see :mod:`monailabel_xnat.labels.sidecar`.
+    def description(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
+        """Return the description of a label, {} if XNAT lists none; see :mod:`monailabel_xnat.labels.description`.
 
         Raises
         ------
@@ -294,7 +294,7 @@ class StoredLabels:
         ServerError
             If XNAT fails.
         """
-        return self._listed_anew(scan, lambda: self._sidecar(scan, text_of(tag), version))
+        return self._listed_anew(scan, lambda: self._description(scan, text_of(tag), version))
 
     def drawing_path(self, scan: Scan, label: LabelId) -> Path:
         """Return one drawing on an image, a ROI collection or a scan, as label map on this machine.
@@ -307,9 +307,9 @@ class StoredLabels:
             As for :meth:`path`.
         """
         scan = self._compared(scan)
-        return self._collections.path(scan, self._collections.named(scan, label))
+        return self._drawings.path(scan, self._drawings.named(scan, label))
 
-    def drawing_sidecar(self, scan: Scan, label: LabelId) -> dict[str, Any]:
+    def drawing_description(self, scan: Scan, label: LabelId) -> dict[str, Any]:
         """Describe one drawing on an image like a label that was saved.
 
         Raises
@@ -317,7 +317,7 @@ class StoredLabels:
         UnknownLabelError
             If there is no such drawing.
         """
-        return self._collections.description(scan, self._collections.named(scan, label))
+        return self._drawings.description(scan, self._drawings.named(scan, label))
 
     def load_infos(self, scans: Iterable[Scan]) -> None:
         """Fetch the descriptions of all labels of these images, in parallel, where they are not known yet."""
@@ -337,7 +337,7 @@ class StoredLabels:
         """
         tag = text_of(tag)
         self._versions.forget(scan)
-        versions = self._lookup.all(scan, tag)
+        versions = self._index.all(scan, tag)
         if not versions:
             return []
         with ThreadPoolExecutor(min(self._settings.connections, len(versions))) as pool:
@@ -346,12 +346,14 @@ class StoredLabels:
     def _with_description(self, scan: Scan, tag: str, version: LabelVersion) -> LabelVersion:
         """Return a version with its description, or with what is wrong with it."""
         try:
-            sidecar = self.sidecar(scan, tag, version.name)
+            description = self.description(scan, tag, version.name)
         except MalformedFileError as error:  # it stays so; the other versions are to be seen and restored all the same
             logger.warning("the description of a version of a label cannot be used: %s", type(error).__name__)
             return replace(version, problem=str(error))
         is_ours = version.saved_at is not None
-        return replace(version, sidecar=sidecar, problem=WITHOUT_DESCRIPTION if is_ours and not sidecar else "")
+        return replace(
+            version, description=description, problem=WITHOUT_DESCRIPTION if is_ours and not description else ""
+        )
 
     def _listed_anew(self, scan: Scan, read: Callable[[], Result]) -> Result:
         """Read something of a label; if it is not there as listed before, list what there is anew, and read again."""
@@ -362,18 +364,18 @@ class StoredLabels:
                 raise
             return read()
 
-    def _sidecar(self, scan: Scan, tag: str, version: str | None) -> dict[str, Any]:
+    def _description(self, scan: Scan, tag: str, version: str | None) -> dict[str, Any]:
         drawn = self._drawn(scan, tag, version)
         if drawn is not None:
-            return self._collections.description(scan, drawn)
-        return self._described(scan, tag, self._lookup.find(scan, tag, version))
+            return self._drawings.description(scan, drawn)
+        return self._described(scan, tag, self._index.find(scan, tag, version))
 
     def _tags_in_xnat(self, scan: Scan) -> list[str]:
-        return self._with_drawn(scan, self._lookup.tags_in_xnat(scan))
+        return self._with_drawn(scan, self._index.tags_in_xnat(scan))
 
     def _with_drawn(self, scan: Scan, tags: list[str]) -> list[str]:
         """Add the tag that an image has by what people drew."""
-        drawn = self._collections.tag(scan) if scan.collections else ""
+        drawn = self._drawings.tag(scan) if scan.collections else ""
         return tags if not drawn or drawn in tags else sorted([*tags, drawn])
 
     def _waiting_on(self, entry: Entry) -> Scan | None:
@@ -396,17 +398,17 @@ class StoredLabels:
         if version is not None or not (scan.collections or scan.unread) or tag != self._settings.roi_tag:
             return None
         try:
-            ours = self._lookup.find(scan, tag)
+            ours = self._index.find(scan, tag)
         except UnknownLabelError:
-            return self._collections.newest(scan, tag)
-        return self._collections.newest(scan, tag, after=ours.saved_at, is_labelled=True)
+            return self._drawings.newest(scan, tag)
+        return self._drawings.newest(scan, tag, after=ours.saved_at, is_labelled=True)
 
     def _described(self, scan: Scan, tag: str, version: LabelVersion) -> dict[str, Any]:
         if version.is_pending:
-            entry = self._lookup.entry(scan, tag, version.name)
+            entry = self._index.entry(scan, tag, version.name)
             try:
                 if entry is not None:
-                    return entry.sidecar()
+                    return entry.description()
             except CacheError:
                 if entry is not None and self._outbox.current(entry) is not None:
                     raise
@@ -427,15 +429,15 @@ class StoredLabels:
         self._catalog.put_resource(scan.image_id, Resource(resource_of(tag), None, None))
         scan = self._catalog.scan(scan.image_id)
         self._versions.forget(scan)
-        return scan, self._lookup.find(scan, tag, version.name)
+        return scan, self._index.find(scan, tag, version.name)
 
     def _try_to_load(self, scan: Scan, tag: str) -> None:
         try:
-            self.sidecar(scan, tag)
+            self.description(scan, tag)
         except XNATDatastoreError as error:
             logger.debug("a label's description could not be read: %s", error)
 
     def _note_departure(self, entry: Entry) -> None:
-        """Have a label that another process has brought to XNAT looked up there, before the catalog shows it."""
+        """Note that a label has left the outbox, so that it is looked up in XNAT before the catalog shows it."""
         if entry.image_id is not None and entry.state in (State.READY, State.UNCHECKED):
             self._catalog.put_resource(entry.image_id, Resource(resource_of(entry.tag), None, None))

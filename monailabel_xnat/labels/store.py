@@ -39,19 +39,19 @@ from monailabel_xnat.errors import (
 )
 from monailabel_xnat.images import Images
 from monailabel_xnat.jsonable import plain
-from monailabel_xnat.labels.deletion import Deletion
 from monailabel_xnat.labels.delivery import FIRST_PAUSE, Delivery
-from monailabel_xnat.labels.model import LABEL_MAP, WITHOUT_DESCRIPTION, LabelVersion, version_name
-from monailabel_xnat.labels.outbox import Entry, Outbox, State, sha256_of
-from monailabel_xnat.labels.payload import read_payload
+from monailabel_xnat.labels.description import completed, describe, info_of
+from monailabel_xnat.labels.entry import Entry, State
+from monailabel_xnat.labels.incoming import read_incoming
+from monailabel_xnat.labels.outbox import Outbox, UnknownError, keep_unassigned, said_where, sha256_of, unknown
 from monailabel_xnat.labels.reading import StoredLabels
-from monailabel_xnat.labels.sidecar import completed, describe, info_of
+from monailabel_xnat.labels.resources import BUILT_IN_RESOURCE, Deletion, resource_path
 from monailabel_xnat.labels.tags import is_tag, resource_of, text_of
-from monailabel_xnat.labels.unassigned import UnknownError, keep_unassigned, said_where, unknown
-from monailabel_xnat.labels.versions import BUILT_IN_RESOURCE, resource_path
-from monailabel_xnat.labels.viewer import ViewerCopies
+from monailabel_xnat.labels.version import LABEL_MAP, WITHOUT_DESCRIPTION, LabelVersion, version_name
+from monailabel_xnat.labels.viewer_copies import ViewerCopies
 
 logger = logging.getLogger(__name__)
+
 
 # What a datastore is started for comes first.
 _START_PAUSE = 1.0
@@ -75,7 +75,7 @@ class Labels(StoredLabels):
     def __init__(self, session: Session, catalog: Catalog, images: Images, settings: Settings) -> None:
         super().__init__(session, catalog, images, settings)
         self._deletion = Deletion(session, self._versions, self._files)
-        self._viewer = ViewerCopies(session, catalog, images, self._files, self._lookup.find)
+        self._viewer = ViewerCopies(session, catalog, images, self._files, self._index.find)
         self._delivery = Delivery(
             session, catalog, images, self._outbox, self._versions, self._files, self._viewer.offer
         )
@@ -122,7 +122,7 @@ class Labels(StoredLabels):
         tag : str
             Any text.
         source : Path
-            The label; see :func:`~monailabel_xnat.labels.payload.read_payload`. It is only read.
+            The label; see :func:`~monailabel_xnat.labels.incoming.read_incoming`. It is only read.
         info : mapping or None
             Stored unchanged, as plain JSON.
 
@@ -146,27 +146,27 @@ class Labels(StoredLabels):
         tag = text_of(tag)
         resource_of(tag)
         facts = _plain_info(info)
-        payload = read_payload(source, lambda: self._images.grid(scan))
-        if isinstance(payload.problem, NotInArchiveError):
-            reason = unknown(scan.image_id, payload.problem)
+        incoming = read_incoming(source, lambda: self._images.grid(scan))
+        if isinstance(incoming.problem, NotInArchiveError):
+            reason = unknown(scan.image_id, incoming.problem)
             raise keep_unassigned(
-                self._outbox, scan.image_id, "", tag, payload.file_type, source, facts, self._user(), reason
+                self._outbox, scan.image_id, "", tag, incoming.file_type, source, facts, self._user(), reason
             )
-        sidecar = describe(
+        description = describe(
             scan,
             tag,
             facts,
-            label=payload.label,
-            file_type=payload.file_type,
+            label=incoming.label,
+            file_type=incoming.file_type,
             configured=self._settings.label_values,
         )
-        for note in sidecar["notes"]:
+        for note in description["notes"]:
             logger.warning("a label is stored with a difference: %s", note)
         with self._outbox.draft() as draft:
-            state = State.RAW if payload.raw else State.UNCHECKED if payload.problem else State.READY
-            entry = Entry(draft, scan.image_id, tag, "", payload.suffix, self._user(), state)
-            payload.write(entry.file)
-            entry = self._accept(entry, sidecar)
+            state = State.RAW if incoming.raw else State.UNCHECKED if incoming.problem else State.READY
+            entry = Entry(draft, scan.image_id, tag, "", incoming.suffix, self._user(), state)
+            incoming.write(entry.file)
+            entry = self._accept(entry, description)
         return self._send(entry, scan)
 
     def save_as_given(
@@ -217,13 +217,13 @@ class Labels(StoredLabels):
             tag = text_of(tag)
             resource_of(tag)
             facts = _plain_info(info)
-            payload = read_payload(source, _no_image)
+            incoming = read_incoming(source, _no_image)
         except LabelError:
             raise reason from None
-        raise keep_unassigned(self._outbox, None, given, tag, payload.file_type, source, facts, self._user(), reason)
+        raise keep_unassigned(self._outbox, None, given, tag, incoming.file_type, source, facts, self._user(), reason)
 
     def assign(self, entry: Entry, scan: Scan) -> LabelVersion:
-        """Bring a label to XNAT that was kept as unassigned, as one of an image.
+        """Upload a label that was kept as unassigned, as one of an image.
 
         Raises
         ------
@@ -253,18 +253,18 @@ class Labels(StoredLabels):
         if drawn is not None:
             self._adopt_drawn(scan, tag, drawn, changes)
             return
-        found = self._lookup.find(scan, tag)
+        found = self._index.find(scan, tag)
         if found.saved_at is None:
             found = self._adopt(scan, tag, found)
             scan = self._catalog.scan(scan.image_id)
         resource = resource_path(scan, resource_of(tag))
         with writing(self._settings, resource):
-            entry = self._lookup.entry(scan, tag, found.name)
+            entry = self._index.entry(scan, tag, found.name)
             if found.is_pending and (entry is None or self._outbox.current(entry) is None):
                 entry, (scan, found) = None, self._arrived(scan, tag, found)
             if entry is not None:
-                sidecar = entry.sidecar()
-                self._outbox.describe(entry, {**sidecar, "info": {**info_of(sidecar), **changes}})
+                description = entry.description()
+                self._outbox.describe(entry, {**description, "info": {**info_of(description), **changes}})
                 return
             listing = self._descriptions.merge(
                 scan,
@@ -289,18 +289,18 @@ class Labels(StoredLabels):
         """
         self._require_writable("restore labels")
         tag = text_of(tag)
-        found = self._lookup.find(scan, tag, version)
+        found = self._index.find(scan, tag, version)
         file = self.path(scan, tag, found.name)
         try:
-            sidecar = self.sidecar(scan, tag, found.name)
+            description = self.description(scan, tag, found.name)
         except MalformedFileError as error:
             logger.warning("a label is restored without its description, which cannot be used: %s", error.message)
-            sidecar = {}
-        sidecar = sidecar or self._described_anew(scan, tag, found, file)
+            description = {}
+        description = description or self._described_anew(scan, tag, found, file)
         with self._outbox.draft() as draft:
             entry = Entry(draft, scan.image_id, tag, "", found.suffix, self._user())
             entry.file.write_bytes(file.read_bytes())
-            entry = self._accept(entry, {**sidecar, "restored_from": found.name})
+            entry = self._accept(entry, {**description, "restored_from": found.name})
         return self._send(entry, scan)
 
     def remove(self, scan: Scan, tag: str) -> None:
@@ -328,7 +328,7 @@ class Labels(StoredLabels):
             for entry in waiting:
                 self._outbox.remove(entry)
         self._viewer.withdraw(scan, tag, [version.name for version in removed])
-        left = self._lookup.foreign(scan, tag) if not removed and not waiting else []
+        left = self._index.foreign(scan, tag) if not removed and not waiting else []
         if left:
             by_whom = "MONAI Label's built-in datastore" if left[0].resource == BUILT_IN_RESOURCE else "another program"
             raise LabelError(
@@ -348,23 +348,23 @@ class Labels(StoredLabels):
         for entry in self._outbox.of(scan.image_id, raw=True):
             self._outbox.remove(entry)
 
-    def _accept(self, draft: Entry, sidecar: Mapping[str, Any]) -> Entry:
+    def _accept(self, draft: Entry, description: Mapping[str, Any]) -> Entry:
         """Name the version in a draft and commit it."""
         now, sha256 = datetime.now(timezone.utc), sha256_of(draft.file)
         newest = self._outbox.of(draft.image_id, draft.tag)[:1] if draft.image_id else []
         name = version_name(now, sha256, after=newest[0].version if newest else "")
-        description = completed(sidecar, sha256=sha256, saved_at=now, saved_by=draft.user)
+        description = completed(description, sha256=sha256, saved_at=now, saved_by=draft.user)
         return self._outbox.commit(draft.folder, replace(draft, version=name), description)
 
     def _user(self) -> str:
-        """Give XNAT's name of the user; while XNAT is away that in the settings."""
+        """Return XNAT's name of the user; while XNAT is away that in the settings."""
         try:
             return self._session.user
         except ServerError:
             return self._settings.username or "guest"
 
     def _send(self, entry: Entry, scan: Scan, *, is_kept: bool = False) -> LabelVersion:
-        """Bring an accepted label to XNAT; one that does not fit its image goes unless it is kept."""
+        """Upload an accepted label; one that does not fit its image is removed from the outbox unless it is kept."""
         try:
             version = self._delivery.send(entry, scan, first=True)
         except (LabelGeometryError, LabelFileError):  # looked at only now, for XNAT was away for a moment
@@ -398,10 +398,10 @@ class Labels(StoredLabels):
         """Describe a label that was found without its description, by its file; who made it is not known."""
         label = read_label(file) if version.suffix == LABEL_MAP else None
         # Names of the settings are not taken: nobody knows whether the values of this label mean the same.
-        sidecar = describe(scan, tag, {}, label=label, file_type=version.suffix, configured={})
-        sidecar["notes"] = [*sidecar["notes"], WITHOUT_DESCRIPTION]
+        description = describe(scan, tag, {}, label=label, file_type=version.suffix, configured={})
+        description["notes"] = [*description["notes"], WITHOUT_DESCRIPTION]
         saved_at = version.saved_at or datetime.now(timezone.utc)
-        return completed(sidecar, sha256=sha256_of(file), saved_at=saved_at, saved_by="")
+        return completed(description, sha256=sha256_of(file), saved_at=saved_at, saved_by="")
 
     def _adopt(self, scan: Scan, tag: str, version: LabelVersion) -> LabelVersion:
         """Store a label of the built-in datastore as one of ours, which can have an info."""
@@ -409,8 +409,8 @@ class Labels(StoredLabels):
 
     def _adopt_drawn(self, scan: Scan, tag: str, drawn: Drawing, changes: Mapping[str, Any]) -> None:
         """Store a drawing as a label of ours, which can have an info."""
-        path = self._collections.path(scan, drawn)
-        info = info_of(self._collections.description(scan, drawn))
+        path = self._drawings.path(scan, drawn)
+        info = info_of(self._drawings.description(scan, drawn))
         self.save(scan, tag, path, {**info, **changes})
 
     def _require_writable(self, what: str) -> None:

@@ -24,12 +24,12 @@ _ESCAPE = re.compile(r"\.([0-9A-F]{2})")
 
 
 def text_of(tag: object) -> str:
-    """Give a tag as plain text: MONAI Label hands over its enum or a string."""
+    """Return a tag as plain text: MONAI Label hands over its enum or a string."""
     return str.__str__(getattr(tag, "value", tag) or "")
 
 
 def is_tag(tag: str) -> bool:
-    """Tell whether there can be a label with a tag."""
+    """Return whether there can be a label with a tag."""
     try:
         return bool(resource_of(tag))
     except LabelError:
@@ -38,7 +38,7 @@ def is_tag(tag: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def resource_of(tag: str) -> str:
-    """Give the label of the XNAT resource for a tag.
+    """Return the label of the XNAT resource for a tag.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def resource_of(tag: str) -> str:
 
 @lru_cache(maxsize=4096)
 def tag_of(resource: str) -> str | None:
-    """Give the tag that a resource holds the labels of; None for a resource that is not one of ours."""
+    """Return the tag that a resource holds the labels of; None for a resource that is not one of ours."""
     escaped = resource[len(OWN_RESOURCES) :]
     if not resource.startswith(OWN_RESOURCES) or not _ESCAPED.fullmatch(escaped):
         return None

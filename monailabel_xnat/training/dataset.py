@@ -22,8 +22,8 @@ from monailabel_xnat.errors import UnknownLabelError, XNATDatastoreError
 from monailabel_xnat.images import Images
 from monailabel_xnat.images.cache.entry import files_of
 from monailabel_xnat.labels import Labels
-from monailabel_xnat.labels.model import WITHOUT_DESCRIPTION
-from monailabel_xnat.labels.values import has_unnamed_values, unknown_names
+from monailabel_xnat.labels.segments import has_unnamed_values, unknown_names
+from monailabel_xnat.labels.version import WITHOUT_DESCRIPTION
 from monailabel_xnat.training.manifest import describe_case, make_manifest, write_manifest
 from monailabel_xnat.training.seriesfolders import SeriesFolders
 from monailabel_xnat.training.trainingset import TrainingSet, make_case
@@ -219,7 +219,7 @@ class Dataset:
             self._images.require_compared(scan)
             label = self._labels.training_path(scan, TRAINING_TAG, values)
             version = self._labels.current(scan, TRAINING_TAG)
-            description = self._labels.sidecar(scan, TRAINING_TAG)
+            description = self._labels.description(scan, TRAINING_TAG)
             digest = self._folders.digest(scan, image) if image.is_dir() else self._images.checksum(scan) or ""
             entry = describe_case(str(scan.image_id), image, digest, label, version.name, TRAINING_TAG, description)
             if not description and version.saved_at is not None:  # one of ours, which has a description otherwise

@@ -316,7 +316,7 @@ def test_such_a_label_is_turned_to_its_image_before_it_is_stored(blind, gate, dr
     gate.open()
     assert blind.labels.replay() == {}
     np.testing.assert_array_equal(voxels(blind.labels.path(blind.scan, "final")), voxels(source)[:, ::-1])
-    assert "reoriented" in blind.labels.sidecar(blind.scan, "final")["notes"][0]
+    assert "reoriented" in blind.labels.description(blind.scan, "final")["notes"][0]
 
 
 def test_such_a_label_that_does_not_fit_is_kept_but_not_served(blind, gate, open_labels, draw):

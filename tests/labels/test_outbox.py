@@ -8,7 +8,8 @@ import pytest
 
 from monailabel_xnat.errors import CacheError
 from monailabel_xnat.ids import ImageId
-from monailabel_xnat.labels.outbox import Entry, Outbox
+from monailabel_xnat.labels.entry import Entry
+from monailabel_xnat.labels.outbox import Outbox
 
 IMAGE = ImageId("P", "S", "E", "4/a")
 
@@ -37,7 +38,7 @@ def test_what_was_put_in_is_found_by_another_process(tmp_path, outbox):
     found = Outbox(tmp_path / "outbox", lambda entry: None).entries()
     assert found == [entry]
     assert found[0].file.read_bytes() == b"label"
-    assert found[0].sidecar() == {"info": {"a": 1}}
+    assert found[0].description() == {"info": {"a": 1}}
     assert (found[0].image_id, found[0].tag, found[0].user) == (IMAGE, "final", "me")
 
 
@@ -99,7 +100,7 @@ def test_failures_are_counted_and_kept(outbox):
 def test_descriptions_can_change(outbox):
     entry = put(outbox)
     outbox.describe(entry, {"info": {"b": 2}})
-    assert entry.sidecar() == {"info": {"b": 2}}
+    assert entry.description() == {"info": {"b": 2}}
 
 
 def test_only_the_user_can_look_in(tmp_path, outbox):

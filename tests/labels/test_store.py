@@ -51,15 +51,15 @@ def test_what_is_written_in_xnat_is_the_documented_format(open_labels, draw):
     info = {"label_info": [{"name": "spleen", "idx": 1}, {"name": "liver", "idx": 2}], "model": "net"}
     version = opened.labels.save(opened.scan, "final", draw(), info)
     path = opened.scan.path + quoted("resources", "MONAILABEL_final", "files", f"{version.name}.json")
-    sidecar = json.loads(opened.session.request("GET", path).content)
-    assert sidecar["info"] == info
-    assert [segment["name"] for segment in sidecar["segments"]] == ["spleen", "liver"]
-    assert sidecar["sha256"].startswith(version.digest)
-    assert sidecar["image_id"] == str(opened.scan.image_id)
-    assert sidecar["saved_by"] == opened.session.user
-    assert sidecar["saved_at"].endswith("+00:00")
-    assert sidecar["geometry"]["shape"] == list(SHAPE)
-    assert sidecar["format_version"] == 1
+    description = json.loads(opened.session.request("GET", path).content)
+    assert description["info"] == info
+    assert [segment["name"] for segment in description["segments"]] == ["spleen", "liver"]
+    assert description["sha256"].startswith(version.digest)
+    assert description["image_id"] == str(opened.scan.image_id)
+    assert description["saved_by"] == opened.session.user
+    assert description["saved_at"].endswith("+00:00")
+    assert description["geometry"]["shape"] == list(SHAPE)
+    assert description["format_version"] == 1
 
 
 def test_saving_again_adds_a_version_and_keeps_the_first(open_labels, draw):
@@ -126,17 +126,17 @@ def test_earlier_versions_can_be_restored(open_labels, draw):
     np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final")), voxels(draw(1)))
     newest, *_ = opened.labels.history(opened.scan, "final")
     assert newest.name == restored.name
-    assert newest.sidecar["restored_from"] == first.name
-    assert newest.sidecar["info"] == {"n": 1}
+    assert newest.description["restored_from"] == first.name
+    assert newest.description["info"] == {"n": 1}
     assert len(stored(opened)) == 6
 
 
 def test_updating_the_info_merges_top_level_keys_and_leaves_the_rest(open_labels, draw):
     opened = open_labels()
     opened.labels.save(opened.scan, "final", draw(), {"a": {"x": 1}, "b": 2})
-    before = opened.labels.sidecar(opened.scan, "final")
+    before = opened.labels.description(opened.scan, "final")
     opened.labels.update_info(opened.scan, "final", {"a": {"y": np.float32(2)}, "c": np.int64(3)})
-    after = opened.labels.sidecar(opened.scan, "final")
+    after = opened.labels.description(opened.scan, "final")
     assert after == {**before, "info": {"a": {"y": 2.0}, "b": 2, "c": 3}}
     other = open_labels("other")
     assert other.labels.info(other.scan, "final") == after["info"]
@@ -269,7 +269,7 @@ def test_labels_of_the_built_in_datastore_are_read_as_original(open_labels, draw
 def test_unknown_labels_are_said_with_what_there_is(open_labels, draw):
     opened = open_labels()
     opened.labels.save(opened.scan, "original", draw(), {})
-    for ask in (opened.labels.path, opened.labels.info, opened.labels.sidecar):
+    for ask in (opened.labels.path, opened.labels.info, opened.labels.description):
         with pytest.raises(UnknownLabelError, match=r"'final'.*tags original"):
             ask(opened.scan, "final")
     with pytest.raises(UnknownLabelError, match="version 2026"):
@@ -364,7 +364,7 @@ def test_of_several_labels_of_the_built_in_datastore_the_newest_counts(open_labe
         assert opened.labels.path(scan, "original").read_bytes() == labels[newest]
 
 
-def sidecar_of(opened, version):
+def description_of(opened, version):
     path = opened.scan.path + quoted("resources", "MONAILABEL_final", "files", f"{version.name}.json")
     return json.loads(opened.session.request("GET", path).content)
 
@@ -384,11 +384,11 @@ def test_a_value_that_nobody_named_is_kept_and_noted_with_its_voxels(open_labels
     info = {"label_info": [{"name": "spleen", "idx": 1}]}
     version = opened.labels.save(opened.scan, "final", path, info)
     note = "values that no name was given for are kept: 2 (10 voxels), 9 (3 voxels)"
-    assert sidecar_of(opened, version)["notes"] == [note]
+    assert description_of(opened, version)["notes"] == [note]
     assert note in caplog.text
     np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final")), array)
     # Where nobody names anything, numbers are all there is to say.
-    assert sidecar_of(opened, opened.labels.save(opened.scan, "final", path, {}))["notes"] == []
+    assert description_of(opened, opened.labels.save(opened.scan, "final", path, {}))["notes"] == []
 
 
 def test_a_value_without_a_name_does_not_become_another_organ_in_training(open_labels, tmp_path):
@@ -416,4 +416,4 @@ def test_every_segment_of_an_older_slicer_is_stored(open_labels, tmp_path):
     opened = open_labels()
     version = opened.labels.save(opened.scan, "final", path, {})
     np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final")), array)
-    assert [segment["name"] for segment in sidecar_of(opened, version)["segments"]] == ["liver", "spleen", "tumour"]
+    assert [segment["name"] for segment in description_of(opened, version)["segments"]] == ["liver", "spleen", "tumour"]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from monailabel_xnat.client.files import RemoteFile
 from monailabel_xnat.ids import LabelId
-from monailabel_xnat.labels.model import is_version_name, version_name, versions_among
+from monailabel_xnat.labels.version import is_version_name, version_name, versions_among
 
 TIMES = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(timezone.utc))
 DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
@@ -48,5 +48,5 @@ def test_versions_are_found_among_other_files_newest_first():
         (new, ".nii.gz"),
         (old, ".nii.gz"),
     ]
-    assert [version.sidecar_file is not None for version in versions] == [False, True, False]
+    assert [version.description_file is not None for version in versions] == [False, True, False]
     assert versions[2].saved_at == datetime(2026, 1, 1, tzinfo=timezone.utc)

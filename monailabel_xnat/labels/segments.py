@@ -1,4 +1,4 @@
-"""The setting ``labels``: which voxel value each name of a segment stands for."""
+"""The names of the values in a label map, and the setting ``labels``, which says which value each name stands for."""
 
 from __future__ import annotations
 
@@ -18,13 +18,126 @@ from monailabel_xnat.errors import LabelError
 
 logger = logging.getLogger(__name__)
 
+
+def segments_of(label: LabelMap, info: Mapping[str, Any], configured: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return the ``segments`` of a label map's description: value, name, colour and number of voxels of each."""
+    counts = voxel_counts(label.array)
+    present = [int(value) for value in np.flatnonzero(counts) if value > 0]
+    segments = name_segments(present, label.segments, info, configured)
+    return [
+        {
+            "value": segment.value,
+            "name": segment.name,
+            "colour": list(segment.colour) if segment.colour else None,
+            "voxels": int(counts[segment.value]) if segment.value < len(counts) else 0,
+        }
+        for segment in segments
+    ]
+
+
+def name_segments(
+    present: Sequence[int], in_file: Sequence[Segment], info: Mapping[str, Any], configured: Mapping[str, int]
+) -> list[Segment]:
+    """Name the values of a label map.
+
+    Each value takes the first name found in: the file itself (``.seg.nrrd``), the model's ``label_names`` in the
+    info's ``params``, the info's ``label_info``, the settings; else it is called ``Segment_<value>``.
+
+    Parameters
+    ----------
+    present : sequence of int
+        Values other than 0 that occur.
+    in_file : sequence of Segment
+        What the file says.
+    info : mapping
+        MONAI Label's label info.
+    configured : mapping of str to int
+        Voxel value of each name in the settings.
+
+    Returns
+    -------
+    list of Segment
+        One for each value that occurs or that the file names, ascending.
+    """
+    named: dict[int, Segment] = {segment.value: segment for segment in in_file if segment.value > 0}
+    for segment in _names_given(present, info, configured):
+        if segment.value in present:
+            named.setdefault(segment.value, segment)
+    for value in present:
+        named.setdefault(value, Segment(value, f"Segment_{value}"))
+    return sorted(named.values(), key=lambda segment: segment.value)
+
+
+def _names_given(present: Sequence[int], info: Mapping[str, Any], configured: Mapping[str, int]) -> list[Segment]:
+    params = info.get("params")
+    models = _label_names(params.get("label_names")) if isinstance(params, Mapping) else []
+    settings = [Segment(value, name) for name, value in configured.items()]
+    return [*models, *_label_info(info.get("label_info"), present), *settings]
+
+
+def unnamed_values(
+    label: LabelMap, segments: Sequence[Mapping[str, Any]], info: Mapping[str, Any], configured: Mapping[str, int]
+) -> list[str]:
+    """Note the values that have no name although others have; what the file itself says is noted when it is read."""
+    given = {segment.value for segment in _names_given([segment["value"] for segment in segments], info, configured)}
+    missing = [segment for segment in segments if segment["value"] not in given]
+    if label.segments or not given or not missing:
+        return []
+    values = ", ".join(f"{segment['value']} ({segment['voxels']} voxels)" for segment in missing)
+    return [f"values that no name was given for are kept: {values}"]
+
+
+def _label_names(names: Any) -> list[Segment]:
+    """Read a model's labels: ``{name: value}`` or ``{name: [value, ...]}``, or names for 1, 2, ..."""
+    if isinstance(names, Mapping):
+        pairs = [(name, values if isinstance(values, list) else [values]) for name, values in names.items()]
+        return [Segment(int(value), str(name)) for name, values in pairs for value in values if _is_number(value)]
+    if isinstance(names, list):
+        return [Segment(number, str(name)) for number, name in enumerate(names, 1)]
+    return []
+
+
+def _label_info(entries: Any, present: Sequence[int]) -> list[Segment]:
+    """Read a client's ``[{"name", "idx"}, ...]``.
+
+    3D Slicer's ``idx`` counts all its segments, also those that it does not send, while the values in its file count
+    only those sent: where the numbers have gaps and the values fit the places in the list, the places count.
+    """
+    if not isinstance(entries, list):
+        return []
+    items = [item for item in entries if isinstance(item, Mapping) and item.get("name")]
+    places = range(1, len(items) + 1)
+    numbers = [int(item["idx"]) if _is_number(item.get("idx")) else 0 for item in items]
+    by_place = set(numbers) != set(places) and all(value in places for value in present)
+    values = list(places) if by_place else numbers
+    return [
+        Segment(value, str(item["name"]), _colour(item.get("color") or item.get("colour")))
+        for value, item in zip(values, items)
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int) or (isinstance(value, str) and value.isdigit())
+
+
+def _colour(value: Any) -> tuple[int, int, int] | None:
+    if not isinstance(value, list) or len(value) < 3:
+        return None
+    channels = value[:3]
+    if not all(isinstance(channel, int) and 0 <= channel <= 255 for channel in channels):
+        return None
+    return channels[0], channels[1], channels[2]
+
+
 _BETWEEN_WORDS = re.compile(r"[\s_-]+")
 # What a value is called that nobody named.
 _UNNAMED = re.compile(r"(Segment|ROI)[ _]?\d+", re.IGNORECASE)
 
 
 def with_values(label: LabelMap, values: Mapping[str, int]) -> LabelMap:
-    """Give each segment the value that its name has in the settings.
+    """Return each segment the value that its name has in the settings.
 
     Names are compared without case, and blanks, ``_`` and ``-`` are one. Segments of other names are left out, for a
     model cannot know what they are; the notes tell which.
@@ -117,7 +230,7 @@ def unknown_names(segments: Sequence[Mapping[str, Any]], values: Mapping[str, in
 
 
 def has_unnamed_values(segments: Sequence[Mapping[str, Any]]) -> bool:
-    """Tell whether a label has voxels of values that nobody named."""
+    """Return whether a label has voxels of values that nobody named."""
     return any(segment.get("voxels", 1) and _UNNAMED.fullmatch(str(segment["name"])) for segment in segments)
 
 

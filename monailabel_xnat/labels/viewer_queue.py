@@ -1,4 +1,4 @@
-"""Copies of labels for viewers that are still to be made, kept on disk: what a process leaves the next one makes."""
+"""Copies of labels for viewers that are still to be made, kept on disk so that the next process can make them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from monailabel_xnat.errors import CacheError
 
 logger = logging.getLogger(__name__)
 
+
 _MOST_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
-class Copy:
+class WantedCopy:
     """A label that is to be stored for a viewer.
 
     Parameters
@@ -30,7 +31,7 @@ class Copy:
         ``collection`` or ``scan``.
     user : str
         XNAT's name of the user who saved the label.
-    sidecar : dict
+    description : dict
         The label's description.
     attempts : int
         How often it could not be stored.
@@ -41,7 +42,7 @@ class Copy:
     version: str
     kind: str
     user: str
-    sidecar: dict[str, Any] = field(default_factory=dict, compare=False)
+    description: dict[str, Any] = field(default_factory=dict, compare=False)
     attempts: int = field(default=0, compare=False)
 
     @property
@@ -51,7 +52,7 @@ class Copy:
         return hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
-class Copies:
+class CopyQueue:
     """A folder of copies that are to be made. Where the disk does not take one, it is lost with the process.
 
     Parameters
@@ -63,36 +64,36 @@ class Copies:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def add(self, copy: Copy) -> bool:
+    def add(self, copy: WantedCopy) -> bool:
         """Keep a copy, in the place of one of an earlier version; return whether the disk took it."""
         try:
             private_folder(self._folder)
             part = self._folder / f".{copy.name}.{os.getpid()}"
-            part.write_text(json.dumps(copy.__dict__), encoding="utf-8")
+            part.write_text(json.dumps(_content(copy)), encoding="utf-8")
             part.replace(self._file(copy))
         except (OSError, CacheError) as error:
             logger.debug("a copy for a viewer is not kept on disk: %s", error)
             return False
         return True
 
-    def remove(self, copy: Copy) -> None:
+    def remove(self, copy: WantedCopy) -> None:
         """Forget a copy, unless one of a later version has taken its place."""
         if self.holds(copy):
             self._file(copy).unlink(missing_ok=True)
 
-    def note_failure(self, copy: Copy) -> None:
+    def note_failure(self, copy: WantedCopy) -> None:
         """Note that a copy could not be made; after some attempts it is given up."""
         attempts = copy.attempts + 1
         if attempts >= _MOST_ATTEMPTS:
             self.remove(copy)
         elif self.holds(copy):
-            self.add(Copy(**{**copy.__dict__, "attempts": attempts}))
+            self.add(replace(copy, attempts=attempts))
 
-    def holds(self, copy: Copy) -> bool:
+    def holds(self, copy: WantedCopy) -> bool:
         """Return whether a copy is still to be made: nobody has made it, and no later label has come."""
         return _read(self._file(copy)) == copy
 
-    def all(self) -> list[Copy]:
+    def all(self) -> list[WantedCopy]:
         """List the copies that are to be made."""
         try:
             files = sorted(self._folder.glob("[!.]*.json"))
@@ -100,12 +101,20 @@ class Copies:
             return []
         return [copy for copy in map(_read, files) if copy is not None]
 
-    def _file(self, copy: Copy) -> Path:
+    def _file(self, copy: WantedCopy) -> Path:
         return self._folder / f"{copy.name}.json"
 
 
-def _read(file: Path) -> Copy | None:
+def _content(copy: WantedCopy) -> dict[str, Any]:
+    """Return what is on the disk of a copy; the description has the name there that earlier versions gave it."""
+    content = dict(copy.__dict__)
+    content["sidecar"] = content.pop("description")
+    return content
+
+
+def _read(file: Path) -> WantedCopy | None:
     try:
-        return Copy(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return WantedCopy(description=content.pop("sidecar"), **content)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
         return None

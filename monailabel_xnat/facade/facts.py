@@ -1,4 +1,4 @@
-"""What clients are shown of images and labels: facts from XNAT's listing joined with what MONAI Label stored."""
+"""What clients are told of images and labels: facts from XNAT's listing joined with what MONAI Label stored."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from monailabel_xnat.ids import LabelId
 from monailabel_xnat.images import Images
 from monailabel_xnat.images.info import ImageInfos
 from monailabel_xnat.labels import Labels
-from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion
-from monailabel_xnat.labels.sidecar import info_of
+from monailabel_xnat.labels.description import info_of
+from monailabel_xnat.labels.version import LABEL_MAP, LabelVersion
 
 logger = logging.getLogger(__name__)
 
 
-class Views:
+class Facts:
     """Dictionaries of plain JSON values, fresh at each call.
 
     Parameters
@@ -63,9 +63,9 @@ class Views:
         UnknownLabelError
             If there is no such drawing.
         """
-        sidecar = self._labels.drawing_sidecar(scan, label)
-        saved = datetime.fromisoformat(sidecar["saved_at"])
-        return {"name": scan.image_id.file_stem + LABEL_MAP, "ts": int(saved.timestamp()), **info_of(sidecar)}
+        description = self._labels.drawing_description(scan, label)
+        saved = datetime.fromisoformat(description["saved_at"])
+        return {"name": scan.image_id.file_stem + LABEL_MAP, "ts": int(saved.timestamp()), **info_of(description)}
 
     def tree(self, scans: list[Scan]) -> dict[str, Any]:
         """Describe images and their labels as LocalDatastore's index does, which Slicer and the Reviewer read."""

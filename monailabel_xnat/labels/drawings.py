@@ -1,7 +1,7 @@
 """What people drew, ROI collections of the XNAT-OHIF viewer and scans with SEG or RTSTRUCT, as labels of their image.
 
 They are read, never changed. Each is decoded once; what came of it stays on this machine, beside the label files:
-``<name>.nii.gz`` and ``<name>.json``, a description of the form of :mod:`~monailabel_xnat.labels.sidecar`.
+``<name>.nii.gz`` and ``<name>.json``, a description of the form of :mod:`~monailabel_xnat.labels.description`.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from monailabel_xnat.convert import Grid, LabelMap, read_aim, read_label, read_r
 from monailabel_xnat.errors import CacheError, UnknownLabelError, UnreadDrawingError, XNATDatastoreError
 from monailabel_xnat.ids import LabelId, safe_name
 from monailabel_xnat.images import Images
-from monailabel_xnat.labels.fitting import grid_now, require_fit_of_file
-from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion, version_name
+from monailabel_xnat.labels.description import completed, decode, describe, encode
+from monailabel_xnat.labels.files import grid_now, require_fit_of_file
 from monailabel_xnat.labels.outbox import sha256_of
-from monailabel_xnat.labels.sidecar import completed, decode, describe, encode
-from monailabel_xnat.labels.values import with_values
+from monailabel_xnat.labels.segments import with_values
+from monailabel_xnat.labels.version import LABEL_MAP, LabelVersion, version_name
 
 logger = logging.getLogger(__name__)
 
+
 ROI_FACTS = "roi_collection"
 """Where the label info tells of the ROI collection that a label was drawn as."""
-
 
 _KIND = "ROI collection stored at"
 # Several questions about one label follow each other; while XNAT fails they are not all to wait for it.
@@ -64,7 +64,7 @@ _READERS: Mapping[str, Callable[[Path, Grid], LabelMap]] = {
 _FILE_TYPES = {"NIFTI": LABEL_MAP, "AIM": ".xml"}
 
 
-class Collections:
+class Drawings:
     """Reads ROI collections.
 
     Parameters
@@ -89,11 +89,11 @@ class Collections:
         self._undated: dict[str, tuple[str, float]] = {}
 
     def ask_again(self) -> None:
-        """Have XNAT asked again, at the next use, when those were stored of which it could not tell."""
+        """Forget which drawings XNAT could not date, so that it is asked again at their next use."""
         self._undated.clear()
 
     def tag(self, scan: Scan) -> str:
-        """Give the tag that an image has by what people drew; "" if nobody did. Makes no request."""
+        """Return the tag that an image has by what people drew; "" if nobody did. Makes no request."""
         return self._settings.roi_tag if drawn_labels(scan, self._settings) else ""
 
     def newest(
@@ -163,7 +163,7 @@ class Collections:
         )
 
     def path(self, scan: Scan, collection: Drawing) -> Path:
-        """Give a drawing as label map (NIfTI) on the grid of its image; fetched and decoded once.
+        """Return a drawing as label map (NIfTI) on the grid of its image; fetched and decoded once.
 
         Values are those of the setting ``labels`` by the names of the segments; without it the segment numbers.
 
@@ -192,16 +192,16 @@ class Collections:
             return decode(self._description_file(self._path(scan, collection)).read_bytes())
         except (OSError, ValueError):
             info = {ROI_FACTS: _facts(collection)}
-            sidecar = describe(scan, self._settings.roi_tag, info, label=None, file_type="", configured={})
+            description = describe(scan, self._settings.roi_tag, info, label=None, file_type="", configured={})
             when = self._stored_at.get(collection.fingerprint) or _listed_time(collection)
-            return completed(sidecar, sha256="", saved_at=when, saved_by=collection.user)
+            return completed(description, sha256="", saved_at=when, saved_by=collection.user)
 
     def version(self, scan: Scan, collection: Drawing) -> LabelVersion:
-        """Give a collection as version of a label."""
+        """Return a collection as version of a label."""
         description = self.description(scan, collection)
         saved_at = datetime.fromisoformat(description["saved_at"])
         identity = hashlib.sha256(collection.fingerprint.encode()).hexdigest()
-        return LabelVersion(version_name(saved_at, identity), LABEL_MAP, sidecar=description)
+        return LabelVersion(version_name(saved_at, identity), LABEL_MAP, description=description)
 
     def _decode(self, scan: Scan, collection: Drawing, path: Path) -> None:
         grid = self._images.grid(scan)
@@ -236,7 +236,7 @@ class Collections:
     ) -> dict[str, Any]:
         names = [{"name": segment.name, "idx": segment.value} for segment in label.segments]
         facts = {**_facts(collection), "notes": list(label.notes)}
-        sidecar = describe(
+        description = describe(
             scan,
             self._settings.roi_tag,
             {ROI_FACTS: facts, "label_info": names},
@@ -244,7 +244,7 @@ class Collections:
             file_type=_FILE_TYPES.get(collection.kind, DICOM_SUFFIX),
             configured={},
         )
-        return completed(sidecar, sha256=sha256_of(file), saved_at=saved_at, saved_by=collection.user)
+        return completed(description, sha256=sha256_of(file), saved_at=saved_at, saved_by=collection.user)
 
     def _newest_of(self, drawn: list[Drawing]) -> Drawing | None:
         if len(drawn) < 2:

@@ -1,4 +1,4 @@
-"""From what a client sends as a label to what is stored: a label map on the image's grid, or the result of a task."""
+"""A label as a client sends it: read, put on the grid of its image, and made into the file that is stored."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from monailabel_xnat.convert import Grid, LabelMap, read_label, read_seg, to_grid, write_label
-from monailabel_xnat.errors import CacheError, ImageError, LabelFileError, LabelGeometryError, ServerError
+from monailabel_xnat.errors import CacheError, ImageError, LabelFileError, ServerError
 from monailabel_xnat.images.imagefile import check_data_file, true_ending
-from monailabel_xnat.labels.model import LABEL_MAP, RESULT
+from monailabel_xnat.labels.version import LABEL_MAP, RESULT
 
 logger = logging.getLogger(__name__)
+
 
 # Longest first, for a file may be called anything: "P/S/E/1.2.840.seg.nrrd" sent by a reviewer has six "suffixes".
 _EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nrrd", ".json", ".nii", ".mha", ".mhd", ".bin", ".dcm")
@@ -28,7 +29,7 @@ _NEED_THE_IMAGE = (".bin", ".dcm")
 
 
 @dataclass(frozen=True, eq=False)
-class Payload:
+class IncomingLabel:
     """A label ready to be stored.
 
     Parameters
@@ -68,7 +69,7 @@ class Payload:
             path.write_bytes(self.result)
 
 
-def read_payload(source: Path, grid: Callable[[], Grid]) -> Payload:
+def read_incoming(source: Path, grid: Callable[[], Grid]) -> IncomingLabel:
     """Read a label, and put it on the grid of its image.
 
     Parameters
@@ -93,24 +94,24 @@ def read_payload(source: Path, grid: Callable[[], Grid]) -> Payload:
         raise LabelFileError(f"the label file is empty: {source.name}", hint="save the segmentation again")
     extension = _extension_of(source)
     if extension == ".json":
-        return Payload(None, _checked_json(source), extension)
+        return IncomingLabel(None, _checked_json(source), extension)
     # What can be read without the image is read first: what is no label is refused in any case.
     label = None if extension in _NEED_THE_IMAGE else _read_as(source, extension)
     try:
         found = grid()
     except (ServerError, CacheError) as error:
         logger.info("a label is taken without comparing it with its image, which cannot be had: %s", error)
-        return Payload(label, b"", extension, error, raw=None if label else source)
+        return IncomingLabel(label, b"", extension, error, raw=None if label else source)
     if extension == ".bin":
-        return Payload(_read_voxels(source, found), b"", extension)
+        return IncomingLabel(_read_voxels(source, found), b"", extension)
     if extension == ".dcm":
-        return Payload(read_seg(source, found), b"", extension)
+        return IncomingLabel(read_seg(source, found), b"", extension)
     assert label is not None  # noqa: S101 - it is None only for the two kinds above
-    return Payload(to_grid(label, found, any_extent=True), b"", extension)
+    return IncomingLabel(to_grid(label, found, any_extent=True), b"", extension)
 
 
 def _extension_of(source: Path) -> str:
-    """Tell the kind of a file, as the extension it should have; empty if nothing tells."""
+    """Return the extension that a file should have by its kind; "" if the kind is not known."""
     name = source.name.lower()
     named = next((extension for extension in _EXTENSIONS if name.endswith(extension)), "")
     if named == ".bin":
@@ -161,22 +162,3 @@ def _read_as(source: Path, extension: str) -> LabelMap:
         except OSError:  # another disk
             shutil.copyfile(source, named)
         return read_label(named)
-
-
-def place(source: Path, grid: Grid, target: Path) -> None:
-    """Write a label of ours, saved when the file of its image was understood otherwise, voxel by voxel on a grid."""
-    write_label(replace(read_label(source), affine=grid.affine), target)
-
-
-def align(source: Path, grid: Grid, target: Path) -> None:
-    """Write what others left on a grid."""
-    try:
-        label = read_payload(source, lambda: grid).label
-    except LabelGeometryError as error:
-        raise LabelGeometryError(
-            f"the image changed after this label, or it was made for another one: {error.message}",
-            hint="mend the label in XNAT, or segment the image as it is now",
-        ) from error
-    if label is None:
-        raise LabelFileError(f"{source.name} is no label map", hint="mend the setting label_resource")
-    write_label(label, target)

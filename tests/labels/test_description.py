@@ -8,7 +8,8 @@ import pytest
 from monailabel_xnat.catalog.listing import Scan
 from monailabel_xnat.convert import LabelMap, Segment
 from monailabel_xnat.ids import ImageId
-from monailabel_xnat.labels.sidecar import decode, describe, encode, name_segments
+from monailabel_xnat.labels.description import decode, describe, encode
+from monailabel_xnat.labels.segments import name_segments
 
 TEXTS = dict.fromkeys(Scan._fields, "")
 SCAN = Scan(**{**TEXTS, "image_id": ImageId("P", "S", "E", "1"), "series_uid": "1.2.3", "frames": 4, "resources": ()})
@@ -24,25 +25,25 @@ def test_the_description_says_what_is_in_the_label():
     array[1, 0, 0] = 7
     label = LabelMap(array, np.diag([-1.0, -1.0, 3.0, 1.0]), (Segment(2, "spleen", (255, 0, 10)),))
     info = {"model": "net", "params": {"model_version": "3"}, "client_id": "slicer"}
-    sidecar = describe(SCAN, "final", info, label=label, file_type=".seg.nrrd", configured={"liver": 7})
-    assert sidecar["segments"] == [
+    description = describe(SCAN, "final", info, label=label, file_type=".seg.nrrd", configured={"liver": 7})
+    assert description["segments"] == [
         {"value": 2, "name": "spleen", "colour": [255, 0, 10], "voxels": 6},
         {"value": 7, "name": "liver", "colour": None, "voxels": 1},
     ]
-    assert sidecar["geometry"] == {
+    assert description["geometry"] == {
         "shape": [4, 3, 2],
         "affine": [[-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]],
         "orientation": "LPS",
     }
-    assert sidecar["source"] == {
+    assert description["source"] == {
         "model": "net",
         "model_version": "3",
         "client": "slicer",
         "file_type": ".seg.nrrd",
     }
-    assert sidecar["info"] == info
-    assert (sidecar["image_id"], sidecar["series_uid"], sidecar["tag"]) == ("P/S/E/1", "1.2.3", "final")
-    assert decode(encode(sidecar)) == json.loads(json.dumps(sidecar))
+    assert description["info"] == info
+    assert (description["image_id"], description["series_uid"], description["tag"]) == ("P/S/E/1", "1.2.3", "final")
+    assert decode(encode(description)) == json.loads(json.dumps(description))
 
 
 def test_a_model_names_its_values_by_number_or_by_several():
@@ -83,12 +84,12 @@ def test_strange_infos_harm_nothing(info):
 
 
 def test_each_rewriting_differs_in_size():
-    sidecar = {"info": {"score": 1}}
-    size = len(encode(sidecar))
+    description = {"info": {"score": 1}}
+    size = len(encode(description))
     for _ in range(200):
-        content = encode(sidecar, previous_size=size)
+        content = encode(description, previous_size=size)
         assert len(content) != size
-        assert decode(content) == sidecar
+        assert decode(content) == description
         assert len(content) < 300
         size = len(content)
 

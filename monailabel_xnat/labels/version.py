@@ -1,4 +1,4 @@
-"""A stored version of a label: how it is named, and what is known of it without reading it."""
+"""One stored version of a label: how it is named, what its files are called, and what a list of versions says of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from monailabel_xnat.client.files import RemoteFile
 
 LABEL_MAP = ".nii.gz"
 RESULT = ".result.json"
-SIDECAR = ".json"
+DESCRIPTION = ".json"
 
 WITHOUT_DESCRIPTION = (
     "the label was found without its description: its values are taken as they are, their names are not known"
@@ -38,9 +38,9 @@ class LabelVersion:
         ``.nii.gz`` for a label map, ``.result.json`` for the result of a task that is no segmentation.
     file : RemoteFile or None
         Its file in XNAT; None as long as it waits in the outbox.
-    sidecar_file : RemoteFile or None
+    description_file : RemoteFile or None
         The file beside it that describes it; None if there is none.
-    sidecar : mapping
+    description : mapping
         The description; empty unless it was asked for.
     problem : str
         Why there is no description where it was asked for; empty if nothing is wrong.
@@ -49,8 +49,8 @@ class LabelVersion:
     name: str
     suffix: str
     file: RemoteFile | None = None
-    sidecar_file: RemoteFile | None = None
-    sidecar: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    description_file: RemoteFile | None = None
+    description: Mapping[str, Any] = field(default_factory=dict, compare=False)
     problem: str = field(default="", compare=False)
 
     @property
@@ -81,9 +81,9 @@ class LabelVersion:
         except ValueError:
             return None
 
-    def with_sidecar(self, sidecar: Mapping[str, Any]) -> LabelVersion:
-        """Give the same version with its description."""
-        return replace(self, sidecar=sidecar)
+    def with_description(self, description: Mapping[str, Any]) -> LabelVersion:
+        """Return the same version with its description."""
+        return replace(self, description=description)
 
 
 def version_name(now: datetime, sha256: str, after: str = "") -> str:
@@ -105,12 +105,12 @@ def version_name(now: datetime, sha256: str, after: str = "") -> str:
 
 
 def renamed(name: str, sha256: str) -> str:
-    """Give the name that a version of the same time has with another content."""
+    """Return the name that a version of the same time has with another content."""
     return f"{name.rpartition('-')[0]}-{sha256[:_DIGEST_LENGTH]}"
 
 
 def is_version_name(text: str) -> bool:
-    """Tell whether a text has the form of a version's name."""
+    """Return whether a text has the form of a version's name."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -122,7 +122,7 @@ def versions_among(files: Iterable[RemoteFile]) -> list[LabelVersion]:
         if found:
             stored.setdefault(found["name"], {})[found["suffix"]] = file
     versions = [
-        LabelVersion(name, suffix, parts[suffix], parts.get(SIDECAR))
+        LabelVersion(name, suffix, parts[suffix], parts.get(DESCRIPTION))
         for name, parts in stored.items()
         for suffix in (LABEL_MAP, RESULT)
         if suffix in parts
@@ -136,3 +136,32 @@ def _next_microsecond(name: str) -> datetime | None:
     except ValueError:
         return None
     return time.replace(tzinfo=timezone.utc) + timedelta(microseconds=1)
+
+
+def summary_of(version: LabelVersion) -> dict[str, Any]:
+    """Return when and by whom a version was saved, and what it holds.
+
+    Parameters
+    ----------
+    version : LabelVersion
+        With its description.
+
+    Returns
+    -------
+    dict
+        ``version`` (its name), ``saved_at`` (UTC, ISO 8601), ``saved_by``, ``model``, ``segments`` (list of ``value``,
+        ``name``, ``colour``, ``voxels``), ``restored_from``, and ``in_xnat``: False while it waits in the outbox. What
+        is not known, as of a label that another program left, is None. ``problem`` is there only where the description
+        is missing or cannot be used, and says why.
+    """
+    description, saved = version.description, version.saved_at
+    return {
+        "version": version.name,
+        "saved_at": description.get("saved_at") or (saved.isoformat() if saved else None),
+        "saved_by": description.get("saved_by"),
+        "model": (description.get("source") or {}).get("model"),
+        "segments": description.get("segments") or [],
+        "restored_from": description.get("restored_from"),
+        "in_xnat": not version.is_pending,
+        **({"problem": version.problem} if version.problem else {}),
+    }

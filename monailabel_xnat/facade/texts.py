@@ -1,4 +1,4 @@
-"""Name and description of a datastore, kept as a resource of its project."""
+"""The texts of a datastore itself, its name and its description, kept in a resource of its project."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KIND = "datastore"
 _UNKNOWN = Counts(None, None)
 
 
-class Description:
+class DatastoreTexts:
     """Texts about the datastore: ``name`` and ``description``.
 
     Parameters
@@ -59,7 +59,7 @@ class Description:
             return self._texts.get(key) or default
 
     def known(self, key: str, default: str) -> str:
-        """Give a text as far as it was set or asked for on this machine, or the default; never asks XNAT."""
+        """Return a text as far as it was set or asked for on this machine, or the default; never asks XNAT."""
         texts = self._texts
         if texts is None:
             texts = self._memory.get(_KIND, self._key(), "") or {}
@@ -114,7 +114,7 @@ class Description:
         return found[1] if found else None
 
     def _home(self) -> str | None:
-        """Give the project that holds the texts: the first configured one, or the only one there is."""
+        """Return the project that holds the texts: the first configured one, or the only one there is."""
         configured = self._session.settings.project
         projects = configured or list_projects(self._session)
         return projects[0] if configured or len(projects) == 1 else None

@@ -12,7 +12,7 @@ from viewer import only
 
 from monailabel_xnat.convert import Grid, LabelMap, Segment, write_seg
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
-from monailabel_xnat.labels.payload import read_payload
+from monailabel_xnat.labels.incoming import read_incoming
 
 LIVER = Segment(1, "liver", (221, 130, 101))
 LESION = Segment(7, "Läsion 2", (40, 200, 90))
@@ -38,7 +38,7 @@ def seg(viewer, array, tmp_path):
 @pytest.mark.parametrize("name", ["SEG.dcm", "SEG.DCM", "1.2.840.10008", "upload", "label.nii.gz"])
 def test_the_content_tells_a_seg_whatever_its_name(viewer, array, seg, tmp_path, name):
     path = shutil.copy(seg, tmp_path / name)
-    payload = read_payload(path, lambda: viewer.grid)
+    payload = read_incoming(path, lambda: viewer.grid)
     np.testing.assert_array_equal(payload.label.array, array)
     np.testing.assert_array_equal(payload.label.affine, viewer.grid.affine)
     assert [(one.value, one.name) for one in payload.label.segments] == [(1, "liver"), (7, "Läsion 2")]
@@ -70,17 +70,17 @@ def test_dicom_that_is_no_segmentation_is_refused_by_its_kind(viewer, open_datas
 def test_a_torn_seg_is_refused(viewer, seg):
     seg.write_bytes(seg.read_bytes()[:-200])
     with pytest.raises(LabelFileError, match="the DICOM SEG is truncated"):
-        read_payload(seg, lambda: viewer.grid)
+        read_incoming(seg, lambda: viewer.grid)
 
 
 def test_a_file_called_dcm_that_is_none_is_refused(viewer, tmp_path):
     (tmp_path / "wrong.dcm").write_bytes(b"no DICOM" * 100)
     with pytest.raises(LabelFileError, match=r"wrong\.dcm is no DICOM file"):
-        read_payload(tmp_path / "wrong.dcm", lambda: viewer.grid)
+        read_incoming(tmp_path / "wrong.dcm", lambda: viewer.grid)
 
 
 def test_a_seg_of_another_image_is_refused(viewer, seg):
     affine = viewer.grid.affine.copy()
     affine[2, 3] += 1000
     with pytest.raises(LabelGeometryError):
-        read_payload(seg, lambda: Grid(viewer.grid.shape, affine))
+        read_incoming(seg, lambda: Grid(viewer.grid.shape, affine))

@@ -1,4 +1,7 @@
-"""Which versions of a label XNAT holds, asked only when the catalog shows that a resource has changed."""
+"""The resources of scans that hold labels: which versions XNAT has in each, and how versions are deleted there.
+
+XNAT is asked only when the catalog shows that a resource has changed.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,19 @@ from typing import Any, NamedTuple
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
 from monailabel_xnat.client import items
-from monailabel_xnat.client.files import RemoteFile, list_whole, modified_at
+from monailabel_xnat.client.files import RemoteFile, list_files, list_whole, modified_at
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError, TransferError
+from monailabel_xnat.client.upload import remove_file, writing
+from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError, TransferError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.images.comparisons import Comparisons
-from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion, versions_among
+from monailabel_xnat.labels.files import LabelFiles
+from monailabel_xnat.labels.tags import resource_of
+from monailabel_xnat.labels.version import LABEL_MAP, LabelVersion, versions_among
 from monailabel_xnat.patterns import fits
 
 logger = logging.getLogger(__name__)
+
 
 BUILT_IN_RESOURCE = "AI"
 """Where MONAI Label's built-in XNATDatastore leaves its labels, one NIfTI file for each model."""
@@ -36,7 +43,7 @@ class _Listing(NamedTuple):
     versions: list[LabelVersion]
 
 
-class Versions:
+class StoredVersions:
     """The versions in XNAT, newest first.
 
     Parameters
@@ -90,7 +97,7 @@ class Versions:
         return self._listed(scan, resource, pattern, known)
 
     def compare_anew(self, key: tuple[ImageId, str, str] | None = None) -> None:
-        """Have what others left in a resource, by a pattern, listed anew at its next use; in all if none is named."""
+        """List what others left in a resource, by a pattern, anew at its next use; in all if none is named."""
         self._comparisons.expire(None if key is None else [key])
 
     def require_compared(self, scan: Scan) -> None:
@@ -106,7 +113,7 @@ class Versions:
                 raise failure
 
     def known(self, scan: Scan, resource: str, pattern: str = "") -> list[LabelVersion] | None:
-        """Give the versions if they are known without a request."""
+        """Return the versions if they are known without a request."""
         shown = scan.resource(resource)
         if shown is None or shown.file_count == 0:
             return []
@@ -136,7 +143,7 @@ class Versions:
         return bool(wrong)
 
     def _is_due(self, scan: Scan, resource: str, pattern: str) -> bool:
-        """Tell whether files of others may have been replaced since; ours never are, for their names tell content."""
+        """Return whether files of others may have been replaced since; ours never are, for their names tell content."""
         shown, key = scan.resource(resource), (scan.image_id, resource, pattern)
         if not pattern or shown is None or shown.file_count == 0:
             return False
@@ -181,7 +188,7 @@ class Versions:
         return list(versions)
 
     def _remembered(self, scan: Scan, shown: Resource | None, resource: str, pattern: str) -> list[RemoteFile] | None:
-        """Give what another process, or this one in an earlier life, has read while the listing looked as now."""
+        """Return what another process, or this one in an earlier life, has read while the listing looked as now."""
         if shown is None or not shown.state:
             return None
         content = self._memory.get(_KIND, _key(scan.image_id, resource, pattern), shown.state)
@@ -202,7 +209,7 @@ class Versions:
 
 
 def resource_path(scan: Scan, resource: str) -> str:
-    """Give the path of a resource of a scan."""
+    """Return the path of a resource of a scan."""
     return items.resource_path(scan.path, resource)
 
 
@@ -211,10 +218,72 @@ def _key(image: ImageId, resource: str, pattern: str) -> str:
 
 
 def _foreign(labels: Sequence[RemoteFile]) -> list[LabelVersion]:
-    """Give the label files of others as versions."""
+    """Return the label files of others as versions."""
     return [LabelVersion(f"{_FOREIGN_TIME}-{_identity(file)}", LABEL_MAP, file) for file in labels]
 
 
 def _identity(file: RemoteFile) -> str:
     text = file.md5 or f"{file.path} {file.size}"
     return text[:12] if file.md5 else hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Deletion:
+    """Deletes what this library wrote; the name tells.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    versions : StoredVersions
+        Is told of what is left.
+    files : LabelFiles
+        Forgets the files of what was deleted.
+    """
+
+    def __init__(self, session: Session, versions: StoredVersions, files: LabelFiles) -> None:
+        self._session = session
+        self._versions = versions
+        self._files = files
+
+    def delete(self, scan: Scan, tag: str, keep: int = 0) -> list[LabelVersion]:
+        """Delete all versions of a label but the newest ``keep``, and tell which they were.
+
+        Raises
+        ------
+        AccessDeniedError
+            If the user may not delete.
+        ServerError
+            If XNAT fails.
+        """
+        label = resource_of(tag)
+        resource = resource_path(scan, label)
+        with writing(self._session.settings, resource):
+            listing = list_whole(self._session, scan.path, label, scan.counts(label))
+            old = versions_among(listing)[keep:]
+            for version in reversed(old):  # the newest last: if XNAT stops midway, the label is still there
+                for file in (version.description_file, version.file):
+                    if file is not None:
+                        remove_file(self._session, file, listing)
+                        listing = [other for other in listing if other.path != file.path]
+                self._files.discard(scan.image_id, tag, version)
+            if old:
+                left = list_files(self._session, resource)
+                self._versions.note(scan, label, left)
+                gone = {version.name for version in old}
+                kept = [version.name for version in versions_among(left) if version.name in gone]
+                if kept:
+                    raise TransferError(
+                        f"XNAT said that it deleted {len(old)} versions of the label {tag!r}, but has {len(kept)}",
+                        hint="try again; if it stays, see the log of the XNAT server",
+                        url=resource,
+                    )
+        return old
+
+    def prune(self, scan: Scan, tag: str, keep: int) -> None:
+        """Delete the versions beyond the newest ``keep``; where that is not possible, they stay."""
+        try:
+            self.delete(scan, tag, keep)
+        except AccessDeniedError as error:
+            logger.info("earlier versions stay: %s", error)
+        except XNATDatastoreError as error:
+            logger.warning("earlier versions of a label could not be deleted: %s", type(error).__name__)

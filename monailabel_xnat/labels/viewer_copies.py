@@ -49,15 +49,16 @@ from monailabel_xnat.errors import (
 )
 from monailabel_xnat.ids import safe_name
 from monailabel_xnat.images import Images
-from monailabel_xnat.labels.collections import ROI_FACTS
-from monailabel_xnat.labels.copies import Copies, Copy
+from monailabel_xnat.labels.description import info_of
+from monailabel_xnat.labels.drawings import ROI_FACTS
 from monailabel_xnat.labels.files import LabelFiles
-from monailabel_xnat.labels.lookup import DRAFT_TAG
-from monailabel_xnat.labels.model import LABEL_MAP, LabelVersion
-from monailabel_xnat.labels.sidecar import info_of
+from monailabel_xnat.labels.index import DRAFT_TAG
 from monailabel_xnat.labels.tags import resource_of
+from monailabel_xnat.labels.version import LABEL_MAP, LabelVersion
+from monailabel_xnat.labels.viewer_queue import CopyQueue, WantedCopy
 
 logger = logging.getLogger(__name__)
+
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _LONGEST_NAME = 60
@@ -66,7 +67,6 @@ _TRIES_FOR_A_NAME = 20
 _IN_USE = (409, 422)
 # In the info of what a model drew around places that a person pointed at (DeepEdit, DeepGrow, SAM).
 _CLICKS = ("foreground", "background", "roi")
-
 
 _COLLECTION, _SCAN = "collection", "scan"
 
@@ -112,20 +112,20 @@ class ViewerCopies:
         self._images = images
         self._files = files
         self._find = find
-        self._copies = Copies(self._settings.server_folder / "roi" / "waiting")
-        self._waiting: deque[tuple[Copy, bool]] = deque()
+        self._queue = CopyQueue(self._settings.server_folder / "roi" / "waiting")
+        self._waiting: deque[tuple[WantedCopy, bool]] = deque()
         self._may_store: dict[str, bool] = {}
         self._start = threading.Lock()
         self._thread: threading.Thread | None = None
         self._deadline: float | None = None
 
     def offer(self, scan: Scan, tag: str, version: LabelVersion) -> None:
-        """Have a label stored for the viewer, if the settings say so and its image is a DICOM series."""
+        """Queue a label to be stored for viewers, if the settings say so and its image is a DICOM series."""
         resources = image_resources(scan, self._settings)
         is_dicom = bool(resources) and resources[0].label.upper() == "DICOM"
         if version.suffix != LABEL_MAP or not is_dicom:
             return
-        origin = info_of(version.sidecar).get(ROI_FACTS)
+        origin = info_of(version.description).get(ROI_FACTS)
         was_drawn = origin is not None
         was_scan = isinstance(origin, Mapping) and "scan" in origin
         kinds = [_COLLECTION] if tag in self._settings.roi_write and not was_drawn else []
@@ -133,17 +133,17 @@ class ViewerCopies:
         image = str(scan.image_id)
         user = self._session.known_user
         for kind in kinds:
-            copy = Copy(image, tag, version.name, kind, user, dict(version.sidecar))
-            self._enqueue([(copy, self._copies.add(copy))])
+            copy = WantedCopy(image, tag, version.name, kind, user, dict(version.description))
+            self._enqueue([(copy, self._queue.add(copy))])
 
     def resume(self) -> None:
         """Store what an earlier process did not, in the background."""
-        left = [(copy, True) for copy in self._copies.all()] if not self._settings.read_only else []
+        left = [(copy, True) for copy in self._queue.all()] if not self._settings.read_only else []
         if left:
             self._enqueue(left)
 
-    def _enqueue(self, copies: list[tuple[Copy, bool]]) -> None:
-        """Have copies made; each comes with whether it is kept on disk."""
+    def _enqueue(self, copies: list[tuple[WantedCopy, bool]]) -> None:
+        """Queue copies; each comes with whether it is kept on disk."""
         with self._start:
             if self._deadline is not None:
                 return
@@ -195,30 +195,30 @@ class ViewerCopies:
             except UnknownImageError as error:  # another datastore, with other projects, may know it
                 logger.debug("a label is not stored for a viewer: %s", error)
             except UnknownLabelError:
-                self._copies.remove(copy)
+                self._queue.remove(copy)
             except XNATDatastoreError as error:
-                self._copies.note_failure(copy)
+                self._queue.note_failure(copy)
                 logger.warning("a label is safe in XNAT, but the viewer does not show it: %s", type(error).__name__)
                 logger.info("why the viewer does not show a label: %s", error)
             except Exception as error:  # whatever it is, the labels behind this one are still to be shown
-                self._copies.note_failure(copy)
+                self._queue.note_failure(copy)
                 logger.warning("a label is safe in XNAT, but the viewer does not show it: %s", type(error).__name__)
                 logger.info("why the viewer does not show a label", exc_info=True)
 
-    def _make(self, wanted: Copy, is_kept: bool) -> None:
+    def _make(self, wanted: WantedCopy, is_kept: bool) -> None:
         """Store a label for a viewer, unless another process has, or a later label has come."""
         if wanted.user not in ("", self._session.user):
             return
         scan = self._catalog.scan(wanted.image)
         with writing(self._settings, f"copy {wanted.name}"):
-            if is_kept and not self._copies.holds(wanted):
+            if is_kept and not self._queue.holds(wanted):
                 return
             tags = self._settings.roi_write if wanted.kind == _COLLECTION else self._settings.label_scan
             version = self._find(scan, wanted.tag)
             if wanted.tag in tags and version.name == wanted.version:
-                copy = _Copy(scan, wanted.tag, version.with_sidecar(wanted.sidecar))
+                copy = _Copy(scan, wanted.tag, version.with_description(wanted.description))
                 (self._store if wanted.kind == _COLLECTION else self._store_scan)(copy)
-            self._copies.remove(wanted)
+            self._queue.remove(wanted)
 
     def _store_scan(self, copy: _Copy) -> None:
         image = copy.scan.image_id
@@ -266,12 +266,12 @@ class ViewerCopies:
         return allowed
 
     def _write_seg(self, scan: Scan, copy: _Copy, uid: str, target: Path) -> None:
-        sidecar = copy.version.sidecar
+        description = copy.version.description
         label = read_label(self._files.path(scan.image_id, copy.tag, copy.version))
         folder = self._images.dicom_folder(scan)
-        kind, model = _algorithm(copy.tag, sidecar)
+        kind, model = _algorithm(copy.tag, description)
         write_seg(
-            _named(label, sidecar),
+            _named(label, description),
             sorted(path for path in folder.rglob("*") if path.is_file()),
             target,
             description=_title(copy),
@@ -323,8 +323,8 @@ def _uid(scan: Scan, tag: str, version: str) -> str:
 
 
 def _author(copy: _Copy) -> str:
-    kind, model = _algorithm(copy.tag, copy.version.sidecar)
-    return model if kind != "MANUAL" else str(copy.version.sidecar.get("saved_by") or "unknown")
+    kind, model = _algorithm(copy.tag, copy.version.description)
+    return model if kind != "MANUAL" else str(copy.version.description.get("saved_by") or "unknown")
 
 
 def _title(copy: _Copy) -> str:
@@ -335,20 +335,20 @@ def _stem(scan: Scan, copy: _Copy) -> str:
     return _UNSAFE.sub("_", f"{copy.tag}_{scan.image_id.scan}_{_author(copy)}")[:_LONGEST_NAME] + "_"
 
 
-def _algorithm(tag: str, sidecar: Mapping[str, Any]) -> tuple[str, str]:
-    """Give type and name of the algorithm: only of a draft one knows that no person has changed it."""
-    model = str(sidecar.get("source", {}).get("model") or "")
+def _algorithm(tag: str, description: Mapping[str, Any]) -> tuple[str, str]:
+    """Return type and name of the algorithm: only of a draft one knows that no person has changed it."""
+    model = str(description.get("source", {}).get("model") or "")
     if tag != DRAFT_TAG or not model:
         return "MANUAL", ""
-    params = info_of(sidecar).get("params")
+    params = info_of(description).get("params")
     clicked = isinstance(params, Mapping) and any(params.get(name) for name in _CLICKS)
     return ("SEMIAUTOMATIC" if clicked else "AUTOMATIC"), model
 
 
-def _named(label: LabelMap, sidecar: Mapping[str, Any]) -> LabelMap:
+def _named(label: LabelMap, description: Mapping[str, Any]) -> LabelMap:
     segments = [
         Segment(int(item["value"]), str(item["name"]), tuple(item["colour"]) if item.get("colour") else None)
-        for item in sidecar.get("segments") or ()
+        for item in description.get("segments") or ()
     ]
     return replace(label, segments=tuple(segments))
 

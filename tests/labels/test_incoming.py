@@ -10,7 +10,7 @@ import SimpleITK
 
 from monailabel_xnat.convert import Grid
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
-from monailabel_xnat.labels.payload import read_payload
+from monailabel_xnat.labels.incoming import read_incoming
 
 SHAPE = (6, 5, 4)
 AFFINE = np.array([[-0.9, 0.1, 0, 10], [0.1, -0.9, 0.2, -20], [0, 0.2, 2.5, 30], [0, 0, 0, 1.0]])
@@ -44,7 +44,7 @@ def test_the_formats_of_clients_give_the_same_label(tmp_path, nifti, array, name
     )
     SimpleITK.WriteImage(SimpleITK.ReadImage(str(nifti)), str(written))
     written.rename(path)
-    payload = read_payload(path, grid)
+    payload = read_incoming(path, grid)
     np.testing.assert_array_equal(payload.label.array, array)
     np.testing.assert_allclose(payload.label.affine, AFFINE)
 
@@ -55,7 +55,7 @@ def test_the_content_tells_the_format_whatever_the_name(tmp_path, nifti, array, 
     written, path = tmp_path / f"written{extension}", tmp_path / name
     SimpleITK.WriteImage(SimpleITK.ReadImage(str(nifti)), str(written))
     written.rename(path)
-    np.testing.assert_array_equal(read_payload(path, grid).label.array, array)
+    np.testing.assert_array_equal(read_incoming(path, grid).label.array, array)
 
 
 @pytest.mark.parametrize("dtype", ["u1", "<u2"])
@@ -63,7 +63,7 @@ def test_bare_voxels_of_the_viewer_are_in_fortran_order(tmp_path, array, dtype):
     path = tmp_path / "label.bin"
     values = array.astype(dtype) * (300 if dtype == "<u2" else 1)
     path.write_bytes(values.tobytes(order="F"))
-    payload = read_payload(path, grid)
+    payload = read_incoming(path, grid)
     np.testing.assert_array_equal(payload.label.array, values)
     np.testing.assert_array_equal(payload.label.affine, AFFINE)
 
@@ -71,13 +71,13 @@ def test_bare_voxels_of_the_viewer_are_in_fortran_order(tmp_path, array, dtype):
 def test_bare_voxels_of_another_image_are_refused_with_the_numbers(tmp_path):
     (tmp_path / "label.bin").write_bytes(b"\0" * 100)
     with pytest.raises(LabelFileError, match=r"100 bytes.* 6 x 5 x 4 = 120 voxels"):
-        read_payload(tmp_path / "label.bin", grid)
+        read_incoming(tmp_path / "label.bin", grid)
 
 
 def test_a_result_that_is_no_segmentation_is_kept_as_it_is(tmp_path):
     text = ' {"boxes": [[1, 2, 3]],\n "score": 0.50}'
     (tmp_path / "boxes.json").write_text(text)
-    payload = read_payload(tmp_path / "boxes.json", lambda: pytest.fail("no image is needed"))
+    payload = read_incoming(tmp_path / "boxes.json", lambda: pytest.fail("no image is needed"))
     payload.write(tmp_path / "out")
     assert (tmp_path / "out").read_text() == text
     assert payload.suffix == ".result.json"
@@ -88,7 +88,7 @@ def test_a_flipped_label_is_turned_without_loss_and_noted(tmp_path, array):
     affine[:3, 3] += AFFINE[:3, 0] * (SHAPE[0] - 1)
     affine[:3, 0] *= -1
     nibabel.save(nibabel.Nifti1Image(array[::-1], affine), tmp_path / "flipped.nii.gz")
-    payload = read_payload(tmp_path / "flipped.nii.gz", grid)
+    payload = read_incoming(tmp_path / "flipped.nii.gz", grid)
     np.testing.assert_array_equal(payload.label.array, array)
     assert "reoriented" in payload.label.notes[0]
 
@@ -98,7 +98,7 @@ def test_a_label_elsewhere_is_refused_with_both_geometries(tmp_path, array):
     affine[0, 3] += 5
     nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / "elsewhere.nii.gz")
     with pytest.raises(LabelGeometryError) as caught:
-        read_payload(tmp_path / "elsewhere.nii.gz", grid)
+        read_incoming(tmp_path / "elsewhere.nii.gz", grid)
     assert str(caught.value).count("6 x 5 x 4 voxels") == 2
 
 
@@ -117,29 +117,29 @@ def test_a_label_elsewhere_is_refused_with_both_geometries(tmp_path, array):
 def test_what_is_no_label_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(LabelFileError, match=name.split(".")[0]):
-        read_payload(tmp_path / name, grid)
+        read_incoming(tmp_path / name, grid)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     for path in (tmp_path / "gone.nii.gz", tmp_path):
         with pytest.raises(LabelFileError, match="no such label file"):
-            read_payload(path, grid)
+            read_incoming(path, grid)
 
 
 def test_json_that_is_a_number_is_still_json(tmp_path):
     (tmp_path / "score.json").write_text(json.dumps(0.5))
-    assert read_payload(tmp_path / "score.json", grid).result == b"0.5"
+    assert read_incoming(tmp_path / "score.json", grid).result == b"0.5"
 
 
 def test_a_header_that_takes_its_voxels_from_elsewhere_is_refused(tmp_path, nifti):
     SimpleITK.WriteImage(SimpleITK.ReadImage(str(nifti)), str(tmp_path / "l.mhd"))
-    read_payload(tmp_path / "l.mhd", grid)
+    read_incoming(tmp_path / "l.mhd", grid)
     (tmp_path / "secret").write_bytes(b"x" * 120)
     (tmp_path / "upload").mkdir()
     header = (tmp_path / "l.mhd").read_text().replace("l.raw", "../secret")
     (tmp_path / "upload" / "l.mhd").write_text(header)
     with pytest.raises(LabelFileError, match=r"takes its voxels from '\.\./secret'"):
-        read_payload(tmp_path / "upload" / "l.mhd", grid)
+        read_incoming(tmp_path / "upload" / "l.mhd", grid)
 
 
 def test_a_label_that_was_cropped_to_what_it_holds_is_padded_to_its_image_and_noted(tmp_path, array):
@@ -147,10 +147,10 @@ def test_a_label_that_was_cropped_to_what_it_holds_is_padded_to_its_image_and_no
     affine = AFFINE.copy()
     affine[:3, 3] = (AFFINE @ (2, 0, 1, 1))[:3]
     nibabel.save(nibabel.Nifti1Image(array[2:, :4, 1:], affine), tmp_path / "cropped.nii.gz")
-    payload = read_payload(tmp_path / "cropped.nii.gz", grid)
+    payload = read_incoming(tmp_path / "cropped.nii.gz", grid)
     np.testing.assert_array_equal(payload.label.array, array)
     assert "from 4 x 4 x 3 to the 6 x 5 x 4 voxels" in payload.label.notes[0]
     bigger = np.ones((6, 5, 5), np.uint8)
     nibabel.save(nibabel.Nifti1Image(bigger, AFFINE), tmp_path / "bigger.nii.gz")
     with pytest.raises(LabelGeometryError, match="30 labelled voxels lie outside the image"):
-        read_payload(tmp_path / "bigger.nii.gz", grid)
+        read_incoming(tmp_path / "bigger.nii.gz", grid)

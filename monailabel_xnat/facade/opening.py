@@ -1,0 +1,235 @@
+"""How a datastore is opened: its keyword arguments, whose login it uses, and how it opens anew in another process."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from multiprocessing import parent_process
+from multiprocessing.util import Finalize
+from typing import TYPE_CHECKING, Any, TypeVar, Union
+
+from typing_extensions import TypedDict
+
+from monailabel_xnat.config import CONF_PREFIX, Secret, Settings
+from monailabel_xnat.errors import LoginError, SettingsError
+
+Several = Union[str, Sequence[str]]
+"""A comma-separated text, or a list of texts, which are not split."""
+
+Folder = Union[str, "os.PathLike[str]"]
+
+
+class SettingArguments(TypedDict, total=False):
+    """Keyword arguments of :class:`~monailabel_xnat.datastore.XNATDatastore` that are settings.
+
+    What each means stands in :class:`~monailabel_xnat.config.Settings`, which has the same fields.
+    """
+
+    auth_provider: str | None
+    cache_budget: float | None
+    image_format: str | None
+    gantry_tilt: str | None
+    image_resource: Several | None
+    compress: bool | None
+    prefetch: int | None
+    scan_type: Several | None
+    series_description: Several | None
+    modality: Several | None
+    quality: Several | None
+    subject: Several | None
+    session: Several | None
+    min_frames: int | None
+    labels: str | Mapping[str, int] | Sequence[str] | None
+    label_resource: str | Sequence[str | Sequence[str]] | None
+    roi_tag: str | None
+    roi_label: Several | None
+    roi_write: Several | None
+    label_scan: Several | None
+    read_only: bool | None
+    allow_delete: bool | None
+    keep_versions: int | None
+    connections: int | None
+    rate_limit: float | None
+    timeout: float | None
+    max_age: float | None
+    verify_age: float | None
+    verify_tls: bool | None
+    ca_bundle: Folder | None
+    client_certificate: Folder | None
+
+
+ARGUMENTS = (
+    *("api_url", "username", "password", "project", "asset_path", "cache_path", "conf", "environ", "connection"),
+    *SettingArguments.__annotations__,
+)
+"""The names of all arguments of the constructor."""
+
+# How the names of the variables end that Settings reads credentials from.
+_CREDENTIALS = ("_USERNAME", "_USER", "_PASSWORD", "_PASS")
+
+
+def settings_beside(
+    server: str, arguments: Mapping[str, Any], conf: Mapping[str, Any] | None, environ: Mapping[str, str] | None
+) -> Settings:
+    """Gather the settings of a datastore over somebody else's session.
+
+    User name and password are those that were given as arguments for that purpose, or none: what the environment or
+    ``~/.netrc`` says may be another user's.
+
+    Parameters
+    ----------
+    server : str
+        Address of the session's XNAT.
+    arguments, conf, environ
+        As for :meth:`Settings.load`.
+
+    Raises
+    ------
+    SettingsError
+        Also if another address was given than the session's.
+    """
+    environ = os.environ if environ is None else environ
+    elsewhere = {name: value for name, value in environ.items() if not name.upper().endswith(_CREDENTIALS)}
+    kept = {name: value for name, value in (conf or {}).items() if name != f"{CONF_PREFIX}username"}
+    for name, other in (("username", "password"), ("password", "username")):
+        if arguments.get(name) and not arguments.get(other):
+            raise SettingsError(
+                f"a {name} beside connection, but no {other}",
+                hint="give both, for a new login when that of the connection has expired, or none of them",
+            )
+    settings = Settings.load({**arguments, "server": server}, kept, {**elsewhere, "NETRC": os.devnull})
+    if arguments.get("server"):
+        given = Settings.load({"server": arguments["server"]}, environ={"NETRC": os.devnull}).server
+        if given != settings.server:
+            raise SettingsError(
+                f"the session that was given as connection is one at {settings.server}, but api_url is {given}",
+                hint="leave api_url out",
+            )
+    return settings
+
+
+def completed(settings: Settings, environ: Mapping[str, str]) -> Settings:
+    """Complete settings that came without password from another process.
+
+    Raises
+    ------
+    SettingsError
+        If there is a user name, but neither the environment nor ``~/.netrc`` has a password for it.
+    """
+    if not settings.username:
+        return settings
+    login = {"server": settings.server, "username": settings.username}
+    return replace(settings, password=Settings.load(login, environ=environ).password)
+
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_reopening = threading.RLock()
+Kind = TypeVar("Kind", bound="Reopening")
+
+
+class Reopening(ABC):
+    """What holds connections, locks and threads, and is opened anew in another process, at its first use there.
+
+    It is pickled as its settings, without secrets: what opens it again logs in with the environment of its own
+    process, or ``~/.netrc``. All that it holds stands in slots: MONAI's data loader looks through everything that it
+    finds in the ``__dict__`` of a dataset, and would never come to an end in here.
+    """
+
+    __slots__ = (
+        "_additions",
+        "_catalog",
+        "_close_at_exit",
+        "_dataset",
+        "_facts",
+        "_graph",
+        "_images",
+        "_infos",
+        "_is_borrowed",
+        "_labels",
+        "_session",
+        "_settings",
+        "_texts",
+    )
+
+    _settings: Settings
+    _is_borrowed: bool
+
+    @abstractmethod
+    def _open(self, settings: Settings) -> None:
+        """Make all that is held."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Write what waits and log out."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getattr__(self, name: str) -> Any:
+        """Open the datastore in the process that it was handed to; only what is not there is looked for here."""
+        if name not in Reopening.__slots__ or name in ("_settings", "_is_borrowed", "_close_at_exit"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        with _reopening:
+            if not self._is_open:
+                self._require_own_login()
+                self._open(completed(self._settings, os.environ))
+        return object.__getattribute__(self, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        settings = replace(self._settings, password=Secret(""))
+        return _handed_over, (type(self), settings, self._is_borrowed), self.__dict__ or None
+
+    @property
+    def _is_open(self) -> bool:
+        try:
+            object.__getattribute__(self, "_session")
+        except AttributeError:
+            return False
+        return True
+
+    def _require_own_login(self) -> None:
+        if self._is_borrowed:
+            raise LoginError(
+                "a datastore over an xnatpy session that was given as connection cannot be used in another process",
+                hint="open it with server, username and password there",
+                url=self._settings.server,
+            )
+
+    def _end_with_process(self) -> None:
+        """Close it when the process ends: MONAI Label never closes a datastore, and what waits must be written.
+
+        The processes that multiprocessing starts end without what atexit would do.
+        """
+        close = _closing(weakref.ref(self))
+        if parent_process() is not None:
+            self._close_at_exit = Finalize(None, close, exitpriority=10).cancel
+        else:
+            atexit.register(close)
+            self._close_at_exit = lambda: atexit.unregister(close)
+
+
+def _closing(reference: weakref.ref[Reopening]) -> Callable[[], None]:
+    def close() -> None:
+        datastore = reference()
+        if datastore is not None:
+            datastore.close()
+
+    return close
+
+
+def _handed_over(kind: type[Kind], settings: Settings, is_borrowed: bool) -> Kind:
+    """Make a datastore that opens itself at its first use."""
+    made = kind.__new__(kind)
+    made._settings = settings
+    made._is_borrowed = is_borrowed
+    return made

@@ -1,0 +1,141 @@
+"""One label that waits for XNAT: its folder on the disk, and what its files say.
+
+Each waits in a folder of its own below the outbox, which appears in one step (rename) once everything in it is on the
+disk, and goes in one step:
+
+``label.nii.gz`` or ``label.result.json``
+    The file.
+``sidecar.json``
+    Its description, as it will be stored in XNAT.
+``entry.json``
+    Which image, tag and version it is, which user saved it, and its state.
+``failure.json``
+    How often it was tried and what was wrong; only where it was tried.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from monailabel_xnat.errors import CacheError, XNATDatastoreError
+from monailabel_xnat.ids import ImageId
+from monailabel_xnat.labels.description import decode
+
+logger = logging.getLogger(__name__)
+
+
+_FILE, DESCRIPTION_FILE, ENTRY_FILE, FAILURE_FILE = "label", "sidecar.json", "entry.json", "failure.json"
+
+
+class State(str, Enum):
+    """How far a label that waits has been looked at."""
+
+    READY = "ready"
+    """It lies on the grid of its image."""
+
+    UNCHECKED = "unchecked"
+    """The image could not be had when it was saved, so that the grids are yet to be compared."""
+
+    RAW = "raw"
+    """It is as it was sent, for it can be read only with its image, which could not be had. It is not served."""
+
+    UNASSIGNED = "unassigned"
+    """XNAT does not know the image that was named, or several bear the name. A person has to say which one it is."""
+
+    REFUSED = "refused"
+    """It does not fit its image, or is not what was saved. It is kept, for a person to look at, and not served."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A label that waits.
+
+    Parameters
+    ----------
+    folder : Path
+        Where its files are.
+    image_id : ImageId or None
+        The image; None where only a name was given that stands for no image.
+    tag : str
+        The label's tag.
+    version : str
+        The name that the version has, or will have, in XNAT; the same at each attempt, so that repeating is harmless.
+    suffix : str
+        What the name of its file ends in.
+    user : str
+        XNAT's name of the user who saved it.
+    state : State
+        How far it has been looked at.
+    given : str
+        What was given as the image, where there is no ``image_id``.
+    """
+
+    folder: Path
+    image_id: ImageId | None
+    tag: str
+    version: str
+    suffix: str
+    user: str
+    state: State = State.READY
+    given: str = ""
+
+    @property
+    def image(self) -> str:
+        """The id of the image, or what was given as such."""
+        return str(self.image_id) if self.image_id else self.given
+
+    @property
+    def file(self) -> Path:
+        """The label map, or the result."""
+        return self.folder / f"{_FILE}{self.suffix}"
+
+    def description(self) -> dict[str, Any]:
+        """Read its description.
+
+        Raises
+        ------
+        CacheError
+            If it cannot be read, or has left the outbox.
+        """
+        try:
+            return decode((self.folder / DESCRIPTION_FILE).read_bytes())
+        except (OSError, ValueError) as error:
+            raise CacheError(f"cannot read the outbox entry {self.folder}: {error}") from error
+
+    def failure(self) -> dict[str, Any]:
+        """Return ``attempts``, ``reason`` and ``tried_at`` (seconds since 1970) of what went wrong; {} if nothing."""
+        try:
+            return decode((self.folder / FAILURE_FILE).read_bytes())
+        except (OSError, ValueError):
+            return {}
+
+
+def read_entry(folder: Path) -> Entry | None:
+    """Return the label that waits in a folder; None if its files cannot be read."""
+    try:
+        content = decode((folder / ENTRY_FILE).read_bytes())
+        given = content.get("given", "")
+        image = None if given else ImageId.parse(content["image_id"])
+        texts = (content["tag"], content["version"], content["suffix"], content["user"])
+        return Entry(folder, image, *texts, State(content["state"]), given)
+    except (OSError, ValueError, KeyError, TypeError, XNATDatastoreError) as error:
+        logger.warning("the outbox %s holds something that cannot be read; it is left alone", folder.parent)
+        logger.debug("cannot be read: %s: %s", folder, error)
+        return None
+
+
+def as_json(entry: Entry) -> dict[str, str]:
+    """Return what ``entry.json`` holds of a label."""
+    return {
+        **({} if entry.image_id else {"given": entry.given}),
+        "image_id": entry.image,
+        "tag": entry.tag,
+        "version": entry.version,
+        "suffix": entry.suffix,
+        "user": entry.user,
+        "state": entry.state.value,
+    }
