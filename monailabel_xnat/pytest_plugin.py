@@ -60,10 +60,12 @@ class Site:
         list of str
             The address of each session, below that of the site.
         """
-        from monailabel_xnat.client.testproject import import_zip
+        from monailabel_xnat.client.dicom_import import import_zip
 
         with tempfile.TemporaryDirectory() as scratch:
-            return import_zip(self.session, self.project, _zip(Path(folder), Path(scratch, "dicom.zip")))
+            packed = _zip(Path(folder), Path(scratch, "dicom.zip"))
+            query = {"dest": f"/archive/projects/{self.project}", "overwrite": "append", "inbody": "true"}
+            return import_zip(self.session, packed, query)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -104,8 +106,8 @@ def xnat_sandbox(_xnat_server: Sandbox) -> Sandbox:
 @pytest.fixture
 def xnat_site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
     """Give an empty project on the sandbox; with ``--live-xnat`` one on that server, deleted at the end."""
+    from monailabel_xnat.client.items import delete, project_path, put
     from monailabel_xnat.client.session import Session
-    from monailabel_xnat.client.testproject import delete_project, make_project
     from monailabel_xnat.config import Settings
 
     live = request.config.getoption(_LIVE)
@@ -117,9 +119,10 @@ def xnat_site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
     project = f"monailabel_test_{secrets.token_hex(4)}"
     session = Session(settings)
     try:
-        make_project(session, project)
+        put(session, project_path(project), {"description": "made by an automatic test, which deletes it again"})
+        put(session, f"{project_path(project)}/prearchive_code/4", {})  # imports go straight into the archive
         yield Site(settings, project, session, bool(live))
-        delete_project(session, project)
+        delete(session, project_path(project))
     finally:
         session.close()
 

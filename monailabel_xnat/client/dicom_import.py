@@ -6,11 +6,10 @@ was sent is found again by its UIDs.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from monailabel_xnat.client.download import download_files
 from monailabel_xnat.client.files import list_files
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.client.upload import adding
+from monailabel_xnat.disk import text_digest
 from monailabel_xnat.errors import (
     ImageConflictError,
     NotInArchiveError,
@@ -209,7 +209,7 @@ class DicomImport:
         if first.session and self._session_fields(first.session) is None:
             return None
         # The label of the patient's first study is taken; XNAT would leave the second one in its prearchive.
-        mark = hashlib.sha256(first.study.encode()).hexdigest()[:8]
+        mark = text_digest(first.study)[:8]
         label = (first.session or first.subject or "study")[: _LONGEST_LABEL - len(mark) - 1] + f"_{mark}"
         return first.subject or label, label
 
@@ -235,7 +235,6 @@ class DicomImport:
         if destination:
             place += "/subjects/{}/experiments/{}".format(*destination)
         query = {
-            "import-handler": "DICOM-zip",
             "dest": place,
             "overwrite": "append",
             # Without it XNAT refuses everything where one file is there already, perhaps since a moment ago.
@@ -246,18 +245,11 @@ class DicomImport:
             path = Path(packed.name)
             pack(instances, path)
             try:
-                response = self._session.request(
-                    "POST",
-                    "/data/services/import",
-                    query=query,
-                    body=lambda: path.open("rb"),
-                    headers={"Content-Type": "application/zip"},
-                )
+                answers = import_zip(self._session, path, query)
             except ServerError as error:
                 if error.status in _CONFLICTS:
                     self._require_not_waiting(instances[0].study, error)
                 raise
-        answers = response.text.split()
         archived = [answer for answer in answers if _ARCHIVED in answer]
         if not archived or len(answers) > len(archived):
             waiting = [answer for answer in answers if _WAITING in answer]
@@ -298,6 +290,33 @@ class DicomImport:
                     sops = sop_uids(self._session, path + quoted(scan, "resources", label))
                     found[scans[scan]] = _Found(image, known.sops | sops)
         return found
+
+
+def import_zip(session: Session, packed: Path, query: Mapping[str, str]) -> list[str]:
+    """Have XNAT import a zip of DICOM files; return the address of each session, below the site's address.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    packed : Path
+        The zip.
+    query : mapping
+        What XNAT is told: at least ``dest``, where the sessions are to go.
+
+    Raises
+    ------
+    ServerError
+        If XNAT refuses or fails.
+    """
+    answer = session.request(
+        "POST",
+        "/data/services/import",
+        query={"import-handler": "DICOM-zip", **query},
+        body=lambda: packed.open("rb"),
+        headers={"Content-Type": "application/zip"},
+    )
+    return answer.text.split()
 
 
 def sop_uids(session: Session, resource: str) -> set[str]:

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-import filelock
-
+from monailabel_xnat import disk
 from monailabel_xnat.client.files import RemoteFile, list_files, read_digests
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.config import Settings
+from monailabel_xnat.disk import file_digest, locked, text_digest
 from monailabel_xnat.errors import (
     AccessDeniedError,
-    CacheError,
     NotInArchiveError,
     ServerError,
     ServerTimeoutError,
@@ -39,7 +38,6 @@ logger = logging.getLogger(__name__)
 # Each attempt is a PUT that was answered and then not found; others may be writing to the resource.
 _ATTEMPTS = 3
 _FIRST_PAUSE = 0.2
-_CHUNK = 1 << 20
 _CONFLICT = 409
 _FAILED = 500
 # Few files for any number of resources; two resources that share one only wait for each other now and then.
@@ -81,11 +79,7 @@ class Upload:
         """Size and digest of the content."""
         if isinstance(self.source, bytes):
             return Fingerprint(len(self.source), hashlib.md5(self.source, usedforsecurity=False).hexdigest())
-        digest = hashlib.md5(usedforsecurity=False)
-        with self.source.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-        return Fingerprint(self.source.stat().st_size, digest.hexdigest())
+        return Fingerprint(self.source.stat().st_size, file_digest(self.source, "md5"))
 
 
 def upload(
@@ -193,14 +187,14 @@ def _create_resource(session: Session, resource: str, item: Upload) -> None:
     try:
         session.request("PUT", resource, query={"format": item.format, "content": item.content})
     except AccessDeniedError as error:
-        raise _no_permission(session, resource) from error
+        raise denied(session, resource, "has no permission to edit in") from error
     except ServerError as error:
         if error.status != _CONFLICT:
             raise
 
 
 def _put(session: Session, resource: str, item: Upload, *, overwrite: bool) -> ServerError | None:
-    """Send one file; give the failure that XNAT's concurrent writers cause, after which it may be there or not."""
+    """Send one file and return the failure that XNAT's concurrent writers cause, after which it may be there or not."""
     query = {"format": item.format, "content": item.content, **({"overwrite": "true"} if overwrite else {})}
     source = item.source
     try:
@@ -213,7 +207,7 @@ def _put(session: Session, resource: str, item: Upload, *, overwrite: bool) -> S
             headers={"Content-Type": "application/octet-stream"},
         )
     except AccessDeniedError as error:
-        raise _no_permission(session, resource) from error
+        raise denied(session, resource, "has no permission to edit in") from error
     except ServerError as error:
         if error.status != _FAILED:
             raise
@@ -223,14 +217,19 @@ def _put(session: Session, resource: str, item: Upload, *, overwrite: bool) -> S
 
 def _pause(session: Session, attempt: int) -> None:
     session.verify_login()
-    # Jitter keeps writers on several machines from meeting again; it guards nothing.
+    # Jitter keeps writers on several machines from meeting again; nothing secret depends on it.
     time.sleep(_FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
 
 
 def _not_stored(session: Session, resource: str, item: Upload, listing: list[RemoteFile]) -> ServerError:
     found = next((file for file in listing if file.path == item.name), None)
     if found is None:
-        return _no_permission(session, resource, "XNAT said yes and stored nothing, as it does where ")
+        return denied(
+            session,
+            resource,
+            "has no permission to edit in",
+            seen="XNAT said yes and stored nothing, as it does where ",
+        )
     sent = item.fingerprint
     return TransferError(
         f"XNAT holds {found.size} bytes (MD5 {found.md5 or 'unknown'}) as {item.name}, "
@@ -240,13 +239,35 @@ def _not_stored(session: Session, resource: str, item: Upload, listing: list[Rem
     )
 
 
-def _no_permission(session: Session, resource: str, seen: str = "") -> AccessDeniedError:
-    project = owner_of(session, resource)
-    # By its experiment alone a session is asked for that is shared into the project that we list.
-    about = "" if project_of(resource) else "the session is shared from that project, where rights are missing: "
-    hint = f"{about}an owner of project {project!r} can make this user a member of it"
+def denied(
+    session: Session, path: str, deed: str, *, project: str = "", seen: str = "", status: int | None = None
+) -> AccessDeniedError:
+    """Return the error that says who may not do something, in which project, and who can change that.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    path : str
+        Of what was to be changed.
+    deed : str
+        What the user may not do, to be followed by the project: ``may not delete in``.
+    project : str
+        The project that owns what was to be changed; without it, that is found by the path.
+    seen : str
+        How it was noticed, where XNAT did not say so.
+    status : int or None
+        The HTTP status, None where XNAT did not say so.
+    """
+    project = project or owner_of(session, path)
+    if "delete" in deed:
+        hint = "an owner of the project can; in XNAT members may write but not delete"
+    else:
+        # By its experiment alone a session is asked for that is shared into the project that we list.
+        about = "" if project_of(path) else "the session is shared from that project, where rights are missing: "
+        hint = f"{about}an owner of project {project!r} can make this user a member of it"
     return AccessDeniedError(
-        f"{seen}user {session.user!r} has no permission to edit in project {project!r}", hint=hint, url=resource
+        f"{seen}user {session.user!r} {deed} project {project!r}", hint=hint, url=path, status=status
     )
 
 
@@ -265,7 +286,7 @@ def owner_of(session: Session, path: str) -> str:
 
 
 def project_of(path: str) -> str:
-    """Give the project in a path of XNAT's, ``/data/projects/<project>/...``; empty if there is none."""
+    """Return the project in a path of XNAT's, ``/data/projects/<project>/...``; empty if there is none."""
     _, found, rest = path.partition("/projects/")
     return unquote(rest.partition("/")[0]) if found else ""
 
@@ -319,26 +340,6 @@ def adding(settings: Settings, *places: str) -> Iterator[None]:
         yield
 
 
-def _lock_file(settings: Settings, prefix: str, place: str) -> Path:
-    stripe = int(hashlib.sha256(place.encode("utf-8", "surrogatepass")).hexdigest(), 16) % _STRIPES
-    return private_folder(settings.server_folder / "locks") / f"{prefix}{stripe:02d}.lock"
-
-
-@contextmanager
-def _holding(path: Path, place: str, timeout: float) -> Iterator[None]:
-    paths = _held.__dict__.setdefault("paths", set())
-    if path in paths:
-        yield
-        return
-    lock = filelock.FileLock(str(path), timeout=timeout)
-    with _acquired(lock, place):
-        paths.add(path)
-        try:
-            yield
-        finally:
-            paths.discard(path)
-
-
 def private_folder(path: Path) -> Path:
     """Make a folder that only this user can look into, unless it is there.
 
@@ -347,29 +348,34 @@ def private_folder(path: Path) -> Path:
     CacheError
         If it cannot be made.
     """
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise CacheError(
-            f"cannot use the folder {path}: {error.strerror}", hint="choose another with the setting cache_path"
-        ) from error
-    return path
+    with disk.must_work(f"use the folder {path}", "choose another with the setting cache_path"):
+        return disk.private_folder(path)
+
+
+def _lock_file(settings: Settings, prefix: str, place: str) -> Path:
+    return (
+        private_folder(settings.server_folder / "locks") / f"{prefix}{int(text_digest(place), 16) % _STRIPES:02d}.lock"
+    )
 
 
 @contextmanager
-def _acquired(lock: filelock.BaseFileLock, resource: str) -> Iterator[None]:
-    try:
-        lock.acquire(poll_interval=0.02)
-    except filelock.Timeout as error:
-        raise ServerTimeoutError(
-            f"another process of this machine has been writing to {resource} for too long",
-            hint="end it if it hangs, and try again",
-            url=resource,
-        ) from error
-    try:
+def _holding(path: Path, place: str, timeout: float) -> Iterator[None]:
+    paths = _held.__dict__.setdefault("paths", set())
+    if path in paths:
         yield
-    finally:
-        lock.release()
+        return
+    with locked(path, timeout=timeout) as is_held:
+        if not is_held:
+            raise ServerTimeoutError(
+                f"another process of this machine has been writing to {place} for too long",
+                hint="end it if it hangs, and try again",
+                url=place,
+            )
+        paths.add(path)
+        try:
+            yield
+        finally:
+            paths.discard(path)
 
 
 def remove_file(session: Session, file: RemoteFile, listing: Sequence[RemoteFile]) -> None:
@@ -401,9 +407,4 @@ def remove_file(session: Session, file: RemoteFile, listing: Sequence[RemoteFile
     except NotInArchiveError:
         return
     except AccessDeniedError as error:
-        raise AccessDeniedError(
-            f"user {session.user!r} may not delete in project {owner_of(session, file.uri)!r}",
-            hint="an owner of the project can; in XNAT members may write but not delete",
-            url=file.uri,
-            status=error.status,
-        ) from error
+        raise denied(session, file.uri, "may not delete in", status=error.status) from error

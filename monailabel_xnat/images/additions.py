@@ -15,7 +15,7 @@ from monailabel_xnat.client.dicom_import import DicomImport
 from monailabel_xnat.client.dicom_source import Instance, dicom_instances, is_dicom, main_series
 from monailabel_xnat.client.items import append_note, delete, exists
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.client.upload import Upload
+from monailabel_xnat.client.upload import Upload, denied
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import (
     AccessDeniedError,
@@ -160,11 +160,8 @@ class Additions:
         except NotInArchiveError:
             return
         except AccessDeniedError as error:
-            raise AccessDeniedError(
-                f"user {self._session.user!r} may not delete scans in project {scan.home!r}",
-                hint="an owner of the project can; in XNAT members may write but not delete",
-                url=error.url,
-                status=error.status,
+            raise denied(
+                self._session, scan.path, "may not delete scans in", project=scan.home, status=error.status
             ) from error
         logger.info("deleted a scan in XNAT")
 

@@ -30,7 +30,7 @@ from monailabel_xnat.client.items import (
     subject_path,
 )
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.client.upload import Upload, adding, holds, owner_of, remove_file, upload
+from monailabel_xnat.client.upload import Upload, adding, denied, holds, remove_file, upload
 from monailabel_xnat.errors import AccessDeniedError, ImageConflictError, NotInArchiveError, ServerError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.images.imagefile import ending, holds_dicom
@@ -296,12 +296,7 @@ class NewScans:
         try:
             answer = put(self._session, path, query)
         except AccessDeniedError as error:
-            raise AccessDeniedError(
-                f"user {self._session.user!r} may not add images to project {owner_of(self._session, path)!r}",
-                hint="ask an owner of the project for member access",
-                url=error.url,
-                status=error.status,
-            ) from error
+            raise denied(self._session, path, "may not add images to", status=error.status) from error
         made.append(what)
         return answer
 
