@@ -7,11 +7,13 @@ import threading
 import weakref
 from collections.abc import Container, Iterator, MutableMapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import requests
 from xnat.session import XNATSession
 
+from monailabel_xnat.background import Background
 from monailabel_xnat.client.answers import failure, is_page, page_failure
 from monailabel_xnat.client.guard import is_redirect_by_design
 from monailabel_xnat.client.login import Login
@@ -137,10 +139,7 @@ class Heartbeat:
 
     def __init__(self, session: Beating) -> None:
         self._stopped = threading.Event()
-        thread = threading.Thread(
-            target=_beat_until, args=(weakref.ref(session), self._stopped), name="xnat-heartbeat", daemon=True
-        )
-        thread.start()
+        Background("xnat-heartbeat", partial(_beat_until, weakref.ref(session), self._stopped)).start()
 
     def stop(self) -> None:
         """Send no more."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Union
 
-from monailabel_xnat.client.files import RemoteFile, list_files_by_resource
-from monailabel_xnat.client.items import list_scans, resource_path
+from monailabel_xnat.client.files import RemoteFile, fetch_listed, list_files_by_resource
+from monailabel_xnat.client.items import list_scans, put, resource_path, scan_path
 from monailabel_xnat.client.roi import (
     DICOM_SUFFIX,
     UNKNOWN_TIMES,
@@ -19,7 +19,10 @@ from monailabel_xnat.client.roi import (
     last_modified,
 )
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.errors import TransferError
+from monailabel_xnat.client.upload import upload
+from monailabel_xnat.disk import text_digest
+from monailabel_xnat.errors import NotInArchiveError, ServerError, TransferError
+from monailabel_xnat.ids import ImageId
 
 PREFIX = "scan:"
 """What the name of a drawn scan starts with, where ROI collections and scans are named side by side."""
@@ -28,10 +31,17 @@ _RESOURCES = ("DICOM", "SECONDARY")
 _OWN_RESOURCES = "MONAILABEL_"
 _DICOM_SUFFIXES = frozenset((DICOM_SUFFIX, ".dicom", ".ima", ""))
 _NO_DICOM = frozenset(("SNAPSHOTS", "NIFTI", "BIDS"))
-_CHUNK = 1 << 20
 _ASKED_FILES = 16
 # The file's time is in whole seconds.
 _ONE_SECOND = timedelta(seconds=1)
+_XSI_TYPE = "xnat:segScanData"
+_RESOURCE = "DICOM"
+# Tells which scan we made for which label; whether what it holds is still ours, its file tells.
+_NOTE = "MONAI Label: {}"
+_HEAD = 1 << 14
+# XNAT Workstation counts the segmentations of a scan so: 3001, 3101, ... of scan 1.
+_PREFIXES = range(30, 100)
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 class DrawnScan(NamedTuple):
@@ -110,7 +120,7 @@ class DrawnScan(NamedTuple):
     def fingerprint(self) -> str:
         """What tells its content from any other."""
         text = "\n".join((self.session_id, self.id, self.folder, self.file, self.content))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return text_digest(text)[:16]
 
     @property
     def resource(self) -> str:
@@ -220,16 +230,7 @@ def download_drawn(session: Session, remote: RemoteFile, folder: Path) -> tuple[
         If XNAT fails, or sends something else than it lists (TransferError).
     """
     target = folder / f"scan{DICOM_SUFFIX}"
-    digest = hashlib.md5(usedforsecurity=False)
-    with session.stream(remote.uri) as response, target.open("wb") as stream:
-        for chunk in response.iter_content(_CHUNK):
-            digest.update(chunk)
-            stream.write(chunk)
-        modified = response.headers.get("Last-Modified", "")
-    if remote.md5 not in ("", digest.hexdigest()) or remote.size not in (None, target.stat().st_size):
-        raise TransferError(
-            "XNAT sent something else than it lists for a scan that somebody drew", hint="try again", url=remote.uri
-        )
+    modified = fetch_listed(session, remote, target, "a scan that somebody drew")
     return target, modified
 
 
@@ -330,3 +331,79 @@ def _is_dicom_name(suffix: str) -> bool:
 
 def _text(row: Mapping[str, str], key: str) -> str:
     return str(row.get(key) or "")
+
+
+def find_seg_scan(session: Session, image: ImageId, name: str, is_ours: Callable[[bytes], bool]) -> ImageId | None:
+    """Find the scan that holds the SEG which we stored under a name.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    image : ImageId
+        The image of the SEG.
+    name : str
+        Of the file.
+    is_ours : callable
+        Tells by the first bytes of a file whether we wrote it. Somebody may have overwritten ours: then it is theirs.
+
+    Returns
+    -------
+    ImageId or None
+        None if there is none, or if what it holds is somebody else's now.
+
+    Raises
+    ------
+    ServerError
+        If XNAT fails.
+    """
+    for row in list_scans(session, image.experiment, "note"):
+        if row.get("note") != _NOTE.format(name):
+            continue
+        scan = ImageId(image.project, image.subject, image.experiment, row["ID"])
+        try:
+            found = find_drawn_file(session, scan_path(scan, is_shared=True))
+        except NotInArchiveError:  # it has just been deleted
+            continue
+        if found is None:  # an attempt was interrupted
+            return scan
+        if not found.problem and found.remote.path == name and is_ours(head_of_drawn(session, found.remote, _HEAD)):
+            return scan
+    return None
+
+
+def make_seg_scan(session: Session, image: ImageId, name: str, description: str) -> ImageId:
+    """Make a scan for a SEG, whose file is to have a name, under a free number, as XNAT Workstation counts them.
+
+    Raises
+    ------
+    ServerError
+        If XNAT fails, does not let the user, or no number is free.
+    """
+    taken = {row["ID"] for row in list_scans(session, image.experiment)}
+    digits = re.match(r"\d+", image.scan)
+    suffix = f"{int(digits[0]):02d}" if digits else _UNSAFE.sub("_", image.scan)
+    number = next((f"{prefix}{suffix}" for prefix in _PREFIXES if f"{prefix}{suffix}" not in taken), None)
+    if number is None:
+        raise ServerError(f"the session has no number free for a segmentation of scan {image.scan!r}")
+    scan = ImageId(image.project, image.subject, image.experiment, number)
+    fields = {"type": "SEG", "series_description": description, "note": _NOTE.format(name)}
+    paths = {f"{_XSI_TYPE}/{field}": value for field, value in fields.items()}
+    put(session, scan_path(scan, is_shared=True), {"xsiType": _XSI_TYPE, **paths})
+    return scan
+
+
+def store_seg_scan(session: Session, scan: ImageId, name: str, source: Path) -> None:
+    """Store a SEG in a scan, in the place of an earlier one of that name; a member may do that, but not delete.
+
+    Raises
+    ------
+    AccessDeniedError
+        If the user may not write there, also where XNAT does not say so.
+    ServerError
+        If XNAT fails, or holds something else than was sent (TransferError).
+    """
+    path = scan_path(scan, is_shared=True)
+    upload(session, resource_path(path, _RESOURCE), name, source, format="DICOM", content="SEG", overwrite=True)
+    # XNAT takes UID, modality and date from the file only where it is told to.
+    put(session, path, {"pullDataFromHeaders": "true"})

@@ -19,6 +19,7 @@ from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.errors import MalformedFileError, NotInArchiveError, ServerError, TransferError
 
 Content = TypeVar("Content")
+_CHUNK = 1 << 20
 _TRIES = 2
 _OK = 200
 
@@ -121,6 +122,41 @@ def fetch(session: Session, file: RemoteFile, target: Path) -> Fetched:
         stream.flush()
         os.fsync(stream.fileno())
     return measured.result
+
+
+def fetch_listed(session: Session, file: RemoteFile, target: Path, what: str) -> str:
+    """Write a file of a resource to the disk and return its HTTP header ``Last-Modified``, "" if there is none.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    file : RemoteFile
+        As XNAT lists it.
+    target : Path
+        Where to write it.
+    what : str
+        What it is, for the error: "the ROI collection 'A'".
+
+    Raises
+    ------
+    TransferError
+        If it breaks off, or has another size or MD5 than XNAT lists.
+    ServerError
+        If XNAT fails.
+    """
+    with session.stream(file.uri) as response, target.open("wb") as stream:
+        measured = _Measured(stream)
+        for chunk in response.iter_content(_CHUNK):
+            measured.write(chunk)
+        modified: str = response.headers.get("Last-Modified", "")
+    if file.md5 not in ("", measured.result.md5) or file.size not in (None, measured.result.size):
+        raise TransferError(
+            f"XNAT sent something else than it lists for {what}",
+            hint="try again; if it stays, save it again from the viewer",
+            url=file.uri,
+        )
+    return modified
 
 
 def read_digests(session: Session, file: RemoteFile) -> Fetched:

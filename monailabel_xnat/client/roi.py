@@ -14,8 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monailabel_xnat.client.files import RemoteFile, list_files
+from monailabel_xnat.client.files import RemoteFile, fetch_listed, list_files
 from monailabel_xnat.client.session import Session, quoted
+from monailabel_xnat.disk import text_digest
 from monailabel_xnat.errors import LabelFileError, NotInArchiveError, TransferError
 from monailabel_xnat.ids import ImageId
 
@@ -34,7 +35,6 @@ _SUFFIXES = {
     "AIM": (".xml",),
     "NIFTI": (".nii.gz", ".nii"),
 }
-_CHUNK = 1 << 20
 _TIME = "%Y-%m-%d %H:%M:%S.%f"
 # UTC offsets of all time zones are multiples of this.
 _ZONE_STEP = timedelta(minutes=15)
@@ -115,7 +115,7 @@ class RoiCollection(NamedTuple):
     def fingerprint(self) -> str:
         """What tells its content from any other."""
         text = "\n".join((self.id, self.uid, self.inserted, self.changed))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return text_digest(text)[:16]
 
     @property
     def path(self) -> str:
@@ -257,19 +257,8 @@ def download_collection(session: Session, collection: RoiCollection, folder: Pat
     remote = collection_file(session, collection)
     suffix = next((end for end in _SUFFIXES[collection.kind] if remote.path.lower().endswith(end)), DICOM_SUFFIX)
     target = folder / f"collection{suffix}"
-    digest = hashlib.md5(usedforsecurity=False)
-    with session.stream(remote.uri) as response, target.open("wb") as stream:
-        for chunk in response.iter_content(_CHUNK):
-            digest.update(chunk)
-            stream.write(chunk)
-        stored = stored_at(collection, response.headers.get("Last-Modified", ""))
-    if remote.md5 not in ("", digest.hexdigest()) or remote.size not in (None, target.stat().st_size):
-        raise TransferError(
-            f"XNAT sent something else than it lists for the ROI collection {collection.label!r}",
-            hint="try again; if it stays, save it again from the viewer",
-            url=remote.uri,
-        )
-    return target, stored
+    modified = fetch_listed(session, remote, target, f"the ROI collection {collection.label!r}")
+    return target, stored_at(collection, modified)
 
 
 def ask_when_stored(session: Session, collection: RoiCollection) -> datetime:
@@ -285,7 +274,7 @@ def ask_when_stored(session: Session, collection: RoiCollection) -> datetime:
 
 
 def stored_at(collection: RoiCollection, modified: str = "") -> datetime:
-    """Give when a collection was stored, UTC.
+    """Return when a collection was stored, UTC.
 
     Parameters
     ----------
@@ -387,7 +376,7 @@ def marked_uid(identity: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def is_marked(uid: str) -> bool:
-    """Tell whether a UID is one of :func:`marked_uid`."""
+    """Return whether a UID is one of :func:`marked_uid`."""
     number = uid[len(_UUID_ROOT) :]
     if not uid.startswith(_UUID_ROOT) or not number.isdecimal():
         return False

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.catalog.selection import image_resources
+from monailabel_xnat.client.drawn import find_seg_scan, make_seg_scan, store_seg_scan
 from monailabel_xnat.client.items import delete, scan_path
 from monailabel_xnat.client.roi import (
     DICOM_SUFFIX,
@@ -35,7 +36,6 @@ from monailabel_xnat.client.roi import (
     read_facts,
     store_seg,
 )
-from monailabel_xnat.client.segscan import find_seg_scan, make_seg_scan, store_seg_scan
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import private_folder, writing
 from monailabel_xnat.convert import LabelMap, Segment, read_label, write_seg
