@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     )
     from monailabel_xnat.ids import ImageId, LabelId
     from monailabel_xnat.images.prefetch import PrefetchReport, Progress
-    from monailabel_xnat.training.trainingset import TrainingSet
+    from monailabel_xnat.training.training_set import TrainingSet
 
 __version__ = "0.1.0"
 
@@ -79,7 +79,7 @@ _NAMES = {
     ),
     "ids": ("ImageId", "LabelId"),
     "images.prefetch": ("PrefetchReport", "Progress"),
-    "training.trainingset": ("TrainingSet",),
+    "training.training_set": ("TrainingSet",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -36,8 +36,8 @@ from monailabel_xnat.labels import Labels
 from monailabel_xnat.labels.tags import text_of
 from monailabel_xnat.labels.version import summary_of
 from monailabel_xnat.training.dataset import TRAINING_TAG, Dataset
-from monailabel_xnat.training.nextsamples import likely_next
-from monailabel_xnat.training.trainingset import TrainingSet
+from monailabel_xnat.training.next_samples import likely_next
+from monailabel_xnat.training.training_set import TrainingSet
 
 logger = logging.getLogger(__name__)
 

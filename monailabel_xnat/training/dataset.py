@@ -18,19 +18,25 @@ from typing import Any
 
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.errors import UnknownLabelError, XNATDatastoreError
+from monailabel_xnat.errors import ImageConversionError, UnknownLabelError, XNATDatastoreError
 from monailabel_xnat.images import Images
-from monailabel_xnat.images.cache.entry import files_of
+from monailabel_xnat.images.cache.entry import digest_of, files_of
 from monailabel_xnat.labels import Labels
 from monailabel_xnat.labels.segments import has_unnamed_values, unknown_names
 from monailabel_xnat.labels.version import WITHOUT_DESCRIPTION
-from monailabel_xnat.training.manifest import describe_case, make_manifest, write_manifest
-from monailabel_xnat.training.seriesfolders import SeriesFolders
-from monailabel_xnat.training.trainingset import TrainingSet, make_case
+from monailabel_xnat.training.training_set import (
+    TrainingSet,
+    describe_case,
+    make_case,
+    make_manifest,
+    write_manifest,
+)
 
 logger = logging.getLogger(__name__)
 
 TRAINING_TAG = "final"
+
+_FOLDER_KIND = "DICOM folder"
 
 # What the model that is trained in this thread calls its labels, and their values; empty: they stay as they are stored.
 _of_model: ContextVar[Mapping[str, int]] = ContextVar("labels of the model", default=MappingProxyType({}))
@@ -66,7 +72,6 @@ class Dataset:
         self._catalog = catalog
         self._images = images
         self._labels = labels
-        self._folders = SeriesFolders(images, catalog.memory)
         self._workers = session.settings.connections
         self._lock = threading.Lock()
         self._left_out: dict[str, str] = {}
@@ -220,13 +225,38 @@ class Dataset:
             label = self._labels.training_path(scan, TRAINING_TAG, values)
             version = self._labels.current(scan, TRAINING_TAG)
             description = self._labels.description(scan, TRAINING_TAG)
-            digest = self._folders.digest(scan, image) if image.is_dir() else self._images.checksum(scan) or ""
+            digest = self._folder_digest(scan, image) if image.is_dir() else self._images.checksum(scan) or ""
             entry = describe_case(str(scan.image_id), image, digest, label, version.name, TRAINING_TAG, description)
             if not description and version.saved_at is not None:  # one of ours, which has a description otherwise
                 entry["label"]["notes"] = [WITHOUT_DESCRIPTION]
         except (XNATDatastoreError, OSError) as error:
             return str(error)
         return {"image": str(image), "label": str(label)}, entry
+
+    def _folder_digest(self, scan: Scan, folder: Path) -> str:
+        """Return ``SHA256:<hex>`` of a folder of DICOM files, proven once to be read on the grid of its image.
+
+        Raises
+        ------
+        ImageConversionError
+            If MONAI's ITKReader reads the folder on another grid than that of the image.
+        ImageError, ServerError, CacheError
+            If the grid of the image cannot be had.
+        """
+        # The folder has another name as soon as its files have changed.
+        known = self._catalog.memory.get(_FOLDER_KIND, str(scan.image_id), folder.name)
+        if isinstance(known, str) and known:
+            return known
+        # It brings SimpleITK and ITK, which take a while to load.
+        from monailabel_xnat.convert.dicom.seriesfolder import require_grid_in_folder
+
+        try:
+            require_grid_in_folder(folder, self._images.grid(scan))
+        except ImageConversionError as error:
+            raise ImageConversionError(f"scan {scan.image_id}: {error.message}", hint=error.hint) from None
+        digest = f"SHA256:{digest_of(folder)}"
+        self._catalog.memory.put(_FOLDER_KIND, str(scan.image_id), folder.name, digest)
+        return digest
 
 
 def _effects_of_names(cases: Sequence[Mapping[str, Any]], values: Mapping[str, int]) -> dict[str, str]:
