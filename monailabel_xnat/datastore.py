@@ -29,9 +29,9 @@ from monailabel_xnat.facade.opening import ARGUMENTS, Reopening, SettingArgument
 from monailabel_xnat.facade.texts import DatastoreTexts, default_texts
 from monailabel_xnat.facade.xnatside import XnatSide
 from monailabel_xnat.images import Images
-from monailabel_xnat.images.additions import Additions
 from monailabel_xnat.images.info import ImageInfos
 from monailabel_xnat.images.prefetch import PrefetchReport, Progress
+from monailabel_xnat.images.scan_writer import ScanWriter
 from monailabel_xnat.labels import Labels
 from monailabel_xnat.labels.tags import text_of
 from monailabel_xnat.labels.version import summary_of
@@ -112,7 +112,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         session = Session(settings, owner=connection)
         self._catalog = Catalog(session)
         self._images = Images(session, settings, self._catalog.memory)
-        self._additions = Additions(session, self._catalog)
+        self._scan_writer = ScanWriter(session, self._catalog)
         self._labels = Labels(session, self._catalog, self._images, settings)
         self._infos = ImageInfos(session, self._catalog)
         self._facts = Facts(self._images, self._labels, self._infos)
@@ -331,7 +331,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             The canonical id.
         """
         with errors_for_clients():
-            scan = self._additions.add(image_id, Path(image_filename))
+            scan = self._scan_writer.add(image_id, Path(image_filename))
             if image_info:
                 self._infos.update(scan, image_info)
             return str(scan.image_id)
@@ -340,7 +340,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         """Delete the scan in XNAT, labels included; only with the setting ``allow_delete``."""
         with errors_for_clients():
             scan = self._scan(image_id)
-            self._additions.remove(scan)
+            self._scan_writer.remove(scan)
             self._images.discard(scan)
             self._catalog.drop(scan.image_id)
             self._labels.forget(scan)

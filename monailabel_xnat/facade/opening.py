@@ -143,7 +143,6 @@ class Reopening(ABC):
     """
 
     __slots__ = (
-        "_additions",
         "_catalog",
         "_close_at_exit",
         "_dataset",
@@ -153,6 +152,7 @@ class Reopening(ABC):
         "_infos",
         "_is_borrowed",
         "_labels",
+        "_scan_writer",
         "_session",
         "_settings",
         "_texts",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -33,13 +35,13 @@ from monailabel_xnat.errors import (
 )
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.images.cache import Cache, Entry
+from monailabel_xnat.images.cache.entry import files_of
 from monailabel_xnat.images.comparisons import Comparison, Comparisons
+from monailabel_xnat.images.fetcher import DICOM, Fetcher
 from monailabel_xnat.images.imagefile import ending, usual_ending
-from monailabel_xnat.images.localfiles import zipped
-from monailabel_xnat.images.maker import DICOM, ImageMaker
 from monailabel_xnat.images.mounted import state_of
-from monailabel_xnat.images.novolumes import NoVolumes, with_few_names
-from monailabel_xnat.images.prefetch import BackgroundPrefetch, PrefetchReport, Progress, prefetch
+from monailabel_xnat.images.no_volumes import NoVolumes, with_few_names
+from monailabel_xnat.images.prefetch import BackgroundPrefetch, PrefetchReport, Progress, fetch_in_worker, prefetch
 
 if TYPE_CHECKING:
     from monailabel_xnat.convert.grid import Grid, Sources
@@ -83,7 +85,7 @@ class Images:
         self._settings = settings
         budget = int(settings.cache_budget * _GIGABYTE) or None
         self.cache = Cache(settings.server_folder / "images", budget=budget)
-        self._maker = ImageMaker(session, settings)
+        self._fetcher = Fetcher(session, settings)
         self._background = BackgroundPrefetch(self, budget)
         self._file_form = "nii.gz" if settings.compress else "nii"
         # What else decides which image is made of the same files.
@@ -204,7 +206,14 @@ class Images:
             As for :meth:`path`.
         """
         path = self.path(scan)
-        return zipped(path) if path.is_dir() else path.open("rb")
+        if not path.is_dir():
+            return path.open("rb")
+        packed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - handed out open, and gone when it is closed
+        with zipfile.ZipFile(packed, "w") as archive:
+            for file in files_of(path):
+                archive.write(file, file.relative_to(path).as_posix())
+        packed.seek(0)
+        return packed  # type: ignore[return-value]
 
     def hold(self, scans: Iterable[Scan]) -> None:
         """Keep images from eviction while this process lives, for a training say; instead of those held before."""
@@ -243,10 +252,8 @@ class Images:
         return prefetch(self, scans, workers=workers, progress=progress, executor=executor)
 
     def elsewhere(self) -> Callable[[Scan], None]:
-        """Give a task that fetches an image in another process, with a connection of its own."""
-        from monailabel_xnat.images.worker import fetch_one  # it opens images itself
-
-        return partial(fetch_one, self._settings)
+        """Return a task that fetches an image in another process, with a connection of its own."""
+        return partial(fetch_in_worker, self._settings)
 
     def expect(self, choose: Callable[[int], Sequence[Scan]]) -> None:
         """Fetch in the background the images that are likely next, as many as the setting ``prefetch``.
@@ -390,7 +397,7 @@ class Images:
         kept = next((entry.path for entry in self._alike(scan, DICOM, files)), None)
         with self.cache.making(key, sum(file.size or 0 for file in files)) as part:
             try:
-                made = self._maker.make(scan, resource, files, form, part, kept)
+                made = self._fetcher.fetch(scan, resource, files, form, part, kept)
             except ImageError as error:
                 raise with_few_names(error, (file.path.rpartition("/")[2] for file in files)) from error
             name = f"{key}_{fingerprint[:12]}{'' if made.path.is_dir() else ending(made.path.name)}"

@@ -7,9 +7,12 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from typing import Protocol
 
 from monailabel_xnat.catalog.listing import Scan
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.config import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +20,9 @@ logger = logging.getLogger(__name__)
 _SHARE_OF_BUDGET = 0.25
 # A converted image takes about as much as its files, which are on the disk at the same time.
 _BYTES_PER_BYTE = 2
+
+_of_this_worker: dict[Settings, ImageSource] = {}
+_of_this_worker_guard = threading.Lock()
 
 
 class ImageSource(Protocol):
@@ -121,6 +127,26 @@ def prefetch(
         failed[str(scan.image_id)] = "removed again to make room: cache_budget is too small for all of them"
     logger.info("prefetched %d images; %d were here, %d failed", len(fetched), len(here), len(failed))
     return PrefetchReport(_ids(here), _ids(fetched), failed)
+
+
+def fetch_in_worker(settings: Settings, scan: Scan) -> None:
+    """Fetch an image in a worker, which keeps one connection for all that it is given.
+
+    Raises
+    ------
+    XNATDatastoreError
+        As :meth:`Images.path`.
+    """
+    from monailabel_xnat.images.images import Images  # it imports this module
+
+    with _of_this_worker_guard:
+        images = _of_this_worker.get(settings)
+        if images is None:
+            session = Session(settings)
+            images = _of_this_worker[settings] = Images(session, settings)
+            # Runs in children of multiprocessing too, which atexit does not.
+            Finalize(None, session.close, exitpriority=10)
+    images.path(scan)
 
 
 class BackgroundPrefetch:

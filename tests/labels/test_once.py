@@ -11,7 +11,7 @@ from viewer import only, own_label
 
 from monailabel_xnat.cli.main import main
 from monailabel_xnat.errors import CacheError, ServerError
-from monailabel_xnat.images.additions import Additions
+from monailabel_xnat.images.scan_writer import ScanWriter
 from monailabel_xnat.labels import outbox
 
 
@@ -70,11 +70,11 @@ def test_a_deletion_that_xnat_did_not_do_is_no_success(open_labels, sandbox, dra
 
 def test_a_scan_that_xnat_did_not_delete_is_no_success(open_labels, sandbox):
     opened = open_labels(allow_delete=True)
-    additions = Additions(opened.session, opened.catalog)
+    writer = ScanWriter(opened.session, opened.catalog)
     sandbox.faults.add("/scans/1$", method="DELETE", lose=True, times=1)
     with pytest.raises(ServerError, match="still has it"):
-        additions.remove(opened.scan)
-    additions.remove(opened.scan)
+        writer.remove(opened.scan)
+    writer.remove(opened.scan)
 
 
 def test_a_label_that_leaves_the_outbox_meanwhile_can_be_described_and_changed(

@@ -23,7 +23,7 @@ from monailabel_xnat.errors import (
     TransferError,
 )
 from monailabel_xnat.images import Images
-from monailabel_xnat.images.additions import Additions
+from monailabel_xnat.images.scan_writer import ScanWriter
 from monailabel_xnat.sandbox import Sandbox
 
 
@@ -42,10 +42,10 @@ class Datastore:
         self.session = Session(self.settings)
         self.images = Images(self.session, self.settings)
         self.catalog = Catalog(self.session)
-        self.additions = Additions(self.session, self.catalog)
+        self.writer = ScanWriter(self.session, self.catalog)
 
     def add(self, image_id, path):
-        return self.additions.add(image_id, path).image_id
+        return self.writer.add(image_id, path).image_id
 
     def scan(self, image):
         self.catalog.renew()
@@ -266,23 +266,23 @@ def test_removing_is_refused_unless_allowed(open_datastore, brain, sandbox):
     scan = datastore.scan(datastore.add(None, brain))
     before = len(sandbox.requests)
     with pytest.raises(ReadOnlyError, match="set allow_delete to true"):
-        datastore.additions.remove(scan)
+        datastore.writer.remove(scan)
     with pytest.raises(ReadOnlyError, match="read-only"):
-        open_datastore(read_only=True, allow_delete=True).additions.remove(scan)
+        open_datastore(read_only=True, allow_delete=True).writer.remove(scan)
     assert len(sandbox.requests) == before
 
 
 def test_removing_deletes_the_scan_and_what_is_kept_of_it(open_datastore, brain):
     datastore = open_datastore(allow_delete=True)
     scan = datastore.scan(datastore.add(None, brain))
-    datastore.additions.remove(scan)
+    datastore.writer.remove(scan)
     assert datastore.listed() == []
-    datastore.additions.remove(scan)
+    datastore.writer.remove(scan)
 
 
 def test_a_member_is_told_who_may_delete(open_datastore, brain):
     datastore = open_datastore("member", allow_delete=True)
     scan = datastore.scan(datastore.add(None, brain))
     with pytest.raises(AccessDeniedError, match=r"'member' may not delete scans.*owner"):
-        datastore.additions.remove(scan)
+        datastore.writer.remove(scan)
     assert list_files(datastore.session, scan.path + "/resources/NIFTI")

@@ -1,4 +1,4 @@
-"""New images in XNAT, and scans out of it."""
+"""Scans of XNAT written and deleted: images are added as scans, and scans are removed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _SURELY_CT = -500
 _LONGEST_NAME = 200
 
 
-class Additions:
+class ScanWriter:
     """Stores images in XNAT and deletes scans.
 
     Parameters

@@ -1,8 +1,9 @@
-"""From the files of a resource to an image: downloaded, or read where XNAT's archive is mounted, and converted."""
+"""Fetching an image: the files of a resource, downloaded or read in the mounted archive, are made into one image."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from monailabel_xnat.images.imagefile import (
     joined_ending,
     named_wrong,
 )
-from monailabel_xnat.images.localfiles import linked
 from monailabel_xnat.images.mounted import Mounted, MountedArchive, state_of
 
 # What needs SimpleITK is imported where it is used: a datastore starts without, and a warm image never needs it.
@@ -35,8 +35,8 @@ DICOM = "dicom"
 
 
 @dataclass(frozen=True)
-class Made:
-    """An image that was made.
+class Fetched:
+    """An image that was fetched.
 
     Parameters
     ----------
@@ -62,8 +62,8 @@ class Made:
     shear: Sequence[float] = ()
 
 
-class ImageMaker:
-    """Makes images.
+class Fetcher:
+    """Fetches the files of images, and makes images of them.
 
     Parameters
     ----------
@@ -78,10 +78,10 @@ class ImageMaker:
         self._gantry_tilt = settings.gantry_tilt
         self._archive = MountedArchive(session, settings.asset_path) if settings.asset_path else None
 
-    def make(
+    def fetch(
         self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], form: str, part: Path, folder: Path | None
-    ) -> Made:
-        """Make the image of a resource.
+    ) -> Fetched:
+        """Fetch the files of a resource, and return the image that they make.
 
         Parameters
         ----------
@@ -107,21 +107,21 @@ class ImageMaker:
             If XNAT fails, or gives other files than it lists (TransferError).
         """
         if not holds_dicom(resource.label, files):
-            made = self._as_file(scan, resource, files, part)
+            fetched = self._as_file(scan, resource, files, part)
         elif form == DICOM:
-            made = self._as_folder(scan, resource, files, part)
+            fetched = self._as_folder(scan, resource, files, part)
         else:
-            made = self._converted(scan, resource, files, part / f"image.{form}", folder)
-        origin = made.origin
-        if origin and state_of(origin.folder, files, as_a_whole=made.path.is_dir()) != origin.state:
+            fetched = self._converted(scan, resource, files, part / f"image.{form}", folder)
+        origin = fetched.origin
+        if origin and state_of(origin.folder, files, as_a_whole=fetched.path.is_dir()) != origin.state:
             raise TransferError(
                 f"files of scan {scan.image_id} changed in {origin.folder} while they were read", hint="try again"
             )
-        return made
+        return fetched
 
     def _converted(
         self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], target: Path, folder: Path | None
-    ) -> Made:
+    ) -> Fetched:
         """Convert the series to NIfTI: from the files that are here already, or from others as they arrive."""
         from monailabel_xnat.convert.dicom.conversion import Conversion
         from monailabel_xnat.convert.dicom.sources import encode_sources, sources_of
@@ -145,18 +145,18 @@ class ImageMaker:
             notes = volume.warnings or (_note(conversion.series_uids, scan),)
             sources = sources_of(volume.sop_instance_uids, volume.frame_numbers, volume.shape[2])
             shear = () if volume.shear is None else tuple(volume.shear.tolist())
-            return Made(volume.path, origin, "; ".join(notes), encode_sources(sources), shear=shear)
+            return Fetched(volume.path, origin, "; ".join(notes), encode_sources(sources), shear=shear)
 
-    def _as_folder(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Made:
+    def _as_folder(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Fetched:
         from monailabel_xnat.convert.dicom.headers import read_series_uid
 
         folder, origin = self._source(scan, resource, files, part, as_a_whole=True)
         if origin:
-            return Made(linked(folder, part / "link"), origin)
+            return Fetched(_linked(folder, part / "link"), origin)
         uids = [read_series_uid(folder / file.path) for file in files] if scan.series_uid else []
-        return Made(folder, note=_note(filter(None, uids), scan))
+        return Fetched(folder, note=_note(filter(None, uids), scan))
 
-    def _as_file(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Made:
+    def _as_file(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Fetched:
         from monailabel_xnat.convert.dicom.sources import encode_sources
         from monailabel_xnat.convert.handout import hand_out, unpaired
         from monailabel_xnat.convert.wholefile import join_header_and_voxels, read_whole_image
@@ -171,13 +171,13 @@ class ImageMaker:
             path = join(path, part / f"image{joined}")
         else:
             named = part / f"image{_true_ending(path, image)}"
-            path = linked(path, named) if origin else path.rename(named)
+            path = _linked(path, named) if origin else path.rename(named)
         read_whole_image(path)
         given = hand_out(path, part, header if joined else None)
         if given.note:
             logger.warning("an image is doubtful: %s", given.note)
         others = tuple(affine.tolist() for affine in given.others)
-        return Made(given.path, origin, given.note, encode_sources({}), others)
+        return Fetched(given.path, origin, given.note, encode_sources({}), others)
 
     def _source(
         self,
@@ -201,6 +201,18 @@ class ImageMaker:
         folder.mkdir(mode=0o700)
         download_files(self._session, resource_path(scan.path, resource.label), wanted, folder, receiver)
         return folder, None
+
+
+def _linked(source: Path, link: Path) -> Path:
+    """Put a mounted file or folder under another name without copying it, where the system can."""
+    try:
+        link.symlink_to(source.resolve(), target_is_directory=source.is_dir())
+    except (OSError, NotImplementedError):
+        if source.is_dir():
+            shutil.copytree(source, link)
+        else:
+            shutil.copyfile(source, link)
+    return link
 
 
 def _each_file(folder: Path, files: Sequence[RemoteFile], use: Callable[[Path], None]) -> None:
