@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -9,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import filelock
 
@@ -18,9 +19,14 @@ from monailabel_xnat.errors import CacheError
 _BLOCK = 1 << 20
 # Waiting threads are woken at once by the lock in memory; only other processes need to look again and again.
 _POLL_SECONDS = 0.02
+# Network and user-space file systems answer so that do not know this call for folders.
+_NO_SUCH_CALL = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS)
 
 _thread_locks: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 _thread_locks_guard = threading.Lock()
+_process_locks: WeakSet[ProcessLock] = WeakSet()
+# A forked child must not release what it shares with its parent, not even by collecting it as garbage.
+_of_parents: list[ProcessLock] = []
 
 
 @contextmanager
@@ -102,6 +108,9 @@ def flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not is_folder or error.errno not in _NO_SUCH_CALL:
+            raise
     finally:
         os.close(handle)
 
@@ -156,17 +165,48 @@ def locked(path: Path, *, timeout: float = -1) -> Iterator[bool]:
         thread_lock.release()
 
 
+class ProcessLock:
+    """A lock file that this process holds until it releases it, or ends in whatever way.
+
+    A forked child does not hold it, and cannot release that of its parent.
+
+    Parameters
+    ----------
+    path : Path
+        The lock file; it is made if it is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = filelock.FileLock(str(path), mode=0o600)
+        self._lock.acquire()
+        self._process = os.getpid()
+        _process_locks.add(self)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process holds it."""
+        return self._process == os.getpid() and self._lock.is_locked
+
+    def release(self) -> bool:
+        """Release it, and return whether this process held it."""
+        was_held = self.is_held
+        if was_held:
+            self._lock.release()
+        return was_held
+
+
 def _thread_lock(name: str) -> threading.Lock:
     with _thread_locks_guard:
         return _thread_locks.setdefault(name, threading.Lock())
 
 
-def _forget_thread_locks() -> None:
+def _start_as_child() -> None:
     """Start with free locks in a forked child: the threads that held them exist only in its parent."""
     global _thread_locks_guard
     _thread_locks_guard = threading.Lock()
     _thread_locks.clear()
+    _of_parents.extend(_process_locks)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_thread_locks)
+    os.register_at_fork(after_in_child=_start_as_child)

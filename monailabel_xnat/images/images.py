@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -24,6 +21,7 @@ from monailabel_xnat.client.files import RemoteFile, list_files
 from monailabel_xnat.client.items import resource_path
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
+from monailabel_xnat.disk import text_digest
 from monailabel_xnat.errors import (
     AccessDeniedError,
     ImageError,
@@ -35,7 +33,7 @@ from monailabel_xnat.errors import (
 )
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.images.cache import Cache, Entry
-from monailabel_xnat.images.cache.entry import files_of
+from monailabel_xnat.images.cache.entry import packed
 from monailabel_xnat.images.comparisons import Comparison, Comparisons
 from monailabel_xnat.images.fetcher import DICOM, Fetcher
 from monailabel_xnat.images.imagefile import ending, usual_ending
@@ -147,7 +145,7 @@ class Images:
     def checksum(self, scan: Scan) -> str | None:
         """Give ``SHA256:<hex>`` of the file that :meth:`path` gives, once it is here; makes no request."""
         entry = self._local(scan, self._form)
-        return _checksum(entry) if entry else None
+        return entry.checksum if entry else None
 
     def facts(self, scan: Scan) -> dict[str, str]:
         """Return ``name`` of the image's file, before it is here the likely one, then ``path`` and ``checksum`` too.
@@ -166,8 +164,7 @@ class Images:
         facts = {"name": entry.path.name, **({"image_note": entry.note} if entry.note else {})}
         if resources[0].is_counted and self._is_due(scan, resources[0], entry):
             return facts
-        checksum = _checksum(entry)
-        return {**facts, "path": str(entry.path), **({"checksum": checksum} if checksum else {})}
+        return {**facts, "path": str(entry.path), **({"checksum": entry.checksum} if entry.checksum else {})}
 
     def grid(self, scan: Scan) -> Grid:
         """Return the voxel grid (shape, affine to RAS in mm) of the image as a file; fetches it if need be.
@@ -206,14 +203,7 @@ class Images:
             As for :meth:`path`.
         """
         path = self.path(scan)
-        if not path.is_dir():
-            return path.open("rb")
-        packed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - handed out open, and gone when it is closed
-        with zipfile.ZipFile(packed, "w") as archive:
-            for file in files_of(path):
-                archive.write(file, file.relative_to(path).as_posix())
-        packed.seek(0)
-        return packed  # type: ignore[return-value]
+        return packed(path) if path.is_dir() else path.open("rb")
 
     def hold(self, scans: Iterable[Scan]) -> None:
         """Keep images from eviction while this process lives, for a training say; instead of those held before."""
@@ -427,7 +417,7 @@ class Images:
     def _fingerprint(self, files: Sequence[RemoteFile]) -> str:
         """Return a digest of what XNAT lists, and of what else decides which image is made of it."""
         lines = sorted(f"{file.path}\0{file.size}\0{file.md5}" for file in files)
-        return hashlib.sha256("\n".join([self._way, *lines]).encode("utf-8", "surrogatepass")).hexdigest()
+        return text_digest("\n".join([self._way, *lines]))
 
     def _alike(self, scan: Scan, form: str, files: Sequence[RemoteFile]) -> Iterator[Entry]:
         """Find the entries that were made from just these files, and still are what they were made as."""
@@ -441,10 +431,6 @@ class Images:
             return state_of(Path(entry.origin), files, as_a_whole=entry.path.is_dir()) == entry.origin_state
         # Earlier versions read a mounted archive unproven, and noted neither that nor when they compared.
         return bool(entry.compared) or (not entry.path.is_symlink() and self._settings.asset_path is None)
-
-
-def _checksum(entry: Entry) -> str | None:
-    return f"SHA256:{entry.sha256}" if entry.sha256 and not entry.path.is_dir() else None
 
 
 def _grid(path: Path) -> Grid:

@@ -16,7 +16,6 @@ were rewritten behind its back. Downloaded, the same files are given with a warn
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from monailabel_xnat.catalog.listing import Scan
 from monailabel_xnat.client.files import RemoteFile
 from monailabel_xnat.client.items import read_scan
 from monailabel_xnat.client.session import Session
+from monailabel_xnat.disk import file_digest, text_digest
 from monailabel_xnat.errors import ImageError, ServerError
 from monailabel_xnat.images.imagefile import holds_dicom
 
@@ -39,7 +39,6 @@ _CLASHING_ID = re.compile(r"(\d+)-[A-Z]{2}\d+")
 # What XNAT itself keeps beside the files of a resource, and lists nowhere.
 _CATALOG = "_catalog.xml"
 _READ_AT_A_TIME = 4
-_BLOCK = 1 << 20
 
 
 class Mounted(NamedTuple):
@@ -215,7 +214,7 @@ def _doubt_of_file(path: Path, file: RemoteFile, series: str) -> _Doubt | None:
     from monailabel_xnat.convert.dicom.headers import read_series_uid
 
     try:
-        if file.md5 and _md5_of(path) != file.md5:
+        if file.md5 and file_digest(path, "md5") != file.md5:
             return _Doubt(f"{file.path} has another MD5 digest than XNAT lists")
         found = read_series_uid(path) if series else ""
     except OSError as error:
@@ -241,17 +240,17 @@ def state_of(folder: Path, files: Sequence[RemoteFile], *, as_a_whole: bool) -> 
     as_a_whole : bool
         Whether the folder itself is handed out: then anything else that lies there counts as well.
     """
-    digest = hashlib.sha256()
+    told = []
     for file in sorted(files, key=lambda file: file.path):
         try:
             found = (folder / file.path).stat()
             facts = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
         except OSError:
             facts = "missing"
-        digest.update(f"{file.path} {facts}\n".encode("utf-8", "surrogatepass"))
+        told.append(f"{file.path} {facts}\n")
     if as_a_whole:
-        digest.update(str(_stray_image(folder, files)).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+        told.append(str(_stray_image(folder, files)))
+    return text_digest("".join(told))
 
 
 def _literal(name: str) -> str:
@@ -299,14 +298,6 @@ def _stray_image(folder: Path, files: Sequence[RemoteFile]) -> _Doubt | None:
 
 def _is_digested(files: Sequence[RemoteFile]) -> bool:
     return all(file.md5 for file in files)
-
-
-def _md5_of(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb", buffering=0) as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _projects(scan: Scan) -> list[str]:

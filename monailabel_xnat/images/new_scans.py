@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ from monailabel_xnat.client.items import (
 )
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, adding, denied, holds, remove_file, upload
+from monailabel_xnat.disk import text_digest
 from monailabel_xnat.errors import AccessDeniedError, ImageConflictError, NotInArchiveError, ServerError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.images.imagefile import ending, holds_dicom
@@ -393,7 +393,7 @@ def _claimed(place: Place, home: _Home, scan: str) -> _Claim:
 
 def _own_label(place: Place) -> str:
     """Return the label for a name where another name has the usual label already."""
-    mark = hashlib.sha256(place.name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    mark = text_digest(place.name)[:8]
     return f"{place.session[: _LONGEST_LABEL - len(mark) - 1]}_{mark}"
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
+import tempfile
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO
+
+from monailabel_xnat.disk import file_digest, flush, text_digest, write_whole
 
 RECORD_SUFFIX = ".json"
 SOURCES_FOLDER = ".sources"
 _RECORD_VERSION = 1
-_BLOCK = 1 << 20
 _SYNCED_AT_A_TIME = 16
 
 
@@ -91,8 +91,13 @@ class Entry:
         except OSError:
             return 0.0
 
+    @property
+    def checksum(self) -> str | None:
+        """``SHA256:<hex>`` of the file; None for a folder, and for a link."""
+        return f"SHA256:{self.sha256}" if self.sha256 and not self.path.is_dir() else None
+
     def facts(self) -> dict[str, Any]:
-        """Give all fields but the path."""
+        """Return all fields but the path."""
         return {key: value for key, value in asdict(self).items() if key != "path"}
 
     def is_intact(self) -> bool:
@@ -107,23 +112,13 @@ _FACTS = frozenset(field.name for field in fields(Entry)) - {"path"}
 
 
 def record_of(path: Path) -> Path:
-    """Give where the record of an image lies."""
+    """Return where the record of an image lies."""
     return path.with_name(path.name + RECORD_SUFFIX)
 
 
 def write_record(entry: Entry) -> None:
     """Write an entry's record, whole or not at all."""
-    write_private(entry.record, json.dumps({"version": _RECORD_VERSION, **entry.facts()}).encode())
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a small file for this user only, whole or not at all."""
-    temporary = path.with_name(path.name + ".new")
-    with open(temporary, "wb", opener=_private) as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    write_whole(entry.record, json.dumps({"version": _RECORD_VERSION, **entry.facts()}).encode(), durable=True)
 
 
 def read_record(record: Path) -> Entry | None:
@@ -142,7 +137,7 @@ def read_record(record: Path) -> Entry | None:
 
 
 def records_in(folder: Path) -> list[Path]:
-    """Give the records in an image's folder."""
+    """Return the records in an image's folder."""
     try:
         return [path for path in folder.iterdir() if path.name.endswith(RECORD_SUFFIX)]
     except OSError:
@@ -150,7 +145,7 @@ def records_in(folder: Path) -> list[Path]:
 
 
 def seal(made: Path) -> tuple[int, str]:
-    """Bring a file or folder to the disk itself; give its size on this disk and its digest.
+    """Bring a file or folder to the disk itself; return its size on this disk and its digest.
 
     A link leads to somebody else's files: they are neither touched, nor read as a whole, nor counted.
     """
@@ -168,15 +163,14 @@ def seal(made: Path) -> tuple[int, str]:
 
 
 def digest_of(path: Path) -> str:
-    """Give the SHA-256 of a file; of a folder that of its files' names and digests, in order."""
+    """Return the SHA-256 of a file; of a folder that of its files' names and digests, in order."""
     if not path.is_dir():
-        return _file_digest(path)
-    lines = (f"{_file_digest(file)} {file.relative_to(path).as_posix()}" for file in files_of(path))
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+        return file_digest(path)
+    return text_digest("\n".join(f"{file_digest(file)} {file.relative_to(path).as_posix()}" for file in files_of(path)))
 
 
 def files_of(path: Path) -> list[Path]:
-    """Give the files of a folder, or the file itself."""
+    """Return the files of a folder, or the file itself."""
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
@@ -188,37 +182,17 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def private_folder(folder: Path) -> Path:
-    """Make a folder, and those above it that are missing, for this user only."""
-    for missing in reversed([parent for parent in (folder, *folder.parents) if not parent.exists()]):
-        missing.mkdir(mode=0o700, exist_ok=True)
-    return folder
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's own list of names to the disk, where the system knows such a thing."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def packed(folder: Path) -> BinaryIO:
+    """Return a zip of a folder as a temporary file, opened for reading, that goes when it is closed."""
+    file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - handed out open
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in files_of(folder):
+            archive.write(path, path.relative_to(folder).as_posix())
+    file.seek(0)
+    return file  # type: ignore[return-value]
 
 
 def _sync_file(path: Path) -> int:
     path.chmod(0o600)
-    with path.open("r+b") as stream:
-        os.fsync(stream.fileno())
-        return os.fstat(stream.fileno()).st_size
-
-
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    flush(path)
+    return path.stat().st_size

@@ -25,24 +25,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from monailabel_xnat.disk import locked, private_folder, write_whole
 from monailabel_xnat.errors import CacheError
 from monailabel_xnat.images.cache.entry import (
     RECORD_SUFFIX,
     SOURCES_FOLDER,
     Entry,
     files_of,
-    private_folder,
     read_record,
     record_of,
     records_in,
     remove,
     seal,
-    sync_folder,
-    write_private,
     write_record,
 )
 from monailabel_xnat.images.cache.leases import Leases
-from monailabel_xnat.images.cache.locks import locked
 
 logger = logging.getLogger(__name__)
 
@@ -196,9 +193,8 @@ class Cache:
             made.rename(entry.path)
             if sources:
                 private_folder(entry.sources.parent)
-                write_private(entry.sources, sources)
+                write_whole(entry.sources, sources, durable=True)
             write_record(entry)
-            sync_folder(entry.path.parent)
             self._retire_replaced(entry)
         self._size += size
         self.evict(sparing=entry.key)
@@ -286,7 +282,7 @@ class Cache:
             if folder.name == SOURCES_FOLDER:
                 _clear_sources(folder)
             elif folder.is_dir() and folder.name not in (_LOCKS, _LEASES):
-                with locked(self._lock_file(folder.name), wait=False) as idle:
+                with locked(self._lock_file(folder.name), timeout=0) as idle:
                     freed += _clear_leftovers(folder) if idle else 0
         self._counted = float("-inf")
         return freed + self.evict()
@@ -325,7 +321,7 @@ class Cache:
         return freed
 
     def _remove_if_idle(self, entry: Entry) -> bool:
-        with locked(self._lock_file(entry.key), wait=False) as idle:
+        with locked(self._lock_file(entry.key), timeout=0) as idle:
             if not idle:
                 return False
             try:

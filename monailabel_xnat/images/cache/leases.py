@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-import filelock
-
-from monailabel_xnat.images.cache.entry import private_folder
-from monailabel_xnat.images.cache.locks import locked
+from monailabel_xnat.disk import ProcessLock, locked, private_folder, write_whole
 
 _LOCK_SUFFIX = ".lock"
 _NAMES_SUFFIX = ".json"
-
-# A forked child must not release the lock it shares with its parent, not even by collecting it as garbage.
-_of_parents: list[filelock.BaseFileLock] = []
 
 
 class Leases:
@@ -40,8 +33,7 @@ class Leases:
         self._by_thread: dict[int, str] = {}
         self._held: frozenset[str] = frozenset()
         self._name = ""
-        self._lock: filelock.BaseFileLock | None = None
-        self._process = os.getpid()
+        self._lock: ProcessLock | None = None
 
     def use(self, key: str) -> None:
         """Note that this thread now works with an image, and no longer with the one before."""
@@ -51,13 +43,14 @@ class Leases:
         """Keep a set of images for as long as this process lives, instead of the set held before."""
         with self._guard:
             self._held = frozenset(keys)
-            self._own_lease()
-            temporary = self._folder / f"{self._name}.new"
-            temporary.write_text(json.dumps(sorted(self._held)), encoding="utf-8")
-            temporary.replace(self._folder / (self._name + _NAMES_SUFFIX))
+            if self._lock is None or not self._lock.is_held:  # a forked child does not hold its parent's
+                private_folder(self._folder)
+                self._name = uuid.uuid4().hex
+                self._lock = ProcessLock(self._folder / (self._name + _LOCK_SUFFIX))
+            write_whole(self._folder / (self._name + _NAMES_SUFFIX), json.dumps(sorted(self._held)).encode())
 
     def in_use(self) -> set[str]:
-        """Give the images that are in use by this process or held by another."""
+        """Return the images that are in use by this process or held by another."""
         alive = {thread.ident for thread in threading.enumerate()}
         current = {key for thread, key in list(self._by_thread.items()) if thread in alive}
         for thread in set(self._by_thread) - alive:
@@ -68,21 +61,9 @@ class Leases:
         """Hold nothing more."""
         with self._guard:
             self._held = frozenset()
-            if self._lock is not None and self._process == os.getpid():
-                self._lock.release()
+            if self._lock is not None and self._lock.release():
                 _remove_lease(self._folder, self._name)
             self._lock = None
-
-    def _own_lease(self) -> None:
-        if self._lock is not None and self._process == os.getpid():
-            return
-        if self._lock is not None:
-            _of_parents.append(self._lock)
-        private_folder(self._folder)
-        self._name = uuid.uuid4().hex
-        self._process = os.getpid()
-        self._lock = filelock.FileLock(str(self._folder / (self._name + _LOCK_SUFFIX)), mode=0o600)
-        self._lock.acquire()
 
     def _held_elsewhere(self) -> set[str]:
         keys: set[str] = set()
@@ -90,7 +71,7 @@ class Leases:
             name = path.name[: -len(_NAMES_SUFFIX)]
             if self._lock is not None and name == self._name:
                 continue
-            with locked(self._folder / (name + _LOCK_SUFFIX), wait=False) as ended:
+            with locked(self._folder / (name + _LOCK_SUFFIX), timeout=0) as ended:
                 if ended:
                     _remove_lease(self._folder, name)
                     continue
