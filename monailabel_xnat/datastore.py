@@ -111,13 +111,13 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         self._is_borrowed = connection is not None
         session = Session(settings, owner=connection)
         self._catalog = Catalog(session)
-        self._images = Images(session, settings, self._catalog.memory)
+        self._images = Images(session, settings, self._catalog.read_cache)
         self._scan_writer = ScanWriter(session, self._catalog)
         self._labels = Labels(session, self._catalog, self._images, settings)
         self._infos = ImageInfos(session, self._catalog)
         self._facts = Facts(self._images, self._labels, self._infos)
         self._dataset = Dataset(session, self._catalog, self._images, self._labels)
-        self._texts = DatastoreTexts(session, self._catalog.memory)
+        self._texts = DatastoreTexts(session, self._catalog.read_cache)
         self._graph = Graph(session)
         self._session = session
         self._catalog.scans()

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from monailabel_xnat.catalog.catalog import Catalog
-from monailabel_xnat.catalog.listing import Resource, Scan
+from monailabel_xnat.catalog.scan import Resource, Scan
 
 __all__ = ["Catalog", "Resource", "Scan"]

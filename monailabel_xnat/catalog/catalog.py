@@ -1,4 +1,4 @@
-"""What exists: one snapshot of all images, renewed in the background and corrected by our own writes at once."""
+"""What exists: an index of all images, renewed in the background and corrected by our own writes at once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import NamedTuple, Optional
 
+from monailabel_xnat.catalog.drawn_collections import DrawnCollections
 from monailabel_xnat.catalog.drawn_scans import DrawnOn, DrawnScans
-from monailabel_xnat.catalog.listing import Names, Resource, Scan
-from monailabel_xnat.catalog.memory import Memory
+from monailabel_xnat.catalog.image_index import ImageIndex
+from monailabel_xnat.catalog.listing import Names
 from monailabel_xnat.catalog.projects import Listed, Projects, each_once
-from monailabel_xnat.catalog.roi_references import RoiReferences
+from monailabel_xnat.catalog.read_cache import ReadCache
+from monailabel_xnat.catalog.scan import Resource, Scan
 from monailabel_xnat.catalog.selection import Selection
-from monailabel_xnat.catalog.snapshot import Snapshot
 from monailabel_xnat.client.drawn import Drawing
 from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
@@ -41,7 +42,7 @@ _Edit = Callable[[Scan], Optional[Scan]]
 class _Found(NamedTuple):
     """What one renewal found."""
 
-    snapshot: Snapshot
+    images: ImageIndex
     listed: Listed
     shared_into: dict[str, dict[str, Names] | None]
     filter_problem: str
@@ -50,12 +51,12 @@ class _Found(NamedTuple):
 class Catalog:
     """The images of the configured projects.
 
-    The first use asks XNAT; later ones answer from memory. An old snapshot is renewed in the background while it is
+    The first use asks XNAT; later ones answer from memory. An old one is renewed in the background while it is
     served; if that fails, it stays and :attr:`problem` says why. How old follows what a listing costs: ``max_age`` for
     one that takes seconds, much less for a quick one, so that what others save shows soon. Between two renewals only
     our own writes are known, which :meth:`put_resource`, :meth:`drop_resource`, :meth:`drop` and :meth:`renew` tell.
 
-    What is read of the images and need not be read again is kept in :attr:`memory`.
+    What is read of the images and need not be read again is kept in :attr:`read_cache`.
 
     Parameters
     ----------
@@ -72,17 +73,17 @@ class Catalog:
         self._lock = threading.RLock()
         self._renewal = threading.Lock()
         self._selection = Selection(session.settings)
-        self._snapshot: Snapshot | None = None
+        self._index: ImageIndex | None = None
         self._taken = 0.0
         self._cost = 0.0
         self._edits: list[tuple[float, str, _Edit]] = []
         self._background: threading.Thread | None = None
-        self.memory = Memory(session.settings)
-        self._projects = Projects(session, self.memory, clock)
+        self.read_cache = ReadCache(session.settings)
+        self._projects = Projects(session, self.read_cache, clock)
         self._shared_into: dict[str, dict[str, Names] | None] = {}
         self._lost: dict[str, str] = {}
-        self._rois = RoiReferences(session, self.memory, self._renew_in_background)
-        self.drawn = DrawnScans(session, self.memory, self._renew_in_background)
+        self._rois = DrawnCollections(session, self.read_cache, self._renew_in_background)
+        self.drawn = DrawnScans(session, self.read_cache, self._renew_in_background)
         self._listeners: list[Callable[[Collection[str]], None]] = []
         self.problem = ""
         self.filter_problem = ""
@@ -151,9 +152,9 @@ class Catalog:
         return self._current().by_session(experiment, scan)
 
     def get(self, image: str) -> Scan | None:
-        """Give an image by its canonical id as far as known now; never asks XNAT."""
-        snapshot = self._snapshot
-        return snapshot.get(image) if snapshot else None
+        """Return an image by its canonical id as far as known now; never asks XNAT."""
+        index = self._index
+        return index.get(image) if index else None
 
     def named(self, name: str) -> list[Scan]:
         """List the images that were added under a name; more than one only where two were added at the same moment."""
@@ -165,8 +166,8 @@ class Catalog:
         It is called in the thread that brought the change, also for all images that are known already.
         """
         self._listeners.append(listener)
-        if self._snapshot is not None:
-            listener(self._snapshot.ids())
+        if self._index is not None:
+            listener(self._index.ids())
 
     def put_resource(self, image: ImageId, resource: Resource) -> None:
         """Note that we wrote to a resource of a scan."""
@@ -196,12 +197,12 @@ class Catalog:
         NotInArchiveError, AccessDeniedError
             If not one of the projects exists and may be seen; no image is served then.
         ServerError
-            If XNAT fails for all projects; the old snapshot stays.
+            If XNAT fails for all projects; the old index stays.
         """
         self._rois.ask_again()
         self.drawn.ask_again()
         with self._renewal:
-            self._take_snapshot()
+            self._renew_index()
 
     @property
     def unread(self) -> dict[str, dict[str, str] | dict[str, int]]:
@@ -238,22 +239,22 @@ class Catalog:
 
     def close(self) -> None:
         """Close what is kept on this disk."""
-        self.memory.close()
+        self.read_cache.close()
 
-    def _current(self) -> Snapshot:
-        """Give the snapshot: wait for the first one, start the renewal of an old one."""
-        if self._snapshot is None:
+    def _current(self) -> ImageIndex:
+        """Return the index: wait for the first one, start the renewal of an old one."""
+        if self._index is None:
             with self._renewal:
-                if self._snapshot is None:
-                    self._take_snapshot()
+                if self._index is None:
+                    self._renew_index()
         elif self._clock() - self._taken > self._longest_age:
             self._renew_in_background()
-        assert self._snapshot is not None  # noqa: S101 - there is one now, and none is ever taken away
-        return self._snapshot
+        assert self._index is not None  # noqa: S101 - there is one now; it is never reset to None
+        return self._index
 
     @property
     def _longest_age(self) -> float:
-        """How old the snapshot may become."""
+        """How old the index may become."""
         return self._settings.max_age * min(1.0, max(_SOONEST, self._cost / _COSTLY))
 
     def _renew_in_background(self) -> None:
@@ -268,7 +269,7 @@ class Catalog:
         started = self._clock()
         try:
             with self._renewal:
-                self._take_snapshot()
+                self._renew_index()
         # Whatever it is: without a note of it, each later call would start the renewal again, and nobody would know.
         except Exception as error:
             self.problem = str(error) if isinstance(error, XNATDatastoreError) else f"{type(error).__name__}: {error}"
@@ -279,34 +280,34 @@ class Catalog:
                 self._taken = self._clock()
                 self._cost = self._taken - started
 
-    def _take_snapshot(self) -> None:
+    def _renew_index(self) -> None:
         """Ask XNAT for everything; the caller holds the renewal lock, never the other one."""
         started = self._clock()
-        before = self._snapshot or Snapshot({})
+        before = self._index or ImageIndex({})
         found = self._list(before)
-        if found.snapshot.lost_since(before) and not self._session.verify_login():
+        if found.images.lost_since(before) and not self._session.verify_login():
             # On an open site an expired login reads as a guest, who sees less and is told nothing.
             found = self._list(before)
-        snapshot = found.snapshot
+        index = found.images
         with self._lock:
             self._edits = [edit for edit in self._edits if edit[0] >= started]
             for _, image, edit in self._edits:
-                _apply(edit, image, snapshot)
-            changed = snapshot.take_over(before)
-            self._snapshot, self._taken = snapshot, self._clock()
+                _apply(edit, image, index)
+            changed = index.take_over(before)
+            self._index, self._taken = index, self._clock()
             self._cost = self._taken - started
             self._shared_into = found.shared_into
             self._lost = {project: str(error) for project, error in found.listed.lost.items()}
             self.problem = "; ".join(filter(None, (found.listed.problem, self._rois.problem)))
             is_new, self.filter_problem = self.filter_problem != found.filter_problem, found.filter_problem
-        logger.info("listed %d images", len(snapshot))
+        logger.info("listed %d images", len(index))
         if is_new and self.filter_problem:
             logger.warning("no image is left by the filters: %s", self.filter_problem)
         self._tell(changed)
         if found.listed.error is not None:
             raise found.listed.error
 
-    def _list(self, before: Snapshot) -> _Found:
+    def _list(self, before: ImageIndex) -> _Found:
         """List the images of all projects.
 
         Raises
@@ -324,7 +325,7 @@ class Catalog:
                 hint="the log at level INFO has the details; please report them",
             ) from error
         failure = next(iter(listed.failing.values()), None)
-        if failure is not None and (self._snapshot is None or not (listed.scans or listed.lost)):
+        if failure is not None and (self._index is None or not (listed.scans or listed.lost)):
             raise failure
         listings = {**listed.scans, **{project: before.of_project(project) for project in listed.failing}}
         shared_into = self._names_of_shared(listings)
@@ -335,7 +336,7 @@ class Catalog:
             del choice.images[image]
         if self._settings.roi_tag:
             self._add_drawings(choice.images, listings, drawn)
-        return _Found(Snapshot(choice.images), listed, shared_into, choice.problem)
+        return _Found(ImageIndex(choice.images), listed, shared_into, choice.problem)
 
     def _names_of_shared(self, listings: dict[str, dict[str, Scan]]) -> dict[str, dict[str, Names] | None]:
         """Return what projects call the sessions shared into them; None where nobody has needed to know yet."""
@@ -410,12 +411,12 @@ class Catalog:
                 images[image] = scan._replace(collections=collections, unread=unread)
 
     def _edit(self, image: ImageId, edit: _Edit) -> None:
-        """Change the snapshot, and the one that a renewal under way will bring."""
+        """Change the index, and the one that a renewal under way will bring."""
         name = str(image)
         with self._lock:
             self._edits.append((self._clock(), name, edit))
-            if self._snapshot is not None:
-                _apply(edit, name, self._snapshot)
+            if self._index is not None:
+                _apply(edit, name, self._index)
             if not self._renewal.locked():
                 self._edits.clear()
         self._tell([name])
@@ -425,13 +426,13 @@ class Catalog:
             listener(changed)
 
 
-def _apply(edit: _Edit, image: str, snapshot: Snapshot) -> None:
-    scan = snapshot.get(image)
+def _apply(edit: _Edit, image: str, index: ImageIndex) -> None:
+    scan = index.get(image)
     edited = edit(scan) if scan else None
     if edited is not None:
-        snapshot.put(edited)
+        index.put(edited)
     elif scan is not None:
-        snapshot.drop(image)
+        index.drop(image)
 
 
 def _names_by_session(shared_into: dict[str, dict[str, Names] | None]) -> dict[str, list[Names]]:

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monailabel_xnat.catalog.listing import Scan
+from monailabel_xnat.catalog.scan import Scan
 from monailabel_xnat.catalog.selection import is_drawn_scan
 from monailabel_xnat.client.dicom_import import sop_uids
 from monailabel_xnat.client.drawn import (

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
+from monailabel_xnat.catalog.background_reading import BackgroundReader
 from monailabel_xnat.catalog.drawn_facts import (
     ScanFacts,
     Targets,
@@ -17,9 +18,8 @@ from monailabel_xnat.catalog.drawn_facts import (
     read_facts,
     remembered,
 )
-from monailabel_xnat.catalog.learning import Learner
-from monailabel_xnat.catalog.listing import Scan
-from monailabel_xnat.catalog.memory import Fact, Memory
+from monailabel_xnat.catalog.read_cache import Fact, ReadCache
+from monailabel_xnat.catalog.scan import Scan
 from monailabel_xnat.catalog.selection import OWN_RESOURCES, is_drawn_scan, is_usable, may_be_drawn_label
 from monailabel_xnat.client.drawn import DrawnScan, UnreadDrawing, content_of, find_drawn_file
 from monailabel_xnat.client.session import Session
@@ -83,17 +83,17 @@ class DrawnScans:
     ----------
     session : Session
         The connection; its settings say which count.
-    memory : Memory
+    read_cache : ReadCache
         Keeps what was read.
     on_learned : callable
         Called, from another thread, when scans were read that :meth:`look` did not wait for.
     """
 
-    def __init__(self, session: Session, memory: Memory, on_learned: Callable[[], None]) -> None:
+    def __init__(self, session: Session, read_cache: ReadCache, on_learned: Callable[[], None]) -> None:
         self._session = session
         self._settings = session.settings
-        self._memory = memory
-        self._learner = Learner(session.settings.connections, self._read, self._keep, on_learned)
+        self._read_cache = read_cache
+        self._reader = BackgroundReader(session.settings.connections, self._read, self._keep, on_learned)
         self._facts: dict[str, tuple[str, ScanFacts]] | None = None
         self._listed: dict[str, dict[str, Scan]] = {}
         self._everything: Mapping[str, Scan] = {}
@@ -108,11 +108,11 @@ class DrawnScans:
     def ask_again(self) -> None:
         """Have scans read that could not be, and images looked for that were not there."""
         self._searched.clear()
-        self._learner.ask_again()
+        self._reader.ask_again()
 
     def wait(self) -> bool:
         """Wait until the scans are read that are just being read; return whether there were any."""
-        return self._learner.wait()
+        return self._reader.wait()
 
     def look(self, listed: Mapping[str, Mapping[str, Scan]], everything: Mapping[str, Scan]) -> DrawnOn:
         """Find out what was drawn in which scans.
@@ -206,7 +206,7 @@ class DrawnScans:
                 wanted[key] = _Wanted(scan, state)
             elif facts.kind and not facts.images and key not in self._searched and not targets.of(scan, facts):
                 wanted[key] = _Wanted(scan, state, facts)
-        if not self._learner.learn(wanted, _PATIENCE):
+        if not self._reader.read(wanted, _PATIENCE):
             logger.info("reading what scans hold drawings of goes on in the background")
 
     def _grouped(self, candidates: Mapping[str, Scan]) -> DrawnOn:
@@ -242,7 +242,7 @@ class DrawnScans:
             elif not images and not drawing.is_ours:
                 found.reasons[name] = _NOWHERE
         elif state:
-            found.reasons[name] = reason = self._learner.why(key_of(scan))
+            found.reasons[name] = reason = self._reader.why(key_of(scan))
             # Somebody made the scan, and has stored nothing in it yet: what is not there is not newer.
             if key_of(scan) not in self._empty:
                 found.unread.setdefault(experiment, []).append(UnreadDrawing(drawing.label, reason))
@@ -259,7 +259,7 @@ class DrawnScans:
     def _note_unread(self, reasons: dict[str, str]) -> None:
         """Say in the log, once for each, what cannot be read."""
         self.unread = reasons
-        failed = {name for name, reason in reasons.items() if self._learner.has_failed(reason)}
+        failed = {name for name, reason in reasons.items() if self._reader.has_failed(reason)}
         new = failed - self._unread_before
         if new:
             logger.warning(
@@ -293,11 +293,11 @@ class DrawnScans:
 
     def _keep(self, found: dict[str, tuple[str, ScanFacts]]) -> None:
         self._facts = {**self._known(), **found}
-        self._memory.put_all(_KIND, {key: Fact(state, facts) for key, (state, facts) in found.items()})
+        self._read_cache.put_all(_KIND, {key: Fact(state, facts) for key, (state, facts) in found.items()})
 
     def _known(self) -> dict[str, tuple[str, ScanFacts]]:
         if self._facts is None:
-            facts = {key: (fact.state, remembered(fact.content)) for key, fact in self._memory.all(_KIND).items()}
+            facts = {key: (fact.state, remembered(fact.content)) for key, fact in self._read_cache.all(_KIND).items()}
             self._facts = {key: (state, content) for key, (state, content) in facts.items() if content}
         return self._facts
 

@@ -9,10 +9,8 @@ from itertools import chain
 from operator import itemgetter
 from typing import NamedTuple, TypeVar
 
-from monailabel_xnat.catalog.marks import read_mark, text_of_mark
-from monailabel_xnat.client.drawn import Drawing, DrawnScan, UnreadDrawing
-from monailabel_xnat.client.files import NOTHING, Counts
-from monailabel_xnat.client.items import list_session_names, read_project, scan_path
+from monailabel_xnat.catalog.scan import Resource, Scan, text_of_mark
+from monailabel_xnat.client.items import list_session_names, read_project
 from monailabel_xnat.client.rows import Row, read_sessions, walk
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import InvalidIdError, NotInArchiveError, ServerError
@@ -52,7 +50,7 @@ class _Cells(NamedTuple):
     file_size: str
 
 
-# Asked in lower case, for so the keys come back; UID has a shortcut and comes back under that name only.
+# XNAT returns the keys in lower case. UID has a shortcut and comes back under that name only.
 _KEYS = _Cells(
     experiment="ID",
     subject="xnat:imagesessiondata/subject_id",
@@ -91,119 +89,6 @@ _FIRST_DETOUR, _LONGEST_DETOUR = 60.0, 3600.0
 # Types that say nothing, or that may mean a drawing.
 _UNTOLD = ("", "unknown", "segmentation", "rt structure set", "rt struct", "structure set", "structure")
 _SESSION_MODALITIES = {"pet": "PT", "petmr": "PT", "otherDicom": ""}
-
-
-class Resource(NamedTuple):
-    """A folder of files that belongs to a scan.
-
-    ``file_count`` and ``file_size`` (bytes) are None where XNAT has not computed them.
-    """
-
-    label: str
-    file_count: int | None
-    file_size: int | None
-
-    @property
-    def is_counted(self) -> bool:
-        """Whether XNAT tells the number or the size of the files."""
-        return self.file_count is not None or self.file_size is not None
-
-    @property
-    def state(self) -> str:
-        """What differs when the content does; "" where XNAT has not counted, so that nothing tells."""
-        if self.file_count is None or self.file_size is None:
-            return ""
-        return f"{self.file_count} files, {self.file_size} bytes"
-
-    @property
-    def counts(self) -> Counts:
-        """What a list of its files is compared with."""
-        return Counts(self.file_count, self.file_size)
-
-
-class Scan(NamedTuple):
-    """A scan as the listing shows it; texts are empty and ``frames`` is None where XNAT does not know.
-
-    ``collections`` are the ROI collections and scans that were drawn on it, ``unread`` is what may have been drawn on
-    it as well and cannot be read. ``is_untold``: neither type nor modality say what it is.
-    ``mark`` is what :mod:`monailabel_xnat.catalog.marks` wrote into the note of a scan that this package added.
-    """
-
-    image_id: ImageId
-    owner: str
-    subject_label: str
-    session_label: str
-    session_type: str
-    session_date: str
-    type: str
-    series_description: str
-    quality: str
-    modality: str
-    series_uid: str
-    study_uid: str
-    frames: int | None
-    resources: tuple[Resource, ...]
-    collections: tuple[Drawing, ...] = ()
-    mark: str = ""
-    unread: tuple[UnreadDrawing, ...] = ()
-    is_untold: bool = False
-
-    @property
-    def path(self) -> str:
-        """Where XNAT serves the scan: a path below the site's address, percent-encoded."""
-        return scan_path(self.image_id, is_shared=self.is_shared)
-
-    @property
-    def drawn_scans(self) -> list[DrawnScan]:
-        """The scans that hold a drawing on it."""
-        return [drawing for drawing in self.collections if isinstance(drawing, DrawnScan)]
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether the project of the id may not own the session.
-
-        A session can be shared into a project without its subject, and then has no path through the subject there.
-        """
-        return self.owner != self.image_id.project
-
-    @property
-    def home(self) -> str:
-        """The project that owns the session: rights there decide who may change it."""
-        return self.owner or self.image_id.project
-
-    @property
-    def alias(self) -> str:
-        """The name under which the image was added; "" if it has none."""
-        mark = read_mark(self.mark) if self.mark else None
-        return mark.alias(self.series_description) if mark else ""
-
-    def resource(self, label: str) -> Resource | None:
-        """Find a resource by its label."""
-        for resource in self.resources:
-            if resource.label == label:
-                return resource
-        return None
-
-    def counts(self, label: str) -> Counts:
-        """Return how many files and bytes a resource holds, by its label."""
-        resource = self.resource(label)
-        return resource.counts if resource else NOTHING
-
-    def with_resource(self, resource: Resource) -> Scan:
-        """Give the scan with a resource added, or put in the place of the one with its label."""
-        return self._replace(resources=(*self.without_resource(resource.label).resources, resource))
-
-    def without_resource(self, label: str) -> Scan:
-        """Give the scan without one of its resources."""
-        return self._replace(resources=tuple(other for other in self.resources if other.label != label))
-
-    def with_collection(self, collection: Drawing) -> Scan:
-        """Give the scan with a ROI collection added, or put in the place of the one with its ID."""
-        return self._replace(collections=(*self.without_collection(collection.id).collections, collection))
-
-    def without_collection(self, collection: str) -> Scan:
-        """Give the scan without one of its ROI collections, by ID."""
-        return self._replace(collections=tuple(other for other in self.collections if other.id != collection))
 
 
 class Names(NamedTuple):

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
-from monailabel_xnat.catalog.listing import Listing, Scan
-from monailabel_xnat.catalog.memory import Fact, Memory
+from monailabel_xnat.catalog.listing import Listing
+from monailabel_xnat.catalog.read_cache import Fact, ReadCache
+from monailabel_xnat.catalog.scan import Scan
 from monailabel_xnat.client.items import list_projects
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError
@@ -60,16 +61,16 @@ class Projects:
     ----------
     session : Session
         The connection; its settings name the projects.
-    memory : Memory
+    read_cache : ReadCache
         Remembers on disk which projects this user has seen: one that was never seen is misspelt, not lost.
     clock : callable
         Seconds that only grow.
     """
 
-    def __init__(self, session: Session, memory: Memory, clock: Callable[[], float]) -> None:
+    def __init__(self, session: Session, read_cache: ReadCache, clock: Callable[[], float]) -> None:
         self._session = session
         self._listing = Listing(session, clock)
-        self._memory = memory
+        self._read_cache = read_cache
         self._seen: set[str] = set()
         self._warned: set[str] = set()
 
@@ -144,13 +145,13 @@ class Projects:
 
     def _was_seen(self, project: str) -> bool:
         user = self._session.settings.username
-        return project in self._seen or bool(self._memory.get(_KIND, project, user))
+        return project in self._seen or bool(self._read_cache.get(_KIND, project, user))
 
     def _note(self, found: Listed) -> None:
         new = found.scans.keys() - self._seen
         if self._session.settings.project:
             user = self._session.settings.username
-            self._memory.put_all(_KIND, {project: Fact(user, True) for project in new})
+            self._read_cache.put_all(_KIND, {project: Fact(user, True) for project in new})
         self._seen |= new
         for project, reason in found.lost.items():
             if project not in self._warned:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from monailabel_xnat.catalog.listing import Names, Resource, Scan
+from monailabel_xnat.catalog.listing import Names
+from monailabel_xnat.catalog.scan import Resource, Scan
 from monailabel_xnat.client.drawn import Drawing
 from monailabel_xnat.config import Settings
 from monailabel_xnat.patterns import escaped, is_exclusion, matches

@@ -118,7 +118,7 @@ def opened(settings: Settings) -> Iterator[Opened]:
 
     session = Session(settings)
     catalog = Catalog(session)
-    images = Images(session, settings, catalog.memory)
+    images = Images(session, settings, catalog.read_cache)
     labels = Labels(session, catalog, images, settings)
     try:
         yield Opened(session, catalog, images, labels)

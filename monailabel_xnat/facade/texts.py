@@ -6,7 +6,7 @@ import json
 import threading
 from typing import Any
 
-from monailabel_xnat.catalog.memory import Memory
+from monailabel_xnat.catalog.read_cache import ReadCache
 from monailabel_xnat.client.files import Counts, find_object
 from monailabel_xnat.client.items import list_projects, project_path, resource_path
 from monailabel_xnat.client.session import Session
@@ -29,13 +29,13 @@ class DatastoreTexts:
     ----------
     session : Session
         The connection; of several configured projects the first one holds the texts.
-    memory : Memory
+    read_cache : ReadCache
         Keeps them on this machine, for :meth:`known`.
     """
 
-    def __init__(self, session: Session, memory: Memory) -> None:
+    def __init__(self, session: Session, read_cache: ReadCache) -> None:
         self._session = session
-        self._memory = memory
+        self._read_cache = read_cache
         self._lock = threading.Lock()
         self._texts: dict[str, str] | None = None
 
@@ -62,7 +62,7 @@ class DatastoreTexts:
         """Return a text as far as it was set or asked for on this machine, or the default; never asks XNAT."""
         texts = self._texts
         if texts is None:
-            texts = self._memory.get(_KIND, self._key(), "") or {}
+            texts = self._read_cache.get(_KIND, self._key(), "") or {}
         return texts.get(key) or default
 
     def set(self, key: str, text: str) -> None:
@@ -100,7 +100,7 @@ class DatastoreTexts:
             self._remember()
 
     def _remember(self) -> None:
-        self._memory.put(_KIND, self._key(), "", self._texts)
+        self._read_cache.put(_KIND, self._key(), "", self._texts)
 
     def _key(self) -> str:
         return ",".join(self._session.settings.project)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from monailabel_xnat.catalog.listing import Resource, Scan
+from monailabel_xnat.catalog.scan import Resource, Scan
 from monailabel_xnat.client.download import Receiver, download_files
 from monailabel_xnat.client.files import RemoteFile
 from monailabel_xnat.client.items import resource_path

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from monailabel_xnat.catalog.listing import Resource, Scan
-from monailabel_xnat.catalog.memory import Memory
+from monailabel_xnat.catalog.read_cache import ReadCache
+from monailabel_xnat.catalog.scan import Resource, Scan
 from monailabel_xnat.catalog.selection import image_resources
 from monailabel_xnat.client.files import RemoteFile, list_files
 from monailabel_xnat.client.items import resource_path
@@ -69,7 +69,7 @@ class Images:
         The connection.
     settings : Settings
         Where to keep the images, and in which form.
-    memory : Memory or None
+    read_cache : ReadCache or None
         Where to remember which scans are no volume: that of the catalog, where there is one. None: one of its own.
 
     Raises
@@ -78,7 +78,7 @@ class Images:
         If the folder for the images cannot be made.
     """
 
-    def __init__(self, session: Session, settings: Settings, memory: Memory | None = None) -> None:
+    def __init__(self, session: Session, settings: Settings, read_cache: ReadCache | None = None) -> None:
         self._session = session
         self._settings = settings
         budget = int(settings.cache_budget * _GIGABYTE) or None
@@ -91,7 +91,7 @@ class Images:
         self._known: dict[tuple[ImageId, str], Entry] = {}
         self._comparisons = Comparisons(settings.verify_age)
         self._notes: dict[str, str] = {}
-        self._no_volumes = NoVolumes(settings, memory or Memory(settings))
+        self._no_volumes = NoVolumes(settings, read_cache or ReadCache(settings))
 
     @property
     def notes(self) -> dict[str, str]:

@@ -55,7 +55,7 @@ class ImageInfos:
     def __init__(self, session: Session, catalog: Catalog) -> None:
         self._session = session
         self._catalog = catalog
-        self._memory = catalog.memory
+        self._read_cache = catalog.read_cache
         self._is_recalled = False
         self._lock = threading.RLock()
         self._loading = threading.Lock()
@@ -185,7 +185,7 @@ class ImageInfos:
                 self._pending[image] = left
             else:
                 self._pending.pop(image, None)
-        self._memory.put(_KIND, str(image), written.state, merged)
+        self._read_cache.put(_KIND, str(image), written.state, merged)
         self._catalog.put_resource(image, written)
 
     def _confirm(self) -> None:
@@ -244,7 +244,7 @@ class ImageInfos:
 
     def _recall(self) -> None:
         """Take what this machine has read before: to be read anew where the listing shows a change since."""
-        remembered = self._memory.all(_KIND)
+        remembered = self._read_cache.all(_KIND)
         for scan in self._catalog.scans() if remembered else ():
             resource, fact = scan.resource(INFO_RESOURCE), remembered.get(str(scan.image_id))
             if resource and fact and isinstance(fact.content, dict):
@@ -264,7 +264,7 @@ class ImageInfos:
                 self._unread[scan.image_id] = (resource, time.monotonic())
             return error
         if file is not None and file.size == resource.file_size:  # not of a later writing than the listing
-            self._memory.put(_KIND, str(scan.image_id), resource.state, info)
+            self._read_cache.put(_KIND, str(scan.image_id), resource.state, info)
         with self._lock:
             self._stored[scan.image_id] = (resource, info)
             self._unread.pop(scan.image_id, None)

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from monailabel_xnat.catalog.listing import Scan
+from monailabel_xnat.catalog.scan import Scan
 from monailabel_xnat.client.files import RemoteFile
 from monailabel_xnat.client.items import read_scan
 from monailabel_xnat.client.session import Session

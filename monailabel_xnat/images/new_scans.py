@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from monailabel_xnat.catalog import Catalog
-from monailabel_xnat.catalog.listing import Scan
-from monailabel_xnat.catalog.marks import Mark, read_mark
+from monailabel_xnat.catalog.image_index import ambiguous
+from monailabel_xnat.catalog.scan import Mark, Scan, read_mark
 from monailabel_xnat.catalog.selection import image_rank
-from monailabel_xnat.catalog.snapshot import ambiguous
 from monailabel_xnat.client.files import RemoteFile, list_files_by_resource
 from monailabel_xnat.client.items import (
     delete,

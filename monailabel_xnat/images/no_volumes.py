@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from monailabel_xnat import __version__
-from monailabel_xnat.catalog.listing import Resource, Scan
-from monailabel_xnat.catalog.memory import Fact, Memory
+from monailabel_xnat.catalog.read_cache import Fact, ReadCache
+from monailabel_xnat.catalog.scan import Resource, Scan
 from monailabel_xnat.catalog.selection import image_resources
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import ImageConversionError, ImageError, NoImageError
@@ -47,13 +47,13 @@ class NoVolumes:
     ----------
     settings : Settings
         Which resources are images.
-    memory : Memory
+    read_cache : ReadCache
         Keeps what was met.
     """
 
-    def __init__(self, settings: Settings, memory: Memory) -> None:
+    def __init__(self, settings: Settings, read_cache: ReadCache) -> None:
         self._settings = settings
-        self._memory = memory
+        self._read_cache = read_cache
         self._lock = threading.Lock()
         self._reasons: dict[str, _Reason] = {}
         self._looked_up = float("-inf")
@@ -86,7 +86,7 @@ class NoVolumes:
         with self._lock:
             self._reasons[_key(scan, form)] = _Reason(state, told, time.monotonic())
         if resource.state:
-            self._memory.put(_KIND, _key(scan, form), state, told)
+            self._read_cache.put(_KIND, _key(scan, form), state, told)
         return type(error)(told[1], hint=hint)
 
     def forget(self, scan: Scan, form: str) -> None:
@@ -94,7 +94,7 @@ class NoVolumes:
         with self._lock:
             was_known = self._reasons.pop(_key(scan, form), None)
         if was_known:
-            self._memory.forget(_KIND, [_key(scan, form)])
+            self._read_cache.forget(_KIND, [_key(scan, form)])
 
     def look_again(self) -> None:
         """Have such scans tried once more when they are asked for by name."""
@@ -122,7 +122,7 @@ class NoVolumes:
 
     def close(self) -> None:
         """Close what is kept on this disk."""
-        self._memory.close()
+        self._read_cache.close()
 
     def _holds(self, reason: _Reason, scan: Scan, resource: Resource) -> bool:
         if reason.state != self._state(scan, resource):
@@ -142,7 +142,7 @@ class NoVolumes:
         now = time.monotonic()
         if now - self._looked_up >= _LOOKED_UP_EVERY:
             self._looked_up = now
-            met = {key: _reason_of(fact) for key, fact in self._memory.all(_KIND).items()}
+            met = {key: _reason_of(fact) for key, fact in self._read_cache.all(_KIND).items()}
             with self._lock:
                 self._reasons = {**{key: reason for key, reason in met.items() if reason}, **self._reasons}
         with self._lock:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from typing import Protocol
 
-from monailabel_xnat.catalog.listing import Scan
+from monailabel_xnat.catalog.scan import Scan
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from monailabel_xnat.catalog import Catalog
-from monailabel_xnat.catalog.listing import Resource, Scan
-from monailabel_xnat.catalog.marks import Mark
+from monailabel_xnat.catalog.image_index import ambiguous
+from monailabel_xnat.catalog.scan import Mark, Resource, Scan
 from monailabel_xnat.catalog.selection import Selection, image_rank
-from monailabel_xnat.catalog.snapshot import ambiguous
 from monailabel_xnat.client.dicom_import import DicomImport
 from monailabel_xnat.client.dicom_source import Instance, dicom_instances, is_dicom, main_series
 from monailabel_xnat.client.items import append_note, delete, exists

@@ -34,8 +34,8 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
-from monailabel_xnat.catalog.listing import Scan
-from monailabel_xnat.catalog.memory import Memory
+from monailabel_xnat.catalog.read_cache import ReadCache
+from monailabel_xnat.catalog.scan import Scan
 from monailabel_xnat.client.files import RemoteFile, find_object, lost, read_object
 from monailabel_xnat.client.items import resource_path
 from monailabel_xnat.client.session import Session
@@ -275,13 +275,13 @@ class Descriptions:
     ----------
     session : Session
         The connection.
-    memory : Memory
+    read_cache : ReadCache
         Keeps what was read.
     """
 
-    def __init__(self, session: Session, memory: Memory) -> None:
+    def __init__(self, session: Session, read_cache: ReadCache) -> None:
         self._session = session
-        self._memory = memory
+        self._read_cache = read_cache
         self._lock = threading.Lock()
         self._read: dict[str, tuple[RemoteFile, dict[str, Any]]] = {}
 
@@ -372,10 +372,10 @@ class Descriptions:
 
     def _remember(self, file: RemoteFile, description: dict[str, Any]) -> None:
         if file.size is not None:
-            self._memory.put(_KIND, file.uri, _state(file), description)
+            self._read_cache.put(_KIND, file.uri, _state(file), description)
 
     def _remembered(self, file: RemoteFile) -> dict[str, Any] | None:
-        description = self._memory.get(_KIND, file.uri, _state(file)) if file.size is not None else None
+        description = self._read_cache.get(_KIND, file.uri, _state(file)) if file.size is not None else None
         return description if isinstance(description, dict) else None
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from monailabel_xnat.catalog import Scan
-from monailabel_xnat.catalog.memory import Memory
+from monailabel_xnat.catalog.read_cache import ReadCache
 from monailabel_xnat.catalog.selection import drawn_labels, is_label, is_of_unread_kind, may_be_drawn_label
 from monailabel_xnat.client.drawn import PREFIX, Drawing, DrawnScan, UnreadDrawing, fetch_drawn
 from monailabel_xnat.client.roi import (
@@ -75,16 +75,16 @@ class Drawings:
         Tell the grids of images.
     folder : Path
         Where what was decoded is kept.
-    memory : Memory
+    read_cache : ReadCache
         Keeps when collections were stored.
     """
 
-    def __init__(self, session: Session, images: Images, folder: Path, memory: Memory) -> None:
+    def __init__(self, session: Session, images: Images, folder: Path, read_cache: ReadCache) -> None:
         self._session = session
         self._settings = session.settings
         self._images = images
         self._folder = folder
-        self._memory = memory
+        self._read_cache = read_cache
         self._stored_at: dict[str, datetime] = {}
         self._undated: dict[str, tuple[str, float]] = {}
 
@@ -314,7 +314,7 @@ class Drawings:
             except XNATDatastoreError as error:
                 self._undated[collection.fingerprint] = (str(error), time.monotonic() + _ASK_AGAIN_SECONDS)
                 raise self._not_dated(collection, str(error)) from error
-            self._memory.put(_KIND, collection.fingerprint, "", known.isoformat())
+            self._read_cache.put(_KIND, collection.fingerprint, "", known.isoformat())
         self._stored_at[collection.fingerprint] = known
         return known
 
@@ -326,7 +326,7 @@ class Drawings:
         )
 
     def _remembered(self, collection: RoiCollection) -> datetime | None:
-        when = self._memory.get(_KIND, collection.fingerprint, "")
+        when = self._read_cache.get(_KIND, collection.fingerprint, "")
         return datetime.fromisoformat(when) if isinstance(when, str) else None
 
     def _path(self, scan: Scan, collection: Drawing) -> Path:

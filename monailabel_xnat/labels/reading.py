@@ -84,8 +84,8 @@ class StoredLabels:
         self._files = LabelFiles(session, folder)
         self._versions = StoredVersions(session, catalog, lambda image: self._label_counts.update([image]))
         self._index = Index(self._versions, self._outbox, settings.label_resource)
-        self._drawings = Drawings(session, images, folder, catalog.memory)
-        self._descriptions = Descriptions(session, catalog.memory)
+        self._drawings = Drawings(session, images, folder, catalog.read_cache)
+        self._descriptions = Descriptions(session, catalog.read_cache)
         self._label_counts = LabelCounts(catalog, self._tags_in_xnat, lambda scan: len(drawn_labels(scan, settings)))
         self._halves = HalfLabels(catalog, self._versions, settings.connections)
 

@@ -59,7 +59,7 @@ class StoredVersions:
     def __init__(self, session: Session, catalog: Catalog, on_learned: Callable[[str], None]) -> None:
         self._session = session
         self._catalog = catalog
-        self._memory = catalog.memory
+        self._read_cache = catalog.read_cache
         self._on_learned = on_learned
         self._max_age = session.settings.max_age
         self._lock = threading.Lock()
@@ -139,7 +139,7 @@ class StoredVersions:
             wrong = [key for key in self._listings if key[0] == scan.image_id]
             for key in wrong:
                 del self._listings[key]
-        self._memory.forget(_KIND, [_key(*key) for key in wrong])
+        self._read_cache.forget(_KIND, [_key(*key) for key in wrong])
         return bool(wrong)
 
     def _is_due(self, scan: Scan, resource: str, pattern: str) -> bool:
@@ -175,7 +175,7 @@ class StoredVersions:
             content: Any = [(file.path, file.size, file.md5, file.uri) for file in files]
             if pattern:
                 content = {"files": content, "compared": self._compared.get((image, resource, pattern), 0.0)}
-            self._memory.put(_KIND, _key(image, resource, pattern), shown.state, content)
+            self._read_cache.put(_KIND, _key(image, resource, pattern), shown.state, content)
         return self._learn(image, shown, resource, files, pattern)
 
     def _learn(
@@ -191,7 +191,7 @@ class StoredVersions:
         """Return what another process, or this one in an earlier life, has read while the listing looked as now."""
         if shown is None or not shown.state:
             return None
-        content = self._memory.get(_KIND, _key(scan.image_id, resource, pattern), shown.state)
+        content = self._read_cache.get(_KIND, _key(scan.image_id, resource, pattern), shown.state)
         if isinstance(content, dict):
             self._compared[scan.image_id, resource, pattern] = float(content["compared"])
             content = content["files"]

@@ -244,7 +244,7 @@ class Dataset:
             If the grid of the image cannot be had.
         """
         # The folder has another name as soon as its files have changed.
-        known = self._catalog.memory.get(_FOLDER_KIND, str(scan.image_id), folder.name)
+        known = self._catalog.read_cache.get(_FOLDER_KIND, str(scan.image_id), folder.name)
         if isinstance(known, str) and known:
             return known
         # It brings SimpleITK and ITK, which take a while to load.
@@ -255,7 +255,7 @@ class Dataset:
         except ImageConversionError as error:
             raise ImageConversionError(f"scan {scan.image_id}: {error.message}", hint=error.hint) from None
         digest = f"SHA256:{digest_of(folder)}"
-        self._catalog.memory.put(_FOLDER_KIND, str(scan.image_id), folder.name, digest)
+        self._catalog.read_cache.put(_FOLDER_KIND, str(scan.image_id), folder.name, digest)
         return digest
 
 

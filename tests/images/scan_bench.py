@@ -13,7 +13,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / part) for part in ("client", "co
 from archive_double import ArchiveDouble  # noqa: E402
 from series_writer import SeriesWriter  # noqa: E402
 
-from monailabel_xnat.catalog.listing import Resource, Scan  # noqa: E402
+from monailabel_xnat.catalog.scan import Resource, Scan  # noqa: E402
 from monailabel_xnat.client.session import Session, quoted  # noqa: E402
 from monailabel_xnat.config import Settings  # noqa: E402
 from monailabel_xnat.ids import ImageId  # noqa: E402

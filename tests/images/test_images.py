@@ -20,7 +20,7 @@ import SimpleITK
 from pydicom.uid import generate_uid
 from scan_bench import fetch, make_scan, make_series
 
-from monailabel_xnat.catalog.listing import Resource
+from monailabel_xnat.catalog.scan import Resource
 from monailabel_xnat.client.session import quoted
 from monailabel_xnat.convert import dicom_to_nifti
 from monailabel_xnat.errors import CacheError, ImageError, NoImageError, ServerError, TransferError

@@ -11,7 +11,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 import pytest
 from scan_bench import make_scan, make_series
 
-from monailabel_xnat.catalog.listing import Resource
+from monailabel_xnat.catalog.scan import Resource
 from monailabel_xnat.images.prefetch import BackgroundPrefetch
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from monailabel_xnat.catalog.listing import Scan
+from monailabel_xnat.catalog.scan import Scan
 from monailabel_xnat.convert import LabelMap, Segment
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.labels.description import decode, describe, encode

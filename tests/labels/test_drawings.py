@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 from viewer import PROJECT, only, own_label
 
-from monailabel_xnat.catalog import roi_references
+from monailabel_xnat.catalog import drawn_collections
 from monailabel_xnat.client.files import list_files
 from monailabel_xnat.client.roi import RoiCollection, is_marked, marked_uid, stored_at
 from monailabel_xnat.errors import LabelError
@@ -244,7 +244,7 @@ def test_a_drawing_in_a_session_shared_in_is_a_label_there(viewer, xnat_sandbox,
 
 
 def test_many_new_ones_do_not_hold_up_the_start(viewer, xnat_sandbox, open_datastore, monkeypatch):
-    monkeypatch.setattr(roi_references, "_PATIENCE", 0.05)
+    monkeypatch.setattr(drawn_collections, "_PATIENCE", 0.05)
     viewer.save("SEG_1")
     xnat_sandbox.faults.add("/data/experiments/RoiCollection", delay=1.0)
     datastore = open_datastore()

@@ -11,7 +11,7 @@ from label_archive import voxels
 from meddler import Answer, Meddler
 from viewer import PROJECT, only, own_label
 
-from monailabel_xnat.catalog import roi_references
+from monailabel_xnat.catalog import drawn_collections
 from monailabel_xnat.errors import UnreadDrawingError, XNATDatastoreError
 
 
@@ -286,7 +286,7 @@ def test_a_site_that_has_shown_drawings_before_is_not_taken_for_one_without(view
 
 
 def test_a_training_set_waits_for_drawings_that_are_just_being_read(two, xnat_sandbox, open_datastore, monkeypatch):
-    monkeypatch.setattr(roi_references, "_PATIENCE", 0.05)
+    monkeypatch.setattr(drawn_collections, "_PATIENCE", 0.05)
     _, newer, _ = two
     xnat_sandbox.faults.add("/data/experiments/RoiCollection", delay=1.0, times=2)
     (pair,) = open_datastore().datalist()

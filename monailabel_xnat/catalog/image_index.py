@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from monailabel_xnat.catalog.listing import Scan
+from monailabel_xnat.catalog.scan import Scan
 from monailabel_xnat.errors import AmbiguousNameError, UnknownImageError
 from monailabel_xnat.ids import EXPECTED_FORM, ImageId
 
 
-class Snapshot:
+class ImageIndex:
     """Scans that are images, by canonical id.
 
     Reading is safe while another thread changes it. What else an image may be called is looked up in tables that are
@@ -37,7 +37,7 @@ class Snapshot:
         return list(self._scans.values())
 
     def get(self, image: str) -> Scan | None:
-        """Give an image by its canonical id, as text."""
+        """Return an image by its canonical id, as text."""
         return self._scans.get(image)
 
     def find(self, image: ImageId | str) -> Scan | None:
@@ -86,8 +86,8 @@ class Snapshot:
         """Take an image out."""
         self._scans.pop(image, None)
 
-    def take_over(self, before: Snapshot) -> list[str]:
-        """Keep the objects of an earlier snapshot for what has not changed since, so that no memory is taken twice.
+    def take_over(self, before: ImageIndex) -> list[str]:
+        """Keep the objects of an earlier index for what has not changed since, so that no memory is taken twice.
 
         Returns
         -------
@@ -105,8 +105,8 @@ class Snapshot:
             self._other_names()
         return changed + self.lost_since(before)
 
-    def lost_since(self, before: Snapshot) -> list[str]:
-        """List the ids of images that an earlier snapshot had and this one has not."""
+    def lost_since(self, before: ImageIndex) -> list[str]:
+        """List the ids of images that an earlier index had and this one has not."""
         return [image for image in before._scans if image not in self._scans]
 
     def _other_names(self) -> _OtherNames:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import requests
 
-from monailabel_xnat.catalog.memory import Fact, Memory
+from monailabel_xnat.catalog.read_cache import Fact, ReadCache
 from monailabel_xnat.config import Settings
 
 IMAGES = 6
@@ -158,14 +158,14 @@ def make_read_only(file):
 
 
 @pytest.mark.parametrize("harm", [spoil, make_read_only, Path.unlink])
-def test_without_a_usable_memory_all_works_as_before(labelled, open_datastore, harm):
+def test_without_a_usable_read_cache_all_works_as_before(labelled, open_datastore, harm):
     expected = use_all(open_datastore())
     (file,) = labelled._settings.server_folder.glob("memory*.sqlite")
     harm(file)
     assert use_all(open_datastore()) == expected
 
 
-def test_a_memory_that_another_process_holds_is_not_waited_for(labelled, open_datastore):
+def test_a_read_cache_that_another_process_holds_is_not_waited_for(labelled, open_datastore):
     expected = use_all(open_datastore())
     (file,) = labelled._settings.server_folder.glob("memory*.sqlite")
     holder = sqlite3.connect(file, isolation_level=None)
@@ -180,56 +180,56 @@ def test_only_the_user_can_read_it(labelled):
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
 
 
-def open_memory(folder):
-    return Memory(Settings.load({"server": "http://127.0.0.1", "cache_path": folder}, environ={}))
+def open_read_cache(folder):
+    return ReadCache(Settings.load({"server": "http://127.0.0.1", "cache_path": folder}, environ={}))
 
 
 def write_many(folder, worker):
-    memory = open_memory(folder)
+    read_cache = open_read_cache(folder)
     for number in range(100):
-        memory.put("kind", f"{worker} {number}", "state", [worker, number])
-    memory.close()
+        read_cache.put("kind", f"{worker} {number}", "state", [worker, number])
+    read_cache.close()
 
 
 def test_processes_write_at_once(tmp_path):
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(write_many, [tmp_path] * 2, range(2)))
-    memory = open_memory(tmp_path)
-    assert len(memory.all("kind")) == 200
-    memory.close()
+    read_cache = open_read_cache(tmp_path)
+    assert len(read_cache.all("kind")) == 200
+    read_cache.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_has_a_connection_of_its_own(tmp_path):
-    memory = open_memory(tmp_path)
-    memory.put("kind", "key", "state", 1)
-    child = multiprocessing.get_context("fork").Process(target=memory.put, args=("kind", "child", "state", 2))
+    read_cache = open_read_cache(tmp_path)
+    read_cache.put("kind", "key", "state", 1)
+    child = multiprocessing.get_context("fork").Process(target=read_cache.put, args=("kind", "child", "state", 2))
     child.start()
     child.join(30)
     assert child.exitcode == 0
-    assert memory.all("kind") == {"key": Fact("state", 1), "child": Fact("state", 2)}
-    memory.close()
+    assert read_cache.all("kind") == {"key": Fact("state", 1), "child": Fact("state", 2)}
+    read_cache.close()
 
 
 def test_a_fact_counts_only_for_the_state_it_was_read_in(tmp_path):
-    memory = open_memory(tmp_path)
-    memory.put("kind", "key", "2 files", {"a": "ä"})
-    assert memory.get("kind", "key", "2 files") == {"a": "ä"}
-    assert memory.get("kind", "key", "3 files") is None
-    assert memory.get("other", "key", "2 files") is None
-    memory.forget("kind", ["key"])
-    assert memory.all("kind") == {}
-    memory.close()
+    read_cache = open_read_cache(tmp_path)
+    read_cache.put("kind", "key", "2 files", {"a": "ä"})
+    assert read_cache.get("kind", "key", "2 files") == {"a": "ä"}
+    assert read_cache.get("kind", "key", "3 files") is None
+    assert read_cache.get("other", "key", "2 files") is None
+    read_cache.forget("kind", ["key"])
+    assert read_cache.all("kind") == {}
+    read_cache.close()
 
 
 def test_what_nobody_has_noted_for_long_is_forgotten(tmp_path):
-    memory = open_memory(tmp_path)
-    memory.put_all("kind", {"old": Fact("", 1), "new": Fact("", 2)})
-    memory.close()
+    read_cache = open_read_cache(tmp_path)
+    read_cache.put_all("kind", {"old": Fact("", 1), "new": Fact("", 2)})
+    read_cache.close()
     (file,) = tmp_path.glob("*/memory*.sqlite")
     with sqlite3.connect(file) as database:
         database.execute("UPDATE facts SET noted = 0 WHERE key = 'old'")
     database.close()
-    memory = open_memory(tmp_path)
-    assert memory.all("kind") == {"new": Fact("", 2)}
-    memory.close()
+    read_cache = open_read_cache(tmp_path)
+    assert read_cache.all("kind") == {"new": Fact("", 2)}
+    read_cache.close()

@@ -1,4 +1,4 @@
-"""What was read from XNAT and need not be read again while its listing shows no change, kept on this disk.
+"""A cache on this disk: what was read from XNAT, and need not be read again while its listing shows no change.
 
 MONAI Label trains and scores in processes of their own, each of which builds the datastore anew: what one of them has
 read, all others on this machine know. Everything is looked up by what a fresh listing shows, so that nobody sees more
@@ -59,7 +59,7 @@ class Fact(NamedTuple):
     content: Any
 
 
-class Memory:
+class ReadCache:
     """Facts by kind and key; may be used from any thread, by several processes at once, and survives a fork.
 
     Parameters
@@ -78,14 +78,14 @@ class Memory:
         self._start()
 
     def get(self, kind: str, key: str, state: str) -> Any | None:
-        """Give the content of a fact if it was read when the listing looked as it does now; None if not."""
+        """Return the content of a fact if it was read when the listing looked as it does now; None if not."""
         rows = self._try(
             lambda db: db.execute("SELECT state, content FROM facts WHERE kind = ? AND key = ?", (kind, key)).fetchall()
         )
         return _decoded(rows[0][1]) if rows and rows[0][0] == state else None
 
     def all(self, kind: str) -> dict[str, Fact]:
-        """Give all facts of a kind, by key: thousands in one go."""
+        """Return all facts of a kind, by key: thousands in one go."""
         rows = self._try(
             lambda db: db.execute("SELECT key, state, content FROM facts WHERE kind = ?", (kind,)).fetchall()
         )
@@ -121,7 +121,7 @@ class Memory:
         self._away_until = 0.0
 
     def _own_lock(self) -> threading.Lock:
-        """Give the lock; in a forked child a new one, with nothing of the parent's behind it."""
+        """Return the lock; in a forked child a new one, with nothing of the parent's behind it."""
         if self._process != os.getpid():
             if self._database is not None:
                 _of_parents.append(self._database)
@@ -146,10 +146,10 @@ class Memory:
                     self._database = _opened(self._file)
                 return use(self._database)
             except (sqlite3.OperationalError, OSError, CacheError, ValueError) as error:  # locked, full, read-only
-                logger.debug("the memory on disk cannot be used now: %s", error)
+                logger.debug("the cache of what was read cannot be used now: %s", error)
                 self._away_until = time.monotonic() + _AWAY_FOR
             except sqlite3.DatabaseError as error:
-                logger.info("the memory on disk is damaged and made anew: %s", error)
+                logger.info("the cache of what was read is damaged and made anew: %s", error)
                 self._remove()
             return None
 
@@ -161,7 +161,7 @@ class Memory:
             try:
                 self._file.with_name(name).unlink(missing_ok=True)
             except OSError as error:
-                logger.debug("a damaged memory on disk could not be removed: %s", error)
+                logger.debug("a damaged cache of what was read could not be removed: %s", error)
                 self._away_until = float("inf")
 
 

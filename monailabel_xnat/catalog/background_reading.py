@@ -27,7 +27,7 @@ class _Failure(NamedTuple):
     again_at: float
 
 
-class Learner(Generic[Item, Found]):
+class BackgroundReader(Generic[Item, Found]):
     """Reads items by their keys.
 
     Parameters
@@ -39,7 +39,7 @@ class Learner(Generic[Item, Found]):
     keep : callable
         Is given what was read, by key.
     on_learned : callable
-        Called, from another thread, when items were read that :meth:`learn` did not wait for.
+        Called, from another thread, when items were read that :meth:`read` did not wait for.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Learner(Generic[Item, Found]):
         """Return whether a reason is that of a failure, and not that nobody has read it yet."""
         return reason != _NOT_YET
 
-    def learn(self, items: Mapping[str, Item], patience: float) -> bool:
+    def read(self, items: Mapping[str, Item], patience: float) -> bool:
         """Read items, but for those that are just being read or have failed a moment ago.
 
         Parameters

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from monailabel_xnat.catalog.learning import Learner
-from monailabel_xnat.catalog.memory import Fact, Memory
+from monailabel_xnat.catalog.background_reading import BackgroundReader
+from monailabel_xnat.catalog.read_cache import Fact, ReadCache
 from monailabel_xnat.catalog.selection import is_of_unread_kind, may_be_drawn_label
 from monailabel_xnat.client.drawn import UnreadDrawing
 from monailabel_xnat.client.roi import (
@@ -50,24 +50,24 @@ class Drawn(NamedTuple):
     unlisted: dict[str, UnreadDrawing]
 
 
-class RoiReferences:
+class DrawnCollections:
     """Finds the ROI collections of each scan.
 
     Parameters
     ----------
     session : Session
         The connection.
-    memory : Memory
+    read_cache : ReadCache
         Keeps what was read of collections.
     on_learned : callable
         Called, from another thread, when references were read that :meth:`look` did not wait for.
     """
 
-    def __init__(self, session: Session, memory: Memory, on_learned: Callable[[], None]) -> None:
+    def __init__(self, session: Session, read_cache: ReadCache, on_learned: Callable[[], None]) -> None:
         self._session = session
-        self._memory = memory
+        self._read_cache = read_cache
         self._facts: dict[str, CollectionFacts] | None = None  # by fingerprint
-        self._learner = Learner(session.settings.connections, self._read, self._keep, on_learned)
+        self._reader = BackgroundReader(session.settings.connections, self._read, self._keep, on_learned)
         self._listed: dict[str, list[RoiCollection]] = {}
         self._absent: set[str] = set()
         self._unread_before: set[str] = set()
@@ -81,11 +81,11 @@ class RoiReferences:
     def ask_again(self) -> None:
         """Have sites asked again that did not know ROI collections, and collections read that could not be."""
         self._absent.clear()
-        self._learner.ask_again()
+        self._reader.ask_again()
 
     def wait(self) -> bool:
         """Wait until the items are read that are just being read; return whether there were any."""
-        return self._learner.wait()
+        return self._reader.wait()
 
     def look(self, projects: Iterable[str]) -> Drawn:
         """List the ROI collections of projects, and find out which scans they were drawn on.
@@ -144,7 +144,7 @@ class RoiReferences:
                 for uid in facts.series:
                     grouped.setdefault((collection.session_id, uid), []).append(collection)
             elif may_be_drawn_label(collection, self._session.settings):
-                why = self._learner.why(collection.fingerprint)
+                why = self._reader.why(collection.fingerprint)
                 reason = "it does not say which series it was drawn on" if facts else why
                 unread.setdefault(collection.session_id, []).append(UnreadDrawing(collection.label, reason, collection))
         self.unread_kinds = dict(kinds)
@@ -157,7 +157,7 @@ class RoiReferences:
             f"{session}/{item.name}": item.reason for session, found in drawn.unread.items() for item in found
         }
         self.unread.update((project, item.reason) for project, item in drawn.unlisted.items())
-        failed = {name for name, reason in self.unread.items() if self._learner.has_failed(reason)}
+        failed = {name for name, reason in self.unread.items() if self._reader.has_failed(reason)}
         if failed - self._unread_before:
             logger.warning(
                 "%d ROI collections cannot be read: labels that may be older than they are not trained on", len(failed)
@@ -176,18 +176,18 @@ class RoiReferences:
         """Read the references of the collections that are new, and wait a while for them."""
         known = self._known()
         new = {found.fingerprint: found for found in collections if found.fingerprint not in known}
-        if not self._learner.learn(new, _PATIENCE):
+        if not self._reader.read(new, _PATIENCE):
             logger.info("reading what ROI collections were drawn on goes on in the background")
 
     def _keep(self, found: dict[str, CollectionFacts]) -> None:
         self._facts = {**self._known(), **found}
-        self._memory.put_all(_KIND, {key: Fact("", facts) for key, facts in found.items()})
+        self._read_cache.put_all(_KIND, {key: Fact("", facts) for key, facts in found.items()})
 
     def _known(self) -> dict[str, CollectionFacts]:
         if self._facts is None:
             self._facts = {
                 key: CollectionFacts(fact.content[0], fact.content[1], tuple(fact.content[2]))
-                for key, fact in self._memory.all(_KIND).items()
+                for key, fact in self._read_cache.all(_KIND).items()
                 if isinstance(fact.content, list)
             }
         return self._facts
