@@ -96,6 +96,8 @@ def _print_history(history: list[dict[str, Any]]) -> None:
             click.echo(f"  restored from {item['restored_from']}")
         if not item["in_xnat"]:
             click.echo("  waits in the outbox")
+        if item.get("hidden"):
+            click.echo("  hidden: removed by somebody who may not delete; restore makes it the label again")
         if item.get("problem"):
             click.echo(f"  {item['problem']}")
     if not history:

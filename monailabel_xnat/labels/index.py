@@ -63,7 +63,7 @@ class Index:
         return sorted(tags) if tags else []
 
     def all(self, scan: Scan, tag: str) -> list[LabelVersion]:
-        """List the versions of a label, newest first; [] if there are none.
+        """List the versions of a label, newest first, hidden ones included; [] if there are none.
 
         Raises
         ------
@@ -74,14 +74,14 @@ class Index:
             return []
         label = resource_of(tag)
         stored = self._versions.of(scan, label) if scan.resource(label) else []
-        if not stored:
-            stored = self.foreign(scan, tag)
+        if all(version.is_hidden for version in stored):
+            stored = [*stored, *self.foreign(scan, tag)]
         names = {version.name for version in stored}
         pending = [version for version in self._pending(scan, tag) if version.name not in names]
         return sorted([*stored, *pending], key=_time_of, reverse=True)
 
     def find(self, scan: Scan, tag: str, version: str | None = None) -> LabelVersion:
-        """Find a version of a label; the current one if none is named.
+        """Find a version of a label, also a hidden one; the current one if none is named.
 
         Raises
         ------
@@ -96,9 +96,11 @@ class Index:
             versions = self._pending(scan, tag)  # while XNAT is away what waits is the newest there is
             if not versions:
                 raise
-        found = next((candidate for candidate in versions if version in (None, candidate.name)), None)
+        shown = [candidate for candidate in versions if not candidate.is_hidden]
+        wanted = versions if version else shown
+        found = next((candidate for candidate in wanted if version in (None, candidate.name)), None)
         if found is None:
-            what = f"version {version} of the label" if version and versions else "label"
+            what = f"version {version} of the label" if version and shown else "label"
             raise UnknownLabelError(
                 f"image {str(scan.image_id)!r} has no {what} with tag {tag!r}",
                 hint=f"it has labels with the tags {', '.join(self.tags(scan)) or 'none'}",
@@ -158,7 +160,7 @@ class Index:
     def _is_filled(self, scan: Scan, resource: Resource, pattern: str = "") -> bool:
         """Return whether a resource holds labels; until somebody has looked, the files that the listing shows count."""
         known = self._versions.known(scan, resource.label, pattern)
-        return known is None or bool(known)
+        return known is None or any(not version.is_hidden for version in known)
 
 
 def _time_of(version: LabelVersion) -> str:

@@ -6,23 +6,25 @@ XNAT is asked only when the catalog shows that a resource has changed.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
 from monailabel_xnat.client import items
 from monailabel_xnat.client.files import RemoteFile, list_files, list_whole, modified_at
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.client.upload import remove_file, writing
+from monailabel_xnat.client.upload import Upload, remove_file, upload_files, writing
 from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError, TransferError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.images.comparisons import Comparisons
 from monailabel_xnat.labels.files import LabelFiles
 from monailabel_xnat.labels.tags import resource_of
-from monailabel_xnat.labels.version import LABEL_MAP, LabelVersion, versions_among
+from monailabel_xnat.labels.version import LABEL_MAP, MARKS, LabelVersion, versions_among
 from monailabel_xnat.patterns import fits
 
 logger = logging.getLogger(__name__)
@@ -228,7 +230,10 @@ def _identity(file: RemoteFile) -> str:
 
 
 class Deletion:
-    """Deletes what this library wrote; the name tells.
+    """Deletes what this library wrote; the name tells. Where the user may not delete, it hides it.
+
+    In XNAT members of a project may write but not delete. What they remove is hidden: beside each version lies a file
+    ``<version>.hidden.json``, and the version is kept, but is no label any more.
 
     Parameters
     ----------
@@ -261,7 +266,7 @@ class Deletion:
             listing = list_whole(self._session, scan.path, label, scan.counts(label))
             old = versions_among(listing)[keep:]
             for version in reversed(old):  # the newest last: if XNAT stops midway, the label is still there
-                for file in (version.description_file, version.file):
+                for file in (version.description_file, version.file, *version.marks):
                     if file is not None:
                         remove_file(self._session, file, listing)
                         listing = [other for other in listing if other.path != file.path]
@@ -278,6 +283,32 @@ class Deletion:
                         url=resource,
                     )
         return old
+
+    def hide(self, scan: Scan, tag: str) -> list[LabelVersion]:
+        """Hide all versions of a label that are not hidden yet, and return them.
+
+        Raises
+        ------
+        AccessDeniedError
+            If the user may not write either.
+        ServerError
+            If XNAT fails.
+        """
+        label = resource_of(tag)
+        resource = resource_path(scan, label)
+        with writing(self._session.settings, resource):
+            listing = list_whole(self._session, scan.path, label, scan.counts(label))
+            shown = [version for version in versions_among(listing) if not version.is_hidden]
+            if shown:
+                names = [version.name + MARKS[0] for version in shown]
+                # The listing shows other servers only how many files there are: they look into an odd number.
+                if (len(listing) + len(names)) % 2 == 0:
+                    names.append(shown[0].name + MARKS[1])
+                now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+                content = json.dumps({"hidden_at": now, "hidden_by": self._session.user}).encode()
+                marks = [Upload(name, content, "JSON", "MONAILABEL") for name in names]
+                self._versions.note(scan, label, upload_files(self._session, resource, marks, overwrite=True))
+        return shown
 
     def prune(self, scan: Scan, tag: str, keep: int) -> None:
         """Delete the versions beyond the newest ``keep``; where that is not possible, they stay."""

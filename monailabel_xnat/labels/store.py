@@ -4,7 +4,7 @@ What XNAT holds of a label with tag T is the resource ``MONAILABEL_<T>`` of the 
 ``<UTC>-<sha256[:12]>.nii.gz``, or ``.result.json`` for the result of a task that is no segmentation, and beside it
 ``<UTC>-<sha256[:12]>.json``, its description. The newest by name is the label. Saving adds a version and overwrites
 none, so that two who save at once lose nothing; only the ``info`` of a description is ever changed. Removing a label
-deletes all its versions, and needs the right to delete.
+deletes all its versions; where the user may not delete, it hides them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from monailabel_xnat.client.upload import writing
 from monailabel_xnat.config import Settings
 from monailabel_xnat.convert import read_label
 from monailabel_xnat.errors import (
+    AccessDeniedError,
     AmbiguousNameError,
     CacheError,
     InvalidIdError,
@@ -304,14 +305,16 @@ class Labels(StoredLabels):
         return self._send(entry, scan)
 
     def remove(self, scan: Scan, tag: str) -> None:
-        """Delete all versions of a label, in XNAT and in the outbox; one that does not exist is no error.
+        """Remove all versions of a label, in XNAT and in the outbox; one that does not exist is no error.
+
+        In XNAT they are deleted, or hidden where the user may write but not delete, as members of a project may.
 
         Raises
         ------
         ReadOnlyError
             If the datastore was opened read-only.
         AccessDeniedError
-            If the user may not delete; in XNAT members of a project may write but not delete. The label stays.
+            If the user may neither delete nor write. The label stays.
         LabelError
             If it was left by another program, or drawn in the viewer: only what this one wrote is deleted.
         ServerError
@@ -323,7 +326,7 @@ class Labels(StoredLabels):
             return
         label = resource_of(tag)
         with writing(self._settings, resource_path(scan, label)):
-            removed = self._deletion.delete(scan, tag) if scan.resource(label) else []
+            removed = self._deleted_or_hidden(scan, tag) if scan.resource(label) else []
             waiting = self._outbox.of(scan.image_id, tag, raw=True)
             for entry in waiting:
                 self._outbox.remove(entry)
@@ -342,6 +345,16 @@ class Labels(StoredLabels):
                 f"the label {tag!r} is a {'scan' if is_scan else 'ROI collection'} that was saved in the viewer",
                 hint="delete it there; this datastore deletes only what it wrote",
             )
+
+    def _deleted_or_hidden(self, scan: Scan, tag: str) -> list[LabelVersion]:
+        try:
+            return self._deletion.delete(scan, tag)
+        except AccessDeniedError as error:
+            logger.info("a label is hidden, not deleted: %s", error.message)
+            try:
+                return self._deletion.hide(scan, tag)
+            except AccessDeniedError:
+                raise error from None
 
     def forget(self, scan: Scan) -> None:
         """Drop what waits for an image that was removed."""

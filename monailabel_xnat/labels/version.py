@@ -14,6 +14,8 @@ from monailabel_xnat.client.files import RemoteFile
 LABEL_MAP = ".nii.gz"
 RESULT = ".result.json"
 DESCRIPTION = ".json"
+MARKS = (".hidden.json", ".hidden.odd.json")
+"""What the names of files end in that mark a version as hidden."""
 
 WITHOUT_DESCRIPTION = (
     "the label was found without its description: its values are taken as they are, their names are not known"
@@ -22,7 +24,7 @@ WITHOUT_DESCRIPTION = (
 
 _TIME = "%Y%m%dT%H%M%S%fZ"
 _NAME = re.compile(r"(?P<time>[0-9]{8}T[0-9]{6}[0-9]*Z)-(?P<digest>[0-9a-f]{12})")
-_FILE = re.compile(rf"(?P<name>{_NAME.pattern})(?P<suffix>\.nii\.gz|\.result\.json|\.json)")
+_FILE = re.compile(rf"(?P<name>{_NAME.pattern})(?P<suffix>\.nii\.gz|\.result\.json|(?:\.hidden(?:\.odd)?)?\.json)")
 _DIGEST_LENGTH = 12
 
 
@@ -44,6 +46,8 @@ class LabelVersion:
         The description; empty unless it was asked for.
     problem : str
         Why there is no description where it was asked for; empty if nothing is wrong.
+    marks : tuple of RemoteFile
+        The files that mark it as hidden; see :class:`~monailabel_xnat.labels.resources.Deletion`.
     """
 
     name: str
@@ -52,11 +56,17 @@ class LabelVersion:
     description_file: RemoteFile | None = None
     description: Mapping[str, Any] = field(default_factory=dict, compare=False)
     problem: str = field(default="", compare=False)
+    marks: tuple[RemoteFile, ...] = ()
 
     @property
     def is_pending(self) -> bool:
         """Whether it waits in the outbox."""
         return self.file is None
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether somebody removed it who may not delete: it is kept, but it is no label any more."""
+        return bool(self.marks)
 
     @property
     def resource(self) -> str:
@@ -122,7 +132,13 @@ def versions_among(files: Iterable[RemoteFile]) -> list[LabelVersion]:
         if found:
             stored.setdefault(found["name"], {})[found["suffix"]] = file
     versions = [
-        LabelVersion(name, suffix, parts[suffix], parts.get(DESCRIPTION))
+        LabelVersion(
+            name,
+            suffix,
+            parts[suffix],
+            parts.get(DESCRIPTION),
+            marks=tuple(parts[mark] for mark in MARKS if mark in parts),
+        )
         for name, parts in stored.items()
         for suffix in (LABEL_MAP, RESULT)
         if suffix in parts
@@ -152,7 +168,8 @@ def summary_of(version: LabelVersion) -> dict[str, Any]:
         ``version`` (its name), ``saved_at`` (UTC, ISO 8601), ``saved_by``, ``model``, ``segments`` (list of ``value``,
         ``name``, ``colour``, ``voxels``), ``restored_from``, and ``in_xnat``: False while it waits in the outbox. What
         is not known, as of a label that another program left, is None. ``problem`` is there only where the description
-        is missing or cannot be used, and says why.
+        is missing or cannot be used, and says why. ``hidden`` is there, and True, only for a version that was removed
+        by somebody who may not delete; it can be restored.
     """
     description, saved = version.description, version.saved_at
     return {
@@ -164,4 +181,5 @@ def summary_of(version: LabelVersion) -> dict[str, Any]:
         "restored_from": description.get("restored_from"),
         "in_xnat": not version.is_pending,
         **({"problem": version.problem} if version.problem else {}),
+        **({"hidden": True} if version.is_hidden else {}),
     }

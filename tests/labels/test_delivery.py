@@ -348,19 +348,6 @@ def test_who_waits_for_a_permission_can_still_use_the_label(open_labels, draw):
     np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final")), voxels(draw()))
 
 
-def test_members_save_and_change_but_are_told_who_may_remove(open_labels, draw):
-    member = open_labels(username="member")
-    member.labels.save(member.scan, "final", draw(), {})
-    member.labels.update_info(member.scan, "final", {"a": 1})
-    with pytest.raises(AccessDeniedError, match=r"'member' may not delete.*an owner of the project can"):
-        member.labels.remove(member.scan, "final")
-    assert member.labels.tags(member.scan) == ["final"]
-    assert len(stored(member)) == 2
-    owner = open_labels("owner", username="owner")
-    owner.labels.remove(owner.scan, "final")
-    assert stored(member) == []
-
-
 def test_a_member_keeps_saving_where_versions_cannot_be_pruned(open_labels, draw):
     member = open_labels(username="member", keep_versions=1)
     for seed in range(3):
