@@ -272,9 +272,8 @@ def test_who_may_do_what(admin, user, session, seg):
     address = f"/xapi/roi/projects/P/collections/{stored.text}"
     assert reader.get(address, type="SEG").status_code == 200
     assert nobody.get(address, type="SEG").status_code == 403
-    assert reader.get(address, type="AIM").status_code == 404
+    assert reader.get(address, type="AIM").status_code == 422
     assert member.get(address, type="AIM").status_code == 422
-    assert member.get(address).status_code == 400
     assert member.get("/xapi/roi/projects/P/collections/none", type="SEG").status_code == 422
     assert member.delete(address).status_code == 403
     assert (admin.delete(address).status_code, admin.delete(address).status_code) == (200, 422)
@@ -310,3 +309,64 @@ def test_without_the_plugin_there_is_nothing():
     with Sandbox(roi_plugin=False) as sandbox:
         address = f"{sandbox.url}/xapi/roi/projects/P/permissions/RoiCollection"
         assert requests.get(address, auth=("admin", sandbox.password)).status_code == 404
+
+
+def make_contour(slices, points) -> bytes:
+    """Return AIM with one polyline, as the viewer writes it: in pixels, its first point repeated at the end."""
+    corners = "".join(
+        f'<TwoDimensionSpatialCoordinate><coordinateIndex value="{index}"/><x value="{x}"/><y value="{y}"/>'
+        "</TwoDimensionSpatialCoordinate>"
+        for index, (x, y) in enumerate([*points, points[0]])
+    )
+    markup = f"""<markupEntityCollection><MarkupEntity xsi:type="TwoDimensionPolyline"
+        xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">
+      <imageReferenceUid root="{slices[0].SOPInstanceUID}"/><referencedFrameNumber value="1"/>
+      <twoDimensionSpatialCoordinateCollection>{corners}</twoDimensionSpatialCoordinateCollection>
+    </MarkupEntity></markupEntityCollection>"""
+    return make_aim(slices).replace(
+        b"<imageReferenceEntityCollection>", markup.encode() + b"<imageReferenceEntityCollection>"
+    )
+
+
+def test_an_aim_collection_also_offers_its_rtstruct(admin, user, session, slices):
+    """OhifRoiApi.storeAlternateTypes, AimConversionHelper; xnat-rest.md 23."""
+    first = slices[0]
+    stored = store(admin, session, make_contour(slices, [(2, 3), (6, 3), (6, 9)]), kind="AIM").text
+    address = f"/xapi/roi/projects/P/collections/{stored}"
+    labels = [row["label"] for row in admin.rows(f"/data/experiments/{session}/assessors/{stored}/out/resources")]
+    assert labels == ["AIM", "RTSTRUCT"]
+    struct = pydicom.dcmread(io.BytesIO(user("collaborator").get(address, type="RTSTRUCT").content))
+    assert (struct.Modality, struct.StudyInstanceUID) == ("RTSTRUCT", first.StudyInstanceUID)
+    assert [roi.ROIName for roi in struct.StructureSetROISequence] == ["lesion"]
+    (contour,) = struct.ROIContourSequence[0].ContourSequence
+    assert (contour.ContourGeometricType, contour.NumberOfContourPoints) == ("CLOSED_PLANAR", 3)
+    assert contour.ContourImageSequence[0].ReferencedSOPInstanceUID == first.SOPInstanceUID
+    down, right = map(float, first.PixelSpacing)
+    along, across = np.reshape(np.asarray(first.ImageOrientationPatient, float), (2, 3))
+    corner = np.asarray(first.ImagePositionPatient, float) + 2 * right * along + 3 * down * across
+    np.testing.assert_allclose(np.asarray(contour.ContourData[:3], float), corner, atol=1e-6)
+
+
+def test_an_rtstruct_that_is_gone_is_made_anew_for_editors_alone(admin, user, session, slices):
+    """OhifRoiApi.getCollection: 404 for who may only read, since 403 would say that he may not."""
+    stored = store(admin, session, make_contour(slices, [(2, 3), (6, 3), (6, 9)]), kind="AIM").text
+    address = f"/xapi/roi/projects/P/collections/{stored}"
+    resource = f"/data/experiments/{session}/assessors/{stored}/out/resources/RTSTRUCT"
+    assert admin.delete(resource).status_code == 200
+    assert user("collaborator").get(address, type="RTSTRUCT").status_code == 404
+    assert user("member").get(address, type="RTSTRUCT").status_code == 200
+    assert len(admin.rows(f"{resource}/files")) == 1
+
+
+def test_without_a_type_a_collection_comes_as_it_was_stored(admin, session, slices):
+    """OhifRoiApi.getCollection: the parameter type is not required."""
+    content = make_contour(slices, [(2, 3), (6, 3), (6, 9)])
+    store(admin, session, content, kind="AIM")
+    assert admin.get("/xapi/roi/projects/P/collections/C").content == content
+
+
+def test_overwritten_aim_has_the_rtstruct_of_the_new_one(admin, session, slices):
+    store(admin, session, make_contour(slices, [(2, 3), (6, 3), (6, 9)]), kind="AIM")
+    store(admin, session, make_contour(slices, [(2, 3), (6, 3), (6, 9), (2, 9)]), kind="AIM", overwrite="true")
+    found = admin.get("/xapi/roi/projects/P/collections/C", type="RTSTRUCT").content
+    assert pydicom.dcmread(io.BytesIO(found)).ROIContourSequence[0].ContourSequence[0].NumberOfContourPoints == 4

@@ -15,8 +15,9 @@ from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.datatypes import DataTypes
 from monailabel_xnat.sandbox.archive.model import Experiment, Fields, Scan
 from monailabel_xnat.sandbox.archive.resources import Resources, owner_of
-from monailabel_xnat.sandbox.dicom.naming import xnat_label
-from monailabel_xnat.sandbox.dicom.series import SeriesFiles, element_text, without_warnings
+from monailabel_xnat.sandbox.dicom.naming import scan_xsi_type, xnat_label
+from monailabel_xnat.sandbox.dicom.series import SeriesFiles, element_text, read_series, without_warnings
+from monailabel_xnat.sandbox.http.replies import HTTPError
 from monailabel_xnat.sandbox.http.request import Request
 
 # Where XNAT looks for "Project:P Subject:S Session:E", in this order.
@@ -184,6 +185,10 @@ SCAN_FIELDS: dict[str, Read] = {
     "scanner/manufacturer": lambda series: series.manufacturer,
     "scanner/model": lambda series: series.model,
     "startTime": lambda series: series.series_time,
+    "start_date": lambda series: series.series_date,
+    "operator": detail("OperatorsName"),
+    "protocolName": detail("ProtocolName"),
+    "bodyPartExamined": detail("BodyPartExamined"),
     "coil": detail("ReceiveCoilName"),
     "fieldStrength": _number(detail("MagneticFieldStrength")),
     "parameters/voxelRes/x": _number(detail("PixelSpacing", 1)),
@@ -246,10 +251,6 @@ class HeaderActions:
             self._fix_types(session)
 
     def _pull(self, session: Experiment, only: Scan | None) -> None:
-        # Not at the start: it brings pydicom.
-        from monailabel_xnat.sandbox.dicom.headers import SCAN_FIELDS, SESSION_FIELDS, header_fields
-        from monailabel_xnat.sandbox.dicom.series import read_series
-
         found: list[SeriesFiles] = []
         types = self._archive.types
         for scan in [only] if only else self._archive.scans(session.id):
@@ -259,9 +260,13 @@ class HeaderActions:
                     series = read_series(folder)
                     found += series
                     for item in series[:1]:
+                        if only is not None:
+                            _require_same_type(scan, item)
                         fields = header_fields(types, scan.xsi_type, item, SCAN_FIELDS)
                         self._archive.set_fields("scans", "pk", scan.pk, _kept(scan, fields))
-        if only is None and found:
+        if not found:
+            raise HTTPError(500, "Unable to locate DICOM or ECAT files")
+        if only is None:
             fields = header_fields(types, session.xsi_type, found[0], SESSION_FIELDS)
             self._archive.set_fields("experiments", "id", session.id, dict(fields))
 
@@ -284,6 +289,13 @@ _TYPES = (
     " type FROM scans JOIN experiments ON experiments.id = scans.experiment"
     " WHERE experiments.project = ? AND description IS NOT NULL AND type IS NOT NULL ORDER BY scans.pk"
 )
+
+
+def _require_same_type(scan: Scan, series: SeriesFiles) -> None:
+    """Refuse files of which XNAT would make a scan of another type (PullScanDataFromHeaders)."""
+    kind = scan_xsi_type(series)
+    if kind != scan.xsi_type:
+        raise HTTPError(500, f"Modification of scan modality ({scan.xsi_type} to {kind}) not supported.")
 
 
 def _kept(scan: Scan, fields: dict[str, str]) -> Fields:

@@ -59,6 +59,8 @@ _DETAILS = (
     "InstitutionName",
     "OperatorsName",
     "PatientBirthDate",
+    "ProtocolName",
+    "BodyPartExamined",
     "ImageType",
     "ScanningSequence",
     "SequenceVariant",

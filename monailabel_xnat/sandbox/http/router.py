@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable
+from typing import TYPE_CHECKING, Callable
 
 from monailabel_xnat.sandbox.access.permissions import Permissions
 from monailabel_xnat.sandbox.access.site import Site
@@ -18,6 +18,9 @@ from monailabel_xnat.sandbox.archive.resources import Resources
 from monailabel_xnat.sandbox.http.paths import Finder
 from monailabel_xnat.sandbox.http.replies import HTTPError, Reply
 from monailabel_xnat.sandbox.http.request import Request
+
+if TYPE_CHECKING:
+    from monailabel_xnat.sandbox.roi.viewer import Viewer
 
 Handler = Callable[[Request, list[str]], Reply]
 """Answers a request; the words are those of its path after what is in the table."""
@@ -57,6 +60,8 @@ class Router:
             "xapi": lambda: self._xapi().handle,
             "xapi/custom-fields": lambda: CustomFields(parts.archive, may).handle,
             "xapi/roi": self._roi,
+            "xapi/viewer": lambda: self._viewer().handle,
+            "xapi/viewerConfig": lambda: self._viewer().settings,
             **{
                 f"data/{name}": self._site for name in ("JSESSION", "auth", "search", "users", "scanners", "scan_types")
             },
@@ -105,6 +110,13 @@ class Router:
         from monailabel_xnat.sandbox.roi.collections import RoiCollections
 
         return RoiCollections(*self._data).handle
+
+    def _viewer(self) -> Viewer:
+        if not self._parts.roi_plugin:
+            raise HTTPError(404)
+        from monailabel_xnat.sandbox.roi.viewer import Viewer
+
+        return Viewer(*self._data)
 
     def _import(self) -> Handler:
         from monailabel_xnat.sandbox.dicom.importing import Import

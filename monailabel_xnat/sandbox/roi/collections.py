@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import secrets
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -40,14 +41,10 @@ _PERMISSION_ELEMENTS = {
     "PETMRSession": "xnat:petmrSessionData",
     "CRSession": "xnat:crSessionData",
 }
+# Sessions whose images lie in space: only there AIM is made an RTSTRUCT of (OhifRoiApi.is3D).
+_SPATIAL_TYPES = ("xnat:mrSessionData", "xnat:ctSessionData", "xnat:petSessionData", "xnat:petmrSessionData")
 # A SEG or RTSTRUCT needs a session of modality MR, CT, PT or US.
-_SESSION_TYPES = (
-    "xnat:mrSessionData",
-    "xnat:ctSessionData",
-    "xnat:petSessionData",
-    "xnat:petmrSessionData",
-    "xnat:usSessionData",
-)
+_SESSION_TYPES = (*_SPATIAL_TYPES, "xnat:usSessionData")
 
 
 class RoiCollections:
@@ -121,13 +118,17 @@ class RoiCollections:
     # Read and delete
 
     def _get(self, request: Request, project: str, name: str) -> Reply:
-        kind = request.query.get("type")
-        if kind is None:
-            raise HTTPError(400, "Required request parameter 'type' is not present")
         collection = self._require(project, name)
+        own = str(collection.fields.get("collectionType", ""))
+        kind = request.query.get("type") or own
         resource = self._resource(collection, kind)
+        if resource is None and (own, kind) == ("AIM", "RTSTRUCT"):
+            # It is made anew, but only for those who may write; the others are told that there is none.
+            if not self._may.may_edit(project):
+                raise HTTPError(404)
+            resource = self._make_rtstruct(collection, request.user.login)
         if resource is None:
-            raise HTTPError(422 if self._may.may_edit(project) else 404, f"{name} is not available as {kind}")
+            raise HTTPError(422, f"{name} is not available as {kind}")
         return Reply(self._bytes(resource), media_type="application/octet-stream")
 
     def _rois(self, project: str, name: str) -> Reply:
@@ -177,7 +178,10 @@ class RoiCollections:
         if known is not None and not request.flag("overwrite"):
             raise HTTPError(422, "ROI collection exists, overwrite not specified")
         fields = self._checked(kind, request.body.read(), session)
-        return text(self._save(request, session, known, label, kind, fields).id)
+        stored = self._save(request, session, known, label, kind, fields)
+        if kind == "AIM":
+            self._make_rtstruct(stored, request.user.login)
+        return text(stored.id)
 
     def _session(self, project: str, session_id: str) -> Experiment:
         found = self._archive.experiment(session_id)
@@ -251,6 +255,31 @@ class RoiCollections:
         values = {"format": stored.format, "content": "EXTERNAL"}
         self._resources.put(resource, [Incoming(f"{label}{stored.suffix}", staged, values)], request.user.login)
         return known
+
+    def _make_rtstruct(self, collection: Experiment, login: str) -> Resource | None:
+        """Store the RTSTRUCT of an AIM collection beside it; None where its images have no place in the patient."""
+        from monailabel_xnat.sandbox.roi.rtstruct import as_rtstruct
+
+        session = self._archive.experiment(collection.session_id or "")
+        aim = self._resource(collection, "AIM")
+        if session is None or aim is None or session.xsi_type not in _SPATIAL_TYPES:
+            return None
+        content = self._bytes(aim)
+        wanted = {uid for instances in read_content("AIM", content).series.values() for uid in instances}
+        files = {
+            entry.sop_uid: self._resources.path(entry)
+            for scan in self._archive.scans(session.id)
+            for resource in self._resources.of(owner_of(self._archive, scan))
+            for entry in self._resources.files(resource)
+            if entry.sop_uid in wanted
+        }
+        if not files:
+            return None
+        staged = self._resources.stage(io.BytesIO(as_rtstruct(content, files)))
+        owner, values = owner_of(self._archive, collection), {"format": "DICOM", "content": "EXTERNAL"}
+        made = self._resources.create(owner, "RTSTRUCT", **values)
+        self._resources.put(made, [Incoming(f"{collection.label}.dcm", staged, values)], login)
+        return made
 
 
 def _missing(what: str, uids: set[str]) -> HTTPError:

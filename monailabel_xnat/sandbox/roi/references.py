@@ -153,21 +153,21 @@ def _aim(content: bytes) -> RoiContent:
         root = ElementTree.fromstring(content)  # noqa: S314  # without a document type there is nothing to expand
     except ElementTree.ParseError as error:
         raise ValueError(f"not an AIM document: {error}") from error
-    found = RoiContent(uid=_root(root, "uniqueIdentifier"), name=_value(root, "name"))
-    for study in _named(root, "imageStudy"):
-        found.studies.add(_root(study, "instanceUid"))
-        for series in _named(study, "imageSeries"):
-            images = (_root(image, "sopInstanceUid") for image in _named(series, "Image"))
-            found.refer(_root(series, "instanceUid"), filter(None, images))
-    for annotation in _named(root, "ImageAnnotation"):
-        name = _value(annotation, "name")
+    found = RoiContent(uid=root_of(root, "uniqueIdentifier"), name=value_of(root, "name"))
+    for study in named(root, "imageStudy"):
+        found.studies.add(root_of(study, "instanceUid"))
+        for series in named(study, "imageSeries"):
+            images = (root_of(image, "sopInstanceUid") for image in named(series, "Image"))
+            found.refer(root_of(series, "instanceUid"), filter(None, images))
+    for annotation in named(root, "ImageAnnotation"):
+        name = value_of(annotation, "name")
         found.name = found.name or name
-        kinds = [kind for item in _named(annotation, "MarkupEntity") for key, kind in item.items() if "type" in key]
-        found.rois.append(Roi(name, _root(annotation, "uniqueIdentifier"), kinds[0] if kinds else ""))
+        kinds = [kind for item in named(annotation, "MarkupEntity") for key, kind in item.items() if "type" in key]
+        found.rois.append(Roi(name, root_of(annotation, "uniqueIdentifier"), kinds[0] if kinds else ""))
     return found
 
 
-def _named(element: ElementTree.Element, name: str) -> Iterator[ElementTree.Element]:
+def named(element: ElementTree.Element, name: str) -> Iterator[ElementTree.Element]:
     """Return the descendants of a name in any namespace."""
     return (item for item in element.iter() if item.tag.rpartition("}")[2] == name and item is not element)
 
@@ -176,12 +176,14 @@ def _child(element: ElementTree.Element, name: str) -> ElementTree.Element | Non
     return next((item for item in element if item.tag.rpartition("}")[2] == name), None)
 
 
-def _root(element: ElementTree.Element, name: str) -> str:
+def root_of(element: ElementTree.Element, name: str) -> str:
+    """Return the attribute ``root`` of a child, by which AIM gives UIDs."""
     found = _child(element, name)
     return found.get("root", "") if found is not None else ""
 
 
-def _value(element: ElementTree.Element, name: str) -> str:
+def value_of(element: ElementTree.Element, name: str) -> str:
+    """Return the attribute ``value`` of a child, by which AIM gives everything else."""
     found = _child(element, name)
     return found.get("value", "") if found is not None else ""
 
