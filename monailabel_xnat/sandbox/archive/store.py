@@ -12,11 +12,11 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 FORMAT = 1
 
-Arguments = Union[Sequence[Any], Mapping[str, Any]]
+Arguments = Sequence[Any] | Mapping[str, Any]
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS sequences (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
@@ -109,43 +109,50 @@ class Store:
         self._held: weakref.WeakSet[_Held] = weakref.WeakSet()
         self._guard = threading.Lock()
         self._writer = threading.RLock()
-        db = self._connection()
-        found = db.execute("PRAGMA user_version").fetchone()[0]
-        if found not in (0, FORMAT):
-            self.close()
-            raise ValueError(
-                f"{path} has archive format {found}, this sandbox reads format {FORMAT}; use another data folder"
-            )
-        db.executescript(_TABLES)
-        for table, column, kind in _ADDED:
-            if column not in {row["name"] for row in db.execute(f"PRAGMA table_info({table})")}:
-                db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
-        db.execute(f"PRAGMA user_version = {FORMAT}")
+        self._is_closed = False
+        with self._own_connection() as db:
+            found = db.execute("PRAGMA user_version").fetchone()[0]
+            if found not in (0, FORMAT):
+                self.close()
+                raise ValueError(
+                    f"{path} has archive format {found}, this sandbox reads format {FORMAT}; use another data folder"
+                )
+            db.executescript(_TABLES)
+            for table, column, kind in _ADDED:
+                if column not in {row["name"] for row in db.execute(f"PRAGMA table_info({table})")}:
+                    db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+            db.execute(f"PRAGMA user_version = {FORMAT}")
 
-    def _connection(self) -> sqlite3.Connection:
+    def _own_connection(self) -> _Held:
+        """Return the connection of this thread, to be used in a ``with`` statement."""
         held: _Held | None = getattr(self._local, "held", None)
         if held is not None:
-            return held.connection
+            return held
         db = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
         db.row_factory = sqlite3.Row
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA cache_size = -32000")
-        self._local.held = _Held(db)
-        self._local.depth = 0
+        held = _Held(db)
         with self._guard:
-            self._held.add(self._local.held)
-        return db
+            if self._is_closed:
+                held.close()
+            self._held.add(held)
+        self._local.held = held
+        self._local.depth = 0
+        return held
 
     def all(self, sql: str, arguments: Arguments = ()) -> list[sqlite3.Row]:
         """Return every row of a query."""
-        return self._connection().execute(sql, arguments).fetchall()
+        with self._own_connection() as db:
+            return db.execute(sql, arguments).fetchall()
 
     def one(self, sql: str, arguments: Arguments = ()) -> sqlite3.Row | None:
         """Return the first row of a query, or None."""
-        row: sqlite3.Row | None = self._connection().execute(sql, arguments).fetchone()
-        return row
+        with self._own_connection() as db:
+            row: sqlite3.Row | None = db.execute(sql, arguments).fetchone()
+            return row
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -156,8 +163,7 @@ class Store:
         ArchiveError
             If what is written does not go together with what is there; nothing is written then.
         """
-        with self._writer:
-            db = self._connection()
+        with self._writer, self._own_connection() as db:
             if self._local.depth:
                 yield db
                 return
@@ -195,22 +201,44 @@ class Store:
                     db.execute(f"DELETE FROM {name}")  # noqa: S608 - a name out of the database itself
 
     def close(self) -> None:
-        """Close the connections of all threads."""
+        """Close the connections of all threads, each when its thread has finished the query that it runs."""
         with self._guard:
-            for held in list(self._held):
-                held.connection.close()
-            self._held.clear()
-        self._local = threading.local()
+            self._is_closed = True
+            connections = list(self._held)
+        for held in connections:
+            held.close()
 
 
 class _Held:
-    """The connection of a thread, closed when the thread has ended."""
+    """The connection of a thread, closed when the thread ends or when the store is closed, whichever is first.
+
+    A connection that two threads close, or that one closes while another uses it, kills the interpreter on Python 3.10.
+    """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self.connection = connection
+        self._connection = connection
+        self._lock = threading.RLock()
+        self._is_closed = False
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._lock.acquire()
+        if self._is_closed:
+            self._lock.release()
+            raise sqlite3.ProgrammingError("the archive is closed")
+        return self._connection
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def close(self) -> None:
+        """Wait until nobody uses the connection, and close it once."""
+        with self._lock:
+            if not self._is_closed:
+                self._is_closed = True
+                self._connection.close()
 
     def __del__(self) -> None:
-        self.connection.close()
+        self.close()
 
 
 SITE_ID = "XNAT"
