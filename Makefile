@@ -16,13 +16,13 @@ FOLDERS := monailabel_xnat tests examples benchmarks
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  PYTHON=python3.11 chooses the Python (3.9 to 3.12), VENV=path another virtual environment."
+	@echo "  PYTHON=python3.11 chooses the Python (3.10 to 3.12), VENV=path another virtual environment."
 
 venv: $(INSTALLED) ## make the virtual environment .venv
 
 $(INSTALLED): setup.cfg constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 9) <= v < (3, 13) else \
-	"Python 3.9 to 3.12 is needed and $(PYTHON) is %d.%d: use make PYTHON=python3.11" % v[:2])'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v < (3, 13) else \
+	"Python 3.10 to 3.12 is needed and $(PYTHON) is %d.%d: use make PYTHON=python3.11" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.3'
 	$(BIN)/python -m pip install --constraint constraints.txt --build-constraint constraints.txt \

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from monailabel_xnat.catalog.drawn_collections import DrawnCollections
 from monailabel_xnat.catalog.drawn_scans import DrawnOn, DrawnScans
@@ -36,7 +36,7 @@ _COSTLY = 3.0
 _SOONEST = 1 / 12
 
 # What became of a scan by our own write; None: it is gone.
-_Edit = Callable[[Scan], Optional[Scan]]
+_Edit = Callable[[Scan], Scan | None]
 
 
 class _Found(NamedTuple):

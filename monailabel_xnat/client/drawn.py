@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 from monailabel_xnat.client.files import RemoteFile, fetch_listed, list_files_by_resource
 from monailabel_xnat.client.items import list_scans, put, resource_path, scan_path
@@ -128,7 +128,7 @@ class DrawnScan(NamedTuple):
         return resource_path(self.path, self.folder)
 
 
-Drawing = Union[RoiCollection, DrawnScan]
+Drawing = RoiCollection | DrawnScan
 """What somebody drew on an image, as XNAT holds it."""
 
 

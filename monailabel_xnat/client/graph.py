@@ -6,7 +6,7 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar, Union
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import xnat
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 XNATSession = BaseXNATSession
 XNATScan = ImageScanData
-Item = Union[ProjectData, SubjectData, ExperimentData, ImageScanData]
+Item = ProjectData | SubjectData | ExperimentData | ImageScanData
 
 # Where a scan stands in the address of an object, whatever comes before; labels and numbers may be percent-encoded.
 _ADDRESS = re.compile(r"/experiments/(?P<experiment>[^/]+)/scans/")

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.util import Finalize, register_after_fork
-from typing import Any, BinaryIO, Union
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import requests
@@ -30,10 +30,10 @@ from monailabel_xnat.errors import SettingsError, TransferError, XNATDatastoreEr
 logger = logging.getLogger(__name__)
 
 # Bytes, or what opens a stream.
-Body = Union[bytes, Callable[[], BinaryIO], None]
+Body = bytes | Callable[[], BinaryIO] | None
 Query = Mapping[str, str]
 # What bytes can be written to.
-Writable = Union[BinaryIO, io.RawIOBase]
+Writable = BinaryIO | io.RawIOBase
 
 _OCTETS = "application/octet-stream"
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Union
 
 from isal import isal_zlib
 
-Buffer = Union[bytes, memoryview]
+Buffer = bytes | memoryview
 
 _MEMBER = b"PK\x03\x04"
 _DESCRIPTOR = b"PK\x07\x08"

@@ -11,17 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing import parent_process
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING, Any, TypeVar, Union
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import TypedDict
 
 from monailabel_xnat.config import CONF_PREFIX, Secret, Settings
 from monailabel_xnat.errors import LoginError, SettingsError
 
-Several = Union[str, Sequence[str]]
+Several = str | Sequence[str]
 """A comma-separated text, or a list of texts, which are not split."""
 
-Folder = Union[str, "os.PathLike[str]"]
+Folder = str | os.PathLike[str]
 
 
 class SettingArguments(TypedDict, total=False):

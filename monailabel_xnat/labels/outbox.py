@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 from monailabel_xnat.client.upload import private_folder
 from monailabel_xnat.config import Settings
@@ -284,7 +284,7 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-UnknownError = Union[UnknownImageError, AmbiguousNameError, InvalidIdError]
+UnknownError = UnknownImageError | AmbiguousNameError | InvalidIdError
 """Why it is not known which image is meant."""
 
 

@@ -8,9 +8,9 @@ import secrets
 import threading
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from typing import Any
 
 from monailabel_xnat.sandbox.archive.store import Store
 

@@ -9,6 +9,7 @@ pixels that it runs through.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -189,6 +190,6 @@ def _pieces(start: Floats, end: Floats, shape: tuple[int, ...]) -> Iterator[Floa
     if length <= _SHORTEST_PIECE:
         yield (start + end) / 2
         return
-    for first, last in zip(places[:-1], places[1:]):
+    for first, last in itertools.pairwise(places):
         if (last - first) * length > _SHORTEST_PIECE:
             yield start + (first + last) / 2 * step

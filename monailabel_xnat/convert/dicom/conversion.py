@@ -23,7 +23,7 @@ from monailabel_xnat.convert.nifti import LARGEST_SIZE, write_nifti
 from monailabel_xnat.errors import ImageConversionError
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeGuard
+    from typing import TypeGuard
 
 logger = logging.getLogger(__name__)
 

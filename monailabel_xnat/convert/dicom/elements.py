@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from typing import Any, Union
+from typing import Any
 
 from pydicom.datadict import dictionary_description
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
-Elements = Union[Mapping[int, bytes], Dataset]
+Elements = Mapping[int, bytes] | Dataset
 """Elements by tag: their bytes (little endian), or a dataset that pydicom read."""
 
 

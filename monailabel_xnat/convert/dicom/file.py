@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Union
+from typing import BinaryIO
 
 import pydicom
 
@@ -50,7 +50,7 @@ _SHORT_FORMS = frozenset(
     )
 )  # fmt: skip
 
-_Buffer = Union[mmap.mmap, bytes]
+_Buffer = mmap.mmap | bytes
 
 
 @dataclass(frozen=True)

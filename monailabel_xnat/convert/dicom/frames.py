@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Union
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -15,7 +14,7 @@ from monailabel_xnat.convert.dicom import elements
 from monailabel_xnat.convert.dicom.elements import Elements
 from monailabel_xnat.convert.geometry import Plane, cross
 
-Trait = Union[float, str, tuple[float, ...]]
+Trait = float | str | tuple[float, ...]
 
 TRAITS = (
     "Dimension Index Values",

@@ -6,7 +6,6 @@ import io
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Union
 
 import pydicom
 from pydicom import charset
@@ -19,7 +18,7 @@ from monailabel_xnat.convert.dicom import elements
 from monailabel_xnat.convert.dicom.file import read_dicom
 from monailabel_xnat.errors import ImageConversionError, LabelFileError, XNATDatastoreError
 
-ObjectSource = Union[Path, bytes]
+ObjectSource = Path | bytes
 """A file, or its content."""
 
 _SOP_CLASS = 0x00080016

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Union
 
 from monailabel_xnat.sandbox.accounts import User
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.model import Experiment, Project, Subject
 
-Owned = Union[Subject, Experiment]
+Owned = Subject | Experiment
 
 ACTIVE = "active"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Union
-
 from monailabel_xnat.sandbox.access.permissions import Permissions
 from monailabel_xnat.sandbox.archive.archive import ROLES, Archive, scan_item
 from monailabel_xnat.sandbox.archive.model import Experiment, Project, Scan, Subject
@@ -121,7 +119,7 @@ class ProjectSettings:
         return text(ARCHIVE_FOLDER)
 
 
-Shared = Union[Subject, Experiment, Scan]
+Shared = Subject | Experiment | Scan
 
 
 class Sharing:

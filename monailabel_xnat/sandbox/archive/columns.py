@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from fnmatch import translate
 from functools import cached_property
-from typing import Callable
 
 from monailabel_xnat.sandbox.archive.datatypes import (
     DEMOGRAPHICS,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Callable
 
 from monailabel_xnat.sandbox.access.permissions import Permissions
 from monailabel_xnat.sandbox.archive.archive import ROLES, Archive

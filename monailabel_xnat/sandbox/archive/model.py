@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 Fields = dict[str, Any]
 """Schema path to value; a list of objects (``fields/field``, ``references/seriesUID``) is a list of dictionaries."""
@@ -73,7 +73,7 @@ class Scan:
     last_modified: str
 
 
-Item = Union[Project, Subject, Experiment, Scan]
+Item = Project | Subject | Experiment | Scan
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 from monailabel_xnat.sandbox.access.permissions import Permissions
 from monailabel_xnat.sandbox.access.projects import ProjectSettings, Sharing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 from urllib.parse import unquote
 
 from monailabel_xnat.sandbox.access.permissions import Permissions

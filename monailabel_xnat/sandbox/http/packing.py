@@ -8,9 +8,9 @@ import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, BinaryIO, Callable, cast
+from typing import IO, BinaryIO, cast
 
 from monailabel_xnat.sandbox.archive.staging import checked_path
 

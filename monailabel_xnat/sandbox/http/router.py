@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING
 
 from monailabel_xnat.sandbox.access.permissions import Permissions
 from monailabel_xnat.sandbox.access.site import Site
