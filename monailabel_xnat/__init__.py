@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from monailabel_xnat.app import XNATAppMixin
-    from monailabel_xnat.config import Secret, Settings
+    from monailabel_xnat.config import Settings
     from monailabel_xnat.datastore import XNATDatastore
     from monailabel_xnat.errors import (
         AccessDeniedError,
@@ -42,13 +42,15 @@ if TYPE_CHECKING:
     from monailabel_xnat.ids import ImageId, LabelId
     from monailabel_xnat.images.prefetch import PrefetchReport, Progress
     from monailabel_xnat.training.training_set import TrainingSet
+    from monailabel_xnat.values import Secret
 
 __version__ = "0.1.0"
 
 # By the module that each name is loaded from.
 _NAMES = {
     "app": ("XNATAppMixin",),
-    "config": ("Secret", "Settings"),
+    "config": ("Settings",),
+    "values": ("Secret",),
     "datastore": ("XNATDatastore",),
     "errors": (
         "AccessDeniedError",

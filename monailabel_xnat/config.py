@@ -6,19 +6,35 @@ import difflib
 import hashlib
 import logging
 import netrc
-import numbers
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any
+from urllib.parse import urlsplit
 
 import platformdirs
 
 from monailabel_xnat.errors import SettingsError, UnknownSettingError
-from monailabel_xnat.patterns import Patterns, split, unescaped
+from monailabel_xnat.values import (
+    Patterns,
+    Secret,
+    Value,
+    as_flag,
+    as_folder,
+    as_label_resources,
+    as_label_values,
+    as_names,
+    as_patterns,
+    as_seconds,
+    as_secret,
+    as_server,
+    as_text,
+    at_least,
+    limit_in,
+    one_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,164 +56,6 @@ _SECRETS = ("password",)
 _MAY_BE_EMPTY = ("roi_tag", "roi_write")
 # Names that other libraries use for a setting, where they do not look like ours.
 _RENAMED = {"server": "api_url", "host": "api_url", "URL": "SERVER", "HOST": "SERVER"}
-_TRUE = ("true", "yes", "on", "1")
-_FALSE = ("false", "no", "off", "0")
-
-Value = TypeVar("Value")
-
-
-class Secret:
-    """A text that shows itself only when asked by ``reveal()``."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        """Give the text itself."""
-        return self._text
-
-    def __repr__(self) -> str:
-        return "'***'"
-
-    __str__ = __repr__
-
-    def __bool__(self) -> bool:
-        return bool(self._text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._text == self._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, (str, os.PathLike, numbers.Real)):
-        raise ValueError(f"expected a text, not a {type(value).__name__}")
-    return str(value).strip()
-
-
-def _number(value: object, kind: Callable[[str], Value], expected: str) -> Value:
-    try:
-        return kind(_text(value))
-    except ValueError:
-        raise ValueError(f"expected {expected}") from None
-
-
-def _flag(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    text = str(value).strip().lower()
-    if text not in _TRUE + _FALSE:
-        raise ValueError(f"expected one of {', '.join(_TRUE + _FALSE)}")
-    return text in _TRUE
-
-
-def _at_least(lowest: int) -> Callable[[object], int]:
-    def whole(value: object) -> int:
-        expected = f"a whole number of at least {lowest}"
-        number = _number(value, int, expected)
-        if number < lowest:
-            raise ValueError(f"expected {expected}")
-        return number
-
-    return whole
-
-
-def _seconds(value: object) -> float:
-    number = _number(value, float, "a number of seconds above 0")
-    if not 0 < number < float("inf"):
-        raise ValueError("expected a number of seconds above 0")
-    return number
-
-
-def _gigabytes(value: object) -> float:
-    number = _number(value, float, "a number of gigabytes, 0 for no limit")
-    if not 0 <= number < float("inf"):
-        raise ValueError("expected a number of gigabytes, 0 for no limit")
-    return number
-
-
-def _rate(value: object) -> float:
-    number = _number(value, float, "a number of requests a second, 0 for no limit")
-    if not 0 <= number < float("inf"):
-        raise ValueError("expected a number of requests a second, 0 for no limit")
-    return number
-
-
-def _one_of(*choices: str) -> Callable[[object], str]:
-    def choose(value: object) -> str:
-        text = _text(value).lower()
-        if text not in choices:
-            raise ValueError(f"expected one of {', '.join(choices)}")
-        return text
-
-    return choose
-
-
-def _parts(value: object) -> list[str]:
-    """Return the different parts of a comma-separated text, or the texts of a list, which are not split."""
-    if not isinstance(value, (str, list, tuple, set, frozenset)):
-        raise ValueError("expected a comma-separated text, or a list of texts")
-    parts = split(value) if isinstance(value, str) else [_text(part) for part in value]
-    return list(dict.fromkeys(part for part in parts if part))
-
-
-def _names(value: object) -> tuple[str, ...]:
-    return tuple(map(unescaped, _parts(value))) if isinstance(value, str) else tuple(_parts(value))
-
-
-def _patterns(value: object) -> Patterns:
-    return Patterns(_parts(value), text=value.strip() if isinstance(value, str) else "")
-
-
-def _label_values(value: object) -> tuple[tuple[str, int], ...]:
-    """Read ``spleen=1,liver=2``, or a mapping, into pairs of name and voxel value."""
-    expected = "expected name=value pairs such as spleen=1,liver=2"
-    pairs = value.items() if isinstance(value, Mapping) else [part.rsplit("=", 1) for part in _names(value)]
-    try:
-        # int() would cut off what stands behind the decimal point of a number.
-        labels = tuple((_text(name), int(_text(number))) for name, number in pairs)
-    except ValueError:
-        raise ValueError(expected) from None
-    if not all(name for name, _ in labels):
-        raise ValueError(expected)
-    if len(dict(labels)) < len(labels) or len({number for _, number in labels}) < len(labels):
-        raise ValueError("expected each name and each voxel value once")
-    if any(number < 1 for _, number in labels):
-        raise ValueError("expected voxel values of at least 1")
-    return labels
-
-
-def _label_resources(value: object) -> tuple[tuple[str, str, str], ...]:
-    """Read ``tag:resource:pattern,...``; without pattern all NIfTI files count."""
-    parts = value if isinstance(value, (list, tuple)) else _parts(value)
-    found = [part if isinstance(part, (list, tuple)) else (*_text(part).split(":"), "*") for part in parts]
-    if not all(len(item) in (3, 4) and all(item) for item in found):
-        raise ValueError("expected tag:resource:pattern, such as final:SEG:*_final.nii.gz")
-    return tuple((_text(tag), _text(resource), _text(pattern)) for tag, resource, pattern, *_ in found)
-
-
-def _server(value: object) -> str:
-    parts = urlsplit(_text(value))
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("expected an address such as https://xnat.example.org")
-    if parts.username or parts.password:
-        raise ValueError("expected an address without user name and password, which would end up in logs")
-    path = re.sub(r"/(app|data|xapi|REST)(/.*)?$", "", parts.path).rstrip("/")
-    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
-
-
-def _folder(value: object) -> Path | None:
-    if not isinstance(value, (str, os.PathLike)):
-        raise ValueError(f"expected a path, not a {type(value).__name__}")
-    return Path(_text(value)).expanduser() if _text(value) else None
-
-
-def _secret(value: object) -> Secret:
-    return value if isinstance(value, Secret) else Secret(str(value) if _text(value) else "")
 
 
 def _setting(parse: Callable[[object], Value], default: Value, meaning: str) -> Value:
@@ -212,73 +70,81 @@ class Settings:
     The meaning of each field stands in its ``meaning`` and in the table of the README.
     """
 
-    server: str = _setting(_server, "", "address of the XNAT site")
-    username: str = _setting(_text, "", "user name, or alias of an XNAT alias token; none: guest")
+    server: str = _setting(as_server, "", "address of the XNAT site")
+    username: str = _setting(as_text, "", "user name, or alias of an XNAT alias token; none: guest")
     password: Secret = _setting(
-        _secret,
+        as_secret,
         Secret(""),
         "password, or secret of the alias token; never through --conf",
     )
-    auth_provider: str = _setting(_text, "", "XNAT's authentication provider to log in with, as in xnat.connect")
-    project: tuple[str, ...] = _setting(_names, (), "project IDs, comma-separated; none: all that can be read")
-    asset_path: Path | None = _setting(_folder, None, "folder where XNAT's archive is mounted on this machine")
-    cache_path: Path | None = _setting(_folder, None, "folder for downloaded and converted images")
+    auth_provider: str = _setting(as_text, "", "XNAT's authentication provider to log in with, as in xnat.connect")
+    project: tuple[str, ...] = _setting(as_names, (), "project IDs, comma-separated; none: all that can be read")
+    asset_path: Path | None = _setting(as_folder, None, "folder where XNAT's archive is mounted on this machine")
+    cache_path: Path | None = _setting(as_folder, None, "folder for downloaded and converted images")
     cache_budget: float = _setting(
-        _gigabytes, 50.0, "gigabytes of images kept on disk per server, least recently used go first; 0: no limit"
+        limit_in("gigabytes"),
+        50.0,
+        "gigabytes of images kept on disk per server, least recently used go first; 0: no limit",
     )
     image_format: str = _setting(
-        _one_of("nifti", "dicom"), "nifti", "what get_image_uri gives: a NIfTI file, or the folder of DICOM files"
+        one_of("nifti", "dicom"), "nifti", "what get_image_uri gives: a NIfTI file, or the folder of DICOM files"
     )
     image_resource: tuple[str, ...] = _setting(
-        _patterns,
+        as_patterns,
         ("DICOM", "NIFTI", "NRRD", "MHA", "MHD", "PNG", "JPEG", "TIFF"),
         "patterns of resources read as the image, best first; ! excludes",
     )
-    gantry_tilt: str = _setting(_one_of("refuse", "stack"), "refuse", "what to do with CT slices of a tilted gantry")
-    compress: bool = _setting(_flag, False, "write converted images as .nii.gz: smaller, slower to make and to read")
-    prefetch: int = _setting(_at_least(0), 2, "images fetched ahead in the background after a next sample")
-    scan_type: tuple[str, ...] = _setting(_patterns, Patterns(), "patterns of scan types; ! excludes")
-    series_description: tuple[str, ...] = _setting(_patterns, Patterns(), "patterns of series descriptions; ! excludes")
-    modality: tuple[str, ...] = _setting(_patterns, Patterns(), "patterns of modalities (MR, CT, ...); ! excludes")
-    quality: tuple[str, ...] = _setting(_patterns, Patterns(("!unusable",)), "patterns of scan qualities; ! excludes")
-    subject: tuple[str, ...] = _setting(_patterns, Patterns(), "patterns of subject labels or IDs; ! excludes")
-    session: tuple[str, ...] = _setting(_patterns, Patterns(), "patterns of session labels or IDs; ! excludes")
-    min_frames: int = _setting(_at_least(0), 0, "fewest images a scan may have")
+    gantry_tilt: str = _setting(one_of("refuse", "stack"), "refuse", "what to do with CT slices of a tilted gantry")
+    compress: bool = _setting(as_flag, False, "write converted images as .nii.gz: smaller, slower to make and to read")
+    prefetch: int = _setting(at_least(0), 2, "images fetched ahead in the background after a next sample")
+    scan_type: tuple[str, ...] = _setting(as_patterns, Patterns(), "patterns of scan types; ! excludes")
+    series_description: tuple[str, ...] = _setting(
+        as_patterns, Patterns(), "patterns of series descriptions; ! excludes"
+    )
+    modality: tuple[str, ...] = _setting(as_patterns, Patterns(), "patterns of modalities (MR, CT, ...); ! excludes")
+    quality: tuple[str, ...] = _setting(as_patterns, Patterns(("!unusable",)), "patterns of scan qualities; ! excludes")
+    subject: tuple[str, ...] = _setting(as_patterns, Patterns(), "patterns of subject labels or IDs; ! excludes")
+    session: tuple[str, ...] = _setting(as_patterns, Patterns(), "patterns of session labels or IDs; ! excludes")
+    min_frames: int = _setting(at_least(0), 0, "fewest images a scan may have")
     labels: tuple[tuple[str, int], ...] = _setting(
-        _label_values, (), "voxel value of each label name, such as spleen=1,liver=2"
+        as_label_values, (), "voxel value of each label name, such as spleen=1,liver=2"
     )
     label_resource: tuple[tuple[str, str, str], ...] = _setting(
-        _label_resources, (), "NIfTI labels in other scan resources, tag:resource:pattern, where we stored none"
+        as_label_resources, (), "NIfTI labels in other scan resources, tag:resource:pattern, where we stored none"
     )
     roi_tag: str = _setting(
-        _text, "final", "tag of what people draw in viewers (ROI collections, SEG and RTSTRUCT scans); empty: not read"
+        as_text,
+        "final",
+        "tag of what people draw in viewers (ROI collections, SEG and RTSTRUCT scans); empty: not read",
     )
     roi_label: tuple[str, ...] = _setting(
-        _patterns, Patterns(), "patterns of names of ROI collections and drawn scans that count; ! excludes"
+        as_patterns, Patterns(), "patterns of names of ROI collections and drawn scans that count; ! excludes"
     )
     roi_write: tuple[str, ...] = _setting(
-        _names, ("final", "original"), "tags of labels that the XNAT-OHIF viewer gets as ROI collections; empty: none"
+        as_names, ("final", "original"), "tags of labels that the XNAT-OHIF viewer gets as ROI collections; empty: none"
     )
-    label_scan: tuple[str, ...] = _setting(_names, (), "tags of labels stored as a SEG scan as well; empty: none")
-    read_only: bool = _setting(_flag, False, "refuse everything that would write to XNAT")
-    allow_delete: bool = _setting(_flag, False, "let remove_image delete the scan in XNAT")
-    keep_versions: int = _setting(_at_least(0), 0, "how many versions of a label to keep in XNAT; 0: all")
-    connections: int = _setting(_at_least(1), 4, "requests at a time, transfers included")
-    rate_limit: float = _setting(_rate, 0.0, "requests a second that are started at most; 0: no limit")
-    timeout: float = _setting(_seconds, 120.0, "seconds to wait for an answer of XNAT")
+    label_scan: tuple[str, ...] = _setting(as_names, (), "tags of labels stored as a SEG scan as well; empty: none")
+    read_only: bool = _setting(as_flag, False, "refuse everything that would write to XNAT")
+    allow_delete: bool = _setting(as_flag, False, "let remove_image delete the scan in XNAT")
+    keep_versions: int = _setting(at_least(0), 0, "how many versions of a label to keep in XNAT; 0: all")
+    connections: int = _setting(at_least(1), 4, "requests at a time, transfers included")
+    rate_limit: float = _setting(
+        limit_in("requests a second"), 0.0, "requests a second that are started at most; 0: no limit"
+    )
+    timeout: float = _setting(as_seconds, 120.0, "seconds to wait for an answer of XNAT")
     max_age: float = _setting(
-        _seconds,
+        as_seconds,
         60.0,
         "seconds after which the listing of XNAT is renewed; one that comes quickly after a twelfth of that",
     )
     verify_age: float = _setting(
-        _seconds,
+        as_seconds,
         86400.0,
         "seconds after which the files of an image are compared with XNAT's list of them; before each training, too",
     )
-    verify_tls: bool = _setting(_flag, True, "check the certificate of the server")
-    ca_bundle: Path | None = _setting(_folder, None, "file with the certificate authorities to trust")
-    client_certificate: Path | None = _setting(_folder, None, "file with client certificate and key")
+    verify_tls: bool = _setting(as_flag, True, "check the certificate of the server")
+    ca_bundle: Path | None = _setting(as_folder, None, "file with the certificate authorities to trust")
+    client_certificate: Path | None = _setting(as_folder, None, "file with client certificate and key")
 
     @classmethod
     def load(
@@ -329,6 +195,25 @@ class Settings:
     def label_values(self) -> dict[str, int]:
         """Voxel value by label name."""
         return dict(self.labels)
+
+
+def origins(
+    arguments: Mapping[str, Any], conf: Mapping[str, Any], environ: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return where :meth:`Settings.load` takes each setting from, by its name, unless it has its default.
+
+    Parameters
+    ----------
+    arguments, conf, environ
+        As for :meth:`Settings.load`.
+    """
+    environ = os.environ if environ is None else environ
+    found = {item.name: _first_given(item.name, arguments, conf, environ)[0] for item in fields(Settings)}
+    named = {name: origin for name, origin in found.items() if origin}
+    if "password" not in named and Settings.load(arguments, conf, environ).password:
+        named["password"] = "~/.netrc"  # noqa: S105 - the name of the file
+        named.setdefault("username", "~/.netrc")
+    return named
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:

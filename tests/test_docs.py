@@ -9,8 +9,9 @@ from pathlib import Path
 
 import monailabel_xnat
 from monailabel_xnat import XNATDatastore, errors
-from monailabel_xnat.config import Secret, Settings
+from monailabel_xnat.config import Settings
 from monailabel_xnat.facade.opening import SettingArguments
+from monailabel_xnat.values import Secret
 
 README = Path(__file__).parents[1] / "README.md"
 

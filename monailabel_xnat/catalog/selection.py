@@ -12,7 +12,7 @@ from monailabel_xnat.catalog.listing import Names
 from monailabel_xnat.catalog.scan import Resource, Scan
 from monailabel_xnat.client.drawn import Drawing
 from monailabel_xnat.config import Settings
-from monailabel_xnat.patterns import escaped, is_exclusion, matches
+from monailabel_xnat.values import escaped, is_exclusion, matches
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ def image_rank(patterns: tuple[str, ...], label: str) -> tuple[int, ...]:
     Parameters
     ----------
     patterns : tuple of str
-        As for :func:`~monailabel_xnat.patterns.matches`, best first. If there are only exclusions: the usual resources
+        As for :func:`~monailabel_xnat.values.matches`, best first. If there are only exclusions: the usual resources
         without those.
     label : str
         The resource's label.

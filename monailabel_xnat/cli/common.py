@@ -6,14 +6,14 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from monailabel_xnat.config import Settings
+from monailabel_xnat.config import Settings, origins
 
 if TYPE_CHECKING:
     from monailabel_xnat.catalog import Catalog
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from monailabel_xnat.labels import Labels
 
 Function = Callable[..., Any]
+
+# Where, in click's `meta`, a command finds which setting comes from where.
+ORIGINS = "monailabel_xnat.origins"
 
 
 def with_settings(function: Function) -> Function:
@@ -53,7 +56,9 @@ def with_settings(function: Function) -> Function:
         **options: Any,
     ) -> Any:
         given = {"server": studies, "username": username, "project": project, "cache_path": cache_path}
-        return function(*args, settings=Settings.load(given, conf=dict(conf)), **options)
+        settings = Settings.load(given, conf=dict(conf))
+        click.get_current_context().meta[ORIGINS] = origins(given, dict(conf))
+        return function(*args, settings=settings, **options)
 
     return command
 
@@ -135,7 +140,7 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
-def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table: fitted to a terminal, and with whole cells and tabs between them to a pipe or a file."""
     if not sys.stdout.isatty():
         for row in rows:

@@ -50,8 +50,12 @@ class Command(NamedTuple):
 
 COMMANDS: tuple[Command, ...] = (
     Command("start_server", "monailabel_xnat.cli.start_server", "Start MONAI Label with any app on XNAT."),
+    Command("check", "monailabel_xnat.cli.check", "Check whether everything is set up, and say what helps."),
+    Command("settings", "monailabel_xnat.cli.settings", "Show all settings and where each value comes from."),
+    Command("ls", "monailabel_xnat.cli.ls", "List the images and their labels."),
     Command("labels", "monailabel_xnat.cli.labels", "Show, compare and restore versions of labels."),
     Command("outbox", "monailabel_xnat.cli.outbox", "List or send the labels that are not in XNAT yet."),
+    Command("cache", "monailabel_xnat.cli.cache", "Look after the images that are kept on this computer."),
     Command("sandbox", "monailabel_xnat.cli.sandbox", "Run an XNAT-compatible server on this computer."),
 )
 

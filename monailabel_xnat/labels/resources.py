@@ -25,7 +25,7 @@ from monailabel_xnat.images.comparisons import Comparisons
 from monailabel_xnat.labels.files import LabelFiles
 from monailabel_xnat.labels.tags import resource_of
 from monailabel_xnat.labels.version import LABEL_MAP, MARKS, LabelVersion, versions_among
-from monailabel_xnat.patterns import fits
+from monailabel_xnat.values import fits
 
 logger = logging.getLogger(__name__)
 

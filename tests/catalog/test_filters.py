@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from archive_rows import make_scan
 
-from monailabel_xnat.patterns import matches, split
+from monailabel_xnat.values import matches, split
 
 BRAIN = "[BR-DY_CTAC] Brain Dynamic"
 

@@ -1,0 +1,84 @@
+"""``monailabel-xnat ls``: the images and their labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from monailabel_xnat.cli.common import Opened, opened, print_json, print_table, with_json, with_settings
+from monailabel_xnat.config import Settings
+from monailabel_xnat.errors import XNATDatastoreError
+
+if TYPE_CHECKING:
+    from monailabel_xnat.catalog import Scan
+
+_TRAINING_TAG = "final"
+
+
+@click.command("ls")
+@click.option("--unlabeled", "--unlabelled", is_flag=True, help="Only images that have no label with the tag.")
+@click.option("--tag", help="Only images with a label of this tag; with --unlabeled, without one. [default: final]")
+@with_json
+@with_settings
+def command(settings: Settings, unlabeled: bool, tag: str | None, as_json: bool) -> None:
+    """List the images: what they show, their labels, who saved them and when, and what is wrong with them.
+
+    The settings choose which scans are images, such as --conf xnat_modality MR.
+
+    Example: monailabel-xnat ls --project LIVER --unlabeled
+    """
+    with opened(settings) as parts:
+        scans = parts.catalog.scans()
+        if unlabeled or tag:
+            labelled = parts.labels.images(tag or _TRAINING_TAG)
+            scans = [scan for scan in scans if (str(scan.image_id) in labelled) is not unlabeled]
+        reasons = parts.images.no_volumes(parts.catalog.get)
+        parts.labels.load_infos(scans)
+        found = [_described(parts, scan, reasons.get(str(scan.image_id), "")) for scan in scans]
+    if as_json:
+        print_json(found)
+        return
+    print_table(("image", "series", "modality", "frames", "labels", "note"), [_row(item) for item in found])
+    if not found:
+        click.echo("No image fits.", err=True)
+
+
+def _described(parts: Opened, scan: Scan, problem: str) -> dict[str, Any]:
+    return {
+        "image_id": str(scan.image_id),
+        "subject": scan.subject_label,
+        "session": scan.session_label,
+        "series_description": scan.series_description,
+        "modality": scan.modality,
+        "frames": scan.frames,
+        "labels": {tag: _label(parts, scan, tag) for tag in sorted(parts.labels.tags(scan))},
+        "problem": problem,
+    }
+
+
+def _label(parts: Opened, scan: Scan, tag: str) -> dict[str, Any]:
+    """Say which version a label is, who saved it and when; or why that is not known."""
+    try:
+        version = parts.labels.current(scan, tag)
+        description = parts.labels.description(scan, tag)
+    except XNATDatastoreError as error:
+        return {"problem": str(error)}
+    saved = version.saved_at
+    return {
+        "version": version.name,
+        "saved_at": description.get("saved_at") or (saved.isoformat() if saved else None),
+        "saved_by": description.get("saved_by"),
+        "in_xnat": not version.is_pending,
+    }
+
+
+def _row(item: dict[str, Any]) -> tuple[str, ...]:
+    labels = ", ".join(
+        f"{tag} ({label.get('saved_by') or 'unknown'} {(label.get('saved_at') or '')[:10]})"
+        if "problem" not in label
+        else f"{tag} (cannot be read)"
+        for tag, label in item["labels"].items()
+    )
+    frames = "" if item["frames"] is None else str(item["frames"])
+    return item["image_id"], item["series_description"], item["modality"], frames, labels, item["problem"]

@@ -1,0 +1,280 @@
+r"""Values of settings: how a text is read as a number, a list or a folder, and which names a pattern fits.
+
+A pattern is a shell pattern, with ``!`` to exclude and ``\`` to escape; a comma separates several within one text.
+``\`` before one of ``, * ? [ ] ! \`` takes that character as it is; before any other character it is an ordinary
+character. A name that equals a pattern character by character always fits it, so that a series description such as
+``[BR-DY_CTAC] Brain Dynamic`` can be given as it stands.
+"""
+
+from __future__ import annotations
+
+import numbers
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import translate
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+_TRUE = ("true", "yes", "on", "1")
+_FALSE = ("false", "no", "off", "0")
+
+Value = TypeVar("Value")
+
+EXCLUDE = "!"
+
+_SPECIAL = r",*?[]!" + "\\"
+_ESCAPED = re.compile(r"\\([" + re.escape(_SPECIAL) + "])")
+_SEPARATOR = re.compile(r"((?:\\[" + re.escape(_SPECIAL) + r"]|[^,])*),?")
+_GLOB = frozenset("*?[")
+
+
+class Patterns(tuple[str, ...]):
+    """Patterns, and the text that they were given as.
+
+    Parameters
+    ----------
+    parts : iterable of str
+        The patterns.
+    text : str
+        The text of a setting; empty if a list was given.
+    """
+
+    text: str
+
+    def __new__(cls, parts: Iterable[str] = (), text: str = "") -> Patterns:
+        """Make the tuple."""
+        made = super().__new__(cls, parts)
+        made.text = text
+        return made
+
+
+def split(text: str) -> list[str]:
+    r"""Return the parts of a comma-separated text; ``\,`` does not separate. Escapes are kept for :func:`matches`."""
+    return [part.strip() for part in _SEPARATOR.findall(text) if part.strip()]
+
+
+def unescaped(text: str) -> str:
+    """Return a text with its escapes replaced by the characters that they stand for."""
+    return _ESCAPED.sub(r"\1", text)
+
+
+def escaped(text: str) -> str:
+    """Return the pattern that fits only this text."""
+    return re.sub("([" + re.escape(_SPECIAL) + "])", r"\\\1", text)
+
+
+def is_exclusion(pattern: str) -> bool:
+    """Return whether a pattern excludes what it fits."""
+    return pattern.startswith(EXCLUDE)
+
+
+@lru_cache(maxsize=4096)
+def matches(patterns: tuple[str, ...], *texts: str) -> bool:
+    """Return whether one of the texts fits patterns such as ``T1*`` and none fits one such as ``!*localizer*``.
+
+    Parameters
+    ----------
+    patterns : tuple of str
+        Patterns, compared without regard to case. If there are only exclusions, everything else passes.
+    *texts : str
+        Names of the same thing, for example a label and an ID.
+    """
+    if not patterns:
+        return True
+    wanted, unwanted = _compiled(patterns)
+    # Blanks around a name are padding of DICOM; a pattern has none.
+    names = [text.strip().lower() for text in texts]
+    return (wanted is None or any(map(wanted.match, names))) and not (unwanted and any(map(unwanted.match, names)))
+
+
+@lru_cache(maxsize=1024)
+def fits(pattern: str, text: str) -> bool:
+    """Return whether a text fits one pattern; upper and lower case differ, and ``!`` has no meaning."""
+    return re.fullmatch(_expression(pattern), text) is not None
+
+
+@lru_cache(maxsize=256)
+def _compiled(patterns: tuple[str, ...]) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
+    """Return one expression of the patterns that include, and one of those that exclude; None where there are none."""
+    wanted = [_expression(pattern.lower()) for pattern in patterns if not is_exclusion(pattern)]
+    unwanted = [_expression(pattern[1:].lower()) for pattern in patterns if is_exclusion(pattern)]
+    return (
+        re.compile("|".join(f"(?:{expression})" for expression in wanted)) if wanted else None,
+        re.compile("|".join(f"(?:{expression})" for expression in unwanted)) if unwanted else None,
+    )
+
+
+def _expression(pattern: str) -> str:
+    """Return a regular expression that fits the pattern itself, and what the pattern stands for."""
+    # In a shell pattern a character in brackets stands for itself.
+    as_glob = _ESCAPED.sub(lambda found: f"[{found[1]}]" if found[1] in _GLOB else found[1], pattern)
+    exact = {re.escape(text) + r"\Z" for text in (pattern, unescaped(pattern))}
+    return "|".join([*sorted(exact), translate(as_glob)])
+
+
+class Secret:
+    """A text that shows itself only when asked by ``reveal()``."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Give the text itself."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+    __str__ = __repr__
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+def as_text(value: object) -> str:
+    """Read a text; a number and a path count as one."""
+    if isinstance(value, bool) or not isinstance(value, (str, os.PathLike, numbers.Real)):
+        raise ValueError(f"expected a text, not a {type(value).__name__}")
+    return str(value).strip()
+
+
+def _number(value: object, kind: Callable[[str], Value], expected: str) -> Value:
+    try:
+        return kind(as_text(value))
+    except ValueError:
+        raise ValueError(f"expected {expected}") from None
+
+
+def as_flag(value: object) -> bool:
+    """Read true or false, yes or no, on or off, 1 or 0."""
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text not in _TRUE + _FALSE:
+        raise ValueError(f"expected one of {', '.join(_TRUE + _FALSE)}")
+    return text in _TRUE
+
+
+def at_least(lowest: int) -> Callable[[object], int]:
+    """Return what reads a whole number with a lower limit."""
+
+    def whole(value: object) -> int:
+        expected = f"a whole number of at least {lowest}"
+        number = _number(value, int, expected)
+        if number < lowest:
+            raise ValueError(f"expected {expected}")
+        return number
+
+    return whole
+
+
+def as_seconds(value: object) -> float:
+    """Read a number of seconds above 0."""
+    number = _number(value, float, "a number of seconds above 0")
+    if not 0 < number < float("inf"):
+        raise ValueError("expected a number of seconds above 0")
+    return number
+
+
+def limit_in(unit: str) -> Callable[[object], float]:
+    """Return what reads a limit in a unit: a number that is not negative, 0 for no limit."""
+    expected = f"a number of {unit}, 0 for no limit"
+
+    def limit(value: object) -> float:
+        number = _number(value, float, expected)
+        if not 0 <= number < float("inf"):
+            raise ValueError(f"expected {expected}")
+        return number
+
+    return limit
+
+
+def one_of(*choices: str) -> Callable[[object], str]:
+    """Return what reads one of several words."""
+
+    def choose(value: object) -> str:
+        text = as_text(value).lower()
+        if text not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}")
+        return text
+
+    return choose
+
+
+def _parts(value: object) -> list[str]:
+    """Return the different parts of a comma-separated text, or the texts of a list, which are not split."""
+    if not isinstance(value, (str, list, tuple, set, frozenset)):
+        raise ValueError("expected a comma-separated text, or a list of texts")
+    parts = split(value) if isinstance(value, str) else [as_text(part) for part in value]
+    return list(dict.fromkeys(part for part in parts if part))
+
+
+def as_names(value: object) -> tuple[str, ...]:
+    """Read a list of names, comma-separated in a text."""
+    return tuple(map(unescaped, _parts(value))) if isinstance(value, str) else tuple(_parts(value))
+
+
+def as_patterns(value: object) -> Patterns:
+    """Read a list of patterns, comma-separated in a text."""
+    return Patterns(_parts(value), text=value.strip() if isinstance(value, str) else "")
+
+
+def as_label_values(value: object) -> tuple[tuple[str, int], ...]:
+    """Read ``spleen=1,liver=2``, or a mapping, into pairs of name and voxel value."""
+    expected = "expected name=value pairs such as spleen=1,liver=2"
+    pairs = value.items() if isinstance(value, Mapping) else [part.rsplit("=", 1) for part in as_names(value)]
+    try:
+        # int() would cut off what stands behind the decimal point of a number.
+        labels = tuple((as_text(name), int(as_text(number))) for name, number in pairs)
+    except ValueError:
+        raise ValueError(expected) from None
+    if not all(name for name, _ in labels):
+        raise ValueError(expected)
+    if len(dict(labels)) < len(labels) or len({number for _, number in labels}) < len(labels):
+        raise ValueError("expected each name and each voxel value once")
+    if any(number < 1 for _, number in labels):
+        raise ValueError("expected voxel values of at least 1")
+    return labels
+
+
+def as_label_resources(value: object) -> tuple[tuple[str, str, str], ...]:
+    """Read ``tag:resource:pattern,...``; without pattern all NIfTI files count."""
+    parts = value if isinstance(value, (list, tuple)) else _parts(value)
+    found = [part if isinstance(part, (list, tuple)) else (*as_text(part).split(":"), "*") for part in parts]
+    if not all(len(item) in (3, 4) and all(item) for item in found):
+        raise ValueError("expected tag:resource:pattern, such as final:SEG:*_final.nii.gz")
+    return tuple((as_text(tag), as_text(resource), as_text(pattern)) for tag, resource, pattern, *_ in found)
+
+
+def as_server(value: object) -> str:
+    """Read the address of an XNAT site, and cut off the page of it that was copied along."""
+    parts = urlsplit(as_text(value))
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected an address such as https://xnat.example.org")
+    if parts.username or parts.password:
+        raise ValueError("expected an address without user name and password, which would end up in logs")
+    path = re.sub(r"/(app|data|xapi|REST)(/.*)?$", "", parts.path).rstrip("/")
+    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def as_folder(value: object) -> Path | None:
+    """Read a path; an empty text is none."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"expected a path, not a {type(value).__name__}")
+    return Path(as_text(value)).expanduser() if as_text(value) else None
+
+
+def as_secret(value: object) -> Secret:
+    """Read a secret."""
+    return value if isinstance(value, Secret) else Secret(str(value) if as_text(value) else "")
