@@ -53,7 +53,8 @@ def test_who_may_ask_what_of_the_viewer(admin, user, session):
     assert admin.get(address.replace("projects/P", "projects/Q")).status_code == 404
     assert admin.get("/xapi/viewer/projects/P/experiments/none").status_code == 422
     assert admin.put(address).status_code == 405
-    assert admin.get("/xapi/viewer/projects/P").status_code == 404
+    for incomplete in ("viewer/projects/P", "viewer/projects/P/experiments", "viewerConfig/projects"):
+        assert admin.get(f"/xapi/{incomplete}").status_code == 404
 
 
 def test_nobody_has_set_presets_of_the_viewer(admin, session):

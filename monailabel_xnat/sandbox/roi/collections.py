@@ -275,7 +275,12 @@ class RoiCollections:
         }
         if not files:
             return None
-        staged = self._resources.stage(io.BytesIO(as_rtstruct(content, files)))
+        try:
+            struct = as_rtstruct(content, files)
+        except ValueError as error:
+            # The document itself is stored by now, there as here.
+            raise HTTPError(500, f"Error converting ROI collection: {error}") from error
+        staged = self._resources.stage(io.BytesIO(struct))
         owner, values = owner_of(self._archive, collection), {"format": "DICOM", "content": "EXTERNAL"}
         made = self._resources.create(owner, "RTSTRUCT", **values)
         self._resources.put(made, [Incoming(f"{collection.label}.dcm", staged, values)], login)

@@ -46,7 +46,11 @@ class Viewer:
             method; 422 for what is no image session.
         """
         names = [unquote(word) for word in words]
-        if names[:1] != ["projects"] or names[2:3] != ["experiments"] or names[4:] not in ([], ["exists"]):
+        if (
+            [*names[:1], *names[2:3]] != ["projects", "experiments"]
+            or names[4:] not in ([], ["exists"])
+            or not names[3:]
+        ):
             raise HTTPError(404)
         if request.method not in ("GET", "HEAD") and (request.method != "POST" or len(names) == 5):
             raise HTTPError(405)
@@ -65,7 +69,7 @@ class Viewer:
 
     def settings(self, request: Request, words: list[str]) -> Reply:
         """Answer ``/xapi/viewerConfig/projects/P[/roipreset]``: nobody has set anything."""
-        if words[:1] != ["projects"] or words[2:] not in ([], ["roipreset"]):
+        if words[:1] != ["projects"] or not words[1:] or words[2:] not in ([], ["roipreset"]):
             raise HTTPError(404)
         if request.method not in ("GET", "HEAD"):
             raise HTTPError(405)
