@@ -8,11 +8,12 @@ import re
 import time
 from urllib.parse import parse_qs
 
-from monailabel_xnat.sandbox.access.xapi import PUBLIC
 from monailabel_xnat.sandbox.accounts import ANONYMOUS, Accounts, Session, Sessions
 from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, html
 from monailabel_xnat.sandbox.http.request import Request
 
+# Settings of the site that anybody may read.
+PUBLIC = frozenset(("siteId",))
 LOGIN_PATH = "/app/template/Login.vm"
 _BROWSERS = re.compile("MSIE|Mozilla|AppleWebKit|Opera")
 _COOKIE = re.compile(r"(?:^|;)\s*JSESSIONID=([0-9A-Za-z]+)")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from monailabel_xnat.sandbox.access.permissions import Permissions
 from monailabel_xnat.sandbox.archive.archive import ROLES, Archive, scan_item
-from monailabel_xnat.sandbox.archive.model import Experiment, Project, Scan, Subject
+from monailabel_xnat.sandbox.archive.model import LEVELS, ROLE_NAMES, Experiment, Project, Scan, Subject
 from monailabel_xnat.sandbox.archive.resources import ARCHIVE_FOLDER
 from monailabel_xnat.sandbox.http.paths import NOT_FOUND
 from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, text
 from monailabel_xnat.sandbox.http.request import Request, text_of
 from monailabel_xnat.sandbox.http.tables import Table
 
-LEVELS = ("private", "protected", "public")
-ROLE_NAMES = {"owner": "Owners", "member": "Members", "collaborator": "Collaborators"}
 _PREARCHIVE_CODES = ("0", "1", "4", "5", "11")
 
 

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from urllib.parse import parse_qsl, unquote
 
 from monailabel_xnat.sandbox.access.permissions import Permissions
 from monailabel_xnat.sandbox.accounts import PROVIDER, Accounts, Session, Sessions, User
 from monailabel_xnat.sandbox.archive.archive import Archive
-from monailabel_xnat.sandbox.archive.datatypes import PROJECT, ROI_COLLECTION, SUBJECT
-from monailabel_xnat.sandbox.archive.searching import Search, display_fields
 from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, as_json, text
-from monailabel_xnat.sandbox.http.request import Request, form_files
+from monailabel_xnat.sandbox.http.request import Request
 from monailabel_xnat.sandbox.http.tables import Row, Table
 
 _TABLE_FORMATS = ("json", "html", "xml", "csv")
 _LARGEST_FORM = 65536
-# The data types that are set up on the site, and what one of each is called.
-_SET_UP = {
-    PROJECT: "Project",
-    SUBJECT: "Subject",
-    "xnat:mrSessionData": "MR Session",
-    "xnat:ctSessionData": "CT Session",
-    "xnat:petSessionData": "PET Session",
-    "xnat:petmrSessionData": "PET MR Session",
-    "xnat:crSessionData": "CR Session",
-    "xnat:dxSessionData": "DX Session",
-    "xnat:mgSessionData": "MG Session",
-    "xnat:usSessionData": "US Session",
-    "xnat:xaSessionData": "XA Session",
-    "xnat:nmSessionData": "NM Session",
-    "xnat:otherDicomSessionData": "Other DICOM Session",
-    "xnat:qcManualAssessorData": "Manual QC",
-    "xnat:qcAssessmentData": "Auto QC",
-    ROI_COLLECTION: "ROI Collection",
-}
 
 
 class Site:
@@ -59,7 +37,6 @@ class Site:
         methods, handler = {
             "JSESSION": ("GET HEAD POST DELETE", self._jsession),
             "auth": ("GET HEAD", self._auth),
-            "search": ("GET HEAD POST", self._search),
             "users": ("GET HEAD", self._users),
             "scanners": ("GET HEAD", self._scanners),
             "scan_types": ("GET HEAD", self._scan_types),
@@ -140,52 +117,6 @@ class Site:
             raise HTTPError(403)
 
     # Tables
-
-    def _search(self, request: Request, words: list[str]) -> Reply:
-        if len(words) == 1:
-            return self._run_search(request)
-        if words[1] != "elements" or len(words) > 3:
-            raise HTTPError(404)
-        if request.method == "POST":
-            raise HTTPError(405, headers=[("Allow", "GET, HEAD")])
-        table = self._search_fields(words[2]) if len(words) == 3 else self._elements(request.query)
-        return table.reply(request.format(_TABLE_FORMATS), request.query)
-
-    def _run_search(self, request: Request) -> Reply:
-        if request.method != "POST":
-            raise HTTPError(405, headers=[("Allow", "POST")])
-        with form_files(request) as files:
-            table = Search(self._archive, self._may).run(files[0][1].read())
-        return table.reply(request.format(_TABLE_FORMATS), request.query)
-
-    def _elements(self, query: Mapping[str, str]) -> Table:
-        counts = self._archive.counts()
-        rows = []
-        for name, singular in _SET_UP.items():
-            count = counts.get(name, 0)
-            if self._archive.types.canonical(name) and (count or query.get("used") != "true"):
-                names = {"SINGULAR": singular, "PLURAL": f"{singular}s", "SECURED": "true", "COUNT": str(count)}
-                rows.append({"ELEMENT_NAME": name, **names})
-        return Table(("ELEMENT_NAME", "SINGULAR", "PLURAL", "SECURED", "COUNT"), rows, "Data-Types")
-
-    def _search_fields(self, name: str) -> Table:
-        kind = self._archive.types.canonical(name)
-        if kind is None:
-            raise HTTPError(404)
-        rows = [
-            {
-                "FIELD_ID": field,
-                "HEADER": field.replace("_", " ").capitalize(),
-                "SUMMARY": f"{kind}/{path}",
-                "TYPE": "string",
-                "REQUIRES_VALUE": "false",
-                "DESC": "",
-                "ELEMENT_NAME": kind,
-                "SRC": "0",
-            }
-            for field, path in display_fields(self._archive.types, kind).items()
-        ]
-        return Table(list(rows[0]), rows, "Search Fields")
 
     def _users(self, request: Request, words: list[str]) -> Reply:
         if not request.user.is_admin:

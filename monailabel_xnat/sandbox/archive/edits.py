@@ -7,7 +7,6 @@ from itertools import count
 from urllib.parse import quote
 
 from monailabel_xnat.sandbox.access.permissions import Permissions
-from monailabel_xnat.sandbox.access.projects import LEVELS
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.datatypes import (
     ABSTRACT,
@@ -18,7 +17,7 @@ from monailabel_xnat.sandbox.archive.datatypes import (
     SUBJECT_ASSESSOR,
 )
 from monailabel_xnat.sandbox.archive.fields import Content, FieldReader
-from monailabel_xnat.sandbox.archive.model import Experiment, Project, Scan, Subject
+from monailabel_xnat.sandbox.archive.model import LEVELS, Experiment, Project, Scan, Subject
 from monailabel_xnat.sandbox.archive.resources import Resources, owner_of, session_folder
 from monailabel_xnat.sandbox.http.paths import NOT_FOUND, Finder, Target
 from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, text

@@ -10,6 +10,10 @@ from typing import Any
 Fields = dict[str, Any]
 """Schema path to value; a list of objects (``fields/field``, ``references/seriesUID``) is a list of dictionaries."""
 
+# How open a project is, and what the groups of its users are called.
+LEVELS = ("private", "protected", "public")
+ROLE_NAMES = {"owner": "Owners", "member": "Members", "collaborator": "Collaborators"}
+
 
 @dataclass(frozen=True)
 class Project:

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from monailabel_xnat.sandbox.access.permissions import Permissions
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.columns import make_test, moment, number
-from monailabel_xnat.sandbox.archive.datatypes import EXPERIMENT, IMAGE_SCAN, PROJECT, SUBJECT, DataTypes
+from monailabel_xnat.sandbox.archive.datatypes import (
+    EXPERIMENT,
+    IMAGE_SCAN,
+    PROJECT,
+    ROI_COLLECTION,
+    SUBJECT,
+    DataTypes,
+)
 from monailabel_xnat.sandbox.archive.listings import object_values, scan_values
-from monailabel_xnat.sandbox.http.replies import HTTPError
+from monailabel_xnat.sandbox.http.replies import HTTPError, Reply
+from monailabel_xnat.sandbox.http.request import Request, form_files
 from monailabel_xnat.sandbox.http.tables import Row, Table
 
+_TABLE_FORMATS = ("json", "html", "xml", "csv")
 _SPACE = "{http://nrg.wustl.edu/security}"
 # Display fields of XNAT's data types, by the path of what they show; those of one type come before those of all.
 _OF_ALL = {
@@ -268,6 +278,89 @@ class Search:
     @staticmethod
     def _project(values: Values) -> list[tuple[str, Values]]:
         return [(PROJECT, {"id": values["project"], "name": values["project"]})]
+
+
+# The data types that are set up on the site, and what one of each is called.
+_SET_UP = {
+    PROJECT: "Project",
+    SUBJECT: "Subject",
+    "xnat:mrSessionData": "MR Session",
+    "xnat:ctSessionData": "CT Session",
+    "xnat:petSessionData": "PET Session",
+    "xnat:petmrSessionData": "PET MR Session",
+    "xnat:crSessionData": "CR Session",
+    "xnat:dxSessionData": "DX Session",
+    "xnat:mgSessionData": "MG Session",
+    "xnat:usSessionData": "US Session",
+    "xnat:xaSessionData": "XA Session",
+    "xnat:nmSessionData": "NM Session",
+    "xnat:otherDicomSessionData": "Other DICOM Session",
+    "xnat:qcManualAssessorData": "Manual QC",
+    "xnat:qcAssessmentData": "Auto QC",
+    ROI_COLLECTION: "ROI Collection",
+}
+
+
+class SearchCalls:
+    """The handlers, for one request's user."""
+
+    def __init__(self, archive: Archive, may: Permissions) -> None:
+        self._archive = archive
+        self._may = may
+
+    def handle(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``/data/search`` and ``/data/search/elements[/TYPE]``.
+
+        Raises
+        ------
+        HTTPError
+            404 for another path and an unknown type, 405 for another method.
+        """
+        names = [unquote(word) for word in words]
+        if not names:
+            return self._run_search(request)
+        if names[0] != "elements" or len(names) > 2:
+            raise HTTPError(404)
+        if request.method not in ("GET", "HEAD"):
+            raise HTTPError(405, headers=[("Allow", "GET, HEAD")])
+        table = self._search_fields(names[1]) if len(names) == 2 else self._elements(request.query)
+        return table.reply(request.format(_TABLE_FORMATS), request.query)
+
+    def _run_search(self, request: Request) -> Reply:
+        if request.method != "POST":
+            raise HTTPError(405, headers=[("Allow", "POST")])
+        with form_files(request) as files:
+            table = Search(self._archive, self._may).run(files[0][1].read())
+        return table.reply(request.format(_TABLE_FORMATS), request.query)
+
+    def _elements(self, query: Mapping[str, str]) -> Table:
+        counts = self._archive.counts()
+        rows = []
+        for name, singular in _SET_UP.items():
+            count = counts.get(name, 0)
+            if self._archive.types.canonical(name) and (count or query.get("used") != "true"):
+                names = {"SINGULAR": singular, "PLURAL": f"{singular}s", "SECURED": "true", "COUNT": str(count)}
+                rows.append({"ELEMENT_NAME": name, **names})
+        return Table(("ELEMENT_NAME", "SINGULAR", "PLURAL", "SECURED", "COUNT"), rows, "Data-Types")
+
+    def _search_fields(self, name: str) -> Table:
+        kind = self._archive.types.canonical(name)
+        if kind is None:
+            raise HTTPError(404)
+        rows = [
+            {
+                "FIELD_ID": field,
+                "HEADER": field.replace("_", " ").capitalize(),
+                "SUMMARY": f"{kind}/{path}",
+                "TYPE": "string",
+                "REQUIRES_VALUE": "false",
+                "DESC": "",
+                "ELEMENT_NAME": kind,
+                "SRC": "0",
+            }
+            for field, path in display_fields(self._archive.types, kind).items()
+        ]
+        return Table(list(rows[0]), rows, "Search Fields")
 
 
 def _anything(found: _Found) -> bool:

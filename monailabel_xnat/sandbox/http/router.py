@@ -16,6 +16,7 @@ from monailabel_xnat.sandbox.archive.customfields import CustomFields
 from monailabel_xnat.sandbox.archive.files import Files
 from monailabel_xnat.sandbox.archive.objects import Objects
 from monailabel_xnat.sandbox.archive.resources import Resources
+from monailabel_xnat.sandbox.archive.searching import SearchCalls
 from monailabel_xnat.sandbox.http.paths import Finder
 from monailabel_xnat.sandbox.http.replies import HTTPError, Reply
 from monailabel_xnat.sandbox.http.request import Request
@@ -63,9 +64,8 @@ class Router:
             "xapi/roi": self._roi,
             "xapi/viewer": lambda: self._viewer().handle,
             "xapi/viewerConfig": lambda: self._viewer().settings,
-            **{
-                f"data/{name}": self._site for name in ("JSESSION", "auth", "search", "users", "scanners", "scan_types")
-            },
+            **{f"data/{name}": self._site for name in ("JSESSION", "auth", "users", "scanners", "scan_types")},
+            "data/search": lambda: SearchCalls(parts.archive, may).handle,
             "data/services/auth": self._site,
             "data/services/tokens": self._site,
             "data/services/import": self._import,
