@@ -14,11 +14,10 @@ from types import TracebackType
 import uvicorn
 from filelock import FileLock, Timeout
 
-from monailabel_xnat.sandbox.accounts import Accounts, Sessions, require_valid_user
+from monailabel_xnat.sandbox.access.accounts import Accounts, Sessions, require_valid_user
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.datatypes import DataTypes
-from monailabel_xnat.sandbox.http.application import Application
-from monailabel_xnat.sandbox.http.faults import Faults, RequestLog
+from monailabel_xnat.sandbox.http.application import Application, Faults, RequestLog
 
 ADMIN = "admin"
 STANDING_USERS = {"owner": "owner", "member": "member", "collaborator": "collaborator", "none": ""}

@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from monailabel_xnat.sandbox import Sandbox
-from monailabel_xnat.sandbox.accounts import Sessions, User
+from monailabel_xnat.sandbox.access.accounts import Sessions, User
 
 BROWSER = {"User-Agent": "Mozilla/5.0 (X11) AppleWebKit/537"}
 PATHS = ["/data/projects", "/data/auth", "/REST/projects", "/xapi/schemas", "/data/JSESSION", "/data/version", "/"]

@@ -1,4 +1,7 @@
-"""Who asks, and whether they are let in: cookies, Basic credentials, guests, browsers, CSRF (XnatSecureGuard)."""
+"""Who asks, whether they are let in, and what they may do; and the calls below ``/data`` about that.
+
+Cookies, Basic credentials, guests, browsers and CSRF (XnatSecureGuard); logging in, tokens, users.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,75 @@ import base64
 import binascii
 import re
 import time
-from urllib.parse import parse_qs
+from functools import cached_property
+from urllib.parse import parse_qs, parse_qsl, unquote
 
-from monailabel_xnat.sandbox.accounts import ANONYMOUS, Accounts, Session, Sessions
-from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, html
-from monailabel_xnat.sandbox.http.request import Request
+from monailabel_xnat.sandbox.access.accounts import ANONYMOUS, PROVIDER, Accounts, Session, Sessions, User
+from monailabel_xnat.sandbox.archive.archive import Archive
+from monailabel_xnat.sandbox.archive.model import Experiment, Project, Subject
+from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, as_json, html, text
+from monailabel_xnat.sandbox.http.tables import Row, Table
+
+Owned = Subject | Experiment
+
+ACTIVE = "active"
+
+
+class Permissions:
+    """What one user may do in an archive."""
+
+    def __init__(self, archive: Archive, user: User) -> None:
+        self._archive = archive
+        self.user = user
+
+    @cached_property
+    def _roles(self) -> dict[str, str]:
+        return {} if self.user.is_guest else self._archive.roles(self.user)
+
+    @cached_property
+    def _accessibility(self) -> dict[str, str]:
+        return self._archive.accessibility()
+
+    def granted_role(self, project: str) -> str | None:
+        """Return the role that the user was given in a project."""
+        return self._roles.get(project)
+
+    def role(self, project: str) -> str | None:
+        """Return the role that the user acts in; administrators own all."""
+        return "owner" if self.user.is_admin else self._roles.get(project)
+
+    def may_see(self, project: Project) -> bool:
+        """Return whether the project itself, not its data, can be read."""
+        return self.may_see_id(project.id)
+
+    def may_see_id(self, project: str) -> bool:
+        """Return whether the project with an ID, not its data, can be read."""
+        return bool(self.role(project)) or self._accessibility.get(project) in ("public", "protected")
+
+    def may_read(self, project: str) -> bool:
+        """Return whether the data of a project can be read."""
+        return bool(self.role(project)) or self._accessibility.get(project) == "public"
+
+    def may_edit(self, project: str) -> bool:
+        """Return whether data of a project can be made and changed."""
+        return self.role(project) in ("owner", "member")
+
+    def may_delete(self, project: str) -> bool:
+        """Return whether data of a project can be deleted: members cannot."""
+        return self.role(project) == "owner"
+
+    def may_read_item(self, item: Owned) -> bool:
+        """Return whether a subject or experiment can be read, by its project or one that it is shared into."""
+        return self.may_read(item.project) or any(self.may_read(project) for project in self._archive.shares(item.id))
+
+    def may_edit_item(self, item: Owned) -> bool:
+        """Return whether a subject or experiment can be changed: by its own project, and only while it is active."""
+        return self.may_edit(item.project) and (isinstance(item, Subject) or item.status == ACTIVE)
+
+    def readable(self) -> set[str]:
+        """Return the IDs of the projects whose data can be read."""
+        return {project for project in self._accessibility if self.may_read(project)}
+
 
 # Settings of the site that anybody may read.
 PUBLIC = frozenset(("siteId",))
@@ -128,3 +195,135 @@ def _form_token(request: Request) -> str | None:
     form = parse_qs(request.body.read(_LARGEST_FORM).decode("utf-8", "replace"))
     request.body.seek(0)
     return form.get("XNAT_CSRF", [None])[0]
+
+
+_TABLE_FORMATS = ("json", "html", "xml", "csv")
+
+
+class Site:
+    """The handlers, for one request's user."""
+
+    def __init__(self, archive: Archive, accounts: Accounts, sessions: Sessions, may: Permissions) -> None:
+        self._archive = archive
+        self._accounts = accounts
+        self._sessions = sessions
+        self._may = may
+
+    def handle(self, request: Request, words: list[str]) -> Reply:
+        """Answer what is not an object of the archive, below ``/data``.
+
+        Raises
+        ------
+        HTTPError
+            405 for another method, and what the handlers raise.
+        """
+        path = [word for word in request.words[1:] if word != "archive"]
+        name = "/".join(path[:2]) if path[0] == "services" else path[0]
+        methods, handler = {
+            "JSESSION": ("GET HEAD POST DELETE", self._jsession),
+            "auth": ("GET HEAD", self._auth),
+            "users": ("GET HEAD", self._users),
+            "scanners": ("GET HEAD", self._scanners),
+            "scan_types": ("GET HEAD", self._scan_types),
+            "services/auth": ("PUT POST", self._log_in),
+            "services/tokens": ("GET HEAD", self._tokens),
+        }[name]
+        if request.method not in methods.split():
+            raise HTTPError(405, headers=[("Allow", methods.replace(" ", ", "))])
+        return handler(request, [unquote(word) for word in path])
+
+    # Sessions
+
+    def _jsession(self, request: Request, words: list[str]) -> Reply:
+        session = request.session
+        if session is None:
+            raise HTTPError(401)
+        if request.method == "DELETE":
+            self._sessions.close_of(session.user, words[1] if len(words) > 1 else session.id)
+            return text()
+        return text(session.id + _csrf(request, session))
+
+    def _auth(self, request: Request, words: list[str]) -> Reply:
+        if request.session is None:
+            raise HTTPError(401)
+        if request.user.is_guest:
+            return text("guest")
+        return text(f"User '{request.user.login}' is logged in{_csrf(request, request.session)}")
+
+    def _log_in(self, request: Request, words: list[str]) -> Reply:
+        pairs = parse_qsl(request.body.read(_LARGEST_FORM).decode("utf-8", "replace"), keep_blank_values=True)
+        providers = [value for name, value in pairs if name == "provider"]
+        if len(providers) > 1 or providers not in ([], [PROVIDER]):
+            raise HTTPError(400, "Unknown or repeated authentication provider.")
+        form = dict(pairs)
+        user = self._accounts.check(form.get("username", ""), form.get("password", ""))
+        session = self._sessions.open(user) if user else None
+        if session is None:
+            raise HTTPError(401, "Authentication failed.")
+        request.session, request.user = session, session.user
+        return text(session.id)
+
+    # Tokens
+
+    def _tokens(self, request: Request, words: list[str]) -> Reply:
+        if request.user.is_guest:
+            raise HTTPError(403)
+        action, *names = words[2:] or [""]
+        if action == "issue":
+            return as_json(self._accounts.issue_token(self._token_user(request, names)))
+        if action == "show":
+            return as_json(self._accounts.tokens(self._token_user(request, names)))
+        if action == "validate" and len(names) == 2:
+            self._own_token(request, names[0], must_be_own=False)
+            user = self._accounts.check(names[0], names[1])
+            return as_json({"valid": user.login} if user else {})
+        if action == "invalidate" and names:
+            self._own_token(request, names[0])
+            self._accounts.drop_token(names[0])
+            return as_json({"result": "OK"})
+        raise HTTPError(404)
+
+    def _token_user(self, request: Request, names: list[str]) -> User:
+        """Return whose tokens are meant: one's own or, for administrators, those of ``user/NAME``."""
+        if not names:
+            return request.user
+        if not request.user.is_admin:
+            raise HTTPError(403, "Only an admin may ask for the tokens of another user.")
+        found = self._accounts.get(names[1]) if names[0] == "user" and len(names) == 2 else None
+        if found is None:
+            raise HTTPError(404)
+        return found
+
+    def _own_token(self, request: Request, alias: str, *, must_be_own: bool = True) -> None:
+        token = self._accounts.token(alias)
+        if token is None:
+            raise HTTPError(404, f"Unknown alias: {alias}")
+        if must_be_own and token["login"] != request.user.login and not request.user.is_admin:
+            raise HTTPError(403)
+
+    # Tables
+
+    def _users(self, request: Request, words: list[str]) -> Reply:
+        if not request.user.is_admin:
+            raise HTTPError(403)
+        names = ("login", "firstname", "lastname", "email")
+        rows = [
+            {"xdat_user_id": str(user.number), **{name: getattr(user, name) for name in names}}
+            for user in self._accounts.all()
+        ]
+        return Table(("xdat_user_id", *names), rows).reply(request.format(_TABLE_FORMATS), request.query)
+
+    def _scanners(self, request: Request, words: list[str]) -> Reply:
+        return self._distinct(request, "scanner")
+
+    def _scan_types(self, request: Request, words: list[str]) -> Reply:
+        return self._distinct(request, "type")
+
+    def _distinct(self, request: Request, field: str) -> Reply:
+        """List the values that a field of the scans has in readable projects."""
+        rows: list[Row] = [{field: value} for value in self._archive.scan_values(field, self._may.readable())]
+        return Table((field,), rows).reply(request.format(_TABLE_FORMATS), request.query)
+
+
+def _csrf(request: Request, session: Session) -> str:
+    return f"; XNAT_CSRF={session.csrf}" if request.flag("CSRF") else ""

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from monailabel_xnat.sandbox.access.gate import PUBLIC
-from monailabel_xnat.sandbox.access.permissions import Permissions
-from monailabel_xnat.sandbox.accounts import Accounts, Sessions, User
+from monailabel_xnat.sandbox.access.accounts import Accounts, Sessions, User
+from monailabel_xnat.sandbox.access.gate import PUBLIC, Permissions
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.datatypes import schema_name
 from monailabel_xnat.sandbox.archive.model import ROLE_NAMES
 from monailabel_xnat.sandbox.archive.store import SITE_ID
-from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, as_json, html, text
-from monailabel_xnat.sandbox.http.request import Request
+from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, as_json, html, text
 
 FOR_USERS = PUBLIC | {
     "enableSitewideAnonymizationScript",

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from monailabel_xnat.sandbox.accounts import USER_SQL, User, user_of
+from monailabel_xnat.sandbox.access.accounts import USER_SQL, User, user_of
 from monailabel_xnat.sandbox.archive.datatypes import DataTypes
 from monailabel_xnat.sandbox.archive.model import Experiment, Fields, Project, Scan, Subject, load, merged
 from monailabel_xnat.sandbox.archive.store import SITE_ID, Store, seed_sessions

@@ -20,7 +20,7 @@ from monailabel_xnat.sandbox.archive.datatypes import (
     SUBJECT_ASSESSOR,
     DataTypes,
 )
-from monailabel_xnat.sandbox.http.replies import HTTPError
+from monailabel_xnat.sandbox.http.messages import HTTPError
 
 Test = Callable[[str], bool]
 Values = Mapping[str, str]

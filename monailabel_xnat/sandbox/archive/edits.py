@@ -6,7 +6,7 @@ import re
 from itertools import count
 from urllib.parse import quote
 
-from monailabel_xnat.sandbox.access.permissions import Permissions
+from monailabel_xnat.sandbox.access.gate import Permissions
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.datatypes import (
     ABSTRACT,
@@ -19,9 +19,8 @@ from monailabel_xnat.sandbox.archive.datatypes import (
 from monailabel_xnat.sandbox.archive.fields import Content, FieldReader
 from monailabel_xnat.sandbox.archive.model import LEVELS, Experiment, Project, Scan, Subject
 from monailabel_xnat.sandbox.archive.resources import Resources, owner_of, session_folder
+from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, text
 from monailabel_xnat.sandbox.http.paths import NOT_FOUND, Finder, Target
-from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, text
-from monailabel_xnat.sandbox.http.request import Request
 
 _STATUS_ACTIONS = {
     "activate": "active",

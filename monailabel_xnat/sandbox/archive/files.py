@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote_plus
 
-from monailabel_xnat.sandbox.access.permissions import Permissions
+from monailabel_xnat.sandbox.access.gate import Permissions
 from monailabel_xnat.sandbox.archive.archive import Archive
-from monailabel_xnat.sandbox.archive.catalogs import catalog_xml
-from monailabel_xnat.sandbox.archive.holders import Holder, holders_of, matching
+from monailabel_xnat.sandbox.archive.catalogs import Holder, catalog_xml, holders_of, matching
 from monailabel_xnat.sandbox.archive.model import FileEntry, Resource
 from monailabel_xnat.sandbox.archive.resources import ARCHIVE_FOLDER, Resources
+from monailabel_xnat.sandbox.archive.staging import tar_blocks, zip_blocks
 from monailabel_xnat.sandbox.archive.transfers import Uploads, file_reply, media_type
 from monailabel_xnat.sandbox.http import tables
-from monailabel_xnat.sandbox.http.packing import tar_blocks, zip_blocks
+from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, text, xml
 from monailabel_xnat.sandbox.http.paths import Target
-from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, text, xml
-from monailabel_xnat.sandbox.http.request import Request
 
 
 class ResourceCalls:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from monailabel_xnat.sandbox.access.permissions import Permissions
+from monailabel_xnat.sandbox.access.gate import Permissions
 from monailabel_xnat.sandbox.archive.archive import ROLES, Archive
 from monailabel_xnat.sandbox.archive.columns import (
     ASSESSOR,
@@ -31,7 +31,7 @@ from monailabel_xnat.sandbox.archive.listings import (
     session_values,
 )
 from monailabel_xnat.sandbox.archive.model import Experiment, Project
-from monailabel_xnat.sandbox.http.replies import HTTPError
+from monailabel_xnat.sandbox.http.messages import HTTPError
 from monailabel_xnat.sandbox.http.tables import Page, Row, Table
 
 _PROJECT_DEFAULTS = ("ID", "secondary_ID", "name", "description", "pi_firstname", "pi_lastname")

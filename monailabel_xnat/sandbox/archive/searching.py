@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
-from monailabel_xnat.sandbox.access.permissions import Permissions
+from monailabel_xnat.sandbox.access.gate import Permissions
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.columns import make_test, moment, number
 from monailabel_xnat.sandbox.archive.datatypes import (
@@ -21,8 +21,7 @@ from monailabel_xnat.sandbox.archive.datatypes import (
     DataTypes,
 )
 from monailabel_xnat.sandbox.archive.listings import object_values, scan_values
-from monailabel_xnat.sandbox.http.replies import HTTPError, Reply
-from monailabel_xnat.sandbox.http.request import Request, form_files
+from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, form_files
 from monailabel_xnat.sandbox.http.tables import Row, Table
 
 _TABLE_FORMATS = ("json", "html", "xml", "csv")

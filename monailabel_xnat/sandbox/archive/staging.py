@@ -1,19 +1,23 @@
-"""Where incoming bytes wait until they are whole."""
+"""Where incoming bytes wait until they are whole; members of archives that come, blocks of those that go."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import lzma
 import os
 import secrets
 import shutil
+import tarfile
 import tempfile
-from collections.abc import Iterator
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
-
-_BLOCK = 1 << 20
+from typing import IO, BinaryIO, cast
 
 
 @dataclass(frozen=True)
@@ -92,3 +96,155 @@ def checked_path(path: str) -> str:
     if not parts or ".." in parts or "\0" in path:
         raise ValueError(f"{path!r} is no path inside a resource")
     return "/".join(parts)
+
+
+ARCHIVE_SUFFIXES = (".zip", ".jar", ".rar", ".ear", ".gar", ".xar", ".tar", ".tgz", ".tar.gz", ".gz")
+_GZIP = b"\x1f\x8b"
+
+
+class BadArchiveError(ValueError):
+    """An upload that is no archive, or a damaged one."""
+
+
+def unpack(body: BinaryIO, name: str, take: Callable[[str, BinaryIO], None]) -> None:
+    """Go through the files in a zip or a tar, or the one in a gzip.
+
+    Parameters
+    ----------
+    body
+        The archive; recognised by its content.
+    name
+        Its name, which names the content of a plain gzip.
+    take
+        Called with path and content of each file.
+
+    Raises
+    ------
+    BadArchiveError
+        If it is none of these, or damaged.
+    ValueError
+        If a path leaves the folder.
+    """
+    try:
+        for path, content in _members(body, name):
+            take(checked_path(path), cast("BinaryIO", content))
+    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
+        raise BadArchiveError(f"the uploaded archive is damaged: {error}") from error
+    except (NotImplementedError, RuntimeError) as error:  # an unknown compression, or a password
+        raise BadArchiveError(f"the uploaded archive cannot be read: {error}") from error
+
+
+def _members(body: BinaryIO, name: str) -> Iterator[tuple[str, IO[bytes]]]:
+    if zipfile.is_zipfile(body):
+        yield from _zip_members(body)
+    elif _is_tar(body):
+        yield from _tar_members(body)
+    elif _starts_with_gzip(body):
+        with gzip.open(body) as content:
+            yield name[: -len(".gz")] if name.lower().endswith(".gz") else name, content  # type: ignore[misc]
+    else:
+        raise BadArchiveError("the upload is neither zip nor tar nor gzip")
+
+
+def _zip_members(body: BinaryIO) -> Iterator[tuple[str, IO[bytes]]]:
+    with zipfile.ZipFile(body) as archive:
+        for info in archive.infolist():
+            if not info.is_dir():
+                with archive.open(info) as content:
+                    yield info.filename, content
+
+
+def _tar_members(body: BinaryIO) -> Iterator[tuple[str, IO[bytes]]]:
+    body.seek(0)
+    with tarfile.open(fileobj=body) as archive:
+        for member in archive:
+            content = archive.extractfile(member) if member.isfile() else None
+            if content is not None:
+                yield member.name, content
+
+
+def _is_tar(body: BinaryIO) -> bool:
+    body.seek(0)
+    try:
+        with tarfile.open(fileobj=body):
+            return True
+    except (tarfile.TarError, EOFError, zlib.error):
+        return False
+
+
+def _starts_with_gzip(body: BinaryIO) -> bool:
+    body.seek(0)
+    start = body.read(len(_GZIP))
+    body.seek(0)
+    return start == _GZIP
+
+
+_BLOCK = 1 << 18
+
+
+class _Pipe:
+    """What the archive is written to. It cannot seek, so a zip puts the sizes of its members behind their bytes."""
+
+    def __init__(self) -> None:
+        self._blocks: list[bytes] = []
+
+    def write(self, block: bytes) -> int:
+        self._blocks.append(bytes(block))
+        return len(block)
+
+    def flush(self) -> None:
+        """Do nothing: blocks are taken as they come."""
+
+    def take(self) -> bytes:
+        block = b"".join(self._blocks)
+        self._blocks.clear()
+        return block
+
+
+def zip_blocks(members: Sequence[tuple[str, Path]], level: int = 0) -> Iterator[bytes]:
+    """Return the zip of some files, block by block.
+
+    Parameters
+    ----------
+    members
+        Name in the zip, and file.
+    level
+        0 stores the bytes as they are, in deflate's uncompressed form, as Java's ZipOutputStream does for XNAT.
+    """
+    pipe = _Pipe()
+    with zipfile.ZipFile(cast("IO[bytes]", pipe), "w") as archive:
+        for name, file in members:
+            with file.open("rb") as source, archive.open(_zip_info(name, file, level), "w") as target:
+                for block in iter(lambda: source.read(_BLOCK), b""):
+                    target.write(block)
+                    yield pipe.take()
+            yield pipe.take()
+    yield pipe.take()
+
+
+def _zip_info(name: str, file: Path, level: int) -> zipfile.ZipInfo:
+    status = file.stat()
+    # The format cannot tell times before 1980.
+    info = zipfile.ZipInfo(name, max(time.localtime(status.st_mtime)[:6], (1980, 1, 1, 0, 0, 0)))
+    info.compress_type = zipfile.ZIP_DEFLATED
+    info._compresslevel = level  # type: ignore[attr-defined]
+    # Known beforehand, it only decides whether the 64-bit form is needed.
+    info.file_size = status.st_size
+    return info
+
+
+def tar_blocks(members: Sequence[tuple[str, Path]], compressed: bool) -> Iterator[bytes]:
+    """Return the tar of some files, block by block; `compressed` with gzip."""
+    pipe = _Pipe()
+    target = cast("IO[bytes]", pipe)
+    with (
+        tarfile.open(fileobj=target, mode="w|gz") if compressed else tarfile.open(fileobj=target, mode="w|") as archive
+    ):
+        for name, file in members:
+            info = tarfile.TarInfo(name)
+            status = file.stat()
+            info.size, info.mtime = status.st_size, int(status.st_mtime)
+            with file.open("rb") as source:
+                archive.addfile(info, source)
+            yield pipe.take()
+    yield pipe.take()

@@ -10,13 +10,11 @@ from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from monailabel_xnat.sandbox.archive.holders import Holder
+from monailabel_xnat.sandbox.archive.catalogs import Holder
 from monailabel_xnat.sandbox.archive.model import Resource
 from monailabel_xnat.sandbox.archive.resources import BEFORE_ALL, ConcurrentModificationError, Incoming, Resources
-from monailabel_xnat.sandbox.archive.staging import checked_path
-from monailabel_xnat.sandbox.http.packing import ARCHIVE_SUFFIXES, unpack
-from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, html, text
-from monailabel_xnat.sandbox.http.request import MULTIPART, Request, form_files
+from monailabel_xnat.sandbox.archive.staging import ARCHIVE_SUFFIXES, checked_path, unpack
+from monailabel_xnat.sandbox.http.messages import MULTIPART, HTTPError, Reply, Request, form_files, html, text
 
 _UPLOAD_TYPES = re.compile(
     r"application/(octet-stream|zip|x-zip-compressed|dicom|x-tar|tar|gzip|x-gzip|x-compressed|x-gtar|pdf|rtf|msword"

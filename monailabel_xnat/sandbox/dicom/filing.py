@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from monailabel_xnat.sandbox.access.permissions import ACTIVE
-from monailabel_xnat.sandbox.accounts import User
+from monailabel_xnat.sandbox.access.accounts import User
+from monailabel_xnat.sandbox.access.gate import ACTIVE
 from monailabel_xnat.sandbox.archive.archive import SYSTEM, Archive
 from monailabel_xnat.sandbox.archive.model import Experiment, Resource, Scan, Subject
 from monailabel_xnat.sandbox.archive.resources import Incoming, Resources, owner_of

@@ -16,8 +16,7 @@ from monailabel_xnat.sandbox.archive.model import Experiment, Fields, Scan
 from monailabel_xnat.sandbox.archive.resources import Resources, owner_of
 from monailabel_xnat.sandbox.dicom.naming import scan_xsi_type, xnat_label
 from monailabel_xnat.sandbox.dicom.series import SeriesFiles, element_text, read_series, without_warnings
-from monailabel_xnat.sandbox.http.replies import HTTPError
-from monailabel_xnat.sandbox.http.request import Request
+from monailabel_xnat.sandbox.http.messages import HTTPError, Request
 
 # Where XNAT looks for "Project:P Subject:S Session:E", in this order.
 _COMMENTS = ("PatientComments", "StudyComments", "AdditionalPatientHistory")

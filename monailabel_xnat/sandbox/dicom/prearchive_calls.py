@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from urllib.parse import unquote
 
-from monailabel_xnat.sandbox.access.permissions import Permissions
+from monailabel_xnat.sandbox.access.gate import Permissions
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.resources import Resources
+from monailabel_xnat.sandbox.archive.staging import zip_blocks
 from monailabel_xnat.sandbox.archive.transfers import file_reply
 from monailabel_xnat.sandbox.dicom.filing import ConflictError, Filing, LockedError, merge_of
 from monailabel_xnat.sandbox.dicom.headers import Place
-from monailabel_xnat.sandbox.dicom.importing import archived_address
 from monailabel_xnat.sandbox.dicom.prearchive import CONFLICT, READY, UNASSIGNED, Prearchive, Waiting, WaitingScan
+from monailabel_xnat.sandbox.dicom.services import archived_address
 from monailabel_xnat.sandbox.http import tables
-from monailabel_xnat.sandbox.http.packing import zip_blocks
-from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, text
-from monailabel_xnat.sandbox.http.request import Request
+from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, text
 
 
 class PrearchiveCalls:

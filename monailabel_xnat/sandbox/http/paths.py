@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from urllib.parse import unquote
 
-from monailabel_xnat.sandbox.access.permissions import Permissions
+from monailabel_xnat.sandbox.access.gate import Permissions
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.model import Experiment, Project, Scan, Subject
-from monailabel_xnat.sandbox.http.replies import HTTPError
-from monailabel_xnat.sandbox.http.request import text_of
+from monailabel_xnat.sandbox.http.messages import HTTPError, text_of
 
 # What may follow what. There is no projects/P/experiments/E/scans: it ends in the experiment's own handler.
 _FILES = frozenset(("resources", "files"))

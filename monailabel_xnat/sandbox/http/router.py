@@ -6,20 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from monailabel_xnat.sandbox.access.permissions import Permissions
-from monailabel_xnat.sandbox.access.site import Site
+from monailabel_xnat.sandbox.access.accounts import Accounts, Sessions
+from monailabel_xnat.sandbox.access.gate import Permissions, Site
 from monailabel_xnat.sandbox.access.xapi import Preferences, Xapi, front_page
-from monailabel_xnat.sandbox.accounts import Accounts, Sessions
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.catalogs import CatalogRefresh
-from monailabel_xnat.sandbox.archive.customfields import CustomFields
+from monailabel_xnat.sandbox.archive.fields import CustomFields
 from monailabel_xnat.sandbox.archive.files import Files
 from monailabel_xnat.sandbox.archive.objects import Objects
 from monailabel_xnat.sandbox.archive.resources import Resources
 from monailabel_xnat.sandbox.archive.searching import SearchCalls
+from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request
 from monailabel_xnat.sandbox.http.paths import Finder
-from monailabel_xnat.sandbox.http.replies import HTTPError, Reply
-from monailabel_xnat.sandbox.http.request import Request
 
 if TYPE_CHECKING:
     from monailabel_xnat.sandbox.roi.viewer import Viewer
@@ -120,12 +118,12 @@ class Router:
         return Viewer(*self._data)
 
     def _import(self) -> Handler:
-        from monailabel_xnat.sandbox.dicom.importing import Import
+        from monailabel_xnat.sandbox.dicom.services import Import
 
         return _alone(Import(*self._data).handle)
 
     def _dicomdump(self) -> Handler:
-        from monailabel_xnat.sandbox.dicom.dump import DicomDump
+        from monailabel_xnat.sandbox.dicom.services import DicomDump
 
         return _alone(DicomDump(*self._data).handle)
 

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TypeVar
 from xml.sax.saxutils import escape
 
-from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, html
+from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, html
 
 Row = dict[str, str]
 T = TypeVar("T")

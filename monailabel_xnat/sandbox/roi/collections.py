@@ -7,14 +7,13 @@ import secrets
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from monailabel_xnat.sandbox.access.permissions import Permissions
+from monailabel_xnat.sandbox.access.gate import Permissions
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.datatypes import ROI_COLLECTION
 from monailabel_xnat.sandbox.archive.model import Experiment, Resource
 from monailabel_xnat.sandbox.archive.resources import Incoming, Resources, owner_of
-from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, as_json, text
-from monailabel_xnat.sandbox.http.request import Request
-from monailabel_xnat.sandbox.roi.references import RoiContent, read_content
+from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, as_json, text
+from monailabel_xnat.sandbox.roi.content import RoiContent, read_content
 
 _DICOM_LABELS = ("DICOM", "secondary")
 
@@ -258,7 +257,7 @@ class RoiCollections:
 
     def _make_rtstruct(self, collection: Experiment, login: str) -> Resource | None:
         """Store the RTSTRUCT of an AIM collection beside it; None where its images have no place in the patient."""
-        from monailabel_xnat.sandbox.roi.rtstruct import as_rtstruct
+        from monailabel_xnat.sandbox.roi.content import as_rtstruct
 
         session = self._archive.experiment(collection.session_id or "")
         aim = self._resource(collection, "AIM")

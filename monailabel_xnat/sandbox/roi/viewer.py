@@ -12,13 +12,12 @@ from pydicom.dataelem import DataElement
 from pydicom.multival import MultiValue
 from pydicom.valuerep import PersonName
 
-from monailabel_xnat.sandbox.access.permissions import Permissions
+from monailabel_xnat.sandbox.access.gate import Permissions
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.model import Experiment
 from monailabel_xnat.sandbox.archive.resources import Resources, owner_of
 from monailabel_xnat.sandbox.dicom.series import element_text, without_warnings
-from monailabel_xnat.sandbox.http.replies import HTTPError, Reply, as_json, text
-from monailabel_xnat.sandbox.http.request import Request
+from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, as_json, text
 
 _STUDY = ("StudyInstanceUID", "StudyDescription", "StudyDate", "StudyTime", "PatientName", "PatientID")
 _SERIES = ("SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "SeriesDate", "SeriesTime", "Modality")
