@@ -47,6 +47,14 @@ class Background:
         self._thread = thread
         return True
 
+    def leave(self) -> None:
+        """Count the thread as ended, before it returns.
+
+        The work calls this under the lock of its queue once the queue is empty: what is queued after that starts a new
+        thread, and is not left to one that will never look again.
+        """
+        self._thread = None
+
     def join(self, timeout: float | None = None) -> bool:
         """Wait until the work is done, for at most so many seconds; return whether it is."""
         thread = self._thread

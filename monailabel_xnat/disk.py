@@ -14,7 +14,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 import filelock
 
-from monailabel_xnat.errors import CacheError
+from monailabel_xnat.errors import CacheError, XNATDatastoreError
 
 _BLOCK = 1 << 20
 # Waiting threads are woken at once by the lock in memory; only other processes need to look again and again.
@@ -43,12 +43,12 @@ def must_work(task: str, hint: str) -> Iterator[None]:
     Raises
     ------
     CacheError
-        If an OSError is raised inside that is not one already.
+        If an OSError is raised inside that is none of our own errors.
     """
     try:
         yield
     except OSError as error:
-        if isinstance(error, CacheError):
+        if isinstance(error, XNATDatastoreError):
             raise
         raise CacheError(f"cannot {task}: {error.strerror or error}", hint=hint) from error
 

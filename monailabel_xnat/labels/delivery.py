@@ -9,10 +9,12 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
+from monailabel_xnat.background import Background
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.client.files import list_whole
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, upload_files, writing
+from monailabel_xnat.disk import file_digest
 from monailabel_xnat.errors import (
     CacheError,
     LabelFileError,
@@ -27,7 +29,7 @@ from monailabel_xnat.labels.description import describe, encode, info_of, placed
 from monailabel_xnat.labels.entry import Entry, State
 from monailabel_xnat.labels.files import LabelFiles
 from monailabel_xnat.labels.incoming import IncomingLabel, read_incoming
-from monailabel_xnat.labels.outbox import Outbox, is_away, sha256_of
+from monailabel_xnat.labels.outbox import Outbox, is_away
 from monailabel_xnat.labels.resources import StoredVersions, resource_path
 from monailabel_xnat.labels.tags import resource_of
 from monailabel_xnat.labels.version import DESCRIPTION, LABEL_MAP, LabelVersion, renamed, version_name, versions_among
@@ -83,7 +85,8 @@ class Delivery:
         self._start = threading.Lock()
         self._stop = threading.Event()
         self._wake = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._pause = 0.0
+        self._background = Background("xnat-outbox", self._replay_until_empty)
 
     def send(self, entry: Entry, scan: Scan, *, first: bool = False) -> LabelVersion:
         """Upload one label and take it out of the outbox; may be repeated, from several processes at once.
@@ -191,14 +194,11 @@ class Delivery:
         if self._session.settings.read_only:
             return
         with self._start:
-            # A forked child has the thread's object, but not the thread.
-            if self._stop.is_set() or (self._thread is not None and self._thread.is_alive()):
+            if self._stop.is_set() or self._background.is_running:
                 return
             self._wake.clear()
-            self._thread = threading.Thread(
-                target=self._replay_until_empty, args=(pause,), name="xnat-outbox", daemon=True
-            )
-            self._thread.start()
+            self._pause = pause
+            self._background.start()
 
     def retry_soon(self) -> None:
         """Try again at once what waits, for XNAT has just taken a label."""
@@ -211,19 +211,17 @@ class Delivery:
         with self._start:
             self._stop.set()
             self._wake.set()
-            thread = self._thread
-        if thread is not None:
-            thread.join(_LONGEST_GOODBYE)
+        self._background.join(_LONGEST_GOODBYE)
 
-    def _replay_until_empty(self, pause: float) -> None:
-        self._wake.wait(pause)
-        pause = max(pause, FIRST_PAUSE)
+    def _replay_until_empty(self) -> None:
+        self._wake.wait(self._pause)
+        pause = max(self._pause, FIRST_PAUSE)
         while not self._stop.is_set():
             self._wake.clear()
             failures = self.replay()
             with self._start:
                 if not self.mine():
-                    self._thread = None
+                    self._background.leave()
                     return
             if failures:  # what is just being sent by whoever saved it is none of ours
                 logger.warning("%d labels still wait for XNAT; `monailabel-xnat outbox` shows why", len(failures))
@@ -235,7 +233,7 @@ class Delivery:
     def _require_unchanged(self, entry: Entry) -> None:
         """Raise CacheError unless the bytes are those that were saved, by the digest in the name of the version."""
         try:
-            is_unchanged = renamed(entry.version, sha256_of(entry.file)) == entry.version
+            is_unchanged = renamed(entry.version, file_digest(entry.file)) == entry.version
         except FileNotFoundError:  # another process has just taken it out
             return
         if not is_unchanged:
@@ -259,7 +257,7 @@ class Delivery:
         with self._outbox.draft() as draft:
             file = draft / replace(entry, suffix=incoming.suffix).file.name
             incoming.write(file)
-            sha256 = sha256_of(file)
+            sha256 = file_digest(file)
             ready = replace(entry, version=renamed(entry.version, sha256), suffix=incoming.suffix, state=State.READY)
             if (ready.version, ready.suffix) == (entry.version, entry.suffix):
                 if entry.state is State.RAW:

@@ -6,7 +6,6 @@ They are read, never changed. Each is decoded once; what came of it stays on thi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import tempfile
@@ -28,14 +27,13 @@ from monailabel_xnat.client.roi import (
     stored_at,
 )
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.client.upload import private_folder
 from monailabel_xnat.convert import Grid, LabelMap, read_aim, read_label, read_rtstruct, read_seg, to_grid, write_label
-from monailabel_xnat.errors import CacheError, UnknownLabelError, UnreadDrawingError, XNATDatastoreError
+from monailabel_xnat.disk import file_digest, must_work, private_folder, text_digest, write_whole
+from monailabel_xnat.errors import UnknownLabelError, UnreadDrawingError, XNATDatastoreError
 from monailabel_xnat.ids import LabelId, safe_name
 from monailabel_xnat.images import Images
 from monailabel_xnat.labels.description import completed, decode, describe, encode
 from monailabel_xnat.labels.files import grid_now, require_fit_of_file
-from monailabel_xnat.labels.outbox import sha256_of
 from monailabel_xnat.labels.segments import with_values
 from monailabel_xnat.labels.version import LABEL_MAP, LabelVersion, version_name
 
@@ -200,28 +198,20 @@ class Drawings:
         """Return a collection as version of a label."""
         description = self.description(scan, collection)
         saved_at = datetime.fromisoformat(description["saved_at"])
-        identity = hashlib.sha256(collection.fingerprint.encode()).hexdigest()
+        identity = text_digest(collection.fingerprint)
         return LabelVersion(version_name(saved_at, identity), LABEL_MAP, description=description)
 
     def _decode(self, scan: Scan, collection: Drawing, path: Path) -> None:
         grid = self._images.grid(scan)
-        folder = private_folder(self._folder)
-        try:
-            with tempfile.TemporaryDirectory(prefix=".roi-", dir=folder) as scratch:
+        hint = "make room on the disk or set cache_path to another one"
+        with must_work(f"keep the label in {self._folder}", hint):
+            private_folder(self._folder)
+            with tempfile.TemporaryDirectory(prefix=".roi-", dir=self._folder) as scratch:
                 file, saved_at = self._fetch(collection, Path(scratch))
                 label = with_values(_READERS[collection.kind](file, grid), self._settings.label_values)
-                write_label(label, Path(scratch, path.name))
-                description = self._described(scan, collection, label, Path(scratch, path.name), saved_at)
-                Path(scratch, "description").write_bytes(encode(description))
-                Path(scratch, path.name).replace(path)
-                Path(scratch, "description").replace(self._description_file(path))
-        except XNATDatastoreError:
-            raise
-        except OSError as error:
-            raise CacheError(
-                f"the label could not be kept in {self._folder}: {error.strerror or error}",
-                hint="make room on the disk or set cache_path to another one",
-            ) from error
+            write_label(label, path)
+            description = self._described(scan, collection, label, path, saved_at)
+            write_whole(self._description_file(path), encode(description))
         for note in label.notes:
             logger.warning("what somebody drew was read with a difference: %s", note)
 
@@ -244,7 +234,7 @@ class Drawings:
             file_type=_FILE_TYPES.get(collection.kind, DICOM_SUFFIX),
             configured={},
         )
-        return completed(description, sha256=sha256_of(file), saved_at=saved_at, saved_by=collection.user)
+        return completed(description, sha256=file_digest(file), saved_at=saved_at, saved_by=collection.user)
 
     def _newest_of(self, drawn: list[Drawing]) -> Drawing | None:
         if len(drawn) < 2:

@@ -5,11 +5,9 @@ An image may have been replaced in XNAT since its label was made.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,9 +19,9 @@ import numpy as np
 from monailabel_xnat.catalog import Scan
 from monailabel_xnat.client.files import fetch
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.client.upload import private_folder
 from monailabel_xnat.convert import Grid, read_label, write_label
 from monailabel_xnat.convert.labelmap import differences
+from monailabel_xnat.disk import file_digest, must_work, private_folder, text_digest, whole
 from monailabel_xnat.errors import (
     CacheError,
     ImageError,
@@ -31,18 +29,13 @@ from monailabel_xnat.errors import (
     LabelGeometryError,
     ServerError,
     TransferError,
-    XNATDatastoreError,
 )
 from monailabel_xnat.ids import ImageId, safe_name
 from monailabel_xnat.images import Images
 from monailabel_xnat.labels.incoming import read_incoming
-from monailabel_xnat.labels.outbox import sha256_of
 from monailabel_xnat.labels.version import LABEL_MAP, LabelVersion, renamed
 
 logger = logging.getLogger(__name__)
-
-
-_CHUNK = 1 << 20
 
 
 class LabelFiles:
@@ -88,15 +81,14 @@ class LabelFiles:
         """
         path = self._path(image, tag, version)
         if not _is_whole(path, version):
-            with self._arriving(path) as temporary:
-                temporary.unlink()
+            # What is open can be copied also after another process has taken it out of the outbox.
+            with source.open("rb") as stream, self._arriving(path) as temporary:
                 try:
                     os.link(source, temporary)
-                except FileNotFoundError:
-                    raise
                 except OSError:
-                    shutil.copyfile(source, temporary)
-                if renamed(version.name, sha256_of(temporary)) != version.name:
+                    with temporary.open("xb") as copy:
+                        shutil.copyfileobj(stream, copy)
+                if renamed(version.name, file_digest(temporary)) != version.name:
                     raise CacheError(
                         f"the label in {source.parent} changed while it waited",
                         hint="look at it there, and save it again if it is what it should be",
@@ -147,24 +139,12 @@ class LabelFiles:
 
     @contextmanager
     def _arriving(self, path: Path) -> Iterator[Path]:
-        """Return a temporary name; what is there at the end appears under its own in one step."""
-        private_folder(self._folder)
-        try:
-            handle, name = tempfile.mkstemp(prefix=f".{path.name[:60]}.", dir=self._folder)
-            os.close(handle)
-            temporary = Path(name)
-            try:
+        """Yield a temporary name; what is there at the end appears under its own in one step."""
+        hint = "make room on the disk or set cache_path to another one"
+        with must_work(f"keep the label in {self._folder}", hint):
+            private_folder(self._folder)
+            with whole(path) as temporary:
                 yield temporary
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except (XNATDatastoreError, FileNotFoundError):
-            raise
-        except OSError as error:
-            raise CacheError(
-                f"the label could not be kept in {self._folder}: {error.strerror or error}",
-                hint="make room on the disk or set cache_path to another one",
-            ) from error
 
 
 def _is_whole(path: Path, version: LabelVersion) -> bool:
@@ -247,7 +227,7 @@ def grid_of_file(path: Path) -> Grid | None:
 def mark_of(grid: Grid) -> str:
     """Return a short text that differs for another grid, fit for a file name."""
     text = f"{grid.shape} {np.round(grid.affine, 4).tolist()}"
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return text_digest(text)[:8]
 
 
 def place(source: Path, grid: Grid, target: Path) -> None:

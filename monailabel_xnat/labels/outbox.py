@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -17,8 +16,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from monailabel_xnat.client.upload import private_folder
 from monailabel_xnat.config import Settings
+from monailabel_xnat.disk import file_digest, flush, must_work, private_folder, write_whole
 from monailabel_xnat.errors import (
     AmbiguousNameError,
     CacheError,
@@ -36,7 +35,6 @@ from monailabel_xnat.labels.version import version_name
 logger = logging.getLogger(__name__)
 
 _DRAFT, _GONE = ".draft-", ".gone-"
-_CHUNK = 1 << 20
 # A draft or a folder on its way out is the work of a moment; what is older was left by a crash.
 _STALE_SECONDS = 3600.0
 # The outbox folder is looked at again after this long, so that asking for each of 10000 images costs nothing.
@@ -91,22 +89,16 @@ class Outbox:
         CacheError
             If the disk does not take it.
         """
-        private_folder(self._folder)
-        self._sweep()
-        try:
+        hint = "make room on the disk or set cache_path to another one, and save again"
+        with must_work(f"save the label in {self._folder}", hint):
+            private_folder(self._folder)
+            self._sweep()
             folder = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=self._folder))
             try:
                 yield folder
             finally:
                 if folder.exists():
                     shutil.rmtree(folder, ignore_errors=True)
-        except XNATDatastoreError:
-            raise
-        except OSError as error:
-            raise CacheError(
-                f"the label could not be saved, {self._folder} does not take it: {error.strerror or error}",
-                hint="make room on the disk or set cache_path to another one, and save again",
-            ) from error
 
     def commit(self, draft: Path, entry: Entry, description: Mapping[str, Any]) -> Entry:
         """Accept a draft: from here on the label is safe.
@@ -123,8 +115,8 @@ class Outbox:
         (draft / DESCRIPTION_FILE).write_bytes(encode(description))
         (draft / ENTRY_FILE).write_text(json.dumps(as_json(entry)))
         for file in draft.iterdir():
-            _flush(file)
-        _flush(draft)
+            flush(file)
+        flush(draft)
         stem = entry.image_id.file_stem if entry.image_id else entry.given
         name = safe_name(f"{stem}_{entry.tag}", f"{entry.image} {entry.tag} {entry.version}")
         committed = replace(entry, folder=self._folder / name)
@@ -132,34 +124,34 @@ class Outbox:
             committed.folder / ENTRY_FILE
         ).exists():  # else a process was ended before it took out what this replaces
             draft.rename(committed.folder)
-        _flush(self._folder)
+        flush(self._folder)
         self._look_again()
         return committed
 
     def change(self, entry: Entry, *, version: str = "", state: State = State.READY) -> Entry:
         """Return an entry that was never sent another version name, or another state."""
         changed = replace(entry, version=version or entry.version, state=state)
-        _replace_durably(entry.folder / ENTRY_FILE, json.dumps(as_json(changed)).encode())
+        write_whole(entry.folder / ENTRY_FILE, json.dumps(as_json(changed)).encode(), durable=True)
         self._look_again(entry)
         return changed
 
     def assign(self, entry: Entry, image: ImageId) -> Entry:
         """Store which image an unassigned label belongs to."""
         assigned = replace(entry, image_id=image, given="", state=State.RAW)
-        _replace_durably(entry.folder / ENTRY_FILE, json.dumps(as_json(assigned)).encode())
+        write_whole(entry.folder / ENTRY_FILE, json.dumps(as_json(assigned)).encode(), durable=True)
         self._look_again(entry)
         return assigned
 
     def describe(self, entry: Entry, description: Mapping[str, Any]) -> None:
         """Replace the description of an entry."""
-        _replace_durably(entry.folder / DESCRIPTION_FILE, encode(description))
+        write_whole(entry.folder / DESCRIPTION_FILE, encode(description), durable=True)
 
     def note_failure(self, entry: Entry, error: Exception) -> None:
         """Remember that an attempt failed; not being able to is no harm."""
         attempts = int(entry.failure().get("attempts", 0)) + 1
         failure = {"attempts": attempts, "reason": str(error), "tried_at": time.time()}
         try:
-            _replace_durably(entry.folder / FAILURE_FILE, json.dumps(failure).encode())
+            write_whole(entry.folder / FAILURE_FILE, json.dumps(failure).encode(), durable=True)
         except OSError as problem:
             logger.debug("outbox: %s", problem)
 
@@ -170,7 +162,7 @@ class Outbox:
             entry.folder.rename(gone)
         except FileNotFoundError:
             gone = entry.folder
-        _flush(self._folder)
+        flush(self._folder)
         shutil.rmtree(gone, ignore_errors=True)
         self._look_again(entry)
 
@@ -228,15 +220,6 @@ def is_away(error: XNATDatastoreError) -> bool:
     return isinstance(error, LoginError) or (isinstance(error, ServerError) and error.is_passing)
 
 
-def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _visible_folders(folder: Path) -> Iterator[Path]:
     try:
         with os.scandir(folder) as found:
@@ -256,32 +239,6 @@ def _age(folder: Path) -> float:
         return time.time() - folder.stat().st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-def _replace_durably(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    """Have a file or folder written to the disk itself."""
-    is_folder = path.is_dir()
-    if is_folder and os.name == "nt":  # Windows does it by itself, and has no call for it
-        return
-    handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 UnknownError = UnknownImageError | AmbiguousNameError | InvalidIdError
@@ -333,7 +290,7 @@ def keep_unassigned(
     with outbox.draft() as draft:
         entry = Entry(draft, image, tag, "", file_type or source.suffix, user, State.UNASSIGNED, given)
         shutil.copyfile(source, entry.file)
-        sha256 = sha256_of(entry.file)
+        sha256 = file_digest(entry.file)
         description = completed(description, sha256=sha256, saved_at=now, saved_by=user)
         entry = outbox.commit(draft, replace(entry, version=version_name(now, sha256)), description)
     outbox.note_failure(entry, reason)

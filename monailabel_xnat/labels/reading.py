@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -18,6 +17,7 @@ from monailabel_xnat.client.drawn import Drawing, DrawnScan
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.convert import Grid
+from monailabel_xnat.disk import text_digest
 from monailabel_xnat.errors import (
     CacheError,
     MalformedFileError,
@@ -267,7 +267,7 @@ class StoredLabels:
         table = differing_values(description.get("segments") or (), configured or of_model, source)
         if not table:
             return path
-        mark = hashlib.sha256(json.dumps(sorted(table.items())).encode()).hexdigest()[:8]
+        mark = text_digest(json.dumps(sorted(table.items())))[:8]
         return self._files.derived(path, mark, lambda target: write_mapped(path, table, target))
 
     def info(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:

@@ -5,7 +5,6 @@ XNAT is asked only when the catalog shows that a resource has changed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import threading
@@ -19,6 +18,7 @@ from monailabel_xnat.client import items
 from monailabel_xnat.client.files import RemoteFile, list_files, list_whole, modified_at
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, remove_file, upload_files, writing
+from monailabel_xnat.disk import text_digest
 from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError, TransferError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.images.comparisons import Comparisons
@@ -226,7 +226,7 @@ def _foreign(labels: Sequence[RemoteFile]) -> list[LabelVersion]:
 
 def _identity(file: RemoteFile) -> str:
     text = file.md5 or f"{file.path} {file.size}"
-    return text[:12] if file.md5 else hashlib.sha256(text.encode()).hexdigest()[:12]
+    return text[:12] if file.md5 else text_digest(text)[:12]
 
 
 class Deletion:

@@ -23,6 +23,7 @@ from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import writing
 from monailabel_xnat.config import Settings
 from monailabel_xnat.convert import read_label
+from monailabel_xnat.disk import file_digest
 from monailabel_xnat.errors import (
     AccessDeniedError,
     AmbiguousNameError,
@@ -44,7 +45,7 @@ from monailabel_xnat.labels.delivery import FIRST_PAUSE, Delivery
 from monailabel_xnat.labels.description import completed, describe, info_of
 from monailabel_xnat.labels.entry import Entry, State
 from monailabel_xnat.labels.incoming import read_incoming
-from monailabel_xnat.labels.outbox import Outbox, UnknownError, keep_unassigned, said_where, sha256_of, unknown
+from monailabel_xnat.labels.outbox import Outbox, UnknownError, keep_unassigned, said_where, unknown
 from monailabel_xnat.labels.reading import StoredLabels
 from monailabel_xnat.labels.resources import BUILT_IN_RESOURCE, Deletion, resource_path
 from monailabel_xnat.labels.tags import is_tag, resource_of, text_of
@@ -363,7 +364,7 @@ class Labels(StoredLabels):
 
     def _accept(self, draft: Entry, description: Mapping[str, Any]) -> Entry:
         """Name the version in a draft and commit it."""
-        now, sha256 = datetime.now(timezone.utc), sha256_of(draft.file)
+        now, sha256 = datetime.now(timezone.utc), file_digest(draft.file)
         newest = self._outbox.of(draft.image_id, draft.tag)[:1] if draft.image_id else []
         name = version_name(now, sha256, after=newest[0].version if newest else "")
         description = completed(description, sha256=sha256, saved_at=now, saved_by=draft.user)
@@ -414,7 +415,7 @@ class Labels(StoredLabels):
         description = describe(scan, tag, {}, label=label, file_type=version.suffix, configured={})
         description["notes"] = [*description["notes"], WITHOUT_DESCRIPTION]
         saved_at = version.saved_at or datetime.now(timezone.utc)
-        return completed(description, sha256=sha256_of(file), saved_at=saved_at, saved_by="")
+        return completed(description, sha256=file_digest(file), saved_at=saved_at, saved_by="")
 
     def _adopt(self, scan: Scan, tag: str, version: LabelVersion) -> LabelVersion:
         """Store a label of the built-in datastore as one of ours, which can have an info."""

@@ -15,12 +15,13 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from monailabel_xnat.background import Background
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.catalog.selection import image_resources
 from monailabel_xnat.client.drawn import find_seg_scan, make_seg_scan, store_seg_scan
@@ -37,9 +38,10 @@ from monailabel_xnat.client.roi import (
     store_seg,
 )
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.client.upload import private_folder, writing
+from monailabel_xnat.client.upload import writing
 from monailabel_xnat.convert import LabelMap, Segment, read_label, write_seg
 from monailabel_xnat.convert.dicom.references import instance_of_head
+from monailabel_xnat.disk import must_work, private_folder
 from monailabel_xnat.errors import (
     NotInArchiveError,
     ServerError,
@@ -116,7 +118,7 @@ class ViewerCopies:
         self._waiting: deque[tuple[WantedCopy, bool]] = deque()
         self._may_store: dict[str, bool] = {}
         self._start = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._background = Background("xnat-viewer", self._work)
         self._deadline: float | None = None
 
     def offer(self, scan: Scan, tag: str, version: LabelVersion) -> None:
@@ -148,11 +150,7 @@ class ViewerCopies:
             if self._deadline is not None:
                 return
             self._waiting.extend(copies)
-            # A forked child has the thread's object, but not the thread.
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._work, name="xnat-viewer", daemon=True)
-                with suppress(RuntimeError):  # a process that ends starts no threads, and the label is safe
-                    self._thread.start()
+            self._background.start()
 
     def withdraw(self, scan: Scan, tag: str, versions: Iterable[str]) -> None:
         """Delete the collections of versions that were removed, and the scan, where the user may."""
@@ -177,9 +175,8 @@ class ViewerCopies:
     def close(self) -> None:
         """Wait a moment for what is under way; what is left is stored at the next start."""
         with self._start:
-            self._deadline, thread = time.monotonic() + _LONGEST_GOODBYE, self._thread
-        if thread is not None and thread.is_alive():
-            thread.join(_LONGEST_GOODBYE)
+            self._deadline = time.monotonic() + _LONGEST_GOODBYE
+        self._background.join(_LONGEST_GOODBYE)
         if self._waiting:
             logger.info("%d labels are stored for viewers at the next start; they are safe in XNAT", len(self._waiting))
 
@@ -187,7 +184,7 @@ class ViewerCopies:
         while True:
             with self._start:
                 if not self._waiting or (self._deadline is not None and time.monotonic() > self._deadline):
-                    self._thread = None
+                    self._background.leave()
                     return
                 copy, is_kept = self._waiting.popleft()
             try:
@@ -223,9 +220,8 @@ class ViewerCopies:
     def _store_scan(self, copy: _Copy) -> None:
         image = copy.scan.image_id
         name = _file_name(copy.scan, copy.tag)
-        folder = private_folder(self._settings.server_folder / "roi")
-        with tempfile.TemporaryDirectory(prefix=".seg-", dir=folder) as scratch:
-            file = Path(scratch, "label.dcm")
+        with self._scratch() as scratch:
+            file = scratch / "label.dcm"
             self._write_seg(copy.scan, copy, _uid(copy.scan, copy.tag, copy.version.name), file)
             stored = find_seg_scan(self._session, image, name, _is_marked_head)
             stored = stored or make_seg_scan(self._session, image, name, _title(copy))
@@ -240,15 +236,23 @@ class ViewerCopies:
         known = any(collection.uid == uid for collection in scan.collections)
         if known or scan.resource(resource_of(copy.tag)) is None:
             return
-        folder = private_folder(self._settings.server_folder / "roi")
-        with tempfile.TemporaryDirectory(prefix=".seg-", dir=folder) as scratch:
-            file = Path(scratch, "label.dcm")
+        with self._scratch() as scratch:
+            file = scratch / "label.dcm"
             self._write_seg(scan, copy, uid, file)
             stem = _stem(scan, copy)
             with writing(self._settings, f"{scan.path} {stem}"):
                 stored = self._send(scan, stem, copy, file)
         found = RoiCollection(*stored, scan.image_id.experiment, "SEG", _title(copy), uid, user=self._session.user)
         self._catalog.put_collection(image, found)
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """Yield a folder to write a SEG into; it is removed afterwards."""
+        above = self._settings.server_folder / "roi"
+        with must_work(f"write a SEG into {above}", "make room on the disk or set cache_path to another one"):
+            private_folder(above)
+            with tempfile.TemporaryDirectory(prefix=".seg-", dir=above) as scratch:
+                yield Path(scratch)
 
     def _is_allowed(self, project: str) -> bool:
         """Ask once for each project whether ROI collections can be stored there."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from monailabel_xnat.client.upload import private_folder
-from monailabel_xnat.errors import CacheError
+from monailabel_xnat.disk import private_folder, text_digest, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +46,7 @@ class WantedCopy:
     def name(self) -> str:
         """What it is kept under: a later version of a label takes the place of an earlier one."""
         identity = "\n".join((self.image, self.tag, self.kind))
-        return hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+        return text_digest(identity)[:24]
 
 
 class CopyQueue:
@@ -68,10 +65,8 @@ class CopyQueue:
         """Keep a copy, in the place of one of an earlier version; return whether the disk took it."""
         try:
             private_folder(self._folder)
-            part = self._folder / f".{copy.name}.{os.getpid()}"
-            part.write_text(json.dumps(_content(copy)), encoding="utf-8")
-            part.replace(self._file(copy))
-        except (OSError, CacheError) as error:
+            write_whole(self._file(copy), json.dumps(_content(copy)).encode())
+        except OSError as error:
             logger.debug("a copy for a viewer is not kept on disk: %s", error)
             return False
         return True
