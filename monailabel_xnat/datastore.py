@@ -32,7 +32,7 @@ from monailabel_xnat.images import Images
 from monailabel_xnat.images.info import ImageInfos
 from monailabel_xnat.images.prefetch import PrefetchReport, Progress
 from monailabel_xnat.images.scan_writer import ScanWriter
-from monailabel_xnat.labels import Labels
+from monailabel_xnat.labels import Labels, LabelStore
 from monailabel_xnat.labels.tags import text_of
 from monailabel_xnat.labels.version import summary_of
 from monailabel_xnat.training.dataset import TRAINING_TAG, Dataset
@@ -114,6 +114,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         self._images = Images(session, settings, self._catalog.read_cache)
         self._scan_writer = ScanWriter(session, self._catalog)
         self._labels = Labels(session, self._catalog, self._images, settings)
+        self._store = LabelStore(session, self._catalog, self._images, settings, self._labels)
         self._infos = ImageInfos(session, self._catalog)
         self._facts = Facts(self._images, self._labels, self._infos)
         self._dataset = Dataset(session, self._catalog, self._images, self._labels)
@@ -268,7 +269,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             If there is no such label (also an UnknownLabelError).
         """
         with errors_for_clients():
-            self._labels.update_info(self._label(label_id)[0], text_of(label_tag), info)
+            self._store.update_info(self._label(label_id)[0], text_of(label_tag), info)
 
     def save_label(
         self, image_id: str | XNATScan, label_filename: str, label_tag: str, label_info: dict[str, Any]
@@ -292,14 +293,14 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         tag = text_of(label_tag) or TRAINING_TAG
         with errors_for_clients():
             find, source = lambda: self._scan(image_id, insist=True), Path(label_filename)
-            return str(self._labels.save_as_given(str(image_id), find, tag, source, label_info or {}).image_id)
+            return str(self._store.save_as_given(str(image_id), find, tag, source, label_info or {}).image_id)
 
     def remove_label(self, label_id: str | XNATScan, label_tag: str) -> None:
         """Remove a label; one that does not exist is no error, as in LocalDatastore."""
         with errors_for_clients():
             scan = self._find(label_id)
             if scan:
-                self._labels.remove(scan, text_of(label_tag))
+                self._store.remove(scan, text_of(label_tag))
 
     def label_history(self, label_id: str | XNATScan, label_tag: str) -> list[dict[str, Any]]:
         """List the versions of a label, newest first; see :func:`~monailabel_xnat.labels.version.summary_of`."""
@@ -311,7 +312,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         """Store an earlier version anew, so that it is the current one, and give the name of the new version."""
         with errors_for_clients():
             scan, _ = self._label(label_id)
-            return self._labels.restore(scan, text_of(label_tag), version).name
+            return self._store.restore(scan, text_of(label_tag), version).name
 
     def add_image(self, image_id: str | None, image_filename: str, image_info: dict[str, Any]) -> str:
         """Store a new image in XNAT.
@@ -343,7 +344,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             self._scan_writer.remove(scan)
             self._images.discard(scan)
             self._catalog.drop(scan.image_id)
-            self._labels.forget(scan)
+            self._store.forget(scan)
             self._infos.forget(scan.image_id)
 
     def datalist(self) -> list[dict[str, Any]]:
@@ -379,8 +380,8 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             "xnat": self._catalog.problem,
             "filters": self._catalog.filter_problem,
             "no_volume": self._images.no_volumes(self._catalog.get),
-            "outbox": self._labels.waiting(),
-            "unassigned": self._labels.unassigned(),
+            "outbox": self._store.waiting(),
+            "unassigned": self._store.unassigned(),
             **self._dataset.outcome,
             "image_notes": self._images.notes,
             "connection": self._session.pace.summary(),
@@ -434,7 +435,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             return
         self._close_at_exit()
         self._infos.close()
-        self._labels.close()
+        self._store.close()
         self._images.close()
         self._catalog.close()
         self._session.close()

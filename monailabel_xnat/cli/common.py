@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from monailabel_xnat.catalog import Catalog
     from monailabel_xnat.client.session import Session
     from monailabel_xnat.images import Images
-    from monailabel_xnat.labels import Labels
+    from monailabel_xnat.labels import Labels, LabelStore
 
 Function = Callable[..., Any]
 
@@ -98,13 +98,16 @@ class Opened:
     images
         Files of images.
     labels
-        Labels of images.
+        Labels of images, to be read.
+    store
+        The same labels, to be saved and changed.
     """
 
     session: Session
     catalog: Catalog
     images: Images
     labels: Labels
+    store: LabelStore
 
 
 @contextmanager
@@ -119,16 +122,17 @@ def opened(settings: Settings) -> Iterator[Opened]:
     from monailabel_xnat.catalog import Catalog
     from monailabel_xnat.client.session import Session
     from monailabel_xnat.images import Images
-    from monailabel_xnat.labels import Labels
+    from monailabel_xnat.labels import Labels, LabelStore
 
     session = Session(settings)
     catalog = Catalog(session)
     images = Images(session, settings, catalog.read_cache)
     labels = Labels(session, catalog, images, settings)
+    store = LabelStore(session, catalog, images, settings, labels)
     try:
-        yield Opened(session, catalog, images, labels)
+        yield Opened(session, catalog, images, labels, store)
     finally:
-        labels.close()
+        store.close()
         images.close()
         catalog.close()
         session.close()

@@ -65,7 +65,7 @@ def restore(settings: Settings, image_id: str, tag: str, version: str) -> None:
     """Make an earlier version the current one; nothing is overwritten. VERSION is a name in the history."""
     image, settings = _of(settings, image_id)
     with opened(settings) as parts:
-        name = parts.labels.restore(parts.catalog.scan(image), tag, version).name
+        name = parts.store.restore(parts.catalog.scan(image), tag, version).name
     click.echo(f"{image}  {tag}  {name}  has the content of {version}")
 
 

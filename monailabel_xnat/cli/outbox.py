@@ -52,7 +52,7 @@ def replay(ctx: click.Context, settings: Settings, as_json: bool) -> None:
     projects = {entry.image_id.project for entry in Outbox(folder_of(settings)).entries() if entry.image_id}
     if projects:
         with opened(replace(settings, project=settings.project or tuple(sorted(projects)))) as parts:
-            parts.labels.replay()
+            parts.store.replay()
     waiting = _waiting(settings)
     _show(waiting, as_json=as_json)
     if waiting:
@@ -79,7 +79,7 @@ def assign(settings: Settings, folder: str, image_id: str) -> None:
             f"no label without an image waits in {folder}", hint="`monailabel-xnat outbox` lists the folders"
         )
     with opened(replace(settings, project=settings.project or (image.project,))) as parts:
-        version = parts.labels.assign(found[0], parts.catalog.scan(image))
+        version = parts.store.assign(found[0], parts.catalog.scan(image))
     click.echo(f"{image}  {found[0].tag}  {version.name}  is in XNAT")
 
 

@@ -156,6 +156,7 @@ class Reopening(ABC):
         "_scan_writer",
         "_session",
         "_settings",
+        "_store",
         "_texts",
     )
 

@@ -1,6 +1,7 @@
 """Labels: stored in XNAT as versions that are never overwritten, and none lost on the way."""
 
-from monailabel_xnat.labels.store import Labels
+from monailabel_xnat.labels.labels import Labels
+from monailabel_xnat.labels.store import LabelStore
 from monailabel_xnat.labels.version import LabelVersion
 
-__all__ = ["LabelVersion", "Labels"]
+__all__ = ["LabelStore", "LabelVersion", "Labels"]

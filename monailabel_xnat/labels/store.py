@@ -45,8 +45,8 @@ from monailabel_xnat.labels.delivery import FIRST_PAUSE, Delivery
 from monailabel_xnat.labels.description import completed, describe, info_of
 from monailabel_xnat.labels.entry import Entry, State
 from monailabel_xnat.labels.incoming import read_incoming
-from monailabel_xnat.labels.outbox import Outbox, UnknownError, keep_unassigned, said_where, unknown
-from monailabel_xnat.labels.reading import StoredLabels
+from monailabel_xnat.labels.labels import Labels
+from monailabel_xnat.labels.outbox import UnknownError, keep_unassigned, said_where, unknown
 from monailabel_xnat.labels.resources import BUILT_IN_RESOURCE, Deletion, resource_path
 from monailabel_xnat.labels.tags import is_tag, resource_of, text_of
 from monailabel_xnat.labels.version import LABEL_MAP, WITHOUT_DESCRIPTION, LabelVersion, version_name
@@ -59,8 +59,8 @@ logger = logging.getLogger(__name__)
 _START_PAUSE = 1.0
 
 
-class Labels(StoredLabels):
-    """The labels of the images.
+class LabelStore:
+    """Saves, changes and removes labels of images.
 
     Parameters
     ----------
@@ -72,10 +72,20 @@ class Labels(StoredLabels):
         Tell the grid of an image.
     settings : Settings
         Folder, label values, whether and how much may be written.
+    labels : Labels
+        What there is, to be read.
     """
 
-    def __init__(self, session: Session, catalog: Catalog, images: Images, settings: Settings) -> None:
-        super().__init__(session, catalog, images, settings)
+    def __init__(self, session: Session, catalog: Catalog, images: Images, settings: Settings, labels: Labels) -> None:
+        self._session = session
+        self._catalog = catalog
+        self._images = images
+        self._settings = settings
+        self._labels = labels
+        self._outbox = labels.outbox
+        self._files = labels.files
+        self._versions = labels.versions
+        self._index = labels.index
         self._deletion = Deletion(session, self._versions, self._files)
         self._viewer = ViewerCopies(session, catalog, images, self._files, self._index.find)
         self._delivery = Delivery(
@@ -84,11 +94,6 @@ class Labels(StoredLabels):
         if self._outbox.entries():
             self._delivery.start(_START_PAUSE)
         self._viewer.resume()
-
-    @property
-    def outbox(self) -> Outbox:
-        """The labels that are not in XNAT yet."""
-        return self._outbox
 
     def waiting(self) -> int:
         """Count the labels that are not in XNAT yet, those that cannot be read any more included."""
@@ -250,8 +255,8 @@ class Labels(StoredLabels):
         self._require_writable("change label infos")
         tag = text_of(tag)
         changes = _plain_info(info)
-        scan = self._compared(scan) if tag == self._settings.roi_tag else scan
-        drawn = self._drawn(scan, tag)
+        scan = self._labels.compared(scan) if tag == self._settings.roi_tag else scan
+        drawn = self._labels.drawing(scan, tag)
         if drawn is not None:
             self._adopt_drawn(scan, tag, drawn, changes)
             return
@@ -263,17 +268,17 @@ class Labels(StoredLabels):
         with writing(self._settings, resource):
             entry = self._index.entry(scan, tag, found.name)
             if found.is_pending and (entry is None or self._outbox.current(entry) is None):
-                entry, (scan, found) = None, self._arrived(scan, tag, found)
+                entry, (scan, found) = None, self._labels.arrived(scan, tag, found)
             if entry is not None:
                 description = entry.description()
                 self._outbox.describe(entry, {**description, "info": {**info_of(description), **changes}})
                 return
-            listing = self._descriptions.merge(
+            listing = self._labels.descriptions.merge(
                 scan,
                 resource_of(tag),
                 found,
                 changes,
-                missing=lambda: self._described_anew(scan, tag, found, self.path(scan, tag, found.name)),
+                missing=lambda: self._described_anew(scan, tag, found, self._labels.path(scan, tag, found.name)),
             )
             self._versions.note(scan, resource_of(tag), listing)
 
@@ -292,9 +297,9 @@ class Labels(StoredLabels):
         self._require_writable("restore labels")
         tag = text_of(tag)
         found = self._index.find(scan, tag, version)
-        file = self.path(scan, tag, found.name)
+        file = self._labels.path(scan, tag, found.name)
         try:
-            description = self.description(scan, tag, found.name)
+            description = self._labels.description(scan, tag, found.name)
         except MalformedFileError as error:
             logger.warning("a label is restored without its description, which cannot be used: %s", error.message)
             description = {}
@@ -339,7 +344,7 @@ class Labels(StoredLabels):
                 f"the label {tag!r} was left in resource {left[0].resource} by {by_whom}",
                 hint="delete it in XNAT; this datastore deletes only what it wrote",
             )
-        drawn = self._drawn(scan, tag) if not removed and not waiting else None
+        drawn = self._labels.drawing(scan, tag) if not removed and not waiting else None
         if drawn:
             is_scan = isinstance(drawn, DrawnScan)
             raise LabelError(
@@ -423,8 +428,8 @@ class Labels(StoredLabels):
 
     def _adopt_drawn(self, scan: Scan, tag: str, drawn: Drawing, changes: Mapping[str, Any]) -> None:
         """Store a drawing as a label of ours, which can have an info."""
-        path = self._drawings.path(scan, drawn)
-        info = info_of(self._drawings.description(scan, drawn))
+        path = self._labels.drawings.path(scan, drawn)
+        info = info_of(self._labels.drawings.description(scan, drawn))
         self.save(scan, tag, path, {**info, **changes})
 
     def _require_writable(self, what: str) -> None:

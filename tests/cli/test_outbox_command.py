@@ -15,7 +15,7 @@ from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import LabelNotUploadedError
 from monailabel_xnat.images import Images
-from monailabel_xnat.labels import Labels
+from monailabel_xnat.labels import Labels, LabelStore
 from monailabel_xnat.sandbox import Sandbox
 
 IMAGE = nibabel.Nifti1Image(np.ones((4, 4, 3), np.uint8), np.diag([-1.0, -1.0, 2.0, 1.0]))
@@ -51,12 +51,12 @@ def waiting(archive, words, tmp_path):
     settings = Settings.load(given)
     session = Session(settings, Backoff(first_pause=0.01))
     catalog, images = Catalog(session), Images(session, settings)
-    labels = Labels(session, catalog, images, settings)
+    store = LabelStore(session, catalog, images, settings, Labels(session, catalog, images, settings))
     nibabel.save(IMAGE, tmp_path / "label.nii.gz")
     archive.faults.add("MONAILABEL_", status=503, times=None)
     with pytest.raises(LabelNotUploadedError):
-        labels.save(catalog.scan("P/s/e/1"), "final", tmp_path / "label.nii.gz", {})
-    labels.close()
+        store.save(catalog.scan("P/s/e/1"), "final", tmp_path / "label.nii.gz", {})
+    store.close()
     yield catalog.scan("P/s/e/1"), session
     archive.faults.clear()
     session.close()

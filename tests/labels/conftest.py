@@ -18,7 +18,7 @@ from monailabel_xnat.client.pace import Backoff
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.images import Images
-from monailabel_xnat.labels import Labels
+from monailabel_xnat.labels import Labels, LabelStore
 from monailabel_xnat.sandbox import Sandbox
 
 
@@ -69,14 +69,16 @@ def open_labels(sandbox, project, gate, tmp_path):
         loaded = Settings.load(arguments, environ={})
         session = Session(loaded, Backoff(first_pause=0.01))
         catalog = Catalog(session)
-        labels = Labels(session, catalog, Images(session, loaded), loaded)
-        opened.append((labels, session))
-        return Opened(labels, catalog, session, loaded)
+        images = Images(session, loaded)
+        labels = Labels(session, catalog, images, loaded)
+        store = LabelStore(session, catalog, images, loaded, labels)
+        opened.append((store, session))
+        return Opened(labels, store, catalog, session, loaded)
 
     yield open_labels
     gate.open()
-    for labels, session in opened:
-        labels.close()
+    for store, session in opened:
+        store.close()
         session.close()
 
 

@@ -14,7 +14,7 @@ from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.images import Images
-from monailabel_xnat.labels import Labels
+from monailabel_xnat.labels import Labels, LabelStore
 
 DIED = 17
 STEPS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "http.client.send", "shutil.rmtree")
@@ -37,11 +37,11 @@ def save(server: str, username: str, password: str, project: str, folder: Path, 
     session = Session(settings)
     catalog = Catalog(session)
     images = Images(session, settings)
-    labels = Labels(session, catalog, images, settings)
+    store = LabelStore(session, catalog, images, settings, Labels(session, catalog, images, settings))
     scan = catalog.scan(f"{project}/s1/e1/1")
     images.path(scan)
     die_at(step)
-    labels.save(scan, f"t{step}", source, {})
+    store.save(scan, f"t{step}", source, {})
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.client.files import list_files
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.config import Settings
-from monailabel_xnat.labels import Labels
+from monailabel_xnat.labels import Labels, LabelStore
 
 SHAPE = (7, 6, 5)
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, -2.0, 0, 40], [0, 0, 3.0, -50], [0, 0, 0, 1]])
@@ -27,6 +27,7 @@ class Opened(NamedTuple):
     """The labels of one datastore, with what they stand on."""
 
     labels: Labels
+    store: LabelStore
     catalog: Catalog
     session: Session
     settings: Settings

@@ -9,7 +9,7 @@ from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.images import Images
-from monailabel_xnat.labels import Labels
+from monailabel_xnat.labels import Labels, LabelStore
 
 
 def main() -> None:
@@ -18,11 +18,12 @@ def main() -> None:
     settings = Settings.load(given, environ={})
     session = Session(settings)
     catalog = Catalog(session)
-    labels = Labels(session, catalog, Images(session, settings), settings)
+    images = Images(session, settings)
+    store = LabelStore(session, catalog, images, settings, Labels(session, catalog, images, settings))
     for source in sources:
         scan = catalog.scan(f"{project}/s1/e1/1")
-        sys.stdout.write(labels.save(scan, "final", Path(source), {"source": source}).name + "\n")
-    labels.close()
+        sys.stdout.write(store.save(scan, "final", Path(source), {"source": source}).name + "\n")
+    store.close()
     session.close()
 
 

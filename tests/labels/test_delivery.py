@@ -35,7 +35,7 @@ def away(open_labels, gate):
 
 def save_in_vain(opened, source, tag="final", info=None):
     with pytest.raises(LabelNotUploadedError) as caught:
-        opened.labels.save(opened.scan, tag, source, info or {})
+        opened.store.save(opened.scan, tag, source, info or {})
     return caught.value
 
 
@@ -51,7 +51,7 @@ def test_while_xnat_is_away_a_label_is_safe_and_says_where(away, draw):
     folder = Path(re.search(r"safe in (\S+) ", str(error))[1])
     np.testing.assert_array_equal(voxels(folder / "label.nii.gz"), voxels(draw()))
     assert isinstance(error.__cause__, ServerError)
-    assert away.labels.waiting() == 1
+    assert away.store.waiting() == 1
 
 
 def test_while_xnat_is_away_the_label_is_served_from_the_outbox(away, draw):
@@ -74,25 +74,25 @@ def test_another_process_of_this_machine_serves_it_as_well(away, gate, open_labe
     wait_until(lambda: other.labels.tags(other.scan) == ["final"])
     path = other.labels.path(other.scan, "final")
     gate.open()
-    assert away.labels.replay() == {}
-    wait_until(lambda: other.labels.waiting() == 0)
+    assert away.store.replay() == {}
+    wait_until(lambda: other.store.waiting() == 0)
     assert other.labels.tags(other.scan) == ["final"]
     assert other.labels.path(other.scan, "final") == path
 
 
 def test_the_info_of_a_waiting_label_can_change(away, gate, draw):
     save_in_vain(away, draw(), info={"a": 1})
-    away.labels.update_info(away.scan, "final", {"b": 2})
+    away.store.update_info(away.scan, "final", {"b": 2})
     gate.open()
-    assert away.labels.replay() == {}
+    assert away.store.replay() == {}
     assert away.labels.info(away.scan, "final") == {"a": 1, "b": 2}
 
 
 def test_a_waiting_label_can_be_removed(away, gate, draw):
     save_in_vain(away, draw())
-    away.labels.remove(away.scan, "final")
+    away.store.remove(away.scan, "final")
     assert away.labels.tags(away.scan) == []
-    assert away.labels.waiting() == 0
+    assert away.store.waiting() == 0
 
 
 def test_replay_brings_what_waits_under_the_time_it_was_saved(away, gate, open_labels, draw):
@@ -100,8 +100,8 @@ def test_replay_brings_what_waits_under_the_time_it_was_saved(away, gate, open_l
     pending = away.labels.history(away.scan, "final")[0].name
     gate.open()
     other = open_labels("other")
-    newer = other.labels.save(other.scan, "final", draw(2), {}).name
-    assert away.labels.replay() == {}
+    newer = other.store.save(other.scan, "final", draw(2), {}).name
+    assert away.store.replay() == {}
     assert {name.partition(".")[0] for name in stored(away)} == {pending, newer}
     away.catalog.renew()
     np.testing.assert_array_equal(voxels(away.labels.path(away.scan, "final")), voxels(draw(2)))
@@ -112,43 +112,43 @@ def test_the_background_replays_by_itself(away, gate, open_labels, draw, monkeyp
     save_in_vain(away, draw())
     again = open_labels(server=gate.url, timeout=5)
     gate.open()
-    wait_until(lambda: again.labels.waiting() == 0)
+    wait_until(lambda: again.store.waiting() == 0)
     assert len(stored(again)) == 2
 
 
 def test_the_next_start_replays(away, gate, open_labels, draw):
     save_in_vain(away, draw())
-    away.labels.close()
+    away.store.close()
     gate.open()
     again = open_labels(server=gate.url)
-    wait_until(lambda: again.labels.waiting() == 0)
+    wait_until(lambda: again.store.waiting() == 0)
     assert len(stored(again)) == 2
 
 
 def test_a_save_that_works_sends_what_waits_at_once(away, gate, draw):
     save_in_vain(away, draw(1), "original")
     gate.open()
-    away.labels.save(away.scan, "final", draw(2), {})
-    wait_until(lambda: away.labels.waiting() == 0)
+    away.store.save(away.scan, "final", draw(2), {})
+    wait_until(lambda: away.store.waiting() == 0)
     assert len(stored(away, "original")) == 2
 
 
 def test_a_read_only_start_replays_nothing(away, gate, open_labels, draw):
     save_in_vain(away, draw())
-    away.labels.close()
+    away.store.close()
     gate.open()
     again = open_labels(server=gate.url, read_only=True)
     time.sleep(0.3)
-    assert again.labels.waiting() == 1
+    assert again.store.waiting() == 1
 
 
 def test_nobody_sends_what_another_login_saved(away, gate, open_labels, draw):
     save_in_vain(away, draw())
-    away.labels.close()
+    away.store.close()
     gate.open()
     other = open_labels(server=gate.url, username="owner")
-    assert other.labels.replay() == {}
-    assert other.labels.waiting() == 1
+    assert other.store.replay() == {}
+    assert other.store.waiting() == 1
     assert other.labels.tags(other.scan) == ["final"]
     assert stored(other) == []
 
@@ -167,7 +167,7 @@ def test_an_upload_that_was_cut_off_is_repeated_without_a_second_version(open_la
         return answer
 
     monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", cut_once)
-    version = opened.labels.save(opened.scan, "final", draw(), {})
+    version = opened.store.save(opened.scan, "final", draw(), {})
     assert len(sent) == 2
     assert stored(opened) == [f"{version.name}.json", f"{version.name}.nii.gz"]
 
@@ -178,7 +178,7 @@ def test_a_torn_file_of_an_earlier_attempt_is_replaced(away, gate, open_labels, 
     gate.open()
     resource = f"{away.scan.path}/resources/MONAILABEL_final/files/{name}.nii.gz"
     away.session.request("PUT", resource, body=b"torn", headers={"Content-Type": "application/octet-stream"})
-    assert away.labels.replay() == {}
+    assert away.store.replay() == {}
     other = open_labels("other")
     np.testing.assert_array_equal(voxels(other.labels.path(other.scan, "final")), voxels(draw()))
 
@@ -192,9 +192,9 @@ def test_a_full_disk_refuses_the_label_and_leaves_nothing(open_labels, draw, mon
     opened.labels._images.path(opened.scan)
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(CacheError, match="No space left"):
-        opened.labels.save(opened.scan, "final", draw(), {})
+        opened.store.save(opened.scan, "final", draw(), {})
     monkeypatch.undo()
-    assert opened.labels.waiting() == 0
+    assert opened.store.waiting() == 0
     assert stored(opened) == []
 
 
@@ -202,7 +202,7 @@ def test_many_threads_lose_nothing(open_labels, draw):
     opened = open_labels()
     sources = [draw(seed, f"{seed}.nii.gz") for seed in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        versions = list(pool.map(lambda source: opened.labels.save(opened.scan, "final", source, {}), sources))
+        versions = list(pool.map(lambda source: opened.store.save(opened.scan, "final", source, {}), sources))
     assert len({version.name for version in versions}) == 8
     assert len(stored(opened)) == 16
     for version, source in zip(versions, sources):
@@ -214,7 +214,7 @@ def test_two_datastores_on_one_project_lose_nothing(open_labels, draw):
     sources = [draw(seed, f"{seed}.nii.gz") for seed in range(6)]
     with ThreadPoolExecutor(6) as pool:
         jobs = [
-            pool.submit(stores[n % 2].labels.save, stores[n % 2].scan, "final", source, {"n": n})
+            pool.submit(stores[n % 2].store.save, stores[n % 2].scan, "final", source, {"n": n})
             for n, source in enumerate(sources)
         ]
         names = {job.result().name for job in jobs}
@@ -225,7 +225,7 @@ def test_two_datastores_on_one_project_lose_nothing(open_labels, draw):
 
 def test_a_clock_behind_does_not_hide_what_was_saved_last(open_labels, draw, monkeypatch):
     opened, other = open_labels(), open_labels("other")
-    opened.labels.save(opened.scan, "final", draw(1), {})
+    opened.store.save(opened.scan, "final", draw(1), {})
     other.catalog.renew()
 
     class Behind(delivery.datetime):
@@ -235,7 +235,7 @@ def test_a_clock_behind_does_not_hide_what_was_saved_last(open_labels, draw, mon
 
     monkeypatch.setattr("monailabel_xnat.labels.store.datetime", Behind)
     monkeypatch.setattr("monailabel_xnat.labels.delivery.datetime", Behind)
-    version = other.labels.save(other.scan, "final", draw(2), {})
+    version = other.store.save(other.scan, "final", draw(2), {})
     assert version.saved_at.year > 2001
     opened.catalog.renew()
     np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final")), voxels(draw(2)))
@@ -243,7 +243,7 @@ def test_a_clock_behind_does_not_hide_what_was_saved_last(open_labels, draw, mon
 
 def test_a_label_damaged_in_xnat_is_not_served(open_labels, draw):
     opened = open_labels()
-    version = opened.labels.save(opened.scan, "final", draw(), {})
+    version = opened.store.save(opened.scan, "final", draw(), {})
     path = f"{opened.scan.path}/resources/MONAILABEL_final/files/{version.name}.nii.gz"
     headers = {"Content-Type": "application/octet-stream"}
     opened.session.request("PUT", path, query={"overwrite": "true"}, body=draw(9).read_bytes(), headers=headers)
@@ -272,8 +272,8 @@ def test_a_crash_at_any_point_loses_nothing_that_was_accepted(sandbox, project, 
     outcomes = []
     for step in range(steps):
         opened = open_labels(f"crash{step}")
-        accepted = opened.labels.waiting() > 0 or len(stored(opened, f"t{step}")) > 0
-        wait_until(lambda opened=opened: opened.labels.waiting() == 0)
+        accepted = opened.store.waiting() > 0 or len(stored(opened, f"t{step}")) > 0
+        wait_until(lambda opened=opened: opened.store.waiting() == 0)
         opened.catalog.renew()
         names = stored(opened, f"t{step}")
         assert len(names) == (2 if accepted else 0), f"crash at step {step}"
@@ -301,7 +301,7 @@ def test_a_label_is_safe_even_where_its_image_cannot_be_had(blind, gate, draw):
     save_in_vain(blind, draw(), info={"n": 1})
     np.testing.assert_array_equal(voxels(blind.labels.path(blind.scan, "final")), voxels(draw()))
     gate.open()
-    assert blind.labels.replay() == {}
+    assert blind.store.replay() == {}
     np.testing.assert_array_equal(voxels(blind.labels.path(blind.scan, "final")), voxels(draw()))
     assert blind.labels.info(blind.scan, "final") == {"n": 1}
     assert len(stored(blind)) == 2
@@ -314,7 +314,7 @@ def test_such_a_label_is_turned_to_its_image_before_it_is_stored(blind, gate, dr
     source = draw(affine=flipped)
     save_in_vain(blind, source)
     gate.open()
-    assert blind.labels.replay() == {}
+    assert blind.store.replay() == {}
     np.testing.assert_array_equal(voxels(blind.labels.path(blind.scan, "final")), voxels(source)[:, ::-1])
     assert "reoriented" in blind.labels.description(blind.scan, "final")["notes"][0]
 
@@ -322,11 +322,11 @@ def test_such_a_label_is_turned_to_its_image_before_it_is_stored(blind, gate, dr
 def test_such_a_label_that_does_not_fit_is_kept_but_not_served(blind, gate, open_labels, draw):
     save_in_vain(blind, draw(shape=(9, 9, 9)))
     gate.open()
-    (reason,) = blind.labels.replay().values()
+    (reason,) = blind.store.replay().values()
     assert "does not lie on the grid" in reason
     assert blind.labels.tags(blind.scan) == []
     assert [entry.tag for entry in blind.labels.outbox.entries()] == ["final"]
-    assert open_labels(server=gate.url).labels.replay() == {}
+    assert open_labels(server=gate.url).store.replay() == {}
     assert stored(blind) == []
 
 
@@ -337,8 +337,8 @@ def test_who_may_only_read_is_named_and_the_label_waits(open_labels, draw):
         assert isinstance(error.__cause__, AccessDeniedError)
         assert f"'collaborator' has no permission to edit in project {opened.settings.project[0]!r}" in str(error)
         owner = open_labels("owner")
-        owner.labels.save(owner.scan, "original", draw(), {})
-    assert opened.labels.waiting() == 2
+        owner.store.save(owner.scan, "original", draw(), {})
+    assert opened.store.waiting() == 2
     assert stored(owner) == []
 
 
@@ -351,21 +351,21 @@ def test_who_waits_for_a_permission_can_still_use_the_label(open_labels, draw):
 def test_a_member_keeps_saving_where_versions_cannot_be_pruned(open_labels, draw):
     member = open_labels(username="member", keep_versions=1)
     for seed in range(3):
-        member.labels.save(member.scan, "final", draw(seed), {})
+        member.store.save(member.scan, "final", draw(seed), {})
     assert len(member.labels.history(member.scan, "final")) == 3
 
 
 def test_concurrent_writers_elsewhere_cost_a_500_but_no_label(open_labels, sandbox, draw):
     opened = open_labels()
     sandbox.faults.add(r"MONAILABEL_final/files/", method="PUT", status=500, times=2)
-    opened.labels.save(opened.scan, "final", draw(), {})
+    opened.store.save(opened.scan, "final", draw(), {})
     assert len(stored(opened)) == 2
 
 
 def test_a_write_that_xnat_lost_is_repeated(open_labels, sandbox, draw):
     opened = open_labels()
     sandbox.faults.add(r"MONAILABEL_final/files/", method="PUT", lose=True, times=1)
-    opened.labels.save(opened.scan, "final", draw(), {})
+    opened.store.save(opened.scan, "final", draw(), {})
     other = open_labels("other")
     np.testing.assert_array_equal(voxels(other.labels.path(other.scan, "final")), voxels(draw()))
 
@@ -375,7 +375,7 @@ def test_a_write_that_xnat_keeps_losing_is_no_success(open_labels, sandbox, draw
     sandbox.faults.add(r"MONAILABEL_final/files/", method="PUT", lose=True, times=None)
     save_in_vain(opened, draw())
     sandbox.faults.clear()
-    assert opened.labels.replay() == {}
+    assert opened.store.replay() == {}
     assert len(stored(opened)) == 2
 
 
@@ -385,24 +385,24 @@ def test_whatever_xnat_answers_the_label_is_safe(open_labels, sandbox, draw, sta
     opened.labels._images.path(opened.scan)
     sandbox.faults.add(r"MONAILABEL_", status=status, times=None)
     error = save_in_vain(opened, draw())
-    assert opened.labels.waiting() == 1
+    assert opened.store.waiting() == 1
     assert sandbox.password not in str(error)
     sandbox.faults.clear()
-    assert opened.labels.replay() == {}
+    assert opened.store.replay() == {}
     assert len(stored(opened)) == 2
 
 
 def test_a_login_that_expires_midway_is_renewed(open_labels, sandbox, draw):
     opened = open_labels()
     sandbox.faults.add(r"MONAILABEL_final/files/", method="PUT", expire=True, times=1)
-    opened.labels.save(opened.scan, "final", draw(), {})
+    opened.store.save(opened.scan, "final", draw(), {})
     assert len(stored(opened)) == 2
 
 
 @pytest.mark.parametrize("fault", [{"truncate": 10}, {"drop_after": 10}])
 def test_a_download_that_breaks_off_is_no_label(open_labels, sandbox, draw, fault):
     owner, other = open_labels("owner"), open_labels("other")
-    owner.labels.save(owner.scan, "final", draw(), {})
+    owner.store.save(owner.scan, "final", draw(), {})
     other.catalog.renew()
     sandbox.faults.add(r"MONAILABEL_final/files/.*nii.gz", method="GET", times=None, **fault)
     with pytest.raises(ServerError):
@@ -413,7 +413,7 @@ def test_a_download_that_breaks_off_is_no_label(open_labels, sandbox, draw, faul
 
 def test_a_login_page_instead_of_a_label_is_no_label(open_labels, sandbox, draw):
     owner, other = open_labels("owner"), open_labels("other")
-    owner.labels.save(owner.scan, "final", draw(), {})
+    owner.store.save(owner.scan, "final", draw(), {})
     other.catalog.renew()
     sandbox.faults.add(r"MONAILABEL_final/files/.*nii.gz", method="GET", times=None, login_page=True)
     with pytest.raises(ServerError):
@@ -425,8 +425,8 @@ def test_a_label_that_does_not_fit_is_refused_even_if_xnat_was_away_for_a_moment
     opened.catalog.scans()
     sandbox.faults.add("/resources/NIFTI/", status=503, times=4)
     with pytest.raises(LabelGeometryError):
-        opened.labels.save(opened.scan, "final", draw(shape=(9, 9, 9)), {})
-    assert opened.labels.waiting() == 0
+        opened.store.save(opened.scan, "final", draw(shape=(9, 9, 9)), {})
+    assert opened.store.waiting() == 0
     assert stored(opened) == []
 
 
@@ -434,17 +434,17 @@ def test_a_disk_that_is_full_after_the_upload_does_not_fail_the_save(open_labels
     opened = open_labels()
     opened.settings.server_folder.mkdir(parents=True, exist_ok=True)
     (opened.settings.server_folder / "labels").write_text("in the way")
-    opened.labels.save(opened.scan, "final", draw(), {})
+    opened.store.save(opened.scan, "final", draw(), {})
     assert len(stored(opened)) == 2
-    assert opened.labels.waiting() == 0
+    assert opened.store.waiting() == 0
     with pytest.raises(CacheError, match="labels"):
         opened.labels.path(opened.scan, "final")
 
 
 def test_what_waits_for_an_image_goes_with_it(away, draw):
     save_in_vain(away, draw())
-    away.labels.forget(away.scan)
-    assert away.labels.waiting() == 0
+    away.store.forget(away.scan)
+    assert away.store.waiting() == 0
 
 
 def test_an_outbox_that_cannot_be_looked_into_is_said(open_labels, tmp_path):
@@ -478,7 +478,7 @@ def test_two_processes_may_replay_one_outbox_at_once(away, gate, open_labels, dr
     other = open_labels(server=gate.url, timeout=5)
     gate.open()
     with ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(lambda opened: opened.labels.replay(), (away, other)))
+        results = list(pool.map(lambda opened: opened.store.replay(), (away, other)))
     assert results == [{}, {}]
     assert len(stored(away)) == 6
     assert len(away.labels.history(away.scan, "final")) == 3
@@ -487,11 +487,11 @@ def test_two_processes_may_replay_one_outbox_at_once(away, gate, open_labels, dr
 
 def test_an_alias_token_sends_what_its_user_saved(away, gate, open_labels, draw):
     save_in_vain(away, draw())
-    away.labels.close()
+    away.store.close()
     gate.open()
     token = away.session.json("/data/services/tokens/issue")
     again = open_labels(server=gate.url, username=token["alias"], password=token["secret"])
-    wait_until(lambda: again.labels.waiting() == 0)
+    wait_until(lambda: again.store.waiting() == 0)
     assert len(stored(again)) == 2
 
 
@@ -499,6 +499,6 @@ def test_people_who_save_at_once_are_not_told_that_0_labels_wait(open_labels, dr
     opened = open_labels()
     label = draw()
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda number: opened.labels.save(opened.scan, f"tag{number}", label, {}), range(24)))
-    assert opened.labels.waiting() == 0
+        list(pool.map(lambda number: opened.store.save(opened.scan, f"tag{number}", label, {}), range(24)))
+    assert opened.store.waiting() == 0
     assert "still wait" not in caplog.text

@@ -54,7 +54,7 @@ def test_a_label_of_ours_comes_before_them(open_labels, leave, draw):
     leave("a.nii.gz", draw(1))
     opened = open_labels(label_resource="final:SEG")
     ours = draw(2, "ours.nii.gz")
-    opened.labels.save(opened.scan, "final", ours, {})
+    opened.store.save(opened.scan, "final", ours, {})
     assert (voxels(opened.labels.path(opened.scan, "final")) == voxels(ours)).all()
 
 
@@ -80,7 +80,7 @@ def test_they_are_not_ours_to_remove(open_labels, leave, draw):
     leave("a.nii.gz", draw(1))
     opened = open_labels(label_resource="final:SEG:*")
     with pytest.raises(LabelError, match="SEG"):
-        opened.labels.remove(opened.scan, "final")
+        opened.store.remove(opened.scan, "final")
 
 
 @pytest.mark.parametrize("value", ["final", "final::x", ":SEG:x", "a:b:c:d"])
@@ -96,9 +96,9 @@ def named(*names):
 def test_names_of_stored_labels_get_the_values_of_the_settings_in_a_training_set(open_labels, draw):
     opened = open_labels(labels="spleen=2,liver=1")
     source = draw(1)
-    opened.labels.save(opened.scan, "final", source, named("liver", "spleen"))
+    opened.store.save(opened.scan, "final", source, named("liver", "spleen"))
     assert opened.labels.training_path(opened.scan, "final") == opened.labels.path(opened.scan, "final")
-    opened.labels.save(opened.scan, "final", source, named("spleen", "tumour"))
+    opened.store.save(opened.scan, "final", source, named("spleen", "tumour"))
     assert (voxels(opened.labels.path(opened.scan, "final")) == voxels(source)).all()
     found = voxels(opened.labels.training_path(opened.scan, "final"))
     assert (found == np.choose(voxels(source), [0, 2, 0])).all()
@@ -106,12 +106,12 @@ def test_names_of_stored_labels_get_the_values_of_the_settings_in_a_training_set
 
 def test_values_without_names_are_the_settings_own(open_labels, draw):
     opened = open_labels(labels="liver=1,spleen=2")
-    opened.labels.save(opened.scan, "final", draw(1), {})
+    opened.store.save(opened.scan, "final", draw(1), {})
     assert opened.labels.training_path(opened.scan, "final") == opened.labels.path(opened.scan, "final")
 
 
 def test_a_stored_label_of_unknown_names_is_no_training_label(open_labels, draw):
     opened = open_labels(labels="liver=1")
-    opened.labels.save(opened.scan, "final", draw(1), named("kidney", "tumour"))
+    opened.store.save(opened.scan, "final", draw(1), named("kidney", "tumour"))
     with pytest.raises(LabelError, match=r"liver.*kidney, tumour"):
         opened.labels.training_path(opened.scan, "final")

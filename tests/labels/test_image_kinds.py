@@ -69,7 +69,7 @@ def test_an_image_that_is_handed_out_can_be_labelled(sandbox, open_labels, proje
         np.testing.assert_array_equal(np.asanyarray(image.dataobj), VALUES)
     label = np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8)
     nibabel.save(nibabel.Nifti1Image(label, image.affine), tmp_path / "label.nii.gz")
-    opened.labels.save(opened.scan, "final", tmp_path / "label.nii.gz", {})
+    opened.store.save(opened.scan, "final", tmp_path / "label.nii.gz", {})
     found = nibabel.load(opened.labels.path(opened.scan, "final"))
     np.testing.assert_array_equal(np.asanyarray(found.dataobj), label)
     images.close()

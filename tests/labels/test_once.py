@@ -29,12 +29,12 @@ def test_a_process_that_is_killed_between_upload_and_removal_costs_no_second_ver
     with monkeypatch.context() as killed:
         killed.setattr(outbox.Outbox, "remove", _killed)
         with pytest.raises(KeyboardInterrupt):
-            other.labels._delivery.send(entry, other.scan)
+            other.store._delivery.send(entry, other.scan)
     assert len(stored(away)) == 2
     # The process that saved it tries for the first time now.
-    away.labels._delivery.send(entry, away.scan, first=True)
+    away.store._delivery.send(entry, away.scan, first=True)
     assert len(stored(away)) == 2
-    assert away.labels.waiting() == 0
+    assert away.store.waiting() == 0
     np.testing.assert_array_equal(voxels(away.labels.path(away.scan, "final")), voxels(draw()))
 
 
@@ -58,13 +58,13 @@ def test_a_copy_for_the_viewer_whose_answer_was_lost_is_not_stored_twice(
 
 def test_a_deletion_that_xnat_did_not_do_is_no_success(open_labels, sandbox, draw):
     opened = open_labels()
-    opened.labels.save(opened.scan, "final", draw(), {})
+    opened.store.save(opened.scan, "final", draw(), {})
     sandbox.faults.add("/files/", method="DELETE", lose=True, times=None)
     with pytest.raises(ServerError, match="said that it deleted 1 versions"):
-        opened.labels.remove(opened.scan, "final")
+        opened.store.remove(opened.scan, "final")
     assert opened.labels.tags(opened.scan) == ["final"]
     sandbox.faults.clear()
-    opened.labels.remove(opened.scan, "final")
+    opened.store.remove(opened.scan, "final")
     assert stored(opened) == []
 
 
@@ -88,14 +88,14 @@ def test_a_label_that_leaves_the_outbox_meanwhile_can_be_described_and_changed(
     gate.open()
     monkeypatch.setattr(outbox, "_LOOK_AGAIN_SECONDS", 1000.0)
     assert away.labels.tags(away.scan) == ["final"]
-    assert open_labels(server=gate.url).labels.replay() == {}
+    assert open_labels(server=gate.url).store.replay() == {}
     assert away.labels.info(away.scan, "final") == {"n": 1}
     gate.shut()
     save_in_vain(away, draw(2), info={"n": 2})
     gate.open()
     assert away.labels.tags(away.scan) == ["final"]
-    assert open_labels(server=gate.url).labels.replay() == {}
-    away.labels.update_info(away.scan, "final", {"m": 3})
+    assert open_labels(server=gate.url).store.replay() == {}
+    away.store.update_info(away.scan, "final", {"m": 3})
     assert away.labels.info(away.scan, "final") == {"n": 2, "m": 3}
     assert len(stored(away)) == 4
 
@@ -106,7 +106,7 @@ def test_what_cannot_be_read_in_the_outbox_is_counted_and_listed(away, draw, cap
     (entry.folder / "entry.json").write_text("{")
     away.labels.outbox._seen.clear()
     away.labels.outbox.look_again()
-    assert away.labels.waiting() == 1
+    assert away.store.waiting() == 1
     monkeypatch.setenv("MONAI_LABEL_XNAT_PASSWORD", sandbox.password)
     words = ["--studies", away.settings.server, "--username", "admin"]
     assert main(["outbox", *words, "--cache-path", str(away.settings.cache_path)]) == 0
@@ -126,8 +126,8 @@ def test_bytes_that_changed_while_they_waited_are_not_sent(away, gate, draw, is_
     with pytest.raises(CacheError, match="changed while it waited"):
         away.labels.path(away.scan, "final")
     gate.open()
-    (reason,) = away.labels.replay().values()
+    (reason,) = away.store.replay().values()
     assert "changed while it waited" in reason
     assert stored(away) == []
-    assert away.labels.waiting() == 1
+    assert away.store.waiting() == 1
     assert entry.file.exists()

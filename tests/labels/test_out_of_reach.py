@@ -116,7 +116,7 @@ def test_a_label_is_kept_whatever_xnat_answers_for_its_image(open_datastore, sit
     assert datastore.status()["outbox"] == 1
     assert (datastore.get_label_uri(stored, "final") != "") == (extension != ".bin")
     site.faults.clear()
-    assert datastore._labels.replay() == {}
+    assert datastore._store.replay() == {}
     assert "outbox" not in datastore.status()
     reader = open_datastore()
     assert reader.get_label_info(stored, "final")["by"] == "ann"
@@ -134,7 +134,7 @@ def test_a_raw_label_that_does_not_fit_is_refused_at_last_and_kept(open_datastor
     with pytest.raises(LabelNotUploadedError):
         datastore.save_label(stored, source, "final", {})
     site.faults.clear()
-    (reason,) = datastore._labels.replay().values()
+    (reason,) = datastore._store.replay().values()
     assert "8 bytes" in reason
     assert datastore.status()["outbox"] == 1
     assert datastore.get_labels_by_image_id(stored) == {}
@@ -165,7 +165,7 @@ def test_a_label_of_an_image_that_xnat_does_not_know_any_more_is_kept_as_unassig
     assert caught.value.status_code == 404
     assert datastore.get_labels_by_image_id(stored) == {}
     assert (datastore.status()["outbox"], datastore.status()["unassigned"]) == (1, 1)
-    assert datastore._labels.replay() == {}
+    assert datastore._store.replay() == {}
     ((entry,), words) = listed(site, tmp_path, capsys, monkeypatch)
     assert (entry["state"], entry["image"], entry["tag"]) == ("unassigned", stored, "final")
     assert entry["folder"] in str(caught.value)

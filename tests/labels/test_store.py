@@ -35,7 +35,7 @@ def count_requests(opened, monkeypatch):
 
 def test_a_saved_label_comes_back_as_it_was_here_and_elsewhere(open_labels, draw):
     mine = open_labels()
-    version = mine.labels.save(mine.scan, "final", draw(), {"note": "first"})
+    version = mine.store.save(mine.scan, "final", draw(), {"note": "first"})
     for opened in (mine, open_labels("other")):
         assert opened.labels.tags(opened.scan) == ["final"]
         path = opened.labels.path(opened.scan, "final")
@@ -43,13 +43,13 @@ def test_a_saved_label_comes_back_as_it_was_here_and_elsewhere(open_labels, draw
         np.testing.assert_allclose(nibabel.load(path).affine, AFFINE)
         assert opened.labels.info(opened.scan, "final") == {"note": "first"}
     assert stored(mine) == [f"{version.name}.json", f"{version.name}.nii.gz"]
-    assert mine.labels.waiting() == 0
+    assert mine.store.waiting() == 0
 
 
 def test_what_is_written_in_xnat_is_the_documented_format(open_labels, draw):
     opened = open_labels()
     info = {"label_info": [{"name": "spleen", "idx": 1}, {"name": "liver", "idx": 2}], "model": "net"}
-    version = opened.labels.save(opened.scan, "final", draw(), info)
+    version = opened.store.save(opened.scan, "final", draw(), info)
     path = opened.scan.path + quoted("resources", "MONAILABEL_final", "files", f"{version.name}.json")
     description = json.loads(opened.session.request("GET", path).content)
     assert description["info"] == info
@@ -64,8 +64,8 @@ def test_what_is_written_in_xnat_is_the_documented_format(open_labels, draw):
 
 def test_saving_again_adds_a_version_and_keeps_the_first(open_labels, draw):
     opened = open_labels()
-    first = opened.labels.save(opened.scan, "final", draw(1), {"n": 1})
-    second = opened.labels.save(opened.scan, "final", draw(2), {"n": 2})
+    first = opened.store.save(opened.scan, "final", draw(1), {"n": 1})
+    second = opened.store.save(opened.scan, "final", draw(2), {"n": 2})
     assert [version.name for version in opened.labels.history(opened.scan, "final")] == [second.name, first.name]
     np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final")), voxels(draw(2)))
     np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final", first.name)), voxels(draw(1)))
@@ -74,14 +74,14 @@ def test_saving_again_adds_a_version_and_keeps_the_first(open_labels, draw):
 
 def test_saving_the_same_bytes_twice_makes_two_versions(open_labels, draw):
     opened = open_labels()
-    names = {opened.labels.save(opened.scan, "final", draw(), {}).name for _ in range(2)}
+    names = {opened.store.save(opened.scan, "final", draw(), {}).name for _ in range(2)}
     assert len(names) == 2
     assert len(stored(opened)) == 4
 
 
 def test_a_warm_label_costs_no_request(open_labels, draw, monkeypatch):
     opened = open_labels()
-    opened.labels.save(opened.scan, "final", draw(), {})
+    opened.store.save(opened.scan, "final", draw(), {})
     opened.labels.info(opened.scan, "final")
     sent = count_requests(opened, monkeypatch)
     opened.labels.tags(opened.scan)
@@ -92,7 +92,7 @@ def test_a_warm_label_costs_no_request(open_labels, draw, monkeypatch):
 
 def test_tags_of_a_fresh_process_cost_no_request_beyond_the_listing(open_labels, draw, monkeypatch):
     opened = open_labels()
-    opened.labels.save(opened.scan, "review 2", draw(), {})
+    opened.store.save(opened.scan, "review 2", draw(), {})
     other = open_labels("other")
     other.catalog.scans()
     sent = count_requests(other, monkeypatch)
@@ -103,7 +103,7 @@ def test_tags_of_a_fresh_process_cost_no_request_beyond_the_listing(open_labels,
 def test_tags_do_not_mix(open_labels, draw):
     opened = open_labels()
     for seed, tag in enumerate(["original", "final", "version_1", "info", "Ünïcode/.. ", "FINAL"]):
-        opened.labels.save(opened.scan, tag, draw(seed), {"tag": tag})
+        opened.store.save(opened.scan, tag, draw(seed), {"tag": tag})
     for seed, tag in enumerate(["original", "final", "version_1", "info", "Ünïcode/.. ", "FINAL"]):
         np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, tag)), voxels(draw(seed)))
         assert opened.labels.info(opened.scan, tag) == {"tag": tag}
@@ -114,15 +114,15 @@ def test_tags_do_not_mix(open_labels, draw):
 def test_another_scan_has_labels_of_its_own(open_labels, draw):
     opened = open_labels()
     second = opened.catalog.scan(f"{opened.settings.project[0]}/s1/e1/2")
-    opened.labels.save(opened.scan, "final", draw(), {})
+    opened.store.save(opened.scan, "final", draw(), {})
     assert opened.labels.tags(second) == []
 
 
 def test_earlier_versions_can_be_restored(open_labels, draw):
     opened = open_labels()
-    first = opened.labels.save(opened.scan, "final", draw(1), {"n": 1})
-    opened.labels.save(opened.scan, "final", draw(2), {"n": 2})
-    restored = opened.labels.restore(opened.scan, "final", first.name)
+    first = opened.store.save(opened.scan, "final", draw(1), {"n": 1})
+    opened.store.save(opened.scan, "final", draw(2), {"n": 2})
+    restored = opened.store.restore(opened.scan, "final", first.name)
     np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final")), voxels(draw(1)))
     newest, *_ = opened.labels.history(opened.scan, "final")
     assert newest.name == restored.name
@@ -133,9 +133,9 @@ def test_earlier_versions_can_be_restored(open_labels, draw):
 
 def test_updating_the_info_merges_top_level_keys_and_leaves_the_rest(open_labels, draw):
     opened = open_labels()
-    opened.labels.save(opened.scan, "final", draw(), {"a": {"x": 1}, "b": 2})
+    opened.store.save(opened.scan, "final", draw(), {"a": {"x": 1}, "b": 2})
     before = opened.labels.description(opened.scan, "final")
-    opened.labels.update_info(opened.scan, "final", {"a": {"y": np.float32(2)}, "c": np.int64(3)})
+    opened.store.update_info(opened.scan, "final", {"a": {"y": np.float32(2)}, "c": np.int64(3)})
     after = opened.labels.description(opened.scan, "final")
     assert after == {**before, "info": {"a": {"y": 2.0}, "b": 2, "c": 3}}
     other = open_labels("other")
@@ -145,27 +145,27 @@ def test_updating_the_info_merges_top_level_keys_and_leaves_the_rest(open_labels
 
 def test_a_changed_info_is_seen_by_others_once_they_look_again(open_labels, draw):
     mine, other = open_labels(), open_labels("other")
-    mine.labels.save(mine.scan, "final", draw(), {"a": 1})
+    mine.store.save(mine.scan, "final", draw(), {"a": 1})
     other.catalog.renew()
     assert other.labels.info(other.scan, "final") == {"a": 1}
-    mine.labels.update_info(mine.scan, "final", {"a": 2})
+    mine.store.update_info(mine.scan, "final", {"a": 2})
     other.catalog.renew()
     assert other.labels.info(other.scan, "final") == {"a": 2}
 
 
 def test_two_who_update_the_info_keep_each_others_keys(open_labels, draw):
     mine, other = open_labels(), open_labels("other")
-    mine.labels.save(mine.scan, "final", draw(), {})
+    mine.store.save(mine.scan, "final", draw(), {})
     other.catalog.renew()
     other.labels.info(other.scan, "final")
-    mine.labels.update_info(mine.scan, "final", {"mine": 1})
-    other.labels.update_info(other.scan, "final", {"other": 2})
+    mine.store.update_info(mine.scan, "final", {"mine": 1})
+    other.store.update_info(other.scan, "final", {"other": 2})
     assert other.labels.info(other.scan, "final") == {"mine": 1, "other": 2}
 
 
 def test_infos_given_out_are_copies(open_labels, draw):
     opened = open_labels()
-    opened.labels.save(opened.scan, "final", draw(), {"a": [1]})
+    opened.store.save(opened.scan, "final", draw(), {"a": [1]})
     opened.labels.info(opened.scan, "final")["a"].append(2)
     assert opened.labels.info(opened.scan, "final") == {"a": [1]}
 
@@ -173,7 +173,7 @@ def test_infos_given_out_are_copies(open_labels, draw):
 def test_a_result_that_is_no_segmentation_is_stored_as_it_is(open_labels, tmp_path):
     opened = open_labels()
     (tmp_path / "boxes.json").write_text('{"boxes": [1, 2]}\n')
-    version = opened.labels.save(opened.scan, "original", tmp_path / "boxes.json", {"model": "detector"})
+    version = opened.store.save(opened.scan, "original", tmp_path / "boxes.json", {"model": "detector"})
     assert stored(opened, "original") == [f"{version.name}.json", f"{version.name}.result.json"]
     other = open_labels("other")
     path = other.labels.path(other.scan, "original")
@@ -186,13 +186,13 @@ def test_the_callers_file_is_left_alone(open_labels, draw):
     opened = open_labels()
     source = draw()
     content = source.read_bytes()
-    opened.labels.save(opened.scan, "final", source, {})
+    opened.store.save(opened.scan, "final", source, {})
     assert source.read_bytes() == content
 
 
 def test_local_files_have_no_dots_but_that_of_the_extension_and_are_private(open_labels, draw):
     opened = open_labels()
-    opened.labels.save(opened.scan, "version 1.5", draw(name="x.2.840.nii.gz"), {})
+    opened.store.save(opened.scan, "version 1.5", draw(name="x.2.840.nii.gz"), {})
     path = opened.labels.path(opened.scan, "version 1.5")
     assert path.name.endswith(".nii.gz")
     assert path.name.count(".") == 2
@@ -202,9 +202,9 @@ def test_local_files_have_no_dots_but_that_of_the_extension_and_are_private(open
 def test_removing_deletes_all_versions_and_nothing_else(open_labels, draw):
     opened = open_labels()
     for tag in ("final", "final2", "original"):
-        opened.labels.save(opened.scan, tag, draw(), {})
-        opened.labels.save(opened.scan, tag, draw(2), {})
-    opened.labels.remove(opened.scan, "final")
+        opened.store.save(opened.scan, tag, draw(), {})
+        opened.store.save(opened.scan, tag, draw(2), {})
+    opened.store.remove(opened.scan, "final")
     assert opened.labels.tags(opened.scan) == ["final2", "original"]
     assert stored(opened) == []
     assert len(stored(opened, "final2")) == 4
@@ -216,26 +216,26 @@ def test_removing_deletes_all_versions_and_nothing_else(open_labels, draw):
 
 def test_removing_leaves_files_of_others_in_the_resource(open_labels, draw):
     opened = open_labels()
-    opened.labels.save(opened.scan, "final", draw(), {})
+    opened.store.save(opened.scan, "final", draw(), {})
     path = opened.scan.path + quoted("resources", "MONAILABEL_final", "files", "notes.txt")
     opened.session.request("PUT", path, body=b"x", headers={"Content-Type": "application/octet-stream"})
-    opened.labels.remove(opened.scan, "final")
+    opened.store.remove(opened.scan, "final")
     assert stored(opened) == ["notes.txt"]
     assert opened.labels.tags(opened.scan) == []
 
 
 def test_a_removed_label_can_be_saved_anew(open_labels, draw):
     opened = open_labels()
-    opened.labels.save(opened.scan, "final", draw(1), {})
-    opened.labels.remove(opened.scan, "final")
-    opened.labels.save(opened.scan, "final", draw(2), {})
+    opened.store.save(opened.scan, "final", draw(1), {})
+    opened.store.remove(opened.scan, "final")
+    opened.store.save(opened.scan, "final", draw(2), {})
     np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final")), voxels(draw(2)))
 
 
 @pytest.mark.parametrize("tag", ["final", "", "x" * 300])
 def test_what_is_not_there_is_unknown_and_removing_it_is_no_error(open_labels, tag):
     opened = open_labels()
-    opened.labels.remove(opened.scan, tag)
+    opened.store.remove(opened.scan, tag)
     assert opened.labels.history(opened.scan, tag) == []
     for ask in (opened.labels.path, opened.labels.info, opened.labels.current):
         with pytest.raises(UnknownLabelError):
@@ -244,7 +244,7 @@ def test_what_is_not_there_is_unknown_and_removing_it_is_no_error(open_labels, t
 
 def test_keep_versions_prunes_the_oldest_only(open_labels, draw):
     opened = open_labels(keep_versions=2)
-    versions = [opened.labels.save(opened.scan, "final", draw(seed), {}).name for seed in range(4)]
+    versions = [opened.store.save(opened.scan, "final", draw(seed), {}).name for seed in range(4)]
     assert {name.partition(".")[0] for name in stored(opened)} == set(versions[2:])
     assert [version.name for version in opened.labels.history(opened.scan, "final")] == versions[:1:-1]
 
@@ -259,25 +259,25 @@ def test_labels_of_the_built_in_datastore_are_read_as_original(open_labels, draw
     np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "original")), voxels(label))
     assert opened.labels.info(opened.scan, "original") == {}
     with pytest.raises(LabelError, match="built-in datastore"):
-        opened.labels.remove(opened.scan, "original")
-    opened.labels.update_info(opened.scan, "original", {"sum": 4})
+        opened.store.remove(opened.scan, "original")
+    opened.store.update_info(opened.scan, "original", {"sum": 4})
     assert opened.labels.info(opened.scan, "original") == {"sum": 4}
-    opened.labels.save(opened.scan, "original", draw(6), {})
+    opened.store.save(opened.scan, "original", draw(6), {})
     np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "original")), voxels(draw(6)))
 
 
 def test_unknown_labels_are_said_with_what_there_is(open_labels, draw):
     opened = open_labels()
-    opened.labels.save(opened.scan, "original", draw(), {})
+    opened.store.save(opened.scan, "original", draw(), {})
     for ask in (opened.labels.path, opened.labels.info, opened.labels.description):
         with pytest.raises(UnknownLabelError, match=r"'final'.*tags original"):
             ask(opened.scan, "final")
     with pytest.raises(UnknownLabelError, match="version 2026"):
         opened.labels.path(opened.scan, "original", "20260101T000000000000Z-0123456789ab")
     with pytest.raises(UnknownLabelError):
-        opened.labels.update_info(opened.scan, "final", {})
+        opened.store.update_info(opened.scan, "final", {})
     with pytest.raises(UnknownLabelError):
-        opened.labels.restore(opened.scan, "final", "20260101T000000000000Z-0123456789ab")
+        opened.store.restore(opened.scan, "final", "20260101T000000000000Z-0123456789ab")
     assert opened.labels.history(opened.scan, "final") == []
 
 
@@ -296,25 +296,25 @@ def test_bad_input_is_refused_before_anything_is_written(open_labels, draw, tmp_
     opened = open_labels()
     source = tmp_path / "no.nii.gz" if "source" in bad else draw(shape=bad.get("shape", SHAPE))
     with pytest.raises(error):
-        opened.labels.save(opened.scan, bad.get("tag", "final"), source, bad.get("info", {}))
-    assert opened.labels.waiting() == 0
+        opened.store.save(opened.scan, bad.get("tag", "final"), source, bad.get("info", {}))
+    assert opened.store.waiting() == 0
     assert opened.labels.tags(opened.scan) == []
     opened.catalog.renew()
     assert [resource.label for resource in opened.scan.resources] == ["NIFTI"]
 
 
 def test_read_only_refuses_every_write_without_a_request(open_labels, draw, monkeypatch):
-    open_labels().labels.save(open_labels().scan, "final", draw(), {})
+    open_labels().store.save(open_labels().scan, "final", draw(), {})
     opened = open_labels("other", read_only=True)
     version = opened.labels.history(opened.scan, "final")[0].name
     scan = opened.scan
     sent = count_requests(opened, monkeypatch)
     for write in (
-        lambda: opened.labels.save(scan, "final", draw(), {}),
-        lambda: opened.labels.update_info(scan, "final", {}),
-        lambda: opened.labels.restore(scan, "final", version),
-        lambda: opened.labels.remove(scan, "final"),
-        opened.labels.replay,
+        lambda: opened.store.save(scan, "final", draw(), {}),
+        lambda: opened.store.update_info(scan, "final", {}),
+        lambda: opened.store.restore(scan, "final", version),
+        lambda: opened.store.remove(scan, "final"),
+        opened.store.replay,
     ):
         with pytest.raises(ReadOnlyError):
             write()
@@ -326,7 +326,7 @@ def test_infos_of_many_images_are_loaded_together(open_labels, draw, monkeypatch
     scans = [mine.catalog.scan(f"{mine.settings.project[0]}/s1/e1/{scan}") for scan in (1, 2)]
     for scan in scans:
         for tag in ("final", "original"):
-            mine.labels.save(scan, tag, draw(), {"tag": tag})
+            mine.store.save(scan, tag, draw(), {"tag": tag})
     other.labels.load_infos(other.catalog.scans())
     sent = count_requests(other, monkeypatch)
     for scan in other.catalog.scans():
@@ -340,8 +340,8 @@ def test_infos_of_many_images_are_loaded_together(open_labels, draw, monkeypatch
 def test_the_extension_of_a_label_is_known_without_fetching_it(open_labels, draw, tmp_path):
     opened = open_labels()
     (tmp_path / "result.json").write_text("{}")
-    opened.labels.save(opened.scan, "final", draw(), {})
-    opened.labels.save(opened.scan, "original", tmp_path / "result.json", {})
+    opened.store.save(opened.scan, "final", draw(), {})
+    opened.store.save(opened.scan, "original", tmp_path / "result.json", {})
     assert opened.labels.current(opened.scan, "final").extension == ".nii.gz"
     assert opened.labels.current(opened.scan, "original").extension == ".json"
 
@@ -382,13 +382,13 @@ def test_a_value_that_nobody_named_is_kept_and_noted_with_its_voxels(open_labels
             SimpleITK.WriteImage(SimpleITK.ReadImage(str(tmp_path / "l.nii.gz")), str(path))
     opened = open_labels()
     info = {"label_info": [{"name": "spleen", "idx": 1}]}
-    version = opened.labels.save(opened.scan, "final", path, info)
+    version = opened.store.save(opened.scan, "final", path, info)
     note = "values that no name was given for are kept: 2 (10 voxels), 9 (3 voxels)"
     assert description_of(opened, version)["notes"] == [note]
     assert note in caplog.text
     np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final")), array)
     # Where nobody names anything, numbers are all there is to say.
-    assert description_of(opened, opened.labels.save(opened.scan, "final", path, {}))["notes"] == []
+    assert description_of(opened, opened.store.save(opened.scan, "final", path, {}))["notes"] == []
 
 
 def test_a_value_without_a_name_does_not_become_another_organ_in_training(open_labels, tmp_path):
@@ -396,7 +396,7 @@ def test_a_value_without_a_name_does_not_become_another_organ_in_training(open_l
     array[0], array[1] = 1, 2
     nibabel.save(nibabel.Nifti1Image(array, AFFINE), tmp_path / "l.nii.gz")
     opened = open_labels()
-    opened.labels.save(opened.scan, "final", tmp_path / "l.nii.gz", {"label_info": [{"name": "liver", "idx": 1}]})
+    opened.store.save(opened.scan, "final", tmp_path / "l.nii.gz", {"label_info": [{"name": "liver", "idx": 1}]})
     other = open_labels("other", labels="spleen=1,liver=2")
     with pytest.raises(LabelError, match=r"the value 2 has no name \(30 voxels\), and 'liver' has this value"):
         other.labels.training_path(other.scan, "final")
@@ -414,6 +414,6 @@ def test_every_segment_of_an_older_slicer_is_stored(open_labels, tmp_path):
     path = tmp_path / "old.seg.nrrd"
     path.write_bytes("\n".join(lines).encode() + b"\n\n" + stack.tobytes(order="F"))
     opened = open_labels()
-    version = opened.labels.save(opened.scan, "final", path, {})
+    version = opened.store.save(opened.scan, "final", path, {})
     np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final")), array)
     assert [segment["name"] for segment in description_of(opened, version)["segments"]] == ["liver", "spleen", "tumour"]

@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-class StoredLabels:
+class Labels:
     """The labels of the images, to be read.
 
     A label with a tag is the newest of the versions in XNAT, of those that wait in the outbox, and, for the tag of the
@@ -72,6 +72,21 @@ class StoredLabels:
         Tell the grid of an image.
     settings : Settings
         Folder, and what the values of labels are.
+
+    Attributes
+    ----------
+    outbox : Outbox
+        The labels that are not in XNAT yet.
+    files : LabelFiles
+        Label files on this machine.
+    versions : StoredVersions
+        The versions that XNAT has.
+    index : Index
+        Which labels each image has.
+    drawings : Drawings
+        What people drew.
+    descriptions : Descriptions
+        The descriptions in XNAT.
     """
 
     def __init__(self, session: Session, catalog: Catalog, images: Images, settings: Settings) -> None:
@@ -80,14 +95,14 @@ class StoredLabels:
         self._settings = settings
         self._catalog = catalog
         folder = settings.server_folder / "labels"
-        self._outbox = Outbox(folder_of(settings), self._note_departure)
-        self._files = LabelFiles(session, folder)
-        self._versions = StoredVersions(session, catalog, lambda image: self._label_counts.update([image]))
-        self._index = Index(self._versions, self._outbox, settings.label_resource)
-        self._drawings = Drawings(session, images, folder, catalog.read_cache)
-        self._descriptions = Descriptions(session, catalog.read_cache)
+        self.outbox = Outbox(folder_of(settings), self._note_departure)
+        self.files = LabelFiles(session, folder)
+        self.versions = StoredVersions(session, catalog, lambda image: self._label_counts.update([image]))
+        self.index = Index(self.versions, self.outbox, settings.label_resource)
+        self.drawings = Drawings(session, images, folder, catalog.read_cache)
+        self.descriptions = Descriptions(session, catalog.read_cache)
         self._label_counts = LabelCounts(catalog, self._tags_in_xnat, lambda scan: len(drawn_labels(scan, settings)))
-        self._halves = HalfLabels(catalog, self._versions, settings.connections)
+        self._halves = HalfLabels(catalog, self.versions, settings.connections)
 
     @property
     def drawn(self) -> int:
@@ -97,14 +112,14 @@ class StoredLabels:
     def counts(self) -> dict[str, int]:
         """Count the images that have a label, by tag, waiting labels included; makes no request."""
         counts = Counter(self._label_counts.counts())
-        for tag in {entry.tag for entry in self._outbox.entries()}:
+        for tag in {entry.tag for entry in self.outbox.entries()}:
             counts[tag] = len(self.images(tag))
         return dict(+counts)
 
     def images(self, tag: str) -> set[str]:
         """Return the ids of the images that have a label with a tag, waiting labels included; makes no request."""
         images = self._label_counts.images(tag)
-        for entry in self._outbox.entries():
+        for entry in self.outbox.entries():
             scan = self._waiting_on(entry) if entry.tag == tag else None
             if scan is not None:
                 images.add(str(scan.image_id))
@@ -112,7 +127,7 @@ class StoredLabels:
 
     def tags(self, scan: Scan) -> list[str]:
         """List the tags that an image has labels with, waiting ones included; makes no request."""
-        return self._with_drawn(scan, self._index.tags(scan))
+        return self._with_drawn(scan, self.index.tags(scan))
 
     def current(self, scan: Scan, tag: str) -> LabelVersion:
         """Return the current version of a label, without its description.
@@ -125,8 +140,8 @@ class StoredLabels:
             If XNAT fails.
         """
         tag = text_of(tag)
-        drawn = self._drawn(scan, tag)
-        return self._drawings.version(scan, drawn) if drawn else self._index.find(scan, tag)
+        drawn = self.drawing(scan, tag)
+        return self.drawings.version(scan, drawn) if drawn else self.index.find(scan, tag)
 
     def resource(self, scan: Scan, tag: str) -> tuple[str, str]:
         """Return where XNAT holds a label: the path of the scan or ROI collection, and the label of its resource.
@@ -136,10 +151,10 @@ class StoredLabels:
         UnknownLabelError
             If there is none in XNAT.
         """
-        drawn = self._drawn(scan, tag)
+        drawn = self.drawing(scan, tag)
         if isinstance(drawn, DrawnScan):
             return drawn.path, drawn.folder
-        return (drawn.path, drawn.kind) if drawn else (scan.path, self._index.resource(scan, tag))
+        return (drawn.path, drawn.kind) if drawn else (scan.path, self.index.resource(scan, tag))
 
     def path(self, scan: Scan, tag: str, version: str | None = None) -> Path:
         """Return the file of a label on this machine, the current one or an earlier version; fetched once.
@@ -158,14 +173,14 @@ class StoredLabels:
             If XNAT fails.
         """
         tag = text_of(tag)
-        scan = self._compared(scan) if version is None and tag == self._settings.roi_tag else scan
+        scan = self.compared(scan) if version is None and tag == self._settings.roi_tag else scan
         return self._listed_anew(scan, lambda: self._path(scan, tag, version))
 
     def compare_drawn(self) -> None:
         """Look whether scans that hold drawings were overwritten, so that :meth:`training_path` need not."""
         self._catalog.compare_drawn()
 
-    def _compared(self, scan: Scan) -> Scan:
+    def compared(self, scan: Scan) -> Scan:
         """Return an image with what is drawn on it now, where that cannot be seen in the listing.
 
         Raises
@@ -179,10 +194,10 @@ class StoredLabels:
         return self._catalog.scan(scan.image_id)
 
     def _path(self, scan: Scan, tag: str, version: str | None = None) -> Path:
-        drawn = self._drawn(scan, tag, version)
+        drawn = self.drawing(scan, tag, version)
         if drawn is not None:
-            return self._drawings.path(scan, drawn)
-        found = self._index.find(scan, tag, version)
+            return self.drawings.path(scan, drawn)
+        found = self.index.find(scan, tag, version)
         path = self._file(scan, tag, version, found)
         if found.suffix != LABEL_MAP:
             return path
@@ -195,21 +210,21 @@ class StoredLabels:
         """Return a label of ours, if it lies on the grid that its image has now, or had in another reader's eyes."""
         label = grid_of_file(path)
         if label is not None and grid.is_other_form(label):
-            return self._files.derived(path, f"placed_{mark_of(grid)}", lambda target: place(path, grid, target))
+            return self.files.derived(path, f"placed_{mark_of(grid)}", lambda target: place(path, grid, target))
         require_fit_of_file(path, grid)
         return path
 
     def _file(self, scan: Scan, tag: str, version: str | None, found: LabelVersion) -> Path:
         """Return the file of a version as it was stored, fetched if it is not on this machine."""
-        entry = self._index.entry(scan, tag, found.name)
+        entry = self.index.entry(scan, tag, found.name)
         if entry is not None:
             try:
-                return self._files.keep(scan.image_id, tag, found, entry.file)
+                return self.files.keep(scan.image_id, tag, found, entry.file)
             except FileNotFoundError:  # it has just been brought to XNAT
                 self._note_departure(entry)
                 scan = self._catalog.scan(scan.image_id)
-                found = self._index.find(scan, tag, version)
-        return self._files.path(scan.image_id, tag, found)
+                found = self.index.find(scan, tag, version)
+        return self.files.path(scan.image_id, tag, found)
 
     def _on_grid(self, scan: Scan, path: Path, resource: str) -> Path:
         """Return what others left, on the grid that its image has now."""
@@ -218,12 +233,12 @@ class StoredLabels:
             label = grid_of_file(path)
             if label is not None and label.matches(grid):
                 return path
-        return self._files.derived(path, f"aligned_{mark_of(grid)}", lambda target: align(path, grid, target))
+        return self.files.derived(path, f"aligned_{mark_of(grid)}", lambda target: align(path, grid, target))
 
     def compare_anew(self, scans: Iterable[Scan] | None = None) -> None:
         """Compare what others left with XNAT's list of files at its next use; of all images if none are named."""
-        self._index.compare_anew(scans)
-        self._drawings.ask_again()
+        self.index.compare_anew(scans)
+        self.drawings.ask_again()
 
     def training_path(self, scan: Scan, tag: str, values: Mapping[str, int] | None = None) -> Path:
         """Return the file of a label for a training set, with the values of the setting ``labels``.
@@ -253,10 +268,10 @@ class StoredLabels:
         configured = self._settings.label_values
         self._catalog.drawn.require_compared(scan)
         grid = self._images.grid(scan)  # where there is none to compare with, nothing is trained on
-        drawn = self._drawn(scan, tag)
-        version = None if drawn else self._index.find(scan, tag)
+        drawn = self.drawing(scan, tag)
+        version = None if drawn else self.index.find(scan, tag)
         if version and version.saved_at is None:
-            self._versions.require_compared(scan)
+            self.versions.require_compared(scan)
         path = self._path(scan, tag, version.name if version else None)
         if drawn and configured:  # decoded with these values
             return path
@@ -268,7 +283,7 @@ class StoredLabels:
         if not table:
             return path
         mark = text_digest(json.dumps(sorted(table.items())))[:8]
-        return self._files.derived(path, mark, lambda target: write_mapped(path, table, target))
+        return self.files.derived(path, mark, lambda target: write_mapped(path, table, target))
 
     def info(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
         """Return the label info stored with a label.
@@ -306,8 +321,8 @@ class StoredLabels:
         LabelError, ServerError, CacheError
             As for :meth:`path`.
         """
-        scan = self._compared(scan)
-        return self._drawings.path(scan, self._drawings.named(scan, label))
+        scan = self.compared(scan)
+        return self.drawings.path(scan, self.drawings.named(scan, label))
 
     def drawing_description(self, scan: Scan, label: LabelId) -> dict[str, Any]:
         """Describe one drawing on an image like a label that was saved.
@@ -317,7 +332,7 @@ class StoredLabels:
         UnknownLabelError
             If there is no such drawing.
         """
-        return self._drawings.description(scan, self._drawings.named(scan, label))
+        return self.drawings.description(scan, self.drawings.named(scan, label))
 
     def load_infos(self, scans: Iterable[Scan]) -> None:
         """Fetch the descriptions of all labels of these images, in parallel, where they are not known yet."""
@@ -336,8 +351,8 @@ class StoredLabels:
             If XNAT fails.
         """
         tag = text_of(tag)
-        self._versions.forget(scan)
-        versions = self._index.all(scan, tag)
+        self.versions.forget(scan)
+        versions = self.index.all(scan, tag)
         if not versions:
             return []
         with ThreadPoolExecutor(min(self._settings.connections, len(versions))) as pool:
@@ -360,22 +375,22 @@ class StoredLabels:
         try:
             return read()
         except (NotInArchiveError, TransferError):
-            if not self._versions.forget(scan):
+            if not self.versions.forget(scan):
                 raise
             return read()
 
     def _description(self, scan: Scan, tag: str, version: str | None) -> dict[str, Any]:
-        drawn = self._drawn(scan, tag, version)
+        drawn = self.drawing(scan, tag, version)
         if drawn is not None:
-            return self._drawings.description(scan, drawn)
-        return self._described(scan, tag, self._index.find(scan, tag, version))
+            return self.drawings.description(scan, drawn)
+        return self._described(scan, tag, self.index.find(scan, tag, version))
 
     def _tags_in_xnat(self, scan: Scan) -> list[str]:
-        return self._with_drawn(scan, self._index.tags_in_xnat(scan))
+        return self._with_drawn(scan, self.index.tags_in_xnat(scan))
 
     def _with_drawn(self, scan: Scan, tags: list[str]) -> list[str]:
         """Add the tag that an image has by what people drew."""
-        drawn = self._drawings.tag(scan) if scan.collections else ""
+        drawn = self.drawings.tag(scan) if scan.collections else ""
         return tags if not drawn or drawn in tags else sorted([*tags, drawn])
 
     def _waiting_on(self, entry: Entry) -> Scan | None:
@@ -387,7 +402,7 @@ class StoredLabels:
         except UnknownImageError:
             return None
 
-    def _drawn(self, scan: Scan, tag: str, version: str | None = None) -> Drawing | None:
+    def drawing(self, scan: Scan, tag: str, version: str | None = None) -> Drawing | None:
         """Find the drawing that is a label: the newest one, if no label of ours is newer.
 
         Raises
@@ -398,24 +413,24 @@ class StoredLabels:
         if version is not None or not (scan.collections or scan.unread) or tag != self._settings.roi_tag:
             return None
         try:
-            ours = self._index.find(scan, tag)
+            ours = self.index.find(scan, tag)
         except UnknownLabelError:
-            return self._drawings.newest(scan, tag)
-        return self._drawings.newest(scan, tag, after=ours.saved_at, is_labelled=True)
+            return self.drawings.newest(scan, tag)
+        return self.drawings.newest(scan, tag, after=ours.saved_at, is_labelled=True)
 
     def _described(self, scan: Scan, tag: str, version: LabelVersion) -> dict[str, Any]:
         if version.is_pending:
-            entry = self._index.entry(scan, tag, version.name)
+            entry = self.index.entry(scan, tag, version.name)
             try:
                 if entry is not None:
                     return entry.description()
             except CacheError:
-                if entry is not None and self._outbox.current(entry) is not None:
+                if entry is not None and self.outbox.current(entry) is not None:
                     raise
-            scan, version = self._arrived(scan, tag, version)
-        return self._descriptions.read(scan, version)
+            scan, version = self.arrived(scan, tag, version)
+        return self.descriptions.read(scan, version)
 
-    def _arrived(self, scan: Scan, tag: str, version: LabelVersion) -> tuple[Scan, LabelVersion]:
+    def arrived(self, scan: Scan, tag: str, version: LabelVersion) -> tuple[Scan, LabelVersion]:
         """Find a version in XNAT that another thread or process has just taken out of the outbox.
 
         Raises
@@ -425,11 +440,11 @@ class StoredLabels:
         ServerError
             If XNAT fails.
         """
-        self._outbox.look_again()
+        self.outbox.look_again()
         self._catalog.put_resource(scan.image_id, Resource(resource_of(tag), None, None))
         scan = self._catalog.scan(scan.image_id)
-        self._versions.forget(scan)
-        return scan, self._index.find(scan, tag, version.name)
+        self.versions.forget(scan)
+        return scan, self.index.find(scan, tag, version.name)
 
     def _try_to_load(self, scan: Scan, tag: str) -> None:
         try:
