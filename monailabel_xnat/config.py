@@ -81,6 +81,11 @@ class Settings:
     project: tuple[str, ...] = _setting(as_names, (), "project IDs, comma-separated; none: all that can be read")
     asset_path: Path | None = _setting(as_folder, None, "folder where XNAT's archive is mounted on this machine")
     cache_path: Path | None = _setting(as_folder, None, "folder for downloaded and converted images")
+    data_path: Path | None = _setting(
+        as_folder,
+        None,
+        "folder for labels that are not in XNAT yet; default: cache_path where it is set, else the user's data folder",
+    )
     cache_budget: float = _setting(
         limit_in("gigabytes"),
         50.0,
@@ -186,8 +191,24 @@ class Settings:
 
     @property
     def server_folder(self) -> Path:
-        """The folder on this machine for everything that belongs to this server."""
-        base = self.cache_path or platformdirs.user_cache_path("monailabel_xnat")
+        """The folder on this machine for what belongs to this server and can be fetched or made again."""
+        return self._below(self.cache_path or platformdirs.user_cache_path("monailabel_xnat"))
+
+    @property
+    def data_folder(self) -> Path:
+        """The folder on this machine for what is nowhere else yet, such as labels that wait for XNAT; it is no cache.
+
+        A ``cache_path`` that was set holds it as well, for that may be the only folder that a container keeps.
+        """
+        return self._below(self.data_path or self.cache_path or _user_data())
+
+    @property
+    def earlier_data_folders(self) -> list[Path]:
+        """The folders in which earlier versions, or this one with other settings, kept what is nowhere else yet."""
+        candidates = [self.server_folder, *([self._below(_user_data())] if self.data_path else [])]
+        return [folder for folder in candidates if folder != self.data_folder]
+
+    def _below(self, base: Path) -> Path:
         digest = hashlib.sha256(self.server.encode()).hexdigest()[:12]
         return base / f"{re.sub(r'[^A-Za-z0-9.-]', '_', urlsplit(self.server).netloc)}-{digest}"
 
@@ -195,6 +216,10 @@ class Settings:
     def label_values(self) -> dict[str, int]:
         """Voxel value by label name."""
         return dict(self.labels)
+
+
+def _user_data() -> Path:
+    return platformdirs.user_data_path("monailabel_xnat", appauthor=False)
 
 
 def origins(

@@ -41,6 +41,9 @@ from monailabel_xnat.training.training_set import TrainingSet
 
 logger = logging.getLogger(__name__)
 
+MOST_LISTED = 50
+"""How many of the labels that wait :meth:`XNATDatastore.status` lists; the command ``outbox`` lists all."""
+
 
 class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
     """Images and labels of an XNAT archive, for MONAI Label and for training scripts.
@@ -381,6 +384,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             "filters": self._catalog.filter_problem,
             "no_volume": self._images.no_volumes(self._catalog.get),
             "outbox": self._store.waiting(),
+            "outbox_waits": self._store.report()[:MOST_LISTED],
             "unassigned": self._store.unassigned(),
             **self._dataset.outcome,
             "image_notes": self._images.notes,

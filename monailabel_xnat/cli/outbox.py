@@ -39,20 +39,28 @@ def command() -> None:
 def list_waiting(settings: Settings, as_json: bool) -> None:
     """List the labels that wait, with their folders and why they could not be sent (the default)."""
     _show(_waiting(settings), as_json=as_json)
+    if not as_json:
+        click.echo(f"New ones are put into {_folder(settings)}. This is no cache: do not clear it.")
 
 
 @command.command()
+@click.option(
+    "--as-me", is_flag=True, help="Send also what other accounts saved; who saved it stays in its description."
+)
 @with_json
 @with_settings
 @click.pass_context
-def replay(ctx: click.Context, settings: Settings, as_json: bool) -> None:
-    """Send the labels that wait, now. The exit code is 1 if some still wait afterwards."""
-    from monailabel_xnat.labels.outbox import Outbox, folder_of
+def replay(ctx: click.Context, settings: Settings, as_json: bool, as_me: bool) -> None:
+    """Send the labels that wait, now. The exit code is 1 if some still wait afterwards.
 
-    projects = {entry.image_id.project for entry in Outbox(folder_of(settings)).entries() if entry.image_id}
+    What another account saved waits for that account. Where it was renamed or is gone, --as-me takes over its labels.
+    """
+    from monailabel_xnat.labels.outbox import outbox_of
+
+    projects = {entry.image_id.project for entry in outbox_of(settings).entries() if entry.image_id}
     if projects:
         with opened(replace(settings, project=settings.project or tuple(sorted(projects)))) as parts:
-            parts.store.replay()
+            parts.store.replay(as_me=as_me)
     waiting = _waiting(settings)
     _show(waiting, as_json=as_json)
     if waiting:
@@ -69,11 +77,11 @@ def assign(settings: Settings, folder: str, image_id: str) -> None:
     FOLDER is the label's folder, as listed; IMAGE_ID is project/subject/experiment/scan.
     """
     from monailabel_xnat.labels.entry import State
-    from monailabel_xnat.labels.outbox import Outbox, folder_of
+    from monailabel_xnat.labels.outbox import outbox_of
 
     image = ImageId.parse(image_id)
     may_be_assigned = (State.UNASSIGNED, State.REFUSED)
-    found = [entry for entry in Outbox(folder_of(settings)).entries() if entry.folder.name == Path(folder).name]
+    found = [entry for entry in outbox_of(settings).entries() if entry.folder.name == Path(folder).name]
     if not found or found[0].state not in may_be_assigned:
         raise SettingsError(
             f"no label without an image waits in {folder}", hint="`monailabel-xnat outbox` lists the folders"
@@ -84,22 +92,15 @@ def assign(settings: Settings, folder: str, image_id: str) -> None:
 
 
 def _waiting(settings: Settings) -> list[dict[str, Any]]:
-    from monailabel_xnat.labels.outbox import Outbox, folder_of
+    from monailabel_xnat.labels.outbox import outbox_of
 
-    outbox = Outbox(folder_of(settings))
-    damaged = [{"state": "damaged", "folder": str(folder)} for folder in outbox.damaged()]
-    return damaged + [
-        {
-            "image": entry.image,
-            "tag": entry.tag,
-            "version": entry.version,
-            "saved_by": entry.user,
-            "state": entry.state.value,
-            **entry.failure(),
-            "folder": str(entry.folder),
-        }
-        for entry in outbox.entries()
-    ]
+    return outbox_of(settings).report(settings.username)
+
+
+def _folder(settings: Settings) -> Path:
+    from monailabel_xnat.labels.outbox import outbox_of
+
+    return outbox_of(settings).folder
 
 
 def _show(waiting: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -112,6 +113,6 @@ def _show(waiting: list[dict[str, Any]], *, as_json: bool) -> None:
             continue
         click.echo(f"{item['image']}  {item['tag']}  {item['version']}  saved by {item['saved_by']}")
         click.echo(f"  {item['folder']}")
-        if "reason" in item:
-            click.echo(f"  {item['state']}, tried {item['attempts']} times: {item['reason']}")
+        tried = f", tried {item['attempts']} times" if "attempts" in item else ""
+        click.echo(f"  {item['state']}{tried}, waits for {item['waits_for']}")
     click.echo(f"{len(waiting)} labels wait for XNAT" if waiting else "No label waits: all are in XNAT.")

@@ -32,6 +32,7 @@ class SettingArguments(TypedDict, total=False):
     """
 
     auth_provider: str | None
+    data_path: Folder | None
     cache_budget: float | None
     image_format: str | None
     gantry_tilt: str | None

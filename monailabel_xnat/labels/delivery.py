@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
@@ -12,8 +12,11 @@ from typing import Any
 from monailabel_xnat.background import Background
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.client.files import list_whole
+from monailabel_xnat.client.items import exists, scan_path
+from monailabel_xnat.client.items import resource_path as resource_of_scan
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, upload_files, writing
+from monailabel_xnat.convert import Grid
 from monailabel_xnat.disk import file_digest
 from monailabel_xnat.errors import (
     CacheError,
@@ -42,6 +45,7 @@ FIRST_PAUSE = 5.0
 
 _LONGEST_PAUSE = 600.0
 _LONGEST_GOODBYE = 10.0
+_TO_BE_PLACED = (State.UNCHECKED, State.RAW)
 
 
 class Delivery:
@@ -117,12 +121,14 @@ class Delivery:
             If its bytes are not those that were saved; it stays, and is refused.
         """
         self._require_unchanged(entry)
-        if entry.state in (State.UNCHECKED, State.RAW):
-            entry = self._placed(entry, scan)
+        # Before the lock, for the image may have to be fetched.
+        grid = self._images.grid(scan) if entry.state in _TO_BE_PLACED else None
         label = resource_of(entry.tag)
         resource = resource_path(scan, label)
         with writing(self._session.settings, resource):
             current = self._outbox.current(entry)
+            if current is not None and current.state in _TO_BE_PLACED:
+                current = self._placed(current, scan, grid or self._images.grid(scan))
             if current is None:
                 listing = list_whole(self._session, scan.path, label, scan.counts(label))
             else:
@@ -133,17 +139,29 @@ class Delivery:
             if version is None:
                 raise UnknownLabelError(f"the label {entry.tag!r} was removed from the outbox before it was sent")
             if current is not None:
-                arrived = version.with_description(_description_of(entry))
+                arrived = version.with_description(entry.description_if_any())
                 self._keep(entry, scan, version)
                 # Before it leaves the outbox: whatever ends this process, the next one makes up for what is missing.
                 self._on_arrival(scan, entry.tag, arrived)
                 self._outbox.remove(entry)
         return version
 
-    def mine(self) -> list[Entry]:
-        """List what waits under the user of this session; other people's labels are sent under their own name."""
-        left_alone = (State.REFUSED, State.UNASSIGNED)
-        entries = [entry for entry in self._outbox.entries() if entry.state not in left_alone]
+    def mine(self, *, as_me: bool = False) -> list[Entry]:
+        """List what this session can try to send.
+
+        Parameters
+        ----------
+        as_me : bool
+            Whether what other users saved is listed as well. Otherwise it is sent under their own name only.
+        """
+        entries = [
+            entry
+            for entry in self._outbox.entries()
+            if entry.state not in (State.REFUSED, State.UNASSIGNED)
+            or (entry.state is State.UNASSIGNED and self._of_same_series(entry))
+        ]
+        if as_me:
+            return entries
         users = {self._session.settings.username}
         if any(entry.user not in users for entry in entries):
             try:  # an alias token stands for a user of another name
@@ -152,27 +170,31 @@ class Delivery:
                 logger.debug("it is not known who we are: %s", error)
         return [entry for entry in entries if entry.user in users]
 
-    def replay(self, entries: Iterable[Entry] | None = None) -> dict[str, str]:
+    def replay(self, *, as_me: bool = False) -> dict[str, str]:
         """Try to send what waits, each once.
+
+        A label whose session was deleted and imported anew is sent to the image of the same series there.
 
         Parameters
         ----------
-        entries : iterable of Entry or None
-            What to send; None: all of this user.
+        as_me : bool
+            Whether what other users saved is sent as well, under the account of this session; who saved it stays in
+            its description.
 
         Returns
         -------
         dict
             Reason by folder of what still waits.
         """
+        self._bring_home()
         failures: dict[str, str] = {}
         away = ""
-        for entry in self.mine() if entries is None else entries:
+        for entry in self.mine(as_me=as_me):
             if away or self._stop.is_set():
                 failures[str(entry.folder)] = away or "the datastore was closed"
                 continue
             try:
-                self.send(entry, self._catalog.scan(entry.image))
+                self.send(*self._with_image(entry))
                 logger.info("a label that waited in the outbox is in XNAT now")
             except UnknownImageError as error:  # another datastore, with other projects, may know it
                 failures[str(entry.folder)] = str(error)
@@ -182,6 +204,69 @@ class Delivery:
                     failures[str(entry.folder)] = str(error)
                 away = str(error) if is_away(error) else ""
         return failures
+
+    def _with_image(self, entry: Entry) -> tuple[Entry, Scan]:
+        """Return a label with its image; one whose session was imported anew is first made a label of the new one.
+
+        Raises
+        ------
+        UnknownImageError
+            If the catalog does not list its image. If XNAT has it no more, this is noted.
+        ServerError
+            If XNAT fails.
+        """
+        try:
+            return entry, self._catalog.scan(entry.image)
+        except UnknownImageError:
+            image = entry.image_id
+            # Another datastore, with other projects or filters, may list it.
+            if image is None or exists(self._session, scan_path(image, is_shared=True)):
+                raise
+        found = self._of_same_series(entry)
+        if len(found) == 1:
+            logger.warning("a label that waits is sent to an image that was imported anew")
+            return self._outbox.move_to(entry, found[0].image_id), found[0]
+        others = f"; {len(found)} images are of the same series: {', '.join(str(scan.image_id) for scan in found)}"
+        error = UnknownImageError(
+            f"XNAT has no image {image} any more{others if found else ''}",
+            hint="say which image the label belongs to with `monailabel-xnat outbox assign FOLDER IMAGE_ID`",
+        )
+        self._outbox.note_failure(entry, error)
+        raise error
+
+    def _of_same_series(self, entry: Entry) -> list[Scan]:
+        """Return the images in the project of a label whose series its description names, if its own is not listed.
+
+        A session that was deleted and imported anew has other ids, and the same series.
+        """
+        image = entry.image_id
+        if image is None or self._catalog.get(str(image)) is not None:
+            return []
+        series = entry.description_if_any().get("series_uid")
+        if not series:
+            return []
+        return [
+            scan
+            for scan in self._catalog.scans()
+            if scan.series_uid == series and image.project in (scan.image_id.project, scan.owner)
+        ]
+
+    def _bring_home(self) -> None:
+        """Move what waits in earlier folders into the outbox, each label under the lock of its resource.
+
+        An earlier version may be running on this machine, and be sending just this label.
+        """
+        for stray in self._outbox.strays():
+            image = stray.image_id
+            place = (
+                resource_of_scan(scan_path(image, is_shared=True), resource_of(stray.tag)) if image else "unassigned"
+            )
+            try:
+                with writing(self._session.settings, place):
+                    if self._outbox.current(stray) is not None:
+                        self._outbox.bring_home(stray)
+            except (XNATDatastoreError, OSError) as error:  # it is served and sent from where it is
+                logger.info("a label that waits could not be moved to %s: %s", self._outbox.folder, error)
 
     def start(self, pause: float = 0.0) -> None:
         """Replay in the background until nothing waits, with growing pauses.
@@ -218,11 +303,16 @@ class Delivery:
         pause = max(self._pause, FIRST_PAUSE)
         while not self._stop.is_set():
             self._wake.clear()
-            failures = self.replay()
-            with self._start:
-                if not self.mine():
-                    self._background.leave()
-                    return
+            failures = {}
+            try:
+                failures = self.replay()
+                with self._start:
+                    if not self.mine():
+                        self._background.leave()
+                        return
+            except Exception as error:  # whatever it is, what waits must be tried again
+                logger.warning("what waits in the outbox could not be sent: %s", type(error).__name__)
+                logger.info("why the outbox could not be sent", exc_info=True)
             if failures:  # what is just being sent by whoever saved it is none of ours
                 logger.warning("%d labels still wait for XNAT; `monailabel-xnat outbox` shows why", len(failures))
             for folder, reason in failures.items():
@@ -243,9 +333,8 @@ class Delivery:
                 hint="look at it there, and save it again if it is what it should be",
             )
 
-    def _placed(self, entry: Entry, scan: Scan) -> Entry:
+    def _placed(self, entry: Entry, scan: Scan, grid: Grid) -> Entry:
         """Put a label on the grid of its image, which could not be had when the label was saved."""
-        grid = self._images.grid(scan)
         try:
             incoming = read_incoming(entry.file, lambda: grid)
         except (LabelGeometryError, LabelFileError):
@@ -304,14 +393,6 @@ class Delivery:
         return self._outbox.change(
             entry, version=version_name(datetime.now(timezone.utc), sha256, after=newest[0].name)
         )
-
-
-def _description_of(entry: Entry) -> dict[str, Any]:
-    try:
-        return entry.description()
-    except CacheError as error:  # it has just been read; the label is in XNAT all the same
-        logger.debug("%s", error)
-        return {}
 
 
 def _uploads(entry: Entry) -> list[Upload]:

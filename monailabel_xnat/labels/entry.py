@@ -106,6 +106,34 @@ class Entry:
         except (OSError, ValueError) as error:
             raise CacheError(f"cannot read the outbox entry {self.folder}: {error}") from error
 
+    def description_if_any(self) -> dict[str, Any]:
+        """Read its description; {} if it cannot be read."""
+        try:
+            return self.description()
+        except CacheError as error:
+            logger.debug("%s", error)
+            return {}
+
+    def waits_for(self, user: str) -> str:
+        """Return what the label waits for, as far as this machine knows.
+
+        Parameters
+        ----------
+        user : str
+            XNAT's name of the user who asks. What XNAT answered to another user is no reason for this one.
+        """
+        reason = str(self.failure().get("reason", ""))
+        if self.state is State.UNASSIGNED:
+            way_out = "a person who says which image it belongs to: `monailabel-xnat outbox assign FOLDER IMAGE_ID`"
+            return f"{way_out} ({reason})" if reason else way_out
+        if self.state is State.REFUSED:
+            return f"a person who looks at it: {reason or 'it does not fit its image, or changed while it waited'}"
+        if user and self.user != user:
+            return (
+                f"user {self.user}, who saved it; `monailabel-xnat outbox replay --as-me` sends it under your account"
+            )
+        return f"XNAT: {reason}" if reason else "its turn: nobody has tried to send it yet"
+
     def failure(self) -> dict[str, Any]:
         """Return ``attempts``, ``reason`` and ``tried_at`` (seconds since 1970) of what went wrong; {} if nothing."""
         try:

@@ -99,10 +99,14 @@ class Index:
         shown = [candidate for candidate in versions if not candidate.is_hidden]
         wanted = versions if version else shown
         found = next((candidate for candidate in wanted if version in (None, candidate.name)), None)
-        if found is None:
-            what = f"version {version} of the label" if version and shown else "label"
+        if found is None and version and versions:
             raise UnknownLabelError(
-                f"image {str(scan.image_id)!r} has no {what} with tag {tag!r}",
+                f"image {str(scan.image_id)!r} has no version {version} of the label with tag {tag!r}",
+                hint=f"it has the versions {', '.join(known.name for known in versions)}",
+            )
+        if found is None:
+            raise UnknownLabelError(
+                f"image {str(scan.image_id)!r} has no label with tag {tag!r}",
                 hint=f"it has labels with the tags {', '.join(self.tags(scan)) or 'none'}",
             )
         return found

@@ -44,7 +44,7 @@ from monailabel_xnat.labels.files import (
     require_fit_of_file,
 )
 from monailabel_xnat.labels.index import HalfLabels, Index, LabelCounts
-from monailabel_xnat.labels.outbox import Outbox, folder_of
+from monailabel_xnat.labels.outbox import outbox_of
 from monailabel_xnat.labels.resources import BUILT_IN_RESOURCE, StoredVersions
 from monailabel_xnat.labels.segments import differing_values, write_mapped
 from monailabel_xnat.labels.tags import resource_of, text_of
@@ -75,18 +75,8 @@ class Labels:
 
     Attributes
     ----------
-    outbox : Outbox
-        The labels that are not in XNAT yet.
-    files : LabelFiles
-        Label files on this machine.
-    versions : StoredVersions
-        The versions that XNAT has.
-    index : Index
-        Which labels each image has.
-    drawings : Drawings
-        What people drew.
-    descriptions : Descriptions
-        The descriptions in XNAT.
+    outbox, files, versions, index, drawings, descriptions
+        The parts that hold the labels, for whoever changes labels; each says in its class what it is.
     """
 
     def __init__(self, session: Session, catalog: Catalog, images: Images, settings: Settings) -> None:
@@ -95,7 +85,7 @@ class Labels:
         self._settings = settings
         self._catalog = catalog
         folder = settings.server_folder / "labels"
-        self.outbox = Outbox(folder_of(settings), self._note_departure)
+        self.outbox = outbox_of(settings, self._note_departure)
         self.files = LabelFiles(session, folder)
         self.versions = StoredVersions(session, catalog, lambda image: self._label_counts.update([image]))
         self.index = Index(self.versions, self.outbox, settings.label_resource)
@@ -217,13 +207,15 @@ class Labels:
     def _file(self, scan: Scan, tag: str, version: str | None, found: LabelVersion) -> Path:
         """Return the file of a version as it was stored, fetched if it is not on this machine."""
         entry = self.index.entry(scan, tag, found.name)
-        if entry is not None:
+        while entry is not None:
             try:
                 return self.files.keep(scan.image_id, tag, found, entry.file)
-            except FileNotFoundError:  # it has just been brought to XNAT
-                self._note_departure(entry)
-                scan = self._catalog.scan(scan.image_id)
-                found = self.index.find(scan, tag, version)
+            except FileNotFoundError:  # it has just been moved to another folder, or brought to XNAT
+                gone, entry = entry, self.outbox.moved(entry)
+                if entry is None:
+                    self._note_departure(gone)
+                    scan = self._catalog.scan(scan.image_id)
+                    found = self.index.find(scan, tag, version)
         return self.files.path(scan.image_id, tag, found)
 
     def _on_grid(self, scan: Scan, path: Path, resource: str) -> Path:

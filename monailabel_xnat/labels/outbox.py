@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -37,6 +37,10 @@ logger = logging.getLogger(__name__)
 _DRAFT, _GONE = ".draft-", ".gone-"
 # A draft or a folder on its way out is the work of a moment; what is older was left by a crash.
 _STALE_SECONDS = 3600.0
+# What waits in an earlier folder for so long is sent by nobody right now.
+_SETTLED_SECONDS = 60.0
+_NAME = "outbox"
+_NO_ROOM = "make room on the disk or set data_path to a folder on another one"
 # The outbox folder is looked at again after this long, so that asking for each of 10000 images costs nothing.
 _LOOK_AGAIN_SECONDS = 0.05
 
@@ -47,19 +51,29 @@ class Outbox:
     Parameters
     ----------
     folder : Path
-        Made when the first label comes.
+        Where new labels are put; made when the first one comes.
     on_departure : callable or None
         Is told of each label that another process has taken out.
+    earlier : sequence of Path
+        Other folders whose labels wait, too: an earlier version put them there, or one with other settings.
     """
 
-    def __init__(self, folder: Path, on_departure: Callable[[Entry], None] | None = None) -> None:
+    def __init__(
+        self, folder: Path, on_departure: Callable[[Entry], None] | None = None, earlier: Sequence[Path] = ()
+    ) -> None:
         self._folder = folder
+        self._earlier = tuple(earlier)
         self._on_departure = on_departure
         self._lock = threading.Lock()
         self._seen: dict[Path, Entry | None] = {}  # None: cannot be read
         self._entries: list[Entry] = []
         self._by_image: dict[tuple[str, str], list[Entry]] = {}
         self._looked: float | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where new labels are put; it is no cache, and must not be cleared."""
+        return self._folder
 
     def entries(self) -> list[Entry]:
         """List all labels that wait, oldest first."""
@@ -89,8 +103,7 @@ class Outbox:
         CacheError
             If the disk does not take it.
         """
-        hint = "make room on the disk or set cache_path to another one, and save again"
-        with must_work(f"save the label in {self._folder}", hint):
+        with must_work(f"save the label in {self._folder}", f"{_NO_ROOM}, and save again"):
             private_folder(self._folder)
             self._sweep()
             folder = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=self._folder))
@@ -120,31 +133,35 @@ class Outbox:
         stem = entry.image_id.file_stem if entry.image_id else entry.given
         name = safe_name(f"{stem}_{entry.tag}", f"{entry.image} {entry.tag} {entry.version}")
         committed = replace(entry, folder=self._folder / name)
-        if not (
-            committed.folder / ENTRY_FILE
-        ).exists():  # else a process was ended before it took out what this replaces
+        # If it is there already, a process was ended before it took out what this replaces.
+        if not (committed.folder / ENTRY_FILE).exists():
             draft.rename(committed.folder)
         flush(self._folder)
         self._look_again()
         return committed
 
     def change(self, entry: Entry, *, version: str = "", state: State = State.READY) -> Entry:
-        """Return an entry that was never sent another version name, or another state."""
-        changed = replace(entry, version=version or entry.version, state=state)
-        write_whole(entry.folder / ENTRY_FILE, json.dumps(as_json(changed)).encode(), durable=True)
-        self._look_again(entry)
-        return changed
+        """Store another version name, or another state, of an entry that was never sent."""
+        return self._put(entry, replace(entry, version=version or entry.version, state=state))
 
     def assign(self, entry: Entry, image: ImageId) -> Entry:
         """Store which image an unassigned label belongs to."""
-        assigned = replace(entry, image_id=image, given="", state=State.RAW)
-        write_whole(entry.folder / ENTRY_FILE, json.dumps(as_json(assigned)).encode(), durable=True)
-        self._look_again(entry)
-        return assigned
+        return self._put(entry, replace(entry, image_id=image, given="", state=State.RAW))
+
+    def move_to(self, entry: Entry, image: ImageId) -> Entry:
+        """Store that the image of a label has another id now; they are compared before it is sent."""
+        description = entry.description()
+        is_described = "format_version" in description
+        note = f"the image was deleted and imported anew; before, its id was {entry.image}"
+        notes = [*description.get("notes", ()), note]
+        self.describe(entry, {**description, "image_id": str(image), **({"notes": notes} if is_described else {})})
+        is_raw = entry.state is State.RAW or not is_described
+        return self._put(entry, replace(entry, image_id=image, state=State.RAW if is_raw else State.UNCHECKED))
 
     def describe(self, entry: Entry, description: Mapping[str, Any]) -> None:
         """Replace the description of an entry."""
-        write_whole(entry.folder / DESCRIPTION_FILE, encode(description), durable=True)
+        with must_work(f"write to the outbox entry {entry.folder}", _NO_ROOM):
+            write_whole(entry.folder / DESCRIPTION_FILE, encode(description), durable=True)
 
     def note_failure(self, entry: Entry, error: Exception) -> None:
         """Remember that an attempt failed; not being able to is no harm."""
@@ -157,14 +174,57 @@ class Outbox:
 
     def remove(self, entry: Entry) -> None:
         """Take out an entry; one that another process has taken out is no error."""
-        gone = self._folder / f"{_GONE}{entry.folder.name}-{os.getpid()}-{time.monotonic_ns()}"
-        try:
-            entry.folder.rename(gone)
-        except FileNotFoundError:
-            gone = entry.folder
-        flush(self._folder)
+        above = entry.folder.parent
+        gone = above / f"{_GONE}{entry.folder.name}-{os.getpid()}-{time.monotonic_ns()}"
+        with must_work(f"take the label out of the outbox {above}", "let this user write to that folder"):
+            try:
+                entry.folder.rename(gone)
+            except FileNotFoundError:
+                gone = entry.folder
+            if above.exists():
+                flush(above)
         shutil.rmtree(gone, ignore_errors=True)
         self._look_again(entry)
+
+    def strays(self) -> list[Entry]:
+        """List the labels that wait in one of the earlier folders; what was just put there is left out.
+
+        An earlier version may be running, and is given time to send what it has just accepted.
+        """
+        return [
+            entry
+            for entry in self.entries()
+            if entry.folder.parent != self._folder and _age(entry.folder) > _SETTLED_SECONDS
+        ]
+
+    def bring_home(self, entry: Entry) -> Entry:
+        """Move a label from an earlier folder into this one; at no moment it is on the disk nowhere.
+
+        The caller holds the lock of its resource, so that no process sends it meanwhile.
+
+        Raises
+        ------
+        CacheError
+            If the disk does not take it; it stays where it is.
+        """
+        home = replace(entry, folder=self._folder / entry.folder.name)
+        with self.draft() as draft:
+            for file in entry.folder.iterdir():
+                if not file.name.startswith("."):
+                    flush(Path(shutil.copy2(file, draft)))
+            flush(draft)
+            if not (home.folder / ENTRY_FILE).exists():
+                draft.rename(home.folder)
+            flush(self._folder)
+        self.remove(entry)
+        logger.info("a label that waits for XNAT was moved from %s to %s", entry.folder.parent, self._folder)
+        return home
+
+    def moved(self, entry: Entry) -> Entry | None:
+        """Return a label where it is now; None if it has left the outbox."""
+        self._look_again()
+        waiting = self.of(entry.image_id, entry.tag) if entry.image_id else []
+        return next((other for other in waiting if other.version == entry.version and other.file.exists()), None)
 
     def look_again(self) -> None:
         """Look at the folder before the next answer, for another process may have changed it."""
@@ -174,6 +234,46 @@ class Outbox:
         """Return an entry as it is on the disk now; None if it has left."""
         return read_entry(entry.folder) if (entry.folder / ENTRY_FILE).exists() else None
 
+    def report(self, user: str) -> list[dict[str, Any]]:
+        """Return what waits, oldest first, with what each label waits for; what cannot be read comes first.
+
+        Parameters
+        ----------
+        user : str
+            XNAT's name of the user who asks.
+
+        Returns
+        -------
+        list of dict
+            ``image``, ``tag``, ``version``, ``saved_by``, ``state``, ``waits_for``, ``folder``, and, where it was
+            tried, ``attempts``, ``reason`` and ``tried_at`` (seconds since 1970). Of what cannot be read only
+            ``state`` (``damaged``), ``waits_for`` and ``folder``.
+        """
+        damaged = [
+            {"state": "damaged", "waits_for": "a person who looks at it: it cannot be read", "folder": str(folder)}
+            for folder in self.damaged()
+        ]
+        return damaged + [
+            {
+                "image": entry.image,
+                "tag": entry.tag,
+                "version": entry.version,
+                "saved_by": entry.user,
+                "state": entry.state.value,
+                "waits_for": entry.waits_for(user),
+                **entry.failure(),
+                "folder": str(entry.folder),
+            }
+            for entry in self.entries()
+        ]
+
+    def _put(self, entry: Entry, changed: Entry) -> Entry:
+        """Store what has changed of an entry."""
+        with must_work(f"write to the outbox entry {entry.folder}", _NO_ROOM):
+            write_whole(entry.folder / ENTRY_FILE, json.dumps(as_json(changed)).encode(), durable=True)
+        self._look_again(entry)
+        return changed
+
     def _look(self) -> None:
         """Read what has changed in the folder into memory."""
         with self._lock:
@@ -181,9 +281,13 @@ class Outbox:
                 return
             changed, self._looked = self._looked is None, time.monotonic()
             folders = set(_visible_folders(self._folder))
+            for earlier in self._earlier:
+                folders.update(_folders_if_readable(earlier))
             if folders == self._seen.keys() and not changed:
                 return
             departed = [entry for folder, entry in self._seen.items() if folder not in folders and entry]
+            names = {folder.name for folder in folders}  # what has only moved to another folder has not left
+            departed = [entry for entry in departed if entry.folder.name not in names]
             self._seen = {
                 folder: self._seen[folder] if folder in self._seen else read_entry(folder) for folder in sorted(folders)
             }
@@ -210,9 +314,18 @@ class Outbox:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def folder_of(settings: Settings) -> Path:
-    """Return the folder of the outbox for a server."""
-    return settings.server_folder / "outbox"
+def outbox_of(settings: Settings, on_departure: Callable[[Entry], None] | None = None) -> Outbox:
+    """Return the outbox for a server, with what waits in the folders that earlier versions used.
+
+    Parameters
+    ----------
+    settings : Settings
+        Tell the server, and the folders of this machine.
+    on_departure : callable or None
+        As for :class:`Outbox`.
+    """
+    earlier = [folder / _NAME for folder in settings.earlier_data_folders]
+    return Outbox(settings.data_folder / _NAME, on_departure, earlier)
 
 
 def is_away(error: XNATDatastoreError) -> bool:
@@ -230,8 +343,16 @@ def _visible_folders(folder: Path) -> Iterator[Path]:
         return
     except OSError as error:
         raise CacheError(
-            f"cannot look into the outbox {folder}: {error.strerror}", hint="set cache_path to another folder"
+            f"cannot look into the outbox {folder}: {error.strerror}", hint="set data_path to another folder"
         ) from error
+
+
+def _folders_if_readable(folder: Path) -> Iterator[Path]:
+    """Yield what lies in an earlier folder; one that cannot be looked into holds up nothing."""
+    try:
+        yield from _visible_folders(folder)
+    except CacheError as error:
+        logger.debug("%s", error)
 
 
 def _age(folder: Path) -> float:

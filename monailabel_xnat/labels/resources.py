@@ -284,6 +284,25 @@ class Deletion:
                     )
         return old
 
+    def delete_or_hide(self, scan: Scan, tag: str) -> list[LabelVersion]:
+        """Delete all versions of a label, or hide them where the user may write and not delete; return which.
+
+        Raises
+        ------
+        AccessDeniedError
+            If the user may neither delete nor write.
+        ServerError
+            If XNAT fails.
+        """
+        try:
+            return self.delete(scan, tag)
+        except AccessDeniedError as error:
+            logger.info("a label is hidden, not deleted: %s", error.message)
+            try:
+                return self.hide(scan, tag)
+            except AccessDeniedError:
+                raise error from None
+
     def hide(self, scan: Scan, tag: str) -> list[LabelVersion]:
         """Hide all versions of a label that are not hidden yet, and return them.
 

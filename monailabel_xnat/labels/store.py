@@ -103,7 +103,11 @@ class LabelStore:
         """Count those of them whose image is not known, so that a person has to say which one it is."""
         return sum(entry.state is State.UNASSIGNED for entry in self._outbox.entries())
 
-    def replay(self) -> dict[str, str]:
+    def report(self) -> list[dict[str, Any]]:
+        """Return what waits and for what, as far as this machine knows; see :meth:`Outbox.report`."""
+        return self._outbox.report(self._session.known_user)
+
+    def replay(self, *, as_me: bool = False) -> dict[str, str]:
         """Send the labels that wait, now; see :meth:`~monailabel_xnat.labels.delivery.Delivery.replay`.
 
         Raises
@@ -112,7 +116,7 @@ class LabelStore:
             If the datastore was opened read-only.
         """
         self._require_writable("send labels")
-        return self._delivery.replay()
+        return self._delivery.replay(as_me=as_me)
 
     def close(self) -> None:
         """End the background work; what waits in the outbox stays there."""
@@ -267,8 +271,10 @@ class LabelStore:
         resource = resource_path(scan, resource_of(tag))
         with writing(self._settings, resource):
             entry = self._index.entry(scan, tag, found.name)
-            if found.is_pending and (entry is None or self._outbox.current(entry) is None):
-                entry, (scan, found) = None, self._labels.arrived(scan, tag, found)
+            if entry is not None and self._outbox.current(entry) is None:
+                entry = self._outbox.moved(entry)
+            if entry is None and found.is_pending:
+                scan, found = self._labels.arrived(scan, tag, found)
             if entry is not None:
                 description = entry.description()
                 self._outbox.describe(entry, {**description, "info": {**info_of(description), **changes}})
@@ -332,7 +338,7 @@ class LabelStore:
             return
         label = resource_of(tag)
         with writing(self._settings, resource_path(scan, label)):
-            removed = self._deleted_or_hidden(scan, tag) if scan.resource(label) else []
+            removed = self._deletion.delete_or_hide(scan, tag) if scan.resource(label) else []
             waiting = self._outbox.of(scan.image_id, tag, raw=True)
             for entry in waiting:
                 self._outbox.remove(entry)
@@ -351,16 +357,6 @@ class LabelStore:
                 f"the label {tag!r} is a {'scan' if is_scan else 'ROI collection'} that was saved in the viewer",
                 hint="delete it there; this datastore deletes only what it wrote",
             )
-
-    def _deleted_or_hidden(self, scan: Scan, tag: str) -> list[LabelVersion]:
-        try:
-            return self._deletion.delete(scan, tag)
-        except AccessDeniedError as error:
-            logger.info("a label is hidden, not deleted: %s", error.message)
-            try:
-                return self._deletion.hide(scan, tag)
-            except AccessDeniedError:
-                raise error from None
 
     def forget(self, scan: Scan) -> None:
         """Drop what waits for an image that was removed."""
@@ -398,7 +394,8 @@ class LabelStore:
             self._delivery.start(FIRST_PAUSE)
             raise LabelNotUploadedError(
                 f"the label is not in XNAT yet: {error}. It is safe in {entry.folder}",
-                hint="it is served from there and sent again by itself; `monailabel-xnat outbox` shows what waits",
+                hint="it is served from there and sent again by itself; this folder is no cache, do not clear it; "
+                "`monailabel-xnat outbox` shows what waits",
             ) from error
         self._delivery.retry_soon()
         if self._settings.keep_versions:
