@@ -25,7 +25,6 @@ from monailabel_xnat.config import Settings
 from monailabel_xnat.convert import read_label
 from monailabel_xnat.disk import file_digest
 from monailabel_xnat.errors import (
-    AccessDeniedError,
     AmbiguousNameError,
     CacheError,
     InvalidIdError,
