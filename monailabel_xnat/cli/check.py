@@ -174,7 +174,7 @@ def _archive(parts: Opened, settings: Settings) -> Iterator[Finding]:
 
 
 def _outbox(parts: Opened) -> Finding:
-    waiting = parts.labels.waiting()
+    waiting = parts.store.waiting()
     if not waiting:
         return Finding("outbox", OK, "no label waits for XNAT")
     return Finding("outbox", WARNING, f"{waiting} labels are not in XNAT yet", "see `monailabel-xnat outbox`")

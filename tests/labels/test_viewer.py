@@ -150,7 +150,7 @@ def test_what_nobody_foresaw_costs_one_copy_and_logs_no_id(viewer, datastore, tm
     assert wait_for(viewer, 1)[0].startswith("final_")
     assert set(datastore.get_labels_by_image_id(only(datastore))) == {"original", "final"}
     (warning,) = [record for record in caplog.records if record.levelno > logging.INFO]
-    assert "the viewer does not show it: OSError" in warning.getMessage()
+    assert "the viewer does not show it: CacheError" in warning.getMessage()
     assert warning.exc_info is None
 
 
