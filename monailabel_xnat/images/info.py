@@ -125,8 +125,12 @@ class ImageInfos:
         with self._writing:
             waiting = self._writable()
             if waiting:
-                with ThreadPoolExecutor(min(self._session.settings.connections, len(waiting))) as pool:
-                    list(pool.map(self._write, waiting))
+                try:
+                    with ThreadPoolExecutor(min(self._session.settings.connections, len(waiting))) as pool:
+                        list(pool.map(self._write, waiting))
+                except RuntimeError:  # a process that ends starts no threads, and what waits would end with it
+                    for image in waiting:
+                        self._write(image)
 
     def close(self) -> None:
         """Write what waits and end the background thread."""
