@@ -13,7 +13,6 @@ import requests
 
 from monailabel_xnat.sandbox import Sandbox
 
-pytest.importorskip("monai")
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 
