@@ -204,7 +204,8 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
 
         Own keys: ``name`` (file name for clients), ``path`` and ``checksum`` (once fetched, unless it must be compared
         with XNAT first), ``project``, ``subject``, ``experiment``, ``scan``, ``PatientID``, ``StudyInstanceUID``,
-        ``SeriesInstanceUID``, ``StudyDate``, ``Modality``, ``SeriesDescription``; then whatever was stored with
+        ``SeriesInstanceUID``, ``StudyDate``, ``Modality``, ``SeriesDescription``, ``ts`` (seconds since 1970 when its
+        session came into the archive, by XNAT's clock taken for UTC); then whatever was stored with
         :meth:`update_image_info`.
         """
         with errors_for_clients():

@@ -31,7 +31,10 @@ logger = logging.getLogger(__name__)
 # The folders that MONAI Label makes in an app's folder when the server starts. The stand-in links to the real ones, so
 # that logs and models are where the user of the app looks for them. ``lib`` is not linked: the app imports its own.
 _FOLDERS = ("bin", "logs", "model")
-_REAL_MODULE = "monailabel_xnat_real_app"
+# MONAI Label's REST API, and the same with what its clients need of an XNAT.
+_THEIR_API, _OUR_API = "monailabel.app:app", "monailabel_xnat.app.rest:app"
+# Under the name that processes which Python spawns can import it by: its folder is on the module search path.
+_REAL_MODULE = "main"
 _STAND_IN = '''\
 """Made by `monailabel-xnat start_server`: the app in the folder below, with its images and labels in XNAT."""
 
@@ -101,6 +104,8 @@ class _Launcher(Main):  # type: ignore[misc]
             return
         real = Path(args.app)
         args.app = str(_stand_in(real))
+        if args.uvicorn_app == _THEIR_API:
+            args.uvicorn_app = _OUR_API
         os.environ["PATH"] += os.pathsep + str(real / "bin")
         # Lazy imports and spawned workers look for the app's own packages here.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(real))))

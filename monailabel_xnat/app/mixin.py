@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from monailabel.config import settings as monailabel_settings
 
 from monailabel_xnat.app import volumes
 from monailabel_xnat.datastore import XNATDatastore
-from monailabel_xnat.errors import ImageError, XNATDatastoreError
+from monailabel_xnat.errors import ImageError, UnknownImageError, XNATDatastoreError
+from monailabel_xnat.facade.client_errors import errors_for_clients
 from monailabel_xnat.training.dataset import labels_of_model
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class XNATAppMixin:
 
     studies: str
     conf: dict[str, str]
+    _slides: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse a class in which another one answers for the datastore before the mixin does."""
@@ -128,7 +131,14 @@ class XNATAppMixin:
         raise AssertionError  # the last try returns or raises
 
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> Any:
-        """Run a model on an image; in a batch, an image that is no volume is left out and the others go on."""
+        """Run a model on an image; in a batch, an image that is no volume is left out and the others go on.
+
+        Raises
+        ------
+        ImageNotFoundException
+            If there is no such image (also an UnknownImageError), or the id is the path of a file on this machine.
+        """
+        self._require_image(request)
         try:
             return super().infer(request, datastore)  # type: ignore[misc]
         except ImageError as error:
@@ -137,6 +147,37 @@ class XNATAppMixin:
             logger.warning("an image is left out of a batch inference, for it is no volume")
             logger.info("left out of a batch inference: %s", error)
             return {}
+
+    def infer_wsi(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> Any:
+        """Run a model on parts of a large image, which MONAI Label then asks for by the path that it was given."""
+        image = request.get("image")
+        self._require_image(request)
+        if isinstance(image, str) and not _is_path(image):
+            self._slides |= {self.datastore().get_image_uri(image)}  # type: ignore[attr-defined]
+        return super().infer_wsi(request, datastore)  # type: ignore[misc]
+
+    def _require_image(self, request: Mapping[str, Any]) -> None:
+        """Refuse what a client must not reach: MONAI Label takes an id that is the path of a file for that file."""
+        datastore, image = self.datastore(), request.get("image")  # type: ignore[attr-defined]
+        # A script may ask for any file of its own.
+        if not (getattr(self, "_server_mode", False) or volumes.is_one_of_a_batch(request)):
+            return
+        if not isinstance(datastore, XNATDatastore) or not isinstance(image, str) or image in self._slides:
+            return
+        if not _is_path(image):
+            datastore.image_id(image)
+        elif not self._was_sent(Path(image).resolve()):
+            with errors_for_clients():
+                raise UnknownImageError(f"no image {image!r}", hint="images are named by their ids, never by a path")
+
+    def _was_sent(self, path: Path) -> bool:
+        """Return whether a file came from a client: with its request, or before, for a session."""
+        # MONAI Label 0.8.5 gives an upload a name of tempfile's (monailabel/endpoints/infer.py).
+        temporary = Path(tempfile.gettempdir()).resolve()
+        if path.parent == temporary and path.name.startswith(tempfile.gettempprefix()):
+            return True
+        sessions = self.sessions()  # type: ignore[attr-defined]
+        return sessions is not None and Path(sessions.store_path).resolve() in path.parents
 
     def init_batch_infer(self) -> Any:
         """Make the task that runs a model on many images; it leaves out scans that are known to be no volume."""
@@ -170,6 +211,11 @@ class XNATAppMixin:
             # MONAI Label ends with a traceback whatever is raised here: say it plainly before, and keep that one short.
             logger.error("XNAT cannot be used: %s", error)
             raise error.with_traceback(None) from None
+
+
+def _is_path(image: str) -> bool:
+    """Return whether MONAI Label takes an id for the path of a file."""
+    return os.path.exists(image)  # noqa: PTH110 - as MONAI Label asks: an id that can be no path raises nothing
 
 
 def values_of(labels: object) -> dict[str, int]:

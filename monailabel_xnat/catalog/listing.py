@@ -36,6 +36,7 @@ class _Cells(NamedTuple):
     session_label: str
     session_type: str
     session_date: str
+    session_added: str
     study_uid: str
     scan: str
     type: str
@@ -59,6 +60,7 @@ _KEYS = _Cells(
     session_label="label",
     session_type="xsiType",
     session_date="date",
+    session_added="insert_date",
     study_uid="UID",
     scan=_SCAN + "id",
     type=_SCAN + "type",
@@ -300,6 +302,7 @@ def _scan(
         frames=_number(cells.frames),
         resources=resources,
         mark=text_of_mark(cells.note),
+        session_added=session.session_added,
         is_untold=not cells.modality and cells.type.lower() in _UNTOLD,
     )
 

@@ -54,6 +54,7 @@ class Scan(NamedTuple):
 
     ``collections`` are the ROI collections and scans that were drawn on it, ``unread`` is what may have been drawn on
     it as well and cannot be read. ``is_untold``: neither type nor modality say what it is.
+    ``session_added`` is when the session came into the archive, by the clock and in the time zone of XNAT.
     ``mark`` is the text of the :class:`Mark` in the note of a scan that this package added.
     """
 
@@ -75,6 +76,7 @@ class Scan(NamedTuple):
     mark: str = ""
     unread: tuple[UnreadDrawing, ...] = ()
     is_untold: bool = False
+    session_added: str = ""
 
     @property
     def path(self) -> str:

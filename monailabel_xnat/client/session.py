@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.util import Finalize, register_after_fork
 from typing import Any, BinaryIO
@@ -224,10 +224,26 @@ class Session:
         return response
 
     @contextmanager
-    def stream(self, path: str, query: Query | None = None) -> Iterator[requests.Response]:
+    def stream(
+        self,
+        path: str,
+        query: Query | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        answers: Collection[int] = (requests.codes.ok,),
+    ) -> Iterator[requests.Response]:
         """GET a path and give the answer with its body still to be read.
 
         It is sent past xnatpy, which reads a body as text before it returns it, or writes it into a file.
+
+        Parameters
+        ----------
+        path, query
+            As for :meth:`request`.
+        headers : mapping or None
+            HTTP headers to add.
+        answers : collection of int
+            The statuses that are no failure.
 
         Raises
         ------
@@ -237,9 +253,11 @@ class Session:
             As for :meth:`request`.
         """
         with self._our_errors(path):
-            response = self._transport.get(self._settings.server + path, params=dict(query or {}), stream=True)
+            response = self._transport.get(
+                self._settings.server + path, params=dict(query or {}), headers=dict(headers or {}), stream=True
+            )
         with response:
-            if response.status_code != requests.codes.ok:
+            if response.status_code not in answers:
                 raise failure(response)
             if is_page(response):
                 raise page_failure(response)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime
+from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,10 @@ class Facts:
             "Modality": scan.modality,
             "SeriesDescription": scan.series_description,
         }
-        known = {key: value for key, value in facts.items() if value}
+        known: dict[str, Any] = {key: value for key, value in facts.items() if value}
+        with suppress(ValueError):  # of a site that does not say when
+            added = datetime.fromisoformat(scan.session_added.partition(".")[0])
+            known["ts"] = int(added.replace(tzinfo=timezone.utc).timestamp())
         known.update(self._images.facts(scan))
         return known
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from monailabel_xnat.catalog import Catalog, Scan
+from monailabel_xnat.client.dicomweb import DicomWebAnswer, read_dicomweb, root_of
 from monailabel_xnat.client.graph import Graph, Item, XNATScan, XNATSession, is_scan
-from monailabel_xnat.errors import InvalidIdError, UnknownImageError
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.config import Settings
+from monailabel_xnat.errors import InvalidIdError, LabelFileError, SettingsError, UnknownImageError
 from monailabel_xnat.facade.client_errors import errors_for_clients
 from monailabel_xnat.ids import LabelId
+from monailabel_xnat.images import Images
 from monailabel_xnat.labels import Labels
+from monailabel_xnat.labels.description import describe
+from monailabel_xnat.labels.incoming import read_incoming
+from monailabel_xnat.labels.index import DRAFT_TAG
+from monailabel_xnat.labels.viewer_copies import write_as_seg
 
 
 class XnatSide:
@@ -22,7 +32,10 @@ class XnatSide:
 
     _catalog: Catalog
     _graph: Graph
+    _images: Images
     _labels: Labels
+    _session: Session
+    _settings: Settings
 
     @property
     def xnat(self) -> XNATSession:
@@ -86,6 +99,85 @@ class XnatSide:
         with errors_for_clients():
             scan = self._scan(image_id)
             return self._graph.resource(*self._labels.resource(scan, tag))
+
+    def write_dicom_seg(
+        self, image_id: str | XNATScan, label_filename: str, label_info: Mapping[str, Any], target: str | Path
+    ) -> None:
+        """Write what a model drew as a DICOM SEG that refers to the series of its image; nothing is stored in XNAT.
+
+        Parameters
+        ----------
+        image_id : str
+            Which image; it must be stored as DICOM.
+        label_filename : str
+            A label map on the grid of the image, of any kind that :meth:`save_label` takes.
+        label_info : dict
+            As for :meth:`save_label`; names the values.
+        target : str or Path
+            The file to write.
+
+        Raises
+        ------
+        ImageNotFoundException
+            If there is no such image (also an UnknownImageError).
+        NoImageError
+            If the image is not stored as DICOM.
+        LabelFileError, LabelGeometryError, LabelError
+            If the file is no label map, not one of this image, or empty, which a SEG cannot be.
+        """
+        with errors_for_clients():
+            scan = self._scan(image_id)
+            incoming = read_incoming(Path(label_filename), lambda: self._images.grid(scan))
+            if incoming.problem is not None:
+                raise incoming.problem
+            if incoming.label is None:
+                raise LabelFileError("the result is no segmentation", hint="ask for it as JSON")
+            label, sent_as = incoming.label, incoming.file_type
+            configured = self._settings.label_values
+            description = describe(scan, DRAFT_TAG, label_info, label=label, file_type=sent_as, configured=configured)
+            write_as_seg(self._images, scan, label, DRAFT_TAG, description, Path(target))
+
+    def require_dicom(self, image_id: str | XNATScan) -> None:
+        """See that an image is stored as DICOM, so that a SEG can refer to it; fetches it if need be.
+
+        Raises
+        ------
+        ImageNotFoundException
+            If there is no such image (also an UnknownImageError).
+        NoImageError
+            If it is not stored as DICOM.
+        """
+        with errors_for_clients():
+            self._images.dicom_folder(self._scan(image_id))
+
+    def dicomweb(self, path: str, query: str = "", accept: str = "", root: str = "") -> DicomWebAnswer:
+        """Ask XNAT's DICOMweb plugin with the login of this datastore.
+
+        Parameters
+        ----------
+        path : str
+            What to ask for, ``studies/<UID>/series``.
+        query : str
+            The query, encoded as in an address.
+        accept : str
+            The media types that the client takes.
+        root : str
+            Path of the DICOMweb service below XNAT's address; empty: that of the one project in the settings.
+
+        Raises
+        ------
+        SettingsError
+            If no root is given, and the settings name no project, or several.
+        InvalidIdError
+            If the path is none of DICOMweb, or leads out of it.
+        """
+        with errors_for_clients():
+            if not root and len(self._settings.project) != 1:
+                raise SettingsError(
+                    "XNAT's DICOMweb plugin serves each project by itself, and the settings name no project or several",
+                    hint="set MONAI_LABEL_QIDO_PREFIX and MONAI_LABEL_WADO_PREFIX to xapi/dicomweb/projects/<project>",
+                )
+            return read_dicomweb(self._session, root or root_of(self._settings.project[0]), path, query, accept)
 
     def _scan(self, image: str | XNATScan, *, insist: bool = False) -> Scan:
         """Find an image by its id or by xnatpy's object of it; see :meth:`Catalog.scan`."""

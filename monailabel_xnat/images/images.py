@@ -94,6 +94,11 @@ class Images:
         self._no_volumes = NoVolumes(settings, read_cache or ReadCache(settings))
 
     @property
+    def is_stacked(self) -> bool:
+        """Whether slices of a tilted gantry are stacked straight (setting ``gantry_tilt``)."""
+        return self._settings.gantry_tilt == "stack"
+
+    @property
     def notes(self) -> dict[str, str]:
         """What is doubtful about the images that were used, by image id."""
         return dict(self._notes)

@@ -80,6 +80,11 @@ class _Copy(NamedTuple):
     tag: str
     version: LabelVersion
 
+    @property
+    def title(self) -> str:
+        """The name that viewers show."""
+        return _title(self.tag, self.version.description)
+
 
 class ViewerCopies:
     """Stores labels as ROI collections and as scans, one after the other, in a thread of its own.
@@ -224,7 +229,7 @@ class ViewerCopies:
             file = scratch / "label.dcm"
             self._write_seg(copy.scan, copy, _uid(copy.scan, copy.tag, copy.version.name), file)
             stored = find_seg_scan(self._session, image, name, _is_marked_head)
-            stored = stored or make_seg_scan(self._session, image, name, _title(copy))
+            stored = stored or make_seg_scan(self._session, image, name, copy.title)
             store_seg_scan(self._session, stored, name, file)
 
     def _store(self, copy: _Copy) -> None:
@@ -242,7 +247,7 @@ class ViewerCopies:
             stem = _stem(scan, copy)
             with writing(self._settings, f"{scan.path} {stem}"):
                 stored = self._send(scan, stem, copy, file)
-        found = RoiCollection(*stored, scan.image_id.experiment, "SEG", _title(copy), uid, user=self._session.user)
+        found = RoiCollection(*stored, scan.image_id.experiment, "SEG", copy.title, uid, user=self._session.user)
         self._catalog.put_collection(image, found)
 
     @contextmanager
@@ -270,20 +275,8 @@ class ViewerCopies:
         return allowed
 
     def _write_seg(self, scan: Scan, copy: _Copy, uid: str, target: Path) -> None:
-        description = copy.version.description
         label = read_label(self._files.path(scan.image_id, copy.tag, copy.version))
-        folder = self._images.dicom_folder(scan)
-        kind, model = _algorithm(copy.tag, description)
-        write_seg(
-            _named(label, description),
-            sorted(path for path in folder.rglob("*") if path.is_file()),
-            target,
-            description=_title(copy),
-            algorithm_type=kind,
-            algorithm_name=model,
-            instance_uid=uid,
-            tilted=self._settings.gantry_tilt == "stack",
-        )
+        write_as_seg(self._images, scan, label, copy.tag, copy.version.description, target, uid)
 
     def _send(self, scan: Scan, stem: str, copy: _Copy, file: Path) -> tuple[str, str]:
         """Store a SEG in the place of an earlier one of ours, else under a free name; give ID and label."""
@@ -321,22 +314,74 @@ class ViewerCopies:
             return False
 
 
+def write_as_seg(
+    images: Images,
+    scan: Scan,
+    label: LabelMap,
+    tag: str,
+    description: Mapping[str, Any],
+    target: Path,
+    uid: str | None = None,
+) -> None:
+    """Write a label as a DICOM SEG that refers to the series of its image.
+
+    Parameters
+    ----------
+    images : Images
+        Give the DICOM files that the SEG refers to.
+    scan : Scan
+        The image.
+    label : LabelMap
+        On the grid of the image.
+    tag : str
+        The label's tag.
+    description : mapping
+        The label's description, which names its values and says who drew it.
+    target : Path
+        The file to write.
+    uid : str or None
+        SOP Instance UID; None: a new one.
+
+    Raises
+    ------
+    NoImageError
+        If the image is not stored as DICOM.
+    LabelError
+        If the label is empty, which a SEG cannot be.
+    ServerError, CacheError
+        If the DICOM files cannot be had.
+    """
+    folder = images.dicom_folder(scan)
+    kind, model = _algorithm(tag, description)
+    write_seg(
+        _named(label, description),
+        sorted(path for path in folder.rglob("*") if path.is_file()),
+        target,
+        description=_title(tag, description),
+        algorithm_type=kind,
+        algorithm_name=model,
+        instance_uid=uid,
+        tilted=images.is_stacked,
+    )
+
+
 def _uid(scan: Scan, tag: str, version: str) -> str:
     image = scan.image_id
     return marked_uid(f"{image.experiment}/{image.scan} {tag} {version}")
 
 
-def _author(copy: _Copy) -> str:
-    kind, model = _algorithm(copy.tag, copy.version.description)
-    return model if kind != "MANUAL" else str(copy.version.description.get("saved_by") or "unknown")
+def _author(tag: str, description: Mapping[str, Any]) -> str:
+    kind, model = _algorithm(tag, description)
+    return model if kind != "MANUAL" else str(description.get("saved_by") or "unknown")
 
 
-def _title(copy: _Copy) -> str:
-    return f"{copy.tag} {_author(copy)}"
+def _title(tag: str, description: Mapping[str, Any]) -> str:
+    return f"{tag} {_author(tag, description)}"
 
 
 def _stem(scan: Scan, copy: _Copy) -> str:
-    return _UNSAFE.sub("_", f"{copy.tag}_{scan.image_id.scan}_{_author(copy)}")[:_LONGEST_NAME] + "_"
+    author = _author(copy.tag, copy.version.description)
+    return _UNSAFE.sub("_", f"{copy.tag}_{scan.image_id.scan}_{author}")[:_LONGEST_NAME] + "_"
 
 
 def _algorithm(tag: str, description: Mapping[str, Any]) -> tuple[str, str]:

@@ -62,6 +62,7 @@ class Router:
             "xapi/roi": self._roi,
             "xapi/viewer": lambda: self._viewer().handle,
             "xapi/viewerConfig": lambda: self._viewer().settings,
+            "xapi/dicomweb/projects": self._dicomweb,
             **{f"data/{name}": self._site for name in ("JSESSION", "auth", "users", "scanners", "scan_types")},
             "data/search": lambda: SearchCalls(parts.archive, may).handle,
             "data/services/auth": self._site,
@@ -116,6 +117,11 @@ class Router:
         from monailabel_xnat.sandbox.roi.viewer import Viewer
 
         return Viewer(*self._data)
+
+    def _dicomweb(self) -> Handler:
+        from monailabel_xnat.sandbox.dicom.dicomweb import DicomWeb
+
+        return DicomWeb(*self._data).handle
 
     def _import(self) -> Handler:
         from monailabel_xnat.sandbox.dicom.services import Import
