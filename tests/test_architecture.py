@@ -94,6 +94,18 @@ def test_no_module_holds_more_than_one_noun(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
 
 
+def test_modules_of_convert_import_each_other_in_no_circle():
+    arrows = {}
+    for path in (PACKAGE / "convert").rglob("*.py"):
+        if path.name != "__init__.py":
+            name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+            arrows[name] = imported(path)
+    while ground := {name for name, below in arrows.items() if not below & arrows.keys()}:
+        for name in ground:
+            del arrows[name]
+    assert arrows == {}
+
+
 @pytest.mark.parametrize("names", ["__version__", "ImageId, Settings", "XNATDatastore, XNATAppMixin, __version__"])
 def test_importing_the_package_loads_no_torch(names):
     heavy = "torch", "monai", "SimpleITK", *(() if "Datastore" in names else ("xnat", "monailabel"))

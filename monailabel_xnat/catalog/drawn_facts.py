@@ -22,7 +22,7 @@ from monailabel_xnat.client.drawn import (
 )
 from monailabel_xnat.client.items import resource_path
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.convert.dicom.references import drawn_object, kind_of_head
+from monailabel_xnat.convert.dicom.objects import drawn_object, kind_of_head
 from monailabel_xnat.errors import LabelFileError
 
 _HEAD = 1 << 14

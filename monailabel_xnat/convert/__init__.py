@@ -3,12 +3,12 @@
 from monailabel_xnat.convert.contours.aim import read_aim
 from monailabel_xnat.convert.contours.rtstruct import read_rtstruct
 from monailabel_xnat.convert.dicom.conversion import ConvertedVolume, dicom_to_nifti
-from monailabel_xnat.convert.dicom.references import References, rtstruct_references, seg_references
+from monailabel_xnat.convert.dicom.objects import References, rtstruct_references, seg_references
 from monailabel_xnat.convert.grid import Grid
-from monailabel_xnat.convert.labelmap import LabelMap, read_label, to_grid, write_label
+from monailabel_xnat.convert.labelfile import read_label, write_label
+from monailabel_xnat.convert.labelmap import LabelMap, Segment, to_grid
 from monailabel_xnat.convert.seg.read import read_seg
 from monailabel_xnat.convert.seg.write import write_seg
-from monailabel_xnat.convert.segments import Segment
 
 __all__ = [
     "ConvertedVolume",

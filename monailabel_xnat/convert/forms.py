@@ -161,7 +161,7 @@ def write_forms(header: bytearray, order: str, affine: Floats) -> None:
 
 
 def quaternion_of(affine: Floats) -> tuple[tuple[float, float, float], float]:
-    """Give quaternion (b, c, d) and handedness (1 or -1, NIfTI's qfac) of an affine's rotation."""
+    """Return quaternion (b, c, d) and handedness (1 or -1, NIfTI's qfac) of an affine's rotation."""
     rotation = affine[:3, :3] / voxel_spacing(affine)
     handedness = 1.0 if np.linalg.det(rotation) > 0 else -1.0
     rotation = rotation * (1.0, 1.0, handedness)
@@ -214,7 +214,7 @@ def _flat(form: Floats) -> Floats:
 
 
 def _rotation_of(b: float, c: float, d: float) -> Floats:
-    """Give the rotation matrix (3, 3) of a unit quaternion whose first part is left out."""
+    """Return the rotation matrix (3, 3) of a unit quaternion whose first part is left out."""
     if not all(map(math.isfinite, (b, c, d))):
         return np.full((3, 3), np.nan)
     a = math.sqrt(max(0.0, 1.0 - (b * b + c * c + d * d)))

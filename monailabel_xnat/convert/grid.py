@@ -18,6 +18,12 @@ GRID_TOLERANCE = 0.1
 Rounding (float32 headers, decimal strings) moves voxels by some thousandths of this."""
 
 
+PLANE_TOLERANCE = 0.25
+"""How far the pixels of a frame may lie from voxel centres along each axis, in voxels. A slice may lie beside the
+straight line by a fifth of a pixel (`LATERAL_TOLERANCE`), which a frame with the position of that slice repeats;
+with half a voxel it would be open which one is meant."""
+
+
 Sources = Mapping[tuple[str, int], int]
 """The slice that each image became, by its SOP Instance UID and the number of its frame, from 1."""
 
@@ -75,18 +81,18 @@ class Grid:
         return cls(*read_itk_geometry(path))
 
     def corners(self) -> Floats:
-        """Give the centres of the eight corner voxels (8, 3), RAS, mm."""
+        """Return the centres of the eight corner voxels (8, 3), RAS, mm."""
         ends = np.array(list(product(*((0, size - 1) for size in self.shape))), dtype=np.float64)
         return np.asarray(ends @ self.affine[:3, :3].T + self.affine[:3, 3], dtype=np.float64)
 
     def offset_from(self, other: Grid) -> float:
-        """Give the largest distance (mm) between voxels of equal index; infinite if the shapes differ."""
+        """Return the largest distance (mm) between voxels of equal index; infinite if the shapes differ."""
         if self.shape != other.shape:
             return float("inf")
         return float(np.linalg.norm(self.corners() - other.corners(), axis=1).max())
 
     def matches(self, other: Grid, tolerance: float = GRID_TOLERANCE) -> bool:
-        """Tell whether two grids have the same shape and put each voxel at the same place.
+        """Return whether two grids have the same shape and put each voxel at the same place.
 
         Parameters
         ----------
@@ -99,7 +105,7 @@ class Grid:
         return self.offset_from(other) <= tolerance * float(smallest)
 
     def is_other_form(self, label: Grid, tolerance: float = GRID_TOLERANCE) -> bool:
-        """Tell whether a label lies voxel by voxel on this grid, as another program may have understood the image."""
+        """Return whether a label lies voxel by voxel on this grid, as another program may have understood the image."""
         if label.matches(self, tolerance):
             return False
         return any(label.matches(Grid(self.shape, affine), tolerance) for affine in self.others)

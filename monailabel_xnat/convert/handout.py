@@ -16,14 +16,15 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from monailabel_xnat.convert.forms import Forms, shear_of, without_shear
 from monailabel_xnat.convert.geometry import Floats, voxel_spacing
 from monailabel_xnat.convert.grid import GRID_TOLERANCE, Grid
-from monailabel_xnat.convert.itk import read_itk_dimension, read_itk_file, read_itk_geometry
-from monailabel_xnat.convert.nifti import LARGEST_SIZE, copy_with_affine, read_forms, write_nifti
+from monailabel_xnat.convert.itk import read_itk_dimension, read_itk_file, read_itk_geometry, simpleitk
+from monailabel_xnat.convert.nifti import LARGEST_SIZE, copy_with_affine, read_forms, read_nifti, write_nifti
 from monailabel_xnat.errors import ImageError
 
 # Its own type hints cover half of it.
@@ -42,6 +43,8 @@ _SPACE = re.compile(rb"^space:[ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
 _LONGEST_HEADER = 1 << 16
 _LPS = ("left-posterior-superior", "lps")
 _KNOWN = (*_LPS, "right-anterior-superior", "ras", "left-anterior-superior", "las")
+
+# Its own type hints cover half of it.
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +205,7 @@ def _straight(affine: Floats, shape: tuple[int, ...], name: str) -> Floats:
 
 
 def _is_plain(path: Path, forms: Forms, grid: Grid) -> bool:
-    """Tell whether all readers understand a NIfTI header as the affine of ``grid``."""
+    """Return whether all readers understand a NIfTI header as the affine of ``grid``."""
     if forms.dimensions < 3 or (forms.sform is None and forms.qform is None):
         return False
     # MONAI's NibabelReader distrusts an affine that has other voxel sizes than the header states.
@@ -248,3 +251,59 @@ def _prove(path: Path, grid: Grid) -> None:
     for reader, found in read.items():
         if not found.matches(grid, GRID_TOLERANCE):
             raise ValueError(f"{reader} understands the file that was written for it as {found}, instead of {grid}")
+
+
+def read_whole_image(path: Path) -> npt.NDArray[Any]:
+    """Read all voxels of an image file.
+
+    Parameters
+    ----------
+    path : Path
+        NIfTI, or any other format that SimpleITK reads.
+
+    Returns
+    -------
+    ndarray
+        The voxels, in index order.
+
+    Raises
+    ------
+    ImageError
+        If it is no image, or not whole. SimpleITK alone fills what is missing of a ``.nii.gz`` with zeros.
+    """
+    try:
+        if path.name.endswith((".nii", ".nii.gz")):
+            return _nifti_values(path)
+        return read_itk_file(path).values
+    except ValueError as error:
+        raise ImageError(f"{path.name} cannot be read as an image: {error}", hint="is the file whole?") from error
+
+
+def join_header_and_voxels(header: Path, target: Path) -> Path:
+    """Put an image whose voxels lie beside its header into one file.
+
+    Raises
+    ------
+    ImageError
+        If SimpleITK cannot read it.
+    """
+    try:
+        simpleitk().WriteImage(simpleitk().ReadImage(str(header)), str(target))
+    except RuntimeError as error:
+        raise ImageError(f"{header.name} cannot be read as an image", hint="are both files whole?") from error
+    return target
+
+
+def _nifti_values(path: Path) -> npt.NDArray[Any]:
+    try:
+        return read_nifti(path)[1]
+    except ValueError as error:
+        return _unusual_nifti_values(path, error)
+
+
+def _unusual_nifti_values(path: Path, problem: ValueError) -> npt.NDArray[Any]:
+    """Read NIfTI-2 and colours, which MONAI reads though our own reader does not."""
+    try:
+        return np.asanyarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
+    except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError):
+        raise problem from None

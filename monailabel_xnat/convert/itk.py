@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import bz2
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -12,9 +17,17 @@ import numpy.typing as npt
 
 from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats
 
+_LONGEST_HEADER = 1 << 20
+_BLOCK = 1 << 20
+_LARGEST_VOXEL = 8
+_END = re.compile(rb"\r?\n\r?\n")
+_ENCODING = re.compile(rb"^(encoding:[ \t]*)(?:bzip2|bz2)(?=[ \t]*\r?$)", re.MULTILINE | re.IGNORECASE)
+_SIZES = re.compile(rb"^sizes:([ \t\d]+)\r?$", re.MULTILINE)
+_DETACHED = re.compile(rb"^data ?file:", re.MULTILINE | re.IGNORECASE)
 
-def _simpleitk() -> Any:
-    """Give SimpleITK, loaded at first use: it takes longer than all the rest of this package."""
+
+def simpleitk() -> Any:
+    """Return SimpleITK, loaded at first use: it takes longer than all the rest of this package."""
     import SimpleITK
 
     return SimpleITK
@@ -85,7 +98,7 @@ def read_itk_file(path: Path) -> ItkFile:
 
 def itk_reader(path: Path, image_io: str = "") -> Any:
     """Make SimpleITK's reader for one file; ``image_io`` names the format where the file name does not."""
-    reader = _simpleitk().ImageFileReader()
+    reader = simpleitk().ImageFileReader()
     if image_io:
         reader.SetImageIO(image_io)
     reader.SetFileName(str(path))
@@ -94,12 +107,12 @@ def itk_reader(path: Path, image_io: str = "") -> Any:
 
 def itk_values(image: Any) -> npt.NDArray[Any]:
     """Copy the voxels of an image, slowest index first, components last."""
-    values: npt.NDArray[Any] = _simpleitk().GetArrayFromImage(image)
+    values: npt.NDArray[Any] = simpleitk().GetArrayFromImage(image)
     return values
 
 
 def itk_affine(image: Any) -> Floats:
-    """Give the affine, voxel index to LPS in mm, of an image or of a reader that has read its header."""
+    """Return the affine, voxel index to LPS in mm, of an image or of a reader that has read its header."""
     size = min(image.GetDimension(), 3)
     direction = np.reshape(image.GetDirection(), (image.GetDimension(), -1))[:size, :size]
     affine: Floats = np.eye(4)
@@ -122,3 +135,47 @@ def _with_header(path: Path) -> Any:
 def _reason(error: RuntimeError) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"SimpleITK cannot read it: {lines[-1] if lines else 'no reason given'}"
+
+
+@contextmanager
+def without_bzip2(path: Path) -> Iterator[Path]:
+    """Yield a file with the same voxels that ITK reads: the file itself, or a temporary one.
+
+    Raises
+    ------
+    ValueError
+        If what is compressed is damaged, or is more than the header promises.
+    """
+    head = b""
+    if path.name.lower().endswith(".nrrd"):
+        with path.open("rb") as stream:
+            head = stream.read(_LONGEST_HEADER)
+    end = _END.search(head)
+    if not (end and _ENCODING.search(head, 0, end.start()) and not _DETACHED.search(head, 0, end.start())):
+        yield path
+        return
+    with TemporaryDirectory(prefix="nrrd-") as folder:
+        plain = Path(folder) / path.name
+        _write_plain(path, head[: end.start()], end.end(), plain)
+        yield plain
+
+
+def _write_plain(path: Path, head: bytes, offset: int, target: Path) -> None:
+    sizes = _SIZES.search(head)
+    left = _LARGEST_VOXEL * math.prod(map(int, sizes[1].split())) if sizes else 0
+    decompressor = bz2.BZ2Decompressor()
+    with path.open("rb") as stream, target.open("xb") as plain:
+        plain.write(_ENCODING.sub(rb"\1raw", head) + b"\n\n")
+        stream.seek(offset)
+        while not decompressor.eof:
+            block = stream.read(_BLOCK) if decompressor.needs_input else b""
+            if decompressor.needs_input and not block:
+                raise ValueError("it is truncated: its compressed voxels end too early")
+            try:
+                part = decompressor.decompress(block, _BLOCK)
+            except OSError as error:
+                raise ValueError(f"its compressed voxels are damaged: {error}") from error
+            left -= len(part)
+            if left < 0:
+                raise ValueError("it holds more voxels than its header says")
+            plain.write(part)

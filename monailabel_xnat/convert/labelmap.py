@@ -1,33 +1,45 @@
-"""Label maps: read from what clients send, put on the grid of the image, written as NIfTI."""
+"""Label maps: numbers of segments on a grid of voxels, painted, counted, and put on the grid of an image."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
 
 from monailabel_xnat.convert.geometry import Floats, axis_codes, voxel_spacing
 from monailabel_xnat.convert.grid import GRID_TOLERANCE, Grid
-from monailabel_xnat.convert.itk import read_itk_file
-from monailabel_xnat.convert.lattice import fit, lattice_offset
-from monailabel_xnat.convert.nifti import is_second_version, read_nifti, write_nifti
-from monailabel_xnat.convert.nrrd import without_bzip2
-from monailabel_xnat.convert.segments import Segment, merge_components, parse_segments
-from monailabel_xnat.convert.voxels import label_values, whole_numbers
-from monailabel_xnat.errors import LabelFileError, LabelGeometryError
-
-# Its own type hints cover half of it.
-_nibabel: Any = nibabel
+from monailabel_xnat.errors import LabelGeometryError
 
 _OTHER_FORM = "lies on another form of the image's header (sform, qform): taken voxel by voxel"
 
-_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
+
+LARGEST_VALUE = 65535
+"""Of a voxel: what uint16 holds."""
+
+View = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+"""Gives the part of a volume (i, j, k) that a picture covers, as a view that is laid out as the picture."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a number in a label map means.
+
+    Parameters
+    ----------
+    value : int
+        The number.
+    name : str
+        Its name.
+    colour : tuple of int, or None
+        Red, green, blue, 0 to 255.
+    """
+
+    value: int
+    name: str
+    colour: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,43 +67,6 @@ class LabelMap:
     def grid(self) -> Grid:
         """The grid that the label lies on."""
         return Grid(tuple(self.array.shape), self.affine)
-
-
-def read_label(path: Path) -> LabelMap:
-    """Read a label map.
-
-    Segments of a ``.seg.nrrd`` that overlap (kept in layers by 3D Slicer) are merged: where several claim a
-    voxel the one later in the header has it.
-
-    Parameters
-    ----------
-    path : Path
-        ``.nii``, ``.nii.gz``, ``.nrrd``, ``.seg.nrrd``, ``.mha`` or ``.mhd``.
-
-    Raises
-    ------
-    LabelFileError
-        If the file is missing, empty, damaged or no label map: values that are negative, fractional or above
-        65535, or several channels that are not one for each number.
-    """
-    if not path.is_file():
-        raise LabelFileError(f"no such label file: {path.name}", hint="check the path")
-    if path.stat().st_size == 0:
-        raise LabelFileError(f"the label file is empty: {path.name}", hint="save the segmentation again")
-    if not path.name.lower().endswith(_SUFFIXES):
-        known = ", ".join(_SUFFIXES)
-        raise LabelFileError(f"not a label file: {path.name}", hint=f"save the segmentation as one of {known}")
-    try:
-        if path.name.lower().endswith((".nii", ".nii.gz")):
-            affine, values = _read_nifti(path)
-            array, notes = label_values(values)
-            return LabelMap(array, affine, notes=notes)
-        return _read_itk_label(path)
-    except ValueError as error:
-        raise LabelFileError(
-            f"{path.name} is no label map: {error}",
-            hint="send one volume of whole numbers from 0 to 65535, as NIfTI, NRRD or MetaImage",
-        ) from error
 
 
 def to_grid(label: LabelMap, grid: Grid, tolerance: float = GRID_TOLERANCE, *, any_extent: bool = False) -> LabelMap:
@@ -140,47 +115,6 @@ def to_grid(label: LabelMap, grid: Grid, tolerance: float = GRID_TOLERANCE, *, a
     return replace(fitted, affine=grid.affine.copy(), notes=(*fitted.notes, *note))
 
 
-def write_label(label: LabelMap, path: Path) -> None:
-    """Write a label map as NIfTI; equal labels give equal bytes.
-
-    Parameters
-    ----------
-    label : LabelMap
-        What to write; the file holds its array as uint8 or uint16, and its affine.
-    path : Path
-        ``.nii.gz`` or ``.nii``. It appears only when it is whole.
-    """
-
-    def slices() -> Iterator[npt.NDArray[Any]]:
-        yield from (label.array[:, :, k].T for k in range(label.array.shape[2]))
-
-    write_nifti(path, label.array.shape, label.affine, label.array.dtype, slices())
-
-
-def _read_nifti(path: Path) -> tuple[Floats, npt.NDArray[Any]]:
-    """Read the affine and the voxels of a NIfTI file, of version 1 or 2."""
-    if not is_second_version(path):
-        header, values = read_nifti(path)
-        return header.affine, values
-    try:
-        image = _nibabel.load(path)
-        return np.asarray(image.affine, dtype=np.float64), np.asanyarray(image.dataobj)
-    except (OSError, EOFError, zlib.error, _nibabel.filebasedimages.ImageFileError) as error:
-        raise ValueError(f"it is truncated or damaged: {error}") from error
-
-
-def _read_itk_label(path: Path) -> LabelMap:
-    with without_bzip2(path) as plain:
-        file = read_itk_file(plain)
-    fields = parse_segments(file.fields)
-    if not fields:
-        array, notes = label_values(file.values)
-        return LabelMap(array, file.affine, notes=notes)
-    stack, rounded = whole_numbers(file.values if file.values.ndim == 4 else file.values[..., np.newaxis])
-    merged, segments, notes = merge_components(stack, fields)
-    return LabelMap(whole_numbers(merged)[0], file.affine, segments, (*rounded, *notes))
-
-
 def _fitted(label: LabelMap, grid: Grid, tolerance: float) -> LabelMap | None:
     """Crop or pad a label that lies on the lattice of a grid; None if it does not.
 
@@ -192,12 +126,20 @@ def _fitted(label: LabelMap, grid: Grid, tolerance: float) -> LabelMap | None:
     offset = lattice_offset(label.grid, grid, tolerance)
     if offset is None:
         return None
-    fitted = fit(label.array, offset, grid.shape)
-    if fitted.outside:
-        raise _geometry_error(label.grid, grid, f"{fitted.outside} labelled voxels lie outside the image. ")
+    fitted = np.zeros(grid.shape, dtype=label.array.dtype, order="F")
+    there, here = [], []
+    for start, size, new in zip(offset, label.array.shape, grid.shape):
+        low, high = max(0, start), max(0, start, min(new, start + size))
+        there.append(slice(low, high))
+        here.append(slice(low - start, high - start))
+    inside = label.array[tuple(here)]
+    outside = int(np.count_nonzero(label.array)) - int(np.count_nonzero(inside))
+    if outside:
+        raise _geometry_error(label.grid, grid, f"{outside} labelled voxels lie outside the image. ")
+    fitted[tuple(there)] = inside
     before, after = (" x ".join(map(str, shape)) for shape in (label.array.shape, grid.shape))
     note = f"cropped or padded from {before} to the {after} voxels of the image, without loss: the lattice is the same"
-    return replace(label, array=fitted.array, notes=(*label.notes, note))
+    return replace(label, array=fitted, notes=(*label.notes, note))
 
 
 def _reoriented(label: LabelMap, grid: Grid) -> LabelMap | None:
@@ -253,3 +195,88 @@ def _differences(label: Grid, image: Grid) -> Iterator[str]:
         yield f"origin by {shift:.3f} mm"
     if label.shape == image.shape:
         yield f"voxels by up to {label.offset_from(image):.3f} mm"
+
+
+class Canvas:
+    """Voxels of a grid, 0 at first. Where several segments claim a voxel the one painted last has it.
+
+    Parameters
+    ----------
+    grid : Grid
+        The grid of the image.
+    largest : int
+        The largest value that will be painted.
+    """
+
+    def __init__(self, grid: Grid, largest: int) -> None:
+        dtype = np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16
+        # Fortran order: a slice is one block, and NIfTI stores it so.
+        self.array: npt.NDArray[Any] = np.zeros(grid.shape, dtype=dtype, order="F")
+        self._claimed_twice: npt.NDArray[np.bool_] | None = None
+
+    def paint(self, view: View, mask: npt.NDArray[np.bool_], value: int) -> None:
+        """Return ``value`` to the voxels of a view where ``mask``, of the same shape, is true."""
+        target = view(self.array)
+        taken = mask & (target != 0) & (target != value)
+        if taken.any():
+            if self._claimed_twice is None:
+                self._claimed_twice = np.zeros(self.array.shape, dtype=bool, order="F")
+            view(self._claimed_twice)[taken] = True
+        np.copyto(target, target.dtype.type(value), where=mask)
+
+    @property
+    def overlap(self) -> int:
+        """How many voxels were claimed by more than one segment."""
+        return 0 if self._claimed_twice is None else int(np.count_nonzero(self._claimed_twice))
+
+    def label_array(self) -> npt.NDArray[Any]:
+        """Return the label map (i, j, k), as uint8 where that holds its values."""
+        if self.array.dtype == np.uint16 and self.array.max(initial=0) <= np.iinfo(np.uint8).max:
+            return self.array.astype(np.uint8)
+        return self.array
+
+
+def lattice_offset(one: Grid, other: Grid, tolerance: float) -> tuple[int, int, int] | None:
+    """Return the index in ``other`` of the first voxel of ``one``; None if their voxels do not coincide.
+
+    Parameters
+    ----------
+    one, other : Grid
+        Two grids whose axes run the same way.
+    tolerance : float
+        How far apart voxels may lie to count as the same, as a share of the smallest voxel size.
+    """
+    to_other = np.linalg.inv(other.affine)
+    first = to_other[:3, :3] @ one.affine[:3, 3] + to_other[:3, 3]
+    offset = np.rint(first)
+    if np.abs(offset).max() > np.iinfo(np.int32).max:
+        return None
+    moved = other.affine.copy()
+    moved[:3, 3] += other.affine[:3, :3] @ offset
+    smallest = float(min(voxel_spacing(one.affine).min(), voxel_spacing(other.affine).min()))
+    if one.offset_from(Grid(one.shape, moved)) > tolerance * smallest:
+        return None
+    return int(offset[0]), int(offset[1]), int(offset[2])
+
+
+def unclaimed(array: npt.NDArray[Any], segments: Sequence[Segment]) -> str:
+    """List the values of a label map that no segment has, with their voxel counts; empty if there are none.
+
+    Parameters
+    ----------
+    array : ndarray (i, j, k)
+        Whole numbers; 0 is background.
+    segments : sequence of Segment
+        The segments that are known.
+    """
+    counts = voxel_counts(array)
+    counts[[0, *(segment.value for segment in segments if segment.value < len(counts))]] = 0
+    return ", ".join(f"{value} ({counts[value]} voxels)" for value in np.flatnonzero(counts))
+
+
+def voxel_counts(array: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Count the voxels of each value, slice by slice, because bincount needs 8 bytes for each voxel at a time."""
+    counts = np.zeros(int(array.max(initial=0)) + 1, np.int64)
+    for k in range(array.shape[2]):
+        counts += np.bincount(array[:, :, k].ravel(order="K"), minlength=len(counts))
+    return counts

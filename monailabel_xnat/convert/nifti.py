@@ -88,7 +88,7 @@ def write_nifti(
 
 @contextmanager
 def replaced_when_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name in the folder of ``path``; rename it at the end, remove it after a failure."""
+    """Return a temporary name in the folder of ``path``; rename it at the end, remove it after a failure."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         yield temporary

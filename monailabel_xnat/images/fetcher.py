@@ -124,7 +124,7 @@ class Fetcher:
     ) -> Fetched:
         """Convert the series to NIfTI: from the files that are here already, or from others as they arrive."""
         from monailabel_xnat.convert.dicom.conversion import Conversion
-        from monailabel_xnat.convert.dicom.sources import encode_sources, sources_of
+        from monailabel_xnat.convert.dicom.volume import encode_sources, sources_of
 
         uid = scan.series_uid or None
         with Conversion(f"resource {resource.label} of scan {scan.image_id}", series_uid=uid) as conversion:
@@ -157,9 +157,8 @@ class Fetcher:
         return Fetched(folder, note=_note(filter(None, uids), scan))
 
     def _as_file(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Fetched:
-        from monailabel_xnat.convert.dicom.sources import encode_sources
-        from monailabel_xnat.convert.handout import hand_out, unpaired
-        from monailabel_xnat.convert.wholefile import join_header_and_voxels, read_whole_image
+        from monailabel_xnat.convert.dicom.volume import encode_sources
+        from monailabel_xnat.convert.handout import hand_out, join_header_and_voxels, read_whole_image, unpaired
 
         image = image_file(files, f"resource {resource.label} of scan {scan.image_id}")
         joined = joined_ending(image.path)

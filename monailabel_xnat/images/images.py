@@ -291,7 +291,7 @@ class Images:
 
     def _sources(self, scan: Scan, entry: Entry) -> Sources:
         """Find which DICOM images the slices were made of; they are read where an earlier version kept no list."""
-        from monailabel_xnat.convert.dicom.sources import decode_sources, read_sources
+        from monailabel_xnat.convert.dicom.volume import decode_sources, read_sources
 
         with suppress(OSError, ValueError):
             return decode_sources(entry.sources.read_bytes())

@@ -269,7 +269,7 @@ def _require_content(path: Path) -> None:
 def _checked_modality(path: Path, kind: str, settings: Settings) -> str:
     """Read an image file as a whole, and tell its modality: the only one that is listed, else CT by its values."""
     # Brings SimpleITK, which takes a while to load; a datastore to which nothing is added never needs it.
-    from monailabel_xnat.convert.wholefile import read_whole_image
+    from monailabel_xnat.convert.handout import read_whole_image
 
     wrong = named_wrong(path, path.name)
     if wrong:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monailabel_xnat.convert import LabelMap, Segment, read_label, write_label
-from monailabel_xnat.convert.segments import unclaimed, voxel_counts
+from monailabel_xnat.convert.labelmap import unclaimed, voxel_counts
 from monailabel_xnat.errors import LabelError
 
 logger = logging.getLogger(__name__)

@@ -40,7 +40,7 @@ from monailabel_xnat.client.roi import (
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import writing
 from monailabel_xnat.convert import LabelMap, Segment, read_label, write_seg
-from monailabel_xnat.convert.dicom.references import instance_of_head
+from monailabel_xnat.convert.dicom.objects import instance_of_head
 from monailabel_xnat.disk import must_work, private_folder
 from monailabel_xnat.errors import (
     NotInArchiveError,

@@ -248,7 +248,7 @@ class Dataset:
         if isinstance(known, str) and known:
             return known
         # It brings SimpleITK and ITK, which take a while to load.
-        from monailabel_xnat.convert.dicom.seriesfolder import require_grid_in_folder
+        from monailabel_xnat.convert.dicom.series import require_grid_in_folder
 
         try:
             require_grid_in_folder(folder, self._images.grid(scan))

@@ -11,7 +11,7 @@ from rtstruct_writer import Roi, StructureSetWriter
 from series_writer import AXIAL, SeriesWriter, random_stack, rotated
 
 from monailabel_xnat.convert import Grid, LabelMap, dicom_to_nifti, read_rtstruct, read_seg, write_seg
-from monailabel_xnat.convert.dicom.sources import sources_of
+from monailabel_xnat.convert.dicom.volume import sources_of
 from monailabel_xnat.errors import ImageConversionError, LabelGeometryError
 
 STACK = random_stack((6, 9, 10))

@@ -23,7 +23,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless, generate_ui
 from series_writer import AXIAL, CORONAL, SAGITTAL, SeriesWriter, rotated
 
 from monailabel_xnat.convert import Grid, LabelMap, Segment, dicom_to_nifti, read_seg, seg_references, write_seg
-from monailabel_xnat.convert.seg.colours import dicom_lab_to_rgb, rgb_to_dicom_lab
+from monailabel_xnat.convert.seg.segments import dicom_lab_to_rgb, rgb_to_dicom_lab
 from monailabel_xnat.errors import ImageError, LabelError, LabelFileError, LabelGeometryError
 
 with warnings.catch_warnings():

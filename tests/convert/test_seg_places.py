@@ -13,7 +13,7 @@ from series_writer import SeriesWriter
 from test_seg import ORIENTATIONS, Case, edited, reversed_frames
 
 from monailabel_xnat.convert import Grid, LabelMap, dicom_to_nifti, read_seg, write_seg
-from monailabel_xnat.convert.dicom.sources import decode_sources, encode_sources, sources_of
+from monailabel_xnat.convert.dicom.volume import decode_sources, encode_sources, sources_of
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from monailabel_xnat.convert import Grid, dicom_to_nifti, read_rtstruct, read_seg
-from monailabel_xnat.convert.dicom.sources import sources_of
+from monailabel_xnat.convert.dicom.volume import sources_of
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 CASES = SHARED / "cases" / "viewers"

@@ -149,7 +149,7 @@ def test_a_folder_of_dicom_is_paired_with_a_label_on_the_grid_that_it_is_read_on
 
 def test_a_folder_is_checked_once(site, monkeypatch):
     site(image_format="dicom", cache="once").datalist()
-    monkeypatch.setattr("monailabel_xnat.convert.dicom.seriesfolder.require_grid_in_folder", None)
+    monkeypatch.setattr("monailabel_xnat.convert.dicom.series.require_grid_in_folder", None)
     assert len(site(image_format="dicom", cache="once").datalist()) == 3
 
 

@@ -13,15 +13,11 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import iterparse
 
-from monailabel_xnat.convert.canvas import Canvas, View
-from monailabel_xnat.convert.contours.notes import empty_slices, lost_contours
-from monailabel_xnat.convert.contours.polygons import fill_polygons, is_flat
-from monailabel_xnat.convert.dicom.references import SliceFinder
+from monailabel_xnat.convert.contours.polygons import empty_slices, fill_polygons, is_flat, lost_contours
+from monailabel_xnat.convert.dicom.objects import SliceFinder
 from monailabel_xnat.convert.geometry import Floats
 from monailabel_xnat.convert.grid import Grid
-from monailabel_xnat.convert.labelmap import LabelMap
-from monailabel_xnat.convert.segments import Segment
-from monailabel_xnat.convert.voxels import LARGEST_VALUE
+from monailabel_xnat.convert.labelmap import LARGEST_VALUE, Canvas, LabelMap, Segment, View
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 FIRST_CENTRE = 0.5

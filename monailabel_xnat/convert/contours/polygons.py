@@ -10,7 +10,7 @@ pixels that it runs through.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -193,3 +193,17 @@ def _pieces(start: Floats, end: Floats, shape: tuple[int, ...]) -> Iterator[Floa
     for first, last in itertools.pairwise(places):
         if (last - first) * length > _SHORTEST_PIECE:
             yield start + (first + last) / 2 * step
+
+
+def lost_contours(name: str, contours: Sequence[Floats], shape: tuple[int, int]) -> Iterator[str]:
+    """Note how many contours of a structure hold the centre of no voxel."""
+    lost = sum(holds_no_pixel(corners, shape) for corners in contours)
+    if lost:
+        yield f"{name}: {lost} contours lie between the centres of voxels and mark none on their own"
+
+
+def empty_slices(name: str, slices: Collection[int]) -> Iterator[str]:
+    """Note how many slices between those of a structure have no contour."""
+    missing = max(slices) - min(slices) + 1 - len(set(slices)) if slices else 0
+    if missing:
+        yield f"{name}: {missing} slices between its contours have none and stay empty"

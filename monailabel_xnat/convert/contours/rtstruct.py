@@ -10,18 +10,22 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 
-from monailabel_xnat.convert.canvas import Canvas, View
-from monailabel_xnat.convert.contours.notes import empty_slices, lost_contours
-from monailabel_xnat.convert.contours.polygons import fill_polygons, is_flat
+from monailabel_xnat.convert.contours.polygons import empty_slices, fill_polygons, is_flat, lost_contours
 from monailabel_xnat.convert.dicom import elements
-from monailabel_xnat.convert.dicom.objects import damage_named, decoded, encodings_of, open_object, refuse_truncated
-from monailabel_xnat.convert.dicom.references import RTSTRUCT_CLASSES, ImageReference, SliceFinder, contour_references
+from monailabel_xnat.convert.dicom.objects import (
+    RTSTRUCT_CLASSES,
+    ImageReference,
+    SliceFinder,
+    contour_references,
+    damage_named,
+    decoded,
+    encodings_of,
+    open_object,
+    refuse_truncated,
+)
 from monailabel_xnat.convert.geometry import Floats, group_by_distance, voxel_spacing
-from monailabel_xnat.convert.grid import Grid
-from monailabel_xnat.convert.labelmap import LabelMap
-from monailabel_xnat.convert.seg.placement import PLANE_TOLERANCE
-from monailabel_xnat.convert.segments import Segment
-from monailabel_xnat.convert.voxels import LARGEST_VALUE
+from monailabel_xnat.convert.grid import PLANE_TOLERANCE, Grid
+from monailabel_xnat.convert.labelmap import LARGEST_VALUE, Canvas, LabelMap, Segment, View
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 SAME_PLANE_TOLERANCE = 0.02
@@ -203,7 +207,7 @@ def _touches(corners: Floats, grid: Grid) -> bool:
 
 
 def _draw(roi: _Roi, grid: Grid, canvas: Canvas) -> Iterator[str]:
-    """Fill the contours of a structure, plane after plane; give notes."""
+    """Fill the contours of a structure, plane after plane; return notes."""
     contours = [corners for corners in roi.contours if _touches(corners, grid)]
     if len(contours) < len(roi.contours):
         yield f"{roi.segment.name}: {len(roi.contours) - len(contours)} contours lie outside the image"

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from monailabel_xnat.convert.dicom.file import write_private
 from monailabel_xnat.convert.dicom.headers import ImageHeader, OtherFile, read_header
-from monailabel_xnat.convert.dicom.pixels import SliceValues, common_dtype, is_plain
+from monailabel_xnat.convert.dicom.pixels import SliceValues, common_dtype
 from monailabel_xnat.convert.dicom.series import Source, choose_series, list_files, where
-from monailabel_xnat.convert.dicom.slices import SliceReader
+from monailabel_xnat.convert.dicom.slices import SliceReader, is_plain
 from monailabel_xnat.convert.dicom.volume import VolumePlan, plan_volume
 from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats
 from monailabel_xnat.convert.nifti import LARGEST_SIZE, write_nifti
@@ -252,7 +252,7 @@ def _shape(plan: VolumePlan, columns: int, rows: int, samples: Sequence[int]) ->
 
 
 def _blocks(slices: Sequence[SliceValues], dtype: np.dtype[Any], samples: Sequence[int]) -> Iterator[npt.NDArray[Any]]:
-    """Give the voxels in the order of the file: one colour after the other, slice after slice."""
+    """Return the voxels in the order of the file: one colour after the other, slice after slice."""
     if not samples:
         yield from (part.values(dtype) for part in slices)
         return

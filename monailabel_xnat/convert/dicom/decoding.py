@@ -4,7 +4,7 @@ SimpleITK (GDCM) reads most files right, but not all: 32-bit big endian values, 
 than 32, run-length encoded colours of more than 8 bits and inverted JPEG 2000 images come out wrong without a word.
 pydicom reads everything uncompressed as the standard says. So pydicom decodes what is not compressed and the
 run-length encoded colours, and SimpleITK the rest; what the stored values mean is applied here, for both alike
-(:mod:`monailabel_xnat.convert.dicom.photometric`). A file for which neither is known to be right is refused by name.
+(:mod:`monailabel_xnat.convert.dicom.pixels`). A file for which neither is known to be right is refused by name.
 """
 
 from __future__ import annotations
@@ -18,23 +18,29 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
 
-from monailabel_xnat.convert.dicom.file import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, damage_named
-from monailabel_xnat.convert.dicom.headers import ImageHeader
-from monailabel_xnat.convert.dicom.mosaic import picture_of
-from monailabel_xnat.convert.dicom.photometric import (
+from monailabel_xnat.convert.dicom.file import (
+    BIG_ENDIAN,
+    DEFLATED,
+    EXPLICIT,
+    IMPLICIT,
+    damage_named,
+    lacks_offset_table,
+)
+from monailabel_xnat.convert.dicom.headers import ImageHeader, picture_of
+from monailabel_xnat.convert.dicom.pixels import (
     INVERTED,
     PALETTE,
     PLAIN,
     SUBSAMPLED,
     YBR,
+    Array,
+    SliceValues,
     colours_of_indices,
     inverted,
     looked_up,
     rgb_of_ybr,
     within_bits,
 )
-from monailabel_xnat.convert.dicom.pixeldata import lacks_offset_table
-from monailabel_xnat.convert.dicom.pixels import Array, SliceValues
 from monailabel_xnat.convert.geometry import Floats
 from monailabel_xnat.convert.itk import itk_affine, itk_reader, itk_values
 from monailabel_xnat.errors import ImageConversionError
@@ -194,7 +200,7 @@ def _contradiction(header: ImageHeader) -> str:
 
 
 def _is_scaled_by_simpleitk(header: ImageHeader) -> bool:
-    """Tell whether SimpleITK gives the final values: GDCM scales all frames by the first frame's slope, and no LUT."""
+    """Return whether SimpleITK gives the final values: GDCM scales all frames by the first slope, and no LUT."""
     scalings = {(frame.slope, frame.intercept) for frame in header.frames}
     is_coded_colour = header.samples == 3 and header.bits_allocated == 8
     is_grey = header.photometric in (PLAIN, "") and not header.modality_lut
@@ -214,7 +220,7 @@ def _stored(header: ImageHeader) -> Array:
 
 
 def _is_for_pydicom(header: ImageHeader) -> bool:
-    """Tell whether pydicom decodes a file: GDCM shuffles run-length encoded samples that are larger than usual."""
+    """Return whether pydicom decodes a file: GDCM shuffles run-length encoded samples that are larger than usual."""
     if header.transfer_syntax != RLELossless:
         return header.transfer_syntax in _UNCOMPRESSED
     return header.bits_allocated > (8 if header.samples == 3 else 16)

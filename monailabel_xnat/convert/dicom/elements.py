@@ -25,7 +25,7 @@ class ElementError(ValueError):
 
 
 def _value(source: Elements, tag: int) -> Any:
-    """Give the value of an element, as bytes if it has not been converted; None if it is absent."""
+    """Return the value of an element, as bytes if it has not been converted; None if it is absent."""
     if not isinstance(source, Dataset):
         return source.get(tag)
     element = source.get_item(Tag(tag)) if Tag(tag) in source else None
@@ -33,7 +33,7 @@ def _value(source: Elements, tag: int) -> Any:
 
 
 def text(source: Elements, tag: int) -> str:
-    """Give the value of a string element without padding, empty if it is absent."""
+    """Return the value of a string element without padding, empty if it is absent."""
     value = _value(source, tag)
     if value is None:
         return ""
@@ -45,13 +45,13 @@ def text(source: Elements, tag: int) -> str:
 
 
 def texts(source: Elements, tag: int) -> tuple[str, ...]:
-    """Give the values of a multi-valued string element."""
+    """Return the values of a multi-valued string element."""
     value = text(source, tag)
     return tuple(part.strip() for part in value.split("\\")) if value else ()
 
 
 def decimals(source: Elements, tag: int, count: int = 0) -> tuple[float, ...] | None:
-    """Give the values of a decimal or integer string (DS, IS), None if it is absent or empty.
+    """Return the values of a decimal or integer string (DS, IS), None if it is absent or empty.
 
     Parameters
     ----------
@@ -82,24 +82,24 @@ def decimals(source: Elements, tag: int, count: int = 0) -> tuple[float, ...] | 
 
 
 def decimal(source: Elements, tag: int) -> float | None:
-    """Give the first value of a decimal or integer string, None if it is absent or empty."""
+    """Return the first value of a decimal or integer string, None if it is absent or empty."""
     values = decimals(source, tag)
     return values[0] if values else None
 
 
 def integers(source: Elements, tag: int, code: str = "H") -> tuple[int, ...]:
-    """Give the values of a binary integer element (US "H", UL "I"), empty if it is absent."""
+    """Return the values of a binary integer element (US "H", UL "I"), empty if it is absent."""
     return tuple(int(value) for value in _unpack(source, tag, code))
 
 
 def integer(source: Elements, tag: int, default: int = 0) -> int:
-    """Give the first value of a US element."""
+    """Return the first value of a US element."""
     values = integers(source, tag)
     return values[0] if values else default
 
 
 def double(source: Elements, tag: int) -> float | None:
-    """Give the first value of an FD element, None if it is absent or empty."""
+    """Return the first value of an FD element, None if it is absent or empty."""
     values = _unpack(source, tag, "d")
     return float(values[0]) if values else None
 
@@ -110,7 +110,7 @@ def doubles(source: Elements, tag: int) -> tuple[float, ...]:
 
 
 def items(source: Elements, tag: int) -> list[Dataset]:
-    """Give the items of a sequence, none if it is absent."""
+    """Return the items of a sequence, none if it is absent."""
     if not isinstance(source, Dataset) or Tag(tag) not in source:
         return []
     return list(source[Tag(tag)].value or [])

@@ -1,4 +1,4 @@
-"""The top-level elements of a DICOM file, up to its pixel data.
+"""A DICOM file: its top-level elements, and whether its pixel data is whole.
 
 A walk over the file finds the few elements that matter in a fraction of the time that pydicom takes to parse
 them all; it knows the plain encodings. Whatever it meets beyond them (functional groups, big endian or deflated
@@ -132,7 +132,7 @@ def _content(stream: BinaryIO) -> Iterator[_Buffer]:
 
 
 def _looks_like_dicom(start: bytes) -> bool:
-    """Tell DICOM by its magic word, or, in files of old that lack it, by a first element of group 2 or 8."""
+    """Recognise DICOM by its magic word, or, in files of old that lack it, by a first element of group 2 or 8."""
     if start[_MAGIC_OFFSET:] == b"DICM":
         return True
     if len(start) < _MAGIC_OFFSET or start[:2] not in (b"\x02\x00", b"\x08\x00"):
@@ -179,7 +179,7 @@ def _walk(buffer: _Buffer, wanted: Collection[int]) -> DicomFile:
 def _find(
     buffer: _Buffer, position: int, explicit: bool, wanted: Collection[int], group: int = 0
 ) -> tuple[dict[int, bytes], int]:
-    """Collect elements up to the pixel data, the end, or the end of ``group``; say where that is."""
+    """Collect elements up to the pixel data, the end, or the end of ``group``; return where that is."""
     found: dict[int, bytes] = {}
     size = len(buffer)
     while position < size:
@@ -233,7 +233,7 @@ def _unknown_form(buffer: _Buffer, position: int, tag: int) -> tuple[int, int]:
 
 
 def _skip_items(buffer: _Buffer, position: int, explicit: bool) -> int:
-    """Give where a sequence of undefined length ends."""
+    """Return where a sequence of undefined length ends."""
     while True:
         tag, length, value = _element(buffer, position, explicit)
         if tag == _SEQUENCE_END:
@@ -252,7 +252,7 @@ def _skip_items(buffer: _Buffer, position: int, explicit: bool) -> int:
 
 
 def file_size(stream: BinaryIO) -> int:
-    """Give the size of an open file, and leave its position."""
+    """Return the size of an open file, and leave its position."""
     position = stream.tell()
     size = stream.seek(0, os.SEEK_END)
     stream.seek(position)
@@ -268,3 +268,118 @@ def write_private(path: Path, content: bytes) -> None:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def has_float_pixels(stream: BinaryIO, syntax: str) -> bool:
+    """Return whether floating point pixel data follows (parametric maps), which SimpleITK does not read."""
+    position = stream.tell()
+    tag, _ = _element_start(stream, syntax)
+    stream.seek(position)
+    return tag in (FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA)
+
+
+def locate_pixel_data(path: Path, stream: BinaryIO, syntax: str, expected: int, frames: int) -> tuple[int, int]:
+    """Find the pixel data and check that it is whole.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    stream : binary file
+        The open file, at the pixel data element or at its end.
+    syntax : str
+        UID of the transfer syntax.
+    expected : int
+        Bytes of uncompressed pixel data that the header promises.
+    frames : int
+        Number of frames.
+
+    Returns
+    -------
+    offset : int
+        Where raw little endian pixel data begins; -1 if it is stored in another way.
+    length : int
+        Its length as the element states it.
+
+    Raises
+    ------
+    ImageConversionError
+        If there is none, or less than promised.
+    """
+    if syntax == DEFLATED:
+        _check_length(path, _inflated_length(stream), expected)
+        return -1, expected
+    size = file_size(stream)
+    tag, length = _element_start(stream, syntax)
+    if tag != PIXEL_DATA:
+        message = f"{path.name} has no pixel data; it has {size} bytes, and may be truncated"
+        raise ImageConversionError(message, hint=RESTORE)
+    offset = stream.tell()
+    if length == UNDEFINED_LENGTH:
+        _check_fragments(path, stream, frames)
+        return -1, size - offset
+    if syntax not in (IMPLICIT, EXPLICIT, BIG_ENDIAN):
+        return -1, length
+    _check_length(path, min(length, size - offset), expected)
+    return (-1 if syntax == BIG_ENDIAN else offset), length
+
+
+def _element_start(stream: BinaryIO, syntax: str) -> tuple[int, int]:
+    """Read tag and length of an element; (0, 0) at the end of the file."""
+    order = ">" if syntax == BIG_ENDIAN else "<"
+    size = 8 if syntax == IMPLICIT else 12
+    start = stream.read(size)
+    if len(start) < size:
+        return 0, 0
+    group, number = struct.unpack_from(f"{order}HH", start)
+    (length,) = struct.unpack_from(f"{order}I", start, size - 4)
+    return group << 16 | number, length
+
+
+def _check_length(path: Path, length: int, expected: int) -> None:
+    if length < expected:
+        message = f"{path.name} is truncated: {length} of {expected} bytes of pixel data"
+        raise ImageConversionError(message, hint=RESTORE)
+
+
+def _inflated_length(stream: BinaryIO) -> int:
+    stream.seek(0)
+    dataset = pydicom.dcmread(stream, specific_tags=[PIXEL_DATA])
+    return len(dataset.PixelData) if PIXEL_DATA in dataset else 0
+
+
+def lacks_offset_table(start: bytes) -> bool:
+    """Return whether encapsulated pixel data begins with a frame instead of an offset table.
+
+    Parameters
+    ----------
+    start : bytes
+        Its first 12 bytes at least.
+    """
+    length = int.from_bytes(start[4:8], "little")
+    return length > 0 and start[8:12] != b"\0\0\0\0"
+
+
+def _check_fragments(path: Path, stream: BinaryIO, frames: int) -> None:
+    """Walk the fragments of compressed pixel data (DICOM PS3.5 A.4) to see that the last one is whole."""
+    size = file_size(stream)
+    position = stream.tell()
+    start = stream.read(12)
+    # The first item is the offset table, which begins with a 0; some writers leave it out.
+    count = 0 if lacks_offset_table(start) else -1
+    while True:
+        stream.seek(position)
+        start = stream.read(8)
+        group, number, length = struct.unpack("<HHI", start) if len(start) == 8 else (0, 0, 0)
+        if (group, number) == (0xFFFE, 0xE0DD):
+            break
+        position += 8 + length
+        if (group, number) != (0xFFFE, 0xE000) or position > size:
+            # Some writers leave out the delimiter at the end: nothing is missing then.
+            if not start and count >= frames:
+                break
+            message = f"{path.name} is truncated: its compressed pixel data ends in fragment {count + 1}"
+            raise ImageConversionError(message, hint=RESTORE)
+        count += 1
+    if count < 1:
+        raise ImageConversionError(f"{path.name} has no pixel data: no fragment is stored", hint=RESTORE)

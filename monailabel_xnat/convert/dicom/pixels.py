@@ -1,4 +1,4 @@
-"""The values of the frames of a file, and how plainly stored ones are copied from it."""
+"""What stored pixel values stand for: grey values, inverted ones, indices of colours, other colour spaces."""
 
 from __future__ import annotations
 
@@ -8,18 +8,78 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from monailabel_xnat.convert.dicom.headers import ImageHeader
-from monailabel_xnat.errors import ImageConversionError
+from pydicom.dataset import Dataset
+from pydicom.pixel_data_handlers.util import apply_color_lut, apply_modality_lut, convert_color_space
 
 Array = npt.NDArray[Any]
-Dtype = np.dtype[Any]
 
+PLAIN = "MONOCHROME2"
+INVERTED = "MONOCHROME1"
+PALETTE = "PALETTE COLOR"
+YBR = "YBR_FULL"
+SUBSAMPLED = "YBR_FULL_422"
+
+Dtype = np.dtype[Any]
 _INTEGERS = (np.dtype(np.uint8), np.dtype(np.int16), np.dtype(np.uint16), np.dtype(np.int32))
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _FLOAT32_EXACT = 1 << 24
-# CT, MR and PET images (DICOM PS3.4 B.5): Rescale Slope and Intercept are all there is between file and value.
-_DIRECT_CLASSES = frozenset(("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"))
+
+
+def within_bits(stored: Array, allocated: int, bits: int, signed: bool) -> Array:
+    """Return stored values without what lies above Bits Stored, where old files keep overlays.
+
+    Parameters
+    ----------
+    stored : ndarray
+        Stored values, of ``allocated`` bits each.
+    allocated, bits : int
+        Bits Allocated and Bits Stored; the High Bit is the last of the stored ones.
+    signed : bool
+        Whether the highest stored bit is the sign.
+    """
+    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+    if low <= int(stored.min()) and int(stored.max()) <= high:
+        return stored
+    shift = stored.dtype.type(allocated - bits)
+    # The shift to the right repeats the sign of signed values, and fills up unsigned ones with zeros.
+    return np.asarray((stored << shift) >> shift)
+
+
+def inverted(stored: Array, bits: int, signed: bool) -> Array:
+    """Return the values of an image whose smallest value is white (MONOCHROME1), turned over as ITK does it."""
+    if signed:
+        return np.asarray(-1 - stored)
+    return np.asarray(stored.dtype.type((1 << bits) - 1) - stored)
+
+
+def colours_of_indices(indices: Array, tables: Dataset) -> Array:
+    """Return the RGB colours of palette indices, with the highest 8 bits of each entry, as ITK does it.
+
+    Parameters
+    ----------
+    indices : ndarray
+        Any shape.
+    tables : Dataset
+        With the palette's three tables, plain or segmented.
+    """
+    for colour in ("Red", "Green", "Blue"):
+        name = f"{colour}PaletteColorLookupTableData"
+        if name in tables and not tables.is_little_endian:
+            # pydicom reads the table in the order of this machine.
+            tables[name].value = np.frombuffer(tables[name].value, ">u2").astype("<u2").tobytes()
+    colours = apply_color_lut(indices, tables)
+    entry_bits = tables.RedPaletteColorLookupTableDescriptor[2]
+    return np.asarray(colours >> max(0, entry_bits - 8), dtype=np.uint8)
+
+
+def looked_up(stored: Array, tables: Dataset) -> Array:
+    """Return what the Modality LUT Sequence of a dataset makes of stored values."""
+    return np.asarray(apply_modality_lut(stored, tables))
+
+
+def rgb_of_ybr(values: Array) -> Array:
+    """Return the RGB colours of 8-bit YBR_FULL samples (last axis)."""
+    return np.asarray(convert_color_space(values, YBR, "RGB", per_frame=values.ndim > 3))
 
 
 @dataclass(frozen=True)
@@ -80,12 +140,12 @@ class SliceValues:
         return replace(self, stored=self.stored.astype(self.dtype))
 
     def equals(self, other: SliceValues) -> bool:
-        """Tell whether two frames have the same values."""
+        """Return whether two frames have the same values."""
         same_kind = self.dtype == other.dtype and self.stored.shape == other.stored.shape
         return same_kind and np.array_equal(self.values(self.dtype), other.values(self.dtype), equal_nan=True)
 
     def values(self, dtype: Dtype) -> Array:
-        """Give the values in ``dtype``, which must hold them."""
+        """Return the values in ``dtype``, which must hold them."""
         if (self.slope, self.intercept) == (1.0, 0.0):
             return self.stored.astype(dtype, copy=False)
         if self.slope == 1.0 and dtype.kind != "f":
@@ -97,7 +157,7 @@ class SliceValues:
 
 
 def _all_equal(values: Array, rounded: Any) -> bool:
-    """Tell whether rounding changes nothing; most slices that it changes show it in their middle row."""
+    """Return whether rounding changes nothing; most slices that it changes show it in their middle row."""
     middle = values[len(values) // 2]
     if not np.array_equal(rounded(middle), middle, equal_nan=True):
         return False
@@ -113,7 +173,7 @@ def _integer_dtype(low: float, high: float) -> Dtype:
 
 
 def common_dtype(slices: Sequence[SliceValues]) -> Dtype:
-    """Give the smallest data type that holds the values of all slices exactly."""
+    """Return the smallest data type that holds the values of all slices exactly."""
     low, high = min(part.low for part in slices), max(part.high for part in slices)
     kinds = {part.dtype for part in slices}
     if not kinds & {_FLOAT32, _FLOAT64}:
@@ -121,61 +181,3 @@ def common_dtype(slices: Sequence[SliceValues]) -> Dtype:
     whole = [part for part in slices if part.dtype.kind != "f"]
     fits = all(part.low >= -_FLOAT32_EXACT and part.high <= _FLOAT32_EXACT for part in whole)
     return _FLOAT64 if _FLOAT64 in kinds or not fits else _FLOAT32
-
-
-def is_plain(header: ImageHeader) -> bool:
-    """Tell whether the pixel data of a file may be copied as it is."""
-    length = header.frame_bytes
-    return (
-        header.pixel_offset >= 0
-        and header.pixel_length in (length, length + length % 2)
-        and header.sop_class in _DIRECT_CLASSES
-        and len(header.frames) == 1
-        and not header.tiles
-        and header.samples == 1
-        and header.photometric == "MONOCHROME2"
-        and header.bits_allocated in (8, 16)
-        and 0 < header.bits_stored <= header.bits_allocated
-        and header.high_bit == header.bits_stored - 1
-        and not header.modality_lut
-    )
-
-
-def copy_slice(header: ImageHeader) -> SliceValues | None:
-    """Copy the raw pixel data of a plain file; None if its bits are not what the header says.
-
-    Raises
-    ------
-    ImageConversionError
-        If the file is truncated.
-    """
-    stored = _copy_stored(header)
-    if not _within_bits(stored, header):
-        return None
-    frame = header.frames[0]
-    return SliceValues.of(stored, frame.slope, frame.intercept)
-
-
-def _copy_stored(header: ImageHeader) -> Array:
-    kind = f"<{'i' if header.signed else 'u'}{header.bits_allocated // 8}"
-    if header.held is not None:
-        held: Array = np.frombuffer(header.held, kind, header.rows * header.columns, header.pixel_offset)
-        return held.reshape(header.rows, header.columns)
-    stored: Array = np.empty((header.rows, header.columns), dtype=kind)
-    with header.path.open("rb", buffering=0) as stream:
-        stream.seek(header.pixel_offset)
-        read = stream.readinto(stored.data.cast("B"))
-    if read != stored.nbytes:
-        message = f"{header.path.name} is truncated: {read} of {stored.nbytes} bytes of pixel data"
-        raise ImageConversionError(message, hint="download the scan again")
-    return stored
-
-
-def _within_bits(stored: Array, header: ImageHeader) -> bool:
-    """Tell whether the bits above Bits Stored hold nothing but the sign."""
-    if header.bits_stored == header.bits_allocated:
-        return True
-    if header.signed:
-        limit = 1 << (header.bits_stored - 1)
-        return bool(-limit <= stored.min() and stored.max() < limit)
-    return bool(stored.max() < 1 << header.bits_stored)

@@ -195,7 +195,7 @@ def _numbered_volumes(groups: Sequence[Group]) -> tuple[list[list[Frame]], str]:
 
 
 def _are_numbered_alike(groups: Sequence[Group], ordered: Sequence[Sequence[Frame]]) -> bool:
-    """Tell whether the Instance Numbers make the same volumes, so that these can be in the order of the numbers."""
+    """Return whether the Instance Numbers make the same volumes, so that these can be in the order of the numbers."""
     try:
         numbered, _ = _numbered_volumes(groups)
     except ImageConversionError:

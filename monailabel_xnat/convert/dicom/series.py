@@ -1,4 +1,7 @@
-"""The images of one DICOM series in a folder, apart from everything else that lies there."""
+"""The images of one DICOM series in a folder, apart from everything else that lies there.
+
+MONAI's ITKReader does not always read a folder as its files say; where that matters the two are compared.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,23 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
-from monailabel_xnat.convert.dicom.headers import ImageHeader, OtherFile, read_header
-from monailabel_xnat.convert.dicom.mosaic import is_mosaic
+import pydicom
+
+from monailabel_xnat.convert.dicom.headers import ImageHeader, OtherFile, is_mosaic, read_header
+from monailabel_xnat.convert.geometry import LPS_TO_RAS
+from monailabel_xnat.convert.grid import Grid
+from monailabel_xnat.convert.itk import itk_affine, simpleitk
 from monailabel_xnat.errors import ImageConversionError, NoImageError
 
 Source = Union[str, "os.PathLike[str]", Sequence[Union[str, "os.PathLike[str]"]]]
 
 NAMES_SHOWN = 5
 """How many file names an error lists before it only counts."""
+
+# GDCM's "series details", and the restriction that monai.data.ITKReader.read adds.
+_DETAILS = ("SeriesNumber", "SequenceName", "SliceThickness", "Rows", "Columns", "SeriesDate")
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,7 @@ def list_files(source: Source) -> list[Path]:
 
 
 def where(source: Source) -> str:
-    """Say where files lie, for messages."""
+    """Return where files lie, for messages."""
     return str(source) if isinstance(source, (str, os.PathLike)) else "the given files"
 
 
@@ -155,7 +165,7 @@ def _choose(images: Sequence[ImageHeader], series_uid: str | None) -> list[Image
 
 
 def _has_a_series_each(images: Sequence[ImageHeader]) -> bool:
-    """Tell whether each of several single images has a Series Instance UID of its own, within one study."""
+    """Return whether each of several single images has a Series Instance UID of its own, within one study."""
     alike = {(image.study_uid, image.sop_class, image.modality) for image in images}
     single = all(len(image.frames) == 1 and image.frames[0].plane for image in images)
     return len({image.series_uid for image in images}) == len(images) > 1 and len(alike) == 1 and single
@@ -200,3 +210,58 @@ def _notes(others: Sequence[OtherFile], images: Sequence[ImageHeader], chosen: S
         yield f"Dose Grid Scaling is not applied: a value times {scaling} is the dose"
     if len(chosen) < len(images):
         yield f"ignored {len(images) - len(chosen)} images of other series"
+
+
+def require_grid_in_folder(folder: Path, grid: Grid) -> None:
+    """Check that MONAI's ITKReader gives a folder the grid on which the labels of its image lie.
+
+    ITK splits a series by values that may differ within it (slice thickness, series date), reads only one part, looks
+    into no sub-folder, and does not notice missing slices. Then the image would not fit its label. SimpleITK orders and
+    reads the files by the same code as the package itk, which MONAI uses, and can be loaded in any thread.
+
+    Parameters
+    ----------
+    folder : Path
+        The DICOM files.
+    grid : Grid
+        The grid of the image, as converted from the same files.
+
+    Raises
+    ------
+    ImageConversionError
+        If it reads another grid, several series, or nothing.
+    """
+    reader: Any = simpleitk().ImageSeriesReader
+    series = reader.GetGDCMSeriesIDs(str(folder))
+    if len(series) != 1:
+        raise _differs(f"{len(series)} series in the folder" if series else "no DICOM in the folder", grid)
+    files = reader.GetGDCMSeriesFileNames(str(folder), series[0])
+    for keyword, values in _details(files).items():
+        if len(values) > 1:
+            raise _differs(f"{len(values)} series, for {keyword} is {', '.join(sorted(values)[:3])}", grid)
+    try:
+        image: Any = simpleitk().ReadImage(files[0] if len(files) == 1 else files)
+    except RuntimeError as error:
+        raise _differs(f"an error ({str(error).strip().splitlines()[-1]})", grid) from None
+    if image.GetDimension() != len(grid.shape):
+        raise _differs(f"an image of {image.GetDimension()} dimensions", grid)
+    read = Grid(tuple(image.GetSize()), LPS_TO_RAS @ itk_affine(image))
+    if not read.matches(grid):
+        raise _differs(str(read), grid)
+
+
+def _details(files: Iterable[str]) -> dict[str, set[str]]:
+    """Return the different values of each element by which ITKReader splits a series."""
+    found: dict[str, set[str]] = {keyword: set() for keyword in _DETAILS}
+    for file in files:
+        header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_DETAILS))
+        for keyword, values in found.items():
+            values.add(str(header.get(keyword, "")))
+    return found
+
+
+def _differs(found: str, grid: Grid) -> ImageConversionError:
+    return ImageConversionError(
+        f"MONAI's ITKReader finds {found}, but the label lies on {grid}",
+        hint="train on NIfTI files, which are converted exactly: set image_format to nifti",
+    )

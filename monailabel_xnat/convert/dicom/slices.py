@@ -18,7 +18,7 @@ import numpy as np
 from monailabel_xnat.convert.dicom.decoding import decode, decode_file
 from monailabel_xnat.convert.dicom.frames import Frame
 from monailabel_xnat.convert.dicom.headers import ImageHeader
-from monailabel_xnat.convert.dicom.pixels import SliceValues, copy_slice, is_plain
+from monailabel_xnat.convert.dicom.pixels import Array, SliceValues
 from monailabel_xnat.errors import ImageConversionError
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,9 @@ DECODING_THREADS = min(2, os.cpu_count() or 1)
 """More threads read no faster, and the server has other work."""
 
 Headers = Mapping[Path, ImageHeader]
+
+# CT, MR and PET images (DICOM PS3.4 B.5): Rescale Slope and Intercept are all there is between file and value.
+_DIRECT_CLASSES = frozenset(("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"))
 
 
 class SliceReader:
@@ -56,7 +59,7 @@ class SliceReader:
         self._decoded.pop(path, None)
 
     def read(self, frames: Sequence[Frame], headers: Headers) -> list[SliceValues]:
-        """Give the values of frames, in their order.
+        """Return the values of frames, in their order.
 
         Parameters
         ----------
@@ -91,7 +94,7 @@ class SliceReader:
         self._pool.shutdown(cancel_futures=True)
 
     def _copies(self, frames: Sequence[Frame], headers: Headers) -> list[SliceValues] | None:
-        """Give copied slices; None unless all are, and are what SimpleITK reads."""
+        """Return copied slices; None unless all are, and are what SimpleITK reads."""
         if not all(frame.path in self._copied for frame in frames):
             return None
         slices = [self._copied[frame.path] for frame in frames]
@@ -128,3 +131,61 @@ def _refuse_other_sizes(frames: Sequence[Frame], slices: Sequence[SliceValues]) 
                 f"{frame.path.name} decodes to {part.stored.shape}, {frames[0].path.name} to {first}",
                 hint="remove the image that does not belong to the volume",
             )
+
+
+def is_plain(header: ImageHeader) -> bool:
+    """Return whether the pixel data of a file may be copied as it is."""
+    length = header.frame_bytes
+    return (
+        header.pixel_offset >= 0
+        and header.pixel_length in (length, length + length % 2)
+        and header.sop_class in _DIRECT_CLASSES
+        and len(header.frames) == 1
+        and not header.tiles
+        and header.samples == 1
+        and header.photometric == "MONOCHROME2"
+        and header.bits_allocated in (8, 16)
+        and 0 < header.bits_stored <= header.bits_allocated
+        and header.high_bit == header.bits_stored - 1
+        and not header.modality_lut
+    )
+
+
+def copy_slice(header: ImageHeader) -> SliceValues | None:
+    """Copy the raw pixel data of a plain file; None if its bits are not what the header says.
+
+    Raises
+    ------
+    ImageConversionError
+        If the file is truncated.
+    """
+    stored = _copy_stored(header)
+    if not _within_bits(stored, header):
+        return None
+    frame = header.frames[0]
+    return SliceValues.of(stored, frame.slope, frame.intercept)
+
+
+def _copy_stored(header: ImageHeader) -> Array:
+    kind = f"<{'i' if header.signed else 'u'}{header.bits_allocated // 8}"
+    if header.held is not None:
+        held: Array = np.frombuffer(header.held, kind, header.rows * header.columns, header.pixel_offset)
+        return held.reshape(header.rows, header.columns)
+    stored: Array = np.empty((header.rows, header.columns), dtype=kind)
+    with header.path.open("rb", buffering=0) as stream:
+        stream.seek(header.pixel_offset)
+        read = stream.readinto(stored.data.cast("B"))
+    if read != stored.nbytes:
+        message = f"{header.path.name} is truncated: {read} of {stored.nbytes} bytes of pixel data"
+        raise ImageConversionError(message, hint="download the scan again")
+    return stored
+
+
+def _within_bits(stored: Array, header: ImageHeader) -> bool:
+    """Return whether the bits above Bits Stored hold nothing but the sign."""
+    if header.bits_stored == header.bits_allocated:
+        return True
+    if header.signed:
+        limit = 1 << (header.bits_stored - 1)
+        return bool(-limit <= stored.min() and stored.max() < limit)
+    return bool(stored.max() < 1 << header.bits_stored)

@@ -9,22 +9,33 @@ import numpy as np
 
 from monailabel_xnat.convert.dicom.frames import Frame
 from monailabel_xnat.convert.dicom.series import name_files
-from monailabel_xnat.convert.geometry import (
-    LARGEST_LATERAL,
-    LATERAL_TOLERANCE,
-    ORIENTATION_TOLERANCE,
-    SPACING_TOLERANCE,
-    Floats,
-    Plane,
-    distances_along,
-    group_by_distance,
-    off_the_line,
-    orientation_name,
-    rounding_of,
-    same_position_tolerance,
-    slice_position_tolerance,
-)
+from monailabel_xnat.convert.geometry import ORIENTATION_TOLERANCE, Floats, Plane, distances_along, group_by_distance
 from monailabel_xnat.errors import ImageConversionError
+
+SPACING_TOLERANCE = 1e-3
+"""Largest relative difference of the pixel spacing within one volume."""
+
+SLICE_POSITION_TOLERANCE = 0.01
+"""How far a slice may lie from its place on a regular grid, as a share of the slice spacing."""
+
+SLICE_ROUNDING_MM = 0.051
+"""Half of a tenth of a millimetre, with room for the rounding of the sum: granted to all positions."""
+
+SLICE_ROUNDING_SHARE = 0.1
+"""`SLICE_ROUNDING_MM` is granted only up to this share of the slice spacing (small-animal scanners)."""
+
+SEEN_ROUNDING_SHARE = 0.2
+"""What positions with one decimal or more need, by their decimals, is granted up to this share of the slice spacing. A
+missing slice puts the others off by a quarter of the spacing at least."""
+
+LATERAL_TOLERANCE = 0.2
+"""How far a slice may lie beside the normal through the first slice, as a share of the smaller pixel spacing."""
+
+LARGEST_LATERAL = 0.5
+"""The same where positions are rounded coarsely: half a pixel, with which it is still clear which voxel is meant."""
+
+SAME_POSITION_SHARE = 0.1
+"""Positions nearer to each other than this share of the pixel spacing are one position; at most 0.01 mm."""
 
 _CHOOSE_OTHER = "choose another scan, or convert this one by hand and attach it as resource NIFTI"
 _STACK = "set gantry_tilt to stack to have the slices stacked straight, or choose another scan"
@@ -189,3 +200,61 @@ def _cosines(plane: Plane) -> str:
 
 def _millimetres(spacing: Sequence[float]) -> str:
     return " x ".join(f"{value:g}" for value in spacing) + " mm"
+
+
+def slice_position_tolerance(spacing: float, rounding: float = 0.0) -> float:
+    """Return how far (mm) a slice may lie from its place on a grid of this slice spacing.
+
+    Parameters
+    ----------
+    spacing : float
+        Slice spacing, mm.
+    rounding : float
+        By how much (mm) positions may be rounded along the normal, see `rounding_of`.
+    """
+    always = min(SLICE_ROUNDING_MM, SLICE_ROUNDING_SHARE * spacing)
+    return max(SLICE_POSITION_TOLERANCE * spacing, always, min(rounding, SEEN_ROUNDING_SHARE * spacing))
+
+
+def rounding_of(positions: Floats) -> float:
+    """Return by how much (mm) each coordinate may have been rounded, by the decimals of all; 0 for whole numbers.
+
+    Whole millimetres are taken for exact: too many series have them.
+    """
+    for decimals in range(1, 6):
+        if np.abs(np.round(positions, decimals) - positions).max() < 1e-7:
+            is_whole = decimals == 1 and np.abs(np.round(positions) - positions).max() < 1e-7
+            return 0.0 if is_whole else 0.501 * 10.0**-decimals
+    return 0.0
+
+
+def off_the_line(distances: Floats) -> float:
+    """Return how far (mm) the worst of several distances lies from the best regular grid through all of them."""
+    numbers = np.arange(len(distances))
+
+    def width(step: float) -> float:
+        left = distances - step * numbers
+        return float(left.max() - left.min())
+
+    # The width is convex in the step: a search by thirds finds its minimum.
+    gaps = np.diff(distances)
+    low, high = float(gaps.min()), float(gaps.max())
+    for _ in range(60):
+        third = (high - low) / 3.0
+        if width(low + third) < width(high - third):
+            high -= third
+        else:
+            low += third
+    return width((low + high) / 2.0) / 2.0
+
+
+def same_position_tolerance(spacing: tuple[float, float]) -> float:
+    """Return how near (mm) two slices must be to count as lying at one position."""
+    return min(0.01, SAME_POSITION_SHARE * min(spacing))
+
+
+def orientation_name(orientation: Sequence[float]) -> str:
+    """Name the plane of direction cosines: axial, sagittal, coronal, with "oblique" beyond 5 degrees."""
+    normal = np.abs(np.cross(orientation[:3], orientation[3:]))
+    name = ("sagittal", "coronal", "axial")[int(np.argmax(normal))]
+    return name if normal.max() > np.cos(np.radians(5.0)) else f"oblique {name}"

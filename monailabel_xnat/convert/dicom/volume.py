@@ -1,7 +1,8 @@
-"""The plan of a volume: which frames, in which order, on which grid."""
+"""The volume of a series: which frames, in which order, on which grid, and which image each slice was made of."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ from monailabel_xnat.convert.dicom.decoding import file_geometry
 from monailabel_xnat.convert.dicom.frames import Frame
 from monailabel_xnat.convert.dicom.headers import ImageHeader
 from monailabel_xnat.convert.dicom.repeats import drop_identical_files, order_repeats
-from monailabel_xnat.convert.dicom.series import Series, name_files
+from monailabel_xnat.convert.dicom.series import Series, name_files, read_series
 from monailabel_xnat.convert.dicom.stack import plane_of, regular_stack
 from monailabel_xnat.convert.geometry import ORIENTATION_TOLERANCE, Floats, affine_of_planes
+from monailabel_xnat.convert.grid import Sources
 from monailabel_xnat.errors import ImageConversionError
 
 _CROSS_SECTIONS = frozenset(
@@ -199,14 +201,14 @@ def _by_instance_number(images: Sequence[ImageHeader]) -> list[ImageHeader]:
 
 
 def _runs_backwards(groups: Sequence[Sequence[int]], images: Sequence[ImageHeader]) -> bool:
-    """Tell whether the frames of multi-frame files are stored against the normal: GDCM keeps their order."""
+    """Return whether the frames of multi-frame files are stored against the normal: GDCM keeps their order."""
     first_seen = [min(group) for group in groups]
     multi_frame = any(len(image.frames) > 1 and not image.tiles for image in images)
     return multi_frame and len(groups) > 1 and first_seen == sorted(first_seen, reverse=True)
 
 
 def _affine(stack: Sequence[Frame], headers: Mapping[Path, ImageHeader], *, is_tilted: bool) -> Floats:
-    """Give the affine (LPS) of a stack in slice order: ITK's own for plain files, else by the same formula."""
+    """Return the affine (LPS) of a stack in slice order: ITK's own for plain files, else by the same formula."""
     first, last = plane_of(stack[0]), plane_of(stack[-1])
     end = np.array(last.position)
     if is_tilted:
@@ -228,3 +230,50 @@ def _affine(stack: Sequence[Frame], headers: Mapping[Path, ImageHeader], *, is_t
     if len(stack) > 1:
         reference[:3, 2] *= step / spacing
     return reference
+
+
+def sources_of(instance_uids: Sequence[str], frame_numbers: Sequence[int], slices: int) -> dict[tuple[str, int], int]:
+    """Return the slice of each image.
+
+    Parameters
+    ----------
+    instance_uids : sequence of str
+        SOP Instance UID of each slice, volume after volume.
+    frame_numbers : sequence of int
+        Number of each slice's frame in its file, from 1. What is no frame (0, a tile of a mosaic) is left out: an
+        object that refers to the picture means another place.
+    slices : int
+        How many there are in a volume.
+    """
+    images = enumerate(zip(instance_uids, frame_numbers))
+    return {(uid, frame): place % slices for place, (uid, frame) in images if frame}
+
+
+def read_sources(folder: Path, series_uid: str | None) -> Sources:
+    """Find the slice of each image of the DICOM series in a folder.
+
+    Raises
+    ------
+    ImageError
+        If the files are not one volume.
+    """
+    plan = plan_volume(read_series(folder, series_uid, one_scan=True), tilted=True)
+    uids = [plan.headers[frame.path].sop_instance_uid for frame in plan.frames]
+    numbers = [0 if plan.headers[frame.path].tiles else frame.index + 1 for frame in plan.frames]
+    return sources_of(uids, numbers, plan.slices)
+
+
+def encode_sources(sources: Sources) -> bytes:
+    """Write sources as JSON."""
+    return json.dumps([[uid, frame, place] for (uid, frame), place in sources.items()]).encode()
+
+
+def decode_sources(content: bytes) -> Sources:
+    """Read sources from JSON.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    return {(str(uid), int(frame)): int(place) for uid, frame, place in json.loads(content)}

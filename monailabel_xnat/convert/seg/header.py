@@ -22,14 +22,16 @@ from monailabel_xnat.convert.dicom.frames import Frame
 from monailabel_xnat.convert.dicom.headers import ImageHeader
 from monailabel_xnat.convert.dicom.objects import decoded, encodings_of
 from monailabel_xnat.convert.geometry import Floats, Plane
-from monailabel_xnat.convert.seg.colours import default_colour, rgb_to_dicom_lab
-from monailabel_xnat.convert.seg.read import VALUE_DESCRIPTION
-from monailabel_xnat.convert.segments import Segment
+from monailabel_xnat.convert.labelmap import Segment
+from monailabel_xnat.convert.seg.segments import (
+    code,
+    described_segment,
+    items,
+    one_line,
+)
 
 SEG_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"
 
-LONGEST_LINE = 64
-"""Characters of an LO value (DICOM PS3.5 6.2)."""
 
 # Patient and study are those of the images; the elements that must be there, be it empty (PS3.3 C.7.1.1, C.7.2.1).
 _REQUIRED = (
@@ -69,7 +71,7 @@ def seg_header(
     algorithm_name: str,
     instance_uid: str,
 ) -> Dataset:
-    """Give the elements of a binary SEG before its frames, without the references to images.
+    """Return the elements of a binary SEG before its frames, without the references to images.
 
     Parameters
     ----------
@@ -103,7 +105,7 @@ def seg_header(
     algorithm = {"SegmentAlgorithmType": algorithm_type}
     if algorithm_type != "MANUAL":
         algorithm["SegmentAlgorithmName"] = one_line(algorithm_name) or "unnamed"
-    dataset.SegmentSequence = Items(_segment(n, one, algorithm) for n, one in enumerate(segments, start=1))
+    dataset.SegmentSequence = Items(described_segment(n, one, algorithm) for n, one in enumerate(segments, start=1))
     shared = Dataset()
     shared.PlaneOrientationSequence = items(ImageOrientationPatient=_decimals(plane.orientation))
     # Readers take one or the other for the distance of the slices.
@@ -117,47 +119,33 @@ def seg_header(
 
 
 def referenced_series(frames: Iterable[Frame], headers: Mapping[Path, ImageHeader]) -> Items:
-    """Give the item of the Referenced Series Sequence: every image once (DICOM PS3.3 C.12.4)."""
+    """Return the item of the Referenced Series Sequence: every image once (DICOM PS3.3 C.12.4)."""
     images = [headers[path] for path in dict.fromkeys(frame.path for frame in frames)]
     references = Items(items(**_reference(image))[0] for image in images)
     return items(SeriesInstanceUID=images[0].series_uid, ReferencedInstanceSequence=references)
 
 
 def derivation(frame: Frame, image: ImageHeader) -> Items:
-    """Give the item of the Derivation Image Sequence: the image frame that a mask was drawn on."""
+    """Return the item of the Derivation Image Sequence: the image frame that a mask was drawn on."""
     reference = _reference(image)
     if len(image.frames) > 1:
         reference["ReferencedFrameNumber"] = str(frame.index + 1)
     source = items(
         **reference,
         SpatialLocationsPreserved="YES",
-        PurposeOfReferenceCodeSequence=_code("121322", "DCM", "Source image for image processing operation"),
+        PurposeOfReferenceCodeSequence=code("121322", "DCM", "Source image for image processing operation"),
     )
-    return items(SourceImageSequence=source, DerivationCodeSequence=_code("113076", "DCM", "Segmentation"))
+    return items(SourceImageSequence=source, DerivationCodeSequence=code("113076", "DCM", "Segmentation"))
 
 
 def plane_position(plane: Plane) -> Items:
-    """Give the item of the Plane Position Sequence."""
+    """Return the item of the Plane Position Sequence."""
     return items(ImagePositionPatient=_decimals(plane.position))
 
 
-def items(**elements: Any) -> Items:
-    """Give a sequence of one item."""
-    dataset = Dataset()
-    for keyword, value in elements.items():
-        setattr(dataset, keyword, value)
-    return Items([dataset])
-
-
 def derived_uid(instance_uid: str, purpose: str) -> str:
-    """Give another UID for the same object, the same one each time."""
+    """Return another UID for the same object, the same one each time."""
     return str(generate_uid(entropy_srcs=[instance_uid, purpose]))
-
-
-def one_line(text: str) -> str:
-    """Fit text into an LO value: no line breaks, no backslash, which separates values, and not too long."""
-    plain = "".join(letter if letter.isprintable() else " " for letter in text.replace("\\", "/"))
-    return plain.strip()[:LONGEST_LINE].strip()
 
 
 def _of_patient_and_study(path: Path, instance_uid: str) -> Dataset:
@@ -227,25 +215,8 @@ def _set_dimensions(dataset: Dataset, instance_uid: str) -> None:
     dataset.DimensionIndexSequence = Items(indices)
 
 
-def _segment(number: int, segment: Segment, algorithm: Mapping[str, str]) -> Dataset:
-    dataset: Dataset = items(**algorithm)[0]
-    dataset.SegmentNumber = number
-    dataset.SegmentLabel = one_line(segment.name) or f"Segment {segment.value}"
-    dataset.SegmentDescription = VALUE_DESCRIPTION.format(segment.value)
-    # A label map does not say what kind of thing a segment is: the most general codes.
-    dataset.SegmentedPropertyCategoryCodeSequence = _code("123037004", "SCT", "Anatomical Structure")
-    dataset.SegmentedPropertyTypeCodeSequence = _code("85756007", "SCT", "Tissue")
-    colour = segment.colour or default_colour(number)
-    dataset.RecommendedDisplayCIELabValue = list(rgb_to_dicom_lab(colour))
-    return dataset
-
-
 def _reference(image: ImageHeader) -> dict[str, Any]:
     return {"ReferencedSOPClassUID": image.sop_class, "ReferencedSOPInstanceUID": image.sop_instance_uid}
-
-
-def _code(value: str, scheme: str, meaning: str) -> Items:
-    return items(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
 
 
 def _decimals(values: Sequence[float] | Floats) -> list[str]:

@@ -1,47 +1,165 @@
-"""Reading DICOM SEG objects, whoever wrote them."""
+"""Reading DICOM SEG objects, whoever wrote them and in whatever way their pixels are stored."""
 
 from __future__ import annotations
 
-import re
+import struct
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_pixel_data_frame
+from pydicom.uid import UID
 
-from monailabel_xnat.convert.canvas import Canvas
 from monailabel_xnat.convert.dicom import elements
-from monailabel_xnat.convert.dicom.objects import damage_named, decoded, encodings_of, open_object
-from monailabel_xnat.convert.dicom.references import SEG_CLASSES
+from monailabel_xnat.convert.dicom.file import DEFLATED, EXPLICIT, IMPLICIT
+from monailabel_xnat.convert.dicom.objects import SEG_CLASSES, damage_named, open_object
 from monailabel_xnat.convert.grid import Grid
-from monailabel_xnat.convert.labelmap import LabelMap
-from monailabel_xnat.convert.seg.colours import dicom_lab_to_rgb
-from monailabel_xnat.convert.seg.pixels import Pictures, read_pictures
+from monailabel_xnat.convert.labelmap import Canvas, LabelMap
 from monailabel_xnat.convert.seg.places import Contradictions, place_frames
-from monailabel_xnat.convert.segments import Segment
-from monailabel_xnat.convert.voxels import LARGEST_VALUE
+from monailabel_xnat.convert.seg.segments import read_segments
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
-VALUE_DESCRIPTION = "label value {}"
-"""What `write_seg` puts into Segment Description: segments must count from 1, the values of a label need not."""
+Pictures = Callable[[int], npt.NDArray[Any]]
+"""Gives the pixels (rows, columns) of the frame of an index; bool where they are single bits."""
 
+_ROWS = 0x00280010
+_COLUMNS = 0x00280011
 _BITS_ALLOCATED = 0x00280100
+_PLAIN = frozenset((IMPLICIT, EXPLICIT, DEFLATED))
+_DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
+_RLE = "1.2.840.10008.1.2.5"
+_RLE_HEADER = 64
+
 _PADDING = 0x00280120
 _TYPE = 0x00620001
 _LARGEST_FRACTION = 0x0062000E
-_SEGMENTS = 0x00620002
-_NUMBER = 0x00620004
-_LABEL = 0x00620005
-_DESCRIPTION = 0x00620006
-_COLOUR = 0x0062000D
 _IDENTIFICATION = 0x0062000A
 _REFERENCED_NUMBER = 0x0062000B
 _SHARED_GROUPS = 0x52009229
 _FRAME_GROUPS = 0x52009230
-
 Mask = npt.NDArray[np.bool_]
+
+
+def read_pictures(dataset: Dataset, count: int) -> Pictures:
+    """Return access to the frames of a DICOM SEG.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The SEG.
+    count : int
+        Number of frames.
+
+    Raises
+    ------
+    LabelFileError
+        If pixels are missing or cannot be decoded; of some compressed ones only when their frame is asked for.
+    """
+    rows, columns = elements.integer(dataset, _ROWS), elements.integer(dataset, _COLUMNS)
+    syntax = str(dataset.file_meta.get("TransferSyntaxUID", IMPLICIT))
+    bits = elements.integer(dataset, _BITS_ALLOCATED, 1)
+    if bits in (1, 8, 16):
+        if syntax in _PLAIN:
+            return _plain_pictures(dataset, count, rows, columns, bits)
+        if syntax == _DEFLATED_FRAMES:
+            return _unpacked_pictures(dataset, count, rows, columns, bits, _inflated)
+        if syntax == _RLE and bits == 1:
+            return _unpacked_pictures(dataset, count, rows, columns, bits, _run_lengths)
+    return _decoded_pictures(dataset, syntax, count, rows, columns)
+
+
+def _plain_pictures(dataset: Dataset, count: int, rows: int, columns: int, bits: int) -> Pictures:
+    size = rows * columns
+    data = np.frombuffer(dataset.PixelData, dtype=np.uint8)
+    expected = (count * size * bits + 7) // 8
+    if len(data) < expected:
+        raise _truncated(len(data), expected)
+    if bits > 1:
+        stack = data[:expected].view(f"<u{bits // 8}").reshape(count, rows, columns)
+        return lambda frame: stack[frame]
+
+    def unpacked(frame: int) -> npt.NDArray[Any]:
+        # A frame begins where the one before ends, be it within a byte (DICOM PS3.5 8.1.1).
+        first, skipped = divmod(frame * size, 8)
+        plain = np.unpackbits(data[first : first + (skipped + size + 7) // 8], bitorder="little")
+        return plain[skipped : skipped + size].view(np.bool_).reshape(rows, columns)
+
+    return unpacked
+
+
+def _unpacked_pictures(
+    dataset: Dataset, count: int, rows: int, columns: int, bits: int, unpack: Callable[[bytes, int], bytes]
+) -> Pictures:
+    """Return access to frames that were compressed one by one, single bits packed into bytes for each of them."""
+    frames = list(generate_pixel_data_frame(dataset.PixelData, count))
+    if len(frames) != count:
+        raise LabelFileError(f"the DICOM SEG has pixels of {len(frames)} of {count} frames", hint="download it again")
+    expected = (rows * columns * bits + 7) // 8
+
+    def unpacked(frame: int) -> npt.NDArray[Any]:
+        try:
+            content = unpack(frames[frame], expected)
+        except (ValueError, IndexError, struct.error, zlib.error) as error:
+            raise _undecodable(f"frame {frame + 1}", error) from error
+        if len(content) < expected:
+            raise _truncated(len(content), expected)
+        data = np.frombuffer(content, np.uint8, expected)
+        if bits > 1:
+            return data.view(f"<u{bits // 8}").reshape(rows, columns)
+        plain = np.unpackbits(data, count=rows * columns, bitorder="little")
+        return plain.view(np.bool_).reshape(rows, columns)
+
+    return unpacked
+
+
+def _inflated(data: bytes, expected: int) -> bytes:
+    """Decompress a bare deflate stream (DICOM PS3.5 8.2.16), as far as a frame goes."""
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, expected)
+
+
+def _run_lengths(data: bytes, expected: int) -> bytes:
+    """Decode the one RLE segment of a frame of packed bits (DICOM PS3.5 annex G), as far as a frame goes."""
+    segments, start = struct.unpack_from("<2I", data)
+    if segments != 1 or start < _RLE_HEADER:
+        raise ValueError(f"{segments} RLE segments, the first at {start}")
+    content = bytearray()
+    position = start
+    while len(content) < expected and position + 1 < len(data):
+        code = data[position]
+        if code < 128:
+            content += data[position + 1 : position + 2 + code]
+            position += 2 + code
+        elif code > 128:
+            content += data[position + 1 : position + 2] * (257 - code)
+            position += 2
+        else:
+            position += 1
+    return bytes(content)
+
+
+def _decoded_pictures(dataset: Dataset, syntax: str, count: int, rows: int, columns: int) -> Pictures:
+    try:
+        stack = dataset.pixel_array.reshape(count, rows, columns)
+    except Exception as error:
+        raise _undecodable(UID(syntax).name, error) from error
+    return lambda frame: stack[frame]
+
+
+def _undecodable(what: str, error: Exception) -> LabelFileError:
+    return LabelFileError(
+        f"the pixels of the DICOM SEG cannot be decoded ({what}): {error}", hint="store it uncompressed"
+    )
+
+
+def _truncated(found: int, expected: int) -> LabelFileError:
+    return LabelFileError(
+        f"the DICOM SEG is truncated: {found} of {expected} bytes of pixel data", hint="download it again"
+    )
 
 
 def read_seg(path: Path, grid: Grid) -> LabelMap:
@@ -73,7 +191,7 @@ def read_seg(path: Path, grid: Grid) -> LabelMap:
     """
     dataset = open_object(path, SEG_CLASSES, "DICOM SEG")
     with damage_named(path.name):
-        segments, values, notes = _read_segments(dataset)
+        segments, values, notes = read_segments(dataset)
         canvas = Canvas(grid, max(_largest_number(dataset), *values.values()))
         places = place_frames(dataset, grid)
         masks, remarks = _masks(dataset, len(places))
@@ -112,40 +230,8 @@ def _refuse_unclaimed(name: str, voxels: Mapping[int, int]) -> None:
         )
 
 
-def _read_segments(dataset: Dataset) -> tuple[tuple[Segment, ...], dict[int, int], list[str]]:
-    """Read the segments, the value for each segment number, and notes."""
-    encodings = encodings_of(dataset)
-    items = {elements.integer(item, _NUMBER): item for item in elements.items(dataset, _SEGMENTS)}
-    # A label map object may describe its background.
-    items.pop(0, None)
-    if not items:
-        raise LabelFileError("the DICOM SEG describes no segment", hint="store it again from the program that made it")
-    values, notes = _values({number: decoded(item, _DESCRIPTION, encodings) for number, item in items.items()})
-    segments = []
-    for number, item in sorted(items.items()):
-        name = decoded(item, _LABEL, encodings) or f"Segment {number}"
-        lab = elements.integers(item, _COLOUR)
-        segments.append(Segment(values[number], name, dicom_lab_to_rgb(lab) if len(lab) == 3 else None))
-    return tuple(segments), values, notes
-
-
-def _values(descriptions: Mapping[int, str]) -> tuple[dict[int, int], list[str]]:
-    """Give each segment number the value that its description states; else the number, if no other has that."""
-    pattern = re.compile(VALUE_DESCRIPTION.format(r"(\d{1,5})"))
-    stated = {number: int(found[1]) for number, text in descriptions.items() if (found := pattern.fullmatch(text))}
-    if len(set(stated.values())) < len(stated) or not all(0 < value <= LARGEST_VALUE for value in stated.values()):
-        stated = {}
-    values, notes = dict(stated), []
-    for number in sorted(descriptions.keys() - stated.keys()):
-        taken = set(values.values())
-        values[number] = number if number not in taken else min(set(range(1, len(taken) + 2)) - taken)
-        if values[number] != number:
-            notes.append(f"segment {number} has the value {values[number]}: another one has {number}")
-    return values, notes
-
-
 def _masks(dataset: Dataset, count: int) -> tuple[Iterator[tuple[int, Mask, int]], list[str]]:
-    """Give frame, mask and segment number of each mask, so that later ones go above earlier ones; and notes."""
+    """Return frame, mask and segment number of each mask, so that later ones go above earlier ones; and notes."""
     pictures = read_pictures(dataset, count)
     if _type(dataset) == "LABELMAP":
         return _labelled_masks(dataset, pictures, count), []
@@ -154,7 +240,7 @@ def _masks(dataset: Dataset, count: int) -> tuple[Iterator[tuple[int, Mask, int]
 
 
 def _labelled_masks(dataset: Dataset, pictures: Pictures, count: int) -> Iterator[tuple[int, Mask, int]]:
-    """Give the masks of each number in each frame of a label map object."""
+    """Return the masks of each number in each frame of a label map object."""
     background = (0, elements.integer(dataset, _PADDING))
     for frame in range(count):
         picture = pictures(frame)
@@ -164,7 +250,7 @@ def _labelled_masks(dataset: Dataset, pictures: Pictures, count: int) -> Iterato
 
 
 def _segment_masks(dataset: Dataset, pictures: Pictures, threshold: float) -> Iterator[tuple[int, Mask, int]]:
-    """Give the mask of each frame, by ascending number of its segment."""
+    """Return the mask of each frame, by ascending number of its segment."""
     numbers = _frame_numbers(dataset)
     for frame in sorted(range(len(numbers)), key=numbers.__getitem__):
         picture = pictures(frame)
@@ -172,7 +258,7 @@ def _segment_masks(dataset: Dataset, pictures: Pictures, threshold: float) -> It
 
 
 def _frame_numbers(dataset: Dataset) -> list[int]:
-    """Give the segment number of each frame."""
+    """Return the segment number of each frame."""
     (shared,) = elements.items(dataset, _SHARED_GROUPS)[:1] or [Dataset()]
     numbers = []
     for group in elements.items(dataset, _FRAME_GROUPS):
@@ -189,7 +275,7 @@ def _type(dataset: Dataset) -> str:
 
 
 def _threshold(dataset: Dataset, pictures: Pictures, count: int) -> tuple[float, list[str]]:
-    """Give the least pixel value that counts as inside, and notes."""
+    """Return the least pixel value that counts as inside, and notes."""
     if _type(dataset) != "FRACTIONAL":
         return 1.0, []
     half = elements.integer(dataset, _LARGEST_FRACTION, 255) / 2
@@ -200,5 +286,5 @@ def _threshold(dataset: Dataset, pictures: Pictures, count: int) -> tuple[float,
 
 
 def _largest_number(dataset: Dataset) -> int:
-    """Give the largest segment number that the pixels of a label map may hold."""
+    """Return the largest segment number that the pixels of a label map may hold."""
     return int(2 ** elements.integer(dataset, _BITS_ALLOCATED, 1) - 1) if _type(dataset) == "LABELMAP" else 0

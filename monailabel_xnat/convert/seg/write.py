@@ -22,15 +22,9 @@ from monailabel_xnat.convert.dicom.series import read_series
 from monailabel_xnat.convert.dicom.volume import VolumePlan, plan_volume
 from monailabel_xnat.convert.geometry import LPS_TO_RAS, Plane, voxel_spacing
 from monailabel_xnat.convert.grid import Grid
-from monailabel_xnat.convert.labelmap import LabelMap, to_grid
-from monailabel_xnat.convert.seg.header import (
-    derivation,
-    items,
-    plane_position,
-    referenced_series,
-    seg_header,
-)
-from monailabel_xnat.convert.segments import Segment
+from monailabel_xnat.convert.labelmap import LabelMap, Segment, to_grid
+from monailabel_xnat.convert.seg.header import derivation, plane_position, referenced_series, seg_header
+from monailabel_xnat.convert.seg.segments import items
 from monailabel_xnat.errors import LabelError
 
 ALGORITHM_TYPES = ("MANUAL", "SEMIAUTOMATIC", "AUTOMATIC")
@@ -120,7 +114,7 @@ def write_seg(
 
 
 def _on_grid_of(plan: VolumePlan, label: LabelMap) -> npt.NDArray[Any]:
-    """Give the voxels of a label in the index order of the images, each slice contiguous."""
+    """Return the voxels of a label in the index order of the images, each slice contiguous."""
     image = plan.headers[plan.frames[0].path]
     grid = Grid((image.columns, image.rows, plan.slices), LPS_TO_RAS @ plan.affine)
     return np.asfortranarray(to_grid(label, grid).array)
@@ -143,7 +137,7 @@ def _segments_of(values: Sequence[int], known: Sequence[Segment]) -> list[Segmen
 
 
 def _planes_of(plan: VolumePlan) -> list[Plane]:
-    """Give the place of each slice of the (first) volume."""
+    """Return the place of each slice of the (first) volume."""
     planes = [frame.plane for frame in plan.frames[: plan.slices] if frame.plane is not None]
     if len(planes) < plan.slices:
         message = "the images do not say where in the patient they lie, which a DICOM SEG must"
@@ -152,7 +146,7 @@ def _planes_of(plan: VolumePlan) -> list[Plane]:
 
 
 def _frame_groups(plan: VolumePlan, planes: Sequence[Plane], masks: Sequence[_Mask]) -> Iterator[bytes]:
-    """Give the items of the Per-Frame Functional Groups Sequence, encoded.
+    """Return the items of the Per-Frame Functional Groups Sequence, encoded.
 
     What repeats is encoded once: the image and its place for each slice, the number for each segment.
     """
@@ -227,7 +221,7 @@ def _write_element_head(stream: BinaryIO, tag: tuple[int, int], kind: bytes, len
 
 
 def _packed(voxels: npt.NDArray[Any], masks: Sequence[_Mask]) -> Iterator[bytes]:
-    """Give the masks as bits, the first pixel in the lowest bit; frames follow each other within a byte."""
+    """Return the masks as bits, the first pixel in the lowest bit; frames follow each other within a byte."""
     pixels = voxels.shape[0] * voxels.shape[1]
     # Eight frames always end with a byte.
     together = 1 if pixels % 8 == 0 else 8

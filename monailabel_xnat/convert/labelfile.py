@@ -1,0 +1,398 @@
+"""Label files: read from what clients send, written as NIfTI; what their voxels and segments mean."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import numpy.typing as npt
+
+from monailabel_xnat.convert.geometry import Floats
+from monailabel_xnat.convert.itk import read_itk_file, without_bzip2
+from monailabel_xnat.convert.labelmap import LARGEST_VALUE, LabelMap, Segment, unclaimed
+from monailabel_xnat.convert.nifti import is_second_version, read_nifti, write_nifti
+from monailabel_xnat.errors import LabelFileError
+
+# Its own type hints cover half of it.
+_nibabel: Any = nibabel
+_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
+
+ROUNDING = 0.01
+"""How far a value may be from a whole number to be taken for it. Writers that store a mask of floats in 8 bits with a
+scale factor give 0.996 or 1.00000006 for 1; probabilities and resampled masks differ by more."""
+
+Notes = tuple[str, ...]
+
+
+def read_label(path: Path) -> LabelMap:
+    """Read a label map.
+
+    Segments of a ``.seg.nrrd`` that overlap (kept in layers by 3D Slicer) are merged: where several claim a
+    voxel the one later in the header has it.
+
+    Parameters
+    ----------
+    path : Path
+        ``.nii``, ``.nii.gz``, ``.nrrd``, ``.seg.nrrd``, ``.mha`` or ``.mhd``.
+
+    Raises
+    ------
+    LabelFileError
+        If the file is missing, empty, damaged or no label map: values that are negative, fractional or above
+        65535, or several channels that are not one for each number.
+    """
+    if not path.is_file():
+        raise LabelFileError(f"no such label file: {path.name}", hint="check the path")
+    if path.stat().st_size == 0:
+        raise LabelFileError(f"the label file is empty: {path.name}", hint="save the segmentation again")
+    if not path.name.lower().endswith(_SUFFIXES):
+        known = ", ".join(_SUFFIXES)
+        raise LabelFileError(f"not a label file: {path.name}", hint=f"save the segmentation as one of {known}")
+    try:
+        if path.name.lower().endswith((".nii", ".nii.gz")):
+            affine, values = _read_nifti(path)
+            array, notes = label_values(values)
+            return LabelMap(array, affine, notes=notes)
+        return _read_itk_label(path)
+    except ValueError as error:
+        raise LabelFileError(
+            f"{path.name} is no label map: {error}",
+            hint="send one volume of whole numbers from 0 to 65535, as NIfTI, NRRD or MetaImage",
+        ) from error
+
+
+def write_label(label: LabelMap, path: Path) -> None:
+    """Write a label map as NIfTI; equal labels give equal bytes.
+
+    Parameters
+    ----------
+    label : LabelMap
+        What to write; the file holds its array as uint8 or uint16, and its affine.
+    path : Path
+        ``.nii.gz`` or ``.nii``. It appears only when it is whole.
+    """
+
+    def slices() -> Iterator[npt.NDArray[Any]]:
+        yield from (label.array[:, :, k].T for k in range(label.array.shape[2]))
+
+    write_nifti(path, label.array.shape, label.affine, label.array.dtype, slices())
+
+
+def _read_nifti(path: Path) -> tuple[Floats, npt.NDArray[Any]]:
+    """Read the affine and the voxels of a NIfTI file, of version 1 or 2."""
+    if not is_second_version(path):
+        header, values = read_nifti(path)
+        return header.affine, values
+    try:
+        image = _nibabel.load(path)
+        return np.asarray(image.affine, dtype=np.float64), np.asanyarray(image.dataobj)
+    except (OSError, EOFError, zlib.error, _nibabel.filebasedimages.ImageFileError) as error:
+        raise ValueError(f"it is truncated or damaged: {error}") from error
+
+
+def _read_itk_label(path: Path) -> LabelMap:
+    with without_bzip2(path) as plain:
+        file = read_itk_file(plain)
+    fields = parse_segments(file.fields)
+    if not fields:
+        array, notes = label_values(file.values)
+        return LabelMap(array, file.affine, notes=notes)
+    stack, rounded = whole_numbers(file.values if file.values.ndim == 4 else file.values[..., np.newaxis])
+    merged, segments, notes = merge_components(stack, fields)
+    return LabelMap(whole_numbers(merged)[0], file.affine, segments, (*rounded, *notes))
+
+
+def label_values(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Notes]:
+    """Return the values of a label map, and notes.
+
+    Parameters
+    ----------
+    values : ndarray (i, j, k) or more
+        As they are in the file. With several channels, along the last axis, each voxel must belong to exactly one of
+        them, the first one being the background: what MONAI writes with ``to_onehot``.
+
+    Returns
+    -------
+    ndarray (i, j, k), uint8 or uint16
+        Whole numbers.
+    tuple of str
+        What was changed.
+
+    Raises
+    ------
+    ValueError
+        If the values are no label map; the message says what they are.
+    """
+    while values.ndim < 3:
+        values = values[..., np.newaxis]
+    # NIfTI keeps channels in the fifth dimension, behind a time of one step.
+    channels = values.reshape((*values.shape[:3], -1), order="F") if values.ndim > 3 else values[..., np.newaxis]
+    large = [size for size in values.shape[3:] if size != 1]
+    if len(large) > 1:
+        raise ValueError(f"it has {values.ndim} dimensions: {_sizes(values)}")
+    if not large:
+        return whole_numbers(channels[..., 0])
+    return _chosen_channels(channels, _sizes(values))
+
+
+def whole_numbers(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Notes]:
+    """Return whole numbers as uint8, or uint16 where they need it; rounds what is whole but for `ROUNDING`."""
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"it holds {_kind(values)}")
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("it holds values that are not finite")
+    if low < -ROUNDING or (low < 0 and values.dtype.kind != "f"):
+        raise ValueError(f"it holds negative values, down to {low:g}")
+    if high > LARGEST_VALUE + ROUNDING:
+        raise ValueError(f"it holds values above {LARGEST_VALUE}, up to {high:g}")
+    dtype = np.uint8 if high < np.iinfo(np.uint8).max + 0.5 else np.uint16
+    if values.dtype.kind != "f":
+        return values.astype(dtype), ()
+    rounded = np.rint(values)
+    whole = rounded.astype(dtype)
+    if np.array_equal(rounded, values):
+        return whole, ()
+    off = np.abs(values - rounded)
+    farthest = float(off.max())
+    if farthest > ROUNDING:
+        raise ValueError(_fractions(values, off > ROUNDING))
+    count = int(np.count_nonzero(off))
+    return whole, (f"{count} voxels rounded to whole numbers, by up to {farthest:.2g}",)
+
+
+def _chosen_channels(channels: npt.NDArray[Any], sizes: str) -> tuple[npt.NDArray[Any], Notes]:
+    """Return the number of the channel that each voxel belongs to."""
+    count = channels.shape[3]
+    if count > LARGEST_VALUE:
+        raise ValueError(f"it has {count} channels: {sizes}")
+    dtype = np.uint8 if count <= np.iinfo(np.uint8).max + 1 else np.uint16
+    if _are_probabilities(channels):
+        return _most_probable(channels).astype(dtype), (
+            f"{count} channels of probabilities: each voxel has the number of the most probable one, counted from 0",
+        )
+    try:
+        masks = whole_numbers(channels)[0]
+    except ValueError as error:
+        raise ValueError(f"it has {count} channels ({sizes}), and they are no masks: {error}") from error
+    largest = int(masks.max())
+    if largest > 1:
+        raise ValueError(
+            f"it has {channels.ndim} dimensions: {sizes}, and values up to {largest}: {count} volumes, not one channel "
+            "for each number"
+        )
+    claims = masks.sum(axis=3, dtype=np.uint16)
+    several, none = int((claims > 1).sum()), int((claims == 0).sum())
+    if several or none:
+        raise ValueError(
+            f"it has {channels.ndim} dimensions: {sizes}; as one channel for each number, with the background first, "
+            f"it leaves {none} voxels without a channel and gives {several} voxels several"
+        )
+    note = f"{count} channels, of which each voxel has exactly one: the first is the background, the next the value 1"
+    return masks.argmax(axis=3).astype(dtype), (note,)
+
+
+def _are_probabilities(channels: npt.NDArray[Any]) -> bool:
+    """Return whether the channels are shares that make 1 in each voxel, and not just 0 and 1."""
+    if channels.dtype.kind != "f" or not (channels.min() >= -ROUNDING and channels.max() <= 1 + ROUNDING):
+        return False
+    if np.abs(channels - np.rint(channels)).max() <= ROUNDING:
+        return False
+    return bool(np.abs(channels.sum(axis=3, dtype=np.float64) - 1).max() <= ROUNDING)
+
+
+def _most_probable(channels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    best = np.sort(channels, axis=3)[..., -2:]
+    ties = int(np.count_nonzero(best[..., 0] == best[..., 1]))
+    if ties:
+        raise ValueError(
+            f"it holds probabilities of {channels.shape[3]} classes, and {ties} voxels have two likeliest ones"
+        )
+    return np.asarray(channels.argmax(axis=3))
+
+
+def _fractions(values: npt.NDArray[Any], off: npt.NDArray[np.bool_]) -> str:
+    kind = "a probability map" if values.min() >= 0 and values.max() <= 1 else "an image or a resampled label map"
+    return (
+        f"it holds values that are no whole numbers, e.g. {values[off].flat[0]:g} ({np.count_nonzero(off)} voxels), as "
+        f"{kind} does"
+    )
+
+
+def _kind(values: npt.NDArray[Any]) -> str:
+    return "complex numbers" if values.dtype.kind == "c" else f"colours or other records ({values.dtype})"
+
+
+def _sizes(values: npt.NDArray[Any]) -> str:
+    return " x ".join(map(str, values.shape))
+
+
+@dataclass(frozen=True)
+class SegmentField:
+    """A segment as a header describes it.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    colour : tuple of int, or None
+        Red, green, blue, 0 to 255.
+    layer : int or None
+        The component of the file that it lies in; None if the header does not say.
+    value : int or None
+        The number of its voxels there; None if the header does not say.
+    """
+
+    name: str
+    colour: tuple[int, int, int] | None
+    layer: int | None
+    value: int | None
+
+
+def parse_segments(fields: Mapping[str, str]) -> tuple[SegmentField, ...]:
+    """Read the segments from the header fields ``Segment0_Name``, ``Segment0_LabelValue`` and so on.
+
+    Returns
+    -------
+    tuple of SegmentField
+        In the order of the header; empty if there are none.
+
+    Raises
+    ------
+    ValueError
+        If a number is none.
+    """
+    numbers = sorted({int(found[1]) for key in fields if (found := re.match(r"Segment(\d+)_", key))})
+    segments = []
+    for number in numbers:
+
+        def field(name: str, number: int = number) -> str:
+            return fields.get(f"Segment{number}_{name}", "").strip()
+
+        name = field("Name") or field("ID") or f"Segment_{number + 1}"
+        layer, value = field("Layer"), field("LabelValue")
+        segments.append(
+            SegmentField(name, _colour(field("Color")), int(layer) if layer else None, int(value) if value else None)
+        )
+    return tuple(segments)
+
+
+def merge_components(
+    stack: npt.NDArray[Any], fields: Sequence[SegmentField]
+) -> tuple[npt.NDArray[Any], tuple[Segment, ...], tuple[str, ...]]:
+    """Make one label map of the components of a file.
+
+    3D Slicer keeps segments that overlap in several components, its layers. Up to version 4.10 it wrote one component
+    for each segment and said neither layer nor value: segment i is component i with the value 1. Where several
+    segments have a voxel it gets the one later in the header.
+
+    Parameters
+    ----------
+    stack : ndarray (i, j, k, components)
+        Whole numbers.
+    fields : sequence of SegmentField
+        In the order of the header. Two in different components may have the same value.
+
+    Returns
+    -------
+    ndarray (i, j, k)
+        One value for each voxel.
+    tuple of Segment
+        The segments; numbered anew, from 1, if two had the same value.
+    tuple of str
+        Notes: how many voxels were claimed by several segments or by none, and the new numbers.
+
+    Raises
+    ------
+    ValueError
+        If a segment lies in no component, has no possible value, or if voxels of several components are claimed by no
+        segment.
+    """
+    count = stack.shape[3]
+    layers, values = _layers(fields, count), _values(fields, count)
+    segments = [Segment(value, field.name, field.colour) for value, field in zip(values, fields)]
+    if count == 1:
+        whole = stack[..., 0]
+        # Some writers list the background as a segment.
+        segments = [segment for segment in segments if segment.value]
+        shared = len(segments) - len({segment.value for segment in segments})
+        notes = (
+            [f"{shared} segments have the value of another one: the later one in the header counts"] if shared else []
+        )
+        missing = unclaimed(whole, segments)
+        if missing:
+            notes.append(f"values that no segment of the file claims are kept: {missing}")
+        return whole, tuple(segments), tuple(notes)
+    _refuse_unclaimed(stack, segments, layers)
+    return _merged(stack, segments, layers)
+
+
+def _layers(fields: Sequence[SegmentField], count: int) -> list[int]:
+    """Return the component of each segment."""
+    if count > 1 and all(field.layer is None for field in fields):
+        layers = list(range(len(fields)))
+    else:
+        layers = [field.layer or 0 for field in fields]
+    for field, layer in zip(fields, layers):
+        if not 0 <= layer < count:
+            raise ValueError(f"segment {field.name!r} should lie in component {layer}, but it has {count}, from 0 on")
+    return layers
+
+
+def _values(fields: Sequence[SegmentField], count: int) -> list[int]:
+    """Return the value of each segment in its component."""
+    layers = [field.layer for field in fields]
+    values = []
+    for place, field in enumerate(fields):
+        is_alone = count > 1 and (field.layer is None or layers.count(field.layer) == 1)
+        value = (1 if is_alone else place + 1) if field.value is None else field.value
+        if value < 0 or (value == 0 and count > 1):
+            raise ValueError(f"segment {field.name!r} has the value {value}, which is no value of a segment")
+        values.append(value)
+    return values
+
+
+def _refuse_unclaimed(stack: npt.NDArray[Any], segments: Sequence[Segment], layers: Sequence[int]) -> None:
+    problems = []
+    for component in range(stack.shape[3]):
+        known = [segment for segment, layer in zip(segments, layers) if layer == component]
+        missing = unclaimed(stack[..., component], known)
+        if missing:
+            problems.append(f"component {component}, value {missing}")
+    if problems:
+        raise ValueError(f"no segment in its header claims {'; '.join(problems)}")
+
+
+def _merged(
+    stack: npt.NDArray[Any], segments: Sequence[Segment], layers: Sequence[int]
+) -> tuple[npt.NDArray[Any], tuple[Segment, ...], tuple[str, ...]]:
+    notes = []
+    values = [segment.value for segment in segments]
+    if len(set(values)) < len(values):
+        values = list(range(1, len(segments) + 1))
+        notes.append("segments in different layers shared values: numbered anew in the order of the header")
+    merged = np.zeros(stack.shape[:3], dtype=np.uint16)
+    overlap = np.zeros(stack.shape[:3], dtype=bool)
+    for value, segment, layer in zip(values, segments, layers):
+        inside = stack[..., layer] == segment.value
+        overlap |= inside & (merged > 0)
+        merged[inside] = value
+    count = int(np.count_nonzero(overlap))
+    if count:
+        notes.append(f"{count} voxels belong to several segments: each has the later one in the header")
+    renumbered = tuple(replace(segment, value=value) for segment, value in zip(segments, values))
+    return merged, renumbered, tuple(notes)
+
+
+def _colour(text: str) -> tuple[int, int, int] | None:
+    parts = text.split()
+    if len(parts) != 3:
+        return None
+    red, green, blue = (min(255, max(0, round(float(part) * 255))) for part in parts)
+    return red, green, blue
