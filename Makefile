@@ -7,11 +7,11 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-FOLDERS := monailabel_xnat tests examples benchmarks
+FOLDERS := monailabel_xnat tests examples benchmarks .ci
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo demo-check test check lint format sandbox clean
+.PHONY: help venv demo demo-check test check coverage matrix lint format sandbox clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,7 +39,16 @@ test: $(INSTALLED) ## all tests
 	$(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 check: $(INSTALLED) lint ## before each commit: the quick tests, ruff, mypy
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'not slow'
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --quick
+
+coverage: $(INSTALLED) ## all tests, measured: which lines and branches of the package none of them reaches
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+matrix: ## the tests on other Pythons, and on the lowest versions that setup.cfg allows; see .ci/matrix
+	.ci/matrix
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check $(FOLDERS)
@@ -54,5 +63,5 @@ sandbox: $(INSTALLED) ## an XNAT-compatible server with demo data
 	$(BIN)/monailabel-xnat sandbox --demo
 
 clean: ## remove what make made, the virtual environment included
-	rm -rf $(VENV) demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-3.10 .venv-3.12 .venv-lowest .coverage* demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find $(FOLDERS) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,8 +54,8 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         Address of the XNAT site, ``https://xnat.example.org``; may be left out where a connection is given.
     username, password : str or None
         Credentials; where not given they come from the environment or ``~/.netrc``, else it is a guest.
-    project : str or None
-        Project IDs, comma-separated; None: all that can be read.
+    project : str, sequence of str or None
+        Project IDs, in a list or separated by commas; None: all that can be read.
     asset_path : str
         Folder where XNAT's archive is mounted on this machine.
     cache_path : str
@@ -91,7 +91,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         api_url: str = "",
         username: str | None = None,
         password: str | None = None,
-        project: str | None = None,
+        project: str | Sequence[str] | None = None,
         asset_path: str | Path = "",
         cache_path: str | Path = "",
         *,
@@ -276,7 +276,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             self._store.update_info(self._label(label_id)[0], text_of(label_tag), info)
 
     def save_label(
-        self, image_id: str | XNATScan, label_filename: str, label_tag: str, label_info: dict[str, Any]
+        self, image_id: str | XNATScan, label_filename: str | Path, label_tag: str, label_info: dict[str, Any]
     ) -> str:
         """Store a label in XNAT as a new version; nothing is overwritten and the file given is only read.
 
@@ -318,14 +318,14 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             scan, _ = self._label(label_id)
             return self._store.restore(scan, text_of(label_tag), version).name
 
-    def add_image(self, image_id: str | None, image_filename: str, image_info: dict[str, Any]) -> str:
+    def add_image(self, image_id: str | None, image_filename: str | Path, image_info: dict[str, Any]) -> str:
         """Store a new image in XNAT.
 
         Parameters
         ----------
         image_id : str or None
             ``project/subject/experiment/scan`` in labels of one's own choice; None: made from the file name.
-        image_filename : str
+        image_filename : str or Path
             A NIfTI or other image file, or a DICOM file, folder or zip.
         image_info : dict
             Stored as by :meth:`update_image_info`.

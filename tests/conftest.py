@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import signal
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from monailabel_xnat.sandbox.demo import write_demo
 
 pytest_plugins = ["pytester"]
+# Apps train; where torch is not installed (see .ci/matrix), all other tests can run.
+collect_ignore = [] if find_spec("torch") else ["app", "examples"]
 
 
 def pytest_configure():
     """Let Ctrl-C reach the programs that tests start: what a shell runs in the background is made deaf to it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser):
+    """Add the switch that `make check` uses."""
+    parser.addoption("--quick", action="store_true", help="run each test once, with its first parameters; no slow ones")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keep, with --quick, the first of the tests that one function makes; those of this folder are cheap, and stay."""
+    if not config.getoption("--quick"):
+        return
+    kept, functions = [], set()
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        is_first = function not in functions or item.path.parent == Path(__file__).parent
+        if is_first and not item.get_closest_marker("slow"):
+            functions.add(function)
+            kept.append(item)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pytest
 import SimpleITK
 
 from monailabel_xnat.convert import ConvertedVolume
@@ -22,9 +23,7 @@ def itk_reader(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Voxels and affine (RAS) of `ITKReader().read` on a folder."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from monai.data.image_reader import ITKReader
-
-        reader = ITKReader()
+        reader = pytest.importorskip("monai.data.image_reader").ITKReader()
         array, meta = reader.get_data(reader.read(str(folder)))
     return np.asarray(array), np.asarray(meta["affine"])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pytest
 import SimpleITK
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -61,20 +62,19 @@ def affines(path: Path) -> dict[str, np.ndarray]:
     """Voxel index to RAS in mm, as each reader understands a file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from monai.data.image_reader import ITKReader, NibabelReader
-
+        monai = pytest.importorskip("monai.data.image_reader")
         image = SimpleITK.ReadImage(str(path))
         size = image.GetDimension()
         plain = np.eye(4)
         plain[:3, :3] = np.reshape(image.GetDirection(), (size, size))[:3, :3] * image.GetSpacing()[:3]
         plain[:3, 3] = image.GetOrigin()[:3]
         found = {"SimpleITK": LPS @ plain}
-        readers = [ITKReader]
+        readers = [monai.ITKReader]
         if path.name.endswith((".nii", ".nii.gz")):
             found["nibabel"] = nibabel.load(path).affine
             if nibabel.load(path).header["qform_code"] > 0:
                 found["qform"] = nibabel.load(path).get_qform()
-            readers.append(NibabelReader)
+            readers.append(monai.NibabelReader)
         for reader in readers:
             loader = reader()
             found[reader.__name__] = np.asarray(loader.get_data(loader.read(str(path)))[1]["affine"])

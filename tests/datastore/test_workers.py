@@ -9,12 +9,14 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
-import torch.utils.data
 from fastapi import HTTPException
-from volumes import Volumes, refuse
 
 from monailabel_xnat import errors
 from monailabel_xnat.facade.client_errors import errors_for_clients
+
+pytest.importorskip("torch")  # the matrix has none
+import torch.utils.data
+from volumes import Volumes, refuse
 
 PROJECT = "P"
 PASSWORD = "hunter2-of-the-test"

@@ -13,6 +13,7 @@ import requests
 
 from monailabel_xnat.sandbox import Sandbox
 
+pytest.importorskip("monai")
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 
