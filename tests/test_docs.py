@@ -47,6 +47,14 @@ def test_every_file_that_the_readme_points_to_exists():
     assert [target for target in targets if not (README.parent / target).exists()] == []
 
 
+def test_every_path_that_contributing_names_exists():
+    root = README.parent
+    text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = [path for path in re.findall(r"`([\w./-]+(?:/|\.py|\.md|\.cfg))`", text) if not path.startswith("../")]
+    assert "datastore.py" in {Path(path).name for path in paths}
+    assert [path for path in paths if not ((root / path).exists() or (root / "monailabel_xnat" / path).exists())] == []
+
+
 def test_the_constructor_spells_every_setting_out():
     own = set(inspect.signature(XNATDatastore).parameters) - {"settings", "conf", "environ", "api_url", "connection"}
     spelt = own | set(SettingArguments.__annotations__) | {"server"}
