@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, replace
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from monailabel_xnat.cli.common import Opened, opened, print_json, with_json, with_settings
+from monailabel_xnat.cli.common import Opened, opened, print_json, print_table, with_json, with_settings
 from monailabel_xnat.config import Settings
+from monailabel_xnat.errors import UnknownLabelError
 from monailabel_xnat.ids import ImageId
+
+if TYPE_CHECKING:
+    from monailabel_xnat.catalog import Scan
 
 
 @click.group("labels")
@@ -67,6 +73,109 @@ def restore(settings: Settings, image_id: str, tag: str, version: str) -> None:
     with opened(settings) as parts:
         name = parts.store.restore(parts.catalog.scan(image), tag, version).name
     click.echo(f"{image}  {tag}  {name}  has the content of {version}")
+
+
+@command.command()
+@click.argument("image_id", metavar="IMAGE_ID")
+@click.argument("which", nargs=-1, metavar="[LABEL]...")
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also draw the slice on which the first two differ most, as a PNG: orange is in the first only, blue in the "
+    "second only, green in both.",
+)
+@with_json
+@with_settings
+def compare(settings: Settings, image_id: str, which: tuple[str, ...], picture: Path | None, as_json: bool) -> None:
+    """Measure how far labels of an image agree: Dice, volumes and surface distances of each structure.
+
+    A LABEL is TAG, TAG@VERSION with a version of the history, or TAG:USER for the newest one that a user saved. Without
+    any, the current labels of all tags are compared, or with one tag the newest ones of each user.
+
+    Example: monailabel-xnat labels compare PROJECT/SUBJECT/EXPERIMENT/SCAN original final
+    """
+    from monailabel_xnat.convert.agreement import draw_difference
+
+    image, settings = _of(settings, image_id)
+    with opened(settings) as parts:
+        scan = parts.catalog.scan(image)
+        chosen = [_chosen(parts, scan, text) for text in which] or _worth_comparing(parts, scan)
+        if len(chosen) < 2:
+            raise UnknownLabelError(
+                f"{image} has fewer than two labels to compare", hint="name two, such as final final@VERSION"
+            )
+        pairs = list(combinations(chosen, 2))
+        found = [_compared(*pair) for pair in pairs]
+        if picture:
+            first, second = pairs[0]
+            draw_difference(parts.images.path(scan), first.path, second.path, first.values_beside(second), picture)
+    if as_json:
+        print_json(found)
+        return
+    columns = ("labels", "structure", "Dice", "volumes (ml)", "mean distance (mm)", "greatest distance (mm)")
+    print_table(columns, [_row(pair, item) for pair in found for item in pair["structures"]])
+
+
+class _Chosen(NamedTuple):
+    """One label that is compared: what it is called here, its file, and its values by name."""
+
+    name: str
+    path: Path
+    values: dict[str, int]
+
+    def values_beside(self, other: _Chosen) -> dict[str, tuple[int, int]]:
+        """Return the values of each structure in this and in the other one, 0 where it has none."""
+        names = dict.fromkeys((*self.values, *other.values))
+        return {name: (self.values.get(name, 0), other.values.get(name, 0)) for name in names}
+
+
+def _chosen(parts: Opened, scan: Scan, text: str) -> _Chosen:
+    """Find the label that is meant by ``TAG``, ``TAG@VERSION`` or ``TAG:USER``."""
+    tag, _, version = text.partition("@")
+    tag, _, user = tag.partition(":")
+    if user:
+        versions = parts.labels.history(scan, tag)
+        by_user = [found.name for found in versions if found.description.get("saved_by") == user]
+        if not by_user:
+            users = sorted({str(found.description.get("saved_by")) for found in versions})
+            raise UnknownLabelError(
+                f"{scan.image_id} has no label {tag!r} by {user!r}", hint=f"there are labels by {', '.join(users)}"
+            )
+        version = by_user[0]
+    return _loaded(parts, scan, text, tag, version or None)
+
+
+def _worth_comparing(parts: Opened, scan: Scan) -> list[_Chosen]:
+    """Return the current labels of all tags; where there is one tag only, the newest label of each user."""
+    tags = sorted(parts.labels.tags(scan))
+    if len(tags) != 1:
+        return [_loaded(parts, scan, tag, tag, None) for tag in tags]
+    newest: dict[str, str] = {}
+    for version in parts.labels.history(scan, tags[0]):
+        newest.setdefault(str(version.description.get("saved_by")), version.name)
+    return [_loaded(parts, scan, f"{tags[0]}:{user}", tags[0], name) for user, name in newest.items()]
+
+
+def _loaded(parts: Opened, scan: Scan, name: str, tag: str, version: str | None) -> _Chosen:
+    segments = parts.labels.description(scan, tag, version).get("segments") or []
+    values = {str(segment["name"]): int(segment["value"]) for segment in segments}
+    return _Chosen(name, parts.labels.path(scan, tag, version), values)
+
+
+def _compared(first: _Chosen, second: _Chosen) -> dict[str, Any]:
+    from monailabel_xnat.convert.agreement import compare_labels
+
+    found = compare_labels(first.path, second.path, first.values_beside(second))
+    return {"labels": [first.name, second.name], "structures": [asdict(item) for item in found]}
+
+
+def _row(pair: dict[str, Any], item: dict[str, Any]) -> tuple[str, ...]:
+    def millimetres(value: float | None) -> str:
+        return "" if value is None else f"{value:.2f}"
+
+    volumes = " / ".join(f"{volume:.2f}" for volume in item["volumes"])
+    distances = (millimetres(item["mean_distance"]), millimetres(item["greatest_distance"]))
+    return " and ".join(pair["labels"]), item["name"], f"{item['dice']:.4f}", volumes, *distances
 
 
 def _of(settings: Settings, image_id: str) -> tuple[ImageId, Settings]:

@@ -1,0 +1,142 @@
+"""How far two label maps of one image agree, structure by structure, as SimpleITK's filters measure it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from monailabel_xnat.errors import LabelGeometryError
+
+# Two files of one grid differ in the last digits of their headers at most.
+_TOLERANCE = 1e-4
+_FIRST_ONLY, _SECOND_ONLY, _BOTH = 1, 2, 3
+# Of 0 (unused, but ITK counts it: green), 1 and 2, in ITK's order; 3 gets the first again. The colour-blind tell these
+# three apart, too.
+_COLOURS = (0, 158, 115, 230, 159, 0, 0, 114, 178)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One structure in two label maps.
+
+    Attributes
+    ----------
+    name
+        Name of the structure.
+    dice
+        Twice the common volume, divided by the sum of both: 0 to 1.
+    volumes
+        Volume in the first and in the second, in millilitres.
+    mean_distance
+        Average Hausdorff distance of the two: the greater of both directed mean distances, in mm. None where one of
+        them is empty.
+    greatest_distance
+        Hausdorff distance in mm; None where one of them is empty.
+    """
+
+    name: str
+    dice: float
+    volumes: tuple[float, float]
+    mean_distance: float | None
+    greatest_distance: float | None
+
+
+def compare_labels(first: Path, second: Path, names: Mapping[str, tuple[int, int]]) -> list[Agreement]:
+    """Compare two label maps.
+
+    Parameters
+    ----------
+    first, second : Path
+        Files of label maps on one voxel grid (slices, rows, columns).
+    names : mapping
+        Value in the first and in the second by name of structure; 0 where it is in one of them only.
+
+    Raises
+    ------
+    LabelGeometryError
+        If the two are not on one grid.
+    """
+    one, other = _read_pair(first, second)
+    return [_agreement(name, one == here, other == there, here, there) for name, (here, there) in names.items()]
+
+
+def draw_difference(image: Path, first: Path, second: Path, names: Mapping[str, tuple[int, int]], target: Path) -> None:
+    """Draw the slice on which two label maps differ most, as a PNG.
+
+    Orange is in the first only, blue in the second only, green in both.
+
+    Parameters
+    ----------
+    image : Path
+        The image, on the grid of the labels.
+    first, second, names
+        As for :func:`compare_labels`.
+    target : Path
+        The file to write, ``.png``.
+
+    Raises
+    ------
+    LabelGeometryError
+        If the three are not on one grid.
+    """
+    sitk = _simpleitk()
+    one, other = _read_pair(first, second)
+    shown = sitk.ReadImage(str(image), sitk.sitkFloat32)
+    _require_one_grid(shown, one)
+    marks = sitk.Image(one.GetSize(), sitk.sitkUInt8)
+    marks.CopyInformation(one)
+    for here, there in names.values():
+        in_first = (one == here) if here else one * 0
+        in_second = (other == there) if there else other * 0
+        found = sitk.Cast(in_first, sitk.sitkUInt8) * _FIRST_ONLY + sitk.Cast(in_second, sitk.sitkUInt8) * _SECOND_ONLY
+        marks = sitk.Maximum(marks, found)
+    array = sitk.GetArrayViewFromImage(marks)
+    differing = ((array == _FIRST_ONLY) | (array == _SECOND_ONLY)).sum(axis=(1, 2))
+    slice_index = int(differing.argmax()) if differing.any() else int((array > 0).sum(axis=(1, 2)).argmax())
+    grey = sitk.Cast(sitk.RescaleIntensity(shown[:, :, slice_index], 0, 255), sitk.sitkUInt8)
+    sitk.WriteImage(sitk.LabelOverlay(grey, marks[:, :, slice_index], 0.5, 0, _COLOURS), str(target))
+
+
+def _agreement(name: str, in_first: Any, in_second: Any, here: int, there: int) -> Agreement:
+    sitk = _simpleitk()
+    # Value 0 is the background: the structure is not in that label map at all.
+    one = in_first if here else in_first * 0
+    other = in_second if there else in_second * 0
+    sizes = tuple(int(sitk.GetArrayViewFromImage(mask).sum()) for mask in (one, other))
+    spacing = one.GetSpacing()
+    litres = spacing[0] * spacing[1] * spacing[2] / 1000
+    overlap = sitk.LabelOverlapMeasuresImageFilter()
+    overlap.Execute(one, other)
+    dice = float(overlap.GetDiceCoefficient(1)) if any(sizes) else 1.0
+    if not all(sizes):
+        return Agreement(name, dice, (sizes[0] * litres, sizes[1] * litres), None, None)
+    distances = sitk.HausdorffDistanceImageFilter()
+    distances.Execute(one, other)
+    mean, greatest = float(distances.GetAverageHausdorffDistance()), float(distances.GetHausdorffDistance())
+    return Agreement(name, dice, (sizes[0] * litres, sizes[1] * litres), mean, greatest)
+
+
+def _read_pair(first: Path, second: Path) -> tuple[Any, Any]:
+    sitk = _simpleitk()
+    one, other = (sitk.ReadImage(str(path), sitk.sitkUInt16) for path in (first, second))
+    _require_one_grid(one, other)
+    other.CopyInformation(one)  # the filters refuse differences in the last digits
+    return one, other
+
+
+def _require_one_grid(one: Any, other: Any) -> None:
+    frames = [(*image.GetOrigin(), *image.GetSpacing(), *image.GetDirection()) for image in (one, other)]
+    is_one = one.GetSize() == other.GetSize() and all(abs(a - b) <= _TOLERANCE for a, b in zip(*frames))
+    if not is_one:
+        raise LabelGeometryError(
+            f"the two cannot be compared: one has {one.GetSize()} voxels and the other {other.GetSize()}, "
+            "or they lie at different places",
+            hint="compare two labels of one image",
+        )
+
+
+def _simpleitk() -> Any:
+    return import_module("SimpleITK")
