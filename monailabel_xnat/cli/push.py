@@ -143,7 +143,7 @@ def _stem(path: Path) -> str:
 
 def _save(parts: Opened, row: dict[str, Any], tag: str, info: dict[str, Any]) -> None:
     try:
-        version = parts.labels.save(row["scan"], tag, Path(row["file"]), {**info, _PUSHED: row["sha256"]})
+        version = parts.store.save(row["scan"], tag, Path(row["file"]), {**info, _PUSHED: row["sha256"]})
     except XNATDatastoreError as error:
         row["state"] = f"failed: {error}"
     else:
