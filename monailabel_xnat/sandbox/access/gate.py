@@ -16,6 +16,7 @@ from monailabel_xnat.sandbox.access.accounts import ANONYMOUS, PROVIDER, Account
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.model import Experiment, Project, Subject
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, as_json, html, text
+from monailabel_xnat.sandbox.http.router import Handlers, Visit
 from monailabel_xnat.sandbox.http.tables import Row, Table
 
 Owned = Subject | Experiment
@@ -200,57 +201,36 @@ def _form_token(request: Request) -> str | None:
 _TABLE_FORMATS = ("json", "html", "xml", "csv")
 
 
-class Site:
-    """The handlers, for one request's user."""
+class SiteCalls(Handlers):
+    """The site's own calls below ``/data``."""
 
-    def __init__(self, archive: Archive, accounts: Accounts, sessions: Sessions, may: Permissions) -> None:
-        self._archive = archive
-        self._accounts = accounts
-        self._sessions = sessions
-        self._may = may
-
-    def handle(self, request: Request, words: list[str]) -> Reply:
-        """Answer what is not an object of the archive, below ``/data``.
-
-        Raises
-        ------
-        HTTPError
-            405 for another method, and what the handlers raise.
-        """
-        path = [word for word in request.words[1:] if word != "archive"]
-        name = "/".join(path[:2]) if path[0] == "services" else path[0]
-        methods, handler = {
-            "JSESSION": ("GET HEAD POST DELETE", self._jsession),
-            "auth": ("GET HEAD", self._auth),
-            "users": ("GET HEAD", self._users),
-            "scanners": ("GET HEAD", self._scanners),
-            "scan_types": ("GET HEAD", self._scan_types),
-            "services/auth": ("PUT POST", self._log_in),
-            "services/tokens": ("GET HEAD", self._tokens),
-        }[name]
-        if request.method not in methods.split():
-            raise HTTPError(405, headers=[("Allow", methods.replace(" ", ", "))])
-        return handler(request, [unquote(word) for word in path])
+    def __init__(self, visit: Visit) -> None:
+        super().__init__(visit)
+        self._accounts = visit.accounts
+        self._sessions = visit.sessions
 
     # Sessions
 
-    def _jsession(self, request: Request, words: list[str]) -> Reply:
+    def jsession(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``/data/JSESSION[/ID]``: the ID of the session, or its end."""
         session = request.session
         if session is None:
             raise HTTPError(401)
         if request.method == "DELETE":
-            self._sessions.close_of(session.user, words[1] if len(words) > 1 else session.id)
+            self._sessions.close_of(session.user, unquote(words[0]) if words else session.id)
             return text()
         return text(session.id + _csrf(request, session))
 
-    def _auth(self, request: Request, words: list[str]) -> Reply:
+    def auth(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``GET /data/auth``: who is logged in."""
         if request.session is None:
             raise HTTPError(401)
         if request.user.is_guest:
             return text("guest")
         return text(f"User '{request.user.login}' is logged in{_csrf(request, request.session)}")
 
-    def _log_in(self, request: Request, words: list[str]) -> Reply:
+    def log_in(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``PUT /data/services/auth``: a new session, for a form with name and password."""
         pairs = parse_qsl(request.body.read(_LARGEST_FORM).decode("utf-8", "replace"), keep_blank_values=True)
         providers = [value for name, value in pairs if name == "provider"]
         if len(providers) > 1 or providers not in ([], [PROVIDER]):
@@ -265,10 +245,11 @@ class Site:
 
     # Tokens
 
-    def _tokens(self, request: Request, words: list[str]) -> Reply:
+    def tokens(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``GET /data/services/tokens/{issue|show|validate|invalidate}``."""
         if request.user.is_guest:
             raise HTTPError(403)
-        action, *names = words[2:] or [""]
+        action, *names = [unquote(word) for word in words] or [""]
         if action == "issue":
             return as_json(self._accounts.issue_token(self._token_user(request, names)))
         if action == "show":
@@ -303,7 +284,8 @@ class Site:
 
     # Tables
 
-    def _users(self, request: Request, words: list[str]) -> Reply:
+    def users(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``GET /data/users``."""
         if not request.user.is_admin:
             raise HTTPError(403)
         names = ("login", "firstname", "lastname", "email")
@@ -313,10 +295,12 @@ class Site:
         ]
         return Table(("xdat_user_id", *names), rows).reply(request.format(_TABLE_FORMATS), request.query)
 
-    def _scanners(self, request: Request, words: list[str]) -> Reply:
+    def scanners(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``GET /data/scanners``."""
         return self._distinct(request, "scanner")
 
-    def _scan_types(self, request: Request, words: list[str]) -> Reply:
+    def scan_types(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``GET /data/scan_types``."""
         return self._distinct(request, "type")
 
     def _distinct(self, request: Request, field: str) -> Reply:

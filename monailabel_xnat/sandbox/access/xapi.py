@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from monailabel_xnat.sandbox.access.accounts import Accounts, Sessions, User
-from monailabel_xnat.sandbox.access.gate import PUBLIC, Permissions
+from monailabel_xnat.sandbox.access.accounts import User
+from monailabel_xnat.sandbox.access.gate import PUBLIC
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.datatypes import schema_name
 from monailabel_xnat.sandbox.archive.model import ROLE_NAMES
 from monailabel_xnat.sandbox.archive.store import SITE_ID
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, as_json, html, text
+from monailabel_xnat.sandbox.http.router import Handlers, Visit
 
 FOR_USERS = PUBLIC | {
     "enableSitewideAnonymizationScript",
@@ -98,75 +99,41 @@ _ROI_PLUGIN = {
     },
 }
 _NAMES = ("secondary_ID", "name", "description")
-_Handler = Callable[[Request, list[str]], Reply]
 
 
-class Xapi:
-    """The handlers, for one request's user.
+class Xapi(Handlers):
+    """The handlers below ``/xapi``, and of what browsers see, for one request's user."""
 
-    Parameters
-    ----------
-    archive, accounts, sessions, preferences
-        What the site has.
-    may
-        What the user may do.
-    plugins
-        Whether the OHIF viewer's plugin is installed.
-    """
+    def __init__(self, visit: Visit) -> None:
+        super().__init__(visit)
+        self._accounts = visit.accounts
+        self._sessions = visit.sessions
+        self._preferences = visit.preferences
+        self._plugins = _ROI_PLUGIN if visit.roi_plugin else {}
 
-    def __init__(
-        self,
-        archive: Archive,
-        accounts: Accounts,
-        sessions: Sessions,
-        preferences: Preferences,
-        may: Permissions,
-        *,
-        roi_plugin: bool = True,
-    ) -> None:
-        self._archive = archive
-        self._accounts = accounts
-        self._sessions = sessions
-        self._preferences = preferences
-        self._may = may
-        self._plugins = _ROI_PLUGIN if roi_plugin else {}
+    def front_page(self, request: Request, words: list[str]) -> Reply:
+        """Answer a page for browsers: a guest's, which xnatpy looks for, the log-in form, or that of who is logged in.
 
-    def handle(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``/xapi/...``, apart from what has a module of its own.
-
-        Raises
-        ------
-        HTTPError
-            401 and 403 for what is not for the user, 404 for an unknown path, 405 for another method.
+        The viewers read ``csrfToken`` out of the page before they save.
         """
-        names = [unquote(word) for word in words]
-        if names and names[-1].endswith(".xsd"):
-            return self.schema_file(request, words)
-        # First word: methods, most words that may follow, handler.
-        handlers: dict[str, tuple[str, int, _Handler]] = {
-            "siteConfig": ("GET POST", 2, self._site_config),
-            "schemas": ("GET", 9, self._schemas),
-            "users": ("GET DELETE", 3, self._users),
-            "access": ("GET", 1, self._access),
-            "plugins": ("GET", 1, self._list_plugins),
-            "anonymize": ("GET PUT", 2, self._anonymize),
-        }
-        if not names or names[0] not in handlers or len(names) - 1 > handlers[names[0]][1]:
-            raise HTTPError(404)
-        methods, _, handler = handlers[names[0]]
-        _require_method(request, methods)
-        return handler(request, names[1:])
+        if request.user.is_guest and self._visit.require_login:
+            return html(LOGIN_PAGE)
+        who = _GUEST if request.user.is_guest else f'<span id="user_info">Logged in as: {request.user.login}</span>'
+        token = request.session.csrf if request.session else ""
+        return html(f"<html><head><script>var csrfToken = '{token}';</script></head><body>{who}</body></html>")
 
     # Schemas
 
     def schema_file(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``/schemas/NAME.xsd``, where XNAT keeps the same files for browsers."""
+        """Answer ``/schemas/NAME.xsd`` and ``/xapi/NAME.xsd``, where XNAT keeps the same files for browsers."""
         path = Path(*(unquote(word) for word in words))
         if path.suffix != ".xsd" or request.method not in ("GET", "HEAD"):
             raise HTTPError(404)
         return self._schema(schema_name(path))
 
-    def _schemas(self, request: Request, names: list[str]) -> Reply:
+    def schemas(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``GET /xapi/schemas[/NAME]``."""
+        names = [unquote(word) for word in words]
         if not names:
             return as_json(self._archive.types.names())
         if names == ["datatypes"]:
@@ -181,7 +148,9 @@ class Xapi:
 
     # The site
 
-    def _site_config(self, request: Request, names: list[str]) -> Reply:
+    def site_config(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``/xapi/siteConfig``, a setting of it, ``buildInfo`` and ``uptime``."""
+        names = [unquote(word) for word in words]
         reports = {"buildInfo": build_info(), "uptime": uptime(time.time() - _STARTED)}
         if names[:1] and names[0] in reports:
             _require_method(request, "GET")
@@ -212,8 +181,9 @@ class Xapi:
         value = found[names[0]]
         return Reply((value if isinstance(value, str) else json.dumps(value)).encode(), media_type="application/json")
 
-    def _anonymize(self, request: Request, names: list[str]) -> Reply:
+    def anonymize(self, request: Request, words: list[str]) -> Reply:
         """Read or set whether the site's anonymisation script is on."""
+        names = [unquote(word) for word in words]
         if names != ["site", "enabled"]:
             raise HTTPError(404)
         if request.method == "PUT":
@@ -222,7 +192,9 @@ class Xapi:
             return text()
         return as_json(self._archive.is_anonymising)
 
-    def _list_plugins(self, request: Request, names: list[str]) -> Reply:
+    def plugins(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``GET /xapi/plugins[/ID]``."""
+        names = [unquote(word) for word in words]
         if not names:
             return as_json(self._plugins)
         if names[0] not in self._plugins:
@@ -231,7 +203,9 @@ class Xapi:
 
     # Users
 
-    def _users(self, request: Request, names: list[str]) -> Reply:
+    def users(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``/xapi/users`` with all that is below it."""
+        names = [unquote(word) for word in words]
         user = self._may.user
         if user.is_guest:
             raise _unauthorized()
@@ -286,8 +260,9 @@ class Xapi:
         if not self._may.user.is_admin:
             raise HTTPError(403)
 
-    def _access(self, request: Request, names: list[str]) -> Reply:
+    def access(self, request: Request, words: list[str]) -> Reply:
         """List the projects in which the user has a group; public ones without are not among them."""
+        names = [unquote(word) for word in words]
         if names != ["projects"]:
             raise HTTPError(404)
         rows = []
@@ -368,15 +343,3 @@ def uptime(seconds: float) -> dict[str, str]:
         "Minutes": str(minutes % 60),
         "Seconds": f"{rest}.0",
     }
-
-
-def front_page(request: Request, *, is_open: bool) -> Reply:
-    """Answer a page for browsers: a guest's, which xnatpy looks for, the log-in form, or that of who is logged in.
-
-    The viewers read ``csrfToken`` out of the page before they save.
-    """
-    if request.user.is_guest and not is_open:
-        return html(LOGIN_PAGE)
-    who = _GUEST if request.user.is_guest else f'<span id="user_info">Logged in as: {request.user.login}</span>'
-    token = request.session.csrf if request.session else ""
-    return html(f"<html><head><script>var csrfToken = '{token}';</script></head><body>{who}</body></html>")

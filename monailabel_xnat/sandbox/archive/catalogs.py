@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
-from monailabel_xnat.sandbox.access.gate import Permissions
 from monailabel_xnat.sandbox.archive.archive import Archive, timestamp
 from monailabel_xnat.sandbox.archive.model import Experiment, FileEntry, Resource, Scan
 from monailabel_xnat.sandbox.archive.resources import ARCHIVE_FOLDER, CATALOG_SUFFIX, Owner, Resources, owner_of
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, text
 from monailabel_xnat.sandbox.http.paths import Target, locate
+from monailabel_xnat.sandbox.http.router import Handlers
 
 
 @dataclass(frozen=True)
@@ -223,15 +223,10 @@ _OPTIONS = frozenset(("append", "delete", "checksum", "populateStats"))
 _BLOCK = 1 << 20
 
 
-class CatalogRefresh:
+class CatalogRefresh(Handlers):
     """The service, for one request's user."""
 
-    def __init__(self, archive: Archive, resources: Resources, may: Permissions) -> None:
-        self._archive = archive
-        self._resources = resources
-        self._may = may
-
-    def handle(self, request: Request) -> Reply:
+    def handle(self, request: Request, words: list[str]) -> Reply:
         """Answer ``POST /data/services/refresh/catalog``; without ``options`` everything is done.
 
         Raises
@@ -239,8 +234,6 @@ class CatalogRefresh:
         HTTPError
             400 without ``resource``, 403 without the right to edit, 404 for what is not there.
         """
-        if request.method != "POST":
-            raise HTTPError(405)
         addresses = request.values("resource")
         if not addresses:
             raise HTTPError(400, "The parameter resource is missing.")

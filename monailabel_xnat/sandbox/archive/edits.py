@@ -6,8 +6,6 @@ import re
 from itertools import count
 from urllib.parse import quote
 
-from monailabel_xnat.sandbox.access.gate import Permissions
-from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.datatypes import (
     ABSTRACT,
     IMAGE_ASSESSOR,
@@ -18,9 +16,10 @@ from monailabel_xnat.sandbox.archive.datatypes import (
 )
 from monailabel_xnat.sandbox.archive.fields import Content, FieldReader
 from monailabel_xnat.sandbox.archive.model import LEVELS, Experiment, Project, Scan, Subject
-from monailabel_xnat.sandbox.archive.resources import Resources, owner_of, session_folder
+from monailabel_xnat.sandbox.archive.resources import owner_of, session_folder
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, text
 from monailabel_xnat.sandbox.http.paths import NOT_FOUND, Finder, Target
+from monailabel_xnat.sandbox.http.router import Handlers, Visit
 
 _STATUS_ACTIONS = {
     "activate": "active",
@@ -33,14 +32,12 @@ _PROJECT_ID = re.compile(r"[A-Za-z0-9_-]+")
 _LABEL = re.compile(r"[\w. -]{1,255}")
 
 
-class Edits:
+class Edits(Handlers):
     """The handlers, for one request's user."""
 
-    def __init__(self, archive: Archive, resources: Resources, may: Permissions) -> None:
-        self._archive = archive
-        self._resources = resources
-        self._may = may
-        self._reader = FieldReader(archive.types)
+    def __init__(self, visit: Visit) -> None:
+        super().__init__(visit)
+        self._reader = FieldReader(visit.archive.types)
 
     def put(self, request: Request, target: Target) -> Reply:
         """Make or change the object that a path names."""

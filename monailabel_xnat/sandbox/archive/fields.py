@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
-from monailabel_xnat.sandbox.access.gate import Permissions
-from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.columns import (
     EXPERIMENT_SHORTCUTS,
     PROJECT_SHORTCUTS,
@@ -23,6 +21,7 @@ from monailabel_xnat.sandbox.archive.datatypes import DEMOGRAPHICS, EXPERIMENT, 
 from monailabel_xnat.sandbox.archive.model import Fields
 from monailabel_xnat.sandbox.http.messages import MULTIPART, HTTPError, Reply, Request, as_json, form_files, text
 from monailabel_xnat.sandbox.http.paths import Target, locate
+from monailabel_xnat.sandbox.http.router import Handlers
 
 CLEARED = "NULL"
 _SHORTCUTS = {
@@ -252,12 +251,8 @@ class _Bearer(NamedTuple):
     project: str
 
 
-class CustomFields:
+class CustomFields(Handlers):
     """The handlers, for one request's user."""
-
-    def __init__(self, archive: Archive, may: Permissions) -> None:
-        self._archive = archive
-        self._may = may
 
     def handle(self, request: Request, words: list[str]) -> Reply:
         """Answer ``/xapi/custom-fields/.../fields[/NAME]``.

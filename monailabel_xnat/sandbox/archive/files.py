@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote_plus
 
-from monailabel_xnat.sandbox.access.gate import Permissions
-from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.catalogs import Holder, catalog_xml, holders_of, matching
 from monailabel_xnat.sandbox.archive.model import FileEntry, Resource
 from monailabel_xnat.sandbox.archive.resources import ARCHIVE_FOLDER, Resources
@@ -19,6 +17,7 @@ from monailabel_xnat.sandbox.archive.transfers import Uploads, file_reply, media
 from monailabel_xnat.sandbox.http import tables
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, text, xml
 from monailabel_xnat.sandbox.http.paths import Target
+from monailabel_xnat.sandbox.http.router import Handlers
 
 
 class ResourceCalls:
@@ -119,13 +118,8 @@ class _Found(NamedTuple):
     entry: FileEntry
 
 
-class Files:
+class Files(Handlers):
     """The handlers, for one request's user."""
-
-    def __init__(self, archive: Archive, resources: Resources, may: Permissions) -> None:
-        self._archive = archive
-        self._resources = resources
-        self._may = may
 
     def handle(self, request: Request, target: Target) -> Reply:
         """Answer a request for resources or files.

@@ -6,8 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from monailabel_xnat.sandbox.access.gate import Permissions
-from monailabel_xnat.sandbox.archive.archive import ROLES, Archive
+from monailabel_xnat.sandbox.archive.archive import ROLES
 from monailabel_xnat.sandbox.archive.columns import (
     ASSESSOR,
     OF_SUBJECT,
@@ -32,6 +31,7 @@ from monailabel_xnat.sandbox.archive.listings import (
 )
 from monailabel_xnat.sandbox.archive.model import Experiment, Project
 from monailabel_xnat.sandbox.http.messages import HTTPError
+from monailabel_xnat.sandbox.http.router import Handlers
 from monailabel_xnat.sandbox.http.tables import Page, Row, Table
 
 _PROJECT_DEFAULTS = ("ID", "secondary_ID", "name", "description", "pi_firstname", "pi_lastname")
@@ -41,12 +41,8 @@ _SCAN_DEFAULTS = ("xnat_imagescandata_id", "ID", "type", "quality", "xsiType", "
 _DISPLAY_QUERIES = (*ROLES, "accessible", "data", "prearc_code", "activeSince", "recent", "favorite", "admin", "users")
 
 
-class Lists:
+class Lists(Handlers):
     """The tables, for one request's user."""
-
-    def __init__(self, archive: Archive, may: Permissions) -> None:
-        self._archive = archive
-        self._may = may
 
     # Projects
 

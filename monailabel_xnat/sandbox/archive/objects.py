@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from monailabel_xnat.sandbox.access.gate import Permissions
-from monailabel_xnat.sandbox.archive.archive import ROLES, Archive, scan_item
+from monailabel_xnat.sandbox.archive.archive import ROLES, scan_item
 from monailabel_xnat.sandbox.archive.datatypes import EXPERIMENT, IMAGE_ASSESSOR, SUBJECT_ASSESSOR
 from monailabel_xnat.sandbox.archive.edits import Edits
+from monailabel_xnat.sandbox.archive.files import Files
 from monailabel_xnat.sandbox.archive.items import Items
 from monailabel_xnat.sandbox.archive.listings import Scope, experiment_table
 from monailabel_xnat.sandbox.archive.lists import Lists
 from monailabel_xnat.sandbox.archive.model import LEVELS, ROLE_NAMES, Experiment, Item, Project, Scan, Subject
-from monailabel_xnat.sandbox.archive.resources import ARCHIVE_FOLDER, Resources, owner_of
+from monailabel_xnat.sandbox.archive.resources import ARCHIVE_FOLDER, owner_of
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, as_json, html, text, text_of, xml
-from monailabel_xnat.sandbox.http.paths import NOT_FOUND, Target
+from monailabel_xnat.sandbox.http.paths import NOT_FOUND, Finder, Target
+from monailabel_xnat.sandbox.http.router import Handlers, Visit
 from monailabel_xnat.sandbox.http.tables import Table
 
 _PREARCHIVE_CODES = ("0", "1", "4", "5", "11")
 
 
-class ProjectSettings:
+class ProjectSettings(Handlers):
     """The handlers, for one request's user."""
-
-    def __init__(self, archive: Archive, may: Permissions) -> None:
-        self._archive = archive
-        self._may = may
 
     def handle(self, request: Request, project: Project, word: str, names: list[str]) -> Reply:
         """Answer for ``projects/P/WORD[/NAME...]``.
@@ -126,12 +123,8 @@ class ProjectSettings:
 Shared = Subject | Experiment | Scan
 
 
-class Sharing:
+class Sharing(Handlers):
     """The handlers, for one request's user."""
-
-    def __init__(self, archive: Archive, may: Permissions) -> None:
-        self._archive = archive
-        self._may = may
 
     def handle(self, request: Request, item: Shared, names: list[str]) -> Reply:
         """List the projects of an object, show it in another one, or take it out of that."""
@@ -210,13 +203,8 @@ def _table(item: Subject | Experiment) -> str:
     return "subjects" if isinstance(item, Subject) else "experiments"
 
 
-class Removal:
+class Removal(Handlers):
     """The handler, for one request's user."""
-
-    def __init__(self, archive: Archive, resources: Resources, may: Permissions) -> None:
-        self._archive = archive
-        self._resources = resources
-        self._may = may
 
     def delete(self, target: Target) -> Reply:
         """Answer a DELETE of an object."""
@@ -283,20 +271,23 @@ _TABLE_FORMATS = ("json", "html", "xml", "csv")
 _ITEM_FORMATS = ("html", "xml")
 
 
-class Objects:
+class Objects(Handlers):
     """The handlers, for one request's user."""
 
-    def __init__(self, archive: Archive, resources: Resources, may: Permissions) -> None:
-        self._archive = archive
-        self._may = may
-        self._items = Items(archive, resources)
-        self._edits = Edits(archive, resources, may)
-        self._removal = Removal(archive, resources, may)
-        self._sharing = Sharing(archive, may)
-        self._settings = ProjectSettings(archive, may)
+    def __init__(self, visit: Visit) -> None:
+        super().__init__(visit)
+        self._items = Items(visit.archive, visit.resources)
+        self._edits = Edits(visit)
 
-    def handle(self, request: Request, target: Target) -> Reply:
-        """Answer a request for an object or a list of objects."""
+    def handle(self, request: Request, words: list[str]) -> Reply:
+        """Answer for the objects of the archive, lists of them, their resources and files."""
+        if not words:
+            raise HTTPError(404)
+        target = Finder(self._archive, self._may).find(words)
+        if not target.kind and not target.collection:
+            raise HTTPError(404)
+        if target.files or target.resource is not None or target.collection == "resources":
+            return Files(self._visit).handle(request, target)
         if target.collection:
             return self._collection(request, target)
         target = target.with_one_scan()
@@ -307,7 +298,7 @@ class Objects:
         if request.method == "PUT":
             return self._edits.put(request, target)
         if request.method == "DELETE":
-            return self._removal.delete(target)
+            return Removal(self._visit).delete(target)
         raise HTTPError(405, headers=[("Allow", "GET, HEAD, PUT, DELETE")])
 
     # Lists
@@ -322,7 +313,7 @@ class Objects:
         return self._table(request, target).reply(request.format(_TABLE_FORMATS), request.query)
 
     def _table(self, request: Request, target: Target) -> Table:
-        lists, query = Lists(self._archive, self._may), request.query
+        lists, query = Lists(self._visit), request.query
         if target.collection == "projects":
             return lists.projects(query)
         if target.collection == "subjects":
@@ -358,9 +349,9 @@ class Objects:
         item = found_item(target)
         word, *names = target.rest
         if isinstance(item, Project):
-            return self._settings.handle(request, item, word, names)
+            return ProjectSettings(self._visit).handle(request, item, word, names)
         if word == "projects":
-            return self._sharing.handle(request, item, names)
+            return Sharing(self._visit).handle(request, item, names)
         readers: dict[str, Callable[[Experiment], Reply]] = {"status": _status, "history": _history}
         if isinstance(item, Experiment) and word in readers and request.method in ("GET", "HEAD"):
             return readers[word](item)

@@ -22,6 +22,7 @@ from monailabel_xnat.sandbox.archive.datatypes import (
 )
 from monailabel_xnat.sandbox.archive.listings import object_values, scan_values
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, form_files
+from monailabel_xnat.sandbox.http.router import Handlers
 from monailabel_xnat.sandbox.http.tables import Row, Table
 
 _TABLE_FORMATS = ("json", "html", "xml", "csv")
@@ -300,34 +301,16 @@ _SET_UP = {
 }
 
 
-class SearchCalls:
+class SearchCalls(Handlers):
     """The handlers, for one request's user."""
 
-    def __init__(self, archive: Archive, may: Permissions) -> None:
-        self._archive = archive
-        self._may = may
-
-    def handle(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``/data/search`` and ``/data/search/elements[/TYPE]``.
-
-        Raises
-        ------
-        HTTPError
-            404 for another path and an unknown type, 405 for another method.
-        """
-        names = [unquote(word) for word in words]
-        if not names:
-            return self._run_search(request)
-        if names[0] != "elements" or len(names) > 2:
-            raise HTTPError(404)
-        if request.method not in ("GET", "HEAD"):
-            raise HTTPError(405, headers=[("Allow", "GET, HEAD")])
-        table = self._search_fields(names[1]) if len(names) == 2 else self._elements(request.query)
+    def elements(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``/data/search/elements[/TYPE]``: the data types of the site, or the display fields of one."""
+        table = self._search_fields(unquote(words[0])) if words else self._elements(request.query)
         return table.reply(request.format(_TABLE_FORMATS), request.query)
 
-    def _run_search(self, request: Request) -> Reply:
-        if request.method != "POST":
-            raise HTTPError(405, headers=[("Allow", "POST")])
+    def run(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``POST /data/search``."""
         with form_files(request) as files:
             table = Search(self._archive, self._may).run(files[0][1].read())
         return table.reply(request.format(_TABLE_FORMATS), request.query)

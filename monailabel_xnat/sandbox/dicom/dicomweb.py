@@ -9,12 +9,11 @@ from urllib.parse import unquote
 
 import pydicom
 
-from monailabel_xnat.sandbox.access.gate import Permissions
-from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.model import Experiment, Scan
-from monailabel_xnat.sandbox.archive.resources import Resources, owner_of
+from monailabel_xnat.sandbox.archive.resources import owner_of
 from monailabel_xnat.sandbox.dicom.series import without_warnings
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, as_json
+from monailabel_xnat.sandbox.http.router import Handlers
 
 _JSON = "application/dicom+json"
 _STUDY, _PATIENT, _SERIES, _MODALITY = "0020000D", "00100020", "0020000E", "00080060"
@@ -22,13 +21,8 @@ _FILTERS = {"StudyInstanceUID": _STUDY, "SeriesInstanceUID": _SERIES, "PatientID
 _VRS = {_STUDY: "UI", _SERIES: "UI", _PATIENT: "LO", _MODALITY: "CS"}
 
 
-class DicomWeb:
+class DicomWeb(Handlers):
     """The handlers below ``/xapi/dicomweb/projects``, for one request's user."""
-
-    def __init__(self, archive: Archive, resources: Resources, may: Permissions) -> None:
-        self._archive = archive
-        self._resources = resources
-        self._may = may
 
     def handle(self, request: Request, words: list[str]) -> Reply:
         """Answer ``studies``, ``studies/UID/series`` and ``studies/UID/series/UID/metadata`` of a project.
@@ -36,10 +30,8 @@ class DicomWeb:
         Raises
         ------
         HTTPError
-            403 where the project may not be read, 404 for what there is not, 405 for other methods than GET.
+            403 where the project may not be read, 404 for what there is not.
         """
-        if request.method not in ("GET", "HEAD"):
-            raise HTTPError(405)
         project, *rest = [unquote(word) for word in words] or [""]
         if not self._may.may_read(project):
             raise HTTPError(403, f"Project {project} is not accessible")

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from urllib.parse import unquote
 
-from monailabel_xnat.sandbox.access.gate import Permissions
-from monailabel_xnat.sandbox.archive.archive import Archive
-from monailabel_xnat.sandbox.archive.resources import Resources
 from monailabel_xnat.sandbox.archive.staging import zip_blocks
 from monailabel_xnat.sandbox.archive.transfers import file_reply
 from monailabel_xnat.sandbox.dicom.filing import ConflictError, Filing, LockedError, merge_of
@@ -16,16 +13,16 @@ from monailabel_xnat.sandbox.dicom.prearchive import CONFLICT, READY, UNASSIGNED
 from monailabel_xnat.sandbox.dicom.services import archived_address
 from monailabel_xnat.sandbox.http import tables
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, text
+from monailabel_xnat.sandbox.http.router import Handlers, Visit
 
 
-class PrearchiveCalls:
+class PrearchiveCalls(Handlers):
     """The handlers, for one request's user."""
 
-    def __init__(self, archive: Archive, resources: Resources, may: Permissions) -> None:
-        self._archive = archive
-        self._filing = Filing(archive, resources)
-        self._prearchive = Prearchive(archive)
-        self._may = may
+    def __init__(self, visit: Visit) -> None:
+        super().__init__(visit)
+        self._filing = Filing(visit.archive, visit.resources)
+        self._prearchive = Prearchive(visit.archive)
 
     # What waits
 
@@ -155,8 +152,12 @@ class PrearchiveCalls:
 
     # Services
 
-    def service(self, request: Request, action: str) -> Reply:
-        """Answer ``/data/services/archive`` and ``/data/services/prearchive/{delete|rebuild|move}``.
+    def archive(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``POST /data/services/archive``."""
+        return self.service(request, ["archive"])
+
+    def service(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``POST /data/services/prearchive/{delete|rebuild|move}``.
 
         Raises
         ------
@@ -169,10 +170,9 @@ class PrearchiveCalls:
             "rebuild": self._rebuild,
             "move": self._move,
         }
+        action = "/".join(words)
         if action not in actions:
             raise HTTPError(404)
-        if request.method != "POST":
-            raise HTTPError(405)
         sources = request.values("src")
         if not sources:
             raise HTTPError(400, "The parameter src is missing.")

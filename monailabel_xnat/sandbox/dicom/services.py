@@ -15,10 +15,9 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.errors import InvalidDicomError
 
-from monailabel_xnat.sandbox.access.gate import Permissions
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.model import Experiment, Project, Scan
-from monailabel_xnat.sandbox.archive.resources import Resources, owner_of
+from monailabel_xnat.sandbox.archive.resources import owner_of
 from monailabel_xnat.sandbox.archive.staging import unpack
 from monailabel_xnat.sandbox.dicom.filing import FILL, ConflictError, Filing, LockedError, Merge, by_study, merge_of
 from monailabel_xnat.sandbox.dicom.headers import Place
@@ -27,6 +26,7 @@ from monailabel_xnat.sandbox.dicom.series import SeriesFiles, read_series, witho
 from monailabel_xnat.sandbox.http import tables
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, form_files
 from monailabel_xnat.sandbox.http.paths import locate
+from monailabel_xnat.sandbox.http.router import Handlers, Visit
 
 DICOM_ZIP, SESSION, GRADUAL = "DICOM-zip", "SI", "gradual-DICOM"
 # Project settings: what arrives is held, refuses to overwrite, is archived, or archived over what is there.
@@ -41,17 +41,15 @@ class _Destination:
     to_archive: bool | None
 
 
-class Import:
+class Import(Handlers):
     """The service, for one request's user."""
 
-    def __init__(self, archive: Archive, resources: Resources, may: Permissions) -> None:
-        self._archive = archive
-        self._resources = resources
-        self._filing = Filing(archive, resources)
-        self._prearchive = Prearchive(archive)
-        self._may = may
+    def __init__(self, visit: Visit) -> None:
+        super().__init__(visit)
+        self._filing = Filing(visit.archive, visit.resources)
+        self._prearchive = Prearchive(visit.archive)
 
-    def handle(self, request: Request) -> Reply:
+    def handle(self, request: Request, words: list[str]) -> Reply:
         """Answer ``POST /data/services/import``: the addresses of the sessions, a line each.
 
         Raises
@@ -60,8 +58,6 @@ class Import:
             400 for what is no DICOM, no file or several; 403 without the right; 404 for an unknown project or
             handler; 409 (``SI``) or 400 for a session that is there already; 423 for one that is locked.
         """
-        if request.method != "POST":
-            raise HTTPError(405)
         handler = _handler(request)
         if handler not in (DICOM_ZIP, SESSION, GRADUAL):
             raise HTTPError(404, f"Unsupported import-handler: {handler}")
@@ -214,15 +210,10 @@ def _has_dicom_preamble(path: Path) -> bool:
 _LONGEST_VALUE = 1024
 
 
-class DicomDump:
+class DicomDump(Handlers):
     """The service, for one request's user."""
 
-    def __init__(self, archive: Archive, resources: Resources, may: Permissions) -> None:
-        self._archive = archive
-        self._resources = resources
-        self._may = may
-
-    def handle(self, request: Request) -> Reply:
+    def handle(self, request: Request, words: list[str]) -> Reply:
         """Answer ``GET /data/services/dicomdump``.
 
         Raises
@@ -230,8 +221,6 @@ class DicomDump:
         HTTPError
             400 without ``src`` or for an unknown field, 404 where there is no DICOM.
         """
-        if request.method not in ("GET", "HEAD"):
-            raise HTTPError(405)
         words = [word for word in request.query.get("src", "").split("/") if word]
         words = words[1:] if words[:1] == ["data"] else words
         if words[:1] not in (["archive"], ["prearchive"]):

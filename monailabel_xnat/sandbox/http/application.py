@@ -21,8 +21,8 @@ from monailabel_xnat.sandbox.access.gate import Gate, Permissions
 from monailabel_xnat.sandbox.access.xapi import LOGIN_PAGE, Preferences
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.resources import Resources
+from monailabel_xnat.sandbox.http import router
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, escaped, html, text
-from monailabel_xnat.sandbox.http.router import Parts, Router
 
 
 @dataclass
@@ -217,14 +217,14 @@ class Application:
         context: str = "",
     ) -> None:
         self._archive = archive
-        self._sessions = sessions
+        self._accounts, self._sessions = accounts, sessions
+        self._require_login, self._roi_plugin = require_login, roi_plugin
         self._gate = Gate(accounts, sessions, require_login)
         self._context = context
         self.preferences = Preferences(archive, require_login)
         self.resources = Resources(archive)
         self.requests = RequestLog()
         self.faults = Faults()
-        self._parts = Parts(archive, self.resources, accounts, sessions, self.preferences, require_login, roi_plugin)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
@@ -294,7 +294,17 @@ class Application:
     def _dispatch(self, request: Request) -> Reply:
         if not request.is_inside:
             raise HTTPError(404)
-        return Router(self._parts, Permissions(self._archive, request.user)).answer(request)
+        visit = router.Visit(
+            self._archive,
+            self.resources,
+            self._accounts,
+            self._sessions,
+            self.preferences,
+            Permissions(self._archive, request.user),
+            self._require_login,
+            self._roi_plugin,
+        )
+        return router.answer(request, visit)
 
 
 def _request(scope: Message, body: Any, context: str, began: int) -> Request:

@@ -4,156 +4,142 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from monailabel_xnat.sandbox.access.accounts import Accounts, Sessions
-from monailabel_xnat.sandbox.access.gate import Permissions, Site
-from monailabel_xnat.sandbox.access.xapi import Preferences, Xapi, front_page
-from monailabel_xnat.sandbox.archive.archive import Archive
-from monailabel_xnat.sandbox.archive.catalogs import CatalogRefresh
-from monailabel_xnat.sandbox.archive.fields import CustomFields
-from monailabel_xnat.sandbox.archive.files import Files
-from monailabel_xnat.sandbox.archive.objects import Objects
-from monailabel_xnat.sandbox.archive.resources import Resources
-from monailabel_xnat.sandbox.archive.searching import SearchCalls
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request
-from monailabel_xnat.sandbox.http.paths import Finder
 
 if TYPE_CHECKING:
-    from monailabel_xnat.sandbox.roi.viewer import Viewer
+    from monailabel_xnat.sandbox.access.accounts import Accounts, Sessions
+    from monailabel_xnat.sandbox.access.gate import Permissions
+    from monailabel_xnat.sandbox.access.xapi import Preferences
+    from monailabel_xnat.sandbox.archive.archive import Archive
+    from monailabel_xnat.sandbox.archive.resources import Resources
 
 Handler = Callable[[Request, list[str]], Reply]
-"""Answers a request; the words are those of its path after what is in the table."""
+"""Answers a request; the words are those of its path after what is in the table, still percent-encoded."""
 
 # The same handlers under each of these, and most of them below /data/archive as well.
 _DATA = ("data", "REST", "fs")
 _BELOW_ARCHIVE = ("projects", "subjects", "experiments", "scanners", "scan_types")
+_HERE = "monailabel_xnat.sandbox"
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What handlers work with."""
+class Visit:
+    """What one request works with: the site, and `may`, which is what its user may do there."""
 
     archive: Archive
     resources: Resources
     accounts: Accounts
     sessions: Sessions
     preferences: Preferences
+    may: Permissions
     require_login: bool
     roi_plugin: bool
 
 
-class Router:
-    """Finds the handler of a request, for one request's user.
+class Handlers:
+    """A group of handlers, made for one request; `Route` says which of its methods answers which path."""
 
-    Handlers that read DICOM are imported when first asked for: pydicom takes half of the sandbox's start otherwise.
+    def __init__(self, visit: Visit) -> None:
+        self._visit = visit
+        self._archive = visit.archive
+        self._resources = visit.resources
+        self._may = visit.may
+
+
+@dataclass(frozen=True)
+class Route:
+    """A path's handler.
+
+    Parameters
+    ----------
+    handler
+        ``module:Class.method``, imported when first asked for: pydicom takes half of the sandbox's start otherwise.
+    methods
+        Those that are allowed; empty where the handler decides. HEAD is allowed where GET is.
+    most
+        How many words may follow the path; None: any number.
+    of_plugin
+        Whether it is there only with the OHIF viewer's plugin.
     """
 
-    def __init__(self, parts: Parts, may: Permissions) -> None:
-        self._parts = parts
-        self._may = may
-        self._data = (parts.archive, parts.resources, may)
-        self._table: dict[str, Callable[[], Handler]] = {
-            "": lambda: self._front_page,
-            "app": lambda: self._front_page,
-            "schemas": lambda: self._xapi().schema_file,
-            "xapi": lambda: self._xapi().handle,
-            "xapi/custom-fields": lambda: CustomFields(parts.archive, may).handle,
-            "xapi/roi": self._roi,
-            "xapi/viewer": lambda: self._viewer().handle,
-            "xapi/viewerConfig": lambda: self._viewer().settings,
-            "xapi/dicomweb/projects": self._dicomweb,
-            **{f"data/{name}": self._site for name in ("JSESSION", "auth", "users", "scanners", "scan_types")},
-            "data/search": lambda: SearchCalls(parts.archive, may).handle,
-            "data/services/auth": self._site,
-            "data/services/tokens": self._site,
-            "data/services/import": self._import,
-            "data/services/archive": self._archive_service,
-            "data/services/prearchive": self._prearchive_service,
-            "data/services/refresh/catalog": lambda: _alone(CatalogRefresh(*self._data).handle),
-            "data/services/dicomdump": self._dicomdump,
-            "data/prearchive": self._prearchive,
-            **{f"data/{name}": lambda: self._objects for name in ("projects", "subjects", "experiments")},
-        }
+    handler: str
+    methods: str = ""
+    most: int | None = None
+    of_plugin: bool = False
 
-    def answer(self, request: Request) -> Reply:
-        """Answer a request.
+    def load(self) -> tuple[type[Handlers], str]:
+        """Return the class of the handler, and the name of its method."""
+        module, _, name = self.handler.partition(":")
+        group, _, method = name.partition(".")
+        kind: type[Handlers] = getattr(import_module(f"{_HERE}.{module}"), group)
+        return kind, method
 
-        Raises
-        ------
-        HTTPError
-            404 for a path that the sandbox does not have, and whatever the handler raises.
-        """
-        words = _plain(request.words)
-        for length in range(len(words), -1, -1):
-            found = self._table.get("/".join(words[:length]))
-            if found is not None and (length or not words):
-                return found()(request, words[length:])
-        raise HTTPError(404)
-
-    def _front_page(self, request: Request, words: list[str]) -> Reply:
-        return front_page(request, is_open=not self._parts.require_login)
-
-    def _xapi(self) -> Xapi:
-        parts = self._parts
-        return Xapi(
-            parts.archive, parts.accounts, parts.sessions, parts.preferences, self._may, roi_plugin=parts.roi_plugin
-        )
-
-    def _site(self) -> Handler:
-        parts = self._parts
-        return Site(parts.archive, parts.accounts, parts.sessions, self._may).handle
-
-    def _roi(self) -> Handler:
-        if not self._parts.roi_plugin:
+    def answer(self, request: Request, visit: Visit, words: list[str]) -> Reply:
+        """Answer a request for a path that goes on with some words."""
+        if (self.of_plugin and not visit.roi_plugin) or (self.most is not None and len(words) > self.most):
             raise HTTPError(404)
-        from monailabel_xnat.sandbox.roi.collections import RoiCollections
+        allowed = self.methods.replace("GET", "GET HEAD").split()
+        if allowed and request.method not in allowed:
+            message = f"Request method '{request.method}' not supported" if request.words[:1] == ["xapi"] else ""
+            raise HTTPError(405, message, [("Allow", ", ".join(allowed))])
+        kind, method = self.load()
+        handle: Handler = getattr(kind(visit), method)
+        return handle(request, words)
 
-        return RoiCollections(*self._data).handle
 
-    def _viewer(self) -> Viewer:
-        if not self._parts.roi_plugin:
-            raise HTTPError(404)
-        from monailabel_xnat.sandbox.roi.viewer import Viewer
+ROUTES = {
+    "": Route("access.xapi:Xapi.front_page", most=0),
+    "app": Route("access.xapi:Xapi.front_page"),
+    "schemas": Route("access.xapi:Xapi.schema_file"),
+    "xapi": Route("access.xapi:Xapi.schema_file"),
+    "xapi/access": Route("access.xapi:Xapi.access", "GET", most=1),
+    "xapi/anonymize": Route("access.xapi:Xapi.anonymize", "GET PUT", most=2),
+    "xapi/custom-fields": Route("archive.fields:CustomFields.handle"),
+    "xapi/dicomweb/projects": Route("dicom.dicomweb:DicomWeb.handle", "GET"),
+    "xapi/plugins": Route("access.xapi:Xapi.plugins", "GET", most=1),
+    "xapi/roi": Route("roi.collections:RoiCollections.handle", of_plugin=True),
+    "xapi/schemas": Route("access.xapi:Xapi.schemas", "GET", most=9),
+    "xapi/siteConfig": Route("access.xapi:Xapi.site_config", "GET POST", most=2),
+    "xapi/users": Route("access.xapi:Xapi.users", "GET DELETE", most=3),
+    "xapi/viewer": Route("roi.viewer:Viewer.handle", of_plugin=True),
+    "xapi/viewerConfig": Route("roi.viewer:Viewer.settings", "GET", of_plugin=True),
+    "data": Route("archive.objects:Objects.handle"),
+    "data/JSESSION": Route("access.gate:SiteCalls.jsession", "GET POST DELETE"),
+    "data/auth": Route("access.gate:SiteCalls.auth", "GET"),
+    "data/prearchive": Route("dicom.prearchive_calls:PrearchiveCalls.handle"),
+    "data/scan_types": Route("access.gate:SiteCalls.scan_types", "GET"),
+    "data/scanners": Route("access.gate:SiteCalls.scanners", "GET"),
+    "data/search": Route("archive.searching:SearchCalls.run", "POST", most=0),
+    "data/search/elements": Route("archive.searching:SearchCalls.elements", "GET", most=1),
+    "data/services/archive": Route("dicom.prearchive_calls:PrearchiveCalls.archive", "POST", most=0),
+    "data/services/auth": Route("access.gate:SiteCalls.log_in", "PUT POST"),
+    "data/services/dicomdump": Route("dicom.services:DicomDump.handle", "GET", most=0),
+    "data/services/import": Route("dicom.services:Import.handle", "POST", most=0),
+    "data/services/prearchive": Route("dicom.prearchive_calls:PrearchiveCalls.service", "POST", most=1),
+    "data/services/refresh/catalog": Route("archive.catalogs:CatalogRefresh.handle", "POST", most=0),
+    "data/services/tokens": Route("access.gate:SiteCalls.tokens", "GET"),
+    "data/users": Route("access.gate:SiteCalls.users", "GET"),
+}
+"""The handler of each path, which is that of the longest beginning of it that stands here."""
 
-        return Viewer(*self._data)
 
-    def _dicomweb(self) -> Handler:
-        from monailabel_xnat.sandbox.dicom.dicomweb import DicomWeb
+def answer(request: Request, visit: Visit) -> Reply:
+    """Answer a request.
 
-        return DicomWeb(*self._data).handle
-
-    def _import(self) -> Handler:
-        from monailabel_xnat.sandbox.dicom.services import Import
-
-        return _alone(Import(*self._data).handle)
-
-    def _dicomdump(self) -> Handler:
-        from monailabel_xnat.sandbox.dicom.services import DicomDump
-
-        return _alone(DicomDump(*self._data).handle)
-
-    def _prearchive(self) -> Handler:
-        from monailabel_xnat.sandbox.dicom.prearchive_calls import PrearchiveCalls
-
-        return PrearchiveCalls(*self._data).handle
-
-    def _archive_service(self) -> Handler:
-        from monailabel_xnat.sandbox.dicom.prearchive_calls import PrearchiveCalls
-
-        return _alone(lambda request: PrearchiveCalls(*self._data).service(request, "archive"))
-
-    def _prearchive_service(self) -> Handler:
-        from monailabel_xnat.sandbox.dicom.prearchive_calls import PrearchiveCalls
-
-        return lambda request, words: PrearchiveCalls(*self._data).service(request, "/".join(words))
-
-    def _objects(self, request: Request, words: list[str]) -> Reply:
-        """Answer for the objects of the archive, their resources and files."""
-        target = Finder(self._parts.archive, self._may).find(_plain(request.words)[1:])
-        if target.files or target.resource is not None or target.collection == "resources":
-            return Files(*self._data).handle(request, target)
-        return Objects(*self._data).handle(request, target)
+    Raises
+    ------
+    HTTPError
+        404 for a path that the sandbox does not have, 405 for a method, and whatever the handler raises.
+    """
+    words = _plain(request.words)
+    for length in range(len(words), 0, -1):
+        route = ROUTES.get("/".join(words[:length]))
+        if route is not None:
+            return route.answer(request, visit, words[length:])
+    return ROUTES[""].answer(request, visit, words)
 
 
 def _plain(words: list[str]) -> list[str]:
@@ -163,14 +149,3 @@ def _plain(words: list[str]) -> list[str]:
         if words[1:2] == ["archive"] and words[2:3] and words[2] in _BELOW_ARCHIVE:
             words = ["data", *words[2:]]
     return words
-
-
-def _alone(handle: Callable[[Request], Reply]) -> Handler:
-    """Return the handler of a path that nothing may follow."""
-
-    def answer(request: Request, words: list[str]) -> Reply:
-        if words:
-            raise HTTPError(404)
-        return handle(request)
-
-    return answer

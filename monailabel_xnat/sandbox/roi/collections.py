@@ -7,12 +7,11 @@ import secrets
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from monailabel_xnat.sandbox.access.gate import Permissions
-from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.datatypes import ROI_COLLECTION
 from monailabel_xnat.sandbox.archive.model import Experiment, Resource
-from monailabel_xnat.sandbox.archive.resources import Incoming, Resources, owner_of
+from monailabel_xnat.sandbox.archive.resources import Incoming, owner_of
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, as_json, text
+from monailabel_xnat.sandbox.http.router import Handlers
 from monailabel_xnat.sandbox.roi.content import RoiContent, read_content
 
 _DICOM_LABELS = ("DICOM", "secondary")
@@ -46,13 +45,8 @@ _SPATIAL_TYPES = ("xnat:mrSessionData", "xnat:ctSessionData", "xnat:petSessionDa
 _SESSION_TYPES = (*_SPATIAL_TYPES, "xnat:usSessionData")
 
 
-class RoiCollections:
+class RoiCollections(Handlers):
     """The handlers below ``/xapi/roi``, for one request's user."""
-
-    def __init__(self, archive: Archive, resources: Resources, may: Permissions) -> None:
-        self._archive = archive
-        self._resources = resources
-        self._may = may
 
     def handle(self, request: Request, segments: list[str]) -> Reply:
         """Answer ``/xapi/roi/projects/P/...``; a refusal is text, or JSON for who accepts nothing else."""

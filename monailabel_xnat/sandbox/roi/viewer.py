@@ -12,12 +12,11 @@ from pydicom.dataelem import DataElement
 from pydicom.multival import MultiValue
 from pydicom.valuerep import PersonName
 
-from monailabel_xnat.sandbox.access.gate import Permissions
-from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.model import Experiment
-from monailabel_xnat.sandbox.archive.resources import Resources, owner_of
+from monailabel_xnat.sandbox.archive.resources import owner_of
 from monailabel_xnat.sandbox.dicom.series import element_text, without_warnings
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, as_json, text
+from monailabel_xnat.sandbox.http.router import Handlers
 
 _STUDY = ("StudyInstanceUID", "StudyDescription", "StudyDate", "StudyTime", "PatientName", "PatientID")
 _SERIES = ("SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "SeriesDate", "SeriesTime", "Modality")
@@ -27,13 +26,8 @@ _LEFT_OUT = frozenset(("OB", "OW", "OF", "OD", "OL", "UN", "SQ"))
 _PRESETS = ("AIM", "SEG", "MEAS")
 
 
-class Viewer:
+class Viewer(Handlers):
     """The handlers below ``/xapi/viewer`` and ``/xapi/viewerConfig``, for one request's user."""
-
-    def __init__(self, archive: Archive, resources: Resources, may: Permissions) -> None:
-        self._archive = archive
-        self._resources = resources
-        self._may = may
 
     def handle(self, request: Request, words: list[str]) -> Reply:
         """Answer ``/xapi/viewer/projects/P/experiments/E[/exists]``: what is in a session, made anew at every call.

@@ -1,0 +1,68 @@
+"""The table of paths: each handler in it exists, what is not in it is 404, and nothing is loaded before it is asked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from monailabel_xnat.sandbox.http.router import ROUTES
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_every_path_of_the_table_has_its_handler(path):
+    kind, method = ROUTES[path].load()
+    assert callable(getattr(kind, method))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/nothing",
+        "/data",
+        "/data/nothing",
+        "/data/services",
+        "/data/services/import/more",
+        "/data/search/saved",
+        "/xapi",
+    ],
+)
+def test_what_is_not_in_the_table_is_404(admin, path):
+    assert admin.get(path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/data/services/import", "POST"),
+        ("GET", "/data/search", "POST"),
+        ("PUT", "/data/users", "GET, HEAD"),
+        ("POST", "/xapi/schemas", "GET, HEAD"),
+        ("PUT", "/xapi/siteConfig", "GET, HEAD, POST"),
+    ],
+)
+def test_another_method_is_405_and_told_which_there_are(admin, method, path, allowed):
+    answer = admin.ask(method, path)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
+
+
+def loaded(statement: str) -> set[str]:
+    """The modules that a new process has after a statement."""
+    program = f"{statement}; import sys; print('\\n'.join(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    return set(run.stdout.split())
+
+
+def test_the_datastore_loads_nothing_of_the_sandbox():
+    """It is an independent witness: what is wrong in both would be seen by no test."""
+    found = loaded("from monailabel_xnat import XNATDatastore, XNATAppMixin, Settings")
+    assert {name for name in found if name.startswith("monailabel_xnat.sandbox")} == set()
+
+
+def test_the_sandbox_loads_nothing_of_the_datastore_and_no_dicom_before_it_is_asked():
+    """It starts in less than a second, of which pydicom would be half."""
+    found = loaded("from monailabel_xnat.sandbox import Sandbox; sandbox = Sandbox().start(); sandbox.stop()")
+    assert not {"pydicom", "xnat", "monailabel"} & found
+    ours = {name.split(".")[1] for name in found if name.startswith("monailabel_xnat.")}
+    assert ours <= {"sandbox", "ids", "errors"}
