@@ -203,7 +203,17 @@ class Sandbox:
         return [f"/data/experiments/{session.id}" for session in made]
 
     def start(self) -> Sandbox:
-        """Start to serve on a thread; returns when the server answers."""
+        """Start to serve on a thread; returns when the server answers.
+
+        Raises
+        ------
+        RuntimeError
+            If it serves already, was stopped before, or does not come up.
+        """
+        if self._server is not None:
+            raise RuntimeError(f"the sandbox serves already, on {self.url}")
+        if not self._lock.is_locked:
+            raise RuntimeError("the sandbox was stopped and its archive is closed; make another one: Sandbox(...)")
         self._listen()
         config = self._config()
         self._server = uvicorn.Server(config)

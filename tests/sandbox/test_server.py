@@ -409,3 +409,14 @@ def test_an_archive_from_before_a_setting_was_added_is_read(folder):
     db.close()
     with Sandbox(folder) as sandbox:
         assert sandbox.archive.project("P").quarantine_code == 0
+
+
+def test_a_sandbox_that_serves_or_was_stopped_is_not_started_again():
+    sandbox = Sandbox().start()
+    try:
+        with pytest.raises(RuntimeError, match="serves already"):
+            sandbox.start()
+    finally:
+        sandbox.stop()
+    with pytest.raises(RuntimeError, match="was stopped"):
+        sandbox.start()
