@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 
 import pytest
 
@@ -122,3 +123,18 @@ def test_parameters_of_a_scan_are_told(interface, scan):
     scan.set_param("foo", "foostring")
     scan.set_param("bar", "1")
     assert (scan.params(), scan.get_params()) == (["foo", "bar"], ["foostring", "1"])
+
+
+def test_data_types_are_inspected_and_archives_are_put_whole(interface, scan, tmp_path):
+    """pyxnat's inspect_test, resources_test and prearchive_test."""
+    assert interface.inspect.datatypes("xnat:mr*") == ["xnat:mrSessionData"]
+    assert "xnat:subjectData/ID" in interface.inspect.datatypes("xnat:subjectData", "*")
+    assert interface.manage.prearchive.get() == []
+    source = tmp_path / "two.zip"
+    with zipfile.ZipFile(source, "w") as target:
+        target.writestr("a.txt", "a")
+        target.writestr("below/b.txt", "b")
+    resource = scan.parent().parent().resource("DOCS")
+    resource.put_zip(str(source), extract=True)
+    assert sorted(resource.files().get()) == ["a.txt", "b.txt"]
+    assert [path.rpartition("/")[2] for path in resource.get(str(tmp_path), extract=True)] == ["a.txt", "b.txt"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -232,3 +233,40 @@ def test_a_site_under_a_path(tmp_path):
 def test_plugins_are_told(connection):
     (plugin,) = connection.plugins.data.values()
     assert (plugin.id, plugin.version, plugin.bean_name) == ("ohifViewerPlugin", "3.6.0", "ohifViewerPlugin")
+
+
+def test_what_is_imported_waits_is_looked_at_and_archived(connection, project, demo_dicom, tmp_path):
+    """xnatpy's services and prearchive, with the objects that they return."""
+    archive = tmp_path / "study.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        for path in sorted(demo_dicom.cases[1].dicom.rglob("*.dcm"))[:2]:
+            target.write(path, path.name)
+    waiting = connection.services.import_(
+        str(archive), project="P", subject="S", experiment="E", destination="/prearchive"
+    )
+    assert (waiting.label, waiting.status, waiting.subject, waiting.project) == ("E", "READY", "S", "P")
+    (scan,) = waiting.scans
+    assert [[len(resource.files) for resource in scan.resources], scan.dicom_dump(fields="Modality")[0]["value"]] == [
+        [2],
+        "CT",
+    ]
+    waiting.rebuild()
+    waiting.move("P")
+    (found,) = connection.prearchive.find(project="P")
+    session = found.archive(subject="S3", experiment="E3", overwrite="none")
+    assert (session.label, session.subject.label, connection.prearchive.sessions()) == ("E3", "S3", [])
+    again = connection.services.import_(str(archive), project="P", subject="S4", experiment="E4")
+    (scan,) = again.scans
+    assert (scan.read_dicom().Modality, scan.dicom_dump(fields="Modality")[0]["value"]) == ("CT", "CT")
+    connection.services.refresh_catalog(scan.resources["DICOM"])
+    assert len(scan.resources["DICOM"].files) == 2
+
+
+def test_tables_and_tokens_of_xnatpy(server, connection, project, session):
+    connection.clearcache()
+    assert [row.label for row in project.subjects.tabulate()] == ["s1"]
+    assert project.experiments.tabulate_csv().splitlines()[1].split(",")[4] == "e1"
+    assert {(user.login, user.access_level) for user in project.users.values()} >= {("member", "Members")}
+    token = connection.services.issue_token()
+    with xnat.connect(server.url, user=token.alias, password=token.secret, no_parse_model=True) as other:
+        assert other.get("/data/auth").text == "User 'owner' is logged in"
