@@ -396,7 +396,7 @@ def test_what_the_archive_cannot_hold_is_said_in_words(xnat_sandbox):
         archive.create_subject("NOWHERE", "s")
     archive.create_project("P")
     archive.create_subject("P", "s")
-    with pytest.raises(ValueError, match="same subjects project, subjects label already"):
+    with pytest.raises(ValueError, match="subjects of the archive already with the same project and label"):
         archive.create_subject("P", "s")
     assert len(archive.subjects("P")) == 1
 

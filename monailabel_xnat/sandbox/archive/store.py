@@ -90,7 +90,9 @@ class ArchiveError(ValueError):
 def _refusal(error: sqlite3.IntegrityError) -> ArchiveError:
     _, _, columns = str(error).partition("UNIQUE constraint failed: ")
     if columns:
-        return ArchiveError(f"the archive has one with the same {columns.replace('.', ' ')} already")
+        table = columns.partition(".")[0]
+        names = " and ".join(column.partition(".")[2] for column in columns.split(", "))
+        return ArchiveError(f"there is one in the {table} of the archive already with the same {names}")
     return ArchiveError("what it belongs to is not in the archive: make the project, subject or session first")
 
 
