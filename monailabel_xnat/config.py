@@ -137,6 +137,11 @@ class Settings:
         limit_in("requests a second"), 0.0, "requests a second that are started at most; 0: no limit"
     )
     timeout: float = _setting(as_seconds, 120.0, "seconds to wait for an answer of XNAT")
+    wait: bool = _setting(
+        as_flag,
+        False,
+        "open also while XNAT is away, and connect once it answers; true in MONAI Label's server unless set",
+    )
     max_age: float = _setting(
         as_seconds,
         60.0,

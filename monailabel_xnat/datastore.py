@@ -19,6 +19,7 @@ from monailabel.interfaces.datastore import Datastore
 from typing_extensions import Unpack
 
 from monailabel_xnat.catalog import Catalog
+from monailabel_xnat.catalog.first_listing import FirstListing
 from monailabel_xnat.client.graph import Graph, XNATScan, XNATSession
 from monailabel_xnat.client.session import Session, server_of
 from monailabel_xnat.config import Settings, refuse_unknown
@@ -83,7 +84,8 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         If a project does not exist, or this user may not see it. One that this user has seen before on this machine
         is left out instead, unless none is left, and :meth:`status` says why.
     ServerError
-        If XNAT cannot be reached.
+        If XNAT cannot be reached. With the setting ``wait`` the datastore opens all the same, each method says so until
+        XNAT answers, and labels that are saved meanwhile are kept.
     """
 
     def __init__(
@@ -124,7 +126,8 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         self._texts = DatastoreTexts(session, self._catalog.read_cache)
         self._graph = Graph(session)
         self._session = session
-        self._catalog.scans()
+        self._first_listing = FirstListing(self._catalog)
+        self._first_listing.take(wait=settings.wait)
         self._end_with_process()
 
     def __repr__(self) -> str:
@@ -439,6 +442,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         if not self._is_open:
             return
         self._close_at_exit()
+        self._first_listing.close()
         self._infos.close()
         self._store.close()
         self._images.close()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from monailabel.config import settings as monailabel_settings
 
 from monailabel_xnat.app import volumes
+from monailabel_xnat.config import ENVIRONMENT_PREFIX
 from monailabel_xnat.datastore import XNATDatastore
 from monailabel_xnat.errors import ImageError, UnknownImageError, XNATDatastoreError
 from monailabel_xnat.facade.client_errors import errors_for_clients
@@ -27,6 +28,7 @@ DATASTORE_NAME = "xnat"
 
 _CHOICE = "MONAI_LABEL_DATASTORE"
 _BACKGROUND = "background"
+_WAIT = ENVIRONMENT_PREFIX + "WAIT"
 # How often a strategy is asked for a next sample, if what it chooses turns out to be no volume.
 _TRIES = 10
 
@@ -206,7 +208,8 @@ class XNATAppMixin:
         # Without an address in --studies the settings name what is missing, or find it in the environment.
         address = self.studies if self._is_remote() else ""
         try:
-            return XNATDatastore(address, conf=self.conf, environ=_environment())
+            # A server that stays away because XNAT is away for a moment helps nobody.
+            return XNATDatastore(address, conf=self.conf, environ={_WAIT: "true", **_environment()})
         except XNATDatastoreError as error:
             # MONAI Label ends with a traceback whatever is raised here: say it plainly before, and keep that one short.
             logger.error("XNAT cannot be used: %s", error)

@@ -20,7 +20,7 @@ from monailabel_xnat.catalog.selection import Selection
 from monailabel_xnat.client.drawn import Drawing
 from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.errors import InvalidIdError, ServerError, UnknownImageError, XNATDatastoreError
+from monailabel_xnat.errors import InvalidIdError, ServerError, UnknownImageError, XNATDatastoreError, restored
 from monailabel_xnat.ids import EXPECTED_FORM, ImageId, LabelId, splits_of_label_id
 
 __all__ = ["Catalog", "Resource", "Scan"]
@@ -87,10 +87,12 @@ class Catalog:
         self._listeners: list[Callable[[Collection[str]], None]] = []
         self.problem = ""
         self.filter_problem = ""
+        # Why there is no first listing, as long as FirstListing waits for it.
+        self.absence: ServerError | None = None
 
     def __len__(self) -> int:
-        """Count the images."""
-        return len(self._current())
+        """Count the images; 0 as long as the first listing is waited for."""
+        return 0 if self._index is None and self.absence else len(self._current())
 
     def ids(self) -> list[str]:
         """List the ids of the images, as texts, in the order in which XNAT listed them."""
@@ -244,6 +246,8 @@ class Catalog:
     def _current(self) -> ImageIndex:
         """Return the index: wait for the first one, start the renewal of an old one."""
         if self._index is None:
+            if self.absence:
+                raise restored(type(self.absence), self.absence.args, dict(self.absence.__dict__))
             with self._renewal:
                 if self._index is None:
                     self._renew_index()

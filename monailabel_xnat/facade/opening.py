@@ -58,6 +58,7 @@ class SettingArguments(TypedDict, total=False):
     connections: int | None
     rate_limit: float | None
     timeout: float | None
+    wait: bool | None
     max_age: float | None
     verify_age: float | None
     verify_tls: bool | None
@@ -149,6 +150,7 @@ class Reopening(ABC):
         "_close_at_exit",
         "_dataset",
         "_facts",
+        "_first_listing",
         "_graph",
         "_images",
         "_infos",

@@ -245,10 +245,12 @@ class Delivery:
         series = entry.description_if_any().get("series_uid")
         if not series:
             return []
+        try:
+            scans = self._catalog.scans()
+        except ServerError:  # XNAT has not answered since the start
+            return []
         return [
-            scan
-            for scan in self._catalog.scans()
-            if scan.series_uid == series and image.project in (scan.image_id.project, scan.owner)
+            scan for scan in scans if scan.series_uid == series and image.project in (scan.image_id.project, scan.owner)
         ]
 
     def _bring_home(self) -> None:

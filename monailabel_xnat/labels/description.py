@@ -42,9 +42,9 @@ from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, upload_files
 from monailabel_xnat.convert import LabelMap
 from monailabel_xnat.convert.geometry import axis_codes
-from monailabel_xnat.errors import InvalidIdError, NotInArchiveError
+from monailabel_xnat.errors import InvalidIdError, LabelError, NotInArchiveError
 from monailabel_xnat.ids import ImageId
-from monailabel_xnat.jsonable import resized
+from monailabel_xnat.jsonable import plain, resized
 from monailabel_xnat.labels.segments import segments_of, unnamed_values
 from monailabel_xnat.labels.tags import resource_of
 from monailabel_xnat.labels.version import DESCRIPTION, LabelVersion
@@ -138,6 +138,23 @@ def decode(content: bytes) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise ValueError("it is no JSON object")
     return description
+
+
+def plain_info(info: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a label info as plain JSON values.
+
+    Raises
+    ------
+    LabelError
+        If it cannot be stored as JSON.
+    """
+    try:
+        facts = plain(info or {})
+    except TypeError as error:
+        raise LabelError(f"the label info cannot be stored: {error}", hint="use plain JSON values") from error
+    if not isinstance(facts, dict):
+        raise LabelError(f"the label info is a {type(info).__name__}, not a dictionary", hint='send {"name": value}')
+    return facts
 
 
 def info_of(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from monailabel_xnat.errors import (
     CacheError,
     MalformedFileError,
     NotInArchiveError,
+    ServerError,
     TransferError,
     UnknownImageError,
     UnknownLabelError,
@@ -51,7 +52,6 @@ from monailabel_xnat.labels.tags import resource_of, text_of
 from monailabel_xnat.labels.version import LABEL_MAP, WITHOUT_DESCRIPTION, LabelVersion
 
 logger = logging.getLogger(__name__)
-
 
 Result = TypeVar("Result")
 
@@ -391,7 +391,7 @@ class Labels:
             return None
         try:
             return self._catalog.scan(entry.image_id)
-        except UnknownImageError:
+        except (UnknownImageError, ServerError):  # or XNAT has not answered since the start
             return None
 
     def drawing(self, scan: Scan, tag: str, version: str | None = None) -> Drawing | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.client.drawn import Drawing, DrawnScan
@@ -31,7 +31,6 @@ from monailabel_xnat.errors import (
     LabelError,
     LabelFileError,
     LabelGeometryError,
-    LabelNotUploadedError,
     MalformedFileError,
     NotInArchiveError,
     ReadOnlyError,
@@ -39,15 +38,14 @@ from monailabel_xnat.errors import (
     UnknownImageError,
 )
 from monailabel_xnat.images import Images
-from monailabel_xnat.jsonable import plain
 from monailabel_xnat.labels.delivery import FIRST_PAUSE, Delivery
-from monailabel_xnat.labels.description import completed, describe, info_of
+from monailabel_xnat.labels.description import completed, describe, info_of, plain_info
 from monailabel_xnat.labels.entry import Entry, State
 from monailabel_xnat.labels.incoming import read_incoming
 from monailabel_xnat.labels.labels import Labels
-from monailabel_xnat.labels.outbox import UnknownError, keep_unassigned, said_where, unknown
 from monailabel_xnat.labels.resources import BUILT_IN_RESOURCE, Deletion, resource_path
 from monailabel_xnat.labels.tags import is_tag, resource_of, text_of
+from monailabel_xnat.labels.unplaced import UnplacedLabels, not_uploaded, said_where, unknown
 from monailabel_xnat.labels.version import LABEL_MAP, WITHOUT_DESCRIPTION, LabelVersion, version_name
 from monailabel_xnat.labels.viewer_copies import ViewerCopies
 
@@ -85,6 +83,7 @@ class LabelStore:
         self._files = labels.files
         self._versions = labels.versions
         self._index = labels.index
+        self._unplaced = UnplacedLabels(labels.outbox, self._user)
         self._deletion = Deletion(session, self._versions, self._files)
         self._viewer = ViewerCopies(session, catalog, images, self._files, self._index.find)
         self._delivery = Delivery(
@@ -155,13 +154,12 @@ class LabelStore:
         self._require_writable("save labels")
         tag = text_of(tag)
         resource_of(tag)
-        facts = _plain_info(info)
+        facts = plain_info(info)
         incoming = read_incoming(source, lambda: self._images.grid(scan))
         if isinstance(incoming.problem, NotInArchiveError):
             reason = unknown(scan.image_id, incoming.problem)
-            raise keep_unassigned(
-                self._outbox, scan.image_id, "", tag, incoming.file_type, source, facts, self._user(), reason
-            )
+            entry = self._unplaced.keep(scan.image_id, "", tag, incoming.file_type, source, facts, reason)
+            raise said_where(reason, entry)
         description = describe(
             scan,
             tag,
@@ -189,48 +187,30 @@ class LabelStore:
         given : str
             What was given as the id of the image.
         find : callable
-            Returns the image. Where none is known, or several are, the label is kept: see :meth:`keep_unassigned`.
+            Returns the image. Where none is known, or several are, the label is kept: see
+            :meth:`UnplacedLabels.keep_unassigned`.
         tag, source, info
             As for :meth:`save`.
+
+        Raises
+        ------
+        LabelNotUploadedError
+            Also if XNAT cannot say which image is meant; the label is sent once it can.
         """
         try:
             scan = find()
         except (UnknownImageError, AmbiguousNameError, InvalidIdError) as error:
-            self.keep_unassigned(given, tag, source, info, error)
+            if self._settings.read_only:
+                raise
+            self._unplaced.keep_unassigned(given, tag, source, info, error)
+        except ServerError as error:
+            self._require_writable("save labels")
+            try:
+                self._unplaced.keep_until_found(given, tag, source, info, error)
+            finally:
+                self._delivery.start(FIRST_PAUSE)
         self.save(scan, tag, source, info)
         return scan
-
-    def keep_unassigned(
-        self, given: str, tag: str, source: Path, info: Mapping[str, Any] | None, reason: UnknownError
-    ) -> NoReturn:
-        """Keep a label whose image is not known, until a person says which image it belongs to.
-
-        Parameters
-        ----------
-        given : str
-            What was given as the id of the image.
-        tag, source, info
-            As for :meth:`save`.
-        reason : UnknownImageError, AmbiguousNameError or InvalidIdError
-            Why the image is not known.
-
-        Raises
-        ------
-        UnknownImageError, AmbiguousNameError, InvalidIdError
-            Always. It says where the label is; what is no label is not kept.
-        CacheError
-            If the outbox does not take it.
-        """
-        if self._settings.read_only:
-            raise reason
-        try:
-            tag = text_of(tag)
-            resource_of(tag)
-            facts = _plain_info(info)
-            incoming = read_incoming(source, _no_image)
-        except LabelError:
-            raise reason from None
-        raise keep_unassigned(self._outbox, None, given, tag, incoming.file_type, source, facts, self._user(), reason)
 
     def assign(self, entry: Entry, scan: Scan) -> LabelVersion:
         """Upload a label that was kept as unassigned, as one of an image.
@@ -257,7 +237,7 @@ class LabelStore:
         """
         self._require_writable("change label infos")
         tag = text_of(tag)
-        changes = _plain_info(info)
+        changes = plain_info(info)
         scan = self._labels.compared(scan) if tag == self._settings.roi_tag else scan
         drawn = self._labels.drawing(scan, tag)
         if drawn is not None:
@@ -391,11 +371,7 @@ class LabelStore:
                 self._outbox.change(entry, state=State.UNASSIGNED)
                 raise said_where(unknown(scan.image_id, error), entry) from error
             self._delivery.start(FIRST_PAUSE)
-            raise LabelNotUploadedError(
-                f"the label is not in XNAT yet: {error}. It is safe in {entry.folder}",
-                hint="it is served from there and sent again by itself; this folder is no cache, do not clear it; "
-                "`monailabel-xnat outbox` shows what waits",
-            ) from error
+            raise not_uploaded(entry, error) from error
         self._delivery.retry_soon()
         if self._settings.keep_versions:
             self._deletion.prune(scan, entry.tag, self._settings.keep_versions)
@@ -433,17 +409,3 @@ class LabelStore:
             raise ReadOnlyError(
                 f"the datastore is read-only and does not {what}", hint="open it without the setting read_only"
             )
-
-
-def _no_image() -> NoReturn:
-    raise NotInArchiveError("the image is not known")
-
-
-def _plain_info(info: Mapping[str, Any] | None) -> dict[str, Any]:
-    try:
-        facts = plain(info or {})
-    except TypeError as error:
-        raise LabelError(f"the label info cannot be stored: {error}", hint="use plain JSON values") from error
-    if not isinstance(facts, dict):
-        raise LabelError(f"the label info is a {type(info).__name__}, not a dictionary", hint='send {"name": value}')
-    return facts

@@ -1,0 +1,76 @@
+"""The first listing of a catalog while XNAT is away: asked for again in the background, until it comes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from monailabel_xnat.background import Background
+from monailabel_xnat.catalog.catalog import Catalog
+from monailabel_xnat.errors import LoginError, ServerError
+
+logger = logging.getLogger(__name__)
+
+# Seconds until XNAT is asked again; twice as long each time.
+_FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0
+
+
+class FirstListing:
+    """Lists the images for the first time.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        As long as XNAT has not answered, each use of it raises why.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._closed = threading.Event()
+        self._background = Background("xnat-start", self._list_at_last)
+
+    def take(self, *, wait: bool) -> None:
+        """Ask for the listing.
+
+        Parameters
+        ----------
+        wait : bool
+            Whether XNAT may be away. It is then asked again in the background.
+
+        Raises
+        ------
+        LoginError, NotInArchiveError, AccessDeniedError
+            If XNAT refuses the user, or a project.
+        ServerError
+            If XNAT fails, and is not to be waited for.
+        """
+        try:
+            self._catalog.scans()
+        except ServerError as error:
+            if not wait or not error.is_passing or isinstance(error, LoginError):
+                raise
+            self._note(error)
+            self._background.start()
+
+    def close(self) -> None:
+        """Wait for XNAT no longer."""
+        self._closed.set()
+
+    def _list_at_last(self) -> None:
+        pause = _FIRST_PAUSE
+        while not self._closed.wait(pause):
+            try:
+                self._catalog.renew()
+            except ServerError as error:
+                self._note(error)
+                if isinstance(error, LoginError):  # asked again and again, XNAT locks the account
+                    return
+            else:
+                logger.warning("XNAT answers now")
+                return
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _note(self, error: ServerError) -> None:
+        if self._catalog.problem != str(error):
+            logger.warning("XNAT cannot be used yet: %s", error)
+        self._catalog.absence, self._catalog.problem = error, str(error)
