@@ -23,8 +23,10 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.main import Main
 from platformdirs import user_data_path
 
-from monailabel_xnat.app.mixin import DATASTORE_NAME, XNATAppMixin, chosen_datastore
-from monailabel_xnat.errors import CacheError, SettingsError
+from monailabel_xnat.app.mixin import DATASTORE_NAME, XNATAppMixin, chosen_datastore, server_environment
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.config import Settings
+from monailabel_xnat.errors import CacheError, LoginError, ServerError, SettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +108,35 @@ class _Launcher(Main):  # type: ignore[misc]
         args.app = str(_stand_in(real))
         if args.uvicorn_app == _THEIR_API:
             args.uvicorn_app = _OUR_API
+        _require_login(args.studies, dict(args.conf))
         os.environ["PATH"] += os.pathsep + str(real / "bin")
         # Lazy imports and spawned workers look for the app's own packages here.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(real))))
+
+
+def _require_login(studies: str, conf: dict[str, str]) -> None:
+    """Refuse a wrong address or password before the server starts, which would bury the reason in a traceback.
+
+    Raises
+    ------
+    SettingsError, LoginError
+        If the settings or the login are wrong.
+    ServerError
+        If XNAT is away, and the setting ``wait`` says that the server shall not come up then.
+    """
+    address = studies if studies.startswith(("http://", "https://")) else ""
+    settings = Settings.load({"server": address}, conf, server_environment())
+    session = Session(settings)
+    try:
+        logger.info("XNAT knows us as %s", session.user)
+    except LoginError:
+        raise
+    except ServerError as error:
+        if not settings.wait:
+            raise
+        logger.warning("XNAT does not answer yet: %s", error)
+    finally:
+        session.close()
 
 
 def _stand_in(real: Path) -> Path:

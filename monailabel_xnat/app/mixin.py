@@ -208,8 +208,7 @@ class XNATAppMixin:
         # Without an address in --studies the settings name what is missing, or find it in the environment.
         address = self.studies if self._is_remote() else ""
         try:
-            # A server that stays away because XNAT is away for a moment helps nobody.
-            return XNATDatastore(address, conf=self.conf, environ={_WAIT: "true", **_environment()})
+            return XNATDatastore(address, conf=self.conf, environ=server_environment())
         except XNATDatastoreError as error:
             # MONAI Label ends with a traceback whatever is raised here: say it plainly before, and keep that one short.
             logger.error("XNAT cannot be used: %s", error)
@@ -257,11 +256,14 @@ def chosen_datastore(conf: Mapping[str, Any]) -> str:
     return str(choice).strip().lower()
 
 
-def _environment() -> dict[str, Any]:
-    """Give the environment, with what MONAI Label found in a .env file where it has nothing."""
+def server_environment() -> dict[str, Any]:
+    """Return the environment, with what MONAI Label found in a .env file where it has nothing, and our defaults.
+
+    A server that does not come up because XNAT is away for a moment helps nobody: it waits, unless told otherwise.
+    """
     from_file = {
         key: str(value)
         for key, value in monailabel_settings.model_dump().items()
         if key.startswith("MONAI_LABEL_DATASTORE") and value not in (None, "")
     }
-    return {**from_file, **os.environ}
+    return {_WAIT: "true", **from_file, **os.environ}

@@ -47,10 +47,11 @@ def list_waiting(settings: Settings, as_json: bool) -> None:
 @click.option(
     "--as-me", is_flag=True, help="Send also what other accounts saved; who saved it stays in its description."
 )
+@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
 @with_json
 @with_settings
 @click.pass_context
-def replay(ctx: click.Context, settings: Settings, as_json: bool, as_me: bool) -> None:
+def replay(ctx: click.Context, settings: Settings, as_json: bool, as_me: bool, dry_run: bool) -> None:
     """Send the labels that wait, now. The exit code is 1 if some still wait afterwards.
 
     What another account saved waits for that account. Where it was renamed or is gone, --as-me takes over its labels.
@@ -58,6 +59,11 @@ def replay(ctx: click.Context, settings: Settings, as_json: bool, as_me: bool) -
     from monailabel_xnat.labels.outbox import outbox_of
 
     projects = {entry.image_id.project for entry in outbox_of(settings).entries() if entry.image_id}
+    if dry_run:
+        _show_what_would_be_sent(
+            replace(settings, read_only=True, project=settings.project or tuple(sorted(projects))), as_me, as_json
+        )
+        return
     if projects:
         with opened(replace(settings, project=settings.project or tuple(sorted(projects)))) as parts:
             parts.store.replay(as_me=as_me)
@@ -89,6 +95,18 @@ def assign(settings: Settings, folder: str, image_id: str) -> None:
     with opened(replace(settings, project=settings.project or (image.project,))) as parts:
         version = parts.store.assign(found[0], parts.catalog.scan(image))
     click.echo(f"{image}  {found[0].tag}  {version.name}  is in XNAT")
+
+
+def _show_what_would_be_sent(settings: Settings, as_me: bool, as_json: bool) -> None:
+    with opened(settings) as parts:
+        found = parts.store.would_send(as_me=as_me)
+    if as_json:
+        print_json(found)
+        return
+    for item in found:
+        click.echo(f"{item['image']}  {item['tag']}  {item['version']}  saved by {item['saved_by']}")
+        click.echo(f"  {item['bytes']} bytes to the resource {item['resource']}")
+    click.echo(f"{len(found)} labels would be sent to {settings.server}; nothing was sent")
 
 
 def _waiting(settings: Settings) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from monailabel_xnat.client.pace import Backoff, Pace
 from monailabel_xnat.client.patience import PatientAdapter
 from monailabel_xnat.client.transport import own_cookies, own_transport, twin_of
 from monailabel_xnat.config import Settings
-from monailabel_xnat.errors import SettingsError, TransferError, XNATDatastoreError
+from monailabel_xnat.errors import ReadOnlyError, SettingsError, TransferError, XNATDatastoreError
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ Query = Mapping[str, str]
 Writable = BinaryIO | io.RawIOBase
 
 _OCTETS = "application/octet-stream"
+_READING = ("GET", "HEAD")
 
 _open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
@@ -203,9 +204,16 @@ class Session:
 
         Raises
         ------
+        ReadOnlyError
+            If the setting ``read_only`` is on, and the method is one that changes XNAT; nothing is sent.
         LoginError, AccessDeniedError, NotInArchiveError, ServerTimeoutError, ServerError
             By the status of the answer, or if there is none.
         """
+        if self._settings.read_only and method not in _READING:
+            raise ReadOnlyError(
+                f"the datastore is read-only: {method} {path} was not sent",
+                hint="open it without the setting read_only",
+            )
         asked = dict(query or {})
         connection = self._connection
         with self._our_errors(path):

@@ -116,6 +116,34 @@ class LabelStore:
         self._require_writable("send labels")
         return self._delivery.replay(as_me=as_me)
 
+    def would_send(self, *, as_me: bool = False) -> list[dict[str, Any]]:
+        """Return what :meth:`replay` would try to send, and send nothing.
+
+        Parameters
+        ----------
+        as_me : bool
+            As for :meth:`replay`.
+
+        Returns
+        -------
+        list of dict
+            ``image``, ``tag``, ``version``, ``saved_by``, ``resource`` (label of the scan resource), ``bytes`` (of the
+            label's file) and ``folder``.
+        """
+        return [
+            {
+                "image": entry.image,
+                "tag": entry.tag,
+                "version": entry.version,
+                "saved_by": entry.user,
+                "resource": resource_of(entry.tag),
+                "bytes": entry.file.stat().st_size,
+                "folder": str(entry.folder),
+            }
+            for entry in self._delivery.mine(as_me=as_me)
+            if entry.file.exists()
+        ]
+
     def close(self) -> None:
         """End the background work; what waits in the outbox stays there."""
         self._delivery.close()

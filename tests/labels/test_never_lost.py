@@ -15,7 +15,8 @@ from test_delivery import away, save_in_vain  # noqa: F401 - a fixture
 
 from monailabel_xnat.cli.main import main
 from monailabel_xnat.config import Settings
-from monailabel_xnat.errors import LabelNotUploadedError, UnknownLabelError
+from monailabel_xnat.errors import LabelNotUploadedError, ReadOnlyError, UnknownLabelError
+from monailabel_xnat.facade.texts import DatastoreTexts
 from monailabel_xnat.labels import outbox
 
 SERIES = "1.2.826.0.1.3680043.10.511.3.77"
@@ -224,3 +225,33 @@ def test_a_wrong_version_names_those_that_exist(open_labels, draw):
     assert second.name in caught.value.hint
     with pytest.raises(UnknownLabelError, match="tags final"):
         opened.labels.path(opened.scan, "finale")
+
+
+def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(
+    away,  # noqa: F811
+    gate,
+    draw,
+    capsys,
+    monkeypatch,
+    sandbox,
+    tmp_path,
+):
+    save_in_vain(away, draw())
+    away.store.close()
+    gate.open()
+    monkeypatch.setenv("MONAI_LABEL_XNAT_PASSWORD", sandbox.password)
+    words = ["--studies", gate.url, "--username", sandbox.username, "--cache-path", str(tmp_path / "mine")]
+    assert main(["outbox", "replay", "--dry-run", *words]) == 0
+    out = capsys.readouterr().out
+    assert "bytes to the resource MONAILABEL_final" in out
+    assert "1 labels would be sent" in out
+    assert stored(away) == []
+    assert len(outbox.outbox_of(away.settings).entries()) == 1
+
+
+def test_a_read_only_datastore_sends_nothing_that_changes_xnat(open_labels, sandbox):
+    opened = open_labels(read_only=True)
+    texts = DatastoreTexts(opened.session, opened.catalog.read_cache)
+    with pytest.raises(ReadOnlyError, match=r"PUT .* was not sent"):
+        texts.set("name", "mine")
+    assert texts.get("name", "none") == "none"
