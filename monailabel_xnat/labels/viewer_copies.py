@@ -55,6 +55,7 @@ from monailabel_xnat.labels.description import info_of
 from monailabel_xnat.labels.drawings import ROI_FACTS
 from monailabel_xnat.labels.files import LabelFiles
 from monailabel_xnat.labels.index import DRAFT_TAG
+from monailabel_xnat.labels.outbox import is_away
 from monailabel_xnat.labels.tags import resource_of
 from monailabel_xnat.labels.version import LABEL_MAP, LabelVersion
 from monailabel_xnat.labels.viewer_queue import CopyQueue, WantedCopy
@@ -199,7 +200,8 @@ class ViewerCopies:
             except UnknownLabelError:
                 self._queue.remove(copy)
             except XNATDatastoreError as error:
-                self._queue.note_failure(copy)
+                if not is_away(error):  # a copy is given up for what it is, not for an XNAT that does not answer
+                    self._queue.note_failure(copy)
                 logger.warning("a label is safe in XNAT, but the viewer does not show it: %s", type(error).__name__)
                 logger.info("why the viewer does not show a label: %s", error)
             except Exception as error:  # whatever it is, the labels behind this one are still to be shown
