@@ -62,7 +62,10 @@ class CopyQueue:
         self._folder = folder
 
     def add(self, copy: WantedCopy) -> bool:
-        """Keep a copy, in the place of one of an earlier version; return whether the disk took it."""
+        """Keep a copy, in the place of one of an earlier version; return whether it, or a later one, is on the disk."""
+        known = _read(self._file(copy))
+        if known is not None and known.version > copy.version:  # an earlier label has waited, and arrived only now
+            return True
         try:
             private_folder(self._folder)
             write_whole(self._file(copy), json.dumps(_content(copy)).encode())
