@@ -25,6 +25,8 @@ Function = Callable[..., Any]
 
 # Where, in click's `meta`, a command finds which setting comes from where.
 ORIGINS = "monailabel_xnat.origins"
+# What was given by --conf, for apps that have options of their own.
+CONF = "monailabel_xnat.conf"
 
 
 def with_settings(function: Function) -> Function:
@@ -57,7 +59,7 @@ def with_settings(function: Function) -> Function:
     ) -> Any:
         given = {"server": studies, "username": username, "project": project, "cache_path": cache_path}
         settings = Settings.load(given, conf=dict(conf))
-        click.get_current_context().meta[ORIGINS] = origins(given, dict(conf))
+        click.get_current_context().meta.update({CONF: conf, ORIGINS: origins(given, dict(conf))})
         return function(*args, settings=settings, **options)
 
     return command

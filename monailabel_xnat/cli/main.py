@@ -55,6 +55,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("ls", "monailabel_xnat.cli.ls", "List the images and their labels."),
     Command("pull", "monailabel_xnat.cli.pull", "Copy images and labels to a folder, for other tools to train on."),
     Command("push", "monailabel_xnat.cli.push", "Save label files to the scans that they belong to."),
+    Command("batch-infer", "monailabel_xnat.cli.batch_infer", "Let a model label the images that have no label yet."),
     Command("labels", "monailabel_xnat.cli.labels", "Show, compare and restore versions of labels."),
     Command("outbox", "monailabel_xnat.cli.outbox", "List or send the labels that are not in XNAT yet."),
     Command("cache", "monailabel_xnat.cli.cache", "Look after the images that are kept on this computer."),

@@ -1,0 +1,108 @@
+"""A model of a MONAI Label app over many images, without a server."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import DefaultLabelTag
+
+from monailabel_xnat.app.launcher import app_on_xnat
+from monailabel_xnat.errors import LabelNotUploadedError, SettingsError
+
+logger = logging.getLogger(__name__)
+
+DRAFT_TAG = str(DefaultLabelTag.ORIGINAL.value)
+SAVED, WAITS = "saved", "waits for XNAT in the outbox"
+
+
+def open_app(folder: Path, studies: str, conf: Mapping[str, str]) -> MONAILabelApp:
+    """Build a MONAI Label app on XNAT, as its server would.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder of the app.
+    studies : str
+        Address of the XNAT site.
+    conf : mapping
+        What ``--conf`` would give.
+
+    Raises
+    ------
+    SettingsError
+        If there is no app in the folder.
+    """
+    kind = app_on_xnat(str(folder))
+    return kind(app_dir=str(folder), studies=studies, conf={**conf, "datastore": "xnat"})
+
+
+def images_without_draft(app: MONAILabelApp) -> list[str]:
+    """Return the images that have neither a final label nor a draft."""
+    datastore = app.datastore()
+    drafts = set(datastore.get_labeled_images(DRAFT_TAG))
+    return [image for image in datastore.get_unlabeled_images() if image not in drafts]
+
+
+def infer_all(
+    app: MONAILabelApp,
+    model: str,
+    images: Iterable[str],
+    *,
+    device: str = "",
+    done: Callable[[str, str], None] | None = None,
+) -> dict[str, str]:
+    """Run a model over images and save what it finds as drafts, tag ``original``; one bad case does not end it.
+
+    Parameters
+    ----------
+    app : MONAILabelApp
+        The app.
+    model : str
+        Name of one of its models.
+    images : iterable of str
+        Image ids.
+    device : str
+        Where the model runs, such as ``cuda:0`` or ``cpu``; "" leaves it to the app.
+    done : callable or None
+        Called after each image with its id and outcome.
+
+    Returns
+    -------
+    dict of str to str
+        Outcome by image id: `SAVED`, `WAITS`, or why there is no label.
+
+    Raises
+    ------
+    SettingsError
+        If the app has no such model.
+    """
+    models = sorted(app.info()["models"])
+    if model not in models:
+        raise SettingsError(f"the app has no model {model!r}", hint=f"it has {', '.join(models)}")
+    request = {"model": model, "save_label": True, "label_tag": DRAFT_TAG, **({"device": device} if device else {})}
+    outcomes = {}
+    for image in images:
+        outcomes[image] = _inferred(app, {**request, "image": image})
+        if done:
+            done(image, outcomes[image])
+    return outcomes
+
+
+def _inferred(app: MONAILabelApp, request: dict[str, object]) -> str:
+    try:
+        result = app.infer(request)
+    except LabelNotUploadedError as error:
+        logger.info("not in XNAT yet: %s", error)
+        return WAITS
+    except Exception as error:
+        logger.info("no label for %s", request["image"], exc_info=True)
+        return f"{type(error).__name__}: {error}"
+    file = result.get("file")
+    if file:
+        with suppress(OSError):
+            Path(str(file)).unlink()
+    return SAVED if result.get("label") else "the model gave no label"
