@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Generic, NamedTuple, TypeVar
 
+from monailabel_xnat.background import Background
 from monailabel_xnat.errors import ServerError
 
 Item = TypeVar("Item")
@@ -38,7 +40,7 @@ class BackgroundReader(Generic[Item, Found]):
         Reads an item; it raises ServerError where that is to be tried again later.
     keep : callable
         Is given what was read, by key.
-    on_learned : callable
+    on_late : callable
         Called, from another thread, when items were read that :meth:`read` did not wait for.
     """
 
@@ -47,16 +49,16 @@ class BackgroundReader(Generic[Item, Found]):
         workers: int,
         read: Callable[[Item], Found],
         keep: Callable[[dict[str, Found]], None],
-        on_learned: Callable[[], None],
+        on_late: Callable[[], None],
     ) -> None:
         self._workers = workers
         self._read_item = read
         self._keep = keep
-        self._on_learned = on_learned
+        self._on_late = on_late
         self._lock = threading.Lock()
         self._failures: dict[str, _Failure] = {}
-        self._learning: set[str] = set()
-        self._thread: threading.Thread | None = None
+        self._under_way: set[str] = set()
+        self._batches: list[Background] = []
 
     def ask_again(self) -> None:
         """Have everything read that could not be."""
@@ -65,11 +67,10 @@ class BackgroundReader(Generic[Item, Found]):
 
     def wait(self) -> bool:
         """Wait until the items are read that are just being read; return whether there were any."""
-        thread = self._thread
-        if thread is None or not thread.is_alive():
-            return False
-        thread.join(_LONGEST_PAUSE)
-        return True
+        running = [batch for batch in self._batches if batch.is_running]
+        for batch in running:
+            batch.join(_LONGEST_PAUSE)
+        return bool(running)
 
     def why(self, key: str) -> str:
         """Return why an item is not known."""
@@ -96,42 +97,52 @@ class BackgroundReader(Generic[Item, Found]):
             Whether it has all been tried by now.
         """
         now = time.monotonic()
+        done, late = threading.Event(), threading.Event()
         with self._lock:
-            left = self._learning | {key for key, failure in self._failures.items() if failure.again_at > now}
+            self._batches = [batch for batch in self._batches if batch.is_running]
+            if not self._batches:  # after a fork, nobody in the child reads what its parent was reading
+                self._under_way.clear()
+            left = self._under_way | {key for key, failure in self._failures.items() if failure.again_at > now}
             new = {key: item for key, item in items.items() if key not in left}
-            self._learning |= new.keys()
-        if not new:
+            if not new:
+                return True
+            batch = Background("xnat-drawings", partial(self._read_all, new, done, late))
+            if not batch.start():
+                return False
+            self._batches.append(batch)
+            self._under_way |= new.keys()
+        if done.wait(patience):
             return True
-        thread = threading.Thread(target=self._read_all, args=(new,), name="xnat-roi", daemon=True)
-        self._thread = thread
-        thread.start()
-        thread.join(patience)
-        if not thread.is_alive():
-            return True
-        threading.Thread(target=self._tell_when_done, args=(thread,), name="xnat-roi-wait", daemon=True).start()
-        return False
+        with self._lock:
+            late.set()
+            return done.is_set()
 
-    def _tell_when_done(self, thread: threading.Thread) -> None:
-        thread.join()
-        self._on_learned()
-
-    def _read_all(self, new: Mapping[str, Item]) -> None:
+    def _read_all(self, new: Mapping[str, Item], done: threading.Event, late: threading.Event) -> None:
         queue: SimpleQueue[tuple[str, Item]] = SimpleQueue()
         for item in new.items():
             queue.put(item)
         found: dict[str, Found] = {}
         failed: dict[str, str] = {}
-        count = min(self._workers, len(new))
-        readers = [threading.Thread(target=self._read, args=(queue, found, failed), daemon=True) for _ in range(count)]
+        # Daemon threads, unlike those of a pool: the end of a process does not wait for thousands of items.
+        readers = [
+            Background("xnat-drawing", partial(self._read, queue, found, failed))
+            for _ in range(min(self._workers, len(new)))
+        ]
         for reader in readers:
             reader.start()
         for reader in readers:
             reader.join()
-        self._keep(found)
-        with self._lock:
-            self._failures = {key: failure for key, failure in self._failures.items() if key not in found}
-            self._failures.update((key, self._failure(key, reason)) for key, reason in failed.items())
-            self._learning -= new.keys()
+        try:
+            self._keep(found)
+        finally:
+            with self._lock:
+                self._failures = {key: failure for key, failure in self._failures.items() if key not in found}
+                self._failures.update((key, self._failure(key, reason)) for key, reason in failed.items())
+                self._under_way -= new.keys()
+                done.set()
+                is_late = late.is_set()
+        if is_late:
+            self._on_late()
 
     def _read(self, queue: SimpleQueue[tuple[str, Item]], found: dict[str, Found], failed: dict[str, str]) -> None:
         while True:

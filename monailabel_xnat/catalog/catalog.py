@@ -6,9 +6,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from typing import NamedTuple
 
+from monailabel_xnat.background import Background
 from monailabel_xnat.catalog.drawn_collections import DrawnCollections
 from monailabel_xnat.catalog.drawn_scans import DrawnOn, DrawnScans
 from monailabel_xnat.catalog.image_index import ImageIndex
@@ -77,7 +77,7 @@ class Catalog:
         self._taken = 0.0
         self._cost = 0.0
         self._edits: list[tuple[float, str, _Edit]] = []
-        self._background: threading.Thread | None = None
+        self._background = Background("xnat-catalog", self._try_to_renew)
         self.read_cache = ReadCache(session.settings)
         self._projects = Projects(session, self.read_cache, clock)
         self._shared_into: dict[str, dict[str, Names] | None] = {}
@@ -263,11 +263,7 @@ class Catalog:
 
     def _renew_in_background(self) -> None:
         with self._lock:
-            if self._background is not None and self._background.is_alive():
-                return
-            self._background = threading.Thread(target=self._try_to_renew, name="xnat-catalog", daemon=True)
-            with suppress(RuntimeError):  # A process that ends starts no threads.
-                self._background.start()
+            self._background.start()
 
     def _try_to_renew(self) -> None:
         started = self._clock()

@@ -59,15 +59,15 @@ class DrawnCollections:
         The connection.
     read_cache : ReadCache
         Keeps what was read of collections.
-    on_learned : callable
+    on_late : callable
         Called, from another thread, when references were read that :meth:`look` did not wait for.
     """
 
-    def __init__(self, session: Session, read_cache: ReadCache, on_learned: Callable[[], None]) -> None:
+    def __init__(self, session: Session, read_cache: ReadCache, on_late: Callable[[], None]) -> None:
         self._session = session
         self._read_cache = read_cache
         self._facts: dict[str, CollectionFacts] | None = None  # by fingerprint
-        self._reader = BackgroundReader(session.settings.connections, self._read, self._keep, on_learned)
+        self._reader = BackgroundReader(session.settings.connections, self._read, self._keep, on_late)
         self._listed: dict[str, list[RoiCollection]] = {}
         self._absent: set[str] = set()
         self._unread_before: set[str] = set()
@@ -97,7 +97,7 @@ class DrawnCollections:
         asked = [project for project in dict.fromkeys(projects) if project not in self._absent]
         collections = [found for project in asked for found in self._list(project, unlisted)]
         if collections:
-            self._learn(collections)
+            self._read_new(collections)
         drawn = self._grouped(collections, unlisted)
         self._note_unread(drawn)
         return drawn
@@ -172,7 +172,7 @@ class DrawnCollections:
                 ", ".join(f"{count} {kind}" for kind, count in sorted(self.unread_kinds.items())),
             )
 
-    def _learn(self, collections: Iterable[RoiCollection]) -> None:
+    def _read_new(self, collections: Iterable[RoiCollection]) -> None:
         """Read the references of the collections that are new, and wait a while for them."""
         known = self._known()
         new = {found.fingerprint: found for found in collections if found.fingerprint not in known}

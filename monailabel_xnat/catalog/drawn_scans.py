@@ -85,15 +85,15 @@ class DrawnScans:
         The connection; its settings say which count.
     read_cache : ReadCache
         Keeps what was read.
-    on_learned : callable
+    on_late : callable
         Called, from another thread, when scans were read that :meth:`look` did not wait for.
     """
 
-    def __init__(self, session: Session, read_cache: ReadCache, on_learned: Callable[[], None]) -> None:
+    def __init__(self, session: Session, read_cache: ReadCache, on_late: Callable[[], None]) -> None:
         self._session = session
         self._settings = session.settings
         self._read_cache = read_cache
-        self._reader = BackgroundReader(session.settings.connections, self._read, self._keep, on_learned)
+        self._reader = BackgroundReader(session.settings.connections, self._read, self._keep, on_late)
         self._facts: dict[str, tuple[str, ScanFacts]] | None = None
         self._listed: dict[str, dict[str, Scan]] = {}
         self._everything: Mapping[str, Scan] = {}
@@ -128,7 +128,7 @@ class DrawnScans:
             self._listed[project] = {image: scan for image, scan in scans.items() if self._may_hold_drawing(scan)}
         self._everything = everything
         candidates = {key_of(scan): scan for scans in self._listed.values() for scan in scans.values()}
-        self._learn(candidates)
+        self._read_new(candidates)
         return self._grouped(candidates)
 
     def compare(self, drawings: Iterable[DrawnScan] | None = None) -> bool:
@@ -193,7 +193,7 @@ class DrawnScans:
             return bool(self._settings.roi_tag) and is_usable(scan, self._settings)
         return scan.is_untold and _has_one_file(scan)
 
-    def _learn(self, candidates: Mapping[str, Scan]) -> None:
+    def _read_new(self, candidates: Mapping[str, Scan]) -> None:
         known = self._known()
         wanted: dict[str, _Wanted] = {}
         targets = self._targets(candidates)

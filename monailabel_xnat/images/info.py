@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from monailabel_xnat.background import Background
 from monailabel_xnat.catalog import Catalog, Resource, Scan
 from monailabel_xnat.client.files import RemoteFile, find_object
 from monailabel_xnat.client.items import resource_path
@@ -68,7 +69,7 @@ class ImageInfos:
         self._closed = False
         self._denied: set[str] = set()
         self._writing = threading.Lock()
-        self._writer: threading.Thread | None = None
+        self._writer = Background("xnat-info", self._write_in_background)
 
     def get(self, scan: Scan) -> dict[str, Any]:
         """Give a copy of the info of an image; asks XNAT only for what the listing shows as changed."""
@@ -106,9 +107,7 @@ class ImageInfos:
             self._pending.setdefault(scan.image_id, {}).update(changes)
             if self._session.settings.read_only:
                 return
-            if self._writer is None or not self._writer.is_alive():
-                self._writer = threading.Thread(target=self._write_in_background, name="xnat-info", daemon=True)
-                self._writer.start()
+            self._writer.start()
         self._wake.set()
 
     def forget(self, image: ImageId) -> None:
@@ -136,8 +135,7 @@ class ImageInfos:
         """Write what waits and end the background thread."""
         self._closed = True
         self._wake.set()
-        if self._writer is not None:
-            self._writer.join()
+        self._writer.join()
         self.flush()
 
     def _write_in_background(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from typing import Protocol
 
+from monailabel_xnat.background import Background
 from monailabel_xnat.catalog.scan import Scan
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
@@ -166,7 +167,7 @@ class BackgroundPrefetch:
         self._wake = threading.Condition()
         self._choose: Callable[[], Sequence[Scan]] | None = None
         self._expected: list[Scan] = []
-        self._thread: threading.Thread | None = None
+        self._thread = Background("xnat-prefetch", self._run)
         self._closed = False
 
     def expect(self, choose: Callable[[], Sequence[Scan]]) -> None:
@@ -181,9 +182,7 @@ class BackgroundPrefetch:
             if self._closed:
                 return
             self._choose, self._expected = choose, []
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="xnat-prefetch", daemon=True)
-                self._thread.start()
+            self._thread.start()
             self._wake.notify()
 
     def close(self) -> None:
