@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 # The folders that MONAI Label makes in an app's folder when the server starts. The stand-in links to the real ones, so
 # that logs and models are where the user of the app looks for them. ``lib`` is not linked: the app imports its own.
 _FOLDERS = ("bin", "logs", "model")
-# MONAI Label's REST API, and the same with what its clients need of an XNAT.
-_THEIR_API, _OUR_API = "monailabel.app:app", "monailabel_xnat.app.rest:app"
+# MONAI Label's REST API; the same with what its clients need of an XNAT, where slow requests do not hold up quick ones.
+_THEIR_API, _OUR_API = "monailabel.app:app", "monailabel_xnat.app.server:app"
 # Under the name that processes which Python spawns can import it by: its folder is on the module search path.
 _REAL_MODULE = "main"
 _STAND_IN = '''\
