@@ -142,10 +142,11 @@ class Settings:
         False,
         "open also while XNAT is away, and connect once it answers; true in MONAI Label's server unless set",
     )
-    max_age: float = _setting(
-        as_seconds,
-        60.0,
-        "seconds after which the listing of XNAT is renewed; one that comes quickly after a twelfth of that",
+    max_age: float = _setting(as_seconds, 60.0, "seconds after which XNAT is listed anew; 5 where that is quick")
+    claim_time: float = _setting(
+        limit_in("seconds"),
+        1800.0,
+        "seconds for which no server gives a next sample to others; 0: they may",
     )
     verify_age: float = _setting(
         as_seconds,

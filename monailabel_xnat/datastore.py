@@ -37,7 +37,7 @@ from monailabel_xnat.labels import Labels, LabelStore
 from monailabel_xnat.labels.tags import text_of
 from monailabel_xnat.labels.version import summary_of
 from monailabel_xnat.training.dataset import TRAINING_TAG, Dataset
-from monailabel_xnat.training.next_samples import likely_next
+from monailabel_xnat.training.next_samples import NextSamples
 from monailabel_xnat.training.training_set import TrainingSet
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         self._infos = ImageInfos(session, self._catalog)
         self._facts = Facts(self._images, self._labels, self._infos)
         self._dataset = Dataset(session, self._catalog, self._images, self._labels)
+        self._next = NextSamples(settings, self._catalog, self._images, self._labels, self._infos)
         self._texts = DatastoreTexts(session, self._catalog.read_cache)
         self._graph = Graph(session)
         self._session = session
@@ -177,7 +178,8 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """List the images that have no label, see :meth:`get_labeled_images`, but for scans that are no volume."""
         with errors_for_clients():
-            left_out = {*self.get_labeled_images(label_tag, labels), *self._images.no_volumes(self._catalog.get)}
+            no_volumes = self._images.no_volumes(self._catalog.get)
+            left_out = {*self.get_labeled_images(label_tag, labels), *no_volumes, *self._next.hidden}
             return [image for image in self._catalog.ids() if image not in left_out]
 
     def get_image(self, image_id: str | XNATScan, params: Any = None) -> BinaryIO | None:
@@ -227,8 +229,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             scan = self._scan(image_id)
             self._infos.update(scan, info)
             if "strategy" in info:  # MONAI Label has just handed this image out as the next sample
-                known = (self._catalog, self._images, self._labels, self._infos)
-                self._images.expect(lambda count: likely_next(scan, count, *known))
+                self._images.expect(lambda count: self._next.likely(scan, count))
 
     def get_labels_by_image_id(self, image_id: str | XNATScan) -> dict[str, str]:
         """Return the label id for each tag of an image; {} for an unknown id."""
@@ -384,6 +385,8 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             "roi_collections": self._labels.drawn,
             **self._catalog.unread,
             "infos_unread": self._infos.unread,
+            "infos_waiting": self._infos.waiting,
+            "infos_problem": self._infos.problem,
             "xnat": self._catalog.problem,
             "filters": self._catalog.filter_problem,
             "no_volume": self._images.no_volumes(self._catalog.get),

@@ -113,7 +113,7 @@ class XNATAppMixin:
         return values_of(trainer.info().get("labels")) or values_of(getattr(model_task, "labels", None))
 
     def next_sample(self, request: Mapping[str, Any]) -> Any:
-        """Return the next image to annotate; one that turns out to be no volume is nobody's error.
+        """Return the next image to annotate, claimed for who asks; a scan that is no volume is nobody's error.
 
         The strategy is asked again for another one, for a scan that is no volume is no longer among the unlabelled
         images as soon as it has been met.
@@ -123,6 +123,10 @@ class XNATAppMixin:
         ImageError
             If it chose none that is a volume in ten times.
         """
+        strategies = getattr(self, "_strategies", {})
+        for name, strategy in strategies.items():
+            if not isinstance(strategy, _Claiming):
+                strategies[name] = _Claiming(strategy)
         for attempt in range(1, _TRIES + 1):
             try:
                 return super().next_sample(request)  # type: ignore[misc]
@@ -218,6 +222,23 @@ class XNATAppMixin:
 def _is_path(image: str) -> bool:
     """Return whether MONAI Label takes an id for the path of a file."""
     return os.path.exists(image)  # noqa: PTH110 - as MONAI Label asks: an id that can be no path raises nothing
+
+
+class _Claiming:
+    """A strategy of an app, the choice of which is claimed before anybody is given it."""
+
+    def __init__(self, strategy: Any) -> None:
+        self._strategy = strategy
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> Any:
+        if not isinstance(datastore, XNATDatastore):
+            return self._strategy(request, datastore)
+        return datastore.hand_out(lambda: self._strategy(request, datastore), str(request.get("client_id") or ""))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_strategy":  # of one that is being copied
+            raise AttributeError(name)
+        return getattr(self._strategy, name)
 
 
 def values_of(labels: object) -> dict[str, int]:

@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 # XNAT is asked again for a name that nobody knows after so many times what the listing took.
 _LISTING_SHARE = 3.0
 
-# A listing that takes this many seconds or more is renewed only when it is as old as max_age; a quick one earlier, in
-# proportion, but not before this share of max_age.
-_COSTLY = 3.0
-_SOONEST = 1 / 12
+# A listing is renewed when it is so many times as old as the seconds that it took, but never sooner than after these
+# seconds: XNAT is asked for a twentieth of the time at most.
+_AGE_PER_COST = 20.0
+_SOONEST = 5.0
 
 # What became of a scan by our own write; None: it is gone.
 _Edit = Callable[[Scan], Scan | None]
@@ -46,6 +46,8 @@ class _Found(NamedTuple):
     listed: Listed
     shared_into: dict[str, dict[str, Names] | None]
     filter_problem: str
+    reading: float
+    """Seconds of it for drawings: at the first time nearly all of it is for reading them, which is done once."""
 
 
 class Catalog:
@@ -258,8 +260,8 @@ class Catalog:
 
     @property
     def _longest_age(self) -> float:
-        """How old the index may become."""
-        return self._settings.max_age * min(1.0, max(_SOONEST, self._cost / _COSTLY))
+        """How old the index may become, in seconds."""
+        return min(self._settings.max_age, max(_SOONEST, _AGE_PER_COST * self._cost))
 
     def _renew_in_background(self) -> None:
         with self._lock:
@@ -282,6 +284,8 @@ class Catalog:
 
     def _renew_index(self) -> None:
         """Ask XNAT for everything; the caller holds the renewal lock, never the other one."""
+        if self._index is None and self._settings.username:
+            _ = self._session.user  # the login is no part of what a listing costs
         started = self._clock()
         before = self._index or ImageIndex({})
         found = self._list(before)
@@ -295,7 +299,7 @@ class Catalog:
                 _apply(edit, image, index)
             changed = index.take_over(before)
             self._index, self._taken = index, self._clock()
-            self._cost = self._taken - started
+            self._cost = self._taken - started - (0.0 if len(before) else found.reading)
             self._shared_into = found.shared_into
             self._lost = {project: str(error) for project, error in found.listed.lost.items()}
             self.problem = "; ".join(filter(None, (found.listed.problem, self._rois.problem)))
@@ -331,12 +335,13 @@ class Catalog:
         shared_into = self._names_of_shared(listings)
         everything = each_once(listings)
         choice = self._selection.of(everything, _names_by_session(shared_into))
+        began = self._clock()
         drawn = self.drawn.look(listed.scans, everything)
         for image in drawn.not_images & choice.images.keys():
             del choice.images[image]
         if self._settings.roi_tag:
             self._add_drawings(choice.images, listings, drawn)
-        return _Found(ImageIndex(choice.images), listed, shared_into, choice.problem)
+        return _Found(ImageIndex(choice.images), listed, shared_into, choice.problem, self._clock() - began)
 
     def _names_of_shared(self, listings: dict[str, dict[str, Scan]]) -> dict[str, dict[str, Names] | None]:
         """Return what projects call the sessions shared into them; None where nobody has needed to know yet."""

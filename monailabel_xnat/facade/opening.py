@@ -60,6 +60,7 @@ class SettingArguments(TypedDict, total=False):
     timeout: float | None
     wait: bool | None
     max_age: float | None
+    claim_time: float | None
     verify_age: float | None
     verify_tls: bool | None
     ca_bundle: Folder | None
@@ -156,6 +157,7 @@ class Reopening(ABC):
         "_infos",
         "_is_borrowed",
         "_labels",
+        "_next",
         "_scan_writer",
         "_session",
         "_settings",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from monailabel_xnat.labels.description import describe
 from monailabel_xnat.labels.incoming import read_incoming
 from monailabel_xnat.labels.index import DRAFT_TAG
 from monailabel_xnat.labels.viewer_copies import write_as_seg
+from monailabel_xnat.training.next_samples import NextSamples
 
 
 class XnatSide:
@@ -34,6 +35,7 @@ class XnatSide:
     _graph: Graph
     _images: Images
     _labels: Labels
+    _next: NextSamples
     _session: Session
     _settings: Settings
 
@@ -178,6 +180,11 @@ class XnatSide:
                     hint="set MONAI_LABEL_QIDO_PREFIX and MONAI_LABEL_WADO_PREFIX to xapi/dicomweb/projects/<project>",
                 )
             return read_dicomweb(self._session, root or root_of(self._settings.project[0]), path, query, accept)
+
+    def hand_out(self, choose: Callable[[], Any], client_id: str = "") -> Any:
+        """Return what a strategy chooses as next sample, claimed on all servers; see :meth:`NextSamples.hand_out`."""
+        with errors_for_clients():
+            return self._next.hand_out(choose, client_id)
 
     def _scan(self, image: str | XNATScan, *, insist: bool = False) -> Scan:
         """Find an image by its id or by xnatpy's object of it; see :meth:`Catalog.scan`."""

@@ -1,10 +1,11 @@
-"""What MONAI Label remembers about images: strategy timestamps, scores; kept in XNAT, served from memory.
+"""The info of images, which MONAI Label keeps with each: when strategies chose it, scores; in XNAT, served from memory.
 
 Each scan that has any holds it as ``image.json`` in its resource ``MONAILABEL_info``. Two servers on one project, or a
 server and its scoring process, merge: before writing, what XNAT holds is read again and only our keys are replaced.
 Writers on one machine take turns; one on another machine may still write between our reading and writing, so that what
 was written is looked at once more a moment later, and written again if it has gone. What cannot be proven to be what
-XNAT holds is neither believed nor written back: changes wait, and what was known before stays.
+XNAT holds is neither believed nor written back: changes wait, and what was known before stays. What waits is on disk
+as well (:mod:`~monailabel_xnat.images.info_journal`), for the end of this process must not lose it.
 """
 
 from __future__ import annotations
@@ -14,23 +15,25 @@ import json
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from monailabel_xnat.background import Background
 from monailabel_xnat.catalog import Catalog, Resource, Scan
-from monailabel_xnat.client.files import RemoteFile, find_object
+from monailabel_xnat.client.files import RemoteFile, find_object, list_files
 from monailabel_xnat.client.items import resource_path
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, upload_files, writing
-from monailabel_xnat.errors import AccessDeniedError, XNATDatastoreError
+from monailabel_xnat.errors import AccessDeniedError, ServerError, UnknownImageError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId
+from monailabel_xnat.images.claims import INFO_RESOURCE, Claims
+from monailabel_xnat.images.info_journal import InfoJournal, time_of, with_changes
 from monailabel_xnat.jsonable import plain, resized
 
 logger = logging.getLogger(__name__)
 
-INFO_RESOURCE = "MONAILABEL_info"
 INFO_FILE = "image.json"
 
 _KIND = "image info"
@@ -38,6 +41,10 @@ _KIND = "image info"
 # Changes wait this long for others to the same images, so that scoring a project does not write each one thrice.
 _GATHER_SECONDS = 0.25
 _RETRY_SECONDS = 30.0
+# Somebody has to change rights in XNAT before it makes sense to try again.
+_REFUSED_SECONDS = 600.0
+# Whoever closes a datastore waits for so long at most; the rest is written at the next start.
+_CLOSE_SECONDS = 5.0
 # Longer than reading and writing takes: by then whoever overwrote us has done so.
 _CONFIRM_SECONDS = 2.0
 
@@ -67,31 +74,66 @@ class ImageInfos:
         self._written: dict[ImageId, tuple[dict[str, Any], dict[str, Any]]] = {}
         self._wake = threading.Event()
         self._closed = False
-        self._denied: set[str] = set()
+        # Until when nothing is written to a project in which we may not write, nor to an image that is not there.
+        self._refused: dict[str, float] = {}
+        self._journal = InfoJournal(session.settings.server_folder / "infos")
         self._writing = threading.Lock()
         self._writer = Background("xnat-info", self._write_in_background)
+        self.claims = Claims(session, catalog)
+        self.problem = ""
+        """Why changes wait; empty if none do."""
+        if not session.settings.read_only:
+            self._pending = self._journal.take_over()
+            if self._pending:
+                logger.info("changes to %d image infos wait since an earlier process ended", len(self._pending))
+                self._wake.set()
+                self._writer.start()
 
     def get(self, scan: Scan) -> dict[str, Any]:
-        """Give a copy of the info of an image; asks XNAT only for what the listing shows as changed."""
+        """Return a copy of the info of an image; asks XNAT only for what the listing shows as changed."""
         if self._is_stale(scan):
             self._load_changed()
         with self._lock:
             stored, pending = self._stored.get(scan.image_id), self._pending.get(scan.image_id)
             if not stored and not pending:
                 return {}
-            return copy.deepcopy({**(stored[1] if stored else {}), **(pending or {})})
+            return copy.deepcopy(with_changes(stored[1] if stored else {}, pending or {}))
 
     @property
     def unread(self) -> int:
         """How many infos XNAT lists that could not be read; what was known of them before is used."""
         return len(self._unread)
 
+    @property
+    def waiting(self) -> int:
+        """How many infos have changes that XNAT does not have yet."""
+        return len(self._pending)
+
+    def claim(self, scan: Scan, owner: str) -> bool:
+        """Claim an image for somebody; return whether nobody else has claimed it. See :meth:`Claims.take`."""
+        before = scan.resource(INFO_RESOURCE)
+        claimed = self.claims.take(scan, owner)
+        with self._lock:
+            stored = self._stored.get(scan.image_id)
+            if claimed and (before is None or (stored and stored[0] == before)):  # nothing but our claim is new
+                self._stored[scan.image_id] = (claimed, stored[1] if stored else {})
+        return claimed is not None
+
+    def load(self) -> None:
+        """Read every info that the listing shows as changed, and the claims beside it."""
+        if any(self._is_stale(scan) for scan in self._catalog.scans()):
+            self._load_changed()
+
     def handed_out(self) -> dict[str, float]:
-        """Give when a strategy last handed images out (seconds since 1970), by id; asks nobody."""
+        """Return when a strategy last handed images out (seconds since 1970), by id; asks nobody."""
         with self._lock:
             strategies = {image: info.get("strategy") for image, (_, info) in self._stored.items()}
             strategies.update((image, info["strategy"]) for image, info in self._pending.items() if "strategy" in info)
-        times = {str(image): _latest(entries) for image, entries in strategies.items() if entries}
+        times = {
+            str(image): max(map(time_of, entries.values()), default=0.0)
+            for image, entries in strategies.items()
+            if isinstance(entries, dict)
+        }
         return {image: time for image, time in times.items() if time}
 
     def update(self, scan: Scan, info: Mapping[str, Any]) -> None:
@@ -104,9 +146,10 @@ class ImageInfos:
         """
         changes = plain(info)
         with self._lock:
-            self._pending.setdefault(scan.image_id, {}).update(changes)
+            pending = self._pending[scan.image_id] = with_changes(self._pending.get(scan.image_id, {}), changes)
             if self._session.settings.read_only:
                 return
+            self._journal.put(scan.image_id, pending)
             self._writer.start()
         self._wake.set()
 
@@ -116,79 +159,109 @@ class ImageInfos:
             self._stored.pop(image, None)
             self._pending.pop(image, None)
             self._unread.pop(image, None)
+            self._journal.put(image, {})
 
     def flush(self) -> None:
-        """Write to XNAT what waits; what cannot be written stays in memory and is logged."""
+        """Write to XNAT what waits; what cannot be written waits on, and the log says why."""
         if self._session.settings.read_only:
             return
         with self._writing:
-            waiting = self._writable()
-            if waiting:
-                try:
-                    with ThreadPoolExecutor(min(self._session.settings.connections, len(waiting))) as pool:
-                        list(pool.map(self._write, waiting))
-                except RuntimeError:  # a process that ends starts no threads, and what waits would end with it
-                    for image in waiting:
-                        self._write(image)
+            waiting = deque(self._writable())
+
+            def write() -> None:
+                while True:
+                    try:
+                        image = waiting.popleft()
+                    except IndexError:
+                        return
+                    if self._write(image):
+                        waiting.clear()  # the others would only wait for the same server
+
+            # Not a pool: a process that is ending starts no threads, and this one writes all the same.
+            helpers_wanted = min(len(waiting), self._session.settings.connections) - 1
+            helpers = [Background("xnat-info-write", write) for _ in range(helpers_wanted)]
+            for helper in helpers:
+                helper.start()
+            write()
+            for helper in helpers:
+                helper.join()
+            if not self._pending:
+                self.problem = ""
 
     def close(self) -> None:
-        """Write what waits and end the background thread."""
+        """Write what waits, within seconds; what XNAT does not take by then is written at the next start."""
         self._closed = True
         self._wake.set()
-        self._writer.join()
-        self.flush()
+        if self._pending and not self._session.settings.read_only:
+            if self._writer.start():
+                self._writer.join(_CLOSE_SECONDS)
+            else:  # Python is ending
+                self.flush()
+        if self._pending and not self._session.settings.read_only:
+            logger.warning("changes to %d image infos wait on this disk: %s", len(self._pending), self.problem)
+        self._journal.close()
 
     def _write_in_background(self) -> None:
-        while not self._closed:
+        while True:
             self._wake.wait()
-            self._wake.clear()
+            if not self._closed:
+                self._wake.clear()
+                threading.Event().wait(_GATHER_SECONDS)
+            self.flush()
             if self._closed:
                 return
-            threading.Event().wait(_GATHER_SECONDS)
-            self.flush()
             if self._written and not self._wake.wait(_CONFIRM_SECONDS):
                 self._confirm()
-            if self._writable() and not self._wake.wait(_RETRY_SECONDS):
+            if self._pending and not self._wake.wait(_RETRY_SECONDS):
                 self._wake.set()
 
     def _writable(self) -> list[ImageId]:
-        """List the images with changes that wait, but for projects in which we may not write."""
+        """List the images with changes that wait, but for those that were refused a while ago."""
+        now = time.monotonic()
         with self._lock:
-            return [image for image in self._pending if image.project not in self._denied]
+            self._refused = {name: until for name, until in self._refused.items() if until > now}
+            refused = self._refused
+            return [image for image in self._pending if not {image.project, str(image)} & refused.keys()]
 
-    def _write(self, image: ImageId) -> None:
+    def _write(self, image: ImageId) -> bool:
+        """Write the info of one image; return whether XNAT is away, so that the others need not be tried now."""
         with self._lock:
             changes = dict(self._pending.get(image, {}))
         if not changes:
-            return
+            return False
         try:
             scan = self._catalog.scan(image)
             with writing(self._session.settings, _resource(scan)):
                 file, merged = self._read_again(scan)
                 before = {key: merged.get(key) for key in changes}
-                merged.update(changes)
+                merged = with_changes(merged, changes)
                 written = self._store(scan, merged, (file.size or 0) if file else 0, overwrite=file is not None)
-        except AccessDeniedError as error:
-            self._denied.add(image.project)
-            logger.warning("image info of a project is kept in memory only: %s", type(error).__name__)
-            logger.info("why image info is kept in memory only: %s", error)
-            return
+        except (AccessDeniedError, UnknownImageError) as error:
+            self.problem = str(error)
+            refused = image.project if isinstance(error, AccessDeniedError) else str(image)
+            self._refused[refused] = time.monotonic() + _REFUSED_SECONDS
+            logger.warning("image info was refused and waits: %s", type(error).__name__)
+            logger.info("why image info was refused: %s", error)
+            return False
         except XNATDatastoreError as error:
+            self.problem = str(error)
             logger.warning("image info could not be written and waits: %s", type(error).__name__)
             logger.info("why image info waits: %s", error)
-            return
+            return isinstance(error, ServerError) and error.is_passing
         with self._lock:
             self._stored[image] = (written, merged)
             self._unread.pop(image, None)
-            self._written[image] = (before, changes)
+            self._written[image] = (before, {key: merged[key] for key in changes})
             waiting = self._pending.get(image, {})
             left = {key: value for key, value in waiting.items() if key not in changes or value != changes[key]}
             if left:
                 self._pending[image] = left
             else:
                 self._pending.pop(image, None)
+            self._journal.put(image, left)
         self._read_cache.put(_KIND, str(image), written.state, merged)
         self._catalog.put_resource(image, written)
+        return False
 
     def _confirm(self) -> None:
         """Write again what someone on another machine has overwritten with what they had read before us."""
@@ -200,16 +273,21 @@ class ImageInfos:
             except XNATDatastoreError as error:
                 logger.debug("an image info could not be confirmed: %s", type(error).__name__)
                 continue
+            kept = with_changes(info, changes)
             lost = {key: value for key, value in changes.items() if info.get(key) == before[key] != value}
+            if "strategy" in changes and kept["strategy"] != info.get("strategy"):
+                lost["strategy"] = kept["strategy"]
             if lost:
                 with self._lock:
-                    self._pending[image] = {**lost, **self._pending.get(image, {})}
+                    pending = self._pending[image] = with_changes(lost, self._pending.get(image, {}))
+                    self._journal.put(image, pending)
                 self._wake.set()
 
     def _store(self, scan: Scan, info: dict[str, Any], previous_size: int, *, overwrite: bool = True) -> Resource:
         content = resized(json.dumps(info, indent=1, sort_keys=True).encode(), previous_size)
         stored = Upload(INFO_FILE, content, "JSON", "MONAILABEL")
         files = upload_files(self._session, _resource(scan), [stored], overwrite=overwrite)
+        self.claims.note(scan.image_id, files)
         return Resource(INFO_RESOURCE, len(files), sum(file.size or 0 for file in files))
 
     def _read_again(self, scan: Scan) -> tuple[RemoteFile | None, dict[str, Any]]:
@@ -261,23 +339,21 @@ class ImageInfos:
             return None
         try:
             file, info = self._read_again(scan)
+            size = file.size if file else 0
+            if file is None or resource.file_count != 1:  # what else is there are claims
+                files = list_files(self._session, _resource(scan))
+                self.claims.note(scan.image_id, files)
+                size = sum(item.size or 0 for item in files)
         except XNATDatastoreError as error:
             with self._lock:
                 self._unread[scan.image_id] = (resource, time.monotonic())
             return error
-        if file is not None and file.size == resource.file_size:  # not of a later writing than the listing
+        if size == resource.file_size:  # not of a later writing than the listing
             self._read_cache.put(_KIND, str(scan.image_id), resource.state, info)
         with self._lock:
             self._stored[scan.image_id] = (resource, info)
             self._unread.pop(scan.image_id, None)
         return None
-
-
-def _latest(strategies: Any) -> float:
-    """Give the time of the latest of a strategy's ``{name: {"ts": seconds}}``; 0.0 where there is none."""
-    entries = strategies.values() if isinstance(strategies, dict) else ()
-    times = (entry.get("ts") for entry in entries if isinstance(entry, dict))
-    return max((float(time) for time in times if isinstance(time, (int, float))), default=0.0)
 
 
 def _resource(scan: Scan) -> str:

@@ -1,32 +1,115 @@
-"""Which images an annotator is given next, as far as that can be told before."""
+"""Which images annotators get next: chosen by a strategy and claimed for one of them, or fetched ahead as likely."""
 
 from __future__ import annotations
 
 import heapq
+import logging
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 from monailabel_xnat.catalog import Catalog, Scan
+from monailabel_xnat.config import Settings
+from monailabel_xnat.disk import text_digest
 from monailabel_xnat.images import Images
 from monailabel_xnat.images.info import ImageInfos
 from monailabel_xnat.labels import Labels
 from monailabel_xnat.training.dataset import TRAINING_TAG
 
+logger = logging.getLogger(__name__)
 
-def likely_next(
-    scan: Scan, count: int, catalog: Catalog, images: Images, labels: Labels, infos: ImageInfos
-) -> list[Scan]:
-    """Return the unlabelled images that come next most likely: those never handed out first.
+# How often a strategy is asked again where others were quicker to claim what it chose.
+_TRIES = 10
+
+# What a strategy that is choosing just now, in this thread, is not shown.
+_hidden: ContextVar[frozenset[str]] = ContextVar("images that others have claimed", default=frozenset())
+
+
+class NextSamples:
+    """Hands out images, so that two annotators on one project do not get the same at once.
 
     Parameters
     ----------
-    scan : Scan
-        The image that was just handed out, which is none of them.
-    count : int
-        How many.
+    settings : Settings
+        Say how long a claim lasts.
     catalog, images, labels, infos
-        What there is, what is no volume, what is labelled, and when each image was handed out.
+        What there is, what is no volume, what is labelled, and when each image was handed out and claimed.
     """
-    out = {*labels.images(TRAINING_TAG), *images.no_volumes(catalog.get), str(scan.image_id)}
-    handed_out = infos.handed_out()
-    left = (image for image in catalog.ids() if image not in out)
-    chosen = heapq.nsmallest(count, left, key=lambda image: (handed_out.get(image, 0.0), image))
-    return [found for found in map(catalog.get, chosen) if found]
+
+    def __init__(self, settings: Settings, catalog: Catalog, images: Images, labels: Labels, infos: ImageInfos) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._images = images
+        self._labels = labels
+        self._infos = infos
+        # Viewers give all their users one client id unless told otherwise: it tells people apart on one server only.
+        self._server = uuid.uuid4().hex
+
+    @property
+    def hidden(self) -> frozenset[str]:
+        """The images that others have claimed, while a strategy chooses in this thread; else none."""
+        return _hidden.get()
+
+    def hand_out(self, choose: Callable[[], Any], client: str) -> Any:
+        """Return what a strategy chooses among the unlabelled images that nobody else has claimed, and claim it.
+
+        Where others have claimed all of them, it chooses the one that was claimed first.
+
+        Parameters
+        ----------
+        choose : callable
+            Asks the strategy; it returns a mapping with the ``id`` of an image, or nothing.
+        client : str
+            Who asks; "" where that is not known, for all such users of this server together.
+        """
+        if not self._settings.claim_time or self._settings.read_only:
+            return choose()
+        owner = text_digest(f"{self._server} {client}")[:12]
+        self._infos.load()
+        chosen = None
+        for _ in range(_TRIES):
+            with _hiding(frozenset(self._infos.claims.of_others(owner))):
+                chosen = choose()
+            image = str(chosen.get("id", "")) if isinstance(chosen, dict) else ""
+            scan = self._catalog.get(image)
+            if not image:
+                return self._claimed_first(choose, owner)
+            if scan is None or self._infos.claim(scan, owner):
+                return chosen
+            logger.info("a next sample is chosen anew, for somebody else has just claimed it")
+        return chosen
+
+    def likely(self, scan: Scan, count: int) -> list[Scan]:
+        """Return the unlabelled images that come next most likely: those never handed out first.
+
+        Parameters
+        ----------
+        scan : Scan
+            The image that was just handed out, which is none of them.
+        count : int
+            How many.
+        """
+        out = {*self._labels.images(TRAINING_TAG), *self._images.no_volumes(self._catalog.get), str(scan.image_id)}
+        handed_out = self._infos.handed_out()
+        left = (image for image in self._catalog.ids() if image not in out)
+        chosen = heapq.nsmallest(count, left, key=lambda image: (handed_out.get(image, 0.0), image))
+        return [found for found in map(self._catalog.get, chosen) if found]
+
+    def _claimed_first(self, choose: Callable[[], Any], owner: str) -> Any:
+        """Have the strategy choose where all unlabelled images are claimed: it sees the one with the oldest claim."""
+        claims = self._infos.claims.of_others(owner)
+        done = {*self._labels.images(TRAINING_TAG), *self._images.no_volumes(self._catalog.get)}
+        left = [image for image in claims if image not in done and self._catalog.get(image)]
+        with _hiding(frozenset(claims) - {min(left, key=lambda image: claims[image])} if left else frozenset()):
+            return choose() or None
+
+
+@contextmanager
+def _hiding(images: frozenset[str]) -> Iterator[None]:
+    token = _hidden.set(images)
+    try:
+        yield
+    finally:
+        _hidden.reset(token)

@@ -123,7 +123,7 @@ def test_a_user_who_may_only_read_keeps_info_in_memory(xnat_sandbox, open_datast
     datastore.update_image_info(image, {"dice": 0.5})
     datastore._infos.flush()
     assert datastore.get_image_info(image)["dice"] == 0.5
-    assert "memory only" in caplog.text
+    assert "refused and waits" in caplog.text
     assert image not in caplog.text
 
 

@@ -1,0 +1,120 @@
+"""Claims on images: which were handed out to somebody as next sample, on any server of a project.
+
+XNAT can neither lock nor compare before it writes, so that a claim is a file of a name of its own in the resource
+``MONAILABEL_info`` of the scan: ``claim-<when, UTC>-<who>.json``. Whoever writes one lists the resource again, and has
+the image if no other claim is there. Two that were made at nearly the same moment see each other, and the earlier one
+has the image. Claims end after the setting ``claim_time``; nothing else is refused because of one.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from typing import NamedTuple
+
+from monailabel_xnat.catalog import Catalog, Resource, Scan
+from monailabel_xnat.client.files import RemoteFile
+from monailabel_xnat.client.items import resource_path
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.client.upload import Upload, upload_files
+from monailabel_xnat.errors import XNATDatastoreError
+from monailabel_xnat.ids import ImageId
+
+logger = logging.getLogger(__name__)
+
+INFO_RESOURCE = "MONAILABEL_info"
+
+_NAME = re.compile(r"claim-(\d{8}T\d{6}\.\d{6}Z)-([0-9a-f]+)\.json")
+_FORM = "%Y%m%dT%H%M%S.%fZ"
+# Of two claims this near to each other (seconds) neither could see the other before it was made.
+_AT_ONCE = 5.0
+# The clocks of two machines may differ, and a claim may seem to come from the future.
+_AHEAD = 300.0
+
+
+class Claim(NamedTuple):
+    """When an image was handed out (seconds since 1970), and to whom (a digest)."""
+
+    made: float
+    owner: str
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return f"claim-{datetime.fromtimestamp(self.made, timezone.utc).strftime(_FORM)}-{self.owner}.json"
+
+
+class Claims:
+    """The claims on images, as far as they are known, and those of this server.
+
+    Parameters
+    ----------
+    session : Session
+        The connection; its setting ``claim_time`` says how long a claim lasts.
+    catalog : Catalog
+        Is told of what is written.
+    """
+
+    def __init__(self, session: Session, catalog: Catalog) -> None:
+        self._session = session
+        self._catalog = catalog
+        self._lock = threading.Lock()
+        self._known: dict[ImageId, tuple[Claim, ...]] = {}
+        self._is_warned = False
+
+    def note(self, image: ImageId, files: Iterable[RemoteFile]) -> None:
+        """Note the claims among the files of the resource of an image."""
+        found = tuple(claim for file in files if (claim := _claim_of(file.path)))
+        with self._lock:
+            if found:
+                self._known[image] = found
+            else:
+                self._known.pop(image, None)
+
+    def of_others(self, owner: str) -> dict[str, float]:
+        """Return when images were last claimed by others (seconds since 1970), by id; asks nobody."""
+        with self._lock:
+            known = dict(self._known)
+        lasting = {image: self._lasting(claims, owner) for image, claims in known.items()}
+        return {str(image): max(claim.made for claim in claims) for image, claims in lasting.items() if claims}
+
+    def take(self, scan: Scan, owner: str) -> Resource | None:
+        """Claim an image, and return its resource as XNAT holds it then; None if somebody else has claimed it.
+
+        Where XNAT cannot be reached, or lets this user not write, the image is handed out without a claim: its
+        resource is then returned as the listing shows it.
+        """
+        claim = Claim(time.time(), owner)
+        try:
+            path = resource_path(scan.path, INFO_RESOURCE)
+            files = upload_files(self._session, path, [Upload(claim.file, b"{}", "JSON", "MONAILABEL")])
+        except XNATDatastoreError as error:
+            if not self._is_warned:
+                logger.warning("next samples are handed out without claims: %s", type(error).__name__)
+                logger.info("why there are no claims: %s", error)
+            self._is_warned = True
+            return scan.resource(INFO_RESOURCE) or Resource(INFO_RESOURCE, 0, 0)
+        self._is_warned = False
+        self.note(scan.image_id, files)
+        resource = Resource(INFO_RESOURCE, len(files), sum(file.size or 0 for file in files))
+        self._catalog.put_resource(scan.image_id, resource)
+        others = self._lasting(self._known.get(scan.image_id, ()), owner)
+        has_lost = any(other.made < claim.made or other.made - claim.made > _AT_ONCE for other in others)
+        return None if has_lost else resource
+
+    def _lasting(self, claims: Iterable[Claim], owner: str) -> list[Claim]:
+        """Return the claims of others that have not ended."""
+        now, longest = time.time(), self._session.settings.claim_time
+        return [claim for claim in claims if claim.owner != owner and -_AHEAD < now - claim.made < longest]
+
+
+def _claim_of(name: str) -> Claim | None:
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return None
+    made = datetime.strptime(found[1], _FORM).replace(tzinfo=timezone.utc)
+    return Claim(made.timestamp(), found[2])

@@ -1,0 +1,83 @@
+"""What waits to be written to XNAT about images: kept on disk, written at the next start, told in status()."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from monailabel_xnat.images import info
+
+
+@pytest.fixture
+def open_datastore(xnat_sandbox, demo_dicom, open_xnat_datastore):
+    for case in demo_dicom.cases[:3]:
+        xnat_sandbox.import_dicom(case.dicom, "DEMO")
+    return lambda **settings: open_xnat_datastore(project="DEMO", series_description="!*localizer*", **settings)
+
+
+def journal_of(datastore):
+    return list(datastore._settings.server_folder.glob("infos/*/*.json"))
+
+
+def test_infos_that_xnat_does_not_take_are_written_at_the_next_start(xnat_sandbox, open_datastore, monkeypatch):
+    monkeypatch.setattr(info, "_CLOSE_SECONDS", 0.5)
+    datastore = open_datastore()
+    images = datastore.list_images()
+    xnat_sandbox.faults.add("MONAILABEL_info", status=503, times=None)
+    for number, image in enumerate(images):
+        datastore.update_image_info(image, {"dice": number / 10})
+    assert len(journal_of(datastore)) == len(images)
+    started = time.monotonic()
+    datastore._infos.close()
+    assert time.monotonic() - started < 5
+    assert len(journal_of(datastore)) == len(images)
+    assert datastore.status()["infos_waiting"] == len(images)
+    xnat_sandbox.faults.clear()
+    again = open_datastore()
+    assert [again.get_image_info(image)["dice"] for image in images] == [number / 10 for number in range(len(images))]
+    again._infos.flush()
+    assert "infos_waiting" not in again.status()
+    assert journal_of(again) == []
+    elsewhere = open_datastore(cache_path=again._settings.server_folder.parent.parent / "another machine")
+    assert [elsewhere.get_image_info(image)["dice"] for image in images] == [0.0, 0.1, 0.2]
+
+
+def test_what_a_living_process_has_still_to_write_is_left_to_it(xnat_sandbox, open_datastore):
+    datastore = open_datastore()
+    image = datastore.list_images()[0]
+    xnat_sandbox.faults.add("MONAILABEL_info", status=503, times=None)
+    datastore.update_image_info(image, {"dice": 0.5})
+    assert "infos_waiting" not in open_datastore().status()
+    assert len(journal_of(datastore)) == 1
+    xnat_sandbox.faults.clear()
+
+
+def test_one_refusal_does_not_silence_later_infos_for_ever(xnat_sandbox, open_datastore, monkeypatch):
+    monkeypatch.setattr(info, "_REFUSED_SECONDS", 0.1)
+    datastore = open_datastore()
+    image = datastore.list_images()[0]
+    xnat_sandbox.faults.add("MONAILABEL_info", status=403, times=None)
+    datastore.update_image_info(image, {"dice": 0.5})
+    datastore._infos.flush()
+    status = datastore.status()
+    assert status["infos_waiting"] == 1
+    assert "403" in status["infos_problem"] or "may not" in status["infos_problem"]
+    xnat_sandbox.faults.clear()
+    time.sleep(0.2)
+    datastore._infos.flush()
+    assert not {"infos_waiting", "infos_problem"} & datastore.status().keys()
+
+
+def test_two_servers_that_hand_an_image_out_by_two_strategies_keep_both(open_datastore):
+    one, other = open_datastore(), open_datastore()
+    image = one.list_images()[0]
+    one.update_image_info(image, {"strategy": {"random": {"ts": 2, "client_id": "ann"}}})
+    one._infos.flush()
+    # As MONAI Label writes all strategies that it has read of an image, of which this server has old ones.
+    other.update_image_info(image, {"strategy": {"random": {"ts": 1}, "first": {"ts": 3, "client_id": "bob"}}})
+    other._infos.flush()
+    strategies = {"random": {"ts": 2, "client_id": "ann"}, "first": {"ts": 3, "client_id": "bob"}}
+    assert other.get_image_info(image)["strategy"] == strategies
+    one.refresh()
+    assert one.get_image_info(image)["strategy"] == strategies
