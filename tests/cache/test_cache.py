@@ -151,6 +151,29 @@ def test_asking_for_an_image_keeps_it(tmp_path):
     assert keys(cache) == {"first", "third"}
 
 
+def test_an_eviction_that_meets_the_removal_of_another_process_goes_on(tmp_path):
+    cache = Cache(tmp_path / "images", budget=1)
+    stop = threading.Event()
+
+    def come_and_go():
+        while not stop.is_set():
+            for number in range(50):
+                (cache.folder / f"image_{number}").mkdir(exist_ok=True)
+            for number in range(50):
+                (cache.folder / f"image_{number}").rmdir()
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        for _ in range(200):
+            assert cache.entries() == []
+            cache.evict()
+    finally:
+        stop.set()
+        other.join()
+    cache.close()
+
+
 def test_what_a_thread_works_with_is_not_evicted(tmp_path):
     cache = Cache(tmp_path, budget=1500)
     entry = make(cache, "in use", bytes(1000))

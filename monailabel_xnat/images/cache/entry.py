@@ -136,12 +136,17 @@ def read_record(record: Path) -> Entry | None:
         return None
 
 
-def records_in(folder: Path) -> list[Path]:
-    """Return the records in an image's folder."""
+def paths_in(folder: Path) -> list[Path]:
+    """Return what lies in a folder; nothing if it cannot be read, for another process may have just removed it."""
     try:
-        return [path for path in folder.iterdir() if path.name.endswith(RECORD_SUFFIX)]
+        return list(folder.iterdir())
     except OSError:
         return []
+
+
+def records_in(folder: Path) -> list[Path]:
+    """Return the records in an image's folder."""
+    return [path for path in paths_in(folder) if path.name.endswith(RECORD_SUFFIX)]
 
 
 def seal(made: Path) -> tuple[int, str]:

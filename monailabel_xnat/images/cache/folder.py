@@ -28,10 +28,10 @@ from pathlib import Path
 from monailabel_xnat.disk import locked, private_folder, write_whole
 from monailabel_xnat.errors import CacheError
 from monailabel_xnat.images.cache.entry import (
-    RECORD_SUFFIX,
     SOURCES_FOLDER,
     Entry,
     files_of,
+    paths_in,
     read_record,
     record_of,
     records_in,
@@ -230,7 +230,8 @@ class Cache:
 
     def entries(self) -> list[Entry]:
         """Give all whole entries, least recently used first."""
-        entries = map(read_record, self.folder.glob(f"*/*{RECORD_SUFFIX}"))
+        # Not by glob, which ends with an error where another process removes an image meanwhile.
+        entries = (read_record(record) for folder in paths_in(self.folder) for record in records_in(folder))
         return sorted((entry for entry in entries if entry), key=lambda entry: entry.last_use)
 
     def evict(self, sparing: str = "") -> int:
@@ -278,7 +279,7 @@ class Cache:
             The bytes freed.
         """
         freed = 0
-        for folder in self.folder.iterdir():
+        for folder in paths_in(self.folder):
             if folder.name == SOURCES_FOLDER:
                 _clear_sources(folder)
             elif folder.is_dir() and folder.name not in (_LOCKS, _LEASES):
@@ -364,8 +365,8 @@ class Cache:
 
 def _clear_sources(folder: Path) -> None:
     """Remove what belonged to images that are gone."""
-    names = {path.name for path in folder.parent.glob("*/*") if path.parent != folder}
-    for path in set(folder.iterdir()):
+    names = {path.name for image in paths_in(folder.parent) if image != folder for path in paths_in(image)}
+    for path in paths_in(folder):
         if path.name not in names:
             path.unlink(missing_ok=True)
 
@@ -375,7 +376,7 @@ def _clear_leftovers(folder: Path) -> int:
     whole = {entry.path for entry in map(read_record, records_in(folder)) if entry}
     kept = whole | {record_of(path) for path in whole}
     freed = 0
-    for path in set(folder.iterdir()) - kept:
+    for path in set(paths_in(folder)) - kept:
         freed += sum(file.lstat().st_size for file in files_of(path))
         remove(path)
     with suppress(OSError):
