@@ -34,6 +34,9 @@ _FORM = "%Y%m%dT%H%M%S.%fZ"
 _AT_ONCE = 5.0
 # The clocks of two machines may differ, and a claim may seem to come from the future.
 _AHEAD = 300.0
+# Where a claim failed, annotators do not wait for the next attempt before this (seconds).
+_PAUSE = 60.0
+_CONTENT = b"{}"
 
 
 class Claim(NamedTuple):
@@ -64,7 +67,7 @@ class Claims:
         self._catalog = catalog
         self._lock = threading.Lock()
         self._known: dict[ImageId, tuple[Claim, ...]] = {}
-        self._is_warned = False
+        self._again_at = 0.0
 
     def note(self, image: ImageId, files: Iterable[RemoteFile]) -> None:
         """Note the claims among the files of the resource of an image."""
@@ -88,23 +91,31 @@ class Claims:
         Where XNAT cannot be reached, or lets this user not write, the image is handed out without a claim: its
         resource is then returned as the listing shows it.
         """
-        claim = Claim(time.time(), owner)
+        claim, shown = Claim(time.time(), owner), scan.resource(INFO_RESOURCE) or Resource(INFO_RESOURCE, 0, 0)
+        if time.monotonic() < self._again_at:
+            return shown
         try:
             path = resource_path(scan.path, INFO_RESOURCE)
-            files = upload_files(self._session, path, [Upload(claim.file, b"{}", "JSON", "MONAILABEL")])
+            files = upload_files(self._session, path, [Upload(claim.file, _CONTENT, "JSON", "MONAILABEL")])
         except XNATDatastoreError as error:
-            if not self._is_warned:
-                logger.warning("next samples are handed out without claims: %s", type(error).__name__)
-                logger.info("why there are no claims: %s", error)
-            self._is_warned = True
-            return scan.resource(INFO_RESOURCE) or Resource(INFO_RESOURCE, 0, 0)
-        self._is_warned = False
+            logger.warning("next samples are handed out without claims for a while: %s", type(error).__name__)
+            logger.info("why there are no claims: %s", error)
+            self._again_at = time.monotonic() + _PAUSE
+            return shown
         self.note(scan.image_id, files)
         resource = Resource(INFO_RESOURCE, len(files), sum(file.size or 0 for file in files))
         self._catalog.put_resource(scan.image_id, resource)
         others = self._lasting(self._known.get(scan.image_id, ()), owner)
         has_lost = any(other.made < claim.made or other.made - claim.made > _AT_ONCE for other in others)
         return None if has_lost else resource
+
+    @staticmethod
+    def is_all_that_is_new(before: Resource | None, now: Resource) -> bool:
+        """Return whether a claim is all that was added to a resource since it was listed."""
+        known = before or Resource(INFO_RESOURCE, 0, 0)
+        if known.file_count is None or known.file_size is None:
+            return False
+        return (now.file_count, now.file_size) == (known.file_count + 1, known.file_size + len(_CONTENT))
 
     def _lasting(self, claims: Iterable[Claim], owner: str) -> list[Claim]:
         """Return the claims of others that have not ended."""

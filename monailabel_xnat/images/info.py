@@ -115,7 +115,8 @@ class ImageInfos:
         claimed = self.claims.take(scan, owner)
         with self._lock:
             stored = self._stored.get(scan.image_id)
-            if claimed and (before is None or (stored and stored[0] == before)):  # nothing but our claim is new
+            is_known = before is None or (stored is not None and stored[0] == before)
+            if claimed and is_known and self.claims.is_all_that_is_new(before, claimed):
                 self._stored[scan.image_id] = (claimed, stored[1] if stored else {})
         return claimed is not None
 
