@@ -1,9 +1,10 @@
 """Claims on images: which were handed out to somebody as next sample, on any server of a project.
 
 XNAT can neither lock nor compare before it writes, so that a claim is a file of a name of its own in the resource
-``MONAILABEL_info`` of the scan: ``claim-<when, UTC>-<who>.json``. Whoever writes one lists the resource again, and has
-the image if no other claim is there. Two that were made at nearly the same moment see each other, and the earlier one
-has the image. Claims end after the setting ``claim_time``; nothing else is refused because of one.
+``MONAILABEL_info`` of the scan: ``claim-<when, UTC>-<who>.json``. Whoever writes one lists the resource then, and has
+the image if there is no claim of anybody else. Of two who write at the same moment both see the other's and neither has
+the image: the times in the names cannot tell who was first, for clocks differ and a write may take long. Claims end
+after the setting ``claim_time``; nothing else is refused because of one.
 """
 
 from __future__ import annotations
@@ -30,8 +31,6 @@ INFO_RESOURCE = "MONAILABEL_info"
 
 _NAME = re.compile(r"claim-(\d{8}T\d{6}\.\d{6}Z)-([0-9a-f]+)\.json")
 _FORM = "%Y%m%dT%H%M%S.%fZ"
-# Of two claims this near to each other (seconds) neither could see the other before it was made.
-_AT_ONCE = 5.0
 # The clocks of two machines may differ, and a claim may seem to come from the future.
 _AHEAD = 300.0
 # Where a claim failed, annotators do not wait for the next attempt before this (seconds).
@@ -105,9 +104,7 @@ class Claims:
         self.note(scan.image_id, files)
         resource = Resource(INFO_RESOURCE, len(files), sum(file.size or 0 for file in files))
         self._catalog.put_resource(scan.image_id, resource)
-        others = self._lasting(self._known.get(scan.image_id, ()), owner)
-        has_lost = any(other.made < claim.made or other.made - claim.made > _AT_ONCE for other in others)
-        return None if has_lost else resource
+        return None if self._lasting(self._known.get(scan.image_id, ()), owner) else resource
 
     @staticmethod
     def is_all_that_is_new(before: Resource | None, now: Resource) -> bool:
