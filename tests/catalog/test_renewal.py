@@ -39,12 +39,23 @@ def clock():
 
 
 @pytest.fixture
-def catalog(xnat_sandbox, archive, tmp_path, clock):
-    given = {"server": xnat_sandbox.url, "username": xnat_sandbox.username, "password": xnat_sandbox.password}
-    settings = Settings.load({**given, "cache_path": tmp_path, "project": "P"}, environ={})
-    session = Session(settings, Backoff(sleep=lambda seconds: None))
-    yield Catalog(session, clock)
-    session.close()
+def open_catalog(xnat_sandbox, archive, tmp_path, clock):
+    sessions = []
+
+    def open_catalog(**settings):
+        given = {"server": xnat_sandbox.url, "username": xnat_sandbox.username, "password": xnat_sandbox.password}
+        loaded = Settings.load({**given, "cache_path": tmp_path, "project": "P", **settings}, environ={})
+        sessions.append(Session(loaded, Backoff(sleep=lambda seconds: None)))
+        return Catalog(sessions[-1], clock)
+
+    yield open_catalog
+    for session in sessions:
+        session.close()
+
+
+@pytest.fixture
+def catalog(open_catalog):
+    return open_catalog()
 
 
 def wait_until(condition):
@@ -154,7 +165,9 @@ def test_a_listing_in_a_form_that_is_not_known_is_an_error_of_ours(catalog, monk
         catalog.scans()
 
 
-def test_a_project_that_lists_quickly_is_renewed_within_seconds(xnat_sandbox, archive, catalog, clock):
+@pytest.mark.parametrize("max_age", [60, 3600])
+def test_a_project_that_lists_quickly_is_renewed_within_seconds(archive, open_catalog, clock, max_age):
+    catalog = open_catalog(max_age=max_age)
     assert len(catalog.scans()) == 1
     make_scan(archive, "2")
     clock.now += 4.9
