@@ -76,7 +76,7 @@ class ImageInfos:
         self._closed = False
         # Until when nothing is written to a project in which we may not write, nor to an image that is not there.
         self._refused: dict[str, float] = {}
-        self._journal = InfoJournal(session.settings.server_folder / "infos")
+        self._journal = InfoJournal(session.settings.data_folder / "infos")
         self._writing = threading.Lock()
         self._writer = Background("xnat-info", self._write_in_background)
         self.claims = Claims(session, catalog)

@@ -17,7 +17,7 @@ def open_datastore(xnat_sandbox, demo_dicom, open_xnat_datastore):
 
 
 def journal_of(datastore):
-    return list(datastore._settings.server_folder.glob("infos/*/*.json"))
+    return list(datastore._settings.data_folder.glob("infos/*/*.json"))
 
 
 def test_infos_that_xnat_does_not_take_are_written_at_the_next_start(xnat_sandbox, open_datastore, monkeypatch):
@@ -39,7 +39,7 @@ def test_infos_that_xnat_does_not_take_are_written_at_the_next_start(xnat_sandbo
     again._infos.flush()
     assert "infos_waiting" not in again.status()
     assert journal_of(again) == []
-    elsewhere = open_datastore(cache_path=again._settings.server_folder.parent.parent / "another machine")
+    elsewhere = open_datastore(cache_path=again._settings.server_folder.parent / "another machine")
     assert [elsewhere.get_image_info(image)["dice"] for image in images] == [0.0, 0.1, 0.2]
 
 
