@@ -44,7 +44,7 @@ _RETRY_SECONDS = 30.0
 # Somebody has to change rights in XNAT before it makes sense to try again.
 _REFUSED_SECONDS = 600.0
 # Whoever closes a datastore waits for so long at most; the rest is written at the next start.
-_CLOSE_SECONDS = 5.0
+_CLOSE_SECONDS = 10.0
 # Longer than reading and writing takes: by then whoever overwrote us has done so.
 _CONFIRM_SECONDS = 2.0
 
