@@ -102,7 +102,6 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         connection: XNATSession | None = None,
         **settings: Unpack[SettingArguments],
     ) -> None:
-        # `server` is a field of the settings, but the argument is called `api_url`.
         refuse_unknown(settings, ARGUMENTS)
         given = {"username": username, "password": password, "project": project, "asset_path": asset_path}
         arguments = {"server": api_url, **given, "cache_path": cache_path, **settings}
@@ -178,8 +177,8 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """List the images that have no label, see :meth:`get_labeled_images`, but for scans that are no volume."""
         with errors_for_clients():
-            no_volumes = self._images.no_volumes(self._catalog.get)
-            left_out = {*self.get_labeled_images(label_tag, labels), *no_volumes, *self._next.hidden}
+            left_out = {*self._images.no_volumes(self._catalog.get), *self._next.hidden}
+            left_out.update(self.get_labeled_images(label_tag, labels))
             return [image for image in self._catalog.ids() if image not in left_out]
 
     def get_image(self, image_id: str | XNATScan, params: Any = None) -> BinaryIO | None:
@@ -384,9 +383,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         details = {
             "roi_collections": self._labels.drawn,
             **self._catalog.unread,
-            "infos_unread": self._infos.unread,
-            "infos_waiting": self._infos.waiting,
-            "infos_problem": self._infos.problem,
+            **self._infos.report,
             "xnat": self._catalog.problem,
             "filters": self._catalog.filter_problem,
             "no_volume": self._images.no_volumes(self._catalog.get),

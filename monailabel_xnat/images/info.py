@@ -105,6 +105,11 @@ class ImageInfos:
         return len(self._unread)
 
     @property
+    def report(self) -> dict[str, int | str]:
+        """What there is to know of them: how many are unread, how many wait for XNAT, and why."""
+        return {"infos_unread": self.unread, "infos_waiting": self.waiting, "infos_problem": self.problem}
+
+    @property
     def waiting(self) -> int:
         """How many infos have changes that XNAT does not have yet."""
         return len(self._pending)
