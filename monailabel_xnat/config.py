@@ -136,7 +136,12 @@ class Settings:
     rate_limit: float = _setting(
         limit_in("requests a second"), 0.0, "requests a second that are started at most; 0: no limit"
     )
-    timeout: float = _setting(as_seconds, 120.0, "seconds to wait for an answer of XNAT")
+    timeout: float = _setting(
+        as_seconds, 120.0, "seconds to wait for XNAT where it has much to do: uploads, imports, listings of a project"
+    )
+    deadline: float = _setting(
+        as_seconds, 45.0, "seconds without progress after which any other request ends, tries and a new login included"
+    )
     wait: bool = _setting(
         as_flag,
         False,

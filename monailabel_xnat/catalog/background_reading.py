@@ -10,6 +10,7 @@ from queue import Empty, SimpleQueue
 from typing import Generic, NamedTuple, TypeVar
 
 from monailabel_xnat.background import Background
+from monailabel_xnat.client.pace import background_work
 from monailabel_xnat.errors import ServerError
 
 Item = TypeVar("Item")
@@ -151,7 +152,8 @@ class BackgroundReader(Generic[Item, Found]):
             except Empty:
                 return
             try:
-                found[key] = self._read_item(item)
+                with background_work():
+                    found[key] = self._read_item(item)
             except ServerError as error:  # it is asked again at a later renewal
                 failed[key] = str(error)
 

@@ -18,6 +18,7 @@ from monailabel_xnat.catalog.read_cache import ReadCache
 from monailabel_xnat.catalog.scan import Resource, Scan
 from monailabel_xnat.catalog.selection import Selection
 from monailabel_xnat.client.drawn import Drawing
+from monailabel_xnat.client.pace import background_work
 from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import InvalidIdError, ServerError, UnknownImageError, XNATDatastoreError, restored
@@ -79,7 +80,7 @@ class Catalog:
         self._taken = 0.0
         self._cost = 0.0
         self._edits: list[tuple[float, str, _Edit]] = []
-        self._background = Background("xnat-catalog", self._try_to_renew)
+        self._background = Background("xnat-catalog", background_work()(self._try_to_renew))
         self.read_cache = ReadCache(session.settings)
         self._projects = Projects(session, self.read_cache, clock)
         self._shared_into: dict[str, dict[str, Names] | None] = {}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import ssl
 from urllib.parse import unquote, urlsplit
 
 import requests
 from xnat.exceptions import XNATResponseError
 
+from monailabel_xnat.client.deadlines import is_timeout
 from monailabel_xnat.errors import (
     AccessDeniedError,
     LoginError,
@@ -26,8 +28,38 @@ _BY_STATUS: dict[int, tuple[type[ServerError], str]] = {
     403: (AccessDeniedError, "ask an owner of the project for the permission"),
     404: (NotInArchiveError, "check the name, and that this user may see it"),
     413: (ServerError, "the file is larger than the server or a proxy before it takes; raise its limit"),
+    407: (ServerError, "give user name and password in the address of the proxy (http_proxy, https_proxy)"),
     504: (ServerTimeoutError, "XNAT may still be working; look before repeating"),
 }
+# What can be done where not XNAT but a proxy before it has answered.
+_BY_STATUS_OF_PROXY = {
+    400: "check the address, https:// or http:// and port",
+    413: "the file is larger than the proxy before XNAT takes; have its limit raised",
+    414: "have the proxy's limit for the length of addresses raised, or shorten names",
+    502: "the proxy does not reach XNAT: is it running?",
+    503: "the proxy does not reach XNAT: is it running?",
+    504: "XNAT may still be working; look before repeating",
+}
+_TITLE = re.compile(r"<(title|h1)>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<[^>]*>")
+# Tomcat's own pages, in which XNAT runs.
+_OF_TOMCAT = "HTTP Status"
+_CERTIFICATE = "give the file with your site's certificate authority with the setting ca_bundle"
+# What OpenSSL says, and what can be done.
+_BY_TLS_REASON = (
+    ("expired", "have the certificate of the server renewed, and check the clock of this machine"),
+    ("not yet valid", "check the clock of this machine"),
+    ("mismatch", "give the address for which the certificate was issued"),
+    ("doesn't match", "give the address for which the certificate was issued"),
+    ("certificate verify failed", _CERTIFICATE),
+    ("wrong_version_number", "nothing speaks TLS at that port: check http:// or https://, and the port"),
+    ("http_request", "nothing speaks TLS at that port: check http:// or https://, and the port"),
+    ("record layer failure", "nothing speaks TLS at that port: check http:// or https://, and the port"),
+    ("certificate required", "give a certificate and its key with the setting client_certificate"),
+    ("certificate_required", "give a certificate and its key with the setting client_certificate"),
+    ("alert", "if the server wants a client certificate, give it with the setting client_certificate"),
+    ("eof occurred", "if the server wants a client certificate, give it with the setting client_certificate"),
+)
 
 
 def is_page(response: requests.Response) -> bool:
@@ -65,7 +97,13 @@ def _failure(method: str, url: str, status: int, text: str, response: requests.R
     reason = response.reason if response is not None else ""
     if response is not None and response.is_redirect:
         hint = f"if XNAT has moved to {_address(response.headers['Location'])}, give that address"
-    message = f"XNAT answered {status} to {method} {path}: {_words_of(text) or reason or 'no explanation'}"
+    who, words = "XNAT", _words_of(text)
+    of_proxy = _words_of_page(text) if not words else ""
+    if status == requests.codes.proxy_authentication_required:
+        who = "the proxy on the way to XNAT"
+    elif of_proxy and status in _BY_STATUS_OF_PROXY and not of_proxy.startswith(_OF_TOMCAT):
+        who, hint = "a proxy before XNAT", _BY_STATUS_OF_PROXY[status]
+    message = f"{who} answered {status} to {method} {path}: {words or of_proxy or reason or 'no explanation'}"
     return kind(message, hint=hint, url=path, status=status)
 
 
@@ -84,12 +122,19 @@ def network_failure(error: requests.RequestException, url: str) -> ServerError:
     """Make the error for a request that got no answer, or half of one."""
     path = _address(url)
     if isinstance(error, requests.exceptions.SSLError):
+        reason = tls_reason(error)
+        hint = next((hint for part, hint in _BY_TLS_REASON if part in reason.lower()), _CERTIFICATE)
+        return ServerError(f"no secure connection to {path}: {reason}", hint=hint, url=path)
+    if isinstance(error, requests.exceptions.ProxyError):
+        wants_login = " 407 " in str(error)
         return ServerError(
-            f"the certificate of {path} was not accepted",
-            hint="give your site's certificate authority with the setting ca_bundle",
+            f"the proxy {_proxy_of(error)}on the way to {path} "
+            + ("wants user name and password" if wants_login else "does not answer, or does not reach it"),
+            hint=_BY_STATUS[407][1] if wants_login else "check http_proxy, https_proxy and no_proxy",
             url=path,
+            status=407 if wants_login else None,
         )
-    if isinstance(error, requests.Timeout):
+    if is_timeout(error):
         return ServerTimeoutError(f"no answer from {path} in time", hint="is XNAT overloaded or away?", url=path)
     if isinstance(error, (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)):
         return TransferError(f"the transfer from {path} broke off", hint="try again", url=path)
@@ -98,6 +143,27 @@ def network_failure(error: requests.RequestException, url: str) -> ServerError:
         hint="check the address and that XNAT is running and reachable from here",
         url=path,
     )
+
+
+def tls_reason(error: BaseException) -> str:
+    """Return what OpenSSL says of a connection, or of a file, that it did not accept."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, ssl.SSLError):
+            verified = getattr(found, "verify_message", "")
+            return (
+                f"certificate verify failed: {verified}" if verified else str(found.reason or found.strerror or found)
+            )
+        inner = [*(arg for arg in found.args if isinstance(arg, BaseException)), getattr(found, "reason", None)]
+        found = next((other for other in inner if isinstance(other, BaseException)), None)
+    return type(error).__name__
+
+
+def _proxy_of(error: requests.RequestException) -> str:
+    """Return the address of the proxy that an error of requests is about, without user and password, and a blank."""
+    pool = getattr(error.args[0], "pool", None) if error.args else None
+    proxy = getattr(pool, "proxy", None)
+    return f"{proxy.scheme}://{proxy.host}:{proxy.port} " if proxy is not None else ""
 
 
 def as_request_error(error: XNATDatastoreError) -> XNATDatastoreError:
@@ -161,6 +227,12 @@ _REQUEST_ERRORS: tuple[type[XNATDatastoreError], ...] = (
 def _address(url: str) -> str:
     """Cut a URL down to what may be shown: no query, which may hold anything."""
     return url.partition("?")[0]
+
+
+def _words_of_page(text: str) -> str:
+    """Return the title of a web page, for what is no page of XNAT's."""
+    match = _TITLE.search(text) if "<html" in text.lower() else None
+    return " ".join(_TAG.sub(" ", match.group(2)).split())[:_LONGEST_MESSAGE] if match else ""
 
 
 def _words_of(text: str) -> str:

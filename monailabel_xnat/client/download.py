@@ -77,7 +77,7 @@ def download_files(
         if receiver:
             receiver.add(folder / files[0].path)
         return
-    _repeated_once(lambda: _download_zip(session, resource, files, folder, receiver))
+    _repeated_once(session, lambda: _download_zip(session, resource, files, folder, receiver))
 
 
 def download_file(session: Session, file: RemoteFile, target: Path) -> None:
@@ -101,14 +101,16 @@ def download_file(session: Session, file: RemoteFile, target: Path) -> None:
     ServerError
         If XNAT fails.
     """
-    _repeated_once(lambda: _download_one(session, file, target))
+    _repeated_once(session, lambda: _download_one(session, file, target))
 
 
-def _repeated_once(download: Callable[[], None]) -> None:
+def _repeated_once(session: Session, download: Callable[[], None]) -> None:
     try:
         download()
     except TransferError as error:
-        logger.info("downloading once more: %s", error.hint or type(error).__name__)
+        session.wait(
+            next(session.backoff.pauses(), 0.0), f"downloading once more, {error.hint or type(error).__name__}"
+        )
         download()
 
 
@@ -138,7 +140,7 @@ def _download_zip(
 ) -> None:
     expected = {_normal(file.path): file for file in files}
     label = resource.rpartition("/")[2]
-    with session.stream(f"{resource}/files", {"format": "zip"}) as response, _Writer() as writer:
+    with session.pace.hard(), session.stream(f"{resource}/files", {"format": "zip"}) as response, _Writer() as writer:
         try:
             for member in zip_members(_blocks(response)):
                 file = expected.pop(_path_in_resource(member.name, expected), None)

@@ -7,6 +7,8 @@ import os
 import re
 import threading
 import time
+from ipaddress import ip_address
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from requests.cookies import RequestsCookieJar
@@ -29,6 +31,8 @@ from monailabel_xnat.errors import LoginError, ServerError
 logger = logging.getLogger(__name__)
 
 GUEST = "guest"
+LOGIN_HINT = "log in: set MONAI_LABEL_XNAT_USERNAME and MONAI_LABEL_XNAT_PASSWORD, or add the server to ~/.netrc"
+"""What a guest is told who may not do something."""
 # XNAT ends sessions after 15 minutes by default, some sites after 5: past this many idle seconds ask who we are.
 IDLE_SECONDS_TRUSTED = 240.0
 
@@ -158,10 +162,11 @@ class Login:
         calls = self._calls(RequestsCookieJar())
         calls.auth = without_credentials
         try:
+            self._look_where_it_is()
             token = _open_session(calls, settings)
             if not session_id(calls.cookies):
                 calls.cookies.set(SESSION_COOKIE, token)
-            user = who_am_i(calls, settings.server, settings.timeout)
+            user = who_am_i(calls, settings.server)
         except requests.RequestException as error:
             raise network_failure(error, settings.server) from error
         if settings.username and user == GUEST:
@@ -171,6 +176,16 @@ class Login:
                 url=settings.server,
             )
         return user, token, calls.cookies
+
+    def _look_where_it_is(self) -> None:
+        """See without credentials whether a site at ``http://`` sends everybody on, before they are sent in clear."""
+        server = urlsplit(self._settings.server)
+        if server.scheme != "http" or is_this_machine(server.hostname or ""):
+            return
+        calls = self._calls(RequestsCookieJar())
+        calls.auth, calls.headers = without_credentials, {}
+        # Where the whole site has moved, the adapter has learned it now, and sends the login there at once.
+        _require_here(calls.get(f"{self._settings.server}/data/auth", allow_redirects=False), self._settings.server)
 
     def _was_idle(self) -> bool:
         idle = time.monotonic() - self._last_use > IDLE_SECONDS_TRUSTED
@@ -187,7 +202,7 @@ class Login:
     def _is_known(self) -> bool:
         """Ask XNAT whether the session still stands for the user who logged in."""
         try:
-            return who_am_i(self._calls(), self._settings.server, self._settings.timeout) == self._user
+            return who_am_i(self._calls(), self._settings.server) == self._user
         except LoginError:
             return False
         except requests.RequestException as error:
@@ -266,7 +281,7 @@ class SharedLogin(Login):
         """Ask XNAT who we are; see :meth:`Login.verify`."""
         with self._lock:
             if not self._user:
-                self._user = who_am_i(self._calls(), self._settings.server, self._settings.timeout)
+                self._user = who_am_i(self._calls(), self._settings.server)
             elif not self._is_known():
                 self._log_in()
                 return False
@@ -301,7 +316,7 @@ class SharedLogin(Login):
         logger.info("the login of the xnatpy session at %s had expired; it was renewed", settings.server)
 
 
-def who_am_i(transport: requests.Session, server: str, timeout: float) -> str:
+def who_am_i(transport: requests.Session, server: str) -> str:
     """Ask XNAT whom it takes us for; ``guest`` for a session without login.
 
     Raises
@@ -311,7 +326,8 @@ def who_am_i(transport: requests.Session, server: str, timeout: float) -> str:
     ServerError
         If the answer is not XNAT's.
     """
-    response = transport.get(f"{server}/data/auth", timeout=timeout)
+    response = transport.get(f"{server}/data/auth", allow_redirects=False)
+    _require_here(response, server)
     if response.status_code != requests.codes.ok:
         raise failure(response)
     match = _LOGGED_IN.search(response.text)
@@ -322,14 +338,34 @@ def who_am_i(transport: requests.Session, server: str, timeout: float) -> str:
     raise page_failure(response)
 
 
+def is_this_machine(host: str) -> bool:
+    """Return whether a host is this machine by its name or address, so that nobody listens on the way."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _require_here(response: requests.Response, server: str) -> None:
+    """Refuse to follow a redirect with a login: it is sent to no other host, and to no other place of the site."""
+    if response.is_redirect:
+        target = urljoin(response.url, response.headers["Location"]).partition("?")[0]
+        raise ServerError(
+            f"{server} sends its visitors on to {target} (status {response.status_code})",
+            hint="if that is your XNAT, give its address; nothing was sent there, least of all the password",
+            url=server,
+            status=response.status_code,
+        )
+
+
 def _open_session(transport: requests.Session, settings: Settings) -> str:
     """Open a server session as the user, by alias token, or as guest; return its id."""
-    server, timeout = settings.server, settings.timeout
+    server, timeout = settings.server, settings.deadline
     if not settings.username:
-        response = transport.get(f"{server}/data/JSESSION", timeout=timeout)
+        response = transport.get(f"{server}/data/JSESSION", timeout=timeout, allow_redirects=False)
     elif _ALIAS_TOKEN.fullmatch(settings.username):
         login = (settings.username, settings.password.reveal())
-        response = transport.get(f"{server}/data/JSESSION", timeout=timeout, auth=login)
+        response = transport.get(f"{server}/data/JSESSION", timeout=timeout, auth=login, allow_redirects=False)
     else:
         form = {"username": settings.username, "password": settings.password.reveal()}
         if settings.auth_provider:
@@ -339,6 +375,7 @@ def _open_session(transport: requests.Session, settings: Settings) -> str:
 
 
 def _session_id(response: requests.Response, settings: Settings) -> str:
+    _require_here(response, settings.server)
     if response.status_code in (401, 403):
         raise LoginError(
             _refusal(settings), hint=_login_hint(settings), url=settings.server, status=response.status_code
@@ -366,4 +403,4 @@ def _refusal(settings: Settings) -> str:
 def _login_hint(settings: Settings) -> str:
     if settings.username:
         return "check user name and password (MONAI_LABEL_XNAT_USERNAME and MONAI_LABEL_XNAT_PASSWORD, or ~/.netrc)"
-    return "set MONAI_LABEL_XNAT_USERNAME and MONAI_LABEL_XNAT_PASSWORD, or add the server to ~/.netrc"
+    return LOGIN_HINT

@@ -13,14 +13,23 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from monailabel_xnat.errors import ServerError
+from monailabel_xnat.errors import ServerError, ServerTimeoutError
 
-# What proxies and overloaded servers answer for a moment; every other status is an answer to be believed.
-TRANSIENT_STATUSES = frozenset({429, 502, 503, 504})
+# What proxies and overloaded servers answer for a moment; every other status is an answer to be believed. 504 is none
+# of them: a proxy has waited in vain, and XNAT is still at work.
+TRANSIENT_STATUSES = frozenset({429, 502, 503})
 # Repeating these does no harm: our PUTs carry unique names or say overwrite.
 REPEATABLE_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 # A server that asks for a longer pause is treated as away: MONAI Label's event loop waits with us.
 LONGEST_PAUSE = 30.0
+# Where XNAT was silent, it is looked for with a part of the usual patience, but for so many seconds at least; where it
+# is silent then as well, it is left alone for so long.
+_SHARE_OF_A_LOOK, _SHORTEST_LOOK = 3, 2.0
+_LEFT_ALONE = 10.0
+# Every so many slots the background gets one, however many people wait.
+_BACKGROUND_SHARE = 4
+
+_of_thread = threading.local()
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,21 @@ def _time_of(text: str) -> datetime | None:
     return time_of if time_of.tzinfo else time_of.replace(tzinfo=timezone.utc)
 
 
+@contextmanager
+def background_work() -> Iterator[None]:
+    """Have the requests of this thread within the block wait for those that a person waits for."""
+    before, _of_thread.is_background = is_background(), True
+    try:
+        yield
+    finally:
+        _of_thread.is_background = before
+
+
+def is_background() -> bool:
+    """Return whether this thread does :func:`background_work`."""
+    return getattr(_of_thread, "is_background", False)
+
+
 class Slot:
     """One request under way, from before it is sent to the end of its answer's body.
 
@@ -89,6 +113,7 @@ class Slot:
 
     def __init__(self, pace: Pace, *, counts: bool) -> None:
         self._pace = pace
+        self.is_background = is_background()
         self._idle_ends = float("inf")
         self.thread = threading.current_thread()
         self.counts = counts
@@ -151,16 +176,24 @@ class Pace:
         # Reentrant: a response that the garbage collector finds releases its slot, in whichever thread that happens.
         self._changed = threading.Condition(threading.RLock())
         self._slots: set[Slot] = set()
-        self._waiting: deque[object] = deque()
+        self._people: deque[object] = deque()
+        self._background: deque[object] = deque()
+        self._people_in_a_row = 0
         self._next_start = 0.0
         self._rest_ends = 0.0
         self._rest_status = 0
         self._requests = self._repeated = 0
+        self._answered = self._silent_at = float("-inf")
+        self._silences = 0
+        self._alone_for = 0.0
         self._heavy = threading.Lock()
         self._heavy_call = ""
 
     def take(self) -> Slot:
-        """Wait, first come first served, until one of ``connections`` requests may be under way.
+        """Wait until one of ``connections`` requests may be under way.
+
+        What a person waits for comes first, in the order in which it came; of four slots that are given while both
+        wait, the background gets one. It never has all slots, unless there is but one: a transfer takes long.
 
         A thread that has a slot already goes on with that one: it may ask something while it reads a download.
         """
@@ -169,15 +202,17 @@ class Pace:
             if any(slot.thread is thread for slot in tuple(self._slots)):
                 return Slot(self, counts=False)
             ticket = object()
-            self._waiting.append(ticket)
+            queue = self._background if is_background() else self._people
+            queue.append(ticket)
             try:
-                while self._waiting[0] is not ticket or not self._has_room():
+                while queue[0] is not ticket or not self._has_room() or queue is not self._turn():
                     self._changed.wait(self._until_next_idle())
+                self._people_in_a_row = self._people_in_a_row + 1 if queue is self._people and self._background else 0
                 slot = Slot(self, counts=True)
                 self._slots.add(slot)
                 return slot
             finally:
-                self._waiting.remove(ticket)
+                queue.remove(ticket)
                 self._changed.notify_all()
 
     def leave(self, slot: Slot) -> None:
@@ -202,12 +237,26 @@ class Pace:
     @contextmanager
     def heavy(self, call: str) -> Iterator[None]:
         """Make a call that is hard work for XNAT, such as the listing of a whole project: one at a time."""
-        with self._heavy:
+        with self._heavy, self.hard():
             self._heavy_call = call
             try:
                 yield
             finally:
                 self._heavy_call = ""
+
+    @contextmanager
+    def hard(self) -> Iterator[None]:
+        """Send requests within the block that are hard work for XNAT: it gets longer for them, and is not pressed."""
+        before, _of_thread.is_hard = self.is_hard, True
+        try:
+            yield
+        finally:
+            _of_thread.is_hard = before
+
+    @property
+    def is_hard(self) -> bool:
+        """Whether this thread sends what is hard work for XNAT."""
+        return getattr(_of_thread, "is_hard", False)
 
     def admit(self) -> None:
         """Wait until the next request may be started, and count it.
@@ -216,9 +265,16 @@ class Pace:
         ------
         ServerError
             If XNAT wants to be left alone for longer than anybody would wait for.
+        ServerTimeoutError
+            If it has been silent twice in a row, a moment ago.
         """
         with self._lock:
             now = self._clock()
+            if self._silences > 1 and now < self._silent_at + self._alone_for:
+                raise ServerTimeoutError(
+                    "XNAT was silent twice in a row, a moment ago, and is not asked again just now",
+                    hint="is XNAT overloaded or away? What can be answered from this machine still is",
+                )
             rest = self._rest_ends - now
             if rest > LONGEST_PAUSE:
                 raise ServerError(
@@ -231,6 +287,33 @@ class Pace:
             self._requests += 1
         if start > now:
             self._sleep(start - now)
+
+    def answered(self) -> None:
+        """Note that something has come from XNAT."""
+        self._answered = self._clock()
+        self._silences = 0
+
+    def was_silent(self, since: float) -> None:
+        """Note that a request of some time, on the clock of this pace, was given up.
+
+        One of the many requests that wait for a server in vain should wait for long, not each after the other.
+        """
+        with self._lock:
+            now = self._clock()
+            if since >= max(self._answered, self._silent_at):
+                self._silences += 1
+                self._silent_at = now
+                self._alone_for = min(_LEFT_ALONE, now - since)
+
+    def patience(self, seconds: float) -> float:
+        """Return for how long to wait without progress, of so many seconds: less where XNAT was silent last."""
+        if not self._silences:
+            return seconds
+        return max(seconds / _SHARE_OF_A_LOOK, min(seconds, _SHORTEST_LOOK))
+
+    def now(self) -> float:
+        """Return the time on the clock of this pace."""
+        return self._clock()
 
     def rest(self, seconds: float, status: int) -> None:
         """Start no request for some seconds, as XNAT asked with an answer of this status."""
@@ -258,6 +341,14 @@ class Pace:
             }
         now = {"resting": round(max(resting, 0.0), 1), "heavy": self._heavy_call}
         return {**facts, **{key: value for key, value in now.items() if value}}
+
+    def _turn(self) -> deque[object] | None:
+        """Return which of the queues gets the next slot; None where only the background waits and has enough."""
+        of_background = sum(slot.is_background for slot in self._slots)
+        may_be_background = bool(self._background) and of_background < max(self._connections - 1, 1)
+        if may_be_background and (not self._people or self._people_in_a_row >= _BACKGROUND_SHARE - 1):
+            return self._background
+        return self._people or None
 
     def _has_room(self) -> bool:
         now = self._clock()

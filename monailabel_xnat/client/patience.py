@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
-from urllib.parse import urljoin, urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests
 from requests.adapters import BaseAdapter
 from requests.exceptions import UnrewindableBodyError
 from requests.utils import rewind_body
 
+from monailabel_xnat.client.deadlines import LONGEST_CONNECT, Deadline, TimedBody, Watch, is_timeout
 from monailabel_xnat.client.pace import (
     LONGEST_PAUSE,
     REPEATABLE_METHODS,
@@ -24,15 +25,39 @@ from monailabel_xnat.client.pace import (
 
 logger = logging.getLogger(__name__)
 
+# A connection that is dropped after so many seconds may be that of a proxy whose own time limit was over.
+_AT_WORK = 5.0
+# What is left of the time for a request that has waited for others before it was sent.
+_SHORTEST = 0.1
+
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
-class PatientAdapter(BaseAdapter):
-    """A requests transport adapter that repeats what failed for a passing reason.
+class Limits(NamedTuple):
+    """For how long a request may make no progress.
 
-    429, 502, 503, 504 and dropped connections are asked again after a pause; ``Retry-After`` holds for all threads. A
+    Parameters
+    ----------
+    light : float
+        Seconds for what is only read.
+    hard : float
+        Seconds for what is written, and for what is hard work for XNAT.
+    watch : Watch
+        Ends what takes longer.
+    """
+
+    light: float
+    hard: float
+    watch: Watch
+
+
+class PatientAdapter(BaseAdapter):
+    """A requests transport adapter that repeats what failed for a passing reason, and ends what makes no progress.
+
+    429, 502, 503 and dropped connections are asked again after a pause; ``Retry-After`` holds for all threads. A
     request is sent again only if that does no harm and its body can be rewound: a body that had been read to its end
-    would be waited for by XNAT until the time is out.
+    would be waited for by XNAT until the time is out. What ran out of time is never repeated, nor is hard work of
+    which the connection was dropped after a while: XNAT may still be at it.
 
     Parameters
     ----------
@@ -42,16 +67,17 @@ class PatientAdapter(BaseAdapter):
         When each request may be started.
     backoff : Backoff
         How often and after which pauses to repeat.
-    timeout : float
-        Seconds to wait for an answer where the caller names no limit, as xnatpy's transfers do not.
+    limits : Limits
+        How long to wait.
     """
 
-    def __init__(self, inner: Callable[[str], BaseAdapter], pace: Pace, backoff: Backoff, timeout: float) -> None:
+    def __init__(self, inner: Callable[[str], BaseAdapter], pace: Pace, backoff: Backoff, limits: Limits) -> None:
         super().__init__()
         self._inner = inner
         self._pace = pace
         self._backoff = backoff
-        self._timeout = timeout
+        self._limits = limits
+        self._moved: dict[tuple[str, str], tuple[str, str]] = {}
 
     def send(
         self,
@@ -69,23 +95,31 @@ class PatientAdapter(BaseAdapter):
         requests.RequestException
             If there was no answer.
         ServerError
-            If XNAT wants to be left alone for long.
+            If XNAT wants to be left alone for long, or was silent a moment ago.
         """
+        options = {"verify": verify, "cert": cert, "proxies": proxies}
+        longest = self._longest(request, timeout)
         pauses = self._backoff.pauses()
-        limit = self._timeout if timeout is None else timeout
+        progress = self._pace.now()
+        self._go_where_it_moved(request)
         while True:
             self._pace.admit()
+            started = self._pace.now()
+            left = self._pace.patience(longest) - (started - progress)
             try:
-                inner = self._inner(request.url or "")
-                response = inner.send(request, stream=stream, timeout=limit, verify=verify, cert=cert, proxies=proxies)
-                if not stream:
-                    _ = response.content  # what breaks off in the middle is asked for again as well
+                response = self._sent(request, max(left, _SHORTEST), stream, options)
             except requests.RequestException as error:
+                if is_timeout(error):
+                    self._pace.was_silent(started)
+                    raise
                 pause = next(pauses, None) if may_repeat(request) and _may_pass(error) else None
-                if pause is None or not rewound(request):
+                waited = self._pace.now() - started
+                is_at_work = self._pace.is_hard and waited > _AT_WORK
+                if pause is None or is_at_work or waited + pause > left or not rewound(request):
                     raise
                 self.wait(pause, type(error).__name__)
                 continue
+            progress = self._pace.now()
             if response.status_code in TRANSIENT_STATUSES and self._repeats(request, response, pauses):
                 continue
             moved_to = _moved_to(request, response)
@@ -93,12 +127,51 @@ class PatientAdapter(BaseAdapter):
                 return response
             # requests would repeat it without its body, or as a GET, as browsers do.
             response.close()
-            request.url = moved_to
+            self._moved[_site(request.url)] = _site(moved_to)
+            self._go_where_it_moved(request)
+
+    def _sent(
+        self, request: requests.PreparedRequest, seconds: float, stream: bool, options: Mapping[str, Any]
+    ) -> requests.Response:
+        """Send a request once; return the answer, of which nothing is left to be read unless it is to be streamed."""
+        deadline = Deadline(seconds, self._limits.watch, self._pace.answered)
+        response: requests.Response | None = None
+        try:
+            with deadline.running():
+                limits = min(seconds, LONGEST_CONNECT), seconds
+                response = self._inner(request.url or "").send(request, stream=stream, timeout=limits, **options)
+                deadline.answered()
+            if response.raw is not None:
+                response.raw = TimedBody(response.raw, deadline)
+            if not stream:
+                _ = response.content  # what breaks off in the middle is asked for again as well
+                deadline.let_go()
+        except BaseException:
+            deadline.let_go()
+            if response is not None:
+                response.close()
+            raise
+        return response
+
+    def _longest(self, request: requests.PreparedRequest, timeout: Any) -> float:
+        """Return for how many seconds a request may make no progress: longer where XNAT has much to do for it."""
+        is_light = request.method in ("GET", "HEAD") and not self._pace.is_hard
+        longest = self._limits.light if is_light else self._limits.hard
+        named: tuple[float | None, ...] = timeout if isinstance(timeout, tuple) else (timeout,)
+        return min([longest, *(seconds for seconds in named if seconds is not None)])
+
+    def _go_where_it_moved(self, request: requests.PreparedRequest) -> None:
+        """Send a request to where the whole site has moved, as far as that is known."""
+        new = self._moved.get(_site(request.url))
+        if new is not None:
+            request.url = urlunsplit((*new, *urlsplit(request.url or "")[2:]))
             _set_cookies(request)
 
     def once(self) -> PatientAdapter:
         """Return an adapter that sends as this one does, and repeats nothing."""
-        return PatientAdapter(self._inner, self._pace, replace(self._backoff, attempts=1), self._timeout)
+        adapter = PatientAdapter(self._inner, self._pace, replace(self._backoff, attempts=1), self._limits)
+        adapter._moved = self._moved
+        return adapter
 
     def wait(self, pause: float, reason: str) -> None:
         """Let some seconds pass before a request is repeated, and say why in the log."""
@@ -155,6 +228,11 @@ def _moved_to(request: requests.PreparedRequest, response: requests.Response) ->
     return target if same_place and is_elsewhere and is_as_secure else ""
 
 
+def _site(url: str | None) -> tuple[str, str]:
+    """Return scheme, host and port of an address."""
+    return urlsplit(url or "")[:2]
+
+
 def _set_cookies(request: requests.PreparedRequest) -> None:
     """Choose the cookies anew, for some are meant for https only."""
     request.headers.pop("Cookie", None)
@@ -163,6 +241,6 @@ def _set_cookies(request: requests.PreparedRequest) -> None:
 
 def _may_pass(error: requests.RequestException) -> bool:
     """Return whether a failure without answer may go away; a refused certificate will not."""
-    lasting = (requests.exceptions.SSLError, requests.exceptions.InvalidURL, requests.exceptions.ReadTimeout)
-    passing = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+    lasting = (requests.exceptions.SSLError, requests.exceptions.InvalidURL)
+    passing = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
     return isinstance(error, passing) and not isinstance(error, lasting)

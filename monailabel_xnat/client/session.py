@@ -17,15 +17,16 @@ from requests.adapters import BaseAdapter, HTTPAdapter
 from xnat.exceptions import XNATResponseError, XNATValueError
 from xnat.session import BaseXNATSession
 
-from monailabel_xnat.client.answers import failure, failure_of_transfer, is_page, page_failure, plain
+from monailabel_xnat.client.answers import failure, failure_of_transfer, is_page, network_failure, page_failure, plain
 from monailabel_xnat.client.connection import Connection, Heartbeat
+from monailabel_xnat.client.deadlines import TimedAdapter, Watch, is_timeout
 from monailabel_xnat.client.guard import Guard
-from monailabel_xnat.client.login import Login, SharedLogin
+from monailabel_xnat.client.login import GUEST, LOGIN_HINT, Login, SharedLogin
 from monailabel_xnat.client.pace import Backoff, Pace
-from monailabel_xnat.client.patience import PatientAdapter
+from monailabel_xnat.client.patience import Limits, PatientAdapter
 from monailabel_xnat.client.transport import own_cookies, own_transport, twin_of
 from monailabel_xnat.config import Settings
-from monailabel_xnat.errors import ReadOnlyError, SettingsError, TransferError, XNATDatastoreError
+from monailabel_xnat.errors import AccessDeniedError, ReadOnlyError, SettingsError, TransferError, XNATDatastoreError
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,9 @@ class Session:
         self.backoff = backoff or Backoff()
         self.pace = Pace(settings.connections, settings.rate_limit, self.backoff.sleep, idle_limit=settings.timeout)
         self._sockets = self._new_sockets()
-        self._patient = PatientAdapter(self._adapter_for, self.pace, self.backoff, settings.timeout)
+        self._watch = Watch()
+        limits = Limits(min(settings.deadline, settings.timeout), settings.timeout, self._watch)
+        self._patient = PatientAdapter(self._adapter_for, self.pace, self.backoff, limits)
         self._owner = owner
         self._beside = None if owner is None else _interface_of(owner)
         if owner is None or self._beside is None:
@@ -272,11 +275,7 @@ class Session:
             try:
                 yield response
             except requests.RequestException as error:
-                if isinstance(error, XNATDatastoreError):
-                    raise
-                raise TransferError(
-                    f"the transfer of {path} broke off: {type(error).__name__}", hint="try again", url=path
-                ) from error
+                raise self._broken_off(error, path) from error
 
     def download(self, path: str, target: Writable) -> None:
         """Write the file at a path into a stream.
@@ -320,20 +319,32 @@ class Session:
             with self._connection.our_errors():
                 yield
         except XNATDatastoreError as error:
+            if isinstance(error, AccessDeniedError) and self._login.known_user == GUEST:
+                error.hint = LOGIN_HINT
             raise plain(error) from error.__cause__
         except XNATResponseError as error:
             raise failure_of_transfer(error, self._settings.server + path) from None
         except requests.RequestException as error:
-            raise TransferError(
-                f"the transfer of {path} broke off: {type(error).__name__}", hint="try again", url=path
-            ) from error
+            raise self._broken_off(error, path) from error
+
+    def _broken_off(self, error: requests.RequestException, path: str) -> XNATDatastoreError:
+        """Return the error of ours for one that came while a body was read."""
+        if isinstance(error, XNATDatastoreError):
+            return error
+        if is_timeout(error):
+            return network_failure(error, self._settings.server + path)
+        return TransferError(f"the transfer of {path} broke off: {type(error).__name__}", hint="try again", url=path)
 
     def _new_sockets(self) -> HTTPAdapter:
-        return HTTPAdapter(pool_maxsize=2 * self._settings.connections + 4)
+        return TimedAdapter(pool_maxsize=2 * self._settings.connections + 4)
 
     def _adapter_for(self, url: str) -> BaseAdapter:
-        """Return what sends to an address: what the owner has mounted for it, where there is an owner."""
-        return self._sockets if self._beside is None else self._beside.get_adapter(url)
+        """Return what sends to an address: what the owner has mounted for it, where the owner has mounted something."""
+        if self._beside is None:
+            return self._sockets
+        mounted: BaseAdapter = self._beside.get_adapter(url)
+        is_usual = type(mounted) is HTTPAdapter and not mounted.max_retries.total
+        return self._sockets if is_usual else mounted
 
     def _end_with_process(self) -> None:
         """Log out when a process ends that multiprocessing has forked, if it has logged in by then."""
@@ -349,6 +360,7 @@ class Session:
     def _after_fork(self) -> None:
         """Share nothing with the parent: neither locks, which its threads may hold, nor sockets, nor its login."""
         self.pace.reset()
+        self._watch.reset()
         self._login.reset()
         if self._beside is None:  # with somebody else's session nothing can be sent from here
             self._transport.cookies = own_cookies()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import ssl
+from collections.abc import Callable
 from http.cookiejar import Cookie, DefaultCookiePolicy
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,7 +16,9 @@ from requests.adapters import BaseAdapter
 from requests.cookies import RequestsCookieJar, create_cookie
 from requests.utils import get_environ_proxies
 
+from monailabel_xnat.client.answers import tls_reason
 from monailabel_xnat.config import Settings
+from monailabel_xnat.errors import SettingsError
 
 SESSION_COOKIE = "JSESSIONID"
 
@@ -91,10 +96,45 @@ class Transport(requests.Session):
         self.mount("http://", adapter)
 
 
+def _authorities(settings: Settings) -> bool | str:
+    """Return the file or folder with the certificate authorities to trust; True: those that come with requests."""
+    named = settings.ca_bundle or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+    return str(named) if named else True
+
+
+def _load_authorities(tls: ssl.SSLContext, file: str) -> None:
+    tls.load_verify_locations(**{"capath" if Path(file).is_dir() else "cafile": file})
+
+
+def _load_certificate(tls: ssl.SSLContext, file: str) -> None:
+    # OpenSSL would ask for the password of a key at the terminal, where a server would wait for ever.
+    tls.load_cert_chain(file, password=lambda: "")
+
+
+def _require_usable(setting: str, file: str, load: Callable[[ssl.SSLContext, str], None], expected: str) -> None:
+    """Refuse a file with certificates that is missing, or that OpenSSL cannot use; its reason is told."""
+    try:
+        load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), file)
+    except ssl.SSLError as error:
+        raise SettingsError(
+            f"setting {setting}: OpenSSL cannot use {file}: {tls_reason(error)}",
+            hint=f"give one file in PEM form with {expected}",
+        ) from None
+    except OSError as error:
+        raise SettingsError(
+            f"setting {setting}: {file} cannot be read: {error.strerror}", hint="check the path and who may read it"
+        ) from None
+
+
 def own_transport(settings: Settings) -> Transport:
     """Make a requests session from the settings; an adapter is still to be mounted.
 
     ``xnat.connect`` cannot be given a certificate authority or a client certificate.
+
+    Raises
+    ------
+    SettingsError
+        If a file with certificates is missing or cannot be used.
     """
     transport = Transport()
     transport.auth = without_credentials
@@ -104,11 +144,14 @@ def own_transport(settings: Settings) -> Transport:
     # certificate authorities it names override our settings.
     transport.trust_env = False
     transport.proxies.update(get_environ_proxies(settings.server))
-    transport.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-    if settings.ca_bundle or not settings.verify_tls:
-        transport.verify = str(settings.ca_bundle) if settings.verify_tls else False
+    authorities = _authorities(settings)
+    transport.verify = authorities if settings.verify_tls else False
     if settings.client_certificate:
         transport.cert = str(settings.client_certificate)
+        expected = "a client certificate and its key, which is not encrypted"
+        _require_usable("client_certificate", transport.cert, _load_certificate, expected)
+    if isinstance(transport.verify, str):
+        _require_usable("ca_bundle", transport.verify, _load_authorities, "the certificate authorities to trust")
     return transport
 
 

@@ -22,6 +22,7 @@ from urllib.parse import unquote
 
 from monailabel_xnat import disk
 from monailabel_xnat.client.files import RemoteFile, list_files, read_digests
+from monailabel_xnat.client.login import GUEST, LOGIN_HINT
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.config import Settings
 from monailabel_xnat.disk import file_digest, locked, text_digest
@@ -260,11 +261,13 @@ def denied(
         The HTTP status, None where XNAT did not say so.
     """
     project = project or owner_of(session, path)
-    if "delete" in deed:
+    if session.known_user == GUEST:
+        hint = LOGIN_HINT
+    elif "delete" in deed:
         hint = "an owner of the project can; in XNAT members may write but not delete"
     else:
-        # By its experiment alone a session is asked for that is shared into the project that we list.
-        about = "" if project_of(path) else "the session is shared from that project, where rights are missing: "
+        is_shared = project_of(path) != project
+        about = "the session is shared from that project, where rights are missing: " if is_shared else ""
         hint = f"{about}an owner of project {project!r} can make this user a member of it"
     return AccessDeniedError(
         f"{seen}user {session.user!r} {deed} project {project!r}", hint=hint, url=path, status=status
@@ -274,15 +277,16 @@ def denied(
 def owner_of(session: Session, path: str) -> str:
     """Return the project that decides who may change what has a path, for errors; "" if XNAT does not say.
 
-    For a path ``/data/experiments/<session>/...`` XNAT is asked.
+    XNAT is asked for the owner of a session, which may be another project than the one in whose path it stands.
     """
-    if project_of(path):
-        return project_of(path)
-    try:
-        item = session.json("/".join(path.split("/")[:4]))
-        return str(item["items"][0]["data_fields"].get("project", ""))
-    except (ServerError, LookupError, TypeError, AttributeError):
-        return ""
+    _, found, rest = path.partition("/experiments/")
+    if found:
+        try:
+            item = session.json(f"/data/experiments/{rest.partition('/')[0]}")
+            return str(item["items"][0]["data_fields"]["project"])
+        except (ServerError, LookupError, TypeError, AttributeError):
+            pass
+    return project_of(path)
 
 
 def project_of(path: str) -> str:

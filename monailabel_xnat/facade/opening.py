@@ -58,6 +58,7 @@ class SettingArguments(TypedDict, total=False):
     connections: int | None
     rate_limit: float | None
     timeout: float | None
+    deadline: float | None
     wait: bool | None
     max_age: float | None
     claim_time: float | None

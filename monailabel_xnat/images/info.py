@@ -24,6 +24,7 @@ from monailabel_xnat.background import Background
 from monailabel_xnat.catalog import Catalog, Resource, Scan
 from monailabel_xnat.client.files import RemoteFile, find_object, list_files
 from monailabel_xnat.client.items import resource_path
+from monailabel_xnat.client.pace import background_work, is_background
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, upload_files, writing
 from monailabel_xnat.errors import AccessDeniedError, ServerError, UnknownImageError, XNATDatastoreError
@@ -78,7 +79,7 @@ class ImageInfos:
         self._refused: dict[str, float] = {}
         self._journal = InfoJournal(session.settings.data_folder / "infos")
         self._writing = threading.Lock()
-        self._writer = Background("xnat-info", self._write_in_background)
+        self._writer = Background("xnat-info", background_work()(self._write_in_background))
         self.claims = Claims(session, catalog)
         self.problem = ""
         """Why changes wait; empty if none do."""
@@ -185,7 +186,8 @@ class ImageInfos:
 
             # Not a pool: a process that is ending starts no threads, and this one writes all the same.
             helpers_wanted = min(len(waiting), self._session.settings.connections) - 1
-            helpers = [Background("xnat-info-write", write) for _ in range(helpers_wanted)]
+            work = background_work()(write) if is_background() else write
+            helpers = [Background("xnat-info-write", work) for _ in range(helpers_wanted)]
             for helper in helpers:
                 helper.start()
             write()

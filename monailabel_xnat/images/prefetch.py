@@ -12,6 +12,7 @@ from typing import Protocol
 
 from monailabel_xnat.background import Background
 from monailabel_xnat.catalog.scan import Scan
+from monailabel_xnat.client.pace import background_work
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 
@@ -214,10 +215,11 @@ class BackgroundPrefetch:
                 choose, self._choose = self._choose, None
                 scan = None if choose else self._expected.pop(0)
             try:
-                if choose:
-                    self._adopt(self._within_budget(choose()))
-                elif scan and self._images.local(scan) is None:
-                    self._images.path(scan)
+                with background_work():
+                    if choose:
+                        self._adopt(self._within_budget(choose()))
+                    elif scan and self._images.local(scan) is None:
+                        self._images.path(scan)
             except Exception as error:  # noqa: BLE001 - whoever really asks for the image gets it
                 logger.debug("an image was not prefetched: %s", error)
 

@@ -14,6 +14,7 @@ from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.client.files import list_whole
 from monailabel_xnat.client.items import exists, scan_path
 from monailabel_xnat.client.items import resource_path as resource_of_scan
+from monailabel_xnat.client.pace import background_work
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, upload_files, writing
 from monailabel_xnat.convert import Grid
@@ -307,7 +308,8 @@ class Delivery:
             self._wake.clear()
             failures = {}
             try:
-                failures = self.replay()
+                with background_work():
+                    failures = self.replay()
                 with self._start:
                     if not self.mine():
                         self._background.leave()

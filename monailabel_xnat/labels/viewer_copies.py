@@ -26,6 +26,7 @@ from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.catalog.selection import image_resources
 from monailabel_xnat.client.drawn import find_seg_scan, make_seg_scan, store_seg_scan
 from monailabel_xnat.client.items import delete, scan_path
+from monailabel_xnat.client.pace import background_work
 from monailabel_xnat.client.roi import (
     DICOM_SUFFIX,
     RoiCollection,
@@ -194,7 +195,8 @@ class ViewerCopies:
                     return
                 copy, is_kept = self._waiting.popleft()
             try:
-                self._make(copy, is_kept)
+                with background_work():
+                    self._make(copy, is_kept)
             except UnknownImageError as error:  # another datastore, with other projects, may know it
                 logger.debug("a label is not stored for a viewer: %s", error)
             except UnknownLabelError:

@@ -9,7 +9,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from monailabel_xnat.client.pace import Backoff, Pace, requested_pause
+from monailabel_xnat.client.pace import Backoff, Pace, background_work, requested_pause
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import ServerError, SettingsError
@@ -86,6 +86,56 @@ def test_requests_of_all_threads_keep_to_the_rate(xnat_sandbox, connect):
     join(in_threads(10, lambda: [session.rows("/data/projects") for _ in range(2)]))
     assert time.monotonic() - started > 19 / 40
     assert session.pace.summary()["requests"] >= 20
+
+
+def read_many(session, count):
+    """Read in the background, with as many threads as the catalog does; return them."""
+    left = iter(range(count))
+
+    def work():
+        with background_work():
+            for _ in left:
+                session.rows("/data/projects")
+
+    return in_threads(4, work)
+
+
+@pytest.mark.parametrize("connections", [1, 2, 4])
+def test_nobody_waits_until_the_facts_of_all_roi_collections_are_read(xnat_sandbox, connect, connections):
+    session = connect(connections=connections)
+    session.rows("/data/projects")
+    xnat_sandbox.faults.add("/data/projects", delay=0.1, times=None)
+    readers = read_many(session, 60)
+    time.sleep(0.15)
+    for _ in range(3):
+        started = time.monotonic()
+        session.json("/xapi/siteConfig/buildInfo")
+        assert time.monotonic() - started < 0.8
+        assert any(thread.is_alive() for thread in readers)
+    xnat_sandbox.faults.clear()
+    join(readers)
+
+
+def test_while_people_wait_the_background_gets_every_fourth_slot():
+    pace, order = Pace(1), []
+    first = pace.take()
+
+    def person():
+        with pace.slot():
+            order.append("person")
+
+    def background():
+        with background_work():
+            person_or_not = pace.take()
+        order.append("background")
+        person_or_not.release()
+
+    threads = in_threads(8, person) + in_threads(2, background)
+    while len(pace._people) + len(pace._background) < 10:
+        time.sleep(0.01)
+    first.release()
+    join(threads)
+    assert [place for place, kind in enumerate(order) if kind == "background"] == [3, 7]
 
 
 def test_starts_are_evenly_spaced_whoever_asks():
