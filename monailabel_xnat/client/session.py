@@ -46,7 +46,7 @@ class Session:
     """A login at an XNAT site; may be used from any thread and survives a fork.
 
     It connects at the first request. A request whose login had expired is repeated once after a new login;
-    429, 502, 503, 504 and dropped connections are repeated after a pause. See :class:`~monailabel_xnat.client.guard`.
+    429, 502, 503 and dropped connections are repeated after a pause. See :class:`~monailabel_xnat.client.guard`.
 
     Parameters
     ----------
