@@ -1,4 +1,4 @@
-"""Where a NIfTI-1 header says that its voxels lie: two forms, a unit, and what readers make of them.
+"""Where a NIfTI header says that its voxels lie: two forms, a unit, and what readers make of them.
 
 A header may state an affine in the sform, another in the qform, or none. nibabel takes the sform, ITK mostly the
 qform, ITK scales by the unit (metres, microns) and nibabel does not. Here one affine is chosen: the sform, without it
@@ -9,14 +9,17 @@ count. The other ones are kept as what other programs may have understood.
 from __future__ import annotations
 
 import math
-import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from nibabel import quaternions
 
 from monailabel_xnat.convert.geometry import Floats, voxel_spacing
 
-HEADER_SIZE = 348
+# It has no type hints.
+_quaternions: Any = quaternions
+
 MILLIMETRES = 2
 SCANNER = 1
 """NIFTI_XFORM_SCANNER_ANAT: coordinates of the scanner, as DICOM's are."""
@@ -105,80 +108,41 @@ class Forms:
         return "; ".join(said)
 
 
-def parse_forms(data: bytes, order: str) -> Forms:
-    """Read the forms of a NIfTI-1 header.
-
-    Parameters
-    ----------
-    data : bytes
-        The header.
-    order : str
-        ``<`` or ``>``.
-    """
-    dim = struct.unpack_from(f"{order}8h", data, 40)
-    pixdim = np.array(struct.unpack_from(f"{order}8f", data, 76), dtype=np.float64)
-    qform_code, sform_code = struct.unpack_from(f"{order}2h", data, 252)
-    dimensions = dim[0]
-    shape = (*dim[1 : dimensions + 1], 1, 1, 1)[:3]
-    sizes = np.abs(pixdim[1:4])
+def parse_forms(header: Any) -> Forms:
+    """Return the forms of a NIfTI header, as nibabel holds it."""
+    dimensions = int(header["dim"][0])
+    i, j, k = (*(int(size) for size in header["dim"][1 : dimensions + 1]), 1, 1, 1)[:3]
+    shape = i, j, k
+    sizes = np.abs(header["pixdim"][1:4].astype(np.float64))
     for axis in range(3):
         # What is only one voxel deep need not say how deep; ITK takes 1.
         if shape[axis] == 1 and not sizes[axis] > 0:
             sizes[axis] = 1.0
     sform = qform = None
-    if sform_code > 0:
-        sform = np.eye(4)
-        sform[:3] = np.reshape(struct.unpack_from(f"{order}12f", data, 280), (3, 4))
-    if qform_code > 0:
-        b, c, d, *origin = struct.unpack_from(f"{order}6f", data, 256)
-        qform = np.eye(4)
-        qform[:3, :3] = _rotation_of(b, c, d) * sizes
-        qform[:3, 2] *= -1.0 if pixdim[0] < 0 else 1.0
-        qform[:3, 3] = origin
-    unit = _UNITS.get(data[123] & 7, 1.0)
-    return Forms(dimensions, shape, sizes, unit, sform, qform, sform_code)
+    if header["sform_code"] > 0:
+        sform = np.asarray(header.get_sform(), dtype=np.float64)
+    if header["qform_code"] > 0:
+        # nibabel's own get_qform refuses what ITK reads: quaternions that are a little too long, missing sizes.
+        turn = np.array([float(header[f"quatern_{part}"]) for part in "bcd"])
+        qform = np.full((4, 4), np.nan)
+        if np.isfinite(turn).all():
+            qform = np.eye(4)
+            qform[:3, :3] = _quaternions.quat2mat([math.sqrt(max(0.0, 1.0 - float(turn @ turn))), *turn]) * sizes
+            qform[:3, 2] *= -1.0 if header["pixdim"][0] < 0 else 1.0
+            qform[:3, 3] = [float(header[f"qoffset_{part}"]) for part in "xyz"]
+    unit = _UNITS.get(int(header["xyzt_units"]) & 7, 1.0)
+    return Forms(dimensions, shape, sizes, unit, sform, qform, int(header["sform_code"]))
 
 
-def with_affine(data: bytes, order: str, affine: Floats) -> bytes:
-    """Return a NIfTI-1 header with one affine (to RAS, mm) in both forms, code 1, and three dimensions at least."""
-    header = bytearray(data)
-    dim = list(struct.unpack_from(f"{order}8h", data, 40))
-    if dim[0] < 3:
-        dim = [3, *dim[1 : dim[0] + 1], *[1] * (7 - dim[0])]
-        struct.pack_into(f"{order}8h", header, 40, *dim)
-    write_forms(header, order, affine)
-    header[123] = (header[123] & ~7) | MILLIMETRES
-    return bytes(header)
-
-
-def write_forms(header: bytearray, order: str, affine: Floats) -> None:
-    """Write an affine (to RAS, mm) into both forms of a NIfTI-1 header, with the voxel sizes that go with it."""
-    quaternion, handedness = quaternion_of(affine)
-    struct.pack_into(f"{order}4f", header, 76, handedness, *voxel_spacing(affine))
-    struct.pack_into(f"{order}2h", header, 252, SCANNER, SCANNER)
-    struct.pack_into(f"{order}6f", header, 256, *quaternion, *affine[:3, 3])
-    struct.pack_into(f"{order}12f", header, 280, *affine[:3].ravel())
-
-
-def quaternion_of(affine: Floats) -> tuple[tuple[float, float, float], float]:
-    """Return quaternion (b, c, d) and handedness (1 or -1, NIfTI's qfac) of an affine's rotation."""
-    rotation = affine[:3, :3] / voxel_spacing(affine)
-    handedness = 1.0 if np.linalg.det(rotation) > 0 else -1.0
-    rotation = rotation * (1.0, 1.0, handedness)
-    # The eigenvector method is exact for every rotation, half turns included.
-    ((xx, xy, xz), (yx, yy, yz), (zx, zy, zz)) = rotation
-    matrix = np.array(
-        [
-            [xx + yy + zz, zy - yz, xz - zx, yx - xy],
-            [zy - yz, xx - yy - zz, yx + xy, zx + xz],
-            [xz - zx, yx + xy, yy - xx - zz, zy + yz],
-            [yx - xy, zx + xz, zy + yz, zz - xx - yy],
-        ]
-    )
-    values, vectors = np.linalg.eigh(matrix)
-    a, b, c, d = vectors[:, int(np.argmax(values))]
-    sign = -1.0 if a < 0 else 1.0
-    return (float(sign * b), float(sign * c), float(sign * d)), handedness
+def set_affine(header: Any, affine: Floats) -> None:
+    """Write an affine (to RAS, mm) into both forms of a NIfTI header, with voxel sizes and unit; in 3 dimensions."""
+    dimensions = int(header["dim"][0])
+    if dimensions < 3:
+        header["dim"][dimensions + 1 :] = 1
+        header["dim"][0] = 3
+    header.set_qform(affine, SCANNER)
+    header.set_sform(affine, SCANNER)
+    header["xyzt_units"] = (int(header["xyzt_units"]) & ~7) | MILLIMETRES
 
 
 def without_shear(affine: Floats, shape: tuple[int, ...]) -> Floats:
@@ -211,18 +175,3 @@ def _flat(form: Floats) -> Floats:
     flat: Floats = np.eye(4)
     flat[:2, :2], flat[:2, 3] = form[:2, :2], form[:2, 3]
     return flat
-
-
-def _rotation_of(b: float, c: float, d: float) -> Floats:
-    """Return the rotation matrix (3, 3) of a unit quaternion whose first part is left out."""
-    if not all(map(math.isfinite, (b, c, d))):
-        return np.full((3, 3), np.nan)
-    a = math.sqrt(max(0.0, 1.0 - (b * b + c * c + d * d)))
-    a, b, c, d = np.array([a, b, c, d]) / math.sqrt(a * a + b * b + c * c + d * d)
-    return np.array(
-        [
-            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
-            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
-        ]
-    )

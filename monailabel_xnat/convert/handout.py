@@ -44,8 +44,6 @@ _LONGEST_HEADER = 1 << 16
 _LPS = ("left-posterior-superior", "lps")
 _KNOWN = (*_LPS, "right-anterior-superior", "ras", "left-anterior-superior", "las")
 
-# Its own type hints cover half of it.
-
 
 @dataclass(frozen=True, eq=False)
 class HandedOut:

@@ -6,7 +6,6 @@ import gzip
 import math
 import shutil
 import struct
-import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,14 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import nibabel
 import numpy as np
 import numpy.typing as npt
 from isal import igzip, igzip_lib
+from nibabel.spatialimages import HeaderDataError
 
-from monailabel_xnat.convert.forms import HEADER_SIZE, MILLIMETRES, Forms, parse_forms, with_affine, write_forms
+from monailabel_xnat.convert.forms import Forms, parse_forms, set_affine
 from monailabel_xnat.convert.geometry import Floats
+from monailabel_xnat.disk import whole
 
 # Its own type hints cover half of it.
+_nibabel: Any = nibabel
 _igzip: Any = igzip
 _igzip_lib: Any = igzip_lib
 
@@ -31,28 +34,12 @@ GZIP_LEVEL = 1
 LARGEST_SIZE = 32767
 """Of any dimension: NIfTI-1 holds sizes in 16 bits."""
 
+_HEADER_SIZE = 348
 _VOXEL_OFFSET = 352
 _BUFFER_BYTES = 1 << 20
 
-_DATATYPES = {
-    "uint8": 2,
-    "int16": 4,
-    "int32": 8,
-    "float32": 16,
-    "float64": 64,
-    "int8": 256,
-    "uint16": 512,
-    "uint32": 768,
-    "int64": 1024,
-    "uint64": 1280,
-}
-_NO_NUMBERS = {
-    32: np.dtype("complex64"),
-    1792: np.dtype("complex128"),
-    128: np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]),
-    2304: np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1"), ("A", "u1")]),
-}
-"""Data types that images may have, but label maps and what we write never."""
+_LARGER_THAN_DOUBLE = (1536, 2048)
+"""Data types that are stored in another way on each machine."""
 
 
 def write_nifti(
@@ -79,22 +66,16 @@ def write_nifti(
     slices : iterator of ndarray
         Blocks of voxels of that type, in the order of the file (i runs fastest).
     """
-    header = nifti_header(shape, affine, dtype)
-    with replaced_when_whole(path) as temporary, _opened(temporary, str(path).endswith(".gz")) as stream:
-        stream.write(header)
+    header = _nibabel.Nifti1Header(endianness="<")
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape)
+    header.set_slope_inter(1.0, 0.0)
+    header["vox_offset"], header["regular"] = _VOXEL_OFFSET, b"r"
+    set_affine(header, affine)
+    with whole(path) as temporary, _opened(temporary, str(path).endswith(".gz")) as stream:
+        stream.write(header.binaryblock.ljust(_VOXEL_OFFSET, b"\0"))
         for block in slices:
             stream.write(np.ascontiguousarray(block).data.cast("B"))
-
-
-@contextmanager
-def replaced_when_whole(path: Path) -> Iterator[Path]:
-    """Return a temporary name in the folder of ``path``; rename it at the end, remove it after a failure."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -106,23 +87,6 @@ def _opened(path: Path, compress: bool) -> Iterator[IO[bytes]]:
         # No name and no time in the gzip header: equal images give equal bytes.
         with _igzip.IGzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=raw, mtime=0) as packed:
             yield packed
-
-
-def nifti_header(shape: Sequence[int], affine: Floats, dtype: npt.DTypeLike) -> bytes:
-    """Make the 352 bytes that stand before the voxels."""
-    kind = np.dtype(dtype)
-    dim = [len(shape), *shape] + [1] * (7 - len(shape))
-    header = bytearray(_VOXEL_OFFSET)
-    struct.pack_into("<i", header, 0, HEADER_SIZE)
-    struct.pack_into("<c", header, 38, b"r")
-    struct.pack_into("<8h", header, 40, *dim)
-    struct.pack_into("<2h", header, 70, _DATATYPES[kind.name], kind.itemsize * 8)
-    struct.pack_into("<4f", header, 92, 1.0, 1.0, 1.0, 1.0)
-    struct.pack_into("<3f", header, 108, _VOXEL_OFFSET, 1.0, 0.0)
-    struct.pack_into("<b", header, 123, MILLIMETRES)
-    write_forms(header, "<", affine)
-    header[344:348] = b"n+1\0"
-    return bytes(header)
 
 
 @dataclass(frozen=True)
@@ -160,7 +124,7 @@ def read_nifti_header(path: Path) -> NiftiHeader:
         If it is not NIfTI-1 in one file; the message says what it is instead.
     """
     with _reading(path) as stream:
-        return _parse_header(stream.read(HEADER_SIZE))
+        return _parsed(_header_of(stream))
 
 
 def read_nifti(path: Path) -> tuple[NiftiHeader, npt.NDArray[Any]]:
@@ -179,8 +143,8 @@ def read_nifti(path: Path) -> tuple[NiftiHeader, npt.NDArray[Any]]:
         If it is not NIfTI-1 in one file, or is truncated.
     """
     with _reading(path) as stream:
-        header = _parse_header(stream.read(HEADER_SIZE))
-        stream.read(header.offset - HEADER_SIZE)
+        header = _parsed(_header_of(stream))
+        stream.read(header.offset - _HEADER_SIZE)
         stored = np.empty(math.prod(header.shape), dtype=header.dtype)
         missing = stored.nbytes - _read_into(stream, stored.data.cast("B"))
     if missing:
@@ -206,8 +170,7 @@ def read_forms(path: Path) -> Forms:
         If it is not NIfTI-1 in one file; the message says what it is instead.
     """
     with _reading(path) as stream:
-        data = stream.read(HEADER_SIZE)
-    return parse_forms(data, _byte_order(data))
+        return parse_forms(_header_of(stream))
 
 
 def copy_with_affine(source: Path, target: Path, affine: Floats) -> None:
@@ -216,8 +179,9 @@ def copy_with_affine(source: Path, target: Path, affine: Floats) -> None:
     Nothing else of it changes; the copy is compressed if its name says so.
     """
     with _reading(source) as stream, _opened(target, target.name.endswith(".gz")) as copy:
-        data = stream.read(HEADER_SIZE)
-        copy.write(with_affine(data, _byte_order(data), affine))
+        header = _header_of(stream)
+        set_affine(header, affine)
+        copy.write(header.binaryblock)
         shutil.copyfileobj(stream, copy, _BUFFER_BYTES)
 
 
@@ -247,33 +211,34 @@ def _read_into(stream: IO[bytes], buffer: memoryview) -> int:
     return done
 
 
-def _byte_order(data: bytes) -> str:
-    """Return the byte order of a header, ``<`` or ``>``."""
-    if len(data) < HEADER_SIZE:
+def _header_of(stream: IO[bytes]) -> Any:
+    """Read the header, as nibabel's class for it, and leave the stream behind it."""
+    data = stream.read(_HEADER_SIZE)
+    if len(data) < _HEADER_SIZE:
         raise ValueError(f"it is no NIfTI file: only {len(data)} bytes")
-    order = next((o for o in "<>" if struct.unpack_from(f"{o}i", data)[0] == HEADER_SIZE), "")
+    order = next((order for order in "<>" if struct.unpack_from(f"{order}i", data)[0] == _HEADER_SIZE), "")
     if not order or data[344:347] != b"n+1":
-        second = any(struct.unpack_from(f"{o}i", data)[0] == 540 for o in "<>")
+        second = any(struct.unpack_from(f"{order}i", data)[0] == 540 for order in "<>")
         raise ValueError("it is NIfTI-2, not NIfTI-1" if second else "it is no NIfTI-1 file")
-    return order
+    return _nibabel.Nifti1Header(data, order, check=False)
 
 
-def _parse_header(data: bytes) -> NiftiHeader:
-    order = _byte_order(data)
-    dim = struct.unpack_from(f"{order}8h", data, 40)
-    code = struct.unpack_from(f"{order}h", data, 70)[0]
-    kinds: dict[int, Any] = {number: np.dtype(name) for name, number in _DATATYPES.items()}
-    kinds.update(_NO_NUMBERS)
-    if code not in kinds or not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1:
+def _parsed(header: Any) -> NiftiHeader:
+    dim, code = tuple(int(size) for size in header["dim"]), int(header["datatype"])
+    try:
+        dtype = header.get_data_dtype()
+    except HeaderDataError:
+        dtype = np.dtype("V")
+    if not dtype.itemsize or code in _LARGER_THAN_DOUBLE or not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1:
         raise ValueError(f"its header makes no sense: dim {dim}, datatype {code}")
-    offset, slope, intercept = struct.unpack_from(f"{order}3f", data, 108)
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0.0 or not math.isfinite(slope) or not math.isfinite(intercept):
         slope, intercept = 1.0, 0.0
     return NiftiHeader(
         shape=dim[1 : dim[0] + 1],
-        affine=parse_forms(data, order).chosen()[0],
-        dtype=kinds[code].newbyteorder(order),
-        offset=max(int(offset), HEADER_SIZE),
+        affine=parse_forms(header).chosen()[0],
+        dtype=dtype,
+        offset=max(int(header["vox_offset"]), _HEADER_SIZE),
         slope=slope,
         intercept=intercept,
     )

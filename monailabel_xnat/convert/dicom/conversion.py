@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from monailabel_xnat.convert.dicom.file import write_private
 from monailabel_xnat.convert.dicom.headers import ImageHeader, OtherFile, read_header
 from monailabel_xnat.convert.dicom.pixels import SliceValues, common_dtype
 from monailabel_xnat.convert.dicom.series import Source, choose_series, list_files, where
@@ -20,6 +19,7 @@ from monailabel_xnat.convert.dicom.slices import SliceReader, is_plain
 from monailabel_xnat.convert.dicom.volume import VolumePlan, plan_volume
 from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats
 from monailabel_xnat.convert.nifti import LARGEST_SIZE, write_nifti
+from monailabel_xnat.disk import private_folder, write_whole
 from monailabel_xnat.errors import ImageConversionError
 
 if TYPE_CHECKING:
@@ -150,7 +150,8 @@ class Conversion:
             if self._is_likely(header) and is_plain(header):
                 header = self._headers[path] = replace(header, held=content)
             elif isinstance(header, ImageHeader):
-                write_private(path, content)
+                private_folder(path.parent)
+                write_whole(path, content)
             if self._is_likely(header):
                 self._slices.start(header)
 

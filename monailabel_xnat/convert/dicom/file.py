@@ -259,17 +259,6 @@ def file_size(stream: BinaryIO) -> int:
     return size
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file, and the folders above it that are missing, for this user only."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(path, "wb", opener=_private) as stream:
-        stream.write(content)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
 def has_float_pixels(stream: BinaryIO, syntax: str) -> bool:
     """Return whether floating point pixel data follows (parametric maps), which SimpleITK does not read."""
     position = stream.tell()

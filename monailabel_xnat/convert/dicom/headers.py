@@ -30,10 +30,10 @@ from monailabel_xnat.convert.dicom.file import (
     has_float_pixels,
     locate_pixel_data,
     read_dicom,
-    write_private,
 )
 from monailabel_xnat.convert.dicom.frames import FRAME_TAGS, Frame, read_frames
 from monailabel_xnat.convert.geometry import Plane
+from monailabel_xnat.disk import private_folder, write_whole
 from monailabel_xnat.errors import ImageConversionError
 
 with warnings.catch_warnings():
@@ -159,7 +159,8 @@ class ImageHeader:
     def file(self) -> Path:
         """Return the path, with the file there."""
         if self.held is not None:
-            write_private(self.path, self.held)
+            private_folder(self.path.parent)
+            write_whole(self.path, self.held)
         return self.path
 
     @property

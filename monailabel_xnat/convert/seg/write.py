@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,6 +23,7 @@ from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.labelmap import LabelMap, Segment, to_grid
 from monailabel_xnat.convert.seg.header import derivation, plane_position, referenced_series, seg_header
 from monailabel_xnat.convert.seg.segments import items
+from monailabel_xnat.disk import private_opener, whole
 from monailabel_xnat.errors import LabelError
 
 ALGORITHM_TYPES = ("MANUAL", "SEMIAUTOMATIC", "AUTOMATIC")
@@ -175,22 +174,16 @@ def _write_file(
     if padded > _LARGEST_ELEMENT:
         message = f"the segmentation takes {padded} bytes as DICOM SEG, which holds at most {_LARGEST_ELEMENT}"
         raise LabelError(message, hint="keep this label as NIfTI")
-    handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(_file_start(header))
-            # The two last elements go straight to the file: pydicom would take most of the time for the one and
-            # a copy of the other.
-            _write_element_head(stream, _FRAME_GROUPS, b"SQ", len(groups_data))
-            stream.write(groups_data)
-            _write_element_head(stream, _PIXEL_DATA, b"OB", padded)
-            for packed in _packed(voxels, masks):
-                stream.write(packed)
-            stream.write(bytes(padded - length))
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with whole(target) as temporary, open(temporary, "xb", opener=private_opener) as stream:
+        stream.write(_file_start(header))
+        # The two last elements go straight to the file: pydicom would take most of the time for the one and
+        # a copy of the other.
+        _write_element_head(stream, _FRAME_GROUPS, b"SQ", len(groups_data))
+        stream.write(groups_data)
+        _write_element_head(stream, _PIXEL_DATA, b"OB", padded)
+        for packed in _packed(voxels, masks):
+            stream.write(packed)
+        stream.write(bytes(padded - length))
 
 
 def _file_start(header: Dataset) -> bytes:
