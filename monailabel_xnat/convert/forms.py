@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from nibabel import quaternions
 
-from monailabel_xnat.convert.geometry import Floats, voxel_spacing
+from monailabel_xnat.convert.geometry import Floats, has_possible_sizes, is_possible, voxel_spacing
 
 # It has no type hints.
 _quaternions: Any = quaternions
@@ -72,14 +72,14 @@ class Forms:
                 return self._in_mm(form), self._remark(broken, name)
             if form is not None:
                 broken.append(name)
-        if not (np.isfinite(self.sizes).all() and self.sizes.min() > 0):
+        if not has_possible_sizes(self.sizes):
             raise ValueError(f"its header does not say how large its voxels are: {self.sizes.tolist()}")
         return self._in_mm(self._base()), self._remark(broken, "")
 
     def others(self) -> list[Floats]:
         """Return the affines (to RAS) that programs may have understood, apart from how they differ from the chosen."""
         found = [form for form in (self.sform, self.qform) if form is not None and _is_usable(form)]
-        if np.isfinite(self.sizes).all() and self.sizes.min() > 0:
+        if has_possible_sizes(self.sizes):
             if not found:
                 found = [self._base(), np.diag([*self.sizes, 1.0])]
             # ITK takes the directions of the sform and the sizes of the header.
@@ -164,10 +164,7 @@ def shear_of(affine: Floats) -> float:
 
 
 def _is_usable(form: Floats) -> bool:
-    if not np.isfinite(form).all():
-        return False
-    spacing = voxel_spacing(form)
-    return bool(spacing.min() > 0 and abs(np.linalg.det(form[:3, :3] / spacing)) > _FLATTEST)
+    return is_possible(form) and abs(float(np.linalg.det(form[:3, :3] / voxel_spacing(form)))) > _FLATTEST
 
 
 def _flat(form: Floats) -> Floats:

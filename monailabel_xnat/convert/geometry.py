@@ -25,6 +25,13 @@ ORIENTATION_TOLERANCE = 1e-3
 edge of a head."""
 
 
+VOXEL_SIZES = 1e-6, 1e6
+"""Smallest and largest voxel that an image may have, mm: from a nanometre to a kilometre. Beyond them a header is
+damaged, and its numbers cannot be computed with."""
+
+FARTHEST = 1e9
+"""How far from the origin an image may lie along an axis, mm."""
+
 LPS_TO_RAS: Floats = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Multiply an affine from the left by this to go from LPS to RAS, and back."""
 
@@ -124,6 +131,18 @@ def axis_codes(affine: Floats) -> str:
         taken.append(world)
         codes += "RAS"[world] if affine[world, axis] > 0 else "LPI"[world]
     return codes
+
+
+def has_possible_sizes(sizes: npt.ArrayLike) -> bool:
+    """Return whether voxel sizes (mm) are numbers within `VOXEL_SIZES`."""
+    smallest, largest = VOXEL_SIZES
+    # What is not a number is not within.
+    return bool(np.all((np.asarray(sizes) >= smallest) & (np.asarray(sizes) <= largest)))
+
+
+def is_possible(affine: Floats) -> bool:
+    """Return whether an affine is finite, its voxels have a possible size, and it lies at a possible place."""
+    return bool(np.abs(affine).max() <= FARTHEST) and has_possible_sizes(voxel_spacing(affine))
 
 
 def voxel_spacing(affine: Floats) -> Floats:

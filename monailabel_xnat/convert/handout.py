@@ -24,7 +24,14 @@ from monailabel_xnat.convert.forms import Forms, shear_of, without_shear
 from monailabel_xnat.convert.geometry import Floats, voxel_spacing
 from monailabel_xnat.convert.grid import GRID_TOLERANCE, Grid
 from monailabel_xnat.convert.itk import read_itk_dimension, read_itk_file, read_itk_geometry, simpleitk
-from monailabel_xnat.convert.nifti import LARGEST_SIZE, copy_with_affine, read_forms, read_nifti, write_nifti
+from monailabel_xnat.convert.nifti import (
+    LARGEST_SIZE,
+    copy_with_affine,
+    read_forms,
+    read_nifti,
+    require_promised_bytes,
+    write_nifti,
+)
 from monailabel_xnat.errors import ImageError
 
 # Its own type hints cover half of it.
@@ -37,6 +44,8 @@ QUATERNION = 0.5
 """How far the qform may be from the sform where all readers take the sform (code 1): a quaternion in 32 bits cannot
 hold a rotation near a half turn any better."""
 
+# What nibabel raises for damaged headers, those included that promise more than any memory holds.
+_UNREADABLE = (OSError, EOFError, ValueError, OverflowError, MemoryError, ImageFileError, HeaderDataError)
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _NIFTI = (".nii", ".nii.gz")
 _SPACE = re.compile(rb"^space:[ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
@@ -105,7 +114,7 @@ def unpaired(header: Path, target: Path) -> Path:
     try:
         image = _nibabel.load(header)
         _save(image, target)
-    except (OSError, EOFError, ValueError, ImageFileError, HeaderDataError) as error:
+    except _UNREADABLE as error:
         raise ImageError(f"{header.name} cannot be read as an image", hint="are both files whole?") from error
     return target
 
@@ -137,8 +146,6 @@ def _nifti(path: Path, folder: Path, pair: Path | None) -> HandedOut:
 
 def _other(path: Path, target: Path) -> HandedOut:
     shape, affine = read_itk_geometry(path)
-    if not np.isfinite(affine).all():
-        raise ValueError("its header holds values that are not finite")
     grid = Grid(shape, _straight(affine, shape, path.name))
     space = _space_of_nrrd(path) if path.name.lower().endswith(".nrrd") else _LPS[0]
     is_flat = read_itk_dimension(path) < 3
@@ -169,9 +176,10 @@ def _as_itk_places(path: Path, forms: Forms) -> list[Floats]:
 def _first_version(path: Path, folder: Path) -> Path:
     """Write a NIfTI-2 file as NIfTI-1."""
     target = folder / "first.nii"
+    require_promised_bytes(path)
     try:
         _save(_nibabel.load(path), target)
-    except (OSError, EOFError, ImageFileError, HeaderDataError) as error:
+    except _UNREADABLE as error:
         raise ValueError(str(error)) from error
     return target
 
@@ -271,7 +279,7 @@ def read_whole_image(path: Path) -> npt.NDArray[Any]:
     """
     try:
         if path.name.endswith((".nii", ".nii.gz")):
-            return _nifti_values(path)
+            return read_nifti(path)[1]
         return read_itk_file(path).values
     except ValueError as error:
         raise ImageError(f"{path.name} cannot be read as an image: {error}", hint="is the file whole?") from error
@@ -290,18 +298,3 @@ def join_header_and_voxels(header: Path, target: Path) -> Path:
     except RuntimeError as error:
         raise ImageError(f"{header.name} cannot be read as an image", hint="are both files whole?") from error
     return target
-
-
-def _nifti_values(path: Path) -> npt.NDArray[Any]:
-    try:
-        return read_nifti(path)[1]
-    except ValueError as error:
-        return _unusual_nifti_values(path, error)
-
-
-def _unusual_nifti_values(path: Path, problem: ValueError) -> npt.NDArray[Any]:
-    """Read NIfTI-2 and colours, which MONAI reads though our own reader does not."""
-    try:
-        return np.asanyarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
-    except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError):
-        raise problem from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bz2
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats
+from monailabel_xnat.convert.geometry import LPS_TO_RAS, VOXEL_SIZES, Floats, is_possible, voxel_spacing
 
 _LONGEST_HEADER = 1 << 20
 _BLOCK = 1 << 20
 _LARGEST_VOXEL = 8
+_DEFLATE_RATIO = 1032
+"""How many bytes one byte of a deflated stream holds at most; no other format that ITK reads packs more."""
+
 _END = re.compile(rb"\r?\n\r?\n")
 _ENCODING = re.compile(rb"^(encoding:[ \t]*)(?:bzip2|bz2)(?=[ \t]*\r?$)", re.MULTILINE | re.IGNORECASE)
 _SIZES = re.compile(rb"^sizes:([ \t\d]+)\r?$", re.MULTILINE)
@@ -61,7 +64,7 @@ def read_itk_geometry(path: Path) -> tuple[tuple[int, ...], Floats]:
         If SimpleITK cannot read the file.
     """
     reader = _with_header(path)
-    return (*reader.GetSize(), 1)[:3], np.asarray(LPS_TO_RAS @ itk_affine(reader))
+    return (*reader.GetSize(), 1)[:3], _placed(reader)
 
 
 def read_itk_dimension(path: Path) -> int:
@@ -75,15 +78,28 @@ def read_itk_dimension(path: Path) -> int:
     return int(_with_header(path).GetDimension())
 
 
-def read_itk_file(path: Path) -> ItkFile:
+def read_itk_file(path: Path, accept: Callable[[tuple[int, ...]], None] = lambda shape: None) -> ItkFile:
     """Read an image file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    accept : callable
+        Called with the sizes (i, j, k, components) before any voxel is read or unpacked; what it raises ends the
+        reading.
 
     Raises
     ------
     ValueError
-        If SimpleITK cannot read it.
+        If SimpleITK cannot read it, or it is too small for the voxels that its header promises.
     """
-    reader = itk_reader(path)
+    reader = _with_header(path)
+    shape = (*(*reader.GetSize(), 1)[:3], *reader.GetSize()[3:], reader.GetNumberOfComponents())
+    accept(shape)
+    # A byte for each value is the least. Voxels may also lie in another file, beside the header.
+    if math.prod(shape) > _DEFLATE_RATIO * path.stat().st_size and not _names_another_file(path):
+        raise ValueError(f"it is truncated: {path.stat().st_size} bytes cannot hold {math.prod(shape)} values")
     try:
         image = reader.Execute()
     except RuntimeError as error:
@@ -93,7 +109,7 @@ def read_itk_file(path: Path) -> ItkFile:
     if image.GetDimension() == 2:
         values = np.expand_dims(values, 2)
     fields = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
-    return ItkFile(values, np.asarray(LPS_TO_RAS @ itk_affine(image)), fields)
+    return ItkFile(values, _placed(image), fields)
 
 
 def itk_reader(path: Path, image_io: str = "") -> Any:
@@ -122,6 +138,28 @@ def itk_affine(image: Any) -> Floats:
     return affine
 
 
+def _names_another_file(path: Path) -> bool:
+    """Return whether the voxels may lie beside the header."""
+    if not path.name.lower().endswith(".nrrd"):
+        return not path.name.lower().endswith(".mha")
+    with path.open("rb") as stream:
+        head = stream.read(_LONGEST_HEADER)
+    end = _END.search(head)
+    return bool(_DETACHED.search(head, 0, end.start() if end else len(head)))
+
+
+def _placed(image: Any) -> Floats:
+    """Return the affine of an image, voxel index to RAS in mm; refuse one that cannot be computed with."""
+    affine = np.asarray(LPS_TO_RAS @ itk_affine(image), dtype=np.float64)
+    if not is_possible(affine):
+        smallest, largest = VOXEL_SIZES
+        raise ValueError(
+            f"its header says that its voxels are {voxel_spacing(affine).tolist()} mm large, the first at "
+            f"{affine[:3, 3].tolist()} mm: finite numbers, and voxels of {smallest:g} to {largest:g} mm, are expected"
+        )
+    return affine
+
+
 def _with_header(path: Path) -> Any:
     """Return a reader that has read the header of a file."""
     reader = itk_reader(path)
@@ -138,8 +176,15 @@ def _reason(error: RuntimeError) -> str:
 
 
 @contextmanager
-def without_bzip2(path: Path) -> Iterator[Path]:
+def without_bzip2(path: Path, accept: Callable[[tuple[int, ...]], None] = lambda shape: None) -> Iterator[Path]:
     """Yield a file with the same voxels that ITK reads: the file itself, or a temporary one.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    accept : callable
+        As for `read_itk_file`; called before anything is unpacked.
 
     Raises
     ------
@@ -155,14 +200,17 @@ def without_bzip2(path: Path) -> Iterator[Path]:
         yield path
         return
     with TemporaryDirectory(prefix="nrrd-") as folder:
+        sizes = _SIZES.search(head, 0, end.start())
+        shape = tuple(map(int, sizes[1].split())) if sizes else ()
+        # Components come first in NRRD.
+        accept((*shape[-3:], math.prod(shape[:-3])))
         plain = Path(folder) / path.name
-        _write_plain(path, head[: end.start()], end.end(), plain)
+        _write_plain(path, head[: end.start()], end.end(), math.prod(shape) if shape else 0, plain)
         yield plain
 
 
-def _write_plain(path: Path, head: bytes, offset: int, target: Path) -> None:
-    sizes = _SIZES.search(head)
-    left = _LARGEST_VOXEL * math.prod(map(int, sizes[1].split())) if sizes else 0
+def _write_plain(path: Path, head: bytes, offset: int, values: int, target: Path) -> None:
+    left = _LARGEST_VOXEL * values
     decompressor = bz2.BZ2Decompressor()
     with path.open("rb") as stream, target.open("xb") as plain:
         plain.write(_ENCODING.sub(rb"\1raw", head) + b"\n\n")

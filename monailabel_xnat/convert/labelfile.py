@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
 
-from monailabel_xnat.convert.geometry import Floats
+from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.itk import read_itk_file, without_bzip2
-from monailabel_xnat.convert.labelmap import LARGEST_VALUE, LabelMap, Segment, unclaimed
-from monailabel_xnat.convert.nifti import is_second_version, read_nifti, write_nifti
-from monailabel_xnat.errors import LabelFileError
+from monailabel_xnat.convert.labelmap import LARGEST_VALUE, LabelMap, Segment, refuse_larger, unclaimed
+from monailabel_xnat.convert.nifti import read_nifti, write_nifti
+from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
-# Its own type hints cover half of it.
-_nibabel: Any = nibabel
 _SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 
 ROUNDING = 0.01
@@ -30,7 +27,7 @@ scale factor give 0.996 or 1.00000006 for 1; probabilities and resampled masks d
 Notes = tuple[str, ...]
 
 
-def read_label(path: Path) -> LabelMap:
+def read_label(path: Path, image: Grid | None = None) -> LabelMap:
     """Read a label map.
 
     Segments of a ``.seg.nrrd`` that overlap (kept in layers by 3D Slicer) are merged: where several claim a
@@ -40,12 +37,16 @@ def read_label(path: Path) -> LabelMap:
     ----------
     path : Path
         ``.nii``, ``.nii.gz``, ``.nrrd``, ``.seg.nrrd``, ``.mha`` or ``.mhd``.
+    image : Grid, optional
+        The grid of its image: a label that is too large for it is refused before its voxels are unpacked.
 
     Raises
     ------
     LabelFileError
         If the file is missing, empty, damaged or no label map: values that are negative, fractional or above
         65535, or several channels that are not one for each number.
+    LabelGeometryError
+        If it is larger than any padding of its image would make it.
     """
     if not path.is_file():
         raise LabelFileError(f"no such label file: {path.name}", hint="check the path")
@@ -54,13 +55,20 @@ def read_label(path: Path) -> LabelMap:
     if not path.name.lower().endswith(_SUFFIXES):
         known = ", ".join(_SUFFIXES)
         raise LabelFileError(f"not a label file: {path.name}", hint=f"save the segmentation as one of {known}")
+
+    def accept(shape: tuple[int, ...]) -> None:
+        if image is not None:
+            refuse_larger(shape, image)
+
     try:
         if path.name.lower().endswith((".nii", ".nii.gz")):
-            affine, values = _read_nifti(path)
+            header, values = read_nifti(path, accept)
             array, notes = label_values(values)
-            return LabelMap(array, affine, notes=notes)
-        return _read_itk_label(path)
+            return LabelMap(array, header.affine, notes=notes)
+        return _read_itk_label(path, accept)
     except ValueError as error:
+        if isinstance(error, LabelGeometryError):
+            raise
         raise LabelFileError(
             f"{path.name} is no label map: {error}",
             hint="send one volume of whole numbers from 0 to 65535, as NIfTI, NRRD or MetaImage",
@@ -84,21 +92,9 @@ def write_label(label: LabelMap, path: Path) -> None:
     write_nifti(path, label.array.shape, label.affine, label.array.dtype, slices())
 
 
-def _read_nifti(path: Path) -> tuple[Floats, npt.NDArray[Any]]:
-    """Read the affine and the voxels of a NIfTI file, of version 1 or 2."""
-    if not is_second_version(path):
-        header, values = read_nifti(path)
-        return header.affine, values
-    try:
-        image = _nibabel.load(path)
-        return np.asarray(image.affine, dtype=np.float64), np.asanyarray(image.dataobj)
-    except (OSError, EOFError, zlib.error, _nibabel.filebasedimages.ImageFileError) as error:
-        raise ValueError(f"it is truncated or damaged: {error}") from error
-
-
-def _read_itk_label(path: Path) -> LabelMap:
-    with without_bzip2(path) as plain:
-        file = read_itk_file(plain)
+def _read_itk_label(path: Path, accept: Callable[[tuple[int, ...]], None]) -> LabelMap:
+    with without_bzip2(path, accept) as plain:
+        file = read_itk_file(plain, accept)
     fields = parse_segments(file.fields)
     if not fields:
         array, notes = label_values(file.values)
@@ -347,10 +343,10 @@ def _layers(fields: Sequence[SegmentField], count: int) -> list[int]:
 
 def _values(fields: Sequence[SegmentField], count: int) -> list[int]:
     """Return the value of each segment in its component."""
-    layers = [field.layer for field in fields]
+    sharing = Counter(field.layer for field in fields)
     values = []
     for place, field in enumerate(fields):
-        is_alone = count > 1 and (field.layer is None or layers.count(field.layer) == 1)
+        is_alone = count > 1 and (field.layer is None or sharing[field.layer] == 1)
         value = (1 if is_alone else place + 1) if field.value is None else field.value
         if value < 0 or (value == 0 and count > 1):
             raise ValueError(f"segment {field.name!r} has the value {value}, which is no value of a segment")
@@ -377,12 +373,20 @@ def _merged(
     if len(set(values)) < len(values):
         values = list(range(1, len(segments) + 1))
         notes.append("segments in different layers shared values: numbered anew in the order of the header")
-    merged = np.zeros(stack.shape[:3], dtype=np.uint16)
+    # By tables, because a pass over the voxels for each of thousands of segments would take hours.
+    latest = np.zeros(stack.shape[:3], dtype=np.uint32)
     overlap = np.zeros(stack.shape[:3], dtype=bool)
-    for value, segment, layer in zip(values, segments, layers):
-        inside = stack[..., layer] == segment.value
-        overlap |= inside & (merged > 0)
-        merged[inside] = value
+    for layer in range(stack.shape[3]):
+        ranks = np.zeros(LARGEST_VALUE + 1, dtype=np.uint32)
+        is_shared = np.zeros(LARGEST_VALUE + 1, dtype=bool)
+        for rank, (segment, place) in enumerate(zip(segments, layers), start=1):
+            if place == layer and segment.value <= LARGEST_VALUE:
+                is_shared[segment.value] |= ranks[segment.value] > 0
+                ranks[segment.value] = rank
+        found = ranks[stack[..., layer]]
+        overlap |= is_shared[stack[..., layer]] | ((found > 0) & (latest > 0))
+        np.maximum(latest, found, out=latest)
+    merged = np.array([0, *values], dtype=np.uint32)[latest]
     count = int(np.count_nonzero(overlap))
     if count:
         notes.append(f"{count} voxels belong to several segments: each has the later one in the header")

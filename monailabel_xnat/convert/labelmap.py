@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,13 @@ from monailabel_xnat.errors import LabelGeometryError
 
 _OTHER_FORM = "lies on another form of the image's header (sform, qform): taken voxel by voxel"
 
+
+PADDING = 64
+"""How many voxels a label may lie beyond its image on each side, and half of the image's own size more: what programs
+add around a segmentation. A larger one is refused by its header, before its voxels take memory."""
+
+MOST_CHANNELS = 256
+"""How many channels, or layers of segments that overlap, a label may have: each takes as much memory as the label."""
 
 LARGEST_VALUE = 65535
 """Of a voxel: what uint16 holds."""
@@ -67,6 +75,36 @@ class LabelMap:
     def grid(self) -> Grid:
         """The grid that the label lies on."""
         return Grid(tuple(self.array.shape), self.affine)
+
+
+def refuse_larger(shape: tuple[int, ...], image: Grid) -> None:
+    """Refuse a label by its size that no padding of its image explains.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Sizes (i, j, k, ...), its axes in any order; further dimensions are channels.
+    image : Grid
+        The grid of the image.
+
+    Raises
+    ------
+    LabelGeometryError
+        If it has more voxels, or more channels, than are allowed.
+    """
+    most = most_voxels(image)
+    if math.prod(shape[:3]) > most or math.prod(shape[3:]) > MOST_CHANNELS:
+        sizes, size = (" x ".join(map(str, sizes)) for sizes in (shape, image.shape))
+        raise LabelGeometryError(
+            f"the label has {sizes} values, but its image has {size} voxels: at most {most} voxels, in at most "
+            f"{MOST_CHANNELS} channels, are expected",
+            hint="segment the image that was handed out",
+        )
+
+
+def most_voxels(image: Grid) -> int:
+    """Return how many voxels a label of an image may have, with its `PADDING`."""
+    return math.prod(2 * (size + PADDING) for size in image.shape)
 
 
 def to_grid(label: LabelMap, grid: Grid, tolerance: float = GRID_TOLERANCE, *, any_extent: bool = False) -> LabelMap:
@@ -214,15 +252,15 @@ class Canvas:
         self.array: npt.NDArray[Any] = np.zeros(grid.shape, dtype=dtype, order="F")
         self._claimed_twice: npt.NDArray[np.bool_] | None = None
 
-    def paint(self, view: View, mask: npt.NDArray[np.bool_], value: int) -> None:
-        """Return ``value`` to the voxels of a view where ``mask``, of the same shape, is true."""
+    def paint(self, view: View, mask: npt.NDArray[np.bool_], value: int | npt.NDArray[Any]) -> None:
+        """Write a value, or an array of values, to the voxels of a view where ``mask``, of the same shape, is true."""
         target = view(self.array)
         taken = mask & (target != 0) & (target != value)
         if taken.any():
             if self._claimed_twice is None:
                 self._claimed_twice = np.zeros(self.array.shape, dtype=bool, order="F")
             view(self._claimed_twice)[taken] = True
-        np.copyto(target, target.dtype.type(value), where=mask)
+        np.copyto(target, np.asarray(value).astype(target.dtype), where=mask)
 
     @property
     def overlap(self) -> int:

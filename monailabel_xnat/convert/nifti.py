@@ -1,4 +1,4 @@
-"""NIfTI-1 files, written slice by slice (https://nifti.nimh.nih.gov/nifti-1)."""
+"""NIfTI files, written and read block by block (https://nifti.nimh.nih.gov)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import shutil
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +34,15 @@ GZIP_LEVEL = 1
 LARGEST_SIZE = 32767
 """Of any dimension: NIfTI-1 holds sizes in 16 bits."""
 
-_HEADER_SIZE = 348
+_HEADER_SIZES = {1: 348, 2: 540}
+"""By version of NIfTI."""
+
 _VOXEL_OFFSET = 352
 _BUFFER_BYTES = 1 << 20
+_MOST_EXTENSIONS = 1 << 28
+_DEFLATE_RATIO = 1032
+"""How many bytes one byte of a deflated stream holds at most."""
+
 
 _LARGER_THAN_DOUBLE = (1536, 2048)
 """Data types that are stored in another way on each machine."""
@@ -91,7 +97,7 @@ def _opened(path: Path, compress: bool) -> Iterator[IO[bytes]]:
 
 @dataclass(frozen=True)
 class NiftiHeader:
-    """What a NIfTI-1 header says about the voxels.
+    """What a NIfTI header says about the voxels.
 
     Parameters
     ----------
@@ -127,8 +133,17 @@ def read_nifti_header(path: Path) -> NiftiHeader:
         return _parsed(_header_of(stream))
 
 
-def read_nifti(path: Path) -> tuple[NiftiHeader, npt.NDArray[Any]]:
-    """Read header and voxels of a ``.nii`` or ``.nii.gz`` file.
+def read_nifti(
+    path: Path, accept: Callable[[tuple[int, ...]], None] = lambda shape: None
+) -> tuple[NiftiHeader, npt.NDArray[Any]]:
+    """Read header and voxels of a ``.nii`` or ``.nii.gz`` file, NIfTI-1 or NIfTI-2.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    accept : callable
+        Called with the shape before any voxel is read or unpacked; what it raises ends the reading.
 
     Returns
     -------
@@ -140,11 +155,18 @@ def read_nifti(path: Path) -> tuple[NiftiHeader, npt.NDArray[Any]]:
     Raises
     ------
     ValueError
-        If it is not NIfTI-1 in one file, or is truncated.
+        If it is not NIfTI in one file, or is truncated: a header that promises more than the file can hold is not
+        believed.
     """
     with _reading(path) as stream:
-        header = _parsed(_header_of(stream))
-        stream.read(header.offset - _HEADER_SIZE)
+        found = _header_of(stream, (1, 2))
+        header = _parsed(found)
+        accept(header.shape)
+        require_promised_bytes(path, header)
+        to_skip = header.offset - len(found.binaryblock)
+        while to_skip > 0 and (part := stream.read(min(to_skip, _BUFFER_BYTES))):
+            to_skip -= len(part)
+        # Memory is taken only as the voxels arrive.
         stored = np.empty(math.prod(header.shape), dtype=header.dtype)
         missing = stored.nbytes - _read_into(stream, stored.data.cast("B"))
     if missing:
@@ -155,10 +177,30 @@ def read_nifti(path: Path) -> tuple[NiftiHeader, npt.NDArray[Any]]:
     return header, values
 
 
-def is_second_version(path: Path) -> bool:
-    """Return whether a ``.nii`` or ``.nii.gz`` file is NIfTI-2, which nibabel reads."""
-    with _reading(path) as stream:
-        return stream.read(8)[4:] == b"n+2\0"
+def require_promised_bytes(path: Path, header: NiftiHeader | None = None) -> None:
+    """Refuse a file that cannot hold as many voxels as its header promises.
+
+    Parameters
+    ----------
+    path : Path
+        ``.nii`` or ``.nii.gz``, of either version.
+    header : NiftiHeader, optional
+        Its header, if it has been read.
+
+    Raises
+    ------
+    ValueError
+        If it cannot.
+    """
+    with path.open("rb") as stream:
+        ratio = _DEFLATE_RATIO if stream.read(2) == b"\x1f\x8b" else 1
+    if header is None:
+        with _reading(path) as stream:
+            header = _parsed(_header_of(stream, (1, 2)))
+    promised = math.prod(header.shape) * header.dtype.itemsize
+    most = max(0, path.stat().st_size * ratio - header.offset)
+    if promised > most:
+        raise ValueError(f"it is truncated: {promised - most} of {promised} bytes are missing")
 
 
 def read_forms(path: Path) -> Forms:
@@ -211,16 +253,23 @@ def _read_into(stream: IO[bytes], buffer: memoryview) -> int:
     return done
 
 
-def _header_of(stream: IO[bytes]) -> Any:
+def _header_of(stream: IO[bytes], versions: Sequence[int] = (1,)) -> Any:
     """Read the header, as nibabel's class for it, and leave the stream behind it."""
-    data = stream.read(_HEADER_SIZE)
-    if len(data) < _HEADER_SIZE:
+    data = stream.read(_HEADER_SIZES[1])
+    if len(data) < _HEADER_SIZES[1]:
         raise ValueError(f"it is no NIfTI file: only {len(data)} bytes")
-    order = next((order for order in "<>" if struct.unpack_from(f"{order}i", data)[0] == _HEADER_SIZE), "")
-    if not order or data[344:347] != b"n+1":
-        second = any(struct.unpack_from(f"{order}i", data)[0] == 540 for order in "<>")
-        raise ValueError("it is NIfTI-2, not NIfTI-1" if second else "it is no NIfTI-1 file")
-    return _nibabel.Nifti1Header(data, order, check=False)
+    for order in "<>":
+        (size,) = struct.unpack_from(f"{order}i", data)
+        if size == _HEADER_SIZES[1] and data[344:347] == b"n+1":
+            return _nibabel.Nifti1Header(data, order, check=False)
+        if size == _HEADER_SIZES[2] and data[4:7] == b"n+2":
+            if 2 not in versions:
+                raise ValueError("it is NIfTI-2, not NIfTI-1")
+            data += stream.read(size - len(data))
+            if len(data) < size:
+                raise ValueError(f"it is no NIfTI file: only {len(data)} bytes")
+            return _nibabel.Nifti2Header(data, order, check=False)
+    raise ValueError("it is no NIfTI-1 file")
 
 
 def _parsed(header: Any) -> NiftiHeader:
@@ -234,11 +283,14 @@ def _parsed(header: Any) -> NiftiHeader:
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0.0 or not math.isfinite(slope) or not math.isfinite(intercept):
         slope, intercept = 1.0, 0.0
+    offset = float(header["vox_offset"])
+    if not 0 <= offset <= _MOST_EXTENSIONS:
+        raise ValueError(f"its header makes no sense: voxels begin at byte {offset:g}")
     return NiftiHeader(
         shape=dim[1 : dim[0] + 1],
         affine=parse_forms(header).chosen()[0],
         dtype=dtype,
-        offset=max(int(header["vox_offset"]), _HEADER_SIZE),
+        offset=max(int(offset), len(header.binaryblock)),
         slope=slope,
         intercept=intercept,
     )

@@ -49,7 +49,7 @@ _ASK_AGAIN_SECONDS = 5.0
 
 
 def _read_nifti(path: Path, grid: Grid) -> LabelMap:
-    return to_grid(read_label(path), grid, any_extent=True)
+    return to_grid(read_label(path, grid), grid, any_extent=True)
 
 
 _READERS: Mapping[str, Callable[[Path, Grid], LabelMap]] = {

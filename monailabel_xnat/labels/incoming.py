@@ -95,13 +95,17 @@ def read_incoming(source: Path, grid: Callable[[], Grid]) -> IncomingLabel:
     extension = _extension_of(source)
     if extension == ".json":
         return IncomingLabel(None, _checked_json(source), extension)
-    # What can be read without the image is read first: what is no label is refused in any case.
-    label = None if extension in _NEED_THE_IMAGE else _read_as(source, extension)
+    found: Grid | None = None
+    problem: ServerError | CacheError | None = None
     try:
         found = grid()
     except (ServerError, CacheError) as error:
         logger.info("a label is taken without comparing it with its image, which cannot be had: %s", error)
-        return IncomingLabel(label, b"", extension, error, raw=None if label else source)
+        problem = error
+    # What is no label is refused in any case; what is too large for its image, before it takes memory.
+    label = None if extension in _NEED_THE_IMAGE else _read_as(source, extension, found)
+    if found is None:
+        return IncomingLabel(label, b"", extension, problem, raw=None if label else source)
     if extension == ".bin":
         return IncomingLabel(_read_voxels(source, found), b"", extension)
     if extension == ".dcm":
@@ -147,18 +151,18 @@ def _read_voxels(source: Path, grid: Grid) -> LabelMap:
     return LabelMap(array.astype(array.dtype.newbyteorder("=")), grid.affine)
 
 
-def _read_as(source: Path, extension: str) -> LabelMap:
+def _read_as(source: Path, extension: str, image: Grid | None) -> LabelMap:
     """Read an image file as what it is, whatever it is called."""
     try:
         check_data_file(source, [path.name for path in source.parent.iterdir()])
     except ImageError as error:
         raise LabelFileError(error.message, hint="save the segmentation in one file") from error
     if not extension or source.name.lower().endswith(extension):
-        return read_label(source)
+        return read_label(source, image)
     with tempfile.TemporaryDirectory(prefix="label-") as folder:
         named = Path(folder) / f"label{extension}"
         try:
             os.link(source, named)
         except OSError:  # another disk
             shutil.copyfile(source, named)
-        return read_label(named)
+        return read_label(named, image)

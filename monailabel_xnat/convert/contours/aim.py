@@ -13,7 +13,13 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import iterparse
 
-from monailabel_xnat.convert.contours.polygons import empty_slices, fill_polygons, is_flat, lost_contours
+from monailabel_xnat.convert.contours.polygons import (
+    FARTHEST_CORNER,
+    empty_slices,
+    fill_polygons,
+    is_flat,
+    lost_contours,
+)
 from monailabel_xnat.convert.dicom.objects import SliceFinder
 from monailabel_xnat.convert.geometry import Floats
 from monailabel_xnat.convert.grid import Grid
@@ -171,7 +177,7 @@ def _annotations(path: Path) -> Iterator[_Annotation]:
             yield from _parsed(path.name, iterparse(stream, events=("start", "end"), forbid_dtd=True))
     except LabelFileError:
         raise
-    except (ParseError, DefusedXmlException, ValueError) as error:
+    except (ParseError, DefusedXmlException, ValueError, OverflowError) as error:
         raise LabelFileError(f"{path.name} is damaged, or no AIM document: {error}", hint=_DRAW_AGAIN) from error
 
 
@@ -227,6 +233,8 @@ def _corners(element: Any) -> Floats:
     corners = np.reshape(np.array(points, dtype=np.float64), (-1, 2))
     if not np.isfinite(corners).all():
         raise ValueError("a coordinate is not finite")
+    if corners.size and np.abs(corners).max() > FARTHEST_CORNER:
+        raise ValueError(f"a coordinate is {np.abs(corners).max():g}; at most {FARTHEST_CORNER:g} pixels are expected")
     return corners[:-1] if len(corners) > 1 and (corners[0] == corners[-1]).all() else corners
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monailabel_xnat.convert.geometry import Floats
+from monailabel_xnat.errors import LabelFileError
 
 ON_CONTOUR = 1e-3
 """Centres nearer to a contour than this lie on it, in pixels. Contours that run through centres miss them by some
@@ -23,6 +24,15 @@ ten thousandths: coordinates are stored as text of at most 16 characters, and so
 
 Window = tuple[slice, slice]
 Mask = npt.NDArray[np.bool_]
+
+_TOGETHER = 1 << 18
+"""How many crossings of edges and rows are computed at once."""
+
+LONGEST_CONTOURS = 8
+"""How long the contours of one plane may be, by the pixels of a slice: all edges of pixels are four times as long."""
+
+FARTHEST_CORNER = 1e100
+"""How many pixels a corner may lie from the image: beyond that it cannot be computed with."""
 
 # A path that cuts a corner of a pixel by less than this does not run through it.
 _SHORTEST_PIECE = 4 * ON_CONTOUR
@@ -52,6 +62,7 @@ def fill_polygons(
     ndarray (x, y), bool
         The pixels of that part.
     """
+    _refuse_endless([*polygons, *excluded], shape)
     starts, ends = _edges(polygons)
     window = _span(starts[:, 0], shape[0]), _span(starts[:, 1], shape[1])
     mask = _enclosed(starts, ends, window) | _touched(starts, ends, window)
@@ -66,6 +77,7 @@ def fill_polygons(
 
 def is_flat(polygon: Floats, shape: tuple[int, int]) -> bool:
     """Return whether a polygon has no area: a point, a line, or a path that goes back the way it came."""
+    _refuse_endless([polygon], shape)
     starts, ends = _edges([polygon])
     if _area(polygon) > ON_CONTOUR * _length(polygon) / 2:
         return False
@@ -78,6 +90,16 @@ def holds_no_pixel(polygon: Floats, shape: tuple[int, int]) -> bool:
     """Return whether a polygon lies between the centres of pixels, so that it marks none on its own."""
     is_thin = _area(polygon) <= _length(polygon)
     return is_thin and not bool(fill_polygons([polygon], shape)[1].any())
+
+
+def _refuse_endless(polygons: Sequence[Floats], shape: tuple[int, int]) -> None:
+    """Refuse contours that cross the picture more often than any shape of pixels needs: they would take hours."""
+    length = sum(_length(np.clip(polygon, -1.0, np.array(shape))) for polygon in polygons)
+    if length > LONGEST_CONTOURS * (shape[0] + 1) * (shape[1] + 1):
+        raise LabelFileError(
+            f"the contours of one plane are {length:.0f} pixels long, in an image of {shape[0]} x {shape[1]} pixels",
+            hint="draw them again: contours enclose the voxels of a structure",
+        )
 
 
 def _edges(polygons: Sequence[Floats]) -> tuple[Floats, Floats]:
@@ -105,25 +127,21 @@ def _span(values: Floats, size: int) -> slice:
 def _enclosed(starts: Floats, ends: Floats, window: Window) -> Mask:
     """Find the pixels whose centres lie inside by the even-odd rule; what lies on an edge may count or not."""
     (left, right), (bottom, top) = ((part.start, part.stop) for part in window)
-    places, rows = _crossings(starts, ends, bottom, top)
-    # Every pixel to the right of a crossing is on the other side of it.
     width, height = right - left, top - bottom
-    columns = np.clip(np.ceil(places), left, right).astype(np.int64) - left
-    changes = np.bincount((rows - bottom) * (width + 1) + columns, minlength=height * (width + 1))
-    crossed = np.cumsum(changes.reshape(height, width + 1)[:, :-1], axis=1)
-    return np.asarray((crossed % 2 == 1).T)
-
-
-def _crossings(starts: Floats, ends: Floats, bottom: int, top: int) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Return where edges cross the rows from ``bottom`` to before ``top``: x and the row of each crossing."""
     # From the lower end to the upper one, so that an edge passed in both ways gives the same numbers.
     flipped = (starts[:, 1] > ends[:, 1])[:, np.newaxis]
     low, high = np.where(flipped, ends, starts), np.where(flipped, starts, ends)
     first = np.clip(np.ceil(low[:, 1]), bottom, top).astype(np.int64)
     last = np.clip(np.ceil(high[:, 1]), bottom, top).astype(np.int64)
-    edges, rows = _counted(first, last)
-    slope = (high[edges, 0] - low[edges, 0]) / (high[edges, 1] - low[edges, 1])
-    return low[edges, 0] + (rows - low[edges, 1]) * slope, rows
+    changes = np.zeros(height * (width + 1), dtype=np.int64)
+    for edges, rows in _counted(first, last):
+        slope = (high[edges, 0] - low[edges, 0]) / (high[edges, 1] - low[edges, 1])
+        places = low[edges, 0] + (rows - low[edges, 1]) * slope
+        # Every pixel to the right of a crossing is on the other side of it.
+        columns = np.clip(np.ceil(places), left, right).astype(np.int64) - left
+        changes += np.bincount((rows - bottom) * (width + 1) + columns, minlength=len(changes))
+    crossed = np.cumsum(changes.reshape(height, width + 1)[:, :-1], axis=1)
+    return np.asarray((crossed % 2 == 1).T)
 
 
 def _touched(starts: Floats, ends: Floats, window: Window) -> Mask:
@@ -137,28 +155,40 @@ def _touched(starts: Floats, ends: Floats, window: Window) -> Mask:
         limits = window[along].start, window[along].stop
         first = np.clip(np.ceil(np.minimum(start, end)[:, along] - ON_CONTOUR), *limits).astype(np.int64)
         last = np.clip(np.floor(np.maximum(start, end)[:, along] + ON_CONTOUR) + 1, *limits).astype(np.int64)
-        edges, places = _counted(first, last)
-        start, step = start[edges], step[edges]
         # A point is an edge of no length.
-        length = np.hypot(step[:, 0], step[:, 1])
-        cosine = np.abs(np.divide(step[:, along], length, out=np.ones_like(length), where=length > 0))
-        share = np.divide(places - start[:, along], step[:, along], out=np.zeros_like(length), where=length > 0)
-        found = start[:, across] + share * step[:, across]
-        nearest = np.rint(found)
-        on = (np.abs(found - nearest) * cosine <= ON_CONTOUR) & (nearest >= window[across].start)
-        on &= nearest < window[across].stop
-        index = [np.empty(0, np.int64)] * 2
-        index[along] = places[on] - window[along].start
-        index[across] = nearest[on].astype(np.int64) - window[across].start
-        mask[index[0], index[1]] = True
+        lengths = np.hypot(step[:, 0], step[:, 1])
+        cosines = np.abs(np.divide(step[:, along], lengths, out=np.ones_like(lengths), where=lengths > 0))
+        for edges, places in _counted(first, last):
+            begin, move, length = start[edges], step[edges], lengths[edges]
+            share = np.divide(places - begin[:, along], move[:, along], out=np.zeros_like(length), where=length > 0)
+            found = begin[:, across] + share * move[:, across]
+            nearest = np.rint(found)
+            on = (np.abs(found - nearest) * cosines[edges] <= ON_CONTOUR) & (nearest >= window[across].start)
+            on &= nearest < window[across].stop
+            index = [np.empty(0, np.int64)] * 2
+            index[along] = places[on] - window[along].start
+            index[across] = nearest[on].astype(np.int64) - window[across].start
+            mask[index[0], index[1]] = True
     return mask
 
 
-def _counted(first: npt.NDArray[np.int64], last: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], ...]:
-    """Count for each edge from ``first`` to before ``last``; return the edges, each as often, and the numbers."""
+def _counted(
+    first: npt.NDArray[np.int64], last: npt.NDArray[np.int64]
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Count for each edge from ``first`` to before ``last``; return the edges, each as often, and the numbers.
+
+    They come in parts: thousands of edges that each cross the whole picture would take gigabytes at once.
+    """
     counts = np.maximum(last - first, 0)
-    edges = np.repeat(np.arange(len(first)), counts)
-    return edges, np.arange(len(edges)) - np.repeat(np.cumsum(counts) - counts, counts) + first[edges]
+    totals = np.cumsum(counts)
+    begin = 0
+    while begin < len(counts):
+        done = totals[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(totals, done + _TOGETHER, side="right")))
+        part = counts[begin:end]
+        edges = np.repeat(np.arange(begin, end), part)
+        yield edges, np.arange(len(edges)) - np.repeat(np.cumsum(part) - part, part) + first[edges]
+        begin = end
 
 
 def _mark_path(polygon: Floats, window: Window, mask: Mask) -> None:

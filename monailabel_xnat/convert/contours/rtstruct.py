@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 
-from monailabel_xnat.convert.contours.polygons import empty_slices, fill_polygons, is_flat, lost_contours
+from monailabel_xnat.convert.contours.polygons import (
+    FARTHEST_CORNER,
+    empty_slices,
+    fill_polygons,
+    is_flat,
+    lost_contours,
+)
 from monailabel_xnat.convert.dicom import elements
 from monailabel_xnat.convert.dicom.objects import (
     RTSTRUCT_CLASSES,
@@ -150,6 +156,12 @@ def _shapes(contours: Sequence[Dataset], name: str, grid: Grid) -> tuple[tuple[F
             others["stored twice"] += 1
         else:
             voxels = grid.voxels_of(corners)
+            if not np.abs(voxels).max() <= FARTHEST_CORNER:
+                farthest = corners[int(np.argmax(np.abs(voxels).max(axis=1)))].tolist()
+                raise LabelFileError(
+                    f"a contour of {name!r} has a corner at {farthest} mm, more than {FARTHEST_CORNER:g} voxels away",
+                    hint="store the structure set again from the program that made it",
+                )
             if kind in _THIN:
                 thin[kind] += 1
                 # There and back, so that it encloses nothing.

@@ -40,7 +40,8 @@ def text(source: Elements, tag: int) -> str:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     elif not isinstance(value, str):
-        value = "\\".join(str(part) for part in value)
+        # pydicom has converted it, because somebody asked for it: a number, or several.
+        value = str(value) if isinstance(value, (int, float)) else "\\".join(str(part) for part in value)
     return str(value).strip(" \0")
 
 

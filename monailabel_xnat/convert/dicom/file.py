@@ -11,6 +11,7 @@ import io
 import mmap
 import os
 import struct
+import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,15 @@ _SHORT_FORMS = frozenset(
         b"ST", b"TM", b"UI", b"UL", b"US",
     )
 )  # fmt: skip
+
+_ALWAYS_BELIEVED = 1 << 28
+"""How many bytes of pixels compressed ones may stand for, however short they are: black slices are very short."""
+
+_HIGHEST_RATIO = 1000
+"""How many bytes of pixels a compressed one stands for at most, beyond that."""
+
+_LARGEST_INFLATED = 1 << 30
+"""How many bytes a deflated file may hold: pydicom inflates all of it before anything can be read."""
 
 _Buffer = mmap.mmap | bytes
 
@@ -114,6 +124,8 @@ def read_dicom(path: Path, stream: BinaryIO, wanted: Collection[int]) -> DicomFi
                 pass
             except (_CutError, struct.error):
                 cut = True
+            except RecursionError:
+                pass  # sequences within sequences: pydicom says so, too
     stream.seek(0)
     with damage_named(path):
         file = _parse(stream, wanted)
@@ -170,10 +182,49 @@ def _walk(buffer: _Buffer, wanted: Collection[int]) -> DicomFile:
     """Find elements without pydicom."""
     meta, position = _find(buffer, _MAGIC_OFFSET + 4, True, (_MEDIA_CLASS, _SYNTAX), group=2)
     syntax = meta.get(_SYNTAX, b"").decode("ascii", "replace").strip("\0 ")
+    if syntax == DEFLATED:
+        _refuse_swollen(buffer, position)
     if syntax in ("", DEFLATED, BIG_ENDIAN):
         raise _UnplainError
     found, end = _find(buffer, position, syntax != IMPLICIT, wanted)
     return DicomFile(found, meta.get(_MEDIA_CLASS, b"").decode("ascii", "replace").strip("\0 "), syntax, end)
+
+
+def _refuse_swollen(buffer: _Buffer, position: int) -> None:
+    """Refuse deflated content that is larger than any object is."""
+    inflater, found, step = zlib.decompressobj(-zlib.MAX_WBITS), 0, 1 << 16
+    for start in range(position, len(buffer), step):
+        data = buffer[start : start + step]
+        while data and not inflater.eof:
+            try:
+                found += len(inflater.decompress(data, 1 << 20))
+            except zlib.error:
+                return  # pydicom says what is wrong with it
+            data = inflater.unconsumed_tail
+        if found > _LARGEST_INFLATED:
+            raise ImageConversionError(
+                f"its content has more than {_LARGEST_INFLATED} bytes once it is inflated", hint="store it uncompressed"
+            )
+
+
+def require_bounded(stream: BinaryIO) -> None:
+    """Refuse a DICOM file whose deflated content is larger than any object is, and leave the stream at its start.
+
+    Raises
+    ------
+    ImageConversionError
+        If it is.
+    """
+    start = stream.read(_MAGIC_OFFSET + 4)
+    if start[_MAGIC_OFFSET:] == b"DICM":
+        with _content(stream) as buffer:
+            try:
+                meta, position = _find(buffer, _MAGIC_OFFSET + 4, True, (_SYNTAX,), group=2)
+            except (_UnplainError, _CutError, struct.error):
+                meta, position = {}, 0
+            if meta.get(_SYNTAX, b"").strip(b"\0 ") == DEFLATED.encode():
+                _refuse_swollen(buffer, position)
+    stream.seek(0)
 
 
 def _find(
@@ -183,8 +234,11 @@ def _find(
     found: dict[int, bytes] = {}
     size = len(buffer)
     while position < size:
+        # What follows may be deflated, so that it is no element.
+        if group and struct.unpack_from("<H", buffer, position) != (group,):
+            break
         tag, length, value = _element(buffer, position, explicit)
-        if tag in _PIXELS or (group and tag >> 16 != group):
+        if tag in _PIXELS:
             break
         if tag in _FUNCTIONAL_GROUPS:
             raise _UnplainError
@@ -306,6 +360,11 @@ def locate_pixel_data(path: Path, stream: BinaryIO, syntax: str, expected: int, 
     offset = stream.tell()
     if length == UNDEFINED_LENGTH:
         _check_fragments(path, stream, frames)
+        if expected > max(_ALWAYS_BELIEVED, _HIGHEST_RATIO * (size - offset)):
+            raise ImageConversionError(
+                f"{path.name} promises {expected} bytes of pixels, which {size - offset} compressed bytes do not hold",
+                hint=RESTORE,
+            )
         return -1, size - offset
     if syntax not in (IMPLICIT, EXPLICIT, BIG_ENDIAN):
         return -1, length
@@ -372,3 +431,6 @@ def _check_fragments(path: Path, stream: BinaryIO, frames: int) -> None:
         count += 1
     if count < 1:
         raise ImageConversionError(f"{path.name} has no pixel data: no fragment is stored", hint=RESTORE)
+    if count < frames:
+        message = f"{path.name} is truncated: {count} fragments of compressed pixel data, but {frames} frames"
+        raise ImageConversionError(message, hint=RESTORE)

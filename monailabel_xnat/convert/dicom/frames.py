@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 
 from monailabel_xnat.convert.dicom import elements
 from monailabel_xnat.convert.dicom.elements import Elements
-from monailabel_xnat.convert.geometry import Plane, cross
+from monailabel_xnat.convert.geometry import FARTHEST, VOXEL_SIZES, Plane, cross, has_possible_sizes
 
 Trait = float | str | tuple[float, ...]
 
@@ -55,6 +55,7 @@ _GRADIENT_DIRECTION = 0x00189076
 _ACQUISITION_TIME = 0x00080032
 _IMAGE_TYPE = 0x00080008
 
+_FRAMES = 0x00280008
 _POSITION = 0x00200032
 _ORIENTATION = 0x00200037
 _PIXEL_SPACING = 0x00280030
@@ -77,6 +78,9 @@ _ECHO = 0x00189114
 _DIMENSION_INDEX_VALUES = 0x00209157
 _TEMPORAL_POSITION_INDEX = 0x00209128
 _EFFECTIVE_ECHO_TIME = 0x00189082
+
+MOST_FRAMES = 32767
+"""Of a file without functional groups: its frames are one side of the volume, and NIfTI-1 holds no longer one."""
 
 _COSINE_ERROR = 0.01
 """How far direction cosines may be from unit length and from a right angle: much more than rounding makes of them."""
@@ -133,6 +137,21 @@ class Frame:
     traits: Mapping[str, Trait] = field(default_factory=dict)
 
 
+def frame_count(dataset: Elements) -> int:
+    """Return the Number of Frames of an object, 1 if it does not say.
+
+    Raises
+    ------
+    ElementError
+        If it is less than 1.
+    """
+    count = elements.decimal(dataset, _FRAMES)
+    # Some writers state 0 for one image.
+    if count and count < 1:
+        raise elements.ElementError(f"Number of Frames is {count:g}, but at least 1 is expected")
+    return int(count or 1)
+
+
 def read_frames(path: Path, dataset: Elements, count: int, order: float) -> tuple[Frame, ...]:
     """Read the frames of an image object from its header.
 
@@ -143,7 +162,7 @@ def read_frames(path: Path, dataset: Elements, count: int, order: float) -> tupl
     dataset : mapping of int to bytes, or Dataset
         Its header.
     count : int
-        Number of Frames.
+        Number of Frames. The pixels of as many should have been found: each frame takes memory.
     order : float
         Instance Number.
 
@@ -162,6 +181,8 @@ def read_frames(path: Path, dataset: Elements, count: int, order: float) -> tupl
         if len(groups) != count:
             raise elements.ElementError(f"{count} frames, but functional groups of {len(groups)}")
         return _enhanced_frames(path, dataset, groups, order)
+    if count > MOST_FRAMES:
+        raise elements.ElementError(f"Number of Frames is {count}, but at most {MOST_FRAMES} are expected")
     offsets = elements.decimals(dataset, _GRID_FRAME_OFFSETS) if count > 1 else None
     slope, intercept = _scaling(dataset)
     if count > 1 and (offsets is None or len(offsets) != count):
@@ -237,13 +258,25 @@ def _plane(position: Elements, orientation: Elements, measures: Elements) -> Pla
         raise elements.ElementError(f"Image Orientation (Patient) is not two unit vectors at right angles: {cosines}")
     spacing = _spacing(measures) or (1.0, 1.0)
     thickness = elements.decimal(measures, _SLICE_SPACING) or elements.decimal(measures, _THICKNESS) or 1.0
+    _refuse_impossible("Spacing Between Slices or Slice Thickness", (abs(thickness),))
+    if max(map(abs, origin)) > FARTHEST:
+        raise elements.ElementError(f"Image Position (Patient) is {origin} mm; at most {FARTHEST:g} mm is expected")
     return Plane(origin, cosines, spacing, abs(thickness))  # type: ignore[arg-type]
 
 
 def _spacing(measures: Elements) -> tuple[float, ...] | None:
     """Read the Pixel Spacing; None if it is missing, or not above 0."""
     spacing = elements.decimals(measures, _PIXEL_SPACING, 2)
-    return spacing if spacing and min(spacing) > 0 else None
+    if not spacing or min(spacing) <= 0:
+        return None
+    _refuse_impossible("Pixel Spacing", spacing)
+    return spacing
+
+
+def _refuse_impossible(name: str, sizes: tuple[float, ...]) -> None:
+    if not has_possible_sizes(sizes):
+        smallest, largest = VOXEL_SIZES
+        raise elements.ElementError(f"{name} is {sizes} mm; {smallest:g} to {largest:g} mm are expected")
 
 
 def _shifted(plane: Plane | None, step: float) -> Plane | None:

@@ -31,7 +31,7 @@ from monailabel_xnat.convert.dicom.file import (
     locate_pixel_data,
     read_dicom,
 )
-from monailabel_xnat.convert.dicom.frames import FRAME_TAGS, Frame, read_frames
+from monailabel_xnat.convert.dicom.frames import FRAME_TAGS, Frame, frame_count, read_frames
 from monailabel_xnat.convert.geometry import Plane
 from monailabel_xnat.disk import private_folder, write_whole
 from monailabel_xnat.errors import ImageConversionError
@@ -226,17 +226,22 @@ def _image_or_other(path: Path, stream: BinaryIO, file: DicomFile) -> ImageHeade
         message = f"{path.name} is truncated, or no whole DICOM object: there are no Rows in its header"
         raise ImageConversionError(message, hint=RESTORE)
     image = _image(path, file.elements, sop_class, file.syntax)
-    expected = image.frame_bytes * len(image.frames)
+    if image.columns < 1:
+        raise ElementError(f"Columns is {image.columns}, but at least 1 is expected")
+    # The number of frames is believed once their pixels are there.
+    count = frame_count(file.elements)
+    bits = image.rows * image.columns * max(1, image.samples) * max(1, image.bits_allocated) * count
+    expected = (bits + 7) // 8
     if image.photometric == "YBR_FULL_422":
         expected = expected * 2 // 3
-    offset, length = locate_pixel_data(path, stream, file.syntax, expected, len(image.frames))
-    image = replace(image, pixel_offset=offset, pixel_length=length)
+    offset, length = locate_pixel_data(path, stream, file.syntax, expected, count)
+    order = elements.decimal(file.elements, _INSTANCE_NUMBER) or 0.0
+    frames = read_frames(path, file.elements, count, order)
+    image = replace(image, pixel_offset=offset, pixel_length=length, frames=frames)
     return untiled(image, stream) if is_mosaic(image.image_type) and len(image.frames) == 1 else image
 
 
 def _image(path: Path, dataset: Elements, sop_class: str, syntax: str) -> ImageHeader:
-    count = int(elements.decimal(dataset, _FRAMES) or 1)
-    order = elements.decimal(dataset, _INSTANCE_NUMBER) or 0.0
     allocated = elements.integer(dataset, _BITS_ALLOCATED, 16)
     stored = elements.integer(dataset, _BITS_STORED, allocated)
     image_type = elements.texts(dataset, _IMAGE_TYPE)
@@ -265,7 +270,7 @@ def _image(path: Path, dataset: Elements, sop_class: str, syntax: str) -> ImageH
         dose_scaling=elements.text(dataset, _DOSE_GRID_SCALING),
         pixel_offset=-1,
         pixel_length=0,
-        frames=read_frames(path, dataset, count, order),
+        frames=(),
     )
 
 

@@ -17,7 +17,7 @@ from pydicom.uid import UID
 from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
 from monailabel_xnat.convert.dicom import elements
-from monailabel_xnat.convert.dicom.file import read_dicom
+from monailabel_xnat.convert.dicom.file import read_dicom, require_bounded
 from monailabel_xnat.convert.grid import Sources
 from monailabel_xnat.errors import ImageConversionError, LabelFileError, XNATDatastoreError
 
@@ -99,8 +99,12 @@ def open_object(source: ObjectSource, classes: Collection[str], kind: str, *, pi
     name = name_of(source)
     with damage_named(name):
         try:
-            stream = io.BytesIO(source) if isinstance(source, bytes) else source
-            dataset = pydicom.dcmread(stream, stop_before_pixels=not pixels)
+            with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
+                try:
+                    require_bounded(stream)
+                except ImageConversionError as error:
+                    raise LabelFileError(f"{name}: {error.message}", hint=_STORE_AGAIN) from error
+                dataset = pydicom.dcmread(stream, stop_before_pixels=not pixels)
         except FileNotFoundError as error:
             raise LabelFileError(f"no such file: {name}", hint="check the path") from error
         except InvalidDicomError as error:

@@ -11,14 +11,13 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from monailabel_xnat.convert.dicom import elements
-from monailabel_xnat.convert.dicom.frames import read_frames
+from monailabel_xnat.convert.dicom.frames import frame_count, read_frames
 from monailabel_xnat.convert.dicom.objects import SliceFinder, frame_references
 from monailabel_xnat.convert.geometry import LPS_TO_RAS, ORIENTATION_TOLERANCE, Floats, Plane, axis_codes, voxel_spacing
 from monailabel_xnat.convert.grid import PLANE_TOLERANCE, Grid
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 _SHOWN = 3
-_FRAMES = 0x00280008
 _ROWS = 0x00280010
 _COLUMNS = 0x00280011
 _SHARED_GROUPS = 0x52009229
@@ -262,8 +261,15 @@ def place_frames(dataset: Dataset, grid: Grid) -> list[FramePlace]:
     LabelGeometryError
         If a frame does not lie on the grid.
     """
-    count = int(elements.decimal(dataset, _FRAMES) or 1)
+    count = frame_count(dataset)
     rows, columns = elements.integer(dataset, _ROWS), elements.integer(dataset, _COLUMNS)
+    described = len(elements.items(dataset, _FRAME_GROUPS))
+    if described != count:
+        raise LabelFileError(
+            f"the DICOM SEG has {count} frames, but functional groups, "
+            f"which say where in the patient they lie, of {described}",
+            hint="store it again from the program that made it",
+        )
     planes = [frame.plane for frame in read_frames(Path(), dataset, count, 0.0)]
     drawn_on = _drawn_on(dataset, grid)
     missing = [frame for frame, plane in enumerate(planes) if plane is None]

@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from pydicom.uid import UID
 
 from monailabel_xnat.convert.dicom import elements
 from monailabel_xnat.convert.dicom.file import DEFLATED, EXPLICIT, IMPLICIT
+from monailabel_xnat.convert.dicom.frames import frame_count
 from monailabel_xnat.convert.dicom.objects import SEG_CLASSES, damage_named, open_object
 from monailabel_xnat.convert.grid import Grid
-from monailabel_xnat.convert.labelmap import Canvas, LabelMap
+from monailabel_xnat.convert.labelmap import Canvas, LabelMap, most_voxels
 from monailabel_xnat.convert.seg.places import Contradictions, place_frames
 from monailabel_xnat.convert.seg.segments import read_segments
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
@@ -42,25 +44,51 @@ _IDENTIFICATION = 0x0062000A
 _REFERENCED_NUMBER = 0x0062000B
 _SHARED_GROUPS = 0x52009229
 _FRAME_GROUPS = 0x52009230
-Mask = npt.NDArray[np.bool_]
 
 
-def read_pictures(dataset: Dataset, count: int) -> Pictures:
+@dataclass(frozen=True, eq=False)
+class _Mask:
+    """What a frame marks: its pixels, their value or values, and of which segments that are not described how many."""
+
+    frame: int
+    pixels: npt.NDArray[np.bool_]
+    value: int | npt.NDArray[Any]
+    unclaimed: Mapping[int, int]
+
+
+def read_pictures(dataset: Dataset, grid: Grid, segments: int) -> Pictures:
     """Return access to the frames of a DICOM SEG.
 
     Parameters
     ----------
     dataset : Dataset
         The SEG.
-    count : int
-        Number of frames.
+    grid : Grid
+        The grid of the image.
+    segments : int
+        How many segments it describes.
 
     Raises
     ------
     LabelFileError
         If pixels are missing or cannot be decoded; of some compressed ones only when their frame is asked for.
+    LabelGeometryError
+        If it has more pixels than its segments can have in the image.
     """
+    count = frame_count(dataset)
     rows, columns = elements.integer(dataset, _ROWS), elements.integer(dataset, _COLUMNS)
+    if not (rows and columns):
+        raise LabelFileError(
+            f"the frames of the DICOM SEG have {rows} rows and {columns} columns; at least 1 is expected",
+            hint="store it again from the program that made it",
+        )
+    most = most_voxels(grid)
+    if rows * columns > most or count * rows * columns > most * segments:
+        raise LabelGeometryError(
+            f"the DICOM SEG has {count} frames of {columns} x {rows} pixels, more than {segments} segments can fill in "
+            f"the image: {grid}",
+            hint="read it with the image that it was drawn on",
+        )
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", IMPLICIT))
     bits = elements.integer(dataset, _BITS_ALLOCATED, 1)
     if bits in (1, 8, 16):
@@ -192,22 +220,23 @@ def read_seg(path: Path, grid: Grid) -> LabelMap:
     dataset = open_object(path, SEG_CLASSES, "DICOM SEG")
     with damage_named(path.name):
         segments, values, notes = read_segments(dataset)
-        canvas = Canvas(grid, max(_largest_number(dataset), *values.values()))
+        # The number of frames is believed once their pixels are there.
+        pictures = read_pictures(dataset, grid, len(segments))
         places = place_frames(dataset, grid)
-        masks, remarks = _masks(dataset, len(places))
+        canvas = Canvas(grid, max(_largest_number(dataset), *values.values()))
+        masks, remarks = _masks(dataset, pictures, values, len(places))
         outside = 0
         unclaimed: Counter[int] = Counter()
         contradictions = Contradictions(grid)
-        for frame, mask, number in masks:
-            placement = places[frame].placement
-            inside = mask[placement.window]
-            if inside.size < mask.size:
-                outside += int(np.count_nonzero(mask)) - int(np.count_nonzero(inside))
-            if number not in values:
-                unclaimed[number] += int(np.count_nonzero(mask))
-                continue
-            contradictions.look_at(frame, places[frame], inside)
-            canvas.paint(placement.view, inside, values[number])
+        for mask in masks:
+            placement = places[mask.frame].placement
+            inside = mask.pixels[placement.window]
+            if inside.size < mask.pixels.size:
+                outside += int(np.count_nonzero(mask.pixels)) - int(np.count_nonzero(inside))
+            unclaimed.update(mask.unclaimed)
+            contradictions.look_at(mask.frame, places[mask.frame], inside)
+            value = mask.value if isinstance(mask.value, int) else mask.value[placement.window]
+            canvas.paint(placement.view, inside, value)
         _refuse_unclaimed(path.name, +unclaimed)
         contradictions.refuse(path.name, len(places))
     if outside:
@@ -230,31 +259,43 @@ def _refuse_unclaimed(name: str, voxels: Mapping[int, int]) -> None:
         )
 
 
-def _masks(dataset: Dataset, count: int) -> tuple[Iterator[tuple[int, Mask, int]], list[str]]:
-    """Return frame, mask and segment number of each mask, so that later ones go above earlier ones; and notes."""
-    pictures = read_pictures(dataset, count)
+def _masks(
+    dataset: Dataset, pictures: Pictures, values: Mapping[int, int], count: int
+) -> tuple[Iterator[_Mask], list[str]]:
+    """Return the masks, those that go above others later; and notes."""
     if _type(dataset) == "LABELMAP":
-        return _labelled_masks(dataset, pictures, count), []
+        return _labelled_masks(dataset, pictures, values, count), []
     threshold, notes = _threshold(dataset, pictures, count)
-    return _segment_masks(dataset, pictures, threshold), notes
+    return _segment_masks(dataset, pictures, values, threshold), notes
 
 
-def _labelled_masks(dataset: Dataset, pictures: Pictures, count: int) -> Iterator[tuple[int, Mask, int]]:
-    """Return the masks of each number in each frame of a label map object."""
-    background = (0, elements.integer(dataset, _PADDING))
+def _labelled_masks(dataset: Dataset, pictures: Pictures, values: Mapping[int, int], count: int) -> Iterator[_Mask]:
+    """Return one mask for each frame of a label map object, with the value of each pixel."""
+    background = {0, elements.integer(dataset, _PADDING)}
     for frame in range(count):
         picture = pictures(frame)
-        for number in np.flatnonzero(np.bincount(picture.ravel())):
-            if number not in background:
-                yield frame, picture == number, int(number)
+        if picture.dtype == np.bool_:
+            picture = picture.view(np.uint8)
+        # By tables, because a pass over the pixels for each of thousands of numbers would take hours.
+        counts = np.bincount(picture.ravel())
+        present = [int(number) for number in np.flatnonzero(counts) if number not in background]
+        is_marked, table = np.zeros(len(counts), dtype=bool), np.zeros(len(counts), dtype=np.uint16)
+        for number in present:
+            is_marked[number], table[number] = True, values.get(number, 0)
+        unclaimed = {number: int(counts[number]) for number in present if number not in values}
+        yield _Mask(frame, is_marked[picture], table[picture], unclaimed)
 
 
-def _segment_masks(dataset: Dataset, pictures: Pictures, threshold: float) -> Iterator[tuple[int, Mask, int]]:
+def _segment_masks(
+    dataset: Dataset, pictures: Pictures, values: Mapping[int, int], threshold: float
+) -> Iterator[_Mask]:
     """Return the mask of each frame, by ascending number of its segment."""
     numbers = _frame_numbers(dataset)
     for frame in sorted(range(len(numbers)), key=numbers.__getitem__):
-        picture = pictures(frame)
-        yield frame, picture if picture.dtype == np.bool_ else picture >= threshold, numbers[frame]
+        picture, number = pictures(frame), numbers[frame]
+        pixels = picture if picture.dtype == np.bool_ else picture >= threshold
+        unclaimed = {} if number in values else {number: int(np.count_nonzero(pixels))}
+        yield _Mask(frame, pixels, values.get(number, 0), unclaimed)
 
 
 def _frame_numbers(dataset: Dataset) -> list[int]:

@@ -108,9 +108,12 @@ def _values(descriptions: Mapping[int, str]) -> tuple[dict[int, int], list[str]]
     if len(set(stated.values())) < len(stated) or not all(0 < value <= LARGEST_VALUE for value in stated.values()):
         stated = {}
     values, notes = dict(stated), []
+    taken, free = set(stated.values()), 1
     for number in sorted(descriptions.keys() - stated.keys()):
-        taken = set(values.values())
-        values[number] = number if number not in taken else min(set(range(1, len(taken) + 2)) - taken)
+        while free in taken:
+            free += 1
+        values[number] = number if number not in taken else free
+        taken.add(values[number])
         if values[number] != number:
             notes.append(f"segment {number} has the value {values[number]}: another one has {number}")
     return values, notes
