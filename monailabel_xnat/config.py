@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import platformdirs
 
+from monailabel_xnat.disk import require_private
 from monailabel_xnat.errors import SettingsError, UnknownSettingError
 from monailabel_xnat.values import (
     Patterns,
@@ -202,7 +203,13 @@ class Settings:
 
     @property
     def server_folder(self) -> Path:
-        """The folder on this machine for what belongs to this server and can be fetched or made again."""
+        """The folder on this machine for what belongs to this server and can be fetched or made again.
+
+        Raises
+        ------
+        CacheError
+            If it is there and is not this user's alone; see :func:`~monailabel_xnat.disk.require_private`.
+        """
         return self._below(self.cache_path or platformdirs.user_cache_path("monailabel_xnat"))
 
     @property
@@ -221,7 +228,9 @@ class Settings:
 
     def _below(self, base: Path) -> Path:
         digest = hashlib.sha256(self.server.encode()).hexdigest()[:12]
-        return base / f"{re.sub(r'[^A-Za-z0-9.-]', '_', urlsplit(self.server).netloc)}-{digest}"
+        folder = base / f"{re.sub(r'[^A-Za-z0-9.-]', '_', urlsplit(self.server).netloc)}-{digest}"
+        require_private(folder)
+        return folder
 
     @property
     def label_values(self) -> dict[str, int]:

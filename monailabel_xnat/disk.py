@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
+import stat
 import threading
 import uuid
 from collections.abc import Iterator
@@ -15,6 +17,8 @@ from weakref import WeakSet, WeakValueDictionary
 import filelock
 
 from monailabel_xnat.errors import CacheError, XNATDatastoreError
+
+logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
 # Waiting threads are woken at once by the lock in memory; only other processes need to look again and again.
@@ -54,11 +58,49 @@ def must_work(task: str, hint: str) -> Iterator[None]:
 
 
 def private_folder(folder: Path) -> Path:
-    """Make a folder, and those above it that are missing, that only this user can look into (mode 0700)."""
+    """Make a folder, and those above it that are missing, that only this user can look into (mode 0700).
+
+    Raises
+    ------
+    CacheError
+        If it is there and is not this user's alone; see :func:`require_private`.
+    """
     # Path.mkdir(parents=True) would give the folders above the mode that the umask leaves.
     for missing in reversed([parent for parent in (folder, *folder.parents) if not parent.exists()]):
         missing.mkdir(mode=0o700, exist_ok=True)
+    require_private(folder)
     return folder
+
+
+def require_private(folder: Path) -> None:
+    """Refuse a folder of patients' data into which others may have put something; one that is not there passes.
+
+    A folder of this user that others may only read is closed to them (mode 0700).
+
+    Raises
+    ------
+    CacheError
+        If it is a symbolic link, belongs to another user, or may be written by others.
+    """
+    try:
+        found = folder.lstat()
+    except OSError:
+        return
+    if os.name == "nt":  # Windows keeps who may read a folder elsewhere.
+        return
+    another = "choose another folder with the settings cache_path and data_path"
+    if stat.S_ISLNK(found.st_mode):
+        raise CacheError(f"{folder} is a symbolic link, and is not used", hint=f"put a folder there, or {another}")
+    if found.st_uid != os.geteuid():
+        raise CacheError(f"{folder} belongs to another user (uid {found.st_uid}), and is not used", hint=another)
+    if found.st_mode & 0o022:
+        raise CacheError(
+            f"others may write to {folder}, and it is not used",
+            hint=f"see that all in it is yours, then close it with `chmod 700 {folder}`, or {another}",
+        )
+    if found.st_mode & 0o077:
+        folder.chmod(0o700)
+        logger.warning("others could read %s; it is closed to them now", folder)
 
 
 def private_opener(path: str, flags: int) -> int:

@@ -88,8 +88,8 @@ class Cache:
         self._looked = float("-inf")
         self._keys_of = 0
         with self._errors("make"):
+            private_folder(folder)
             private_folder(folder / _LOCKS)
-            folder.chmod(0o700)
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:

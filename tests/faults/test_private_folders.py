@@ -1,0 +1,105 @@
+"""Folders with patients' data: only ours, only for us; what others have made or could have filled is refused."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "labels"))
+
+from label_archive import fill
+
+from monailabel_xnat.cli.main import main
+from monailabel_xnat.config import Settings
+from monailabel_xnat.errors import CacheError
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows keeps who may read a folder elsewhere")
+
+
+@pytest.fixture
+def folder(xnat_sandbox, tmp_path):
+    """The folder for this server below a cache_path that everybody may look into, as existing ones are."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o755)
+    with requests.Session() as admin:
+        admin.auth = (xnat_sandbox.username, xnat_sandbox.password)
+        fill(xnat_sandbox.url, "P", admin)
+    return Settings.load({"server": xnat_sandbox.url, "cache_path": tmp_path / "cache"}, environ={}).server_folder
+
+
+@pytest.fixture
+def use(open_xnat_datastore, tmp_path):
+    def use():
+        datastore = open_xnat_datastore(project="P", cache_path=tmp_path / "cache", roi_write="", prefetch=0)
+        return datastore.get_image_uri(datastore.list_images()[0])
+
+    return use
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_below_a_cache_path_that_is_open_to_others_our_own_folder_is_not(use, folder):
+    assert use()
+    assert mode(folder) == 0o700
+    assert mode(folder.parent) == 0o755
+
+
+def test_a_folder_of_ours_that_others_may_read_is_closed_to_them(use, folder):
+    folder.mkdir()
+    folder.chmod(0o755)
+    assert use()
+    assert mode(folder) == 0o700
+
+
+@pytest.mark.parametrize("bits", [0o770, 0o707, 0o777, 0o720])
+def test_a_folder_that_others_may_write_is_refused_with_the_remedy(use, folder, bits):
+    folder.mkdir()
+    folder.chmod(bits)
+    with pytest.raises(CacheError, match=f"chmod 700 {folder}"):
+        use()
+    folder.chmod(0o700)
+    assert use()
+
+
+def test_a_folder_that_is_a_symbolic_link_is_refused(use, folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CacheError, match="symbolic link"):
+        use()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_that_another_user_has_made_is_refused(use, folder):
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 12345, 12345)
+    with pytest.raises(CacheError, match="belongs to another user"):
+        use()
+
+
+def test_an_outbox_that_is_a_symbolic_link_is_refused_and_the_label_is_not_accepted(
+    use, folder, open_xnat_datastore, tmp_path
+):
+    image = use()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    (folder / "outbox").symlink_to(tmp_path / "elsewhere")
+    datastore = open_xnat_datastore(project="P", cache_path=tmp_path / "cache", roi_write="")
+    with pytest.raises(CacheError, match="symbolic link"):
+        datastore.save_label(datastore.list_images()[0], image, "final", {})
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_the_command_says_so_too(folder, xnat_sandbox, tmp_path, capsys, monkeypatch):
+    folder.mkdir()
+    folder.chmod(0o777)
+    monkeypatch.setenv("MONAI_LABEL_XNAT_PASSWORD", xnat_sandbox.password)
+    words = ["--studies", xnat_sandbox.url, "--username", "admin", "--cache-path", str(tmp_path / "cache")]
+    assert main(["outbox", *words]) != 0
+    assert "chmod 700" in capsys.readouterr().err
