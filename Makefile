@@ -7,11 +7,11 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-FOLDERS := monailabel_xnat tests examples benchmarks .ci
+FOLDERS := monailabel_xnat tests examples benchmarks docs/site .ci
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo demo-check test check coverage matrix lint format sandbox clean
+.PHONY: help venv demo demo-check test check coverage matrix lint format docs dist sandbox clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -26,7 +26,7 @@ $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.3'
 	$(BIN)/python -m pip install --constraint constraints.txt --build-constraint constraints.txt \
-		--editable '.[test,demo,dev]'
+		--editable '.[test,demo,dev,docs]'
 	@touch $@
 
 demo: $(INSTALLED) ## the whole loop on this computer: archive, annotate, train; stays up to play with
@@ -58,6 +58,14 @@ lint: $(INSTALLED) ## ruff and mypy
 format: $(INSTALLED) ## let ruff format the code and mend what it can
 	$(BIN)/ruff check --fix $(FOLDERS)
 	$(BIN)/ruff format $(FOLDERS)
+
+docs: $(INSTALLED) ## the documentation as a web site, in build/site; warnings are errors
+	$(BIN)/python docs/site/generate.py
+	$(BIN)/python -m mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+
+dist: $(INSTALLED) ## wheel and source distribution, in dist
+	rm -rf build/lib build/bdist.* dist
+	$(BIN)/python -c 'from setuptools import build_meta as build; build.build_sdist("dist"); build.build_wheel("dist")'
 
 sandbox: $(INSTALLED) ## an XNAT-compatible server with demo data
 	$(BIN)/monailabel-xnat sandbox --demo

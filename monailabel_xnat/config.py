@@ -68,7 +68,7 @@ def _setting(parse: Callable[[object], Value], default: Value, meaning: str) -> 
 class Settings:
     """Everything that can be set, checked. Make one with :meth:`load`.
 
-    The meaning of each field stands in its ``meaning`` and in the table of the README.
+    What each field means is listed below, and in docs/settings.md with the defaults.
     """
 
     server: str = _setting(as_server, "", "address of the XNAT site")
@@ -236,6 +236,16 @@ class Settings:
     def label_values(self) -> dict[str, int]:
         """Voxel value by label name."""
         return dict(self.labels)
+
+
+# The meanings stand once, beside the fields. `help(Settings)` shows them from here.
+Settings.__doc__ = "\n".join(
+    [
+        *(Settings.__doc__ or "").rstrip().splitlines(),
+        "\n    Attributes\n    ----------",
+        *(f"    {item.name}\n        {item.metadata['meaning']}" for item in fields(Settings)),
+    ]
+)
 
 
 def _user_data() -> Path:

@@ -1,58 +1,127 @@
-"""Settings are the same everywhere: in the README's table, in the code, and in the constructor's signature."""
+"""What the documentation says is what the code does: settings, commands, messages, tests, paths, names."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
+import runpy
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.version import Version
 
 import monailabel_xnat
 from monailabel_xnat import XNATDatastore, errors
 from monailabel_xnat.config import Settings
 from monailabel_xnat.facade.opening import SettingArguments
-from monailabel_xnat.values import Secret
 
-README = Path(__file__).parents[1] / "README.md"
-
-
-def shown(default) -> str:
-    if isinstance(default, tuple):
-        default = ",".join(default)
-    if isinstance(default, bool):
-        default = str(default).lower()
-    if default in (None, "") or isinstance(default, Secret):
-        return ""
-    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+ROOT = Path(__file__).parents[1]
+README, DOCS = ROOT / "README.md", ROOT / "docs"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+REGENERATE = "run `make docs`, or `python docs/site/generate.py`, and commit what it wrote"
 
 
-def settings_table() -> str:
-    rows = [
-        f"| `{field.name}` | {shown(field.default)} | {field.metadata['meaning']} |"
-        for field in dataclasses.fields(Settings)
-    ]
-    return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows])
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
 
 
-def test_the_readme_lists_every_setting_with_its_default_and_meaning():
-    text = README.read_text(encoding="utf-8")
-    section = re.search(r"<!-- settings:.*?-->\n(.*?)<!-- end of settings -->", text, re.DOTALL)
-    assert section is not None
-    assert section.group(1).strip() == settings_table()
+@pytest.fixture(scope="module")
+def generator() -> dict[str, Any]:
+    return runpy.run_path(str(DOCS / "site" / "generate.py"))
 
 
-def test_every_file_that_the_readme_points_to_exists():
-    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)\)", README.read_text(encoding="utf-8"))
-    assert targets
-    assert [target for target in targets if not (README.parent / target).exists()] == []
+def test_the_page_of_settings_lists_every_setting_with_its_default_and_meaning(generator):
+    page = text_of(DOCS / "settings.md")
+    assert len(re.findall(r"^\| `\w+` \|", page, re.MULTILINE)) == len(dataclasses.fields(Settings)), REGENERATE
+    assert generator["with_settings_table"](page) == page, REGENERATE
+
+
+def test_help_of_the_settings_says_what_each_means():
+    shown = " ".join(str(inspect.getdoc(Settings)).split())
+    for field in dataclasses.fields(Settings):
+        assert f"{field.name} {' '.join(field.metadata['meaning'].split())}" in shown
+
+
+@pytest.mark.skipif(
+    Version(metadata.version("click")) < Version("8.2"), reason="click before 8.2 lays the help out in another way"
+)
+def test_the_page_of_commands_is_their_help(generator):
+    assert text_of(DOCS / "commands.md") == generator["commands_page"](), REGENERATE
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_points_to_exists(page):
+    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)", text_of(page))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("mkdocs") is None, reason="the extra `docs` is not installed")
+def test_the_web_site_is_built_without_a_warning(tmp_path):
+    site = "--config-file", str(DOCS / "site" / "mkdocs.yml"), "--site-dir", str(tmp_path)
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", *site], capture_output=True, text=True, timeout=280
+    )
+    assert (built.returncode, "WARNING" in built.stderr) == (0, False), built.stderr
+    api = (tmp_path / "api.html").read_text(encoding="utf-8")
+    assert "save_label" in api
+    assert "Store a label in XNAT as a new version" in api
+
+
+def test_every_page_is_in_the_contents_and_in_the_navigation():
+    contents, navigation = text_of(DOCS / "index.md"), text_of(DOCS / "site" / "mkdocs.yml")
+    names = {page.name for page in DOCS.glob("*.md")} - {"index.md"}
+    assert {name for name in names if f": {name}\n" not in navigation} == set()
+    assert {
+        name for name in names - {"images.md", "xnatpy.md", "benchmarks.md"} if f"({name})" not in contents
+    } == set()
 
 
 def test_every_path_that_contributing_names_exists():
-    root = README.parent
-    text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = text_of(ROOT / "CONTRIBUTING.md")
     paths = [path for path in re.findall(r"`([\w./-]+(?:/|\.py|\.md|\.cfg))`", text) if not path.startswith("../")]
     assert "datastore.py" in {Path(path).name for path in paths}
-    assert [path for path in paths if not ((root / path).exists() or (root / "monailabel_xnat" / path).exists())] == []
+    assert [path for path in paths if not ((ROOT / path).exists() or (ROOT / "monailabel_xnat" / path).exists())] == []
+
+
+@cache
+def functions_in(file: Path) -> set[str]:
+    tree = ast.parse(text_of(file)) if file.is_file() else ast.Module([], [])
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_guarantee_names_tests_that_exist():
+    rows = [
+        row for row in text_of(DOCS / "guarantees.md").splitlines() if row.startswith("| ") and "promise" not in row
+    ]
+    named = {row: re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row) for row in rows}
+    assert rows
+    assert [row for row, tests in named.items() if not tests] == []
+    tests = {test for row in named.values() for test in row}
+    assert [f"{file}::{name}" for file, name in sorted(tests) if name not in functions_in(ROOT / file)] == []
+
+
+def test_every_message_under_troubleshooting_is_one_of_the_code():
+    code = "\n".join(text_of(path) for path in (ROOT / "monailabel_xnat").rglob("*.py") if "sandbox" not in path.parts)
+    first = [row.split("|")[1] for row in text_of(DOCS / "troubleshooting.md").splitlines() if row.startswith("| ")]
+    messages = [message for cell in first for message in re.findall(r"`([^`]* [^`]*)`", cell)]
+    pieces = {piece.strip() for message in messages for piece in message.split("…") if piece.strip()}
+    assert len(pieces) > 20
+    assert sorted(piece for piece in pieces if piece not in code) == []
+
+
+def test_the_files_for_a_container_are_those_of_the_page():
+    page = text_of(DOCS / "container.md")
+    for name in ("Dockerfile", "compose.yml"):
+        assert text_of(DOCS / "container" / name).split("\n", 1)[1] in page
 
 
 def test_the_constructor_spells_every_setting_out():
@@ -63,8 +132,7 @@ def test_the_constructor_spells_every_setting_out():
 
 
 def test_all_that_is_documented_or_returned_can_be_imported_from_the_package():
-    texts = [path.read_text(encoding="utf-8") for path in (README, *(README.parent / "docs").glob("*.md"))]
-    names = re.findall(r"from monailabel_xnat import ([\w, ]+)", "\n".join(texts))
+    names = re.findall(r"from monailabel_xnat import ([\w, ]+)", "\n".join(map(text_of, PAGES)))
     assert names
     documented = {name.strip() for line in names for name in line.split(",")}
     ours = [kind for kind in vars(errors).values() if inspect.isclass(kind)]
@@ -72,3 +140,11 @@ def test_all_that_is_documented_or_returned_can_be_imported_from_the_package():
     returned |= {"TrainingSet", "PrefetchReport", "Progress"}
     assert documented | returned <= set(monailabel_xnat.__all__)
     assert all(getattr(monailabel_xnat, name) is not None for name in monailabel_xnat.__all__)
+
+
+def test_every_public_name_is_on_the_page_about_python():
+    page = text_of(DOCS / "api.md")
+    public = set(monailabel_xnat.__all__) - {"__version__"}
+    documented = {name.rpartition(".")[2] for name in re.findall(r"^::: ([\w.]+)", page, re.MULTILINE)}
+    assert "errors" in documented
+    assert public - documented == {name for name in public if hasattr(errors, name)}
