@@ -152,6 +152,20 @@ def _is_derived(scan: Scan) -> bool:
     return scan.modality.upper() in _NOT_IMAGES or scan.type.upper() in _NOT_IMAGE_TYPES
 
 
+def chosen_by(settings: Settings) -> str:
+    """Return the settings that choose the images, as text: ``project=A,B, modality=MR``.
+
+    Two datastores of one user and one server with the same text list the same images.
+    """
+    names = ("project", *_name_filters({}), "image_resource", "min_frames")
+    texts = {
+        name: ",".join(value) if isinstance(value, tuple) else str(value)
+        for name in names
+        if (value := getattr(settings, name)) != getattr(Settings, name) or name == "project"
+    }
+    return ", ".join(f"{name}={text or '(all)'}" for name, text in texts.items())
+
+
 def is_drawn_scan(scan: Scan) -> bool:
     """Return whether a scan holds a SEG or RTSTRUCT, by modality or type."""
     return scan.modality.upper() in _DRAWN_SCANS or scan.type.upper() in _DRAWN_SCANS

@@ -56,16 +56,20 @@ def replay(ctx: click.Context, settings: Settings, as_json: bool, as_me: bool, d
 
     What another account saved waits for that account. Where it was renamed or is gone, --as-me takes over its labels.
     """
+    from monailabel_xnat.catalog.selection import chosen_by
+    from monailabel_xnat.labels.entry import State
     from monailabel_xnat.labels.outbox import outbox_of
 
-    projects = {entry.image_id.project for entry in outbox_of(settings).entries() if entry.image_id}
+    entries = outbox_of(settings).entries()
+    projects = settings.project or tuple(sorted({entry.image_id.project for entry in entries if entry.image_id}))
+    is_name_ours = any(entry.state is State.NAMED and entry.chosen_by == chosen_by(settings) for entry in entries)
+    # A name is looked up only among the images that it was given for: those of these settings as they are.
+    asking = settings if is_name_ours else replace(settings, project=projects)
     if dry_run:
-        _show_what_would_be_sent(
-            replace(settings, read_only=True, project=settings.project or tuple(sorted(projects))), as_me, as_json
-        )
+        _show_what_would_be_sent(replace(asking, read_only=True), as_me, as_json)
         return
-    if projects:
-        with opened(replace(settings, project=settings.project or tuple(sorted(projects)))) as parts:
+    if projects or is_name_ours:
+        with opened(asking) as parts:
             parts.store.replay(as_me=as_me)
     waiting = _waiting(settings)
     _show(waiting, as_json=as_json)
@@ -86,7 +90,7 @@ def assign(settings: Settings, folder: str, image_id: str) -> None:
     from monailabel_xnat.labels.outbox import outbox_of
 
     image = ImageId.parse(image_id)
-    may_be_assigned = (State.UNASSIGNED, State.REFUSED)
+    may_be_assigned = (State.NAMED, State.UNASSIGNED, State.REFUSED)
     found = [entry for entry in outbox_of(settings).entries() if entry.folder.name == Path(folder).name]
     if not found or found[0].state not in may_be_assigned:
         raise SettingsError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from monailabel_xnat.background import Background
 from monailabel_xnat.catalog import Catalog, Scan
+from monailabel_xnat.catalog.selection import chosen_by
 from monailabel_xnat.client.files import list_whole
 from monailabel_xnat.client.items import exists, scan_path
 from monailabel_xnat.client.items import resource_path as resource_of_scan
@@ -20,7 +21,9 @@ from monailabel_xnat.client.upload import Upload, upload_files, writing
 from monailabel_xnat.convert import Grid
 from monailabel_xnat.disk import file_digest
 from monailabel_xnat.errors import (
+    AmbiguousNameError,
     CacheError,
+    InvalidIdError,
     LabelFileError,
     LabelGeometryError,
     ServerError,
@@ -47,6 +50,8 @@ FIRST_PAUSE = 5.0
 _LONGEST_PAUSE = 600.0
 _LONGEST_GOODBYE = 10.0
 _TO_BE_PLACED = (State.UNCHECKED, State.RAW)
+# The lock of the labels in the outbox whose image is not known; it has the place of a path of XNAT.
+_WITHOUT_IMAGE = "unassigned"
 
 
 class Delivery:
@@ -153,23 +158,24 @@ class Delivery:
         Parameters
         ----------
         as_me : bool
-            Whether what other users saved is listed as well. Otherwise it is sent under their own name only.
+            Whether what other users saved is listed as well. Otherwise it is sent under their own name only, and so is
+            always what was saved under a name: this user may see other images of that name.
         """
-        entries = [
-            entry
-            for entry in self._outbox.entries()
-            if entry.state not in (State.REFUSED, State.UNASSIGNED)
-            or (entry.state is State.UNASSIGNED and self._of_same_series(entry))
-        ]
-        if as_me:
-            return entries
+        entries = [entry for entry in self._outbox.entries() if self._may_be_tried(entry)]
         users = {self._session.settings.username}
         if any(entry.user not in users for entry in entries):
             try:  # an alias token stands for a user of another name
                 users.add(self._session.user)
             except ServerError as error:
                 logger.debug("it is not known who we are: %s", error)
-        return [entry for entry in entries if entry.user in users]
+        return [entry for entry in entries if entry.user in users or (as_me and entry.state is not State.NAMED)]
+
+    def _may_be_tried(self, entry: Entry) -> bool:
+        if entry.state is State.NAMED:
+            return entry.chosen_by == chosen_by(self._session.settings)
+        if entry.state is State.UNASSIGNED:
+            return bool(self._of_same_series(entry))
+        return entry.state is not State.REFUSED
 
     def replay(self, *, as_me: bool = False) -> dict[str, str]:
         """Try to send what waits, each once.
@@ -197,7 +203,8 @@ class Delivery:
             try:
                 self.send(*self._with_image(entry))
                 logger.info("a label that waited in the outbox is in XNAT now")
-            except UnknownImageError as error:  # another datastore, with other projects, may know it
+            except (UnknownImageError, AmbiguousNameError, InvalidIdError) as error:
+                # Of an image that was given by its id, another datastore with other projects may know it.
                 failures[str(entry.folder)] = str(error)
             except XNATDatastoreError as error:
                 if self._outbox.current(entry):
@@ -213,9 +220,15 @@ class Delivery:
         ------
         UnknownImageError
             If the catalog does not list its image. If XNAT has it no more, this is noted.
+        UnknownImageError, AmbiguousNameError, InvalidIdError
+            If only a name was given, and no image or several have it. The label is unassigned then.
+        UnknownLabelError
+            If it has left the outbox.
         ServerError
             If XNAT fails.
         """
+        if entry.state is State.NAMED:
+            entry = self._looked_up(entry)
         try:
             return entry, self._catalog.scan(entry.image)
         except UnknownImageError:
@@ -234,6 +247,26 @@ class Delivery:
         )
         self._outbox.note_failure(entry, error)
         raise error
+
+    def _looked_up(self, entry: Entry) -> Entry:
+        """Look up the name that was given as the image of a label, and make the label one of that image."""
+        found: Scan | UnknownImageError | AmbiguousNameError | InvalidIdError
+        try:
+            found = self._catalog.scan(entry.given, insist=True)
+        except (UnknownImageError, AmbiguousNameError, InvalidIdError) as error:
+            found = error
+        with writing(self._session.settings, _WITHOUT_IMAGE):
+            current = self._outbox.current(entry)
+            if current is None:
+                raise UnknownLabelError(f"the label {entry.tag!r} was removed from the outbox before it was sent")
+            if current.image_id is not None:  # another process, or a person, was quicker
+                return current
+            if isinstance(found, Scan):
+                return self._outbox.assign(current, found.image_id)
+            self._outbox.note_failure(current, found)
+            self._outbox.change(current, state=State.UNASSIGNED)
+        logger.warning("a label is kept whose image could not be found; `monailabel-xnat outbox` shows it")
+        raise found
 
     def _of_same_series(self, entry: Entry) -> list[Scan]:
         """Return the images in the project of a label whose series its description names, if its own is not listed.
@@ -262,7 +295,7 @@ class Delivery:
         for stray in self._outbox.strays():
             image = stray.image_id
             place = (
-                resource_of_scan(scan_path(image, is_shared=True), resource_of(stray.tag)) if image else "unassigned"
+                resource_of_scan(scan_path(image, is_shared=True), resource_of(stray.tag)) if image else _WITHOUT_IMAGE
             )
             try:
                 with writing(self._session.settings, place):

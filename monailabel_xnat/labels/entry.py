@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 _FILE, DESCRIPTION_FILE, ENTRY_FILE, FAILURE_FILE = "label", "sidecar.json", "entry.json", "failure.json"
 
+_PERSON = "a person who says which image it belongs to: `monailabel-xnat outbox assign FOLDER IMAGE_ID`"
+
 
 class State(str, Enum):
     """How far a label that waits has been looked at."""
@@ -42,6 +44,9 @@ class State(str, Enum):
 
     RAW = "raw"
     """It is as it was sent, for it can be read only with its image, which could not be had. It is not served."""
+
+    NAMED = "named"
+    """Only a name of the image was given, while XNAT could not say whose it is. It is looked up once XNAT answers."""
 
     UNASSIGNED = "unassigned"
     """XNAT does not know the image that was named, or several bear the name. A person has to say which one it is."""
@@ -72,6 +77,9 @@ class Entry:
         How far it has been looked at.
     given : str
         What was given as the image, where there is no ``image_id``.
+    chosen_by : str
+        Of a label that is ``NAMED``: the settings that chose the images where it was saved, see
+        :func:`~monailabel_xnat.catalog.selection.chosen_by`. Among other images the name may stand for another one.
     """
 
     folder: Path
@@ -82,6 +90,7 @@ class Entry:
     user: str
     state: State = State.READY
     given: str = ""
+    chosen_by: str = ""
 
     @property
     def image(self) -> str:
@@ -124,8 +133,12 @@ class Entry:
         """
         reason = str(self.failure().get("reason", ""))
         if self.state is State.UNASSIGNED:
-            way_out = "a person who says which image it belongs to: `monailabel-xnat outbox assign FOLDER IMAGE_ID`"
-            return f"{way_out} ({reason})" if reason else way_out
+            return f"{_PERSON} ({reason})" if reason else _PERSON
+        if self.state is State.NAMED:
+            return (
+                f"XNAT to say which image {self.given!r} is, asked by a server with the settings {self.chosen_by}, or "
+                f"{_PERSON} ({reason})"
+            )
         if self.state is State.REFUSED:
             return f"a person who looks at it: {reason or 'it does not fit its image, or changed while it waited'}"
         if user and self.user != user:
@@ -149,7 +162,7 @@ def read_entry(folder: Path) -> Entry | None:
         given = content.get("given", "")
         image = None if given else ImageId.parse(content["image_id"])
         texts = (content["tag"], content["version"], content["suffix"], content["user"])
-        return Entry(folder, image, *texts, State(content["state"]), given)
+        return Entry(folder, image, *texts, State(content["state"]), given, content.get("chosen_by", ""))
     except (OSError, ValueError, KeyError, TypeError, XNATDatastoreError) as error:
         logger.warning("the outbox %s holds something that cannot be read; it is left alone", folder.parent)
         logger.debug("cannot be read: %s: %s", folder, error)
@@ -160,6 +173,7 @@ def as_json(entry: Entry) -> dict[str, str]:
     """Return what ``entry.json`` holds of a label."""
     return {
         **({} if entry.image_id else {"given": entry.given}),
+        **({"chosen_by": entry.chosen_by} if entry.chosen_by else {}),
         "image_id": entry.image,
         "tag": entry.tag,
         "version": entry.version,

@@ -140,8 +140,8 @@ class Outbox:
         return self._put(entry, replace(entry, version=version or entry.version, state=state))
 
     def assign(self, entry: Entry, image: ImageId) -> Entry:
-        """Store which image an unassigned label belongs to."""
-        return self._put(entry, replace(entry, image_id=image, given="", state=State.RAW))
+        """Store which image a label belongs to whose image was not known."""
+        return self._put(entry, replace(entry, image_id=image, given="", chosen_by="", state=State.RAW))
 
     def move_to(self, entry: Entry, image: ImageId) -> Entry:
         """Store that the image of a label has another id now; they are compared before it is sent."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from monailabel_xnat.catalog import Catalog, Scan
+from monailabel_xnat.catalog.selection import chosen_by
 from monailabel_xnat.client.drawn import Drawing, DrawnScan
 from monailabel_xnat.client.items import exists
 from monailabel_xnat.client.session import Session
@@ -83,7 +84,7 @@ class LabelStore:
         self._files = labels.files
         self._versions = labels.versions
         self._index = labels.index
-        self._unplaced = UnplacedLabels(labels.outbox, self._user)
+        self._unplaced = UnplacedLabels(labels.outbox, self._user, chosen_by(settings))
         self._deletion = Deletion(session, self._versions, self._files)
         self._viewer = ViewerCopies(session, catalog, images, self._files, self._index.find)
         self._delivery = Delivery(

@@ -43,11 +43,14 @@ class UnplacedLabels:
         Where they wait.
     user : callable
         Returns XNAT's name of the user who saves.
+    chosen_by : str
+        The settings that choose the images here, see :func:`~monailabel_xnat.catalog.selection.chosen_by`.
     """
 
-    def __init__(self, outbox: Outbox, user: Callable[[], str]) -> None:
+    def __init__(self, outbox: Outbox, user: Callable[[], str], chosen_by: str) -> None:
         self._outbox = outbox
         self._user = user
+        self._chosen_by = chosen_by
 
     def keep_unassigned(
         self, given: str, tag: str, source: Path, info: Mapping[str, Any] | None, reason: UnknownError
@@ -81,6 +84,9 @@ class UnplacedLabels:
     ) -> NoReturn:
         """Keep a label while XNAT cannot say which image is meant; it is sent by itself once XNAT can.
 
+        A name is then looked up among the same images as here; if no image or several have it, the label becomes
+        unassigned.
+
         Parameters
         ----------
         given, tag, source, info
@@ -99,11 +105,11 @@ class UnplacedLabels:
         """
         facts, file_type = _checked(tag, source, info)
         try:
-            image, state = ImageId.parse(given), State.RAW
-        except InvalidIdError:  # a name: several images may turn out to bear it
-            entry = self.keep(None, given, tag, file_type, source, facts, reason)
+            image = ImageId.parse(given)
+        except InvalidIdError:
+            entry = self.keep(None, given, tag, file_type, source, facts, reason, State.NAMED)
         else:
-            entry = self.keep(image, "", tag, file_type, source, facts, reason, state)
+            entry = self.keep(image, "", tag, file_type, source, facts, reason, State.RAW)
         raise not_uploaded(entry, reason) from reason
 
     def keep(
@@ -132,7 +138,8 @@ class UnplacedLabels:
         reason : Exception
             Why it is not stored like any other label.
         state : State
-            ``UNASSIGNED`` if a person must say which image it belongs to, ``RAW`` if XNAT will.
+            ``UNASSIGNED`` if a person must say which image it belongs to; if XNAT will, ``RAW`` for an id and
+            ``NAMED`` for a name.
 
         Raises
         ------
@@ -142,7 +149,8 @@ class UnplacedLabels:
         user, now = self._user(), datetime.now(timezone.utc)
         origin = {"image_id": given or str(image), "tag": tag, "source": {"file_type": file_type}, "info": dict(info)}
         with self._outbox.draft() as draft:
-            entry = Entry(draft, image, tag, "", file_type or source.suffix, user, state, given)
+            chosen_by = self._chosen_by if state is State.NAMED else ""
+            entry = Entry(draft, image, tag, "", file_type or source.suffix, user, state, given, chosen_by)
             shutil.copyfile(source, entry.file)
             sha256 = file_digest(entry.file)
             description = completed(origin, sha256=sha256, saved_at=now, saved_by=user)

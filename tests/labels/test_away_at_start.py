@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import nibabel
 import numpy as np
 import pytest
+import requests
 from fastapi import HTTPException
 from label_archive import voxels
 from test_delivery import wait_until
 
 from monailabel_xnat import XNATDatastore
 from monailabel_xnat.catalog import first_listing
+from monailabel_xnat.cli.main import main
 from monailabel_xnat.client.pace import Backoff
 from monailabel_xnat.errors import LabelFileError, LabelNotUploadedError, LoginError, ServerError
+
+AFFINE = np.diag([-2.0, -2.0, 3.0, 1.0])
 
 
 @pytest.fixture
@@ -68,6 +73,109 @@ def test_a_label_that_is_saved_before_xnat_answers_is_kept_and_sent(open_away, g
     wait_until(lambda: listed(datastore) and not datastore.status().get("outbox"), seconds=30)
     assert datastore.get_label_info(image, "final")["n"] == 5
     np.testing.assert_array_equal(voxels(datastore.get_label_uri(image, "final")), voxels(draw(5)))
+
+
+def make_project(sandbox, name):
+    login = (sandbox.username, sandbox.password)
+    requests.put(f"{sandbox.url}/data/projects/{name}", auth=login).raise_for_status()
+
+
+def add_named(datastore, tmp_path, name, seed=0):
+    path = tmp_path / f"{name}.nii.gz"
+    array = np.random.default_rng(seed).integers(0, 99, (7, 6, 5)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(array, AFFINE), path)
+    return datastore.add_image(name, path, {})
+
+
+@pytest.fixture
+def mask(tmp_path):
+    path = tmp_path / "mask.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.ones((7, 6, 5), np.uint8), AFFINE), path)
+    return str(path)
+
+
+@pytest.fixture
+def save_under_a_name_while_away(open_away, gate, mask, tmp_path):
+    """Open a server while XNAT is away, and save a label under a name in it."""
+
+    def save(name, **settings):
+        gate.shut()
+        datastore = open_away(wait=True, cache_path=tmp_path / "server", **settings)
+        with pytest.raises(LabelNotUploadedError, match="sent again by itself"):
+            datastore.save_label(name, mask, "final", {"by": "ann"})
+        (waiting,) = datastore.status()["outbox_waits"]
+        assert (waiting["state"], waiting["image"]) == ("named", name)
+        return datastore
+
+    return save
+
+
+@pytest.mark.slow  # the first try comes after five seconds
+def test_a_label_saved_under_a_name_before_xnat_answers_is_sent_by_itself(
+    open_away, gate, mask, tmp_path, save_under_a_name_while_away
+):
+    image = add_named(open_away(), tmp_path, "volume_1")
+    datastore = save_under_a_name_while_away("volume_1")
+    gate.open()
+    wait_until(lambda: listed(datastore) and not datastore.status().get("outbox"), seconds=30)
+    assert datastore.get_label_info(image, "final")["by"] == "ann"
+    np.testing.assert_array_equal(voxels(datastore.get_label_uri(image, "final")), voxels(mask))
+    assert open_away(cache_path=tmp_path / "reader").get_labels_by_image_id(image) == {"final": image}
+
+
+def test_a_label_saved_under_a_name_that_no_image_has_becomes_unassigned_and_says_so(
+    gate, save_under_a_name_while_away
+):
+    datastore = save_under_a_name_while_away("volume_7")
+    gate.open()
+    wait_until(lambda: listed(datastore))
+    datastore._store.replay()
+    assert datastore.status()["unassigned"] == 1
+    (waiting,) = datastore.status()["outbox_waits"]
+    assert waiting["state"] == "unassigned"
+    assert "outbox assign" in waiting["waits_for"]
+    assert "no image 'volume_7'" in waiting["waits_for"]
+    assert datastore._store.replay() == {}
+
+
+def test_a_label_saved_under_a_name_that_two_images_have_becomes_unassigned(
+    open_away, gate, sandbox, project, tmp_path, save_under_a_name_while_away
+):
+    make_project(sandbox, f"{project}_2")
+    images = [
+        add_named(open_away(project=name, cache_path=tmp_path / name), tmp_path, "volume_1", seed)
+        for seed, name in enumerate((project, f"{project}_2"))
+    ]
+    datastore = save_under_a_name_while_away("volume_1", project=[project, f"{project}_2"])
+    gate.open()
+    wait_until(lambda: listed(datastore))
+    datastore._store.replay()
+    assert datastore.status()["unassigned"] == 1
+    (waiting,) = datastore.status()["outbox_waits"]
+    assert all(image in waiting["waits_for"] for image in images)
+    assert not any(datastore.get_labels_by_image_id(image) for image in images)
+
+
+def test_a_name_is_not_looked_up_by_a_server_of_another_project_where_it_is_another_image(
+    open_away, gate, sandbox, project, tmp_path, save_under_a_name_while_away, monkeypatch, capsys
+):
+    make_project(sandbox, f"{project}_2")
+    other = {"project": f"{project}_2", "cache_path": tmp_path / "server"}
+    image = add_named(open_away(), tmp_path, "volume_1")
+    another = add_named(open_away(**other), tmp_path, "volume_1", seed=1)
+    save_under_a_name_while_away("volume_1").close()
+    gate.open()
+    stranger = open_away(**other)
+    assert stranger._store.replay(as_me=True) == {}
+    assert stranger.get_labels_by_image_id(another) == {}
+    (waiting,) = stranger.status()["outbox_waits"]
+    assert f"a server with the settings project={project}" in waiting["waits_for"]
+    monkeypatch.setenv("MONAI_LABEL_XNAT_PASSWORD", sandbox.password)
+    words = ["--studies", gate.url, "--username", sandbox.username, "--cache-path", str(tmp_path / "server")]
+    assert main(["outbox", "replay", *words]) == 1
+    assert main(["outbox", "replay", *words, "--project", project]) == 0
+    assert "all are in XNAT" in capsys.readouterr().out
+    assert open_away(cache_path=tmp_path / "reader").get_labels_by_image_id(image) == {"final": image}
 
 
 def test_a_datastore_that_is_not_to_wait_fails_at_once(open_away, gate):
