@@ -9,7 +9,7 @@ The same on two GPUs, or with two processes on a CPU::
     torchrun --standalone --nproc-per-node 2 examples/train_segmentation.py --project LIVER ...
 
 A run that was killed goes on when the same command is given again. ``tensorboard --logdir runs`` shows how it does.
-All settings of the datastore can be given as environment variables; they are listed in the README of the package.
+All settings of the datastore can be given as environment variables; docs/settings.md lists them.
 """
 
 from __future__ import annotations
