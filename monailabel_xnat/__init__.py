@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from monailabel_xnat.training.training_set import TrainingSet
     from monailabel_xnat.values import Secret
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # By the module that each name is loaded from.
 _NAMES = {

@@ -1,16 +1,22 @@
-"""The wheel, as users install it: what is in it, and that its types are seen."""
+"""What users install: what wheel and source distribution hold, that they install, and that the types are seen."""
 
 from __future__ import annotations
 
 import configparser
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+import setuptools
+
+from monailabel_xnat import __version__
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,19 +37,78 @@ with Sandbox() as sandbox:
 """
 
 
+FILES = ("setup.cfg", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile")
+FILES += ("constraints.txt", "ruff.toml")
+FOLDERS = ("monailabel_xnat", "tests", "docs", "examples", "benchmarks", ".ci")
+OFFLINE = "--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"
+BUILD_SDIST = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+
+
+def run(*command, cwd=None):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Build the wheel from a copy, since a build leaves folders behind beside the sources."""
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("setup.cfg", "setup.py", "README.md", "LICENSE"):
+def sdist(tmp_path_factory):
+    """Build the source distribution from a copy, since a build leaves folders behind beside the sources."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
+    for name in FILES:
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "monailabel_xnat", source / "monailabel_xnat", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "tests", source / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    offline = "--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"
-    command = [sys.executable, "-m", "pip", "wheel", *offline, "--wheel-dir", str(target), str(source)]
-    made = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert made.returncode == 0, made.stdout + made.stderr
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    run(sys.executable, "-c", BUILD_SDIST, str(target), cwd=source)
+    return next(target.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory):
+    """Build the wheel from the source distribution, as those do who get no wheel."""
+    target = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "pip", "wheel", *OFFLINE, "--wheel-dir", str(target), str(sdist))
     return next(target.glob("*.whl"))
+
+
+def test_the_source_distribution_holds_all_that_the_repository_holds(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    files = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file())
+    expected = {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
+    assert {"docs/quickstart.md", "docs/demo.png", "tests/conftest.py", "examples/train_segmentation.py"} <= expected
+    assert expected | set(FILES) <= names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_it_installs_into_an_empty_environment(kind, request, tmp_path):
+    python = tmp_path / "env" / "bin" / "python"
+    venv.create(tmp_path / "env", with_pip=False)
+    if kind == "sdist":  # what a build in an environment of its own would have brought
+        (packages,) = (tmp_path / "env").glob("lib/python*/site-packages")
+        (packages / "build.pth").write_text(str(Path(setuptools.__file__).parents[1]), encoding="utf-8")
+    package = str(request.getfixturevalue(kind))
+    run(sys.executable, "-m", "pip", "--python", str(python), "install", *OFFLINE, package, cwd=tmp_path)
+    shown = "import monailabel_xnat; print(monailabel_xnat.__version__, monailabel_xnat.__file__)"
+    version, place = run(str(python), "-I", "-c", shown).split()
+    assert (version, Path(place).is_relative_to(tmp_path)) == (__version__, True)
+    assert (tmp_path / "env" / "bin" / "monailabel-xnat").exists()
+
+
+def test_the_description_of_the_package_leads_to_nothing_in_the_repository(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        about = message_from_bytes(archive.read(name))
+    text = str(about.get_payload())
+    assert (about["Version"], about["Description-Content-Type"]) == (__version__, "text/markdown")
+    assert "# monailabel_xnat" in text
+    assert re.findall(r"\]\((?!https://)[^)]*\)", text) == []
+    assert "build-constraint" in text
+
+
+def test_the_changelog_has_the_version():
+    versions = re.findall(r"^## \[([^]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert versions[:2] == ["Unreleased", __version__]
 
 
 def test_the_wheel_holds_the_package_its_types_and_schemas_and_nothing_else(wheel):
