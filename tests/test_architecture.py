@@ -25,7 +25,7 @@ LAYERS = (
     {"training"},
     {"facade"},
     {"datastore"},
-    {"app"},
+    {"app", "report"},
     {"cli", "pytest_plugin"},
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}

@@ -20,6 +20,7 @@ from monailabel_xnat import __version__
 
 ROOT = Path(__file__).parents[1]
 
+KINDS = {".py", ".xsd", ".j2", ".css", ".typed"}
 TYPED_PROGRAM = """
 from pathlib import Path
 from monailabel_xnat import ImageId, XNATDatastore
@@ -114,7 +115,7 @@ def test_the_changelog_has_the_version():
 def test_the_wheel_holds_the_package_its_types_and_schemas_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    files = (path for path in (ROOT / "monailabel_xnat").rglob("*") if path.suffix in {".py", ".xsd", ".typed"})
+    files = (path for path in (ROOT / "monailabel_xnat").rglob("*") if path.suffix in KINDS)
     expected = {path.relative_to(ROOT).as_posix() for path in files}
     assert {"monailabel_xnat/py.typed", "monailabel_xnat/sandbox/schemas/xnat.xsd"} <= expected
     assert {name for name in names if ".dist-info/" not in name} == expected

@@ -1,0 +1,78 @@
+"""Compares the labels that different users saved for one image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
+from pathlib import Path
+
+from monailabel_xnat.catalog import Catalog
+from monailabel_xnat.convert.agreement import compare_labels
+from monailabel_xnat.errors import XNATDatastoreError
+from monailabel_xnat.labels import Labels
+from monailabel_xnat.report.facts import LeftOut, Pair, SavedLabel, StructureAgreement
+
+
+def pairs_worth_comparing(labels: Iterable[SavedLabel]) -> list[tuple[SavedLabel, SavedLabel]]:
+    """Return, for each image and tag, each two users' newest versions, sorted by user; the newest pairs first.
+
+    Parameters
+    ----------
+    labels : iterable of SavedLabel
+        All versions, oldest first.
+    """
+    newest: dict[tuple[str, str], dict[str, SavedLabel]] = {}
+    for label in labels:
+        if label.version and label.saved_by and label.segments:
+            newest.setdefault((label.image, label.tag), {})[label.saved_by] = label
+    pairs = [
+        pair
+        for by_user in newest.values()
+        for pair in combinations(sorted(by_user.values(), key=lambda label: label.saved_by), 2)
+    ]
+    return sorted(pairs, key=lambda pair: max(label.saved_at for label in pair), reverse=True)
+
+
+def compared(
+    labels: Labels, catalog: Catalog, pairs: Sequence[tuple[SavedLabel, SavedLabel]], step: Callable[[], None]
+) -> tuple[list[Pair], list[LeftOut]]:
+    """Compare pairs of labels, and return what was found, and which pairs could not be compared.
+
+    Their files are taken as they were stored, so that the image need not be fetched; the two must be on one grid.
+    """
+    found: list[Pair] = []
+    failures: list[LeftOut] = []
+    for first, second in pairs:
+        try:
+            paths = [_file(labels, catalog, label) for label in (first, second)]
+            one, other = (_values(labels, catalog, label) for label in (first, second))
+            names = {name: (one.get(name, 0), other.get(name, 0)) for name in dict.fromkeys((*one, *other))}
+            structures = compare_labels(paths[0], paths[1], names)
+        # SimpleITK raises RuntimeError for a file that it cannot read.
+        except (XNATDatastoreError, OSError, RuntimeError) as error:
+            what = f"{first.image} {first.tag}: {first.saved_by} and {second.saved_by}"
+            failures.append(LeftOut("pair of labels", what, str(error)))
+        else:
+            agreements = tuple(
+                StructureAgreement(item.name, item.dice, item.mean_distance, item.greatest_distance)
+                for item in structures
+                if any(item.volumes)  # a structure that both name and nobody drew is no agreement
+            )
+            found.append(Pair(first.image, first.tag, (first.saved_by, second.saved_by), agreements))
+        step()
+    return found, failures
+
+
+def _file(labels: Labels, catalog: Catalog, label: SavedLabel) -> Path:
+    """Return the file of a version as it was stored, from the outbox or fetched from XNAT."""
+    scan = catalog.scan(label.image)
+    entry = labels.index.entry(scan, label.tag, label.version)
+    if entry is not None:
+        return entry.file
+    return labels.files.path(scan.image_id, label.tag, labels.index.find(scan, label.tag, label.version))
+
+
+def _values(labels: Labels, catalog: Catalog, label: SavedLabel) -> dict[str, int]:
+    """Return the values of a label by the names of its structures."""
+    description = labels.description(catalog.scan(label.image), label.tag, label.version)
+    return {str(segment["name"]): int(segment["value"]) for segment in description.get("segments") or ()}
