@@ -97,7 +97,7 @@ def _names(instance: Any, model: str, params: str) -> dict[str, Any]:
     return {**info, "params": {"label_names": values_of(getattr(instance._infers.get(model), "labels", None))}}
 
 
-async def _say_what_failed(request: Request, error: Exception) -> Response:
+async def _on_monailabel_error(request: Request, error: Exception) -> Response:
     """Answer an error of MONAI Label with its sentence."""
     if isinstance(error, HTTPException):
         return await http_exception_handler(request, error)
@@ -105,12 +105,12 @@ async def _say_what_failed(request: Request, error: Exception) -> Response:
     return JSONResponse({"detail": sentence}, 404 if kind in _NOT_THERE else 500)
 
 
-async def _say_what_is_no_json(request: Request, error: Exception) -> Response:
+async def _on_bad_json(request: Request, error: Exception) -> Response:
     """Answer a form field (params, info) that cannot be read."""
     return JSONResponse({"detail": f"a field of the request should be JSON, and is not: {error}"}, 400)
 
 
-async def _say_that_it_failed(request: Request, error: Exception) -> Response:
+async def _on_any_error(request: Request, error: Exception) -> Response:
     """Answer what nobody foresaw; the log has the whole of it, which may name patients."""
     return JSONResponse({"detail": f"the server failed ({type(error).__name__}): its log says why"}, 500)
 
@@ -121,9 +121,9 @@ def _with_ours_first(api: FastAPI, ours: APIRouter) -> FastAPI:
     api.include_router(ours, prefix=settings.MONAI_LABEL_API_STR)
     added = [route for route in api.router.routes if not _is_among(route, theirs)]
     api.router.routes[:] = [*added, *theirs]
-    api.add_exception_handler(MONAILabelException, _say_what_failed)
-    api.add_exception_handler(json.JSONDecodeError, _say_what_is_no_json)
-    api.add_exception_handler(Exception, _say_that_it_failed)
+    api.add_exception_handler(MONAILabelException, _on_monailabel_error)
+    api.add_exception_handler(json.JSONDecodeError, _on_bad_json)
+    api.add_exception_handler(Exception, _on_any_error)
     return api
 
 

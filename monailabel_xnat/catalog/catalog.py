@@ -19,7 +19,6 @@ from monailabel_xnat.catalog.scan import Resource, Scan
 from monailabel_xnat.catalog.selection import Selection
 from monailabel_xnat.client.drawn import Drawing
 from monailabel_xnat.client.pace import background_work
-from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import InvalidIdError, ServerError, UnknownImageError, XNATDatastoreError, restored
 from monailabel_xnat.ids import EXPECTED_FORM, ImageId, LabelId, splits_of_label_id
@@ -128,7 +127,7 @@ class Catalog:
         try:
             found = self._current().find(image) or self._find_shared(image)
         except UnknownImageError:
-            if not self._is_renewed_for(image, insist):
+            if not self._list_anew_for(image, insist):
                 raise
             found = self._current().find(image)
         if found is None:
@@ -182,13 +181,13 @@ class Catalog:
         """Note that we removed a resource of a scan, or its last file."""
         self._edit(image, lambda scan: scan.without_resource(label))
 
-    def put_collection(self, image: ImageId, collection: RoiCollection) -> None:
-        """Note that we stored a ROI collection of a scan."""
-        self._edit(image, lambda scan: scan.with_collection(collection))
+    def put_drawing(self, image: ImageId, drawing: Drawing) -> None:
+        """Note that we stored a drawing on a scan."""
+        self._edit(image, lambda scan: scan.with_drawing(drawing))
 
-    def drop_collection(self, image: ImageId, collection: RoiCollection) -> None:
-        """Note that we deleted a ROI collection of a scan."""
-        self._edit(image, lambda scan: scan.without_collection(collection.id))
+    def drop_drawing(self, image: ImageId, drawing: Drawing) -> None:
+        """Note that we deleted a drawing on a scan."""
+        self._edit(image, lambda scan: scan.without_drawing(drawing.id))
 
     def drop(self, image: ImageId) -> None:
         """Note that we removed a scan."""
@@ -350,7 +349,7 @@ class Catalog:
         is_needed = self._settings.subject or self._settings.session
         return {project: self._projects.listing.names(project) if is_needed else None for project in shared}
 
-    def _is_renewed_for(self, image: ImageId | str, insist: bool) -> bool:
+    def _list_anew_for(self, image: ImageId | str, insist: bool) -> bool:
         """Ask XNAT again for a name that another server may have given to an image since; return whether we did.
 
         Whoever asks for names that nobody knows must not have everything listed each time.
@@ -402,10 +401,10 @@ class Catalog:
         told = found.by_series, found.unread, found.unlisted, drawn.by_image, drawn.unread, drawn.lost
         is_anything = any(told)
         for image, scan in images.items():
-            if not (is_anything or scan.collections or scan.unread):
+            if not (is_anything or scan.drawings or scan.unread):
                 continue  # nobody has drawn: large projects are listed sooner
             session = scan.image_id.experiment
-            collections: tuple[Drawing, ...] = (
+            drawings: tuple[Drawing, ...] = (
                 *found.by_series.get((session, scan.series_uid), ()),
                 *drawn.by_image.get(image, ()),
             )
@@ -413,8 +412,8 @@ class Catalog:
             for project in found.unlisted.keys() & {scan.owner, scan.image_id.project}:
                 unread = (*unread, found.unlisted[project])
             # Scans of a project that could not be listed now are those of before, with what was drawn on them then.
-            if collections != scan.collections or unread != scan.unread:
-                images[image] = scan._replace(collections=collections, unread=unread)
+            if drawings != scan.drawings or unread != scan.unread:
+                images[image] = scan._replace(drawings=drawings, unread=unread)
 
     def _edit(self, image: ImageId, edit: _Edit) -> None:
         """Change the index, and the one that a renewal under way will bring."""

@@ -148,7 +148,7 @@ class DrawnScans:
         if not wanted:
             return False
         with ThreadPoolExecutor(min(self._settings.connections, len(wanted))) as pool:
-            return any(list(pool.map(self._has_changed, wanted)))
+            return any(list(pool.map(self._compare_one, wanted)))
 
     def require_compared(self, scan: Scan) -> None:
         """Refuse an image with a drawing that :meth:`compare` could not compare.
@@ -163,7 +163,8 @@ class DrawnScans:
             if failure is not None:
                 raise failure
 
-    def _has_changed(self, drawing: DrawnScan) -> bool:
+    def _compare_one(self, drawing: DrawnScan) -> bool:
+        """Compare one scan with what was read of it, note the outcome, and return whether it has changed."""
         key = _key(drawing)
         try:
             found = find_drawn_file(self._session, drawing.path)

@@ -19,8 +19,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from monailabel_xnat.client.upload import private_folder
 from monailabel_xnat.config import Settings
+from monailabel_xnat.disk import private_folder
 from monailabel_xnat.errors import CacheError
 
 logger = logging.getLogger(__name__)

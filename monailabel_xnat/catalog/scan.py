@@ -52,7 +52,7 @@ class Resource(NamedTuple):
 class Scan(NamedTuple):
     """A scan as the listing shows it; texts are empty and ``frames`` is None where XNAT does not know.
 
-    ``collections`` are the ROI collections and scans that were drawn on it, ``unread`` is what may have been drawn on
+    ``drawings`` are the ROI collections and scans that were drawn on it, ``unread`` is what may have been drawn on
     it as well and cannot be read. ``is_untold``: neither type nor modality say what it is.
     ``session_added`` is when the session came into the archive, by the clock and in the time zone of XNAT.
     ``mark`` is the text of the :class:`Mark` in the note of a scan that this package added.
@@ -72,7 +72,7 @@ class Scan(NamedTuple):
     study_uid: str
     frames: int | None
     resources: tuple[Resource, ...]
-    collections: tuple[Drawing, ...] = ()
+    drawings: tuple[Drawing, ...] = ()
     mark: str = ""
     unread: tuple[UnreadDrawing, ...] = ()
     is_untold: bool = False
@@ -86,7 +86,7 @@ class Scan(NamedTuple):
     @property
     def drawn_scans(self) -> list[DrawnScan]:
         """The scans that hold a drawing on it."""
-        return [drawing for drawing in self.collections if isinstance(drawing, DrawnScan)]
+        return [drawing for drawing in self.drawings if isinstance(drawing, DrawnScan)]
 
     @property
     def is_shared(self) -> bool:
@@ -127,13 +127,13 @@ class Scan(NamedTuple):
         """Return the scan without one of its resources."""
         return self._replace(resources=tuple(other for other in self.resources if other.label != label))
 
-    def with_collection(self, collection: Drawing) -> Scan:
-        """Return the scan with a ROI collection added, or put in the place of the one with its ID."""
-        return self._replace(collections=(*self.without_collection(collection.id).collections, collection))
+    def with_drawing(self, drawing: Drawing) -> Scan:
+        """Return the scan with a drawing added, which replaces the one with the same ID."""
+        return self._replace(drawings=(*self.without_drawing(drawing.id).drawings, drawing))
 
-    def without_collection(self, collection: str) -> Scan:
-        """Return the scan without one of its ROI collections, by ID."""
-        return self._replace(collections=tuple(other for other in self.collections if other.id != collection))
+    def without_drawing(self, drawing: str) -> Scan:
+        """Return the scan without one of its drawings, by ID."""
+        return self._replace(drawings=tuple(other for other in self.drawings if other.id != drawing))
 
 
 @dataclass(frozen=True)

@@ -222,11 +222,11 @@ def image_rank(patterns: tuple[str, ...], label: str) -> tuple[int, ...]:
 
 def drawn_labels(scan: Scan, settings: Settings) -> list[Drawing]:
     """Return what others than we drew on an image, as far as it counts as its label; ROI collections oldest first."""
-    if not scan.collections or not settings.roi_tag:
+    if not scan.drawings or not settings.roi_tag:
         return []
     return [
         drawing
-        for drawing in scan.collections
+        for drawing in scan.drawings
         if is_label(drawing) and not drawing.is_ours and _is_chosen(drawing, settings)
     ]
 

@@ -29,7 +29,7 @@ _LOGIN_FORM = re.compile(
 _LOGIN_ADDRESS = re.compile(r"/(login|login\.vm)$", re.IGNORECASE)
 
 
-class Login(Protocol):
+class Renewable(Protocol):
     """What the guard needs to know of a login."""
 
     @property
@@ -64,11 +64,11 @@ class Guard(BaseAdapter):
         Sends.
     pace : Pace
         How many requests may be under way.
-    login : Login
+    login : Renewable
         Who asks.
     """
 
-    def __init__(self, patient: PatientAdapter, pace: Pace, login: Login) -> None:
+    def __init__(self, patient: PatientAdapter, pace: Pace, login: Renewable) -> None:
         super().__init__()
         self._patient = patient
         self._pace = pace

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from monailabel_xnat import disk
 from monailabel_xnat.client.files import RemoteFile, list_files, read_digests
 from monailabel_xnat.client.login import GUEST, LOGIN_HINT
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.config import Settings
-from monailabel_xnat.disk import file_digest, locked, text_digest
+from monailabel_xnat.disk import file_digest, locked, must_work, private_folder, text_digest
 from monailabel_xnat.errors import (
     AccessDeniedError,
     NotInArchiveError,
@@ -344,22 +343,11 @@ def adding(settings: Settings, *places: str) -> Iterator[None]:
         yield
 
 
-def private_folder(path: Path) -> Path:
-    """Make a folder that only this user can look into, unless it is there.
-
-    Raises
-    ------
-    CacheError
-        If it cannot be made.
-    """
-    with disk.must_work(f"use the folder {path}", "choose another with the setting cache_path"):
-        return disk.private_folder(path)
-
-
 def _lock_file(settings: Settings, prefix: str, place: str) -> Path:
-    return (
-        private_folder(settings.server_folder / "locks") / f"{prefix}{int(text_digest(place), 16) % _STRIPES:02d}.lock"
-    )
+    folder = settings.server_folder / "locks"
+    with must_work(f"use the folder {folder}", "choose another with the setting cache_path"):
+        private_folder(folder)
+    return folder / f"{prefix}{int(text_digest(place), 16) % _STRIPES:02d}.lock"
 
 
 @contextmanager

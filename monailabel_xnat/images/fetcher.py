@@ -22,7 +22,7 @@ from monailabel_xnat.images.imagefile import (
     holds_dicom,
     image_file,
     joined_ending,
-    named_wrong,
+    right_ending_if_wrong,
 )
 from monailabel_xnat.images.mounted import Mounted, MountedArchive, state_of
 
@@ -229,7 +229,7 @@ def _true_ending(path: Path, image: RemoteFile) -> str:
     ImageError
         If it is DICOM, which is no image by itself.
     """
-    wrong = named_wrong(path, image.path)
+    wrong = right_ending_if_wrong(path, image.path)
     if wrong == ".dcm":
         raise ImageError(
             f"{image.path} is a DICOM file, whatever its name says", hint="store it in a resource called DICOM"

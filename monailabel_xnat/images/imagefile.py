@@ -88,7 +88,7 @@ def true_ending(path: Path) -> str:
     return next((end for magic, end in _MAGIC if head.startswith(magic)), "")
 
 
-def named_wrong(path: Path, name: str) -> str:
+def right_ending_if_wrong(path: Path, name: str) -> str:
     """Return the ending that a file should have instead of that of a name; "" if its own fits, or nothing tells."""
     true, named = true_ending(path), ending(name)
     return "" if true == _SAME.get(named, named) else true

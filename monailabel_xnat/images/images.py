@@ -32,7 +32,7 @@ from monailabel_xnat.errors import (
     TransferError,
 )
 from monailabel_xnat.ids import ImageId
-from monailabel_xnat.images.cache import Cache, Entry
+from monailabel_xnat.images.cache import Cache, CachedImage
 from monailabel_xnat.images.cache.entry import packed
 from monailabel_xnat.images.comparisons import Comparison, Comparisons
 from monailabel_xnat.images.fetcher import DICOM, Fetcher
@@ -88,7 +88,7 @@ class Images:
         self._file_form = "nii.gz" if settings.compress else "nii"
         # What else decides which image is made of the same files.
         self._way = f"conversion {_CONVERSION}, gantry_tilt {settings.gantry_tilt}"
-        self._known: dict[tuple[ImageId, str], Entry] = {}
+        self._known: dict[tuple[ImageId, str], CachedImage] = {}
         self._comparisons = Comparisons(settings.verify_age)
         self._notes: dict[str, str] = {}
         self._no_volumes = NoVolumes(settings, read_cache or ReadCache(settings))
@@ -272,7 +272,7 @@ class Images:
     def _form(self) -> str:
         return DICOM if self._settings.image_format == DICOM else self._file_form
 
-    def _entry(self, scan: Scan, form: str) -> Entry:
+    def _entry(self, scan: Scan, form: str) -> CachedImage:
         resource = self._resource(scan)
         entry = self._current(scan, resource, form)
         if entry is None:
@@ -289,7 +289,7 @@ class Images:
             self._notes.pop(entry.image_id, None)
         return entry
 
-    def _sources(self, scan: Scan, entry: Entry) -> Sources:
+    def _sources(self, scan: Scan, entry: CachedImage) -> Sources:
         """Find which DICOM images the slices were made of; they are read where an earlier version kept no list."""
         from monailabel_xnat.convert.dicom.volume import decode_sources, read_sources
 
@@ -304,7 +304,7 @@ class Images:
         except NoImageError:  # anonymised in the archive, as when it was converted
             return read_sources(folder, None)
 
-    def _local(self, scan: Scan, form: str) -> Entry | None:
+    def _local(self, scan: Scan, form: str) -> CachedImage | None:
         resources = image_resources(scan, self._settings)
         return self._stored(scan, resources[0], form) if resources else None
 
@@ -318,7 +318,7 @@ class Images:
             )
         return resources[0]
 
-    def _current(self, scan: Scan, resource: Resource, form: str) -> Entry | None:
+    def _current(self, scan: Scan, resource: Resource, form: str) -> CachedImage | None:
         """Return the entry that is known to be what XNAT has, without asking."""
         entry = self._stored(scan, resource, form)
         if entry is not None and self._is_due(scan, resource, entry):
@@ -327,12 +327,12 @@ class Images:
             return None if entry is None or self._is_due(scan, resource, entry) else entry
         return entry
 
-    def _is_due(self, scan: Scan, resource: Resource, entry: Entry) -> bool:
+    def _is_due(self, scan: Scan, resource: Resource, entry: CachedImage) -> bool:
         if resource.is_counted:
             return self._comparisons.is_due(scan.image_id, entry.fingerprint, entry.compared)
         return self._comparisons.is_due(scan.image_id, entry.fingerprint, 0.0, within=_BELIEVED_FOR)
 
-    def _stored(self, scan: Scan, resource: Resource, form: str) -> Entry | None:
+    def _stored(self, scan: Scan, resource: Resource, form: str) -> CachedImage | None:
         """Give the entry that was made when the listing looked as it does now."""
         seen = self._as_seen(resource)
         entry = self._known.get((scan.image_id, form))
@@ -343,7 +343,7 @@ class Images:
                 self._known[scan.image_id, form] = entry
         return entry
 
-    def _fetched(self, scan: Scan, resource: Resource, form: str) -> Entry:
+    def _fetched(self, scan: Scan, resource: Resource, form: str) -> CachedImage:
         """Compare with XNAT's list, and fetch and convert what is new; one thread of one process does."""
         key = scan.image_id.file_stem
         with self.cache.lock(key):
@@ -351,7 +351,7 @@ class Images:
         self._known[scan.image_id, form] = entry
         return entry
 
-    def _made(self, scan: Scan, resource: Resource, form: str) -> Entry:
+    def _made(self, scan: Scan, resource: Resource, form: str) -> CachedImage:
         path = resource_path(scan.path, resource.label)
         comparison = self._comparisons.begin()
         try:
@@ -386,7 +386,7 @@ class Images:
 
     def _make(
         self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], form: str, comparison: Comparison
-    ) -> Entry:
+    ) -> CachedImage:
         key, fingerprint = scan.image_id.file_stem, self._fingerprint(files)
         started = time.monotonic()
         kept = next((entry.path for entry in self._alike(scan, DICOM, files)), None)
@@ -396,7 +396,7 @@ class Images:
             except ImageError as error:
                 raise with_few_names(error, (file.path.rpartition("/")[2] for file in files)) from error
             name = f"{key}_{fingerprint[:12]}{'' if made.path.is_dir() else ending(made.path.name)}"
-            new = Entry(
+            new = CachedImage(
                 path=self.cache.folder / key / name,
                 form=form,
                 image_id=str(scan.image_id),
@@ -424,14 +424,14 @@ class Images:
         lines = sorted(f"{file.path}\0{file.size}\0{file.md5}" for file in files)
         return text_digest("\n".join([self._way, *lines]))
 
-    def _alike(self, scan: Scan, form: str, files: Sequence[RemoteFile]) -> Iterator[Entry]:
+    def _alike(self, scan: Scan, form: str, files: Sequence[RemoteFile]) -> Iterator[CachedImage]:
         """Find the entries that were made from just these files, and still are what they were made as."""
         fingerprint = self._fingerprint(files)
         for entry in self.cache.find(scan.image_id.file_stem, form):
             if entry.fingerprint == fingerprint and self._is_sound(entry, files):
                 yield entry
 
-    def _is_sound(self, entry: Entry, files: Sequence[RemoteFile]) -> bool:
+    def _is_sound(self, entry: CachedImage, files: Sequence[RemoteFile]) -> bool:
         if entry.origin:
             return state_of(Path(entry.origin), files, as_a_whole=entry.path.is_dir()) == entry.origin_state
         # Earlier versions read a mounted archive unproven, and noted neither that nor when they compared.

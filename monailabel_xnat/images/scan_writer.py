@@ -29,7 +29,7 @@ from monailabel_xnat.errors import (
     UnknownImageError,
 )
 from monailabel_xnat.ids import EXPECTED_FORM, ImageId
-from monailabel_xnat.images.imagefile import ending, named_wrong
+from monailabel_xnat.images.imagefile import ending, right_ending_if_wrong
 from monailabel_xnat.images.new_scans import NewFile, NewScans, Place, label_of
 
 logger = logging.getLogger(__name__)
@@ -271,7 +271,7 @@ def _checked_modality(path: Path, kind: str, settings: Settings) -> str:
     # Brings SimpleITK, which takes a while to load; a datastore to which nothing is added never needs it.
     from monailabel_xnat.convert.handout import read_whole_image
 
-    wrong = named_wrong(path, path.name)
+    wrong = right_ending_if_wrong(path, path.name)
     if wrong:
         raise ImageError(f"{path.name} is not what its name says", hint=f"by its content, it should end in {wrong}")
     values = read_whole_image(path)

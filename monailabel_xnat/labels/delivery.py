@@ -13,8 +13,7 @@ from monailabel_xnat.background import Background
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.catalog.selection import chosen_by
 from monailabel_xnat.client.files import list_whole
-from monailabel_xnat.client.items import exists, scan_path
-from monailabel_xnat.client.items import resource_path as resource_of_scan
+from monailabel_xnat.client.items import exists, resource_path, scan_path
 from monailabel_xnat.client.pace import background_work
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, upload_files, writing
@@ -33,11 +32,11 @@ from monailabel_xnat.errors import (
 )
 from monailabel_xnat.images import Images
 from monailabel_xnat.labels.description import describe, encode, info_of, placed
-from monailabel_xnat.labels.entry import Entry, State
+from monailabel_xnat.labels.entry import State, WaitingLabel
 from monailabel_xnat.labels.files import LabelFiles
 from monailabel_xnat.labels.incoming import IncomingLabel, read_incoming
 from monailabel_xnat.labels.outbox import Outbox, is_away
-from monailabel_xnat.labels.resources import StoredVersions, resource_path
+from monailabel_xnat.labels.resources import StoredVersions
 from monailabel_xnat.labels.tags import resource_of
 from monailabel_xnat.labels.version import DESCRIPTION, LABEL_MAP, LabelVersion, renamed, version_name, versions_among
 
@@ -98,12 +97,12 @@ class Delivery:
         self._pause = 0.0
         self._background = Background("xnat-outbox", self._replay_until_empty)
 
-    def send(self, entry: Entry, scan: Scan, *, first: bool = False) -> LabelVersion:
+    def send(self, entry: WaitingLabel, scan: Scan, *, first: bool = False) -> LabelVersion:
         """Upload one label and take it out of the outbox; may be repeated, from several processes at once.
 
         Parameters
         ----------
-        entry : Entry
+        entry : WaitingLabel
             The label.
         scan : Scan
             Its image.
@@ -130,7 +129,7 @@ class Delivery:
         # Before the lock, for the image may have to be fetched.
         grid = self._images.grid(scan) if entry.state in _TO_BE_PLACED else None
         label = resource_of(entry.tag)
-        resource = resource_path(scan, label)
+        resource = resource_path(scan.path, label)
         with writing(self._session.settings, resource):
             current = self._outbox.current(entry)
             if current is not None and current.state in _TO_BE_PLACED:
@@ -152,7 +151,7 @@ class Delivery:
                 self._outbox.remove(entry)
         return version
 
-    def mine(self, *, as_me: bool = False) -> list[Entry]:
+    def mine(self, *, as_me: bool = False) -> list[WaitingLabel]:
         """List what this session can try to send.
 
         Parameters
@@ -170,7 +169,7 @@ class Delivery:
                 logger.debug("it is not known who we are: %s", error)
         return [entry for entry in entries if entry.user in users or (as_me and entry.state is not State.NAMED)]
 
-    def _may_be_tried(self, entry: Entry) -> bool:
+    def _may_be_tried(self, entry: WaitingLabel) -> bool:
         if entry.state is State.NAMED:
             return entry.chosen_by == chosen_by(self._session.settings)
         if entry.state is State.UNASSIGNED:
@@ -213,7 +212,7 @@ class Delivery:
                 away = str(error) if is_away(error) else ""
         return failures
 
-    def _with_image(self, entry: Entry) -> tuple[Entry, Scan]:
+    def _with_image(self, entry: WaitingLabel) -> tuple[WaitingLabel, Scan]:
         """Return a label with its image; one whose session was imported anew is first made a label of the new one.
 
         Raises
@@ -248,7 +247,7 @@ class Delivery:
         self._outbox.note_failure(entry, error)
         raise error
 
-    def _looked_up(self, entry: Entry) -> Entry:
+    def _looked_up(self, entry: WaitingLabel) -> WaitingLabel:
         """Look up the name that was given as the image of a label, and make the label one of that image."""
         found: Scan | UnknownImageError | AmbiguousNameError | InvalidIdError
         try:
@@ -268,7 +267,7 @@ class Delivery:
         logger.warning("a label is kept whose image could not be found; `monailabel-xnat outbox` shows it")
         raise found
 
-    def _of_same_series(self, entry: Entry) -> list[Scan]:
+    def _of_same_series(self, entry: WaitingLabel) -> list[Scan]:
         """Return the images in the project of a label whose series its description names, if its own is not listed.
 
         A session that was deleted and imported anew has other ids, and the same series.
@@ -294,9 +293,7 @@ class Delivery:
         """
         for stray in self._outbox.strays():
             image = stray.image_id
-            place = (
-                resource_of_scan(scan_path(image, is_shared=True), resource_of(stray.tag)) if image else _WITHOUT_IMAGE
-            )
+            place = resource_path(scan_path(image, is_shared=True), resource_of(stray.tag)) if image else _WITHOUT_IMAGE
             try:
                 with writing(self._session.settings, place):
                     if self._outbox.current(stray) is not None:
@@ -357,7 +354,7 @@ class Delivery:
             self._wake.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _require_unchanged(self, entry: Entry) -> None:
+    def _require_unchanged(self, entry: WaitingLabel) -> None:
         """Raise CacheError unless the bytes are those that were saved, by the digest in the name of the version."""
         try:
             is_unchanged = renamed(entry.version, file_digest(entry.file)) == entry.version
@@ -370,7 +367,7 @@ class Delivery:
                 hint="look at it there, and save it again if it is what it should be",
             )
 
-    def _placed(self, entry: Entry, scan: Scan, grid: Grid) -> Entry:
+    def _placed(self, entry: WaitingLabel, scan: Scan, grid: Grid) -> WaitingLabel:
         """Put a label on the grid of its image, which could not be had when the label was saved."""
         try:
             incoming = read_incoming(entry.file, lambda: grid)
@@ -397,7 +394,9 @@ class Delivery:
         self._outbox.remove(entry)
         return ready
 
-    def _described(self, entry: Entry, scan: Scan, incoming: IncomingLabel, known: dict[str, Any]) -> dict[str, Any]:
+    def _described(
+        self, entry: WaitingLabel, scan: Scan, incoming: IncomingLabel, known: dict[str, Any]
+    ) -> dict[str, Any]:
         """Describe a label that could not be read when it was saved."""
         source = known.get("source")
         described = describe(
@@ -410,14 +409,14 @@ class Delivery:
         )
         return {**described, "saved_at": known.get("saved_at"), "saved_by": known.get("saved_by", entry.user)}
 
-    def _keep(self, entry: Entry, scan: Scan, version: LabelVersion) -> None:
+    def _keep(self, entry: WaitingLabel, scan: Scan, version: LabelVersion) -> None:
         """Keep the file, so that it need not be fetched; where the disk is full it will be."""
         try:
             self._files.keep(scan.image_id, entry.tag, version, entry.file)
         except CacheError as error:
             logger.debug("%s", error)
 
-    def _not_behind(self, entry: Entry, scan: Scan) -> Entry:
+    def _not_behind(self, entry: WaitingLabel, scan: Scan) -> WaitingLabel:
         """Rename an entry that was never sent if XNAT holds a newer name, for then this clock is behind another."""
         label = resource_of(entry.tag)
         stored = self._versions.of(scan, label) if scan.resource(label) else []
@@ -432,7 +431,7 @@ class Delivery:
         )
 
 
-def _uploads(entry: Entry) -> list[Upload]:
+def _uploads(entry: WaitingLabel) -> list[Upload]:
     """Return the files of an entry, to be stored with overwrite: no name stands for two contents."""
     form, content = ("NIFTI", "SEG") if entry.suffix == LABEL_MAP else ("JSON", "RESULT")
     # The label first: who finds it without its description can use it, but not the other way round.

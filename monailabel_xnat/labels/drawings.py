@@ -63,18 +63,18 @@ _FILE_TYPES = {"NIFTI": LABEL_MAP, "AIM": ".xml"}
 
 
 class Drawings:
-    """Reads ROI collections.
+    """Reads what people drew: ROI collections, and scans that hold a SEG or RTSTRUCT.
 
     Parameters
     ----------
     session : Session
-        The connection; its settings say which collections count, and as which tag.
+        The connection; its settings say which drawings count, and as which tag.
     images : Images
         Tell the grids of images.
     folder : Path
         Where what was decoded is kept.
     read_cache : ReadCache
-        Keeps when collections were stored.
+        Keeps when ROI collections were stored.
     """
 
     def __init__(self, session: Session, images: Images, folder: Path, read_cache: ReadCache) -> None:
@@ -106,7 +106,7 @@ class Drawings:
         tag : str
             The label's tag.
         after : datetime or None
-            When the newest label of ours was saved: only a collection stored later than that is the label.
+            When the newest label of ours was saved: only a drawing stored later than that is the label.
         is_labelled : bool
             Whether the image has another label with the tag.
 
@@ -147,7 +147,7 @@ class Drawings:
         UnknownLabelError
             If there is none, or none that can be read as label map.
         """
-        readable = [drawing for drawing in scan.collections if is_label(drawing)]
+        readable = [drawing for drawing in scan.drawings if is_label(drawing)]
         name = PREFIX + label.drawn_scan if label.drawn_scan is not None else label.collection
         found = [drawing for drawing in readable if drawing.label == name]
         is_scan = label.drawn_scan is not None
@@ -160,7 +160,7 @@ class Drawings:
             hint=f"it has {', '.join(drawing.label for drawing in readable) or 'none'}",
         )
 
-    def path(self, scan: Scan, collection: Drawing) -> Path:
+    def path(self, scan: Scan, drawing: Drawing) -> Path:
         """Return a drawing as label map (NIfTI) on the grid of its image; fetched and decoded once.
 
         Values are those of the setting ``labels`` by the names of the segments; without it the segment numbers.
@@ -175,42 +175,42 @@ class Drawings:
         CacheError
             If the disk does not take it.
         """
-        path = self._path(scan, collection)
+        path = self._path(scan, drawing)
         if not self._description_file(path).exists() or not path.exists():
-            self._decode(scan, collection, path)
+            self._decode(scan, drawing, path)
             return path
         grid = grid_now(self._images, scan)
         if grid is not None:
             require_fit_of_file(path, grid)
         return path
 
-    def description(self, scan: Scan, collection: Drawing) -> dict[str, Any]:
-        """Describe a collection like a label that was saved; before it was decoded only by what the listing shows."""
+    def description(self, scan: Scan, drawing: Drawing) -> dict[str, Any]:
+        """Describe a drawing like a label that was saved. Until it is decoded, only what the listing shows is known."""
         try:
-            return decode(self._description_file(self._path(scan, collection)).read_bytes())
+            return decode(self._description_file(self._path(scan, drawing)).read_bytes())
         except (OSError, ValueError):
-            info = {ROI_FACTS: _facts(collection)}
+            info = {ROI_FACTS: _facts(drawing)}
             description = describe(scan, self._settings.roi_tag, info, label=None, file_type="", configured={})
-            when = self._stored_at.get(collection.fingerprint) or _listed_time(collection)
-            return completed(description, sha256="", saved_at=when, saved_by=collection.user)
+            when = self._stored_at.get(drawing.fingerprint) or _listed_time(drawing)
+            return completed(description, sha256="", saved_at=when, saved_by=drawing.user)
 
-    def version(self, scan: Scan, collection: Drawing) -> LabelVersion:
-        """Return a collection as version of a label."""
-        description = self.description(scan, collection)
+    def version(self, scan: Scan, drawing: Drawing) -> LabelVersion:
+        """Return a drawing as a version of a label."""
+        description = self.description(scan, drawing)
         saved_at = datetime.fromisoformat(description["saved_at"])
-        identity = text_digest(collection.fingerprint)
+        identity = text_digest(drawing.fingerprint)
         return LabelVersion(version_name(saved_at, identity), LABEL_MAP, description=description)
 
-    def _decode(self, scan: Scan, collection: Drawing, path: Path) -> None:
+    def _decode(self, scan: Scan, drawing: Drawing, path: Path) -> None:
         grid = self._images.grid(scan)
         hint = "make room on the disk or set cache_path to another one"
         with must_work(f"keep the label in {self._folder}", hint):
             private_folder(self._folder)
             with tempfile.TemporaryDirectory(prefix=".roi-", dir=self._folder) as scratch:
-                file, saved_at = self._fetch(collection, Path(scratch))
-                label = with_values(_READERS[collection.kind](file, grid), self._settings.label_values)
+                file, saved_at = self._fetch(drawing, Path(scratch))
+                label = with_values(_READERS[drawing.kind](file, grid), self._settings.label_values)
             write_label(label, path)
-            description = self._described(scan, collection, label, path, saved_at)
+            description = self._described(scan, drawing, label, path, saved_at)
             write_whole(self._description_file(path), encode(description))
         for note in label.notes:
             logger.warning("what somebody drew was read with a difference: %s", note)
@@ -222,19 +222,19 @@ class Drawings:
         return download_collection(self._session, drawing, folder)
 
     def _described(
-        self, scan: Scan, collection: Drawing, label: LabelMap, file: Path, saved_at: datetime
+        self, scan: Scan, drawing: Drawing, label: LabelMap, file: Path, saved_at: datetime
     ) -> dict[str, Any]:
         names = [{"name": segment.name, "idx": segment.value} for segment in label.segments]
-        facts = {**_facts(collection), "notes": list(label.notes)}
+        facts = {**_facts(drawing), "notes": list(label.notes)}
         description = describe(
             scan,
             self._settings.roi_tag,
             {ROI_FACTS: facts, "label_info": names},
             label=label,
-            file_type=_FILE_TYPES.get(collection.kind, DICOM_SUFFIX),
+            file_type=_FILE_TYPES.get(drawing.kind, DICOM_SUFFIX),
             configured={},
         )
-        return completed(description, sha256=file_digest(file), saved_at=saved_at, saved_by=collection.user)
+        return completed(description, sha256=file_digest(file), saved_at=saved_at, saved_by=drawing.user)
 
     def _newest_of(self, drawn: list[Drawing]) -> Drawing | None:
         if len(drawn) < 2:
@@ -247,20 +247,20 @@ class Drawings:
             return last
         return max(drawn, key=self._when_stored)
 
-    def _is_later(self, collection: Drawing, than: datetime) -> bool:
-        earliest, latest = collection.stored_between
+    def _is_later(self, drawing: Drawing, than: datetime) -> bool:
+        earliest, latest = drawing.stored_between
         if than < earliest or than > latest:
             return than < earliest
-        return self._when_stored(collection) > than
+        return self._when_stored(drawing) > than
 
     def _unread(self, scan: Scan) -> list[UnreadDrawing]:
         """List what may be a label of an image and cannot be read."""
         return [
             *scan.unread,
             *(
-                UnreadDrawing(collection.label, f"this version does not read the kind {collection.kind}", collection)
-                for collection in scan.collections
-                if is_of_unread_kind(collection) and may_be_drawn_label(collection, self._settings)
+                UnreadDrawing(drawing.label, f"this version does not read the kind {drawing.kind}", drawing)
+                for drawing in scan.drawings
+                if is_of_unread_kind(drawing) and may_be_drawn_label(drawing, self._settings)
             ),
         ]
 
@@ -282,7 +282,7 @@ class Drawings:
         except UnreadDrawingError:
             return True
 
-    def _when_stored(self, collection: Drawing) -> datetime:
+    def _when_stored(self, drawing: Drawing) -> datetime:
         """Return when a drawing was stored; XNAT is asked once for each collection, and was where a scan was read.
 
         Raises
@@ -290,22 +290,22 @@ class Drawings:
         UnreadDrawingError
             If XNAT does not tell.
         """
-        if isinstance(collection, DrawnScan):
-            if collection.stored_at is None:
-                raise self._not_dated(collection, "XNAT does not say when its file was stored")
-            return collection.stored_at
-        known = self._stored_at.get(collection.fingerprint) or self._remembered(collection)
+        if isinstance(drawing, DrawnScan):
+            if drawing.stored_at is None:
+                raise self._not_dated(drawing, "XNAT does not say when its file was stored")
+            return drawing.stored_at
+        known = self._stored_at.get(drawing.fingerprint) or self._remembered(drawing)
         if known is None:
-            failure, until = self._undated.get(collection.fingerprint, ("", 0.0))
+            failure, until = self._undated.get(drawing.fingerprint, ("", 0.0))
             if time.monotonic() < until:
-                raise self._not_dated(collection, failure)
+                raise self._not_dated(drawing, failure)
             try:
-                known = ask_when_stored(self._session, collection)
+                known = ask_when_stored(self._session, drawing)
             except XNATDatastoreError as error:
-                self._undated[collection.fingerprint] = (str(error), time.monotonic() + _ASK_AGAIN_SECONDS)
-                raise self._not_dated(collection, str(error)) from error
-            self._read_cache.put(_KIND, collection.fingerprint, "", known.isoformat())
-        self._stored_at[collection.fingerprint] = known
+                self._undated[drawing.fingerprint] = (str(error), time.monotonic() + _ASK_AGAIN_SECONDS)
+                raise self._not_dated(drawing, str(error)) from error
+            self._read_cache.put(_KIND, drawing.fingerprint, "", known.isoformat())
+        self._stored_at[drawing.fingerprint] = known
         return known
 
     @staticmethod
@@ -319,11 +319,11 @@ class Drawings:
         when = self._read_cache.get(_KIND, collection.fingerprint, "")
         return datetime.fromisoformat(when) if isinstance(when, str) else None
 
-    def _path(self, scan: Scan, collection: Drawing) -> Path:
+    def _path(self, scan: Scan, drawing: Drawing) -> Path:
         values = json.dumps(self._settings.label_values, sort_keys=True)
         image = scan.image_id
-        text = f"{image.subject}_{image.experiment}_{image.scan}_roi_{collection.label}"
-        return self._folder / (safe_name(text, f"{image} {collection.fingerprint} {values}") + LABEL_MAP)
+        text = f"{image.subject}_{image.experiment}_{image.scan}_roi_{drawing.label}"
+        return self._folder / (safe_name(text, f"{image} {drawing.fingerprint} {values}") + LABEL_MAP)
 
     def _description_file(self, path: Path) -> Path:
         return path.with_name(path.name[: -len(LABEL_MAP)] + ".json")

@@ -56,7 +56,7 @@ class State(str, Enum):
 
 
 @dataclass(frozen=True)
-class Entry:
+class WaitingLabel:
     """A label that waits.
 
     Parameters
@@ -155,21 +155,21 @@ class Entry:
             return {}
 
 
-def read_entry(folder: Path) -> Entry | None:
+def read_entry(folder: Path) -> WaitingLabel | None:
     """Return the label that waits in a folder; None if its files cannot be read."""
     try:
         content = decode((folder / ENTRY_FILE).read_bytes())
         given = content.get("given", "")
         image = None if given else ImageId.parse(content["image_id"])
         texts = (content["tag"], content["version"], content["suffix"], content["user"])
-        return Entry(folder, image, *texts, State(content["state"]), given, content.get("chosen_by", ""))
+        return WaitingLabel(folder, image, *texts, State(content["state"]), given, content.get("chosen_by", ""))
     except (OSError, ValueError, KeyError, TypeError, XNATDatastoreError) as error:
         logger.warning("the outbox %s holds something that cannot be read; it is left alone", folder.parent)
         logger.debug("cannot be read: %s: %s", folder, error)
         return None
 
 
-def as_json(entry: Entry) -> dict[str, str]:
+def as_json(entry: WaitingLabel) -> dict[str, str]:
     """Return what ``entry.json`` holds of a label."""
     return {
         **({} if entry.image_id else {"given": entry.given}),

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
 from monailabel_xnat.errors import ServerError, UnknownLabelError, XNATDatastoreError
-from monailabel_xnat.labels.entry import Entry
+from monailabel_xnat.labels.entry import WaitingLabel
 from monailabel_xnat.labels.outbox import Outbox
 from monailabel_xnat.labels.resources import BUILT_IN_RESOURCE, StoredVersions
 from monailabel_xnat.labels.tags import is_tag, resource_of, tag_of
@@ -139,7 +139,7 @@ class Index:
                 if scan.resource(resource):
                     self._versions.compare_anew((scan.image_id, resource, pattern))
 
-    def entry(self, scan: Scan, tag: str, version: str) -> Entry | None:
+    def entry(self, scan: Scan, tag: str, version: str) -> WaitingLabel | None:
         """Find a version in the outbox."""
         return next((entry for entry in self._outbox.of(scan.image_id, tag) if entry.version == version), None)
 
@@ -211,7 +211,7 @@ class LabelCounts:
                 tags = tuple(self._tags_of(scan)) if scan else ()
                 if tags != self._tags.get(image, ()):
                     self._put_tags(image, tags)
-                drawn = self._drawn_on(scan) if scan and scan.collections else 0
+                drawn = self._drawn_on(scan) if scan and scan.drawings else 0
                 if drawn != self._drawn.get(image, 0):
                     self._put_drawn(image, drawn)
         if self._all_drawn and not drawn_before:

@@ -33,7 +33,7 @@ from monailabel_xnat.images import Images
 from monailabel_xnat.images.imagefile import true_ending
 from monailabel_xnat.labels.description import Descriptions, info_of
 from monailabel_xnat.labels.drawings import Drawings
-from monailabel_xnat.labels.entry import Entry, State
+from monailabel_xnat.labels.entry import State, WaitingLabel
 from monailabel_xnat.labels.files import (
     LabelFiles,
     align,
@@ -382,10 +382,10 @@ class Labels:
 
     def _with_drawn(self, scan: Scan, tags: list[str]) -> list[str]:
         """Add the tag that an image has by what people drew."""
-        drawn = self.drawings.tag(scan) if scan.collections else ""
+        drawn = self.drawings.tag(scan) if scan.drawings else ""
         return tags if not drawn or drawn in tags else sorted([*tags, drawn])
 
-    def _waiting_on(self, entry: Entry) -> Scan | None:
+    def _waiting_on(self, entry: WaitingLabel) -> Scan | None:
         """Find the image of a label that waits; None if it is not listed, or the label is not served."""
         if entry.image_id is None or entry.state in (State.REFUSED, State.UNASSIGNED, State.RAW):
             return None
@@ -402,7 +402,7 @@ class Labels:
         UnreadDrawingError
             If something that cannot be read may be newer than all labels that can.
         """
-        if version is not None or not (scan.collections or scan.unread) or tag != self._settings.roi_tag:
+        if version is not None or not (scan.drawings or scan.unread) or tag != self._settings.roi_tag:
             return None
         try:
             ours = self.index.find(scan, tag)
@@ -444,7 +444,7 @@ class Labels:
         except XNATDatastoreError as error:
             logger.debug("a label's description could not be read: %s", error)
 
-    def _note_departure(self, entry: Entry) -> None:
+    def _note_departure(self, entry: WaitingLabel) -> None:
         """Note that a label has left the outbox, so that it is looked up in XNAT before the catalog shows it."""
         if entry.image_id is not None and entry.state in (State.READY, State.UNCHECKED):
             self._catalog.put_resource(entry.image_id, Resource(resource_of(entry.tag), None, None))

@@ -25,7 +25,15 @@ from monailabel_xnat.errors import (
 )
 from monailabel_xnat.ids import ImageId, safe_name
 from monailabel_xnat.labels.description import encode
-from monailabel_xnat.labels.entry import DESCRIPTION_FILE, ENTRY_FILE, FAILURE_FILE, Entry, State, as_json, read_entry
+from monailabel_xnat.labels.entry import (
+    DESCRIPTION_FILE,
+    ENTRY_FILE,
+    FAILURE_FILE,
+    State,
+    WaitingLabel,
+    as_json,
+    read_entry,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +62,15 @@ class Outbox:
     """
 
     def __init__(
-        self, folder: Path, on_departure: Callable[[Entry], None] | None = None, earlier: Sequence[Path] = ()
+        self, folder: Path, on_departure: Callable[[WaitingLabel], None] | None = None, earlier: Sequence[Path] = ()
     ) -> None:
         self._folder = folder
         self._earlier = tuple(earlier)
         self._on_departure = on_departure
         self._lock = threading.Lock()
-        self._seen: dict[Path, Entry | None] = {}  # None: cannot be read
-        self._entries: list[Entry] = []
-        self._by_image: dict[tuple[str, str], list[Entry]] = {}
+        self._seen: dict[Path, WaitingLabel | None] = {}  # None: cannot be read
+        self._entries: list[WaitingLabel] = []
+        self._by_image: dict[tuple[str, str], list[WaitingLabel]] = {}
         self._looked: float | None = None
 
     @property
@@ -70,7 +78,7 @@ class Outbox:
         """Where new labels are put; it is no cache, and must not be cleared."""
         return self._folder
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[WaitingLabel]:
         """List all labels that wait, oldest first."""
         self._look()
         return list(reversed(self._entries))
@@ -80,7 +88,7 @@ class Outbox:
         self._look()
         return [folder for folder, entry in self._seen.items() if entry is None]
 
-    def of(self, image: ImageId, tag: str | None = None, *, raw: bool = False) -> list[Entry]:
+    def of(self, image: ImageId, tag: str | None = None, *, raw: bool = False) -> list[WaitingLabel]:
         """List the labels of one image that wait and are served, newest first; those with one tag, if given.
 
         Those that are as they were sent are not served, and are listed only with ``raw``.
@@ -108,14 +116,14 @@ class Outbox:
                 if folder.exists():
                     shutil.rmtree(folder, ignore_errors=True)
 
-    def commit(self, draft: Path, entry: Entry, description: Mapping[str, Any]) -> Entry:
+    def commit(self, draft: Path, entry: WaitingLabel, description: Mapping[str, Any]) -> WaitingLabel:
         """Accept a draft: from here on the label is safe.
 
         Parameters
         ----------
         draft : Path
             The folder from :meth:`draft`, with the label's file in it.
-        entry : Entry
+        entry : WaitingLabel
             What it is; its ``folder`` does not count.
         description : mapping
             Its description.
@@ -135,15 +143,15 @@ class Outbox:
         self._look_again()
         return committed
 
-    def change(self, entry: Entry, *, version: str = "", state: State = State.READY) -> Entry:
+    def change(self, entry: WaitingLabel, *, version: str = "", state: State = State.READY) -> WaitingLabel:
         """Store another version name, or another state, of an entry that was never sent."""
         return self._put(entry, replace(entry, version=version or entry.version, state=state))
 
-    def assign(self, entry: Entry, image: ImageId) -> Entry:
+    def assign(self, entry: WaitingLabel, image: ImageId) -> WaitingLabel:
         """Store which image a label belongs to whose image was not known."""
         return self._put(entry, replace(entry, image_id=image, given="", chosen_by="", state=State.RAW))
 
-    def move_to(self, entry: Entry, image: ImageId) -> Entry:
+    def move_to(self, entry: WaitingLabel, image: ImageId) -> WaitingLabel:
         """Store that the image of a label has another id now; they are compared before it is sent."""
         description = entry.description()
         is_described = "format_version" in description
@@ -153,12 +161,12 @@ class Outbox:
         is_raw = entry.state is State.RAW or not is_described
         return self._put(entry, replace(entry, image_id=image, state=State.RAW if is_raw else State.UNCHECKED))
 
-    def describe(self, entry: Entry, description: Mapping[str, Any]) -> None:
+    def describe(self, entry: WaitingLabel, description: Mapping[str, Any]) -> None:
         """Replace the description of an entry."""
         with must_work(f"write to the outbox entry {entry.folder}", _NO_ROOM):
             write_whole(entry.folder / DESCRIPTION_FILE, encode(description), durable=True)
 
-    def note_failure(self, entry: Entry, error: Exception) -> None:
+    def note_failure(self, entry: WaitingLabel, error: Exception) -> None:
         """Remember that an attempt failed; not being able to is no harm."""
         attempts = int(entry.failure().get("attempts", 0)) + 1
         failure = {"attempts": attempts, "reason": str(error), "tried_at": time.time()}
@@ -167,7 +175,7 @@ class Outbox:
         except OSError as problem:
             logger.debug("outbox: %s", problem)
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: WaitingLabel) -> None:
         """Take out an entry; one that another process has taken out is no error."""
         above = entry.folder.parent
         gone = above / f"{_GONE}{entry.folder.name}-{os.getpid()}-{time.monotonic_ns()}"
@@ -181,7 +189,7 @@ class Outbox:
         shutil.rmtree(gone, ignore_errors=True)
         self._look_again(entry)
 
-    def strays(self) -> list[Entry]:
+    def strays(self) -> list[WaitingLabel]:
         """List the labels that wait in one of the earlier folders; what was just put there is left out.
 
         An earlier version may be running, and is given time to send what it has just accepted.
@@ -192,7 +200,7 @@ class Outbox:
             if entry.folder.parent != self._folder and _age(entry.folder) > _SETTLED_SECONDS
         ]
 
-    def bring_home(self, entry: Entry) -> Entry:
+    def bring_home(self, entry: WaitingLabel) -> WaitingLabel:
         """Move a label from an earlier folder into this one; at no moment it is on the disk nowhere.
 
         The caller holds the lock of its resource, so that no process sends it meanwhile.
@@ -215,7 +223,7 @@ class Outbox:
         logger.info("a label that waits for XNAT was moved from %s to %s", entry.folder.parent, self._folder)
         return home
 
-    def moved(self, entry: Entry) -> Entry | None:
+    def moved(self, entry: WaitingLabel) -> WaitingLabel | None:
         """Return a label where it is now; None if it has left the outbox."""
         self._look_again()
         waiting = self.of(entry.image_id, entry.tag) if entry.image_id else []
@@ -225,7 +233,7 @@ class Outbox:
         """Look at the folder before the next answer, for another process may have changed it."""
         self._look_again()
 
-    def current(self, entry: Entry) -> Entry | None:
+    def current(self, entry: WaitingLabel) -> WaitingLabel | None:
         """Return an entry as it is on the disk now; None if it has left."""
         return read_entry(entry.folder) if (entry.folder / ENTRY_FILE).exists() else None
 
@@ -262,7 +270,7 @@ class Outbox:
             for entry in self.entries()
         ]
 
-    def _put(self, entry: Entry, changed: Entry) -> Entry:
+    def _put(self, entry: WaitingLabel, changed: WaitingLabel) -> WaitingLabel:
         """Store what has changed of an entry."""
         with must_work(f"write to the outbox entry {entry.folder}", _NO_ROOM):
             write_whole(entry.folder / ENTRY_FILE, json.dumps(as_json(changed)).encode(), durable=True)
@@ -296,7 +304,7 @@ class Outbox:
             for entry in departed:
                 self._on_departure(entry)
 
-    def _look_again(self, changed: Entry | None = None) -> None:
+    def _look_again(self, changed: WaitingLabel | None = None) -> None:
         with self._lock:
             self._looked = None
             if changed is not None:
@@ -309,7 +317,7 @@ class Outbox:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def outbox_of(settings: Settings, on_departure: Callable[[Entry], None] | None = None) -> Outbox:
+def outbox_of(settings: Settings, on_departure: Callable[[WaitingLabel], None] | None = None) -> Outbox:
     """Return the outbox for a server, with what waits in the folders that earlier versions used.
 
     Parameters

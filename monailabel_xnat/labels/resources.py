@@ -14,8 +14,8 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from monailabel_xnat.catalog import Catalog, Resource, Scan
-from monailabel_xnat.client import items
 from monailabel_xnat.client.files import RemoteFile, list_files, list_whole, modified_at
+from monailabel_xnat.client.items import resource_path
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, remove_file, upload_files, writing
 from monailabel_xnat.disk import text_digest
@@ -210,11 +210,6 @@ class StoredVersions:
         return stored.timestamp() if stored else 0.0
 
 
-def resource_path(scan: Scan, resource: str) -> str:
-    """Return the path of a resource of a scan."""
-    return items.resource_path(scan.path, resource)
-
-
 def _key(image: ImageId, resource: str, pattern: str) -> str:
     return f"{image} {resource} {pattern}"
 
@@ -261,7 +256,7 @@ class Deletion:
             If XNAT fails.
         """
         label = resource_of(tag)
-        resource = resource_path(scan, label)
+        resource = resource_path(scan.path, label)
         with writing(self._session.settings, resource):
             listing = list_whole(self._session, scan.path, label, scan.counts(label))
             old = versions_among(listing)[keep:]
@@ -314,7 +309,7 @@ class Deletion:
             If XNAT fails.
         """
         label = resource_of(tag)
-        resource = resource_path(scan, label)
+        resource = resource_path(scan.path, label)
         with writing(self._session.settings, resource):
             listing = list_whole(self._session, scan.path, label, scan.counts(label))
             shown = [version for version in versions_among(listing) if not version.is_hidden]

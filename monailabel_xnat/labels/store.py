@@ -19,7 +19,7 @@ from typing import Any
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.catalog.selection import chosen_by
 from monailabel_xnat.client.drawn import Drawing, DrawnScan
-from monailabel_xnat.client.items import exists
+from monailabel_xnat.client.items import exists, resource_path
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import writing
 from monailabel_xnat.config import Settings
@@ -41,12 +41,12 @@ from monailabel_xnat.errors import (
 from monailabel_xnat.images import Images
 from monailabel_xnat.labels.delivery import FIRST_PAUSE, Delivery
 from monailabel_xnat.labels.description import completed, describe, info_of, plain_info
-from monailabel_xnat.labels.entry import Entry, State
+from monailabel_xnat.labels.entry import State, WaitingLabel
 from monailabel_xnat.labels.incoming import read_incoming
 from monailabel_xnat.labels.labels import Labels
-from monailabel_xnat.labels.resources import BUILT_IN_RESOURCE, Deletion, resource_path
+from monailabel_xnat.labels.resources import BUILT_IN_RESOURCE, Deletion
 from monailabel_xnat.labels.tags import is_tag, resource_of, text_of
-from monailabel_xnat.labels.unplaced import UnplacedLabels, not_uploaded, said_where, unknown
+from monailabel_xnat.labels.unplaced import UnplacedLabels, add_place, not_uploaded_error, unknown_error
 from monailabel_xnat.labels.version import LABEL_MAP, WITHOUT_DESCRIPTION, LabelVersion, version_name
 from monailabel_xnat.labels.viewer_copies import ViewerCopies
 
@@ -186,9 +186,9 @@ class LabelStore:
         facts = plain_info(info)
         incoming = read_incoming(source, lambda: self._images.grid(scan))
         if isinstance(incoming.problem, NotInArchiveError):
-            reason = unknown(scan.image_id, incoming.problem)
+            reason = unknown_error(scan.image_id, incoming.problem)
             entry = self._unplaced.keep(scan.image_id, "", tag, incoming.file_type, source, facts, reason)
-            raise said_where(reason, entry)
+            raise add_place(reason, entry)
         description = describe(
             scan,
             tag,
@@ -201,7 +201,7 @@ class LabelStore:
             logger.warning("a label is stored with a difference: %s", note)
         with self._outbox.draft() as draft:
             state = State.RAW if incoming.raw else State.UNCHECKED if incoming.problem else State.READY
-            entry = Entry(draft, scan.image_id, tag, "", incoming.suffix, self._user(), state)
+            entry = WaitingLabel(draft, scan.image_id, tag, "", incoming.suffix, self._user(), state)
             incoming.write(entry.file)
             entry = self._accept(entry, description)
         return self._send(entry, scan)
@@ -241,7 +241,7 @@ class LabelStore:
         self.save(scan, tag, source, info)
         return scan
 
-    def assign(self, entry: Entry, scan: Scan) -> LabelVersion:
+    def assign(self, entry: WaitingLabel, scan: Scan) -> LabelVersion:
         """Upload a label that was kept as unassigned, as one of an image.
 
         Raises
@@ -276,7 +276,7 @@ class LabelStore:
         if found.saved_at is None:
             found = self._adopt(scan, tag, found)
             scan = self._catalog.scan(scan.image_id)
-        resource = resource_path(scan, resource_of(tag))
+        resource = resource_path(scan.path, resource_of(tag))
         with writing(self._settings, resource):
             entry = self._index.entry(scan, tag, found.name)
             if entry is not None and self._outbox.current(entry) is None:
@@ -319,7 +319,7 @@ class LabelStore:
             description = {}
         description = description or self._described_anew(scan, tag, found, file)
         with self._outbox.draft() as draft:
-            entry = Entry(draft, scan.image_id, tag, "", found.suffix, self._user())
+            entry = WaitingLabel(draft, scan.image_id, tag, "", found.suffix, self._user())
             entry.file.write_bytes(file.read_bytes())
             entry = self._accept(entry, {**description, "restored_from": found.name})
         return self._send(entry, scan)
@@ -345,7 +345,7 @@ class LabelStore:
         if not is_tag(tag):
             return
         label = resource_of(tag)
-        with writing(self._settings, resource_path(scan, label)):
+        with writing(self._settings, resource_path(scan.path, label)):
             removed = self._deletion.delete_or_hide(scan, tag) if scan.resource(label) else []
             waiting = self._outbox.of(scan.image_id, tag, raw=True)
             for entry in waiting:
@@ -371,7 +371,7 @@ class LabelStore:
         for entry in self._outbox.of(scan.image_id, raw=True):
             self._outbox.remove(entry)
 
-    def _accept(self, draft: Entry, description: Mapping[str, Any]) -> Entry:
+    def _accept(self, draft: WaitingLabel, description: Mapping[str, Any]) -> WaitingLabel:
         """Name the version in a draft and commit it."""
         now, sha256 = datetime.now(timezone.utc), file_digest(draft.file)
         newest = self._outbox.of(draft.image_id, draft.tag)[:1] if draft.image_id else []
@@ -386,7 +386,7 @@ class LabelStore:
         except ServerError:
             return self._settings.username or "guest"
 
-    def _send(self, entry: Entry, scan: Scan, *, is_kept: bool = False) -> LabelVersion:
+    def _send(self, entry: WaitingLabel, scan: Scan, *, is_kept: bool = False) -> LabelVersion:
         """Upload an accepted label; one that does not fit its image is removed from the outbox unless it is kept."""
         try:
             version = self._delivery.send(entry, scan, first=True)
@@ -398,9 +398,9 @@ class LabelStore:
             self._outbox.note_failure(entry, error)
             if isinstance(error, NotInArchiveError) and self._is_gone(scan):
                 self._outbox.change(entry, state=State.UNASSIGNED)
-                raise said_where(unknown(scan.image_id, error), entry) from error
+                raise add_place(unknown_error(scan.image_id, error), entry) from error
             self._delivery.start(FIRST_PAUSE)
-            raise not_uploaded(entry, error) from error
+            raise not_uploaded_error(entry, error) from error
         self._delivery.retry_soon()
         if self._settings.keep_versions:
             self._deletion.prune(scan, entry.tag, self._settings.keep_versions)

@@ -22,7 +22,7 @@ from monailabel_xnat.errors import (
 )
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.labels.description import completed, plain_info
-from monailabel_xnat.labels.entry import Entry, State
+from monailabel_xnat.labels.entry import State, WaitingLabel
 from monailabel_xnat.labels.incoming import read_incoming
 from monailabel_xnat.labels.outbox import Outbox
 from monailabel_xnat.labels.tags import resource_of
@@ -77,7 +77,7 @@ class UnplacedLabels:
             facts, file_type = _checked(tag, source, info)
         except LabelError:
             raise reason from None
-        raise said_where(reason, self.keep(None, given, tag, file_type, source, facts, reason))
+        raise add_place(reason, self.keep(None, given, tag, file_type, source, facts, reason))
 
     def keep_until_found(
         self, given: str, tag: str, source: Path, info: Mapping[str, Any] | None, reason: ServerError
@@ -110,7 +110,7 @@ class UnplacedLabels:
             entry = self.keep(None, given, tag, file_type, source, facts, reason, State.NAMED)
         else:
             entry = self.keep(image, "", tag, file_type, source, facts, reason, State.RAW)
-        raise not_uploaded(entry, reason) from reason
+        raise not_uploaded_error(entry, reason) from reason
 
     def keep(
         self,
@@ -122,7 +122,7 @@ class UnplacedLabels:
         info: Mapping[str, Any],
         reason: Exception,
         state: State = State.UNASSIGNED,
-    ) -> Entry:
+    ) -> WaitingLabel:
         """Put a label into the outbox, as it was sent, and return it.
 
         Parameters
@@ -150,7 +150,7 @@ class UnplacedLabels:
         origin = {"image_id": given or str(image), "tag": tag, "source": {"file_type": file_type}, "info": dict(info)}
         with self._outbox.draft() as draft:
             chosen_by = self._chosen_by if state is State.NAMED else ""
-            entry = Entry(draft, image, tag, "", file_type or source.suffix, user, state, given, chosen_by)
+            entry = WaitingLabel(draft, image, tag, "", file_type or source.suffix, user, state, given, chosen_by)
             shutil.copyfile(source, entry.file)
             sha256 = file_digest(entry.file)
             description = completed(origin, sha256=sha256, saved_at=now, saved_by=user)
@@ -166,12 +166,12 @@ def _checked(tag: str, source: Path, info: Mapping[str, Any] | None) -> tuple[di
     return plain_info(info), read_incoming(source, _no_image).file_type
 
 
-def unknown(image: ImageId, error: ServerError) -> UnknownImageError:
+def unknown_error(image: ImageId, error: ServerError) -> UnknownImageError:
     """Return the error about an image that XNAT does not know any more."""
     return UnknownImageError(f"XNAT does not know the image {image}: {error.message}")
 
 
-def said_where(reason: UnknownError, entry: Entry) -> UnknownError:
+def add_place(reason: UnknownError, entry: WaitingLabel) -> UnknownError:
     """Return an error that says where the label is as well."""
     reason.message = f"{reason.message}. The label is not lost: it is safe in {entry.folder}"
     way_out = "say which image it belongs to with `monailabel-xnat outbox assign FOLDER IMAGE_ID`"
@@ -179,7 +179,7 @@ def said_where(reason: UnknownError, entry: Entry) -> UnknownError:
     return reason
 
 
-def not_uploaded(entry: Entry, reason: Exception) -> LabelNotUploadedError:
+def not_uploaded_error(entry: WaitingLabel, reason: Exception) -> LabelNotUploadedError:
     """Return the error about a label that waits, which says where it is."""
     return LabelNotUploadedError(
         f"the label is not in XNAT yet: {reason}. It is safe in {entry.folder}",

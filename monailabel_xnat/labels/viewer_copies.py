@@ -162,11 +162,11 @@ class ViewerCopies:
     def withdraw(self, scan: Scan, tag: str, versions: Iterable[str]) -> None:
         """Delete the collections of versions that were removed, and the scan, where the user may."""
         uids = {_uid(scan, tag, version) for version in versions}
-        for collection in scan.collections:
+        for collection in scan.drawings:
             if isinstance(collection, RoiCollection) and collection.uid in uids:
                 try:
                     delete_collection(self._session, scan.home, collection)
-                    self._catalog.drop_collection(scan.image_id, collection)
+                    self._catalog.drop_drawing(scan.image_id, collection)
                 except ServerError as error:
                     logger.info("the viewer still shows a label that was removed: %s", error)
 
@@ -242,7 +242,7 @@ class ViewerCopies:
             return
         scan = self._catalog.scan(image)
         uid = _uid(scan, copy.tag, copy.version.name)
-        known = any(collection.uid == uid for collection in scan.collections)
+        known = any(collection.uid == uid for collection in scan.drawings)
         if known or scan.resource(resource_of(copy.tag)) is None:
             return
         with self._scratch() as scratch:
@@ -252,7 +252,7 @@ class ViewerCopies:
             with writing(self._settings, f"{scan.path} {stem}"):
                 stored = self._send(scan, stem, copy, file)
         found = RoiCollection(*stored, scan.image_id.experiment, "SEG", copy.title, uid, user=self._session.user)
-        self._catalog.put_collection(image, found)
+        self._catalog.put_drawing(image, found)
 
     @contextmanager
     def _scratch(self) -> Iterator[Path]:
@@ -285,7 +285,7 @@ class ViewerCopies:
     def _send(self, scan: Scan, stem: str, copy: _Copy, file: Path) -> tuple[str, str]:
         """Store a SEG in the place of an earlier one of ours, else under a free name; give ID and label."""
         image = scan.image_id
-        for collection in reversed(scan.collections):
+        for collection in reversed(scan.drawings):
             if (
                 isinstance(collection, RoiCollection)
                 and collection.is_ours

@@ -26,9 +26,9 @@ from monailabel_xnat.labels.segments import has_unnamed_values, unknown_names
 from monailabel_xnat.labels.version import WITHOUT_DESCRIPTION
 from monailabel_xnat.training.training_set import (
     TrainingSet,
-    describe_case,
-    make_case,
+    case_from_entry,
     make_manifest,
+    manifest_entry,
     write_manifest,
 )
 
@@ -130,7 +130,7 @@ class Dataset:
         """
         pairs, manifest = self._collect()
         path = write_manifest(self._session.settings.server_folder / "manifests", manifest)
-        cases = [make_case(pair, entry) for pair, entry in zip(pairs, manifest["cases"])]
+        cases = [case_from_entry(pair, entry) for pair, entry in zip(pairs, manifest["cases"])]
         return TrainingSet(cases, path, manifest["left_out"])
 
     def archive(self, limit: int | None, metadata: Mapping[str, Any]) -> Path:
@@ -226,7 +226,7 @@ class Dataset:
             version = self._labels.current(scan, TRAINING_TAG)
             description = self._labels.description(scan, TRAINING_TAG)
             digest = self._folder_digest(scan, image) if image.is_dir() else self._images.checksum(scan) or ""
-            entry = describe_case(str(scan.image_id), image, digest, label, version.name, TRAINING_TAG, description)
+            entry = manifest_entry(str(scan.image_id), image, digest, label, version.name, TRAINING_TAG, description)
             if not description and version.saved_at is not None:  # one of ours, which has a description otherwise
                 entry["label"]["notes"] = [WITHOUT_DESCRIPTION]
         except (XNATDatastoreError, OSError) as error:

@@ -53,7 +53,7 @@ class TrainingSet(list[Case]):
         return TrainingSet, (list(self), self.manifest, self.left_out)
 
 
-def make_case(pair: Mapping[str, str], entry: Mapping[str, Any]) -> Case:
+def case_from_entry(pair: Mapping[str, str], entry: Mapping[str, Any]) -> Case:
     """Return a case, made of the paths of its files and of its entry in the manifest."""
     image = ImageId.parse(entry["image_id"])
     place = {"project": image.project, "subject": image.subject, "experiment": image.experiment, "scan": image.scan}
@@ -61,7 +61,7 @@ def make_case(pair: Mapping[str, str], entry: Mapping[str, Any]) -> Case:
     return {**pair, "image_id": str(image), **place, "image_sha256": entry["image"]["sha256"], **label}
 
 
-def describe_case(
+def manifest_entry(
     image_id: str, image: Path, image_digest: str, label: Path, version: str, tag: str, description: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the entry of one pair in the manifest.

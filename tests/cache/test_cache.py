@@ -16,18 +16,18 @@ from pathlib import Path
 import pytest
 
 from monailabel_xnat.errors import CacheError
-from monailabel_xnat.images.cache import Cache, Entry
+from monailabel_xnat.images.cache import Cache, CachedImage
 
 
 def make(
     cache: Cache, key: str, content: bytes = b"voxels", seen: str = "now", form: str = "nii", mark: str = "a"
-) -> Entry:
+) -> CachedImage:
     """Make an entry as the images do."""
     with cache.lock(key), cache.making(key) as part:
         made = part / "made"
         made.write_bytes(content)
         path = cache.folder / key / f"{key}_{mark}.nii"
-        entry = Entry(path, form="nii", image_id=key, fingerprint=mark, seen="now", size=0, sha256="")
+        entry = CachedImage(path, form="nii", image_id=key, fingerprint=mark, seen="now", size=0, sha256="")
         return cache.put(made, entry)
 
 
@@ -38,7 +38,7 @@ def make_half(cache: Cache, failure: Exception, need: int = 0) -> None:
         raise failure
 
 
-def unused_since(entry: Entry, seconds: float) -> None:
+def unused_since(entry: CachedImage, seconds: float) -> None:
     then = time.time() - seconds
     os.utime(entry.record, (then, then))
 
@@ -126,7 +126,7 @@ def test_verify_finds_what_changed_in_a_folder(cache):
         for name in ("a.dcm", "deep/b.dcm"):
             (part / "made" / name).parent.mkdir(parents=True, exist_ok=True)
             (part / "made" / name).write_bytes(b"x")
-        new = Entry(cache.folder / "one" / "one_a", "dicom", "one", "a", "now", 0, "")
+        new = CachedImage(cache.folder / "one" / "one_a", "dicom", "one", "a", "now", 0, "")
         entry = cache.put(part / "made", new)
     assert (cache.verify(), entry.size) == ([], 2)
     (entry.path / "deep" / "b.dcm").unlink()
@@ -364,7 +364,9 @@ def test_an_image_in_a_mounted_archive_is_linked_and_left_alone(cache, tmp_path)
     mounted.chmod(0o644)
     with cache.lock("one"), cache.making("one") as part:
         (part / "link").symlink_to(mounted)
-        entry = cache.put(part / "link", Entry(cache.folder / "one" / "one_a.nii", "nii", "one", "a", "now", 0, ""))
+        entry = cache.put(
+            part / "link", CachedImage(cache.folder / "one" / "one_a.nii", "nii", "one", "a", "now", 0, "")
+        )
     assert (entry.size, entry.path.read_bytes(), cache.verify()) == (0, b"theirs", [])
     cache.remove(entry)
     assert stat.S_IMODE(mounted.stat().st_mode) == 0o644

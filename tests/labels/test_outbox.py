@@ -8,7 +8,7 @@ import pytest
 
 from monailabel_xnat.errors import CacheError
 from monailabel_xnat.ids import ImageId
-from monailabel_xnat.labels.entry import Entry
+from monailabel_xnat.labels.entry import WaitingLabel
 from monailabel_xnat.labels.outbox import Outbox
 
 IMAGE = ImageId("P", "S", "E", "4/a")
@@ -30,7 +30,7 @@ def put(outbox, tag="final", second=1, image=IMAGE, breaks_with=None):
         if breaks_with:
             raise breaks_with
         name = f"20260101T0000{second:02d}000000Z-0123456789ab"
-        return outbox.commit(draft, Entry(draft, image, tag, name, ".nii.gz", "me"), {"info": {"a": 1}})
+        return outbox.commit(draft, WaitingLabel(draft, image, tag, name, ".nii.gz", "me"), {"info": {"a": 1}})
 
 
 def test_what_was_put_in_is_found_by_another_process(tmp_path, outbox):

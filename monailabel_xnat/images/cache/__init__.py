@@ -1,6 +1,6 @@
 """Images kept on this disk."""
 
-from monailabel_xnat.images.cache.entry import Entry
+from monailabel_xnat.images.cache.entry import CachedImage
 from monailabel_xnat.images.cache.folder import Cache
 
-__all__ = ["Cache", "Entry"]
+__all__ = ["Cache", "CachedImage"]

@@ -21,7 +21,7 @@ _SYNCED_AT_A_TIME = 16
 
 
 @dataclass(frozen=True)
-class Entry:
+class CachedImage:
     """One image in the cache, whole.
 
     Parameters
@@ -108,7 +108,7 @@ class Entry:
             return False
 
 
-_FACTS = frozenset(field.name for field in fields(Entry)) - {"path"}
+_FACTS = frozenset(field.name for field in fields(CachedImage)) - {"path"}
 
 
 def record_of(path: Path) -> Path:
@@ -116,12 +116,12 @@ def record_of(path: Path) -> Path:
     return path.with_name(path.name + RECORD_SUFFIX)
 
 
-def write_record(entry: Entry) -> None:
+def write_record(entry: CachedImage) -> None:
     """Write an entry's record, whole or not at all."""
     write_whole(entry.record, json.dumps({"version": _RECORD_VERSION, **entry.facts()}).encode(), durable=True)
 
 
-def read_record(record: Path) -> Entry | None:
+def read_record(record: Path) -> CachedImage | None:
     """Read a record; None if it is damaged, of another version, or its image is gone."""
     path = record.with_name(record.name[: -len(RECORD_SUFFIX)])
     try:
@@ -131,7 +131,7 @@ def read_record(record: Path) -> Entry | None:
         for name in ("others", "shear"):
             facts[name] = tuple(facts.get(name, ()))  # JSON has lists only
         # What a later version of this library notes as well is none the worse.
-        return Entry(path=path, **{key: facts[key] for key in facts.keys() & _FACTS})
+        return CachedImage(path=path, **{key: facts[key] for key in facts.keys() & _FACTS})
     except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return None
 

@@ -29,7 +29,7 @@ from monailabel_xnat.disk import locked, private_folder, write_whole
 from monailabel_xnat.errors import CacheError
 from monailabel_xnat.images.cache.entry import (
     SOURCES_FOLDER,
-    Entry,
+    CachedImage,
     files_of,
     paths_in,
     read_record,
@@ -105,13 +105,13 @@ class Cache:
             self._looked = now
         return key in self._keys
 
-    def find(self, key: str, form: str) -> list[Entry]:
+    def find(self, key: str, form: str) -> list[CachedImage]:
         """Give the whole entries of an image in one form, most recently used first."""
         entries = map(read_record, records_in(self.folder / key))
         found = [entry for entry in entries if entry and entry.form == form]
         return sorted(found, key=lambda entry: entry.last_use, reverse=True)
 
-    def is_there(self, entry: Entry) -> bool:
+    def is_there(self, entry: CachedImage) -> bool:
         """Tell whether an entry known from before is still there."""
         try:
             os.stat(entry.path)  # noqa: PTH116 - a third of the time of Path.stat, at every warm hit
@@ -119,7 +119,7 @@ class Cache:
             return False
         return True
 
-    def use(self, entry: Entry) -> None:
+    def use(self, entry: CachedImage) -> None:
         """Note that an entry is given out: it is in use until this thread is given another."""
         self._leases.use(entry.key)
         now = time.monotonic()
@@ -167,21 +167,21 @@ class Cache:
             with suppress(OSError):
                 part.parent.rmdir()  # only where nothing was made
 
-    def put(self, made: Path, entry: Entry, sources: bytes = b"") -> Entry:
+    def put(self, made: Path, entry: CachedImage, sources: bytes = b"") -> CachedImage:
         """Take in what was made; the caller holds the lock of the image.
 
         Parameters
         ----------
         made : Path
             A file or folder below what :meth:`making` gave.
-        entry : Entry
+        entry : CachedImage
             What it is, and where it belongs; size and digest are found out here.
         sources : bytes
             Which DICOM images its slices were made of; empty where that is not known.
 
         Returns
         -------
-        Entry
+        CachedImage
             The entry, complete.
         """
         with self._errors("write to"):
@@ -200,12 +200,12 @@ class Cache:
         self.evict(sparing=entry.key)
         return entry
 
-    def renew(self, entry: Entry, seen: str, compared: float) -> Entry:
+    def renew(self, entry: CachedImage, seen: str, compared: float) -> CachedImage:
         """Note that an entry is what XNAT has, however the listing looks; the caller holds the lock.
 
         Parameters
         ----------
-        entry : Entry
+        entry : CachedImage
             The entry.
         seen : str
             The resource as the listing shows it now.
@@ -217,7 +217,7 @@ class Cache:
             write_record(renewed)
         return renewed
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: CachedImage) -> None:
         """Remove an entry, its record first; the caller holds the lock."""
         with self._errors("remove from"):
             remove(entry.record)
@@ -228,7 +228,7 @@ class Cache:
             with suppress(OSError):
                 parent.rmdir()
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[CachedImage]:
         """Give all whole entries, least recently used first."""
         # Not by glob, which ends with an error where another process removes an image meanwhile.
         entries = (read_record(record) for folder in paths_in(self.folder) for record in records_in(folder))
@@ -257,7 +257,7 @@ class Cache:
             self._counted = time.monotonic()
             return self._evict(entries, self._size - self.budget, sparing)
 
-    def verify(self, *, remove_damaged: bool = False) -> list[Entry]:
+    def verify(self, *, remove_damaged: bool = False) -> list[CachedImage]:
         """Read every entry and give those that are not as they were made.
 
         Parameters
@@ -310,7 +310,7 @@ class Cache:
         if need > shutil.disk_usage(self.folder).free:
             raise self._full(need)
 
-    def _evict(self, entries: list[Entry], excess: int, sparing: str) -> int:
+    def _evict(self, entries: list[CachedImage], excess: int, sparing: str) -> int:
         freed = 0
         if excess > 0:
             kept = self._leases.in_use() | {sparing}
@@ -321,7 +321,7 @@ class Cache:
                 logger.warning("the image cache takes %s too much, all in use", _megabytes(excess - freed))
         return freed
 
-    def _remove_if_idle(self, entry: Entry) -> bool:
+    def _remove_if_idle(self, entry: CachedImage) -> bool:
         with locked(self._lock_file(entry.key), timeout=0) as idle:
             if not idle:
                 return False
@@ -332,7 +332,7 @@ class Cache:
                 return False
             return True
 
-    def _retire_replaced(self, new: Entry) -> None:
+    def _retire_replaced(self, new: CachedImage) -> None:
         """Remove what the image was before, unless somebody may still work with it."""
         for entry in self.find(new.key, new.form):
             if entry.path != new.path and time.time() - entry.last_use > _REPLACED_STAYS:
