@@ -9,7 +9,7 @@ import netrc
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -201,6 +201,26 @@ class Settings:
         _complete_credentials(values, environ)
         return cls(**values)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle only what differs from the defaults: tasks for other machines carry settings."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return _settings_from, (
+            {item.name: values[item.name] for item in fields(self) if values[item.name] != item.default},
+        )
+
+    def with_login(self, environ: Mapping[str, str]) -> Settings:
+        """Return the same settings, which came without a password from another process, with that of this one.
+
+        Raises
+        ------
+        SettingsError
+            If there is a user name, but neither the environment nor ``~/.netrc`` has a password for it.
+        """
+        if not self.username:
+            return self
+        login = {"server": self.server, "username": self.username}
+        return replace(self, password=Settings.load(login, environ=environ).password)
+
     @property
     def server_folder(self) -> Path:
         """The folder on this machine for what belongs to this server and can be fetched or made again.
@@ -250,6 +270,10 @@ Settings.__doc__ = "\n".join(
 
 def _user_data() -> Path:
     return platformdirs.user_data_path("monailabel_xnat", appauthor=False)
+
+
+def _settings_from(values: Mapping[str, Any]) -> Settings:
+    return Settings(**values)
 
 
 def origins(

@@ -9,11 +9,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 from monailabel_xnat.config import Settings, origins
+from monailabel_xnat.errors import SettingsError
 
 if TYPE_CHECKING:
     from monailabel_xnat.catalog import Catalog
@@ -27,6 +29,7 @@ Function = Callable[..., Any]
 ORIGINS = "monailabel_xnat.origins"
 # What was given by --conf, for apps that have options of their own.
 CONF = "monailabel_xnat.conf"
+_SCHEDULER_SECONDS = 20
 
 
 def with_settings(function: Function) -> Function:
@@ -85,6 +88,42 @@ def with_debug(function: Function) -> Function:
 def with_json(function: Function) -> Function:
     """Give a command the option ``--json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
+
+
+def with_scheduler(function: Function) -> Function:
+    """Give a command the option ``--scheduler``, see :func:`cluster_at`."""
+    return click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Let the workers of a Dask cluster do it, such as tcp://head:8786. They need this package, the same cache "
+        "folder, and user name and password in their own environment or ~/.netrc.",
+    )(function)
+
+
+@contextmanager
+def cluster_at(address: str | None) -> Iterator[Any]:
+    """Connect to a Dask cluster, and yield what does its work as an executor of the standard library; None for none.
+
+    Raises
+    ------
+    SettingsError
+        If Dask is not installed, or no scheduler answers.
+    """
+    if address is None:
+        yield None
+        return
+    try:
+        client_of: Any = import_module("distributed").Client
+    except ImportError:
+        raise SettingsError(
+            "--scheduler needs Dask, which is not installed", hint="pip install 'monailabel-xnat[dask]'"
+        ) from None
+    try:
+        client = client_of(address, timeout=_SCHEDULER_SECONDS)
+    except (OSError, ValueError) as error:  # TimeoutError is an OSError
+        raise SettingsError(f"no Dask scheduler answers at {address}", hint=str(error)) from None
+    with client:
+        yield client
 
 
 @dataclass(frozen=True)

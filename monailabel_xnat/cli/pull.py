@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from monailabel_xnat.cli.common import opened, print_json, progress, with_json, with_settings
+from monailabel_xnat.cli.common import (
+    cluster_at,
+    opened,
+    print_json,
+    progress,
+    with_json,
+    with_scheduler,
+    with_settings,
+)
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import UnknownLabelError
 
@@ -38,6 +46,7 @@ if TYPE_CHECKING:
 @click.option("--unlabeled", "--unlabelled", is_flag=True, help="Also the images without a label, to predict on.")
 @click.option("--name", help="Name of the data set; default: the project.")
 @click.option("--workers", type=click.IntRange(1), default=4, show_default=True, help="How many images at a time.")
+@with_scheduler
 @with_json
 @with_settings
 @click.pass_context
@@ -50,6 +59,7 @@ def command(
     unlabeled: bool,
     name: str | None,
     workers: int,
+    scheduler: str | None,
     as_json: bool,
 ) -> None:
     """Copy the images that have a final label, and their labels, to FOLDER, as compressed NIfTI.
@@ -74,8 +84,10 @@ def command(
             for scan in everything
             if unlabeled and scan.image_id not in labelled and str(scan.image_id) not in no_volumes
         ]
-        with progress("fetching images", len(scans) + len(others)) as step:
-            report = parts.images.prefetch([*scans, *others], workers=workers, progress=lambda _: step())
+        with cluster_at(scheduler) as executor, progress("fetching images", len(scans) + len(others)) as step:
+            report = parts.images.prefetch(
+                [*scans, *others], workers=workers, progress=lambda _: step(), executor=executor
+            )
         failed = report.failed
         parts.labels.load_infos(scans)
         segments = _segments(parts.labels, scans, TRAINING_TAG)

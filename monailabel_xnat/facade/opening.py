@@ -118,20 +118,6 @@ def settings_beside(
     return settings
 
 
-def completed(settings: Settings, environ: Mapping[str, str]) -> Settings:
-    """Complete settings that came without password from another process.
-
-    Raises
-    ------
-    SettingsError
-        If there is a user name, but neither the environment nor ``~/.netrc`` has a password for it.
-    """
-    if not settings.username:
-        return settings
-    login = {"server": settings.server, "username": settings.username}
-    return replace(settings, password=Settings.load(login, environ=environ).password)
-
-
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -190,7 +176,7 @@ class Reopening(ABC):
         with _reopening:
             if not self._is_open:
                 self._require_own_login()
-                self._open(completed(self._settings, os.environ))
+                self._open(self._settings.with_login(os.environ))
         return object.__getattribute__(self, name)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -39,7 +39,7 @@ from monailabel_xnat.images.fetcher import DICOM, Fetcher
 from monailabel_xnat.images.imagefile import ending, usual_ending
 from monailabel_xnat.images.mounted import state_of
 from monailabel_xnat.images.no_volumes import NoVolumes, with_few_names
-from monailabel_xnat.images.prefetch import BackgroundPrefetch, PrefetchReport, Progress, fetch_in_worker, prefetch
+from monailabel_xnat.images.prefetch import BackgroundPrefetch, PrefetchReport, Progress, prefetch, worker_task
 
 if TYPE_CHECKING:
     from monailabel_xnat.convert.grid import Grid, Sources
@@ -248,7 +248,7 @@ class Images:
 
     def elsewhere(self) -> Callable[[Scan], None]:
         """Return a task that fetches an image in another process, with a connection of its own."""
-        return partial(fetch_in_worker, self._settings)
+        return worker_task(self._settings)
 
     def expect(self, choose: Callable[[int], Sequence[Scan]]) -> None:
         """Fetch in the background the images that are likely next, as many as the setting ``prefetch``.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.util import Finalize
 from typing import Protocol
 
@@ -15,6 +17,7 @@ from monailabel_xnat.catalog.scan import Scan
 from monailabel_xnat.client.pace import background_work
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
+from monailabel_xnat.values import Secret
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +28,8 @@ _BYTES_PER_BYTE = 2
 
 _of_this_worker: dict[Settings, ImageSource] = {}
 _of_this_worker_guard = threading.Lock()
+# By server and user. Workers that were forked have it as well; it never travels in a task.
+_passwords: dict[tuple[str, str], Secret] = {}
 
 
 class ImageSource(Protocol):
@@ -101,7 +106,14 @@ def prefetch(
         Called after each image, in this thread.
     executor : Executor or None
         Does the work instead of threads of this process: a ProcessPoolExecutor, or one that leads to other machines
-        that share the cache folder. Its workers open connections of their own. It is not shut down.
+        that share the cache folder, such as a Client of Dask. It is not shut down. Its workers open connections of
+        their own. No password is sent to them: they log in with the environment of their own process or ``~/.netrc``,
+        and workers that were forked from this process with what it knows.
+
+    Returns
+    -------
+    PrefetchReport
+        The ids stand in the order of the scans.
 
     Raises
     ------
@@ -116,26 +128,39 @@ def prefetch(
     tell = _Teller(progress, len(wanted))
     for scan in here:
         tell(scan, "")
-    fetched: list[Scan] = []
-    failed: dict[str, str] = {}
+    errors: dict[Scan, str] = {}
     for scan, error in _fetched(images, missing, workers, executor):
         tell(scan, error)
-        if error:
-            failed[str(scan.image_id)] = error
-        else:
-            fetched.append(scan)
-    for scan in [scan for scan in fetched if images.local(scan) is None]:
-        fetched.remove(scan)
-        failed[str(scan.image_id)] = "removed again to make room: cache_budget is too small for all of them"
+        errors[scan] = error
+    for scan in [scan for scan, error in errors.items() if not error and images.local(scan) is None]:
+        errors[scan] = "removed again to make room: cache_budget is too small for all of them"
+    fetched = [scan for scan in missing if not errors[scan]]
+    failed = {str(scan.image_id): errors[scan] for scan in missing if errors[scan]}
     logger.info("prefetched %d images; %d were here, %d failed", len(fetched), len(here), len(failed))
     return PrefetchReport(_ids(here), _ids(fetched), failed)
+
+
+def worker_task(settings: Settings) -> Callable[[Scan], None]:
+    """Return a task for workers, which fetches an image with a connection of their own and holds no password."""
+    login = (settings.server, settings.username)
+    _passwords[login] = settings.password
+    return partial(fetch_in_worker, replace(settings, password=Secret("")))
 
 
 def fetch_in_worker(settings: Settings, scan: Scan) -> None:
     """Fetch an image in a worker, which keeps one connection for all that it is given.
 
+    Parameters
+    ----------
+    settings : Settings
+        Without the password.
+    scan : Scan
+        Whose image.
+
     Raises
     ------
+    SettingsError
+        If this process knows no password for the user.
     XNATDatastoreError
         As :meth:`Images.path`.
     """
@@ -144,8 +169,9 @@ def fetch_in_worker(settings: Settings, scan: Scan) -> None:
     with _of_this_worker_guard:
         images = _of_this_worker.get(settings)
         if images is None:
-            session = Session(settings)
-            images = _of_this_worker[settings] = Images(session, settings)
+            known = _passwords.get((settings.server, settings.username))
+            session = Session(replace(settings, password=known) if known else settings.with_login(os.environ))
+            images = _of_this_worker[settings] = Images(session, session.settings)
             # Runs in children of multiprocessing too, which atexit does not.
             Finalize(None, session.close, exitpriority=10)
     images.path(scan)
@@ -252,7 +278,9 @@ def _fetched(
 ) -> Iterable[tuple[Scan, str]]:
     """Fetch, and give each scan with what went wrong, in the order in which they are done."""
     if executor is not None:
-        yield from _done_by(executor, images.elsewhere(), scans)
+        # A Client of Dask gives futures of its own, and an executor of the standard library when it is asked for one.
+        get_executor = getattr(executor, "get_executor", None)
+        yield from _done_by(get_executor() if get_executor else executor, images.elsewhere(), scans)
         return
     with ThreadPoolExecutor(workers, thread_name_prefix="xnat-prefetch") as pool:
         yield from _done_by(pool, images.path, scans)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import threading
 import time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -22,6 +23,13 @@ def scans(bench, tmp_path):
         bench.put("DICOM", make_series(tmp_path / f"series {number}", seed=number), number=str(number))
         for number in range(5)
     ]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """What a worker in another process logs in with: no password is sent to it."""
+    monkeypatch.setenv("MONAI_LABEL_XNAT_USERNAME", "u")
+    monkeypatch.setenv("MONAI_LABEL_XNAT_PASSWORD", "p")
 
 
 BROKEN = make_scan(Resource("SNAPSHOTS", 1, 1), number="broken")
@@ -83,6 +91,30 @@ def test_each_worker_process_logs_in_once(bench, scans, method):
         workers = len(executor._processes)
     assert set(report.fetched) == ids(scans)
     assert bench.archive.logins <= workers <= 2
+
+
+def test_a_task_for_a_worker_is_small_and_holds_no_password(bench, scans):
+    images = bench.images(password="a secret of several words")
+    task = pickle.dumps((images.elsewhere(), scans[0]))
+    assert b"secret" not in task
+    assert len(task) < 1500
+
+
+def test_a_worker_without_a_password_says_what_to_set(bench, scans, monkeypatch):
+    monkeypatch.delenv("MONAI_LABEL_XNAT_PASSWORD")
+    monkeypatch.setenv("NETRC", os.devnull)
+    images = bench.images()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        report = images.prefetch(scans[:1], executor=executor)
+    (reason,) = report.failed.values()
+    assert "MONAI_LABEL_XNAT_PASSWORD" in reason
+
+
+def test_the_report_is_in_the_order_of_the_scans(bench, scans):
+    wanted = [scans[3], BROKEN, scans[0], scans[4]]
+    with ThreadPoolExecutor(3) as executor:
+        report = bench.images().prefetch(wanted, executor=executor)
+    assert report.fetched == tuple(str(scan.image_id) for scan in wanted if scan is not BROKEN)
 
 
 class Inline(Executor):

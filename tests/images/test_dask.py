@@ -1,0 +1,119 @@
+"""Images fetched by the workers of a Dask cluster, of which one is killed while it works."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import nibabel
+import numpy as np
+import pytest
+import requests
+
+from monailabel_xnat import XNATDatastore
+from monailabel_xnat.cli.main import main
+from monailabel_xnat.sandbox import Sandbox
+
+distributed = pytest.importorskip("distributed")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+SCANS = 8
+
+
+@pytest.fixture(scope="module")
+def archive():
+    with Sandbox() as sandbox, requests.Session() as admin:
+        admin.auth = (sandbox.username, sandbox.password)
+        session = f"{sandbox.url}/data/projects/P/subjects/s/experiments/e"
+        for path in (session[: session.index("/subjects")], session.rpartition("/experiments")[0]):
+            admin.put(path).raise_for_status()
+        admin.put(f"{session}?xsiType=xnat:ctSessionData").raise_for_status()
+        headers = {"Content-Type": "application/octet-stream"}
+        for scan in range(1, SCANS + 1):
+            admin.put(f"{session}/scans/{scan}?xsiType=xnat:ctScanData").raise_for_status()
+            image = nibabel.Nifti1Image(np.full((4, 4, 3), scan, np.int16), np.eye(4)).to_bytes()
+            file = f"{session}/scans/{scan}/resources/NIFTI/files/i.nii"
+            admin.put(file, data=image, headers=headers).raise_for_status()
+        yield sandbox
+
+
+@pytest.fixture
+def cluster(archive, tmp_path):
+    """A scheduler and two workers, each a process, started by Dask's own commands; yields address and workers."""
+    environ = {
+        **os.environ,
+        "MONAI_LABEL_XNAT_USERNAME": archive.username,
+        "MONAI_LABEL_XNAT_PASSWORD": archive.password,
+        "PYTHONWARNINGS": "ignore",
+    }
+    contact = tmp_path / "scheduler.json"
+
+    def start(*words):
+        command = [sys.executable, "-m", *words]
+        return subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    running = [
+        start("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0",
+              "--scheduler-file", str(contact)),
+    ]  # fmt: skip
+    try:
+        for _ in range(2):
+            running.append(
+                start("distributed.cli.dask_worker", "--scheduler-file", str(contact), "--host", "127.0.0.1",
+                      "--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(tmp_path))
+            )  # fmt: skip
+        until = time.monotonic() + 120
+        while not contact.exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        yield json.loads(contact.read_text())["address"], running[1:]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def words(archive, tmp_path, monkeypatch):
+    monkeypatch.setenv("MONAI_LABEL_XNAT_USERNAME", archive.username)
+    monkeypatch.setenv("MONAI_LABEL_XNAT_PASSWORD", archive.password)
+    return ["--studies", archive.url, "--cache-path", str(tmp_path / "cache"), "--project", "P", "--json"]
+
+
+@pytest.mark.filterwarnings("ignore")  # those of Dask
+def test_a_cluster_fetches_what_a_killed_worker_did_not(archive, cluster, words, tmp_path, capsys):
+    address, workers = cluster
+    # Answers take a while, so that a worker is killed while it works.
+    archive.faults.add("/resources/NIFTI", method="GET", delay=0.3, times=None)
+    killer = threading.Timer(6, lambda: os.kill(workers[0].pid, signal.SIGKILL))
+    killer.start()
+    try:
+        assert main(["prefetch", "--scheduler", address, *words]) == 0
+    finally:
+        killer.cancel()
+        archive.faults.clear()
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["fetched"]) == SCANS
+    assert [int(image.rpartition("/")[2]) for image in report["fetched"]] == list(range(1, SCANS + 1))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_client_of_dask_is_taken_as_an_executor(archive, cluster, words, tmp_path):
+    given = {"project": "P", "cache_path": tmp_path / "other", "environ": {}}
+    with (
+        distributed.Client(cluster[0]) as client,
+        XNATDatastore(archive.url, archive.username, archive.password, **given) as datastore,
+    ):
+        report = datastore.prefetch(datastore.list_images(), executor=client)
+        assert len(report.fetched) == SCANS
+        assert report.failed == {}
+
+
+def test_a_scheduler_that_is_not_there_is_said_in_one_line(words, capsys, monkeypatch):
+    monkeypatch.setattr("monailabel_xnat.cli.common._SCHEDULER_SECONDS", 1)
+    assert main(["prefetch", "--scheduler", "tcp://127.0.0.1:9", *words]) == 2
+    assert "no Dask scheduler answers" in capsys.readouterr().err
