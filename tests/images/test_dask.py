@@ -57,16 +57,13 @@ def cluster(archive, tmp_path):
         command = [sys.executable, "-m", *words]
         return subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    running = [
-        start("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0",
-              "--scheduler-file", str(contact)),
-    ]  # fmt: skip
+    own = ["--host", "127.0.0.1", "--scheduler-file", str(contact)]
+    own_dashboard = ["--dashboard-address", "127.0.0.1:0"]  # it is made anyway, and must not be seen by others
+    running = [start("distributed.cli.dask_scheduler", *own, "--port", "0", *own_dashboard)]
     try:
         for _ in range(2):
-            running.append(
-                start("distributed.cli.dask_worker", "--scheduler-file", str(contact), "--host", "127.0.0.1",
-                      "--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(tmp_path))
-            )  # fmt: skip
+            alone = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(tmp_path)]
+            running.append(start("distributed.cli.dask_worker", *own, *alone))
         until = time.monotonic() + 120
         while not contact.exists() and time.monotonic() < until:
             time.sleep(0.1)
