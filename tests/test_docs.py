@@ -118,6 +118,15 @@ def test_every_message_under_troubleshooting_is_one_of_the_code():
     assert sorted(piece for piece in pieces if piece not in code) == []
 
 
+def test_every_field_of_the_status_under_operations_is_one_of_the_code():
+    code = "\n".join(text_of(path) for path in (ROOT / "monailabel_xnat").rglob("*.py") if "sandbox" not in path.parts)
+    table = text_of(DOCS / "operations.md").partition("| field | meaning |")[2].partition("\n\n")[0]
+    first = [row.split("|")[1] for row in table.splitlines() if row.startswith("| ")]
+    named = {name for cell in first for name in re.findall(r"`(\w+)`", cell)}
+    assert len(named) > 10
+    assert sorted(name for name in named if f'"{name}"' not in code) == []
+
+
 def test_the_files_for_a_container_are_those_of_the_page():
     page = text_of(DOCS / "container.md")
     for name in ("Dockerfile", "compose.yml"):
