@@ -214,7 +214,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A label on this computer that is not in XNAT yet; ``image`` is empty where it is not known which one."""
+    """A label on this computer that is not in XNAT yet; ``image`` is empty where the listing has none of its id."""
 
     image: str
     tag: str

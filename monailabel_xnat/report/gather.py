@@ -19,7 +19,7 @@ from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import XNATDatastoreError
 from monailabel_xnat.images import Images
 from monailabel_xnat.labels import Labels, LabelStore
-from monailabel_xnat.labels.entry import State
+from monailabel_xnat.labels.tags import tag_of
 from monailabel_xnat.labels.version import WITHOUT_DESCRIPTION, LabelVersion
 from monailabel_xnat.report.comparisons import compared, pairs_worth_comparing
 from monailabel_xnat.report.facts import (
@@ -38,6 +38,7 @@ from monailabel_xnat.report.facts import (
 from monailabel_xnat.report.summaries import agreement_of, people_of, progress_of, shown_labels, volumes_of
 
 _MILLILITRE = 1000.0  # mm3
+_UNKNOWN_IMAGE = "its image is not among those of this report: `monailabel-xnat outbox` says more"
 
 Watch = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Shows how far something with a title and a number of steps has come; what it yields is called after each step."""
@@ -106,7 +107,7 @@ def gather(parts: Parts, *, most_pairs: int, watch: Watch) -> Report:
         agreement=agreement_of(pairs),
         volumes=volumes_of(labels),
         left_out=(*_left_out(parts), *_unmeasured(labels, hidden), *failures),
-        outbox=tuple(_waiting(item) for item in parts.store.report()),
+        outbox=tuple(_waiting(parts, item) for item in parts.store.report()),
         cache=cache_of(parts),
         connection=connection_of(parts),
     )
@@ -117,7 +118,10 @@ def _labels_of(parts: Parts, scans: Sequence[Scan], step: Callable[[], None]) ->
 
     def read(scan: Scan) -> list[SavedLabel | None]:
         try:
-            return [found for tag in parts.labels.tags(scan) for found in _versions(parts.labels, scan, tag)]
+            # Where all versions are hidden, there is a resource, but no label.
+            stored = {tag for tag in (tag_of(resource.label) for resource in scan.resources) if tag}
+            tags = sorted(stored.union(parts.labels.tags(scan)))
+            return [found for tag in tags for found in _versions(parts.labels, scan, tag)]
         finally:
             step()
 
@@ -130,12 +134,13 @@ def _labels_of(parts: Parts, scans: Sequence[Scan], step: Callable[[], None]) ->
 def _versions(labels: Labels, scan: Scan, tag: str) -> list[SavedLabel | None]:
     """Return all versions of a label, None for each hidden one; what cannot be read is one with its problem."""
     found: list[SavedLabel | None] = []
+    versions: list[LabelVersion] = []
     current = ""
     try:
         versions = labels.index.all(scan, tag)
-        current = labels.current(scan, tag).name
+        if tag in labels.tags(scan):
+            current = labels.current(scan, tag).name
     except XNATDatastoreError as error:
-        versions = []
         found.append(_unread(scan, tag, error))
     for version in versions:
         found.append(None if version.is_hidden else _saved(labels, scan, tag, version, version.name == current))
@@ -152,7 +157,7 @@ def _saved(labels: Labels, scan: Scan, tag: str, version: LabelVersion | None, i
         description = labels.description(scan, tag, version.name if version else None)
     except XNATDatastoreError as error:
         description, problem = {}, str(error)
-    if version and not description:
+    if saved and not description:  # what other programs left never has one
         problem = problem or WITHOUT_DESCRIPTION
     return SavedLabel(
         image=str(scan.image_id),
@@ -240,7 +245,7 @@ def _unmeasured(labels: Sequence[SavedLabel], hidden: int) -> list[LeftOut]:
         if label.problem or any(segment.volume is not None for segment in label.segments):
             continue
         reason = (
-            "its description names no structure with a number of voxels"
+            "it has no description that names structures with their numbers of voxels"
             if label.version
             else "it was drawn in a viewer, and has not been read on this computer yet"
         )
@@ -250,10 +255,10 @@ def _unmeasured(labels: Sequence[SavedLabel], hidden: int) -> list[LeftOut]:
     return found
 
 
-def _waiting(item: dict[str, Any]) -> Waiting:
-    if item["state"] == State.UNASSIGNED.value:
+def _waiting(parts: Parts, item: dict[str, Any]) -> Waiting:
+    if parts.catalog.get(str(item.get("image", ""))) is None:
         # What was given as its image may be the name of a patient, and the reason repeats it.
-        item = {**item, "image": "", "waits_for": "a person who says which image it belongs to"}
+        item = {**item, "image": "", "waits_for": _UNKNOWN_IMAGE}
     return Waiting(
         image=str(item.get("image", "")),
         tag=str(item.get("tag", "")),

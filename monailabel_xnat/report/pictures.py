@@ -68,7 +68,7 @@ def draw_pictures(
             known = {value: colours.setdefault(name, len(colours)) for value, name in values.items()}
             wanted = {value for value, name in values.items() if name == structure}
             is_ct = modalities[label.image] == "CT"
-            png, present = _draw(parts.images.path(scan), path, known, wanted, is_ct=is_ct)
+            png, present = draw(parts.images.path(scan), path, known, wanted, is_ct=is_ct)
             structures = {(values.get(value, f"value {value}"), known[value] % len(COLOURS)) for value in present}
         # SimpleITK raises RuntimeError for a file that it cannot read.
         except (XNATDatastoreError, OSError, RuntimeError, ValueError) as error:
@@ -101,7 +101,7 @@ def _colours(report: Report) -> dict[str, int]:
     return {name: number for number, name in enumerate(names)}
 
 
-def _draw(
+def draw(
     image: Path, label: Path, colours: Mapping[int, int], wanted: Collection[int], *, is_ct: bool
 ) -> tuple[bytes, set[int]]:
     """Draw the slice on which most of the label lies, or most of the wanted values where there are any.

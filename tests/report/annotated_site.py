@@ -31,7 +31,7 @@ def add_image(admin, url, project, name, array, affine, **fields):
     return f"{project}/{row['subject_ID']}/{row['ID']}/1"
 
 
-def add_label(admin, url, image, tag, user, day, array, affine, names, model="", description=None):
+def add_label(admin, url, image, tag, user, day, array, affine, names, model="", description=None, hidden=False):
     """Store a version of a label, saved by a user at noon of a day.
 
     Parameters
@@ -40,6 +40,8 @@ def add_label(admin, url, image, tag, user, day, array, affine, names, model="",
         Name of each value.
     description : bytes or None
         What to store in the place of its description.
+    hidden : bool
+        Whether somebody removed it who may not delete.
     """
     found = ImageId.parse(image)
     saved = datetime.fromisoformat(f"{day}T12:00:00").replace(tzinfo=timezone.utc)
@@ -63,5 +65,8 @@ def add_label(admin, url, image, tag, user, day, array, affine, names, model="",
     }
     resource = f"{url}/data/experiments/{found.experiment}/scans/{found.scan}/resources/MONAILABEL_{tag}/files"
     name = f"{saved:%Y%m%dT%H%M%S%fZ}-{digest[:12]}"
-    for suffix, stored in ((".nii.gz", content), (".json", description or json.dumps(facts).encode())):
+    files = {".nii.gz": content, ".json": description or json.dumps(facts).encode()}
+    if hidden:
+        files[".hidden.json"] = b"{}"
+    for suffix, stored in files.items():
         admin.put(f"{resource}/{name}{suffix}", data=stored, headers=BINARY).raise_for_status()

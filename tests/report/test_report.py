@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -14,12 +15,15 @@ import nibabel
 import numpy as np
 import pytest
 import requests
-from annotated_site import add_image, add_label
+import SimpleITK
+from annotated_site import BINARY, add_image, add_label
+from monailabel.interfaces.exception import MONAILabelException
 
 from monailabel_xnat import XNATDatastore
 from monailabel_xnat.cli.main import main
 from monailabel_xnat.errors import LabelNotUploadedError
 from monailabel_xnat.report import page
+from monailabel_xnat.report.pictures import draw
 from monailabel_xnat.sandbox import Sandbox
 
 AFFINE = np.diag([-2.0, -1.0, 5.0, 1.0])  # a voxel has 10 mm3
@@ -59,6 +63,10 @@ def site():
         add_label(*where, ids["a"], "final", "ben", "2026-01-08", cube(40, start=20), AFFINE, {1: "liver"})
         broken = {"array": cube(9), "affine": AFFINE, "names": {1: "liver"}, "description": b"{}"}
         add_label(*where, ids["c"], "broken", "ben", "2026-01-09", **broken)
+        add_label(*where, ids["h"], "final", "ben", "2026-01-10", cube(9), AFFINE, {1: "liver"}, hidden=True)
+        left = nibabel.Nifti1Image(cube(9).astype(np.uint8), AFFINE).to_bytes()
+        folder = f"{sandbox.url}/data/experiments/{ids['z'].split('/')[2]}/scans/1/resources/AI/files"
+        admin.put(f"{folder}/deepedit.nii.gz", data=gzip.compress(left), headers=BINARY).raise_for_status()
         yield sandbox
 
 
@@ -73,7 +81,9 @@ def made(site, tmp_path_factory):
         site.faults.add("MONAILABEL_final", method="PUT", status=503, times=None)
         with pytest.raises(LabelNotUploadedError):
             datastore.save_label(site.ids["y"], str(folder / "label.nii.gz"), "final", {"model": HOSTILE_NAME})
-    site.faults.clear()
+        site.faults.clear()
+        with pytest.raises(MONAILabelException):
+            datastore.save_label("MUELLER_HANS", str(folder / "label.nii.gz"), "final", {})
     words = ["--studies", site.url, "--username", site.username, "--project", "P,Q"]
     words += ["--cache-path", str(folder / "cache"), "--conf", "xnat_data_path", str(folder / "data")]
     with pytest.MonkeyPatch.context() as patch:
@@ -125,7 +135,7 @@ def shown(made):
 def test_progress_is_counted_for_each_project_and_day(site, made):
     first, second = made[1]["projects"]
     assert (first["project"], first["images"], first["final"], first["draft"], first["unlabelled"]) == ("P", 8, 6, 1, 1)
-    assert (second["project"], second["images"], second["final"], second["unlabelled"]) == ("Q", 2, 1, 1)
+    assert (second["project"], second["final"], second["draft"], second["unlabelled"]) == ("Q", 1, 1, 0)
     days = {day["date"]: (day["draft"], day["final"]) for day in first["days"]}
     assert days["2026-01-03"] == (1, 0)
     assert days["2026-01-05"] == (0, 1)  # the draft became final
@@ -155,17 +165,53 @@ def test_an_outlier_is_named(site, made, shown):
 
 
 def test_what_waits_and_what_cannot_be_read_is_said(site, made, shown):
-    (waiting,) = made[1]["outbox"]
+    waiting, unknown = made[1]["outbox"]
+    assert (unknown["image"], unknown["state"]) == ("", "unassigned")
     assert (waiting["image"], waiting["tag"], waiting["attempts"]) == (site.ids["y"], "final", 1)
     assert waiting["waits_for"] in " ".join(cell["text"] for cell in shown.all("td"))
     broken = [item for item in made[1]["left_out"] if item["kind"] == "label that cannot be read"]
     assert [item["what"].startswith(site.ids["c"]) for item in broken] == [True]
 
 
+def test_a_removed_label_is_no_label_and_is_said(made):
+    removed = [item["what"] for item in made[1]["left_out"] if item["kind"] == "removed label"]
+    assert removed == ["1 versions"]
+
+
+def test_a_label_that_another_program_left_counts_but_says_neither_when_nor_how_large(site, made):
+    assert made[1]["projects"][1]["undated"] == 1
+    (left,) = [item for item in made[1]["labels"] if item["image"] == site.ids["z"]]
+    assert (left["saved_at"], left["saved_by"], left["problem"]) == ("", "", "")
+    unmeasured = [item["what"] for item in made[1]["left_out"] if item["kind"] == "label without volumes"]
+    assert unmeasured == [f"{site.ids['z']} original"]
+
+
 def test_no_more_pictures_are_drawn_than_asked_for_and_outliers_come_first(site, shown):
     pictures = shown.all("img")
     assert len(pictures) == 4
     assert site.ids["g"] in pictures[0]["attrs"]["alt"]
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "PLI", "ARS"])
+def test_a_picture_shows_the_patient_as_radiologists_look_at_them(axes, tmp_path):
+    """The right of the patient is on the left, the front at the top, however the voxels are ordered."""
+    marks = np.zeros((20, 30, 5))
+    marks[:4, :6, 3] = 1  # right and front, for the axes go to the left, to the back and to the head
+    orient = nibabel.orientations.ornt_transform(
+        nibabel.orientations.axcodes2ornt("LPS"), nibabel.orientations.axcodes2ornt(axes)
+    )
+    for name, array in (("image", np.zeros(marks.shape)), ("label", marks)):
+        stored = nibabel.Nifti1Image(array.astype(np.uint8), np.diag([-2.0, -1.0, 4.0, 1.0])).as_reoriented(orient)
+        nibabel.save(stored, tmp_path / f"{name}.nii")
+    png, present = draw(tmp_path / "image.nii", tmp_path / "label.nii", {1: 0}, {1}, is_ct=True)
+    (tmp_path / "seen.png").write_bytes(png)
+    seen = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "seen.png"))).astype(int)
+    assert present == {1}
+    assert seen.shape == (192, 256, 3)  # 30 mm by 40 mm
+    is_marked = seen[..., 0] > seen[..., 2] + 30  # orange on grey
+    rows, columns = np.nonzero(is_marked)
+    assert (rows.min(), columns.min()) == (0, 0)
+    assert (rows.max() + 1, columns.max() + 1) == pytest.approx((192 * 6 / 30, 256 * 4 / 20), abs=1.5)
 
 
 def test_hostile_texts_stay_texts(shown):
@@ -197,6 +243,7 @@ def test_neither_secrets_nor_names_of_patients_are_in_it(site, made):
     for text in (made[0].read_text(), json.dumps(made[1])):
         assert site.password not in text
         assert "DOE_JANE" not in text
+        assert "MUELLER" not in text
 
 
 def test_the_file_is_for_this_user_only(made):
