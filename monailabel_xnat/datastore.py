@@ -3,7 +3,7 @@
 Images are XNAT scans with the id ``project/subject/experiment/scan``; the id of a label is that of its image, and the
 tag tells which one. What is done is done elsewhere: :mod:`~monailabel_xnat.catalog.catalog` knows what exists,
 :mod:`~monailabel_xnat.images.images` fetches and converts, :mod:`~monailabel_xnat.labels` stores and reads labels,
-:mod:`~monailabel_xnat.images.info` remembers.
+:mod:`~monailabel_xnat.images.info` remembers; ``_scan``, ``_find`` and ``_label`` stand in ``facade/xnatside.py``.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
     def save_label(
         self, image_id: str | XNATScan, label_filename: str | Path, label_tag: str, label_info: dict[str, Any]
     ) -> str:
-        """Store a label in XNAT as a new version; nothing is overwritten and the file given is only read.
+        """Store a label in XNAT as a new version; no earlier version is changed, and the file given is only read.
 
         Returns
         -------
@@ -291,7 +291,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         Raises
         ------
         ImageNotFoundException, AmbiguousNameError
-            If there is no such image (also an UnknownImageError), or several bear the name; the label is kept here.
+            If there is no such image (also an UnknownImageError), or several have the name; the label is kept here.
         LabelFileError, LabelGeometryError
             If the file is not a label, or not one of this image.
         LabelNotUploadedError

@@ -93,8 +93,12 @@ class ServerError(XNATDatastoreError, ConnectionError):
         self.status = status
 
     @property
-    def is_passing(self) -> bool:
-        """Whether XNAT, or a proxy before it, gave no answer of its own or has too much to do: waiting may help."""
+    def may_pass_later(self) -> bool:
+        """Whether the same request may work later: XNAT was not reached, was too slow, or has too much to do.
+
+        504 is among them, though it must not be repeated at once; see
+        ``MAY_BE_REPEATED_NOW`` in ``client/pace.py``.
+        """
         return self.status in (None, 429, 502, 503, 504)
 
 

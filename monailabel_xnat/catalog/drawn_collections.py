@@ -112,7 +112,7 @@ class DrawnCollections:
             known = self._listed.get(project)
             # A site that has shown ROI collections before knows them, whatever it answers now.
             is_known = known is not None or bool(self._known())
-            if error.is_passing or error.status not in _ABSENT or (is_known and error.status not in _GONE):
+            if error.may_pass_later or error.status not in _ABSENT or (is_known and error.status not in _GONE):
                 self.problem = f"the ROI collections could not be listed, those known before are used: {error}"
                 logger.warning("%s", self.problem)
                 if known is None:

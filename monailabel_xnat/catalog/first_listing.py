@@ -47,7 +47,7 @@ class FirstListing:
         try:
             self._catalog.scans()
         except ServerError as error:
-            if not wait or not error.is_passing or isinstance(error, LoginError):
+            if not wait or not error.may_pass_later or isinstance(error, LoginError):
                 raise
             self._note(error)
             self._background.start()

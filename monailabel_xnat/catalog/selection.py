@@ -11,6 +11,7 @@ from typing import NamedTuple
 from monailabel_xnat.catalog.listing import Names
 from monailabel_xnat.catalog.scan import Resource, Scan
 from monailabel_xnat.client.drawn import Drawing
+from monailabel_xnat.client.roi import SUFFIXES
 from monailabel_xnat.config import Settings
 from monailabel_xnat.values import escaped, is_exclusion, matches
 
@@ -31,8 +32,6 @@ _NOT_IMAGE_TYPES = frozenset({"SEG", "SR", "PR", "KO", "RTSTRUCT"})
 OWN_RESOURCES = "MONAILABEL_"
 _USUAL = Settings.image_resource
 
-# ROI collections that hold a label map, or contours that make one.
-_LABEL_KINDS = ("SEG", "RTSTRUCT", "AIM", "NIFTI")
 # Distances and the like: never a label of an image.
 _MEASUREMENTS = "MEAS"
 
@@ -233,7 +232,7 @@ def drawn_labels(scan: Scan, settings: Settings) -> list[Drawing]:
 
 def is_label(drawing: Drawing) -> bool:
     """Return whether a drawing is of a kind that can be read as label map."""
-    return drawing.kind in _LABEL_KINDS
+    return drawing.kind in SUFFIXES
 
 
 def is_of_unread_kind(drawing: Drawing) -> bool:

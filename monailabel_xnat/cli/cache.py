@@ -29,7 +29,7 @@ def info(settings: Settings, as_json: bool) -> None:
     """Show where the cache is, how large it is, and how much it may take."""
     from monailabel_xnat.images.cache import Cache
 
-    cache = Cache(settings.server_folder / "images")
+    cache = Cache.of(settings)
     entries = cache.entries()
     size = sum(entry.size for entry in entries)
     facts = {
@@ -54,7 +54,7 @@ def verify(ctx: click.Context, settings: Settings, remove: bool, as_json: bool) 
     """Read every image and compare it with its digest. The exit code is 1 if one is damaged and stays."""
     from monailabel_xnat.images.cache import Cache
 
-    cache = Cache(settings.server_folder / "images")
+    cache = Cache.of(settings)
     damaged = cache.verify(remove_damaged=remove)
     if as_json:
         print_json({"damaged": [entry.image_id for entry in damaged], "removed": remove})
@@ -73,8 +73,7 @@ def prune(settings: Settings, as_json: bool) -> None:
     """Remove what ended processes left behind, and the least recently used images beyond the budget."""
     from monailabel_xnat.images.cache import Cache
 
-    budget = int(settings.cache_budget * 10**9) or None
-    freed = Cache(settings.server_folder / "images", budget=budget).prune()
+    freed = Cache.of(settings).prune()
     if as_json:
         print_json({"freed_bytes": freed})
     else:

@@ -128,7 +128,7 @@ class DicomImport:
             try:
                 scans.update(self._add_study(study, named))
             except ServerError as error:
-                if error.is_passing:  # the other studies would wait in vain as well
+                if error.may_pass_later:  # the other studies would wait in vain as well
                     raise
                 failures.append(error)
         if failures:

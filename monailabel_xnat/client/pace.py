@@ -15,9 +15,9 @@ from typing import Any
 
 from monailabel_xnat.errors import ServerError, ServerTimeoutError
 
-# What proxies and overloaded servers answer for a moment; every other status is an answer to be believed. 504 is none
-# of them: a proxy has waited in vain, and XNAT is still at work.
-TRANSIENT_STATUSES = frozenset({429, 502, 503})
+# A request that gets one of these is repeated after a short pause; every other status is XNAT's answer. 504 is not
+# among them: the proxy gave up waiting, but XNAT may still be working on the request, which may_pass_later.
+MAY_BE_REPEATED_NOW = frozenset({429, 502, 503})
 # Repeating these does no harm: our PUTs carry unique names or say overwrite.
 REPEATABLE_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 # A server that asks for a longer pause is treated as away: MONAI Label's event loop waits with us.

@@ -16,8 +16,8 @@ from requests.utils import rewind_body
 from monailabel_xnat.client.deadlines import LONGEST_CONNECT, Deadline, TimedBody, Watch, is_timeout
 from monailabel_xnat.client.pace import (
     LONGEST_PAUSE,
+    MAY_BE_REPEATED_NOW,
     REPEATABLE_METHODS,
-    TRANSIENT_STATUSES,
     Backoff,
     Pace,
     requested_pause,
@@ -120,7 +120,7 @@ class PatientAdapter(BaseAdapter):
                 self.wait(pause, type(error).__name__)
                 continue
             progress = self._pace.now()
-            if response.status_code in TRANSIENT_STATUSES and self._repeats(request, response, pauses):
+            if response.status_code in MAY_BE_REPEATED_NOW and self._repeats(request, response, pauses):
                 continue
             moved_to = _moved_to(request, response)
             if not moved_to or not rewound(request):

@@ -29,12 +29,17 @@ _COLUMNS = (
     *(_FIELD + column for column in ("uid", "collectiontype", "name")),
 )
 _REFERENCES = "references/seriesUID"
-_SUFFIXES = {
+SUFFIXES: dict[str, tuple[str, ...]] = {
     "SEG": (DICOM_SUFFIX,),
     "RTSTRUCT": (DICOM_SUFFIX,),
     "AIM": (".xml",),
     "NIFTI": (".nii.gz", ".nii"),
 }
+"""The kinds of drawings that are read as label maps, and what their files end in, the usual ending first.
+
+Each has a reader in :mod:`monailabel_xnat.labels.drawings`.
+"""
+
 _TIME = "%Y-%m-%d %H:%M:%S.%f"
 # UTC offsets of all time zones are multiples of this.
 _ZONE_STEP = timedelta(minutes=15)
@@ -228,7 +233,7 @@ def collection_file(session: Session, collection: RoiCollection) -> RemoteFile:
         If XNAT fails.
     """
     files = list_files(session, collection.resource)
-    suffixes = _SUFFIXES.get(collection.kind, ())
+    suffixes = SUFFIXES.get(collection.kind, ())
     found = [file for file in files if file.path.lower().endswith(suffixes)] or files[:1]
     if not found:
         raise LabelFileError(
@@ -255,7 +260,7 @@ def download_collection(session: Session, collection: RoiCollection, folder: Pat
         If XNAT fails, or sends something else than it lists (TransferError).
     """
     remote = collection_file(session, collection)
-    suffix = next((end for end in _SUFFIXES[collection.kind] if remote.path.lower().endswith(end)), DICOM_SUFFIX)
+    suffix = next((end for end in SUFFIXES.get(collection.kind, ()) if remote.path.lower().endswith(end)), DICOM_SUFFIX)
     target = folder / f"collection{suffix}"
     modified = fetch_listed(session, remote, target, f"the ROI collection {collection.label!r}")
     return target, stored_at(collection, modified)

@@ -52,7 +52,6 @@ logger = logging.getLogger(__name__)
 _CONVERSION = 2
 # How long an image is believed to be unchanged where XNAT's listing tells neither number nor size of its files.
 _BELIEVED_FOR = 600.0
-_GIGABYTE = 10**9
 
 
 class Images:
@@ -81,10 +80,9 @@ class Images:
     def __init__(self, session: Session, settings: Settings, read_cache: ReadCache | None = None) -> None:
         self._session = session
         self._settings = settings
-        budget = int(settings.cache_budget * _GIGABYTE) or None
-        self.cache = Cache(settings.server_folder / "images", budget=budget)
+        self.cache = Cache.of(settings)
         self._fetcher = Fetcher(session, settings)
-        self._background = BackgroundPrefetch(self, budget)
+        self._background = BackgroundPrefetch(self, self.cache.budget)
         self._file_form = "nii.gz" if settings.compress else "nii"
         # What else decides which image is made of the same files.
         self._way = f"conversion {_CONVERSION}, gantry_tilt {settings.gantry_tilt}"

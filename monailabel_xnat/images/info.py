@@ -255,7 +255,7 @@ class ImageInfos:
             self.problem = str(error)
             logger.warning("image info could not be written and waits: %s", type(error).__name__)
             logger.info("why image info waits: %s", error)
-            return isinstance(error, ServerError) and error.is_passing
+            return isinstance(error, ServerError) and error.may_pass_later
         with self._lock:
             self._stored[image] = (written, merged)
             self._unread.pop(image, None)

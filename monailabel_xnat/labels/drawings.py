@@ -20,7 +20,7 @@ from monailabel_xnat.catalog.read_cache import ReadCache
 from monailabel_xnat.catalog.selection import drawn_labels, is_label, is_of_unread_kind, may_be_drawn_label
 from monailabel_xnat.client.drawn import PREFIX, Drawing, DrawnScan, UnreadDrawing, fetch_drawn
 from monailabel_xnat.client.roi import (
-    DICOM_SUFFIX,
+    SUFFIXES,
     RoiCollection,
     ask_when_stored,
     download_collection,
@@ -52,14 +52,13 @@ def _read_nifti(path: Path, grid: Grid) -> LabelMap:
     return to_grid(read_label(path, grid), grid, any_extent=True)
 
 
-_READERS: Mapping[str, Callable[[Path, Grid], LabelMap]] = {
+READERS: Mapping[str, Callable[[Path, Grid], LabelMap]] = {
     "SEG": read_seg,
     "RTSTRUCT": read_rtstruct,
     "AIM": read_aim,
     "NIFTI": _read_nifti,
 }
-
-_FILE_TYPES = {"NIFTI": LABEL_MAP, "AIM": ".xml"}
+"""The reader of each kind of drawing in :data:`monailabel_xnat.client.roi.SUFFIXES`."""
 
 
 class Drawings:
@@ -208,7 +207,7 @@ class Drawings:
             private_folder(self._folder)
             with tempfile.TemporaryDirectory(prefix=".roi-", dir=self._folder) as scratch:
                 file, saved_at = self._fetch(drawing, Path(scratch))
-                label = with_values(_READERS[drawing.kind](file, grid), self._settings.label_values)
+                label = with_values(READERS[drawing.kind](file, grid), self._settings.label_values)
             write_label(label, path)
             description = self._described(scan, drawing, label, path, saved_at)
             write_whole(self._description_file(path), encode(description))
@@ -231,7 +230,7 @@ class Drawings:
             self._settings.roi_tag,
             {ROI_FACTS: facts, "label_info": names},
             label=label,
-            file_type=_FILE_TYPES.get(drawing.kind, DICOM_SUFFIX),
+            file_type=SUFFIXES[drawing.kind][0],
             configured={},
         )
         return completed(description, sha256=file_digest(file), saved_at=saved_at, saved_by=drawing.user)

@@ -333,7 +333,7 @@ def outbox_of(settings: Settings, on_departure: Callable[[WaitingLabel], None] |
 
 def is_away(error: XNATDatastoreError) -> bool:
     """Return whether XNAT, not what was asked of it, is the trouble, so that waiting may help."""
-    return isinstance(error, LoginError) or (isinstance(error, ServerError) and error.is_passing)
+    return isinstance(error, LoginError) or (isinstance(error, ServerError) and error.may_pass_later)
 
 
 def _visible_folders(folder: Path) -> Iterator[Path]:

@@ -1,10 +1,7 @@
-"""Labels of images: saved, read, listed, and brought back as they were.
+"""Labels of images: saved, changed, restored as an earlier version, and removed.
 
-What XNAT holds of a label with tag T is the resource ``MONAILABEL_<T>`` of the scan: for each version a file
-``<UTC>-<sha256[:12]>.nii.gz``, or ``.result.json`` for the result of a task that is no segmentation, and beside it
-``<UTC>-<sha256[:12]>.json``, its description. The newest by name is the label. Saving adds a version and overwrites
-none, so that two who save at once lose nothing; only the ``info`` of a description is ever changed. Removing a label
-deletes all its versions; where the user may not delete, it hides them.
+``docs/labels.md`` describes what XNAT holds of a label. The names of its files are made in
+:mod:`~monailabel_xnat.labels.version`, the description beside each in :mod:`~monailabel_xnat.labels.description`.
 """
 
 from __future__ import annotations
@@ -306,7 +303,7 @@ class LabelStore:
         UnknownLabelError
             If there is no such version.
         ReadOnlyError, LabelNotUploadedError, CacheError, ServerError
-            As for :meth:`save` and :meth:`path`.
+            As for :meth:`save` and :meth:`~monailabel_xnat.labels.labels.Labels.path`.
         """
         self._require_writable("restore labels")
         tag = text_of(tag)

@@ -270,7 +270,7 @@ class ViewerCopies:
             try:
                 allowed = may_store(self._session, project)
             except ServerError as error:
-                if error.is_passing:
+                if error.may_pass_later:
                     raise
                 allowed = False
             self._may_store[project] = allowed

@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from monailabel_xnat.config import Settings
 from monailabel_xnat.disk import locked, private_folder, write_whole
 from monailabel_xnat.errors import CacheError
 from monailabel_xnat.images.cache.entry import (
@@ -58,6 +59,7 @@ _COUNTED_EVERY = 60.0
 _MADE_PER_NEED = 2
 # An image that XNAT has replaced stays for whoever still works with it.
 _REPLACED_STAYS = 3600.0
+_GIGABYTE = 10**9
 
 
 class Cache:
@@ -90,6 +92,17 @@ class Cache:
         with self._errors("make"):
             private_folder(folder)
             private_folder(folder / _LOCKS)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Cache:
+        """Return the cache of the images of a server, in its folder on this machine.
+
+        Parameters
+        ----------
+        settings : Settings
+            Its ``server_folder`` and ``cache_budget``, of 10**9 bytes each.
+        """
+        return cls(settings.server_folder / "images", budget=int(settings.cache_budget * _GIGABYTE) or None)
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
