@@ -110,7 +110,7 @@ def private_opener(path: str, flags: int) -> int:
 
 @contextmanager
 def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Have a file appear under its name in one step, when it is complete.
+    """Put a file under its name in one step, once it is complete.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def write_whole(path: Path, content: bytes, *, durable: bool = False) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have a file, or the list of names in a folder, written to the disk itself."""
+    """Write a file, or the list of names in a folder, to the disk itself (fsync)."""
     is_folder = path.is_dir()
     if is_folder and os.name == "nt":  # Windows does this by itself and has no call for it.
         return

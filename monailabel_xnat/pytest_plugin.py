@@ -53,7 +53,7 @@ class Site:
         return self.settings.server
 
     def import_dicom(self, folder: str | Path) -> list[str]:
-        """Have the site file a folder of DICOM into the project.
+        """Import a folder of DICOM into the project of the site.
 
         Returns
         -------
@@ -98,14 +98,14 @@ def _xnat_server() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def xnat_sandbox(_xnat_server: Sandbox) -> Sandbox:
-    """Give an XNAT-compatible server: empty, with nobody logged in and no failures set."""
+    """Return an XNAT-compatible server: empty, with nobody logged in and no failures set."""
     _xnat_server.reset()
     return _xnat_server
 
 
 @pytest.fixture
 def xnat_site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
-    """Give an empty project on the sandbox; with ``--live-xnat`` one on that server, deleted at the end."""
+    """Yield an empty project on the sandbox; with ``--live-xnat`` one on that server, deleted at the end."""
     from monailabel_xnat.client.items import delete, project_path, put
     from monailabel_xnat.client.session import Session
     from monailabel_xnat.config import Settings

@@ -39,7 +39,7 @@ _SAFE_DEFAULTS = {"MLFLOW_ALLOW_FILE_STORE": "true"}
 
 
 class XNATAppMixin:
-    """Gives an app the XNAT datastore with ``--conf datastore xnat`` or ``MONAI_LABEL_DATASTORE=xnat``.
+    """Opens the XNAT datastore in an app, with ``--conf datastore xnat`` or ``MONAI_LABEL_DATASTORE=xnat``.
 
     Name it first, and MONAI Label's class beside it, for MONAI Label looks for an app among classes that name it::
 

@@ -47,7 +47,7 @@ def without_others(task: Any) -> Any:
 
 
 def spare_planners(app: object) -> None:
-    """Have the planners of an app look only at images that can be read.
+    """Make the planners of an app look only at images that can be read.
 
     MONAI Label's HeuristicPlanner reads a sample of all images when the app starts, and one that is no volume would
     end the start.

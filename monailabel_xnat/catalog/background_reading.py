@@ -62,7 +62,7 @@ class BackgroundReader(Generic[Item, Found]):
         self._batches: list[Background] = []
 
     def ask_again(self) -> None:
-        """Have everything read that could not be."""
+        """Read again, at the next look, everything that could not be read."""
         with self._lock:
             self._failures = {key: failure._replace(again_at=0.0) for key, failure in self._failures.items()}
 

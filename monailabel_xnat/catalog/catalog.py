@@ -165,7 +165,7 @@ class Catalog:
         return self._current().named(name)
 
     def subscribe(self, listener: Callable[[Collection[str]], None]) -> None:
-        """Have a listener told the ids of the images that have changed, come or gone, right after they have.
+        """Call a listener with the ids of the images that have changed, come or gone, each time right after they have.
 
         It is called in the thread that brought the change, also for all images that are known already.
         """

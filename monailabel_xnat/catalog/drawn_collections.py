@@ -79,7 +79,7 @@ class DrawnCollections:
         """How many ROI collections there are of each kind that is not read."""
 
     def ask_again(self) -> None:
-        """Have sites asked again that did not know ROI collections, and collections read that could not be."""
+        """Ask sites again that did not know ROI collections, and read again what could not be read, when next used."""
         self._absent.clear()
         self._reader.ask_again()
 
@@ -152,7 +152,7 @@ class DrawnCollections:
         return Drawn(by_series, {session: tuple(found) for session, found in unread.items()}, unlisted)
 
     def _note_unread(self, drawn: Drawn) -> None:
-        """Say in the log, once for each, what cannot be read."""
+        """Log what cannot be read, once for each."""
         self.unread = {
             f"{session}/{item.name}": item.reason for session, found in drawn.unread.items() for item in found
         }

@@ -106,7 +106,7 @@ class DrawnScans:
         """Why they cannot be read, by session ID and name, ``XNAT_E00001/scan:3001``."""
 
     def ask_again(self) -> None:
-        """Have scans read that could not be, and images looked for that were not there."""
+        """Read again what could not be read, and look again for images that were not there, at the next look."""
         self._searched.clear()
         self._reader.ask_again()
 
@@ -258,7 +258,7 @@ class DrawnScans:
         return is_known and (drawing.is_ours or may_be_drawn_label(drawing, self._settings))
 
     def _note_unread(self, reasons: dict[str, str]) -> None:
-        """Say in the log, once for each, what cannot be read."""
+        """Log what cannot be read, once for each."""
         self.unread = reasons
         failed = {name for name, reason in reasons.items() if self._reader.has_failed(reason)}
         new = failed - self._unread_before

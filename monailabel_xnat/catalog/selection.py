@@ -77,7 +77,7 @@ class Selection:
         return bool(image_resources(scan, self._settings))
 
     def _why_none(self, scans: Iterable[Scan], filters: list[_Applied]) -> str:
-        """Say which filter leaves no image, and what there is instead; "" if there is nothing to choose from."""
+        """Return which filter leaves no image, and what there is instead; "" if there is nothing to choose from."""
         found = [scan for scan in scans if not _is_derived(scan) and _has_files(scan)]
         if not found:
             return ""
@@ -193,7 +193,7 @@ def _most_common(names: Iterable[str]) -> str:
 
 
 def image_resources(scan: Scan, settings: Settings) -> list[Resource]:
-    """Give the resources of a scan that may hold the image, best first; those known to be empty are left out."""
+    """Return the resources of a scan that may hold the image, best first, without those known to be empty."""
     patterns = settings.image_resource
     filled = [found for found in scan.resources if found.file_count != 0 and image_rank(patterns, found.label)]
     return filled if len(filled) < 2 else sorted(filled, key=lambda resource: image_rank(patterns, resource.label))

@@ -63,7 +63,7 @@ class HeldBody:
         self._raw.close()
 
     def release_conn(self) -> None:
-        """Give the connection back to its pool."""
+        """Return the connection to its pool."""
         self._slot.release()
         release = getattr(self._raw, "release_conn", None)
         if release is not None:
@@ -77,7 +77,7 @@ class HeldBody:
 
 
 def hold(response: requests.Response, slot: Slot) -> None:
-    """Have a slot released when the body of an answer has been read, or is given up."""
+    """Release a slot once the body of an answer has been read, or is given up."""
     if response.raw is None or response.raw.closed:
         slot.release()
     else:

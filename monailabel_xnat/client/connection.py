@@ -95,7 +95,7 @@ class Connection(XNATSession):  # type: ignore[misc]
 
     @contextmanager
     def our_errors(self) -> Iterator[None]:
-        """Have this thread's refused requests raise our errors within the block, in place of xnatpy's."""
+        """Raise our errors in place of xnatpy's for refused requests of this thread within the block."""
         before = getattr(self._of_thread, "ours", False)
         self._of_thread.ours = True
         try:

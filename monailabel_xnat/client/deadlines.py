@@ -129,7 +129,7 @@ class Deadline:
             raise requests.ReadTimeout(f"less than {ENOUGH} bytes came in {self.seconds:g} s")
 
     def take(self, connected: socket.socket) -> None:
-        """Have this connection ended at the deadline; the request has no other from now on."""
+        """End this connection at the deadline; the request has no other from now on."""
         # For what is sent, urllib3 would keep to the time in which a connection must be made.
         connected.settimeout(self.seconds)
         # A second handle, for the first one may be detached by TLS, or closed in another thread.
@@ -225,7 +225,7 @@ class TimedBody:
         self._raw.close()
 
     def release_conn(self) -> None:
-        """Give the connection back to its pool."""
+        """Return the connection to its pool."""
         self._deadline.let_go()
         release = getattr(self._raw, "release_conn", None)
         if release is not None:

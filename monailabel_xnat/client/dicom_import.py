@@ -93,7 +93,7 @@ class DicomImport:
         self._project = project
 
     def run(self, instances: Sequence[Instance], series: str, named: tuple[str, str, str] | None) -> Imported:
-        """Bring instances into the archive, as far as they are not there already.
+        """Import instances that are not in the archive yet.
 
         Parameters
         ----------
@@ -293,7 +293,7 @@ class DicomImport:
 
 
 def import_zip(session: Session, packed: Path, query: Mapping[str, str]) -> list[str]:
-    """Have XNAT import a zip of DICOM files; return the address of each session, below the site's address.
+    """Import a zip of DICOM files into XNAT; return the address of each session, below the site's address.
 
     Parameters
     ----------

@@ -153,7 +153,7 @@ def _download_zip(
 
 
 def _blocks(response: requests.Response) -> Iterator[bytes]:
-    """Give the body in large blocks, however small the chunks are that the server sends.
+    """Yield the body in large blocks, however small the chunks are that the server sends.
 
     requests gives chunk by chunk, of 8 kB from a Tomcat: to handle each would take longer than to receive it.
     """
@@ -249,7 +249,7 @@ class _Writer:
             raise self._error
 
     def write(self, content: Iterable[Buffer], file: _CheckedFile) -> None:
-        """Have a file written: a small one in one step, for handing over takes longer than writing."""
+        """Write a file in a worker thread; a small one in one step, because handing it over takes longer."""
         waiting: list[Buffer] = []
         size = 0
         try:
@@ -265,7 +265,7 @@ class _Writer:
         self._do(partial(file.finish, waiting))
 
     def _do(self, step: Callable[[], None]) -> None:
-        """Have a step done; waits while too many are waiting."""
+        """Hand a step to the worker thread; waits while too many are queued."""
         if self._error is not None:
             raise self._error
         self._steps.put(step)

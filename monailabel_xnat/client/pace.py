@@ -51,9 +51,9 @@ class Backoff:
     sleep: Callable[[float], None] = time.sleep
 
     def pauses(self) -> Iterator[float]:
-        """Give the pauses between the attempts, in seconds."""
+        """Yield the pauses between the attempts, in seconds."""
         for attempt in range(self.attempts - 1):
-            # Jitter keeps many workers from coming back in step; it guards nothing.
+            # Jitter keeps many workers from coming back at the same moments; it is not security-relevant.
             yield min(self.first_pause * 2**attempt * random.uniform(0.75, 1.25), LONGEST_PAUSE)  # noqa: S311
 
 
@@ -91,7 +91,7 @@ def _time_of(text: str) -> datetime | None:
 
 @contextmanager
 def background_work() -> Iterator[None]:
-    """Have the requests of this thread within the block wait for those that a person waits for."""
+    """Let the requests of this thread within the block wait for those that a person waits for."""
     before, _of_thread.is_background = is_background(), True
     try:
         yield
@@ -227,7 +227,7 @@ class Pace:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Have one of ``connections`` requests under way within the block."""
+        """Hold one of the ``connections`` slots for a request within the block."""
         taken = self.take()
         try:
             yield

@@ -78,13 +78,13 @@ def read_listing(session: Session, path: str, query: Query, read: Callable[[Iter
 
 
 def read_sessions(session: Session, query: Query, read: Callable[[Iterable[Row]], Result], project: str = "") -> Result:
-    """Have the listing of the sessions in a project read, or of all on the site; see :func:`read_listing`."""
+    """Read the listing of the sessions in a project, or of all on the site; see :func:`read_listing`."""
     above = ("projects", project) if project else ()
     return read_listing(session, quoted("data", *above, "experiments"), query, read)
 
 
 def rows_of(blocks: Iterable[bytes], path: str) -> Iterator[Row]:
-    """Give the rows of a result set, ``{"ResultSet": {"Result": [...], ...}}``, one by one.
+    """Yield the rows of a result set, ``{"ResultSet": {"Result": [...], ...}}``, one by one.
 
     Parameters
     ----------
@@ -158,12 +158,12 @@ class _Arriving:
                 return None
 
     def take(self, length: int) -> str:
-        """Give the beginning, and forget it."""
+        """Take so many characters from the beginning, and return them."""
         taken, self.text = self.text[:length], self.text[length:]
         return taken
 
     def rest(self) -> str:
-        """Give all that is left."""
+        """Return all that is left."""
         while self.more():
             pass
         return self.take(len(self.text))

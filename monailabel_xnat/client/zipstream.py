@@ -54,7 +54,7 @@ class ZipMember:
 
 
 def zip_members(chunks: Iterable[bytes]) -> Iterator[ZipMember]:
-    """Give the members of a zip archive, in the order in which they come; folders are left out.
+    """Yield the members of a zip archive, in the order in which they arrive; folders are left out.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class _Source:
         self._at = 0
 
     def take(self, size: int, problem: str = "it ends early") -> bytes:
-        """Give exactly so many bytes."""
+        """Return exactly so many bytes."""
         while len(self._block) - self._at < size:
             chunk = next(self._chunks, None)
             if chunk is None:
@@ -103,7 +103,7 @@ class _Source:
         return bytes(self._block[self._at - size : self._at])
 
     def some(self, most: int = _BLOCK) -> memoryview:
-        """Give what has come, at least one byte; nothing at the end."""
+        """Return what has arrived, at least one byte; nothing at the end."""
         while self._at == len(self._block):
             chunk = next(self._chunks, None)
             if chunk is None:
@@ -246,7 +246,7 @@ def _check_content(source: _Source, header: _Header, crc: int, packed: int, size
 
 
 def _descriptor_length(data: bytes, crc: int, packed: int, size: int) -> int:
-    """Give the length of the descriptor that data starts with, if it says just that; else 0."""
+    """Return the length of the descriptor that data starts with, if it says just that; else 0."""
     short = struct.pack("<III", crc, packed & _FULL_32, size & _FULL_32)
     long = struct.pack("<IQQ", crc, packed, size)
     for descriptor in (_DESCRIPTOR + long, _DESCRIPTOR + short, long, short):

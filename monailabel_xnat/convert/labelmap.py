@@ -28,7 +28,7 @@ LARGEST_VALUE = 65535
 """Of a voxel: what uint16 holds."""
 
 View = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
-"""Gives the part of a volume (i, j, k) that a picture covers, as a view that is laid out as the picture."""
+"""Returns the part of a volume (i, j, k) that a picture covers, as a view with the axes of the picture."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class _Noted(NamedTuple):
 
 
 class Comparisons:
-    """Tells what is due for comparison; may be used from any thread.
+    """Knows what is due for comparison with XNAT; may be used from any thread.
 
     The listing of a project shows how many files a resource has, and their size together. Files of the same number
     and size show only in the list of the files, which holds their MD5 digests: it is asked for once for each training
@@ -50,7 +50,7 @@ class Comparisons:
         self._failed: dict[Hashable, tuple[float, Exception]] = {}
 
     def expire(self, keys: Iterable[Hashable] | None = None) -> None:
-        """Have some things compared at their next use; all, if none are named."""
+        """Make some things due for comparison at their next use; all, if none are named."""
         with self._lock:
             now = self.begin()
             if keys is None:
@@ -83,7 +83,7 @@ class Comparisons:
             return {key: error for key, (_, error) in self._failed.items()}
 
     def is_due(self, key: Hashable, state: str, compared: float, *, within: float | None = None) -> bool:
-        """Tell whether something must be compared before it is used.
+        """Return whether something must be compared before it is used.
 
         Parameters
         ----------

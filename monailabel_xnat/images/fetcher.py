@@ -238,7 +238,7 @@ def _true_ending(path: Path, image: RemoteFile) -> str:
 
 
 def _note(series_uids: Iterable[str], scan: Scan) -> str:
-    """Say how many image files are of another series than XNAT lists for the scan; "" if none is, or none is listed.
+    """Return a note on how many image files are of another series than XNAT lists; "" if none is, or it lists none.
 
     They are XNAT's own files of this scan, so that they are given; but either XNAT or their headers are wrong.
     """

@@ -106,7 +106,7 @@ class Images:
         return self._no_volumes.reasons(self._form, find)
 
     def path(self, scan: Scan) -> Path:
-        """Give the image: a NIfTI file, another file that MONAI reads, or with ``image_format="dicom"`` the folder.
+        """Return the image: a NIfTI file, another file that MONAI reads, or with ``image_format="dicom"`` the folder.
 
         Raises
         ------
@@ -128,7 +128,7 @@ class Images:
         return entry.path if entry else None
 
     def compare_anew(self, scans: Iterable[Scan] | None = None) -> None:
-        """Have images compared with XNAT's list of their files at their next use; all images, if none are named."""
+        """Compare images with XNAT's list of their files at their next use; all images, if none are named."""
         if scans is None:
             self._no_volumes.look_again()
         self._comparisons.expire(None if scans is None else [scan.image_id for scan in scans])
@@ -146,7 +146,7 @@ class Images:
             raise failure
 
     def checksum(self, scan: Scan) -> str | None:
-        """Give ``SHA256:<hex>`` of the file that :meth:`path` gives, once it is here; makes no request."""
+        """Return ``SHA256:<hex>`` of the file that :meth:`path` returns, if it is here already; makes no request."""
         entry = self._local(scan, self._form)
         return entry.checksum if entry else None
 
@@ -183,7 +183,7 @@ class Images:
         return replace(_grid(entry.path), sources=partial(self._sources, scan, entry), others=others, shear=shear)
 
     def dicom_folder(self, scan: Scan) -> Path:
-        """Give a folder with the DICOM files of the scan's series; fetches them if need be.
+        """Return a folder with the DICOM files of the scan's series; fetches them if need be.
 
         Raises
         ------
@@ -331,7 +331,7 @@ class Images:
         return self._comparisons.is_due(scan.image_id, entry.fingerprint, 0.0, within=_BELIEVED_FOR)
 
     def _stored(self, scan: Scan, resource: Resource, form: str) -> CachedImage | None:
-        """Give the entry that was made when the listing looked as it does now."""
+        """Return the entry that was made when the listing looked as it does now."""
         seen = self._as_seen(resource)
         entry = self._known.get((scan.image_id, form))
         if entry is None or entry.seen != seen or not self.cache.is_there(entry):

@@ -97,7 +97,7 @@ class NoVolumes:
             self._read_cache.forget(_KIND, [_key(scan, form)])
 
     def look_again(self) -> None:
-        """Have such scans tried once more when they are asked for by name."""
+        """Try such scans once more when they are next asked for by name."""
         self._looked_at_again = time.monotonic()
 
     def reasons(self, form: str, find: Callable[[str], Scan | None]) -> dict[str, str]:

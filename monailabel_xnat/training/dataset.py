@@ -44,7 +44,7 @@ _of_model: ContextVar[Mapping[str, int]] = ContextVar("labels of the model", def
 
 @contextmanager
 def labels_of_model(values: Mapping[str, int]) -> Iterator[None]:
-    """Have training sets made for a model, within the block and in this thread: see :meth:`Dataset.pairs`."""
+    """Make training sets for a model, within the block and in this thread: see :meth:`Dataset.pairs`."""
     token = _of_model.set(dict(values))
     try:
         yield
@@ -170,7 +170,7 @@ class Dataset:
             return Path(packed.name)
 
     def _collect(self) -> tuple[list[dict[str, str]], dict[str, Any]]:
-        """Give the pairs and their manifest."""
+        """Return the pairs and their manifest."""
         self._catalog.settle()
         self._labels.compare_drawn()
         scans = sorted(self.labelled(), key=lambda scan: scan.image_id)
@@ -218,7 +218,7 @@ class Dataset:
         )
 
     def _case(self, scan: Scan, values: Mapping[str, int]) -> tuple[dict[str, str], dict[str, Any]] | str:
-        """Give the pair of one image and its entry in the manifest, or why there is none."""
+        """Return the pair of one image and its entry in the manifest, or why there is none."""
         try:
             image = self._images.path(scan)
             self._images.require_compared(scan)

@@ -98,7 +98,7 @@ class NextSamples:
         return [found for found in map(self._catalog.get, chosen) if found]
 
     def _claimed_first(self, choose: Callable[[], Any], owner: str) -> Any:
-        """Have the strategy choose where all unlabelled images are claimed: it sees the one with the oldest claim."""
+        """Return what the strategy chooses if all unlabelled images are claimed: it sees only the oldest claim."""
         claims = self._infos.claims.of_others(owner)
         done = {*self._labels.images(TRAINING_TAG), *self._images.no_volumes(self._catalog.get)}
         left = [image for image in claims if image not in done and self._catalog.get(image)]

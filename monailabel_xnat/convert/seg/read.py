@@ -27,7 +27,7 @@ from monailabel_xnat.convert.seg.segments import read_segments
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 Pictures = Callable[[int], npt.NDArray[Any]]
-"""Gives the pixels (rows, columns) of the frame of an index; bool where they are single bits."""
+"""Returns the pixels (rows, columns) of the frame with an index; bool where each is a single bit."""
 
 _ROWS = 0x00280010
 _COLUMNS = 0x00280011

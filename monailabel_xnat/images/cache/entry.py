@@ -150,7 +150,7 @@ def records_in(folder: Path) -> list[Path]:
 
 
 def seal(made: Path) -> tuple[int, str]:
-    """Bring a file or folder to the disk itself; return its size on this disk and its digest.
+    """Flush a file or folder to the disk; return its size there and its digest.
 
     A link leads to somebody else's files: they are neither touched, nor read as a whole, nor counted.
     """

@@ -111,7 +111,7 @@ class Cache:
             yield
 
     def may_hold(self, key: str) -> bool:
-        """Tell whether there may be an image, quickly; what another process has just added may be overlooked."""
+        """Return quickly whether there may be an image; one that another process has just added may be overlooked."""
         now = time.monotonic()
         if now - self._looked > _LOOKED_EVERY:
             self._look()
@@ -119,13 +119,13 @@ class Cache:
         return key in self._keys
 
     def find(self, key: str, form: str) -> list[CachedImage]:
-        """Give the whole entries of an image in one form, most recently used first."""
+        """Return the complete entries of an image in one form, most recently used first."""
         entries = map(read_record, records_in(self.folder / key))
         found = [entry for entry in entries if entry and entry.form == form]
         return sorted(found, key=lambda entry: entry.last_use, reverse=True)
 
     def is_there(self, entry: CachedImage) -> bool:
-        """Tell whether an entry known from before is still there."""
+        """Return whether an entry known from before is still there."""
         try:
             os.stat(entry.path)  # noqa: PTH116 - a third of the time of Path.stat, at every warm hit
         except OSError:
@@ -148,7 +148,7 @@ class Cache:
 
     @contextmanager
     def making(self, key: str, need: int = 0) -> Iterator[Path]:
-        """Give an empty folder to make an image in; whatever is left in it afterwards goes.
+        """Yield an empty folder to make an image in; what is left in it afterwards is removed.
 
         The caller holds the lock of the image.
 
@@ -242,7 +242,7 @@ class Cache:
                 parent.rmdir()
 
     def entries(self) -> list[CachedImage]:
-        """Give all whole entries, least recently used first."""
+        """Return all complete entries, least recently used first."""
         # Not by glob, which ends with an error where another process removes an image meanwhile.
         entries = (read_record(record) for folder in paths_in(self.folder) for record in records_in(folder))
         return sorted((entry for entry in entries if entry), key=lambda entry: entry.last_use)

@@ -16,7 +16,7 @@ _NAMES_SUFFIX = ".json"
 
 
 class Leases:
-    """Tells images that are in use, by key.
+    """Knows which images are in use, by key.
 
     A thread uses the image it was given last, until it is given another. What a process holds stands in a file beside
     a lock file, which the system releases when the process ends in whatever way.
