@@ -58,7 +58,7 @@ def _described(parts: Opened, scan: Scan, problem: str) -> dict[str, Any]:
 
 
 def _label(parts: Opened, scan: Scan, tag: str) -> dict[str, Any]:
-    """Say which version a label is, who saved it and when; or why that is not known."""
+    """Return which version a label is, who saved it and when; or why that is not known."""
     try:
         version = parts.labels.current(scan, tag)
         description = parts.labels.description(scan, tag)

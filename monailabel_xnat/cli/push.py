@@ -112,7 +112,7 @@ def _manifest_of(paths: list[Path], manifest: Path | None, server: str) -> tuple
 
 
 def _planned(parts: Opened, path: Path, tag: str, places: dict[str, str]) -> dict[str, Any]:
-    """Say which image a file belongs to, and whether its label is there already."""
+    """Return which image a file belongs to, and whether its label is there already."""
     from monailabel_xnat.disk import file_digest
 
     scan = _scan_of(parts, path, places)

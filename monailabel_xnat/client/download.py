@@ -1,4 +1,4 @@
-"""Files of an XNAT resource on disk, proven to be what XNAT lists."""
+"""Files of an XNAT resource on disk, compared in size and MD5 with what XNAT lists."""
 
 from __future__ import annotations
 

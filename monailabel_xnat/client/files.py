@@ -288,7 +288,7 @@ def list_whole(session: Session, parent: str, label: str, shown: Counts, wanted:
 
 
 def read_small(session: Session, file: RemoteFile) -> bytes:
-    """Return the content of a small file, proven by the size and the MD5 that XNAT lists, as far as it lists them.
+    """Return the content of a small file, proven: its size and MD5 are those that XNAT lists, as far as it lists them.
 
     Raises
     ------
@@ -369,7 +369,7 @@ def find_object(
     Raises
     ------
     TransferError
-        If it cannot be proven.
+        If it differs in size or MD5 from XNAT's list, or if the list is not whole.
     ServerError
         If XNAT fails.
     """

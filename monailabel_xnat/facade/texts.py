@@ -45,7 +45,7 @@ class DatastoreTexts:
         Raises
         ------
         TransferError
-            If the texts that XNAT holds cannot be proven.
+            If the file of the texts differs in size or MD5 from XNAT's list.
         ServerError
             If XNAT fails.
         """
@@ -73,7 +73,7 @@ class DatastoreTexts:
         SettingsError
             If it is not clear which project should hold it.
         TransferError
-            If the texts that XNAT holds cannot be proven; nothing is written then.
+            If the file of the texts differs in size or MD5 from XNAT's list; nothing is written then.
         ServerError
             If XNAT does not take it.
         """

@@ -3,8 +3,8 @@
 Each scan that has any holds it as ``image.json`` in its resource ``MONAILABEL_info``. Two servers on one project, or a
 server and its scoring process, merge: before writing, what XNAT holds is read again and only our keys are replaced.
 Writers on one machine take turns; one on another machine may still write between our reading and writing, so that what
-was written is looked at once more a moment later, and written again if it has gone. What cannot be proven to be what
-XNAT holds is neither believed nor written back: changes wait, and what was known before stays. What waits is on disk
+was written is looked at once more a moment later, and written again if it has gone. What differs in size or MD5 from
+XNAT's list is neither believed nor written back: changes wait, and what was known before stays. What waits is on disk
 as well (:mod:`~monailabel_xnat.images.info_journal`), for the end of this process must not lose it.
 """
 

@@ -357,7 +357,7 @@ class Descriptions:
         Raises
         ------
         TransferError
-            If the present description cannot be proven; nothing is written then.
+            If the present description differs in size or MD5 from XNAT's list; nothing is written then.
         ServerError
             If XNAT fails.
         """

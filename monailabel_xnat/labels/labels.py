@@ -297,7 +297,7 @@ class Labels:
         UnknownLabelError
             If there is no such label or version.
         TransferError
-            If there is one that cannot be proven, or that has not the form of a description.
+            If there is one that differs in size or MD5 from XNAT's list, or has not the form of a description.
         ServerError
             If XNAT fails.
         """
