@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from monailabel_xnat.client.session import Session, quoted
-from monailabel_xnat.errors import NotInArchiveError
+from monailabel_xnat.errors import NotInArchiveError, TransferError
 from monailabel_xnat.ids import ImageId
 
 _NAME = "ID,label,subject_label"
@@ -56,28 +56,30 @@ def read_project(session: Session, project: str) -> Any:
     ------
     NotInArchiveError
         If there is no such project, or the user may not see it; the functions below alike.
+    TransferError
+        If the answer has not the form of an item; the functions below alike.
     """
-    return session.json(project_path(project))
+    return _item(session, project_path(project))
 
 
 def read_subject(session: Session, subject: str, project: str = "") -> Any:
     """Return the item of a subject: by ID, or within a project by ID or label."""
-    return session.json(subject_path(project, subject) if project else quoted("data", "subjects", subject))
+    return _item(session, subject_path(project, subject) if project else quoted("data", "subjects", subject))
 
 
 def read_session(session: Session, project: str, label: str) -> Any:
     """Return the item of a session of a project, by ID or label."""
-    return session.json(project_path(project) + quoted("experiments", label))
+    return _item(session, project_path(project) + quoted("experiments", label))
 
 
 def read_anywhere(session: Session, experiment: str) -> Any:
     """Return the item of a session by its ID, whatever its project."""
-    return session.json(quoted("data", "experiments", experiment))
+    return _item(session, quoted("data", "experiments", experiment))
 
 
 def read_scan(session: Session, path: str) -> Any:
     """Return the item of a scan by its path."""
-    return session.json(path)
+    return _item(session, path)
 
 
 def exists(session: Session, path: str) -> bool:
@@ -139,6 +141,20 @@ def delete(session: Session, path: str) -> None:
         If the user may not delete; in XNAT members of a project may write but not delete.
     """
     session.request("DELETE", path, query={"removeFiles": "true"})
+
+
+def _item(session: Session, path: str) -> Any:
+    """Return an item as XNAT answers it: one object ``items``, whose first entry has ``data_fields``."""
+    answer = session.json(path)
+    try:
+        is_item = isinstance(answer["items"][0]["data_fields"], dict)
+    except (KeyError, IndexError, TypeError):
+        is_item = False
+    if not is_item:
+        raise TransferError(
+            f"XNAT answered GET {path} with something that does not describe what is there", hint="try again", url=path
+        )
+    return answer
 
 
 def _scans_path(experiment: str) -> str:

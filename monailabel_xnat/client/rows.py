@@ -195,7 +195,11 @@ def _broken(path: str) -> TransferError:
 
 
 def _no_listing(path: str) -> ServerError:
-    return ServerError(f"XNAT answered GET {path} with something that is not a listing", url=path)
+    return ServerError(
+        f"XNAT answered GET {path} with something that is not a listing",
+        hint="try again; if it stays, look for a proxy or sign-on page that changes answers",
+        url=path,
+    )
 
 
 def walk(session: Session, project: str) -> Iterator[Row]:

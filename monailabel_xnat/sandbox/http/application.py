@@ -49,10 +49,14 @@ class Fault:
         Seconds to wait before the request is handled.
     drop_after
         Cut the connection after so many bytes of the answer's body.
+    stall
+        Seconds to wait in the middle of the answer's body, after its first byte.
     truncate
         Leave out the last so many bytes of the answer's body, and end it properly.
     login_page
         Answer XNAT's login page with status 200.
+    page
+        Answer this web page, a text, with status 200, as a proxy does while the site is being maintained.
     json
         Answer this JSON, a text, with status 200.
     lose
@@ -72,8 +76,10 @@ class Fault:
     retry_after: str = ""
     delay: float = 0.0
     drop_after: int | None = None
+    stall: float = 0.0
     truncate: int = 0
     login_page: bool = False
+    page: str = ""
     json: str = ""
     lose: bool = False
     expire: bool = False
@@ -261,6 +267,10 @@ class Application:
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         sent = 0
         async for block in iterate_in_threadpool(blocks):
+            if fault is not None and fault.stall and not sent:
+                await send({"type": "http.response.body", "body": block[:1], "more_body": True})
+                await asyncio.sleep(fault.stall)
+                block, sent = block[1:], 1
             sent += len(block)
             await send({"type": "http.response.body", "body": block, "more_body": True})
         # Uvicorn closes the connection of an answer that was left unfinished.
@@ -285,8 +295,8 @@ class Application:
         if fault.status:
             headers = [("Retry-After", fault.retry_after)] if fault.retry_after else []
             return HTTPError(fault.status, headers=headers).page()
-        if fault.login_page:
-            return html(LOGIN_PAGE)
+        if fault.login_page or fault.page:
+            return html(fault.page or LOGIN_PAGE)
         if fault.json:
             return Reply(fault.json.encode(), media_type="application/json; charset=UTF-8")
         return text() if fault.lose else None
