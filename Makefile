@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Test processes at a time. The tests start servers; a few at a time is what a laptop can take.
 WORKERS ?= 2
+# How long `make soak` runs.
+SECONDS ?= 600
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
@@ -46,6 +48,9 @@ coverage: $(INSTALLED) ## all tests, measured: which lines and branches of the p
 	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+soak: $(INSTALLED) ## a bad day in minutes: failures, restarts and kills; SECONDS=600 and SEED=1 can be chosen
+	$(BIN)/python tests/soak/soak.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 matrix: ## the tests on other Pythons, and on the lowest versions that setup.cfg allows; see .ci/matrix
 	.ci/matrix
