@@ -44,7 +44,7 @@ def write_page(report: Report, pictures: Sequence[Picture] = ()) -> str:
     environment.globals.update(
         progress_chart=progress_chart, shares=shares, dice_strip=dice_strip, volume_strip=volume_strip
     )
-    environment.filters.update(base64=_base64, breakable=_breakable, moment=_moment)
+    environment.filters.update(base64=_base64, breakable=_breakable, moment=_moment, volume=_volume)
     left_out: dict[str, list[LeftOut]] = {}
     for item in report.left_out:
         left_out.setdefault(item.kind, []).append(item)
@@ -82,3 +82,8 @@ def _base64(content: bytes) -> str:
 def _moment(text: str) -> str:
     """Return a time as people read it, to the minute."""
     return text[:16].replace("T", " ")
+
+
+def _volume(millilitres: float) -> str:
+    """Return a volume with a tenth of a millilitre, of small structures with two digits that count."""
+    return f"{millilitres:.1f}" if millilitres >= 1 else f"{millilitres:.2g}"
