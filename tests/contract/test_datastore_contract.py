@@ -166,7 +166,7 @@ def test_image_info_is_merged_at_the_top_level(datastore):
     datastore.update_image_info(image, {"strategy": {"random": {"ts": 1}}, "dice": 0.5})
     datastore.update_image_info(image, {"strategy": {"first": {"ts": 2}}})
     info = datastore.get_image_info(image)
-    assert info["strategy"] == {"first": {"ts": 2}}
+    assert info["strategy"]["first"] == {"ts": 2}
     assert info["dice"] == 0.5
     assert Path(info["name"]).name == info["name"]
 
