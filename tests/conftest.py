@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import requests
 
 from monailabel_xnat.sandbox.demo import write_demo
 
@@ -45,3 +46,24 @@ def pytest_collection_modifyitems(config, items):
 def demo_dicom(tmp_path_factory):
     """The demo project on disk (see DemoData), written once; not to be changed."""
     return write_demo(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="session")
+def put_scans():
+    """What files NIfTI images, as bytes by scan ID, in the CT session ``e`` of subject ``s`` in project ``P``."""
+
+    def put(sandbox, images, fields=None):
+        with requests.Session() as admin:
+            admin.auth = (sandbox.username, sandbox.password)
+            project = f"{sandbox.url}/data/projects/P"
+            session = f"{project}/subjects/s/experiments/e"
+            for path in (project, f"{project}/subjects/s", f"{session}?xsiType=xnat:ctSessionData"):
+                admin.put(path).raise_for_status()
+            headers = {"Content-Type": "application/octet-stream"}
+            for scan, image in images.items():
+                shown = {"xsiType": "xnat:ctScanData", **(fields or {}).get(scan, {})}
+                admin.put(f"{session}/scans/{scan}", params=shown).raise_for_status()
+                file = f"{session}/scans/{scan}/resources/NIFTI/files/i.nii"
+                admin.put(file, data=image, headers=headers).raise_for_status()
+
+    return put

@@ -10,7 +10,6 @@ import sys
 import nibabel
 import numpy as np
 import pytest
-import requests
 
 from monailabel_xnat import XNATDatastore
 from monailabel_xnat.sandbox import Sandbox
@@ -63,21 +62,14 @@ BRIGHTEST = {"1": 60, "2": 80, "3": 99, "4": 70}
 
 
 @pytest.fixture(scope="module")
-def archive():
-    with Sandbox() as sandbox, requests.Session() as admin:
-        admin.auth = (sandbox.username, sandbox.password)
-        session = f"{sandbox.url}/data/projects/P/subjects/s/experiments/e"
-        for path in (session[: session.index("/subjects")], session.rpartition("/experiments")[0]):
-            admin.put(path).raise_for_status()
-        admin.put(f"{session}?xsiType=xnat:ctSessionData").raise_for_status()
-        headers = {"Content-Type": "application/octet-stream"}
-        for scan, value in BRIGHTEST.items():
-            admin.put(f"{session}/scans/{scan}?xsiType=xnat:ctScanData").raise_for_status()
-            array = np.zeros((4, 4, 3), np.int16)
-            array[1] = value
-            image = nibabel.Nifti1Image(array, AFFINE).to_bytes()
-            file = f"{session}/scans/{scan}/resources/NIFTI/files/i.nii"
-            admin.put(file, data=image, headers=headers).raise_for_status()
+def archive(put_scans):
+    images = {}
+    for scan, value in BRIGHTEST.items():
+        array = np.zeros((4, 4, 3), np.int16)
+        array[1] = value
+        images[scan] = nibabel.Nifti1Image(array, AFFINE).to_bytes()
+    with Sandbox() as sandbox:
+        put_scans(sandbox, images)
         yield sandbox
 
 

@@ -18,18 +18,12 @@ SHAPE = (10, 10, 6)
 
 
 @pytest.fixture(scope="module")
-def archive():
-    with Sandbox() as sandbox, requests.Session() as admin:
-        admin.auth = (sandbox.username, sandbox.password)
-        session = f"{sandbox.url}/data/projects/P/subjects/s/experiments/e"
-        for path in (session[: session.index("/subjects")], session.rpartition("/experiments")[0]):
-            admin.put(path).raise_for_status()
-        admin.put(f"{session}?xsiType=xnat:ctSessionData").raise_for_status()
-        admin.put(f"{session}/scans/1?xsiType=xnat:ctScanData").raise_for_status()
-        image = nibabel.Nifti1Image(np.arange(600, dtype=np.int16).reshape(SHAPE), AFFINE).to_bytes()
-        headers = {"Content-Type": "application/octet-stream"}
-        admin.put(f"{session}/scans/1/resources/NIFTI/files/i.nii", data=image, headers=headers).raise_for_status()
-        admin.put(f"{sandbox.url}/data/projects/P/users/Members/member").raise_for_status()
+def archive(put_scans):
+    image = nibabel.Nifti1Image(np.arange(600, dtype=np.int16).reshape(SHAPE), AFFINE).to_bytes()
+    with Sandbox() as sandbox:
+        put_scans(sandbox, {"1": image})
+        members = f"{sandbox.url}/data/projects/P/users/Members/member"
+        requests.put(members, auth=(sandbox.username, sandbox.password), timeout=30).raise_for_status()
         yield sandbox
 
 

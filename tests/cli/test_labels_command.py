@@ -7,7 +7,6 @@ import sys
 import nibabel
 import numpy as np
 import pytest
-import requests
 
 from monailabel_xnat import XNATDatastore
 from monailabel_xnat.cli.main import main
@@ -20,19 +19,10 @@ ENVIRONMENT = ("MONAI_LABEL_XNAT_USERNAME", "MONAI_LABEL_XNAT_PASSWORD")
 
 
 @pytest.fixture(scope="module")
-def archive():
-    with Sandbox() as sandbox, requests.Session() as admin:
-        admin.auth = (sandbox.username, sandbox.password)
-        session = f"{sandbox.url}/data/projects/P/subjects/s/experiments/e"
-        for path in (session[: session.index("/subjects")], session.rpartition("/experiments")[0]):
-            admin.put(path).raise_for_status()
-        admin.put(f"{session}?xsiType=xnat:ctSessionData").raise_for_status()
-        headers = {"Content-Type": "application/octet-stream"}
-        for scan in ("1", "2"):
-            admin.put(f"{session}/scans/{scan}?xsiType=xnat:ctScanData").raise_for_status()
-            image = nibabel.Nifti1Image(np.ones(SHAPE, np.uint8), AFFINE).to_bytes()
-            file = f"{session}/scans/{scan}/resources/NIFTI/files/i.nii"
-            admin.put(file, data=image, headers=headers).raise_for_status()
+def archive(put_scans):
+    image = nibabel.Nifti1Image(np.ones(SHAPE, np.uint8), AFFINE).to_bytes()
+    with Sandbox() as sandbox:
+        put_scans(sandbox, {"1": image, "2": image})
         yield sandbox
 
 

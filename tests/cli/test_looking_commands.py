@@ -22,20 +22,14 @@ SHAPE = (4, 4, 3)
 
 
 @pytest.fixture(scope="module")
-def archive():
-    with Sandbox() as sandbox, requests.Session() as admin:
-        admin.auth = (sandbox.username, sandbox.password)
-        session = f"{sandbox.url}/data/projects/P/subjects/s/experiments/e"
-        for path in (session[: session.index("/subjects")], session.rpartition("/experiments")[0]):
-            admin.put(path).raise_for_status()
-        admin.put(f"{session}?xsiType=xnat:ctSessionData").raise_for_status()
-        headers = {"Content-Type": "application/octet-stream"}
-        for scan, name in (("1", "abdomen"), ("2", "[red]head")):
-            fields = {"xsiType": "xnat:ctScanData", "series_description": name, "modality": "CT"}
-            admin.put(f"{session}/scans/{scan}", params=fields).raise_for_status()
-            image = nibabel.Nifti1Image(np.ones(SHAPE, np.uint8), AFFINE).to_bytes()
-            file = f"{session}/scans/{scan}/resources/NIFTI/files/i.nii"
-            admin.put(file, data=image, headers=headers).raise_for_status()
+def archive(put_scans):
+    image = nibabel.Nifti1Image(np.ones(SHAPE, np.uint8), AFFINE).to_bytes()
+    described = {
+        "1": {"series_description": "abdomen", "modality": "CT"},
+        "2": {"series_description": "[red]head", "modality": "CT"},
+    }
+    with Sandbox() as sandbox:
+        put_scans(sandbox, dict.fromkeys(described, image), described)
         yield sandbox
 
 

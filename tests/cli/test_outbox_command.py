@@ -5,7 +5,6 @@ import json
 import nibabel
 import numpy as np
 import pytest
-import requests
 
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.cli.main import main
@@ -22,17 +21,9 @@ IMAGE = nibabel.Nifti1Image(np.ones((4, 4, 3), np.uint8), np.diag([-1.0, -1.0, 2
 
 
 @pytest.fixture(scope="module")
-def archive():
-    with Sandbox() as sandbox, requests.Session() as admin:
-        admin.auth = (sandbox.username, sandbox.password)
-        session = f"{sandbox.url}/data/projects/P/subjects/s/experiments/e"
-        for path in (session[: session.index("/subjects")], session.rpartition("/experiments")[0]):
-            admin.put(path).raise_for_status()
-        admin.put(f"{session}?xsiType=xnat:ctSessionData").raise_for_status()
-        admin.put(f"{session}/scans/1?xsiType=xnat:ctScanData").raise_for_status()
-        headers = {"Content-Type": "application/octet-stream"}
-        file = f"{session}/scans/1/resources/NIFTI/files/i.nii"
-        admin.put(file, data=IMAGE.to_bytes(), headers=headers).raise_for_status()
+def archive(put_scans):
+    with Sandbox() as sandbox:
+        put_scans(sandbox, {"1": IMAGE.to_bytes()})
         yield sandbox
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-import requests
 
 from monailabel_xnat.sandbox import Sandbox
 
@@ -20,19 +19,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "prefetch_dask.py"
 
 
-def test_the_example_fetches_all_images_with_workers_of_its_own(tmp_path):
-    with Sandbox() as sandbox, requests.Session() as admin:
-        admin.auth = (sandbox.username, sandbox.password)
-        session = f"{sandbox.url}/data/projects/P/subjects/s/experiments/e"
-        for path in (session[: session.index("/subjects")], session.rpartition("/experiments")[0]):
-            admin.put(path).raise_for_status()
-        admin.put(f"{session}?xsiType=xnat:ctSessionData").raise_for_status()
-        image = nibabel.Nifti1Image(np.ones((4, 4, 3), np.int16), np.eye(4)).to_bytes()
-        for scan in ("1", "2", "3"):
-            admin.put(f"{session}/scans/{scan}?xsiType=xnat:ctScanData").raise_for_status()
-            file = f"{session}/scans/{scan}/resources/NIFTI/files/i.nii"
-            headers = {"Content-Type": "application/octet-stream"}
-            admin.put(file, data=image, headers=headers).raise_for_status()
+def test_the_example_fetches_all_images_with_workers_of_its_own(put_scans, tmp_path):
+    image = nibabel.Nifti1Image(np.ones((4, 4, 3), np.int16), np.eye(4)).to_bytes()
+    with Sandbox() as sandbox:
+        put_scans(sandbox, dict.fromkeys("123", image))
         environ = {
             **os.environ,
             "MONAI_LABEL_XNAT_SERVER": sandbox.url,

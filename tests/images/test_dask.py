@@ -13,7 +13,6 @@ import time
 import nibabel
 import numpy as np
 import pytest
-import requests
 
 from monailabel_xnat import XNATDatastore
 from monailabel_xnat.cli.main import main
@@ -26,19 +25,11 @@ SCANS = 8
 
 
 @pytest.fixture(scope="module")
-def archive():
-    with Sandbox() as sandbox, requests.Session() as admin:
-        admin.auth = (sandbox.username, sandbox.password)
-        session = f"{sandbox.url}/data/projects/P/subjects/s/experiments/e"
-        for path in (session[: session.index("/subjects")], session.rpartition("/experiments")[0]):
-            admin.put(path).raise_for_status()
-        admin.put(f"{session}?xsiType=xnat:ctSessionData").raise_for_status()
-        headers = {"Content-Type": "application/octet-stream"}
-        for scan in range(1, SCANS + 1):
-            admin.put(f"{session}/scans/{scan}?xsiType=xnat:ctScanData").raise_for_status()
-            image = nibabel.Nifti1Image(np.full((4, 4, 3), scan, np.int16), np.eye(4)).to_bytes()
-            file = f"{session}/scans/{scan}/resources/NIFTI/files/i.nii"
-            admin.put(file, data=image, headers=headers).raise_for_status()
+def archive(put_scans):
+    numbers = range(1, SCANS + 1)
+    images = {str(n): nibabel.Nifti1Image(np.full((4, 4, 3), n, np.int16), np.eye(4)).to_bytes() for n in numbers}
+    with Sandbox() as sandbox:
+        put_scans(sandbox, images)
         yield sandbox
 
 
