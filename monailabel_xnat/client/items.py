@@ -9,7 +9,7 @@ from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.errors import NotInArchiveError, TransferError
 from monailabel_xnat.ids import ImageId
 
-_NAME = "ID,label,subject_label"
+_NAME = "ID,label,subject_label,insert_date"
 
 Fields = dict[str, str]
 
@@ -92,7 +92,7 @@ def exists(session: Session, path: str) -> bool:
 
 
 def list_session_names(session: Session, project: str) -> list[Fields]:
-    """List what a project calls its sessions and their subjects: ``ID``, ``label`` and ``subject_label``."""
+    """List the sessions of a project: ``ID``, what it calls them and their subjects, and ``insert_date``."""
     return session.rows(project_path(project) + quoted("experiments"), {"columns": _NAME})
 
 

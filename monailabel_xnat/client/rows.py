@@ -241,7 +241,7 @@ def walk(session: Session, project: str) -> Iterator[Row]:
         is_own = fields.get("project") == project
         own_label = name.get("subject_label") or ""
         label = own_label if is_own else subject_label(str(fields.get("subject_ID") or "")) or own_label
-        return list(_rows(item, label))
+        return list(_rows(item, label, name.get("insert_date") or ""))
 
     with ThreadPoolExecutor(session.settings.connections, thread_name_prefix="xnat-walk") as pool:
         try:
@@ -254,7 +254,7 @@ def walk(session: Session, project: str) -> Iterator[Row]:
             raise TransferError("XNAT described a session in a form that is not known", hint="try again") from None
 
 
-def _rows(item: Mapping[str, Any], subject_label: str) -> Iterator[Row]:
+def _rows(item: Mapping[str, Any], subject_label: str, added: str) -> Iterator[Row]:
     fields = item["data_fields"]
     session = {
         "ID": fields["ID"],
@@ -264,6 +264,7 @@ def _rows(item: Mapping[str, Any], subject_label: str) -> Iterator[Row]:
         "label": fields.get("label"),
         "xsiType": item["meta"]["xsi:type"],
         "date": fields.get("date"),
+        "insert_date": added,
         "UID": fields.get("UID"),
     }
     for scan in _children(item, "scans/scan"):
