@@ -141,6 +141,7 @@ def test_a_migration_that_failed_in_the_middle_goes_on(migrate, local, datastore
     until = time.monotonic() + 60  # what waits in the outbox is sent by itself, and is not saved a second time
     while migrate("--apply")["ben_1_7", "final"] == "on its way":
         assert time.monotonic() < until
+    datastore.refresh()
     assert len(datastore.label_history(datastore.image_id("P/ben/ben_1/7"), "final")) == 1
     assert len(datastore.label_history(datastore.image_id("P/ann/ann_1/1"), "final")) == 1
 
