@@ -165,13 +165,17 @@ def difference(local: Path, stored: str) -> str:
     return f"the scan in XNAT has other values in {wrong.sum()} of {wrong.size} voxels" if wrong.any() else ""
 
 
-def is_stored(datastore: XNATDatastore, image_id: str, tag: str, sha256: str) -> bool:
-    """Return whether one of the versions of a label is a file of the folder; it need not be the newest any more."""
+def earlier_outcome(datastore: XNATDatastore, image_id: str, tag: str, sha256: str) -> str:
+    """Return what became of a file that was saved before; "" if none of the versions is that file.
+
+    The version need not be the newest one any more. One that XNAT did not take yet waits on this computer, and is sent
+    by itself while a datastore is open.
+    """
     for version in datastore.label_history(image_id, tag):
         info = datastore.get_label_info(f"{image_id}@{version['version']}", tag)
         if info.get("migrated_from", {}).get("sha256") == sha256:
-            return True
-    return False
+            return "in XNAT already" if version["in_xnat"] else "on its way"
+    return ""
 
 
 class Migration:
@@ -238,8 +242,9 @@ class Migration:
         path, info = image.labels[tag]
         try:
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-            if is_stored(self.datastore, image_id, tag, sha256):
-                return Row(image.name, tag, image_id, "in XNAT already")
+            earlier = earlier_outcome(self.datastore, image_id, tag, sha256)
+            if earlier:
+                return Row(image.name, tag, image_id, earlier)
             if tag in self.datastore.get_labels_by_image_id(image_id):
                 # To save it would make it the newest one, and hide what somebody has made in XNAT.
                 return Row(image.name, tag, image_id, "conflict", "XNAT has another label with this tag")
