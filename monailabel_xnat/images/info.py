@@ -217,6 +217,8 @@ class ImageInfos:
                 threading.Event().wait(_GATHER_SECONDS)
             self.flush()
             if self._closed:
+                if not self.problem:  # what came while the rest was written
+                    self.flush()
                 return
             if self._written and not self._wake.wait(_CONFIRM_SECONDS):
                 self._confirm()
