@@ -156,7 +156,7 @@ def open_xnat_datastore(request: pytest.FixtureRequest, tmp_path: Path) -> Itera
 
 @pytest.fixture
 def xnat_datastore(open_xnat_datastore: Callable[..., XNATDatastore]) -> XNATDatastore:
-    """Give a datastore on the sandbox (or the live project); ``refresh()`` it after the archive was filled."""
+    """Return a datastore on the sandbox (or the live project); ``refresh()`` it after the archive was filled."""
     return open_xnat_datastore()
 
 

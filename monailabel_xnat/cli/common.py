@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from monailabel_xnat.config import Settings, origins
+from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 Function = Callable[..., Any]
 
-# Where, in click's `meta`, a command finds which setting comes from where.
-ORIGINS = "monailabel_xnat.origins"
+# Where, in click's `meta`, a command finds what was given by the options of :func:`with_settings`.
+GIVEN = "monailabel_xnat.given"
 # What was given by --conf, for apps that have options of their own.
 CONF = "monailabel_xnat.conf"
 _SCHEDULER_SECONDS = 20
 
 
 def with_settings(function: Function) -> Function:
-    """Give a command the options that say which XNAT it works on, and pass it ``settings`` made of them.
+    """Return a command with the options that say which XNAT it works on, which gets ``settings`` made of them.
 
     A password is no option, for other users of a computer can see the options of a process.
     """
@@ -62,14 +62,14 @@ def with_settings(function: Function) -> Function:
     ) -> Any:
         given = {"server": studies, "username": username, "project": project, "cache_path": cache_path}
         settings = Settings.load(given, conf=dict(conf))
-        click.get_current_context().meta.update({CONF: conf, ORIGINS: origins(given, dict(conf))})
+        click.get_current_context().meta.update({GIVEN: given, CONF: conf})
         return function(*args, settings=settings, **options)
 
     return command
 
 
 def with_debug(function: Function) -> Function:
-    """Give a command the option ``--debug``, which also stands before the command's name."""
+    """Return a command with the option ``--debug``, which also stands before the command's name."""
 
     def start_to_log(ctx: click.Context, parameter: click.Parameter, is_given: bool) -> None:
         if is_given:
@@ -86,12 +86,12 @@ def with_debug(function: Function) -> Function:
 
 
 def with_json(function: Function) -> Function:
-    """Give a command the option ``--json``."""
+    """Return a command with the option ``--json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
 
 
 def with_scheduler(function: Function) -> Function:
-    """Give a command the option ``--scheduler``, see :func:`cluster_at`."""
+    """Return a command with the option ``--scheduler``, see :func:`cluster_at`."""
     return click.option(
         "--scheduler",
         metavar="ADDRESS",
@@ -201,15 +201,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console().print(table)
 
 
-class Step(Protocol):
-    """Tells that one more of the things is done."""
-
-    def __call__(self) -> None:
-        """Move the progress on by one."""
-
-
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Step]:
+def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
     """Show how far a command has come, on a terminal only, and not among its output.
 
     Parameters
@@ -221,7 +214,7 @@ def progress(title: str, total: int) -> Iterator[Step]:
 
     Yields
     ------
-    Step
+    callable
         Called after each of them.
     """
     if not sys.stderr.isatty():

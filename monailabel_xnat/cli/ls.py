@@ -59,18 +59,14 @@ def _described(parts: Opened, scan: Scan, problem: str) -> dict[str, Any]:
 
 def _label(parts: Opened, scan: Scan, tag: str) -> dict[str, Any]:
     """Return which version a label is, who saved it and when; or why that is not known."""
+    from monailabel_xnat.labels.version import summary_of
+
     try:
-        version = parts.labels.current(scan, tag)
         description = parts.labels.description(scan, tag)
+        summary = summary_of(parts.labels.current(scan, tag).with_description(description))
     except XNATDatastoreError as error:
         return {"problem": str(error)}
-    saved = version.saved_at
-    return {
-        "version": version.name,
-        "saved_at": description.get("saved_at") or (saved.isoformat() if saved else None),
-        "saved_by": description.get("saved_by"),
-        "in_xnat": not version.is_pending,
-    }
+    return {key: summary[key] for key in ("version", "saved_at", "saved_by", "in_xnat")}
 
 
 def _row(item: dict[str, Any]) -> tuple[str, ...]:

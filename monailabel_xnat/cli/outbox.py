@@ -82,7 +82,7 @@ def replay(ctx: click.Context, settings: Settings, as_json: bool, as_me: bool, d
 @click.argument("image_id", metavar="IMAGE_ID")
 @with_settings
 def assign(settings: Settings, folder: str, image_id: str) -> None:
-    """Say which image a label belongs to, and send it.
+    """Assign a label to the image that it belongs to, and send it.
 
     FOLDER is the label's folder, as listed; IMAGE_ID is project/subject/experiment/scan.
     """

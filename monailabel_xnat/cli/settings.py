@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from monailabel_xnat.cli.common import ORIGINS, print_json, print_table, with_json, with_settings
-from monailabel_xnat.config import Settings
+from monailabel_xnat.cli.common import CONF, GIVEN, print_json, print_table, with_json, with_settings
+from monailabel_xnat.config import Settings, origins
 
 
 @click.command("settings")
@@ -21,12 +21,12 @@ def command(ctx: click.Context, settings: Settings, as_json: bool) -> None:
 
     Example: monailabel-xnat settings --studies https://xnat.example.org
     """
-    origins = ctx.meta[ORIGINS]
+    found = origins(ctx.meta[GIVEN], dict(ctx.meta[CONF]))
     rows = [
         {
             "setting": item.name,
             "value": _plain(getattr(settings, item.name)),
-            "from": origins.get(item.name, "default"),
+            "from": found.get(item.name, "default"),
             "meaning": item.metadata["meaning"],
         }
         for item in fields(Settings)

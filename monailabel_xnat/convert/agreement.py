@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from monailabel_xnat.convert.itk import simpleitk
 from monailabel_xnat.errors import LabelGeometryError
 
 # Two files of one grid differ in the last digits of their headers at most.
@@ -82,7 +82,7 @@ def draw_difference(image: Path, first: Path, second: Path, names: Mapping[str, 
     LabelGeometryError
         If the three are not on one grid.
     """
-    sitk = _simpleitk()
+    sitk = simpleitk()
     one, other = _read_pair(first, second)
     shown = sitk.ReadImage(str(image), sitk.sitkFloat32)
     _require_one_grid(shown, one)
@@ -101,7 +101,7 @@ def draw_difference(image: Path, first: Path, second: Path, names: Mapping[str, 
 
 
 def _agreement(name: str, in_first: Any, in_second: Any, here: int, there: int) -> Agreement:
-    sitk = _simpleitk()
+    sitk = simpleitk()
     # Value 0 is the background: the structure is not in that label map at all.
     one = in_first if here else in_first * 0
     other = in_second if there else in_second * 0
@@ -120,7 +120,7 @@ def _agreement(name: str, in_first: Any, in_second: Any, here: int, there: int) 
 
 
 def _read_pair(first: Path, second: Path) -> tuple[Any, Any]:
-    sitk = _simpleitk()
+    sitk = simpleitk()
     one, other = (sitk.ReadImage(str(path), sitk.sitkUInt16) for path in (first, second))
     _require_one_grid(one, other)
     other.CopyInformation(one)  # the filters refuse differences in the last digits
@@ -136,7 +136,3 @@ def _require_one_grid(one: Any, other: Any) -> None:
             "or they lie at different places",
             hint="compare two labels of one image",
         )
-
-
-def _simpleitk() -> Any:
-    return import_module("SimpleITK")

@@ -39,10 +39,10 @@ class ImageSource(Protocol):
         """Fetch an image unless it is here."""
 
     def local(self, scan: Scan) -> object | None:
-        """Give an image that is here."""
+        """Return an image that is here."""
 
     def elsewhere(self) -> Callable[[Scan], None]:
-        """Give what does the same as ``path`` in another process or machine; can be pickled."""
+        """Return what does the same as ``path`` in another process or machine; can be pickled."""
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from monailabel_xnat.convert.itk import simpleitk
 from monailabel_xnat.errors import XNATDatastoreError
 from monailabel_xnat.report.facts import LeftOut, Picture, Report, SavedLabel
 from monailabel_xnat.report.gather import Parts
@@ -131,7 +131,7 @@ def draw(
     RuntimeError
         If SimpleITK cannot read one of them.
     """
-    sitk = _simpleitk()
+    sitk = simpleitk()
     shown, marks = sitk.ReadImage(str(image)), sitk.ReadImage(str(label), sitk.sitkUInt16)
     if shown.GetNumberOfComponentsPerPixel() > 1:
         shown = sitk.VectorIndexSelectionCast(shown, 0)
@@ -158,7 +158,7 @@ def draw(
 
 def _upright(slab: Any, interpolator: int) -> Any:
     """Return a slab of one slice as a two-dimensional image, the way radiologists look at it, with square pixels."""
-    sitk = _simpleitk()
+    sitk = simpleitk()
     normal = slab.GetDirection()[2::3]
     turned = sitk.DICOMOrient(slab, _UPRIGHT[int(np.argmax(np.abs(normal)))])
     if turned.GetSize()[2] == 1:  # else it is so oblique that the axes changed their places: it stays as it is
@@ -180,12 +180,8 @@ def _upright(slab: Any, interpolator: int) -> Any:
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:
     """Return an image (rows, columns, red green blue) as the content of a PNG file."""
-    sitk = _simpleitk()
+    sitk = simpleitk()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "picture.png")
         sitk.WriteImage(sitk.GetImageFromArray(pixels, isVector=True), str(path), useCompression=True)
         return path.read_bytes()
-
-
-def _simpleitk() -> Any:
-    return import_module("SimpleITK")

@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from isal import igzip
 
+from monailabel_xnat.convert.itk import simpleitk
 from monailabel_xnat.disk import file_digest, must_work, text_digest, whole, write_whole
 from monailabel_xnat.errors import LabelError, SettingsError
 from monailabel_xnat.ids import ImageId
@@ -397,10 +397,9 @@ def _write_packed(source: Path, target: Path) -> None:
         ):
             shutil.copyfileobj(raw, packed, _BLOCK)
     else:
-        simpleitk: Any = import_module("SimpleITK")  # it takes a while to load
         named = target.with_name(target.name + ".nii.gz")  # SimpleITK packs only what is called so
         try:
-            simpleitk.WriteImage(simpleitk.ReadImage(str(source)), str(named), True)
+            simpleitk().WriteImage(simpleitk().ReadImage(str(source)), str(named), True)
             named.replace(target)
         finally:
             named.unlink(missing_ok=True)

@@ -242,7 +242,7 @@ class Resources:
         return self.folder(self.get(entry.resource)) / entry.path
 
     def stage(self, source: BinaryIO) -> Staged:
-        """Bring a stream to disk, beside the archive."""
+        """Write a stream to the disk, beside the archive."""
         return self.staging.take(source)
 
     def put(
@@ -345,7 +345,7 @@ class Resources:
             folder = folder.parent
 
     def count(self, resource: Resource) -> None:
-        """Bring count and size of a resource up to date."""
+        """Count the files and bytes of a resource anew."""
         with self._store.write() as db:
             self._count(db, resource.id)
 
