@@ -274,6 +274,8 @@ class Session:
                 raise page_failure(response)
             try:
                 yield response
+            except XNATDatastoreError as error:
+                raise plain(error) from error.__cause__
             except requests.RequestException as error:
                 raise self._broken_off(error, path) from error
 
@@ -329,8 +331,6 @@ class Session:
 
     def _broken_off(self, error: requests.RequestException, path: str) -> XNATDatastoreError:
         """Return the error of ours for one that came while a body was read."""
-        if isinstance(error, XNATDatastoreError):
-            return error
         if is_timeout(error):
             return network_failure(error, self._settings.server + path)
         return TransferError(f"the transfer of {path} broke off: {type(error).__name__}", hint="try again", url=path)

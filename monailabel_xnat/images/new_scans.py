@@ -146,6 +146,8 @@ class NewScans:
             try:
                 claim = self._claim(place, new, made)
             except ServerError as error:
+                if not made:
+                    raise
                 raise _leaving(error, made) from error
         with adding(self._settings, f"scan {claim.image.experiment}/{claim.image.scan}"):
             return self._fill(claim, place, new)
@@ -316,7 +318,10 @@ class NewScans:
         except ServerError as error:
             with suppress(ServerError):
                 self._require_no_other_image(claim, new)
-            raise _leaving(error, self._left(claim)) from error
+            left = self._left(claim)
+            if not left:
+                raise
+            raise _leaving(error, left) from error
         self._require_no_other_image(claim, new)
         logger.info("added an image as a resource %s", new.resource)
         return claim.image
@@ -403,8 +408,6 @@ def _name_of(row: dict[str, str]) -> str:
 
 def _leaving(error: Failure, made: list[str]) -> Failure:
     """Return an error that names what stays empty in XNAT."""
-    if not made:
-        return error
     return type(error)(
         f"{error.message}; empty in XNAT stay: {', '.join(made)}",
         hint=f"{error.hint}; the next attempt uses what is empty" if error.hint else "the next attempt uses it",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copyreg
 import logging
 import os
 import pickle
@@ -177,6 +178,36 @@ def test_no_error_holds_a_secret(site, forms, all_logs, tmp_path, what):
     assert texts
     for text in [*texts, all_logs.text]:
         require_none(f"an error of {what}", text, forms)
+
+
+@pytest.mark.parametrize("what", [{"status": 500}, {"status": 401}, {"drop_after": 0}], ids=str)
+def test_an_error_is_its_own_cause_and_cannot_leave_a_dask_worker(site, tmp_path, what):
+    """Dask sends an error with its causes and its traceback, for which it changes how errors are pickled."""
+    pickling = pytest.importorskip("tblib.pickling_support")
+    datastore = open_one(site, tmp_path / "cache")
+    image = datastore.list_images()[0]
+    calls = (
+        datastore.refresh,
+        lambda: datastore.get_image_uri(image),
+        lambda: datastore.save_label(image, draw(tmp_path), "final", {}),
+        lambda: datastore.add_image(None, draw(tmp_path), {}),
+    )
+    registered = dict(copyreg.dispatch_table)
+    for call in calls:
+        site.expire_sessions()
+        site.faults.add(**what, times=None)
+        try:
+            with pytest.raises(XNATDatastoreError) as caught:
+                call()
+            pickling.install(caught.value)
+            sent = pickle.loads(pickle.dumps(caught.value))
+        finally:
+            copyreg.dispatch_table.clear()
+            copyreg.dispatch_table.update(registered)
+            site.faults.clear()
+        assert (type(sent), str(sent)) == (type(caught.value), str(caught.value))
+        assert sent.__cause__ is not sent
+    datastore.close()
 
 
 def test_a_login_that_is_refused_shows_neither_password(site, all_logs, tmp_path):
