@@ -19,6 +19,7 @@ _VERSION = re.compile(r"[0-9]{8}T[0-9]{6}[0-9]*Z-[0-9a-f]{12}")
 _RESERVED = re.compile(rf"[/%#]|^\s+|\s+$|@(?={_VERSION.pattern}$)")
 # Four parts of which none needs encoding: what nearly all ids look like.
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+){3}")
+_TEXTS = frozenset((str,))
 _NO_NAMES = frozenset(("", ".", ".."))
 _UNSAFE_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9_-]+")
 _LONGEST_FILE_NAME = 120
@@ -51,7 +52,10 @@ class ImageId:
     scan: str
 
     def __post_init__(self) -> None:
-        for value in (self.project, self.subject, self.experiment, self.scan):
+        parts = self._parts
+        if _TEXTS.issuperset(map(type, parts)) and _NO_NAMES.isdisjoint(parts):
+            return
+        for value in parts:
             if not isinstance(value, str) or value in _NO_NAMES:
                 noun = next(noun for noun in EXPECTED_FORM.split("/") if getattr(self, noun) is value)
                 raise InvalidIdError(

@@ -72,6 +72,7 @@ def is_exclusion(pattern: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)
 def matches(patterns: tuple[str, ...], *texts: str) -> bool:
     """Return whether one of the texts fits patterns such as ``T1*`` and none fits one such as ``!*localizer*``.
 

@@ -268,7 +268,7 @@ def _channels_of(metadata: Path) -> dict[str, int]:
     """Read the names of the output channels of a bundle: the ``channel_def`` of MONAI's bundle specification."""
     outputs = json.loads(metadata.read_text(encoding="utf-8")).get("network_data_format", {}).get("outputs", {})
     channels: Mapping[str, str] = next(iter(outputs.values())).get("channel_def", {}) if outputs else {}
-    return {str(name): int(number) for number, name in channels.items() if str(number).isdigit()}
+    return {str(name): int(number) for number, name in channels.items() if str(number).isdecimal()}
 
 
 def chosen_datastore(conf: Mapping[str, Any]) -> str:

@@ -238,6 +238,7 @@ def fold(rows: Iterable[Row], project: str) -> dict[str, Scan]:
     """
     scans: dict[str, Scan] = {}
     share: _OfFew[str] = _OfFew()
+    number = _Numbers().__getitem__
     share_resources: _OfFew[tuple[Resource, ...]] = _OfFew()  # scans of one protocol often have equal ones
     session = _KEYS
     for row in rows:
@@ -246,11 +247,11 @@ def fold(rows: Iterable[Row], project: str) -> dict[str, Scan]:
             continue
         text = id_text(project, cells.subject, cells.experiment, cells.scan)
         known = scans.get(text)
-        resource = _resource(cells, share)
+        resource = _resource(cells, share, number)
         if known is None:
             session = cells if cells.experiment != session.experiment else session
             resources = share_resources[(resource,) if resource else ()]
-            scan = _scan(cells, session, project, resources, share)
+            scan = _scan(cells, session, project, resources, share, number)
             if scan is not None:
                 scans[text] = scan
         elif resource is not None and known.resource(resource.label) != resource:
@@ -266,6 +267,18 @@ class _OfFew(dict[Value, Value]):
         return value
 
 
+# Python refuses to read a number of thousands of digits.
+_LONGEST_NUMBER = 20
+
+
+class _Numbers(dict[str, "int | None"]):
+    """Numbers by their text, None for a text that is none: counts and sizes repeat."""
+
+    def __missing__(self, text: str) -> int | None:
+        found = self[text] = int(text) if text.isdecimal() and len(text) < _LONGEST_NUMBER else None
+        return found
+
+
 def _read(row: Row) -> _Cells:
     """Read a row, whatever the case of its keys; "" for what XNAT does not know, or has no column for."""
     try:
@@ -278,7 +291,12 @@ def _read(row: Row) -> _Cells:
 
 
 def _scan(
-    cells: _Cells, session: _Cells, project: str, resources: tuple[Resource, ...], share: _OfFew[str]
+    cells: _Cells,
+    session: _Cells,
+    project: str,
+    resources: tuple[Resource, ...],
+    share: _OfFew[str],
+    number: Callable[[str], int | None],
 ) -> Scan | None:
     """Make the scan of a row; what its session says is taken from the first row of the session."""
     try:
@@ -299,7 +317,7 @@ def _scan(
         modality=share[cells.modality or _modality_of(cells.session_type)],
         series_uid=cells.series_uid,
         study_uid=session.study_uid,
-        frames=_number(cells.frames),
+        frames=number(cells.frames),
         resources=resources,
         mark=text_of_mark(cells.note),
         session_added=session.session_added,
@@ -307,16 +325,12 @@ def _scan(
     )
 
 
-def _resource(cells: _Cells, share: _OfFew[str]) -> Resource | None:
+def _resource(cells: _Cells, share: _OfFew[str], number: Callable[[str], int | None]) -> Resource | None:
     if not cells.resource:
         return None
-    return Resource(share[cells.resource], _number(cells.file_count), _number(cells.file_size))
+    return Resource(share[cells.resource], number(cells.file_count), number(cells.file_size))
 
 
 def _modality_of(session_type: str) -> str:
     name = session_type.partition(":")[2].replace("SessionData", "")
     return _SESSION_MODALITIES.get(name, name.upper())
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text.isdigit() else None

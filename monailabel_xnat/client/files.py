@@ -220,7 +220,7 @@ def _remote_file(row: dict[str, str], resource: str) -> RemoteFile:
     size = str(row.get("Size") or "")
     return RemoteFile(
         path=path,
-        size=int(size) if size.isdigit() else None,
+        size=int(size) if size.isdecimal() else None,
         md5=(row.get("digest") or "").lower(),
         uri=f"{resource}/files{quoted(*path.split('/'))}",
     )
@@ -435,4 +435,4 @@ def _ask_counts(session: Session, parent: str, label: str) -> Counts:
 
 def _sum(rows: Sequence[dict[str, str]], column: str) -> int | None:
     texts = [str(row.get(column) or "") for row in rows]
-    return sum(map(int, texts)) if all(text.isdigit() for text in texts) else None
+    return sum(map(int, texts)) if all(text.isdecimal() for text in texts) else None

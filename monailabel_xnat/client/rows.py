@@ -127,7 +127,7 @@ def rows_of(blocks: Iterable[bytes], path: str) -> Iterator[Row]:
 
 
 def _dictionaries(rows: list[Any], path: str) -> list[Row]:
-    if not all(isinstance(row, dict) for row in rows):
+    if not {dict}.issuperset(map(type, rows)):
         raise _no_listing(path)
     return rows
 

@@ -150,7 +150,9 @@ def own_transport(settings: Settings) -> Transport:
         transport.cert = str(settings.client_certificate)
         expected = "a client certificate and its key, which is not encrypted"
         _require_usable("client_certificate", transport.cert, _load_certificate, expected)
-    if isinstance(transport.verify, str):
+    # One that only the environment names is not looked at for nothing: reading it takes longer than a whole listing.
+    needed = settings.ca_bundle or settings.server.startswith("https:")
+    if isinstance(transport.verify, str) and needed:
         _require_usable("ca_bundle", transport.verify, _load_authorities, "the certificate authorities to trust")
     return transport
 

@@ -277,7 +277,7 @@ class NewScans:
             query = {"xsiType": session_type, "req_format": "qs", f"{session_type}/label": label}
             session = self._put(session_path(path, label), query, place, made, f"session {label}")
             home = _Home(subject, session, new.kind, {})
-        numbers = [int(scan) for scan in home.scans if scan.isdigit()]
+        numbers = [int(scan) for scan in home.scans if scan.isdecimal()]
         scan = place.scan or str(max(numbers, default=0) + 1)
         image = ImageId(place.project, home.subject, home.session, scan)
         scan_type = f"xnat:{home.kind or new.kind}ScanData"

@@ -119,7 +119,7 @@ def _label_info(entries: Any, present: Sequence[int]) -> list[Segment]:
 def _is_number(value: Any) -> bool:
     if isinstance(value, bool):
         return False
-    return isinstance(value, int) or (isinstance(value, str) and value.isdigit())
+    return isinstance(value, int) or (isinstance(value, str) and value.isdecimal())
 
 
 def _colour(value: Any) -> tuple[int, int, int] | None:

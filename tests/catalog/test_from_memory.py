@@ -197,6 +197,12 @@ def test_the_case_of_keys_does_not_matter():
     assert fold([shouted], "P")["P/S1/E1/1"].study_uid == "1.2.3"
 
 
+@pytest.mark.parametrize("count", ["\N{SUPERSCRIPT TWO}", "9" * 5000, "-1", "1.5", "many"])
+def test_a_count_that_is_no_number_ends_the_listing(count):
+    (scan,) = fold([row("1", "DICOM", **{"xnat:imagescandata/file/file_count": count})], "P").values()
+    assert [tuple(found) for found in scan.resources] == [("DICOM", None, None)]
+
+
 def test_a_scan_that_cannot_be_asked_for_does_not_hide_the_others():
     assert list(fold([row(".."), row("2")], "P")) == ["P/S1/E1/2"]
 

@@ -255,7 +255,7 @@ def _attribute(element: Any, name: str, attribute: str) -> str:
 
 def _colour(text: str) -> tuple[int, int, int] | None:
     parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
         return None
     red, green, blue = (min(255, int(part)) for part in parts)
     return red, green, blue

@@ -91,7 +91,7 @@ def seg_header(
     dataset.SOPInstanceUID = instance_uid
     dataset.Modality = "SEG"
     dataset.SeriesInstanceUID = derived_uid(instance_uid, "series")
-    number = image.series_number if image.series_number.isdigit() else "0"
+    number = image.series_number if image.series_number.isdecimal() else "0"
     dataset.SeriesNumber = str(min(int(number), 10**8) + _SERIES_NUMBER_OFFSET)
     dataset.InstanceNumber = "1"
     dataset.SeriesDescription = one_line(description)
