@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import random
 import stat
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from series_writer import SYNTAXES, SeriesWriter, random_stack, rotated
 
 from monailabel_xnat.convert import dicom_to_nifti
 from monailabel_xnat.convert.dicom.conversion import Conversion
+from monailabel_xnat.convert.dicom.headers import read_header
+from monailabel_xnat.convert.dicom.series import choose_series
 from monailabel_xnat.errors import ImageConversionError, NoImageError
 
 STACK = random_stack((5, 33, 41), 0, 4095)
@@ -112,3 +117,15 @@ def test_no_image_at_all_names_the_place(tmp_path):
         with pytest.raises(NoImageError, match="no DICOM image in resource DICOM: found 1 x not DICOM"):
             conversion.finish(tmp_path / "image.nii")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scan_of_many_slices_is_chosen_without_comparing_each_with_each(tmp_path):
+    first = read_header(series(tmp_path / "dicom")[0])
+    headers = [
+        replace(first, path=Path(f"{number:04d}.dcm"), sop_instance_uid=f"1.2.{number}") for number in range(3000)
+    ]
+    begun = time.process_time()
+    found = choose_series(headers, "the scan", first.series_uid, one_scan=True)
+    assert len(found.images) == len(headers)
+    assert not found.others
+    assert time.process_time() - begun < 10.0  # each with each took minutes

@@ -105,7 +105,7 @@ def choose_series(
     chosen = images if joined else _choose(images, series_uid)
     _refuse_mosaics(chosen)
     _refuse_mixed_sizes(chosen)
-    beside = [image for image in images if image not in chosen] if one_scan and not joined else []
+    beside = [image for image in images if image.series_uid != chosen[0].series_uid] if one_scan and not joined else []
     return Series(tuple(chosen), tuple(_notes(others, images, chosen)), tuple(beside), joined)
 
 
