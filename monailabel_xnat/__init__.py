@@ -1,6 +1,6 @@
 """MONAI Label on XNAT: annotate, save and train from the studies in an XNAT archive.
 
-Names are loaded at first use, so that importing the package costs neither MONAI Label nor xnatpy.
+Names are loaded at first use: importing the package alone loads neither MONAI Label nor xnatpy.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-# By the module that each name is loaded from.
+# The public names, by the module from which they are loaded.
 _NAMES = {
     "app": ("XNATAppMixin",),
     "config": ("Settings",),

@@ -1,4 +1,4 @@
-"""Work on a thread of its own, started when there is some."""
+"""Work that is done on a thread of its own; the thread is started when there is work to do."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 
 class Background:
-    """A daemon thread that is started when it is needed, and again where it has ended.
+    """A daemon thread that is started when it is needed, and started again if it has ended.
 
-    After a fork the child has this object but not the thread: the next :meth:`start` there starts one.
+    After a fork the child process has this object, but not the thread. The next :meth:`start` there starts one.
 
     Parameters
     ----------
     name : str
-        Name of the thread, for whoever looks at a running process.
+        Name of the thread, as debuggers and stack dumps show it.
     work : callable
         What the thread does. It returns when nothing is left to do.
     """
@@ -26,16 +26,16 @@ class Background:
 
     @property
     def is_running(self) -> bool:
-        """Whether the thread is at work in this process."""
+        """Whether the thread runs in this process."""
         return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> bool:
-        """Start the thread unless it is running; the caller holds whatever lock guards its queue.
+        """Start the thread unless it is running. The caller must hold the lock that guards the queue of the work.
 
         Returns
         -------
         bool
-            Whether it is running now. A process that is ending starts no threads.
+            Whether it is running now. Python starts no thread in a process that is ending: then it is False.
         """
         if self.is_running:
             return True
@@ -50,13 +50,13 @@ class Background:
     def leave(self) -> None:
         """Count the thread as ended, before it returns.
 
-        The work calls this under the lock of its queue once the queue is empty: what is queued after that starts a new
-        thread, and is not left to one that will never look again.
+        The work calls this once its queue is empty, while it holds the lock of the queue. Anything that is queued
+        afterwards starts a new thread. Without this call it would wait for a thread that no longer looks at the queue.
         """
         self._thread = None
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until the work is done, for at most so many seconds; return whether it is."""
+        """Wait until the work is done, at most ``timeout`` seconds (None: no limit), and return whether it is done."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread() and thread.is_alive():
             thread.join(timeout)

@@ -1,4 +1,4 @@
-"""The settings: which there are, where each may come from, and what they may be."""
+"""The settings: their names and defaults, the sources from which they are read, and the values that are allowed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 CONF_PREFIX = "xnat_"
 ENVIRONMENT_PREFIX = "MONAI_LABEL_XNAT_"
 
-# MONAI Label's own variables, then xnatpy's, by the field they stand for; design of precedence: first wins.
+# Variables of MONAI Label, then of xnatpy, by the setting that they stand for. The first one that is set wins.
 _FOREIGN_VARIABLES: Mapping[str, tuple[str, ...]] = {
     "server": ("MONAI_LABEL_DATASTORE_URL", "XNATPY_HOST", "XNAT_HOST"),
     "username": ("MONAI_LABEL_DATASTORE_USERNAME", "XNATPY_USER", "XNAT_USER"),
@@ -53,9 +53,9 @@ _FOREIGN_VARIABLES: Mapping[str, tuple[str, ...]] = {
     "read_only": ("MONAI_LABEL_DATASTORE_READ_ONLY",),
 }
 _SECRETS = ("password",)
-# Whose default an empty text turns off.
+# Settings for which an empty text is a value: it turns them off. For all others it means "not given".
 _MAY_BE_EMPTY = ("roi_tag", "roi_write")
-# Names that other libraries use for a setting, where they do not look like ours.
+# Names that other libraries use for a setting, and our name, which does not look similar.
 _RENAMED = {"server": "api_url", "host": "api_url", "URL": "SERVER", "HOST": "SERVER"}
 
 
@@ -66,9 +66,9 @@ def _setting(parse: Callable[[object], Value], default: Value, meaning: str) -> 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that can be set, checked. Make one with :meth:`load`.
+    """All settings, with values that were checked. Make one with :meth:`load`.
 
-    What each field means is listed below, and in docs/settings.md with the defaults.
+    The meaning of each field is listed below; docs/settings.md has the defaults as well.
     """
 
     server: str = _setting(as_server, "", "address of the XNAT site")
@@ -170,22 +170,25 @@ class Settings:
         conf: Mapping[str, Any] | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> Settings:
-        """Gather the settings from their sources; the first source that has one wins.
+        """Return the settings, gathered from their sources. For each setting the first source that has it wins.
+
+        The order of the sources is: arguments, conf, environment, ``~/.netrc`` (credentials only), default.
 
         Parameters
         ----------
         arguments : mapping
-            Arguments of the constructor by field name; None and ``""`` count as not given, but that ``""`` turns
-            off ``roi_tag`` and ``roi_write``.
+            Arguments of the constructor by field name. None and ``""`` count as not given, with one exception: ``""``
+            turns off ``roi_tag`` and ``roi_write``.
         conf : mapping or None
-            MONAI Label's ``--conf``; keys ``xnat_<field>`` are ours, except secrets.
+            MONAI Label's ``--conf``. The keys ``xnat_<field>`` are settings; secrets are refused there.
         environ : mapping or None
-            Environment, default the process's: ``MONAI_LABEL_XNAT_<FIELD>``, MONAI Label's and xnatpy's own.
+            The environment; None: that of this process. It is searched for ``MONAI_LABEL_XNAT_<FIELD>``, then for
+            the variables of MONAI Label and of xnatpy.
 
         Raises
         ------
         SettingsError
-            If a setting is unknown (UnknownSettingError), wrong, missing, or a secret stands in ``conf``.
+            If a setting is unknown (UnknownSettingError), wrong or missing, or if ``conf`` contains a secret.
         """
         conf = conf or {}
         environ = os.environ if environ is None else environ
@@ -202,14 +205,16 @@ class Settings:
         return cls(**values)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle only what differs from the defaults: tasks for other machines carry settings."""
+        """Pickle only what differs from the defaults, because tasks for other machines carry the settings with them."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return _settings_from, (
             {item.name: values[item.name] for item in fields(self) if values[item.name] != item.default},
         )
 
     def with_login(self, environ: Mapping[str, str]) -> Settings:
-        """Return the same settings, which came without a password from another process, with that of this one.
+        """Return the same settings with a password from the environment or ``~/.netrc`` of this process.
+
+        Settings that come from another process carry no password. Without a user name nothing is changed.
 
         Raises
         ------
@@ -223,26 +228,36 @@ class Settings:
 
     @property
     def server_folder(self) -> Path:
-        """The folder on this machine for what belongs to this server and can be fetched or made again.
+        """The cache folder of this server on this machine, for files that can be fetched or made again.
 
         Raises
         ------
         CacheError
-            If it is there and is not this user's alone; see :func:`~monailabel_xnat.disk.require_private`.
+            If it exists and other users may have put something into it; see
+            :func:`~monailabel_xnat.disk.require_private`.
         """
         return self._below(self.cache_path or platformdirs.user_cache_path("monailabel_xnat"))
 
     @property
     def data_folder(self) -> Path:
-        """The folder on this machine for what is nowhere else yet, such as labels that wait for XNAT; it is no cache.
+        """The folder on this machine for data that exist nowhere else yet, such as labels that wait for XNAT.
 
-        A ``cache_path`` that was set holds it as well, for that may be the only folder that a container keeps.
+        It is not a cache: what is in it must not be deleted. If ``data_path`` is not set but ``cache_path`` is, it lies
+        there, because that may be the only folder that a container keeps.
+
+        Raises
+        ------
+        CacheError
+            As for :attr:`server_folder`.
         """
         return self._below(self.data_path or self.cache_path or _user_data())
 
     @property
     def earlier_data_folders(self) -> list[Path]:
-        """The folders in which earlier versions, or this one with other settings, kept what is nowhere else yet."""
+        """Other folders in which data that exist nowhere else may still lie.
+
+        Earlier versions put them there, or this version did so under other settings.
+        """
         candidates = [self.server_folder, *([self._below(_user_data())] if self.data_path else [])]
         return [folder for folder in candidates if folder != self.data_folder]
 
@@ -254,11 +269,11 @@ class Settings:
 
     @property
     def label_values(self) -> dict[str, int]:
-        """Voxel value by label name."""
+        """The voxel values that the setting ``labels`` gives, by label name."""
         return dict(self.labels)
 
 
-# The meanings stand once, beside the fields. `help(Settings)` shows them from here.
+# Each meaning is written once, beside its field. Copy them into the docstring, where `help(Settings)` shows them.
 Settings.__doc__ = "\n".join(
     [
         *(Settings.__doc__ or "").rstrip().splitlines(),
@@ -279,7 +294,9 @@ def _settings_from(values: Mapping[str, Any]) -> Settings:
 def origins(
     arguments: Mapping[str, Any], conf: Mapping[str, Any], environ: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Return where :meth:`Settings.load` takes each setting from, by its name, unless it has its default.
+    """Return the source from which :meth:`Settings.load` takes each setting, by its name.
+
+    Settings that have their default are left out.
 
     Parameters
     ----------
@@ -296,19 +313,19 @@ def origins(
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse a keyword that is no setting.
+    """Refuse keywords that are not settings.
 
     Parameters
     ----------
     given : iterable of str
         The keywords that were given.
     known : iterable of str
-        The keywords that there are.
+        All keywords that are allowed.
 
     Raises
     ------
     UnknownSettingError
-        If one that was given is not known; the hint names the known one that looks most like it.
+        If a given keyword is not allowed. The hint names the allowed ones that look most like it.
     """
     names = sorted(known)
     for name in given:
@@ -318,7 +335,7 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
 
 def _did_you_mean(name: str, known: list[str], prefix: str = "") -> str:
     """Return a hint with the known names that look most like a name, or with all known names."""
-    # The prefix, which is right, must not count as likeness.
+    # The names are compared without the prefix: it is the same in all, and would make any two names look alike.
     nearest = difflib.get_close_matches(_RENAMED.get(name, name), known, n=2)
     if nearest:
         return f"did you mean {' or '.join(prefix + found for found in nearest)}?"
@@ -331,7 +348,7 @@ def _refuse_unknown_and_secret(conf: Mapping[str, Any]) -> None:
         plain = str(key).lower().replace("-", "_")
         name = plain.removeprefix(CONF_PREFIX)
         if plain.startswith(CONF_PREFIX) and (key != plain or name not in known):
-            # A misspelt read_only that is passed over would let everybody write.
+            # This must be an error: if a misspelt read_only were ignored, everybody could write.
             raise UnknownSettingError(f"unknown setting --conf {key}", hint=_did_you_mean(name, known, CONF_PREFIX))
         if plain in known:
             logger.warning(
@@ -346,7 +363,7 @@ def _refuse_unknown_and_secret(conf: Mapping[str, Any]) -> None:
 
 
 def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
-    """Warn about variables that nobody reads; their values are not shown, for one may be a password."""
+    """Warn about variables that nobody reads. Their values are not shown, because one may be a password."""
     known = sorted(item.name.upper() for item in fields(Settings))
     for variable in environ:
         name = variable.upper().removeprefix(ENVIRONMENT_PREFIX)
@@ -358,7 +375,7 @@ def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
 def _first_given(
     name: str, arguments: Mapping[str, Any], conf: Mapping[str, Any], environ: Mapping[str, str]
 ) -> tuple[str, Any]:
-    """Find where a setting comes from, and its value there; ("", None) if nowhere."""
+    """Return the source of a setting and its value there; ("", None) if no source has it."""
     candidates = [
         (f"argument {name}", arguments.get(name)),
         (f"--conf {CONF_PREFIX}{name}", conf.get(CONF_PREFIX + name)),
@@ -384,7 +401,7 @@ def _require_server(values: Mapping[str, Any]) -> None:
 
 
 def _complete_credentials(values: dict[str, Any], environ: Mapping[str, str]) -> None:
-    """Take what is missing from ~/.netrc; never leave a user without a password, for xnatpy would prompt."""
+    """Fill in missing credentials from ~/.netrc, and refuse a user without a password: xnatpy would prompt for it."""
     if not values.get("password"):
         login, password = _netrc_login(urlsplit(values["server"]).hostname or "", values["server"], environ)
         if login and values.get("username", login) == login:
@@ -409,6 +426,6 @@ def _netrc_login(host: str, server: str, environ: Mapping[str, str]) -> tuple[st
         return "", ""
     except (OSError, netrc.NetrcParseError) as error:
         raise SettingsError(f"cannot read {path}: {type(error).__name__}", hint="mend or remove the file") from None
-    # xnatpy looks the server up with its port, curl without: take both, the more exact one first.
+    # xnatpy looks for the server with its port, curl without it. Accept both, the more exact one first.
     found = logins.authenticators(urlsplit(server).netloc) or logins.authenticators(host)
     return (found[0] or "", found[2] or "") if found else ("", "")

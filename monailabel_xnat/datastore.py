@@ -1,9 +1,9 @@
-"""MONAI Label's datastore over an XNAT archive: the whole product on a few screens.
+"""MONAI Label's datastore over an XNAT archive: all its methods, a few lines each.
 
-Images are XNAT scans with the id ``project/subject/experiment/scan``; the id of a label is that of its image, and the
-tag tells which one. What is done is done elsewhere: :mod:`~monailabel_xnat.catalog.catalog` knows what exists,
+Images are XNAT scans with the id ``project/subject/experiment/scan``. A label has the id of its image, and the tag
+says which label it is. Other modules do the work: :mod:`~monailabel_xnat.catalog.catalog` knows what exists,
 :mod:`~monailabel_xnat.images.images` fetches and converts, :mod:`~monailabel_xnat.labels` stores and reads labels,
-:mod:`~monailabel_xnat.images.info` remembers; ``_scan``, ``_find`` and ``_label`` stand in ``facade/xnatside.py``.
+:mod:`~monailabel_xnat.images.info` keeps image infos; ``facade/xnatside.py`` has ``_scan``, ``_find`` and ``_label``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from monailabel_xnat.training.training_set import TrainingSet
 logger = logging.getLogger(__name__)
 
 MOST_LISTED = 50
-"""How many of the labels that wait :meth:`XNATDatastore.status` lists; the command ``outbox`` lists all."""
+"""The number of waiting labels that :meth:`XNATDatastore.status` lists at most; the command ``outbox`` lists all."""
 
 
 class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
@@ -52,40 +52,40 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
     Parameters
     ----------
     api_url : str
-        Address of the XNAT site, ``https://xnat.example.org``; may be left out where a connection is given.
+        Address of the XNAT site, ``https://xnat.example.org``; not needed if a connection is given.
     username, password : str or None
-        Credentials; where not given they come from the environment or ``~/.netrc``, else it is a guest.
+        Credentials; None: those of the environment or ``~/.netrc``, and without any XNAT is asked as a guest.
     project : str, sequence of str or None
-        Project IDs, in a list or separated by commas; None: all that can be read.
+        Project IDs, in a list or separated by commas; None: all projects that the user can read.
     asset_path : str
         Folder where XNAT's archive is mounted on this machine.
     cache_path : str
         Folder for downloads; default: the user's cache folder.
     conf : mapping or None
-        MONAI Label's ``--conf``; its ``xnat_<setting>`` entries count.
+        MONAI Label's ``--conf``; its entries ``xnat_<setting>`` are settings.
     environ : mapping or None
-        Environment to read settings from; default: the process's.
+        Environment to read settings from; None: that of this process.
     connection : xnatpy session or None
-        What ``xnat.connect(...)`` returned. The datastore asks beside it, with its login, and neither changes nor
-        closes it; once that login has expired, with ``username`` and ``password`` where they are given as arguments.
-        It can be used in this process only.
+        What ``xnat.connect(...)`` returned. The datastore uses its login, and neither changes nor closes the session.
+        Once that login has expired, it logs in with ``username`` and ``password`` if they are given as arguments.
+        Such a datastore can be used in this process only.
     **settings
         Any other field of :class:`~monailabel_xnat.config.Settings`.
 
     Raises
     ------
     UnknownSettingError
-        If a keyword is no setting (also a TypeError).
+        If a keyword is not a setting (also a TypeError).
     SettingsError
         If a setting is missing or wrong.
     LoginError
         If XNAT does not accept the credentials.
     NotInArchiveError
-        If a project does not exist, or this user may not see it. One that this user has seen before on this machine
-        is left out instead, unless none is left, and :meth:`status` says why.
+        If a project does not exist, or this user may not see it. A project that this user has seen before on this
+        machine is left out instead, and :meth:`status` says why; if no project remains, it is an error.
     ServerError
-        If XNAT cannot be reached. With the setting ``wait`` the datastore opens all the same, each method says so until
-        XNAT answers, and labels that are saved meanwhile are kept.
+        If XNAT cannot be reached. With the setting ``wait`` the datastore opens nevertheless: its methods raise this
+        error until XNAT answers, and labels that are saved meanwhile are kept on this machine.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         return f"<{type(self).__name__} {self._settings.server}: {projects}, as {user or 'guest'}>"
 
     def name(self) -> str:
-        """Return the name that was set, else XNAT's address."""
+        """Return the name that was set with :meth:`set_name`; without one, XNAT's address."""
         with errors_for_clients():
             return self._texts.get("name", default_texts(self._settings)["name"])
 
@@ -146,7 +146,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             self._texts.set("name", name)
 
     def description(self) -> str:
-        """Return the description that was set, else which projects are shown."""
+        """Return the description that was set; without one, a text that names the projects."""
         with errors_for_clients():
             return self._texts.get("description", default_texts(self._settings)["description"])
 
@@ -161,12 +161,12 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             return self._catalog.ids()
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """List the images that have a label; as in LocalDatastore, drafts do not count unless asked for by tag.
+        """List the ids of the images that have a label; as in LocalDatastore, drafts count only if their tag is given.
 
         Parameters
         ----------
         label_tag : str or None
-            Which labels count; None: ``final``.
+            The tag of the labels that count; None: ``final``.
         labels : list of str or None
             Accepted and ignored, as by MONAI Label's own datastores.
         """
@@ -175,27 +175,27 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             return [image for image in self._catalog.ids() if image in labelled] if labelled else []
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """List the images that have no label, see :meth:`get_labeled_images`, but for scans that are no volume."""
+        """List the ids of images without a label, except scans that are no volume; see :meth:`get_labeled_images`."""
         with errors_for_clients():
             left_out = {*self._images.no_volumes(self._catalog.get), *self._next.hidden}
             left_out.update(self.get_labeled_images(label_tag, labels))
             return [image for image in self._catalog.ids() if image not in left_out]
 
     def get_image(self, image_id: str | XNATScan, params: Any = None) -> BinaryIO | None:
-        """Open the file of :meth:`get_image_uri`; None for an unknown id."""
+        """Return the file of :meth:`get_image_uri`, opened for reading; None for an unknown id."""
         with errors_for_clients():
             scan = self._find(image_id)
             return self._images.open(scan) if scan else None
 
     def get_image_uri(self, image_id: str | XNATScan) -> str:
-        """Return the path of an image on this machine, fetched and converted once; "" for an unknown id.
+        """Return the path of an image on this machine; "" for an unknown id. It is fetched and converted only once.
 
         The NIfTI has the voxels, index order and affine (RAS, mm) that MONAI's ITKReader gives on the DICOM series.
 
         Raises
         ------
         NoImageError, ImageConversionError
-            If the scan holds no image, or none that is one volume.
+            If the scan holds no image, or if its images are not one volume.
         ServerError
             If XNAT fails.
         """
@@ -204,20 +204,20 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             return str(self._images.path(scan)) if scan else ""
 
     def get_image_info(self, image_id: str | XNATScan) -> dict[str, Any]:
-        """Return what is known about an image, from memory; {} for an unknown id, on which the XNAT-OHIF viewer relies.
+        """Return what is known about an image, from memory; {} for an unknown id: the XNAT-OHIF viewer relies on that.
 
-        Own keys: ``name`` (file name for clients), ``path`` and ``checksum`` (once fetched, unless it must be compared
-        with XNAT first), ``project``, ``subject``, ``experiment``, ``scan``, ``PatientID``, ``StudyInstanceUID``,
-        ``SeriesInstanceUID``, ``StudyDate``, ``Modality``, ``SeriesDescription``, ``ts`` (seconds since 1970 when its
-        session came into the archive, by XNAT's clock taken for UTC); then whatever was stored with
-        :meth:`update_image_info`.
+        The keys are: ``name`` (file name for clients), ``path`` and ``checksum`` (if it was fetched and need not be
+        compared with XNAT first), ``project``, ``subject``, ``experiment``, ``scan``, ``PatientID``,
+        ``StudyInstanceUID``, ``SeriesInstanceUID``, ``StudyDate``, ``Modality``, ``SeriesDescription``, ``ts`` (when
+        its session came into the archive, in seconds since 1970; XNAT's clock is taken for UTC); then all that was
+        stored with :meth:`update_image_info`.
         """
         with errors_for_clients():
             scan = self._find(image_id)
             return self._facts.image(scan) if scan else {}
 
     def update_image_info(self, image_id: str | XNATScan, info: dict[str, Any]) -> None:
-        """Merge top-level keys into the info of an image; XNAT gets them from a background thread.
+        """Merge top-level keys into the info of an image; a background thread sends them to XNAT.
 
         Raises
         ------
@@ -231,22 +231,22 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
                 self._images.expect(lambda count: self._next.likely(scan, count))
 
     def get_labels_by_image_id(self, image_id: str | XNATScan) -> dict[str, str]:
-        """Return the label id for each tag of an image; {} for an unknown id."""
+        """Return the label ids of an image by tag; {} for an unknown id."""
         with errors_for_clients():
             scan = self._find(image_id)
             return {tag: str(scan.image_id) for tag in self._labels.tags(scan)} if scan else {}
 
     def get_label_by_image_id(self, image_id: str | XNATScan, tag: str) -> str:
-        """Return the label id for one tag of an image; "" if there is none."""
+        """Return the id of the label of an image with a tag; "" if there is none."""
         return self.get_labels_by_image_id(image_id).get(text_of(tag), "")
 
     def get_label(self, label_id: str | XNATScan, label_tag: str, params: Any = None) -> io.BytesIO | None:
-        """Open a label's file; None if there is none."""
+        """Return the content of a label's file; None if there is no such label."""
         uri = self.get_label_uri(label_id, label_tag)
         return io.BytesIO(Path(uri).read_bytes()) if uri else None
 
     def get_label_uri(self, label_id: str | XNATScan, label_tag: str) -> str:
-        """Return the path of a label on this machine, on the grid of its image; "" if there is none."""
+        """Return the path of a label on this machine; "" if there is none. The label lies on the grid of its image."""
         with errors_for_clients():
             try:
                 scan, label = self._label(label_id)
@@ -257,7 +257,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
                 return ""
 
     def get_label_info(self, label_id: str | XNATScan, label_tag: str) -> dict[str, Any]:
-        """Return the info stored with a label, and as LocalDatastore ``ts`` and ``name``; {} if there is no label."""
+        """Return the info that was stored with a label, with ``ts`` and ``name`` as in LocalDatastore; {} if none."""
         with errors_for_clients():
             try:
                 scan, label = self._label(label_id)
@@ -281,7 +281,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
     def save_label(
         self, image_id: str | XNATScan, label_filename: str | Path, label_tag: str, label_info: dict[str, Any]
     ) -> str:
-        """Store a label in XNAT as a new version; no earlier version is changed, and the file given is only read.
+        """Store a label in XNAT as a new version. Earlier versions do not change, and the given file is only read.
 
         Returns
         -------
@@ -293,9 +293,9 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         ImageNotFoundException, AmbiguousNameError
             If there is no such image (also an UnknownImageError), or several have the name; the label is kept here.
         LabelFileError, LabelGeometryError
-            If the file is not a label, or not one of this image.
+            If the file is not a label, or does not fit this image.
         LabelNotUploadedError
-            If XNAT cannot take it now: it is safe on this machine, is served from there, and is sent later.
+            If XNAT cannot take it now. The label is safe on this machine, is served from there, and is sent later.
         """
         tag = text_of(label_tag) or TRAINING_TAG
         with errors_for_clients():
@@ -303,7 +303,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             return str(self._store.save_as_given(str(image_id), find, tag, source, label_info or {}).image_id)
 
     def remove_label(self, label_id: str | XNATScan, label_tag: str) -> None:
-        """Remove a label; one that does not exist is no error, as in LocalDatastore."""
+        """Remove a label. If it does not exist, nothing happens, as in LocalDatastore."""
         with errors_for_clients():
             scan = self._find(label_id)
             if scan:
@@ -316,7 +316,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             return [summary_of(version) for version in self._labels.history(scan, text_of(label_tag))]
 
     def restore_label(self, label_id: str | XNATScan, label_tag: str, version: str) -> str:
-        """Store an earlier version anew, so that it is the current one, and give the name of the new version."""
+        """Store an earlier version again as the current one, and return the name of the new version."""
         with errors_for_clients():
             scan, _ = self._label(label_id)
             return self._store.restore(scan, text_of(label_tag), version).name
@@ -327,16 +327,16 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         Parameters
         ----------
         image_id : str or None
-            ``project/subject/experiment/scan`` in labels of one's own choice; None: made from the file name.
+            ``project/subject/experiment/scan`` with labels that the caller chooses; None: made from the file name.
         image_filename : str or Path
-            A NIfTI or other image file, or a DICOM file, folder or zip.
+            A NIfTI or other image file; or DICOM: a file, a folder or a zip.
         image_info : dict
-            Stored as by :meth:`update_image_info`.
+            Info to store with the image, as :meth:`update_image_info` does.
 
         Returns
         -------
         str
-            The canonical id.
+            The canonical id, with XNAT's own ids.
         """
         with errors_for_clients():
             scan = self._scan_writer.add(image_id, Path(image_filename))
@@ -345,7 +345,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             return str(scan.image_id)
 
     def remove_image(self, image_id: str | XNATScan) -> None:
-        """Delete the scan in XNAT, labels included; only with the setting ``allow_delete``."""
+        """Delete the scan in XNAT with its labels; this is refused without the setting ``allow_delete``."""
         with errors_for_clients():
             scan = self._scan(image_id)
             self._scan_writer.remove(scan)
@@ -355,29 +355,29 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             self._infos.forget(scan.image_id)
 
     def datalist(self) -> list[dict[str, Any]]:
-        """Fetch all images with a final label: ``[{"image": path, "label": path}, ...]``, on one grid each."""
+        """Fetch all images with a final label: ``[{"image": path, "label": path}, ...]``; each pair is on one grid."""
         with errors_for_clients():
             return list(self._dataset.pairs())
 
     def training_set(self) -> TrainingSet:
-        """Fetch the cases of :meth:`datalist` and return them with id, subject, label version and checksums of each."""
+        """Fetch the cases of :meth:`datalist`; return each with its id, subject, label version and checksums."""
         with errors_for_clients():
             return self._dataset.training_set()
 
     def get_dataset_archive(self, limit_cases: int | None = None) -> str:
-        """Pack the training set into a zip and give its path."""
+        """Pack the training set into a zip, and return its path."""
         with errors_for_clients():
             return str(self._dataset.archive(limit_cases, self.json()))
 
     def refresh(self) -> None:
-        """Ask XNAT anew what there is; images and labels of others are compared with its files at their next use."""
+        """Ask XNAT again what exists; images and labels on this machine are compared with XNAT's at their next use."""
         with errors_for_clients():
             self._catalog.renew()
             self._images.compare_anew()
             self._labels.compare_anew()
 
     def status(self) -> dict[str, Any]:
-        """Count images and labels, from memory; never fails because XNAT is away."""
+        """Return counts of images and labels, and what needs attention, from memory: it works while XNAT is away."""
         tags = self._labels.counts()
         status = {"total": len(self._catalog), "completed": tags.get(TRAINING_TAG, 0), "label_tags": tags}
         details = {
@@ -397,10 +397,10 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         return {**status, **{key: value for key, value in details.items() if value}}
 
     def json(self) -> dict[str, Any]:
-        """Return everything about images and labels as LocalDatastore does, as far as known here without asking XNAT.
+        """Return all that is known about images and labels, in the form of LocalDatastore, nearly without requests.
 
-        Asked for is only the info of images and labels that is new: see :meth:`get_image_info`. Name and description
-        are those last set, or asked for, on this machine.
+        XNAT is asked only for new infos of images and labels; see :meth:`get_image_info`. Name and description are
+        those that were last set or read on this machine.
         """
         with errors_for_clients():
             objects = self._facts.tree(self._catalog.scans())
@@ -415,14 +415,14 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         progress: Callable[[Progress], None] | None = None,
         executor: Executor | None = None,
     ) -> PrefetchReport:
-        """Fetch many images, several at a time, and say which failed.
+        """Fetch many images, several at a time, and return which were fetched and which failed.
 
         Parameters
         ----------
         image_ids : iterable of str
-            Which images.
+            The images to fetch.
         workers : int
-            How many at a time, where no executor is given.
+            How many are fetched at a time; it has no effect with an executor.
         progress : callable or None
             Called after each image.
         executor : concurrent.futures.Executor or None
@@ -431,14 +431,14 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         Raises
         ------
         UnknownImageError, InvalidIdError
-            If an id is not that of an image; nothing is fetched then.
+            If an id is not the id of an image; then nothing is fetched.
         """
         with errors_for_clients():
             scans = [self._scan(image) for image in image_ids]
             return self._images.prefetch(scans, workers=workers, progress=progress, executor=executor)
 
     def close(self) -> None:
-        """Write what waits and log out; a session of xnatpy that was given stays as it is."""
+        """Send what waits for XNAT, and log out; an xnatpy session that was given as connection stays open."""
         if not self._is_open:
             return
         self._close_at_exit()

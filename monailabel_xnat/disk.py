@@ -1,4 +1,4 @@
-"""Files on this disk: written whole, readable by this user only, known by their digest, locked between processes."""
+"""Files on this disk: how they are written whole, kept private, identified by a digest, and locked."""
 
 from __future__ import annotations
 
@@ -21,33 +21,35 @@ from monailabel_xnat.errors import CacheError, XNATDatastoreError
 logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
-# Waiting threads are woken at once by the lock in memory; only other processes need to look again and again.
+# How often a process looks whether another one has released a lock file. The threads of one process do not poll: the
+# lock in memory wakes them at once.
 _POLL_SECONDS = 0.02
-# Network and user-space file systems answer so that do not know this call for folders.
+# Some network and user-space file systems cannot fsync a folder, and answer with one of these.
 _NO_SUCH_CALL = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS)
 
 _thread_locks: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 _thread_locks_guard = threading.Lock()
 _process_locks: WeakSet[ProcessLock] = WeakSet()
-# A forked child must not release what it shares with its parent, not even by collecting it as garbage.
+# Locks of the parent, as seen in a forked child. The child shares their files and must not release them. This list
+# keeps the garbage collector from doing that.
 _of_parents: list[ProcessLock] = []
 
 
 @contextmanager
 def must_work(task: str, hint: str) -> Iterator[None]:
-    """Turn an error of the disk into a CacheError.
+    """Turn an error of the disk within the block into a CacheError.
 
     Parameters
     ----------
     task : str
-        What is being done, to follow "cannot": ``"write the manifest to /data"``.
+        What is being done; the message puts "cannot" before it: ``"write the manifest to /data"``.
     hint : str
         What the user can do about it.
 
     Raises
     ------
     CacheError
-        If an OSError is raised inside that is none of our own errors.
+        If an OSError is raised inside that is not one of this library's own errors.
     """
     try:
         yield
@@ -58,14 +60,16 @@ def must_work(task: str, hint: str) -> Iterator[None]:
 
 
 def private_folder(folder: Path) -> Path:
-    """Make a folder, and those above it that are missing, that only this user can look into (mode 0700).
+    """Make a folder that only this user can look into (mode 0700), and return it.
+
+    Folders above it that are missing are made with the same mode.
 
     Raises
     ------
     CacheError
-        If it is there and is not this user's alone; see :func:`require_private`.
+        If the folder exists and other users may have put something into it; see :func:`require_private`.
     """
-    # Path.mkdir(parents=True) would give the folders above the mode that the umask leaves.
+    # Path.mkdir(parents=True) would ignore the mode for the folders above, and use the umask.
     for missing in reversed([parent for parent in (folder, *folder.parents) if not parent.exists()]):
         missing.mkdir(mode=0o700, exist_ok=True)
     require_private(folder)
@@ -73,9 +77,10 @@ def private_folder(folder: Path) -> Path:
 
 
 def require_private(folder: Path) -> None:
-    """Refuse a folder of patients' data into which others may have put something; one that is not there passes.
+    """Refuse a folder for patients' data if other users may have put something into it.
 
-    A folder of this user that others may only read is closed to them (mode 0700).
+    A folder that does not exist passes. If others can read this user's folder but not write to it, its mode is set to
+    0700. On Windows nothing is checked.
 
     Raises
     ------
@@ -86,7 +91,7 @@ def require_private(folder: Path) -> None:
         found = folder.lstat()
     except OSError:
         return
-    if os.name == "nt":  # Windows keeps who may read a folder elsewhere.
+    if os.name == "nt":  # On Windows the mode does not show who may read a folder.
         return
     another = "choose another folder with the settings cache_path and data_path"
     if stat.S_ISLNK(found.st_mode):
@@ -104,25 +109,25 @@ def require_private(folder: Path) -> None:
 
 
 def private_opener(path: str, flags: int) -> int:
-    """Open a file as ``open(..., opener=private_opener)`` does, so that a new one is for this user only (mode 0600)."""
+    """Return a file handle for ``open(..., opener=private_opener)``: only this user can read a new file (mode 0600)."""
     return os.open(path, flags, 0o600)
 
 
 @contextmanager
 def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Put a file under its name in one step, once it is complete.
+    """Rename a file to its final name in one step, once the block has written all of it.
 
     Parameters
     ----------
     path : Path
-        Where the file is to be; a file that is there is replaced.
+        The final path; a file that is there already is replaced.
     durable : bool
-        Whether the file and its name must survive a power cut after this has returned.
+        Whether the file and its name must survive a power cut that happens after the block.
 
     Yields
     ------
     Path
-        A new name in the same folder, to which the caller writes. Nothing of it stays after an error.
+        A temporary path in the same folder, to which the caller writes. After an error this file is removed.
     """
     temporary = path.with_name(f".{path.name[:60]}.{uuid.uuid4().hex}.part")
     try:
@@ -137,7 +142,7 @@ def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes, *, durable: bool = False) -> None:
-    """Write a small file for this user only, complete or not at all; see :func:`whole`."""
+    """Write a small file that only this user can read, completely or not at all; see :func:`whole`."""
     with whole(path, durable=durable) as temporary, open(temporary, "xb", opener=private_opener) as stream:
         stream.write(content)
 
@@ -145,7 +150,7 @@ def write_whole(path: Path, content: bytes, *, durable: bool = False) -> None:
 def flush(path: Path) -> None:
     """Write a file, or the list of names in a folder, to the disk itself (fsync)."""
     is_folder = path.is_dir()
-    if is_folder and os.name == "nt":  # Windows does this by itself and has no call for it.
+    if is_folder and os.name == "nt":  # Windows writes folders by itself and has no call for it.
         return
     handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
@@ -159,7 +164,7 @@ def flush(path: Path) -> None:
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Return the hexadecimal digest of a file's content, by default SHA-256."""
-    # usedforsecurity: XNAT lists MD5, and some systems refuse it otherwise.
+    # Not security-relevant: XNAT lists MD5 digests, and some systems allow MD5 only with this argument.
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb", buffering=0) as stream:
         while block := stream.read(_BLOCK):
@@ -168,25 +173,25 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
 
 
 def text_digest(text: str) -> str:
-    """Return the hexadecimal SHA-256 of a text, whatever characters XNAT has put into it."""
+    """Return the hexadecimal SHA-256 digest of a text, also of one that is not valid Unicode."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @contextmanager
 def locked(path: Path, *, timeout: float = -1) -> Iterator[bool]:
-    """Hold a lock file, against the other threads of this process and the other processes of this machine.
+    """Hold a lock file within the block, so that only one thread on this machine is in such a block at a time.
 
     Parameters
     ----------
     path : Path
-        The lock file; it is made if it is missing, and never removed.
+        The lock file. It is made if it is missing, and never removed.
     timeout : float
-        Seconds to wait for others to release it. With -1 there is no limit, and with 0 no wait.
+        Seconds to wait until others release it. -1 means no limit, 0 means not to wait.
 
     Yields
     ------
     bool
-        Whether the lock is held; always True without a limit.
+        Whether the lock is held. The block also runs if it is not; without a limit it is always held.
     """
     thread_lock = _thread_lock(str(path))
     if not thread_lock.acquire(timeout=timeout):
@@ -208,9 +213,9 @@ def locked(path: Path, *, timeout: float = -1) -> Iterator[bool]:
 
 
 class ProcessLock:
-    """A lock file that this process holds until it releases it, or ends in whatever way.
+    """A lock file that this process holds until it releases it or ends, also by a crash.
 
-    A forked child does not hold it, and cannot release that of its parent.
+    A forked child does not hold the lock of its parent and cannot release it.
 
     Parameters
     ----------
@@ -226,11 +231,11 @@ class ProcessLock:
 
     @property
     def is_held(self) -> bool:
-        """Whether this process holds it."""
+        """Whether this process holds the lock."""
         return self._process == os.getpid() and self._lock.is_locked
 
     def release(self) -> bool:
-        """Release it, and return whether this process held it."""
+        """Release the lock, and return whether this process held it."""
         was_held = self.is_held
         if was_held:
             self._lock.release()
@@ -243,7 +248,7 @@ def _thread_lock(name: str) -> threading.Lock:
 
 
 def _start_as_child() -> None:
-    """Start with free locks in a forked child: the threads that held them exist only in its parent."""
+    """Reset all locks in a forked child: the threads that hold them exist only in its parent."""
     global _thread_locks_guard
     _thread_locks_guard = threading.Lock()
     _thread_locks.clear()

@@ -12,23 +12,23 @@
     │   ├── NotInArchiveError    (FileNotFoundError)  XNAT has no such object, or this user may not see it
     │   ├── ServerTimeoutError   (TimeoutError)       XNAT did not answer in time
     │   └── TransferError        (OSError)            bytes were lost or changed on the way
-    │       └── MalformedFileError                    a file of ours in XNAT has not the form that it should have
+    │       └── MalformedFileError                    a file that we stored in XNAT does not have the expected form
     ├── ImageError               (ValueError)
     │   ├── NoImageError         (FileNotFoundError)  a scan holds nothing that can be read as an image
-    │   ├── ImageConversionError                      what a scan holds is not one volume
-    │   └── ImageConflictError                        another image is there already, under that name or in that scan
+    │   ├── ImageConversionError                      the content of a scan is not one volume
+    │   └── ImageConflictError                        another image already has that name or is in that scan
     ├── LabelError               (ValueError)
     │   ├── LabelFileError                            a label file is missing, empty or not a label map
     │   ├── LabelGeometryError                        a label does not lie on the grid of its image
-    │   └── UnreadDrawingError                        what may be the newest label cannot be read
+    │   └── UnreadDrawingError                        a drawing that may be the newest label cannot be read
     ├── UnknownImageError        (KeyError)           the datastore lists no such image
-    ├── AmbiguousNameError       (LookupError)        several images bear the name
+    ├── AmbiguousNameError       (LookupError)        several images have the name
     ├── UnknownLabelError        (KeyError)           the image has no such label
     ├── LabelNotUploadedError    (OSError)            a label is safe on disk, but not yet in XNAT
     ├── ReadOnlyError            (PermissionError)    the datastore was opened read-only
     └── CacheError               (OSError)            the cache folder cannot be used
 
-Every error has a ``hint``, the next step for whoever reads it. Messages and hints never hold secrets.
+Every error has a ``hint``: what the reader can do next. Messages and hints never contain secrets.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from typing import Any
 
 
 class XNATDatastoreError(Exception):
-    """Base of all errors of this library.
+    """Base class of all errors of this library.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class XNATDatastoreError(Exception):
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What Python would pickle of an exception is what it prints, and of an OSError only its number and text.
+        # Rebuild the error from its fields, without a call of __init__: subclasses have different parameters there.
         return restored, (type(self), self.args, self.__dict__)
 
 
@@ -65,7 +65,7 @@ class SettingsError(XNATDatastoreError, ValueError):
 
 
 class UnknownSettingError(SettingsError, TypeError):
-    """A keyword or option is no setting."""
+    """There is no setting with the name of this keyword or option."""
 
 
 class InvalidIdError(XNATDatastoreError, ValueError):
@@ -84,7 +84,7 @@ class ServerError(XNATDatastoreError, ConnectionError):
     url : str
         The address asked, without user name or password.
     status : int or None
-        The HTTP status, None if there was no answer.
+        The HTTP status; None if there was no answer.
     """
 
     def __init__(self, message: str, *, hint: str = "", url: str = "", status: int | None = None) -> None:
@@ -96,7 +96,7 @@ class ServerError(XNATDatastoreError, ConnectionError):
     def may_pass_later(self) -> bool:
         """Whether the same request may work later: XNAT was not reached, was too slow, or has too much to do.
 
-        504 is among them, though it must not be repeated at once; see
+        This includes status 504, although such a request must not be repeated at once; see
         ``MAY_BE_REPEATED_NOW`` in ``client/pace.py``.
         """
         return self.status in (None, 429, 502, 503, 504)
@@ -123,11 +123,11 @@ class TransferError(ServerError):
 
 
 class MalformedFileError(TransferError):
-    """A file of ours in XNAT has not the form that it should have."""
+    """A file that this library stored in XNAT does not have the form that it should have."""
 
 
 class ImageError(XNATDatastoreError, ValueError):
-    """An image cannot be given."""
+    """Base class of errors about an image that cannot be read, converted or added."""
 
 
 class NoImageError(ImageError, FileNotFoundError):
@@ -135,15 +135,15 @@ class NoImageError(ImageError, FileNotFoundError):
 
 
 class ImageConversionError(ImageError):
-    """What a scan holds is not one volume."""
+    """The content of a scan is not one volume."""
 
 
 class ImageConflictError(ImageError):
-    """Another image is there already, under the name or in the scan that was meant."""
+    """Another image already has the name, or is in the scan, that a new image was to get."""
 
 
 class LabelError(XNATDatastoreError, ValueError):
-    """A label cannot be taken."""
+    """Base class of errors about a label that cannot be accepted or read."""
 
 
 class LabelFileError(LabelError):
@@ -155,7 +155,7 @@ class LabelGeometryError(LabelError):
 
 
 class UnreadDrawingError(LabelError):
-    """What may be the newest label of an image cannot be read, and an older one is not given in its place."""
+    """A drawing that may be the newest label of an image cannot be read; no older label is returned in its place."""
 
 
 class UnknownImageError(XNATDatastoreError, KeyError):
@@ -163,7 +163,7 @@ class UnknownImageError(XNATDatastoreError, KeyError):
 
 
 class AmbiguousNameError(XNATDatastoreError, LookupError):
-    """Several images bear the name, so that it is not known which one is meant."""
+    """Several images have the name, and nothing shows which one is meant."""
 
 
 class UnknownLabelError(XNATDatastoreError, KeyError):
@@ -183,8 +183,8 @@ class CacheError(XNATDatastoreError, OSError):
 
 
 def restored(kind: type[XNATDatastoreError], args: tuple[Any, ...], fields: dict[str, Any]) -> XNATDatastoreError:
-    """Make an error anew that was pickled, with all that it knew."""
-    # Python lets only the own __new__ of a class that is laid out like OSError make it.
+    """Return an error that was pickled, with all its fields."""
+    # Python refuses Exception.__new__ for a subclass of OSError, because the memory layouts differ.
     made_by = OSError if issubclass(kind, OSError) else Exception
     error = made_by.__new__(kind, *args)
     error.args = args

@@ -12,12 +12,12 @@ from monailabel_xnat.errors import InvalidIdError
 
 EXPECTED_FORM = "project/subject/experiment/scan"
 
-# What stands before the ID of a scan that was drawn, in the place of a ROI collection.
+# In a label id, this prefix marks the ID of a drawn scan (SEG or RTSTRUCT) in the place of a ROI collection.
 _SCAN = "scan:"
 _VERSION = re.compile(r"[0-9]{8}T[0-9]{6}[0-9]*Z-[0-9a-f]{12}")
-# "@" only where a label id would take what follows it for a version.
+# "@" is reserved only where a label id would take the text after it for a version.
 _RESERVED = re.compile(rf"[/%#]|^\s+|\s+$|@(?={_VERSION.pattern}$)")
-# Four parts of which none needs encoding: what nearly all ids look like.
+# Nearly all ids look like this: four parts, and no part needs encoding.
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+){3}")
 _TEXTS = frozenset((str,))
 _NO_NAMES = frozenset(("", ".", ".."))
@@ -43,7 +43,7 @@ class ImageId:
     '4/a'
     """
 
-    # A project has tens of thousands of these.
+    # A project has tens of thousands of these; slots save memory.
     __slots__ = ("experiment", "project", "scan", "subject")
 
     project: str
@@ -63,12 +63,12 @@ class ImageId:
                 )
 
     def __reduce__(self) -> tuple[type[ImageId], tuple[str, str, str, str]]:
-        # Frozen and without a dictionary, it can be pickled only by being made anew.
+        # A frozen class with slots has no state that pickle could set, so the constructor is called again.
         return ImageId, self._parts
 
     @classmethod
     def parse(cls, text: str) -> ImageId:
-        """Read an id.
+        """Return the image id that a text stands for.
 
         Parameters
         ----------
@@ -95,7 +95,7 @@ class ImageId:
 
     @property
     def file_stem(self) -> str:
-        """A name for files of this image: readable, unique, without dots or separators."""
+        """A name for files of this image. It is readable and unique, and has no dots or separators."""
         return safe_name("_".join(self._parts), str(self))
 
 
@@ -133,14 +133,15 @@ class LabelId:
 
     @property
     def names_drawing(self) -> bool:
-        """Whether it names what somebody drew, and not a label with a tag."""
+        """Whether the id names a drawing (a ROI collection or a drawn scan), and not a label with a tag."""
         return self.collection is not None or self.drawn_scan is not None
 
     @classmethod
     def parse(cls, text: str) -> LabelId:
-        """Read a label id: ``<image id>``, ``<image id>@<version>``, ``<image id>#<ROI collection>``, ``#scan:<scan>``.
+        """Return the label id that a text stands for.
 
-        The colon after ``scan`` is encoded where it belongs to the label of a ROI collection.
+        The forms are ``<image id>``, ``<image id>@<version>``, ``<image id>#<ROI collection>`` and
+        ``<image id>#scan:<scan>``. If the label of a ROI collection itself starts with ``scan:``, its colon is encoded.
 
         Raises
         ------
@@ -162,9 +163,10 @@ class LabelId:
 
 
 def splits_of_label_id(text: str) -> Iterator[tuple[str, str | None, str | None, str | None]]:
-    """Return the ways to split a label id into image, version, ROI collection and scan; the last holds for image ids.
+    """Yield each way to split a text into image, version, ROI collection and scan of a label id.
 
-    The name of an added image may hold ``#`` and ``@``, which are encoded in an image id.
+    There can be several ways, because the name of an added image may contain ``#`` and ``@``. In an image id these are
+    encoded, so for an image id the way that comes last is right: it splits at the first ``#``.
     """
     yield text, None, None, None
     image, at_sign, version = text.rpartition("@")
@@ -179,7 +181,7 @@ def splits_of_label_id(text: str) -> Iterator[tuple[str, str | None, str | None,
 
 
 def id_text(project: str, subject: str, experiment: str, scan: str) -> str:
-    """Write the id of an image, ``str(ImageId(...))``, without making one."""
+    """Return the text of an image id, as ``str(ImageId(...))`` does, without making the object."""
     text = f"{project}/{subject}/{experiment}/{scan}"
     if _PLAIN_ID.fullmatch(text):
         return text
@@ -187,14 +189,14 @@ def id_text(project: str, subject: str, experiment: str, scan: str) -> str:
 
 
 def safe_name(text: str, identity: str) -> str:
-    """Make a file name of a text: letters, digits, ``_`` and ``-``, and a digest that keeps names apart.
+    """Return a file name of letters, digits, ``_`` and ``-``, which ends in a digest that makes it unique.
 
     Parameters
     ----------
     text : str
-        What the name should look like.
+        What the name should look like. Other characters become ``_``, and a long text is cut.
     identity : str
-        What must be different for the names to differ.
+        What the digest is made of: different identities get different names.
     """
     name = _UNSAFE_IN_FILE_NAMES.sub("_", text)[:_LONGEST_FILE_NAME]
     digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:8]

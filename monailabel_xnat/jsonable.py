@@ -1,4 +1,4 @@
-"""Plain JSON values of what MONAI Label and its scorers hand over, and files of them whose size tells a change."""
+"""Values of MONAI Label and its scorers as plain JSON, and JSON files whose size shows that they have changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """Copy a value with nothing in it but what JSON knows.
+    """Return a copy of a value that contains only what JSON knows.
 
     Parameters
     ----------
@@ -21,7 +21,7 @@ def plain(value: Any) -> Any:
     Raises
     ------
     TypeError
-        If there is something else in it.
+        If the value contains something else.
     """
     if isinstance(value, Enum):
         return plain(value.value)
@@ -33,30 +33,32 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, PurePath):
         return str(value)
-    if hasattr(value, "tolist"):  # NumPy and torch, without importing either
+    if hasattr(value, "tolist"):  # values of NumPy and torch; neither is imported here
         return plain(value.tolist())
     raise TypeError(f"{type(value).__name__} cannot be kept as JSON: {value!r:.100}")
 
 
-# After this many rewritings a file may have a size that it had before: a file of as many bytes costs nothing.
+# A file gets at most this many blanks, which costs nothing. After this many changes a size may come again.
 _SIZE_CYCLE = 1024
 
 
 def resized(content: bytes, previous_size: int) -> bytes:
-    """Lengthen JSON by blanks, so that XNAT's listing, which shows sizes, tells others of the change.
+    """Return JSON with blanks added at its end, so that its size differs from that of the file which it replaces.
+
+    XNAT's listing shows sizes: by them other processes notice the change.
 
     Parameters
     ----------
     content : bytes
         The JSON that is to be stored.
     previous_size : int
-        Bytes of what it replaces: it gets one more than that, modulo 1024.
+        Size of the file that it replaces, in bytes. The new size is one byte more than that, modulo 1024.
     """
     return content + b" " * ((previous_size + 1 - len(content)) % _SIZE_CYCLE)
 
 
 def _plain_number(value: Any) -> Any:
-    # numpy.float64 is a float to Python, and str subclasses are strings: keep only the base types.
+    # numpy.float64 is a subclass of float, and there are subclasses of str: return only the base types.
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             number = kind(value)

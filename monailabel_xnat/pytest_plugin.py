@@ -1,7 +1,7 @@
 """Fixtures for tests of code that talks to XNAT; pytest finds them wherever this package is installed.
 
-``xnat_sandbox`` is an empty XNAT-compatible server, ``xnat_datastore`` a MONAI Label datastore on it, and ``xnat_site``
-a project of one's own, in the sandbox or, with ``pytest --live-xnat URL``, on a real server.
+``xnat_sandbox`` is an empty XNAT-compatible server, and ``xnat_datastore`` is a MONAI Label datastore on it.
+``xnat_site`` is an empty project for one test: in the sandbox, or on a real server with ``pytest --live-xnat URL``.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _LIVE = "--live-xnat"
 
 @dataclass(frozen=True)
 class Site:
-    """An XNAT site with a project that the test may fill and change as it likes.
+    """An XNAT site with a project that a test may fill and change.
 
     Parameters
     ----------
     settings
-        Where the site is and who logs in.
+        Address and login of the site.
     project
         ID of the project. It is empty at the start and deleted at the end.
     session
-        A login, for requests of the test's own.
+        A connection, for requests that the test itself sends.
     is_live
-        Whether it is a real server.
+        Whether it is a real server, and not the sandbox.
     """
 
     settings: Settings
@@ -58,7 +58,7 @@ class Site:
         Returns
         -------
         list of str
-            The address of each session, below that of the site.
+            The path of each session that XNAT made or filled, below the address of the site.
         """
         from monailabel_xnat.client.dicom_import import import_zip
 
@@ -69,7 +69,7 @@ class Site:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the switch."""
+    """Add the option ``--live-xnat``."""
     parser.getgroup("xnat").addoption(
         _LIVE,
         metavar="URL",
@@ -79,7 +79,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, with a live server, what does not speak to it."""
+    """With a live server, leave out the tests that do not use it."""
     if not config.getoption(_LIVE):
         return
     kept = [item for item in items if "xnat_site" in getattr(item, "fixturenames", ())]
@@ -98,14 +98,14 @@ def _xnat_server() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def xnat_sandbox(_xnat_server: Sandbox) -> Sandbox:
-    """Return an XNAT-compatible server: empty, with nobody logged in and no failures set."""
+    """Return an XNAT-compatible server that is empty, where nobody is logged in and no failures are set."""
     _xnat_server.reset()
     return _xnat_server
 
 
 @pytest.fixture
 def xnat_site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
-    """Yield an empty project on the sandbox; with ``--live-xnat`` one on that server, deleted at the end."""
+    """Yield an empty project, on the sandbox or with ``--live-xnat`` on that server; it is deleted at the end."""
     from monailabel_xnat.client.items import delete, project_path, put
     from monailabel_xnat.client.session import Session
     from monailabel_xnat.config import Settings
@@ -129,9 +129,10 @@ def xnat_site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
 
 @pytest.fixture
 def open_xnat_datastore(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., XNATDatastore]]:
-    """Open datastores with settings of one's own, on the sandbox or on the test's project of the live server.
+    """Yield a function that opens a datastore with given settings.
 
-    They share a cache folder unless told otherwise, and are closed at the end.
+    The datastore is on the sandbox, or on the project of this test on the live server. All datastores of a test share
+    a cache folder, unless ``cache_path`` is given, and are closed at the end.
     """
     from monailabel_xnat.datastore import XNATDatastore
 
@@ -156,7 +157,7 @@ def open_xnat_datastore(request: pytest.FixtureRequest, tmp_path: Path) -> Itera
 
 @pytest.fixture
 def xnat_datastore(open_xnat_datastore: Callable[..., XNATDatastore]) -> XNATDatastore:
-    """Return a datastore on the sandbox (or the live project); ``refresh()`` it after the archive was filled."""
+    """Return a datastore on the sandbox (or the live project); call ``refresh()`` after you have filled the archive."""
     return open_xnat_datastore()
 
 

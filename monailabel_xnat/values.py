@@ -1,9 +1,9 @@
 r"""Values of settings: how a text is read as a number, a list or a folder, and which names a pattern fits.
 
-A pattern is a shell pattern, with ``!`` to exclude and ``\`` to escape; a comma separates several within one text.
-``\`` before one of ``, * ? [ ] ! \`` takes that character as it is; before any other character it is an ordinary
-character. A name that equals a pattern character by character always fits it, so that a series description such as
-``[BR-DY_CTAC] Brain Dynamic`` can be given as it stands.
+A pattern is a shell pattern. ``!`` at its start excludes what it fits, and a comma separates several patterns within
+one text. ``\`` before one of ``, * ? [ ] ! \`` means that character itself; before any other character it is an
+ordinary character. A name that equals a pattern character by character always fits it, so a series description such
+as ``[BR-DY_CTAC] Brain Dynamic`` can be used as a pattern without escapes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _GLOB = frozenset("*?[")
 
 
 class Patterns(tuple[str, ...]):
-    """Patterns, and the text that they were given as.
+    """Patterns, and the text from which they were read.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class Patterns(tuple[str, ...]):
 
 
 def split(text: str) -> list[str]:
-    r"""Return the parts of a comma-separated text; ``\,`` does not separate. Escapes are kept for :func:`matches`."""
+    r"""Return the parts of a comma-separated text. ``\,`` does not separate; escapes stay, for :func:`matches`."""
     return [part.strip() for part in _SEPARATOR.findall(text) if part.strip()]
 
 
@@ -74,19 +74,20 @@ def is_exclusion(pattern: str) -> bool:
 @lru_cache(maxsize=4096)
 @lru_cache(maxsize=4096)
 def matches(patterns: tuple[str, ...], *texts: str) -> bool:
-    """Return whether one of the texts fits patterns such as ``T1*`` and none fits one such as ``!*localizer*``.
+    """Return whether a text fits a pattern such as ``T1*``, and no text fits an exclusion such as ``!*localizer*``.
 
     Parameters
     ----------
     patterns : tuple of str
-        Patterns, compared without regard to case. If there are only exclusions, everything else passes.
+        Patterns; upper and lower case are the same. Without patterns everything passes, and if there are only
+        exclusions, everything that they do not fit.
     *texts : str
         Names of the same thing, for example a label and an ID.
     """
     if not patterns:
         return True
     wanted, unwanted = _compiled(patterns)
-    # Blanks around a name are padding of DICOM; a pattern has none.
+    # DICOM pads names with blanks; patterns have no blanks around them.
     names = [text.strip().lower() for text in texts]
     return (wanted is None or any(map(wanted.match, names))) and not (unwanted and any(map(unwanted.match, names)))
 
@@ -99,7 +100,7 @@ def fits(pattern: str, text: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _compiled(patterns: tuple[str, ...]) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
-    """Return one expression of the patterns that include, and one of those that exclude; None where there are none."""
+    """Return one expression for the patterns that include and one for those that exclude; None if there are none."""
     wanted = [_expression(pattern.lower()) for pattern in patterns if not is_exclusion(pattern)]
     unwanted = [_expression(pattern[1:].lower()) for pattern in patterns if is_exclusion(pattern)]
     return (
@@ -109,8 +110,8 @@ def _compiled(patterns: tuple[str, ...]) -> tuple[re.Pattern[str] | None, re.Pat
 
 
 def _expression(pattern: str) -> str:
-    """Return a regular expression that fits the pattern itself, and what the pattern stands for."""
-    # In a shell pattern a character in brackets stands for itself.
+    """Return a regular expression that fits the text of the pattern itself, and all that the pattern stands for."""
+    # In a shell pattern, a character in brackets stands for itself: this is how an escape is written there.
     as_glob = _ESCAPED.sub(lambda found: f"[{found[1]}]" if found[1] in _GLOB else found[1], pattern)
     exact = {re.escape(text) + r"\Z" for text in (pattern, unescaped(pattern))}
     return "|".join([*sorted(exact), translate(as_glob)])
@@ -144,7 +145,7 @@ class Secret:
 
 
 def as_text(value: object) -> str:
-    """Read a text; a number and a path count as one."""
+    """Return the text of a value, without blanks around it; a number or a path is accepted as well."""
     if isinstance(value, bool) or not isinstance(value, (str, os.PathLike, numbers.Real)):
         raise ValueError(f"expected a text, not a {type(value).__name__}")
     return str(value).strip()
@@ -158,7 +159,7 @@ def _number(value: object, kind: Callable[[str], Value], expected: str) -> Value
 
 
 def as_flag(value: object) -> bool:
-    """Read true or false, yes or no, on or off, 1 or 0."""
+    """Return the truth value of true or false, yes or no, on or off, 1 or 0."""
     if isinstance(value, bool):
         return value
     text = str(value).strip().lower()
@@ -168,7 +169,7 @@ def as_flag(value: object) -> bool:
 
 
 def at_least(lowest: int) -> Callable[[object], int]:
-    """Return what reads a whole number with a lower limit."""
+    """Return a function that reads a whole number and refuses one below a limit."""
 
     def whole(value: object) -> int:
         expected = f"a whole number of at least {lowest}"
@@ -181,7 +182,7 @@ def at_least(lowest: int) -> Callable[[object], int]:
 
 
 def as_seconds(value: object) -> float:
-    """Read a number of seconds above 0."""
+    """Return a number of seconds, which must be above 0."""
     number = _number(value, float, "a number of seconds above 0")
     if not 0 < number < float("inf"):
         raise ValueError("expected a number of seconds above 0")
@@ -189,7 +190,7 @@ def as_seconds(value: object) -> float:
 
 
 def limit_in(unit: str) -> Callable[[object], float]:
-    """Return what reads a limit in a unit: a number that is not negative, 0 for no limit."""
+    """Return a function that reads a limit in a unit: a number of at least 0, where 0 means no limit."""
     expected = f"a number of {unit}, 0 for no limit"
 
     def limit(value: object) -> float:
@@ -202,7 +203,7 @@ def limit_in(unit: str) -> Callable[[object], float]:
 
 
 def one_of(*choices: str) -> Callable[[object], str]:
-    """Return what reads one of several words."""
+    """Return a function that reads one of several words, in upper or lower case."""
 
     def choose(value: object) -> str:
         text = as_text(value).lower()
@@ -214,7 +215,7 @@ def one_of(*choices: str) -> Callable[[object], str]:
 
 
 def _parts(value: object) -> list[str]:
-    """Return the different parts of a comma-separated text, or the texts of a list, which are not split."""
+    """Return the parts of a comma-separated text, or the texts of a list, each once; texts of a list are not split."""
     if not isinstance(value, (str, list, tuple, set, frozenset)):
         raise ValueError("expected a comma-separated text, or a list of texts")
     parts = split(value) if isinstance(value, str) else [as_text(part) for part in value]
@@ -222,21 +223,21 @@ def _parts(value: object) -> list[str]:
 
 
 def as_names(value: object) -> tuple[str, ...]:
-    """Read a list of names, comma-separated in a text."""
+    """Return the names in a list or in a comma-separated text."""
     return tuple(map(unescaped, _parts(value))) if isinstance(value, str) else tuple(_parts(value))
 
 
 def as_patterns(value: object) -> Patterns:
-    """Read a list of patterns, comma-separated in a text."""
+    """Return the patterns in a list or in a comma-separated text."""
     return Patterns(_parts(value), text=value.strip() if isinstance(value, str) else "")
 
 
 def as_label_values(value: object) -> tuple[tuple[str, int], ...]:
-    """Read ``spleen=1,liver=2``, or a mapping, into pairs of name and voxel value."""
+    """Return pairs of name and voxel value, read from ``spleen=1,liver=2`` or from a mapping."""
     expected = "expected name=value pairs such as spleen=1,liver=2"
     pairs = value.items() if isinstance(value, Mapping) else [part.rsplit("=", 1) for part in as_names(value)]
     try:
-        # int() would cut off what stands behind the decimal point of a number.
+        # int() of a number such as 1.5 would silently cut off its decimals; int() of its text fails.
         labels = tuple((as_text(name), int(as_text(number))) for name, number in pairs)
     except ValueError:
         raise ValueError(expected) from None
@@ -250,7 +251,10 @@ def as_label_values(value: object) -> tuple[tuple[str, int], ...]:
 
 
 def as_label_resources(value: object) -> tuple[tuple[str, str, str], ...]:
-    """Read ``tag:resource:pattern,...``; without pattern all NIfTI files count."""
+    """Return triples of tag, resource and pattern, read from ``tag:resource:pattern,...`` or a list.
+
+    Without a pattern all NIfTI files of the resource count.
+    """
     parts = value if isinstance(value, (list, tuple)) else _parts(value)
     found = [part if isinstance(part, (list, tuple)) else (*as_text(part).split(":"), "*") for part in parts]
     if not all(len(item) in (3, 4) and all(item) for item in found):
@@ -259,7 +263,7 @@ def as_label_resources(value: object) -> tuple[tuple[str, str, str], ...]:
 
 
 def as_server(value: object) -> str:
-    """Read the address of an XNAT site, and cut off the page of it that was copied along."""
+    """Return the address of an XNAT site; the path of a page that was copied with it is cut off."""
     parts = urlsplit(as_text(value))
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("expected an address such as https://xnat.example.org")
@@ -270,12 +274,12 @@ def as_server(value: object) -> str:
 
 
 def as_folder(value: object) -> Path | None:
-    """Read a path; an empty text is none."""
+    """Return a path, with ``~`` expanded; None for an empty text."""
     if not isinstance(value, (str, os.PathLike)):
         raise ValueError(f"expected a path, not a {type(value).__name__}")
     return Path(as_text(value)).expanduser() if as_text(value) else None
 
 
 def as_secret(value: object) -> Secret:
-    """Read a secret."""
+    """Return a value as a Secret."""
     return value if isinstance(value, Secret) else Secret(str(value) if as_text(value) else "")
