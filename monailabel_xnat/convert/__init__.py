@@ -1,4 +1,4 @@
-"""DICOM series to NIfTI volumes, and label maps in and out. No network, no MONAI."""
+"""Conversion of DICOM series to NIfTI volumes, and of label maps from and to files, without network and MONAI."""
 
 from monailabel_xnat.convert.contours.aim import read_aim
 from monailabel_xnat.convert.contours.rtstruct import read_rtstruct

@@ -1,4 +1,4 @@
-"""How far two label maps of one image agree, structure by structure, as SimpleITK's filters measure it."""
+"""How well two label maps of one image agree, for each structure, as SimpleITK's filters measure it."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from typing import Any
 from monailabel_xnat.convert.itk import simpleitk
 from monailabel_xnat.errors import LabelGeometryError
 
-# Two files of one grid differ in the last digits of their headers at most.
+# Headers of two files on the same grid may differ in their last digits.
 _TOLERANCE = 1e-4
 _FIRST_ONLY, _SECOND_ONLY, _BOTH = 1, 2, 3
-# Of 0 (unused, but ITK counts it: green), 1 and 2, in ITK's order; 3 gets the first again. The colour-blind tell these
-# three apart, too.
+# Red, green and blue for the values 0, 1 and 2: green, orange, blue. ITK starts again with the first colour for the
+# value 3. Value 0 is not drawn. People who are colour-blind can tell these three colours apart, too.
 _COLOURS = (0, 158, 115, 230, 159, 0, 0, 114, 178)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """One structure in two label maps.
+    """How well two label maps agree on one structure.
 
     Attributes
     ----------
     name
         Name of the structure.
     dice
-        Twice the common volume, divided by the sum of both: 0 to 1.
+        Twice the common volume, divided by the sum of both volumes: 0 to 1. It is 1 if both are empty.
     volumes
-        Volume in the first and in the second, in millilitres.
+        Volume in the first and in the second label map, in millilitres.
     mean_distance
-        Average Hausdorff distance of the two: the greater of both directed mean distances, in mm. None where one of
-        them is empty.
+        Average Hausdorff distance in mm: the greater of the two directed mean distances. None if the structure is
+        missing in one of the label maps.
     greatest_distance
-        Hausdorff distance in mm; None where one of them is empty.
+        Hausdorff distance in mm; None if the structure is missing in one of the label maps.
     """
 
     name: str
@@ -52,12 +52,18 @@ def compare_labels(first: Path, second: Path, names: Mapping[str, tuple[int, int
     first, second : Path
         Files of label maps on one voxel grid (slices, rows, columns).
     names : mapping
-        Value in the first and in the second by name of structure; 0 where it is in one of them only.
+        For each name of a structure, its values in the first and in the second label map. The value is 0 where a label
+        map does not have the structure.
+
+    Returns
+    -------
+    list of Agreement
+        One for each structure, in the order of ``names``.
 
     Raises
     ------
     LabelGeometryError
-        If the two are not on one grid.
+        If the two label maps do not lie on the same grid.
     """
     one, other = _read_pair(first, second)
     return [_agreement(name, one == here, other == there, here, there) for name, (here, there) in names.items()]
@@ -66,7 +72,7 @@ def compare_labels(first: Path, second: Path, names: Mapping[str, tuple[int, int
 def draw_difference(image: Path, first: Path, second: Path, names: Mapping[str, tuple[int, int]], target: Path) -> None:
     """Draw the slice on which two label maps differ most, as a PNG.
 
-    Orange is in the first only, blue in the second only, green in both.
+    Voxels of the first label map only are orange, those of the second only are blue, those of both are green.
 
     Parameters
     ----------
@@ -80,7 +86,7 @@ def draw_difference(image: Path, first: Path, second: Path, names: Mapping[str, 
     Raises
     ------
     LabelGeometryError
-        If the three are not on one grid.
+        If the image and the label maps do not lie on the same grid.
     """
     sitk = simpleitk()
     one, other = _read_pair(first, second)
@@ -102,7 +108,7 @@ def draw_difference(image: Path, first: Path, second: Path, names: Mapping[str, 
 
 def _agreement(name: str, in_first: Any, in_second: Any, here: int, there: int) -> Agreement:
     sitk = simpleitk()
-    # Value 0 is the background: the structure is not in that label map at all.
+    # The value 0 means that this label map does not have the structure. It is not the background.
     one = in_first if here else in_first * 0
     other = in_second if there else in_second * 0
     sizes = tuple(int(sitk.GetArrayViewFromImage(mask).sum()) for mask in (one, other))

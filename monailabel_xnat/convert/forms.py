@@ -1,9 +1,9 @@
-"""Where a NIfTI header says that its voxels lie: two forms, a unit, and what readers make of them.
+"""Where a NIfTI header says that its voxels lie: two forms, a unit, and how programs read them.
 
-A header may state an affine in the sform, another in the qform, or none. nibabel takes the sform, ITK mostly the
-qform, ITK scales by the unit (metres, microns) and nibabel does not. Here one affine is chosen: the sform, without it
-the qform, without both nibabel's base affine; always in mm. A form that cannot be used (not finite, flat) does not
-count. The other ones are kept as what other programs may have understood.
+A header may state one affine in the sform, another in the qform, or none. nibabel takes the sform, ITK mostly the
+qform. ITK scales by the unit (metres, microns), nibabel does not. Here one affine is chosen, always in mm: the sform,
+or else the qform, or else nibabel's base affine. A form that cannot be used (not finite, or flat) is ignored. The other
+affines are kept, because other programs may have used them.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from nibabel import quaternions
 
 from monailabel_xnat.convert.geometry import Floats, has_possible_sizes, is_possible, voxel_spacing
 
-# It has no type hints.
+# nibabel's quaternions have no type hints.
 _quaternions: Any = quaternions
 
 MILLIMETRES = 2
 SCANNER = 1
-"""NIFTI_XFORM_SCANNER_ANAT: coordinates of the scanner, as DICOM's are."""
+"""NIFTI_XFORM_SCANNER_ANAT: coordinates of the scanner, like those of DICOM."""
 
 _UNITS = {1: 1000.0, 3: 0.001}
-"""How many mm the units of length are that are not mm: metre and micron. Unknown units count as mm everywhere."""
+"""The length in mm of the other units, metre and micron. All programs take an unknown unit for mm."""
 _FLATTEST = 1e-3
-"""Smallest volume that three axes of unit length may span."""
+"""Smallest volume that the three axes of an affine, scaled to length 1, may span."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +41,13 @@ class Forms:
     shape : tuple of int
         Sizes (i, j, k).
     sizes : ndarray (3,)
-        Voxel sizes as stated, in the header's unit; those of missing dimensions are 1 unless they are stated.
+        Voxel sizes as stated, in the header's unit. Along an axis of one voxel without a stated size, it is 1.
     unit : float
         Length of the header's unit, mm.
     sform, qform : ndarray (4, 4) or None
         Voxel index to RAS, in the header's unit; None if the header does not state it.
     sform_code : int
-        What the sform is: 1 is the scanner's space, which ITK prefers.
+        The code of the sform: 1 is the scanner's space. ITK prefers an sform with this code.
     """
 
     dimensions: int
@@ -59,12 +59,19 @@ class Forms:
     sform_code: int
 
     def chosen(self) -> tuple[Floats, str]:
-        """Return the affine, voxel index to RAS in mm, and a note on what is odd about it; "" for nothing.
+        """Return the affine that counts, and a note on what is unusual about it.
+
+        Returns
+        -------
+        ndarray (4, 4), float64
+            Voxel index to RAS, mm.
+        str
+            The note; "" if nothing is unusual.
 
         Raises
         ------
         ValueError
-            If nothing in the header can be used.
+            If no form can be used, and the voxel sizes neither.
         """
         broken: list[str] = []
         for name, form in (("sform", self.sform), ("qform", self.qform)):
@@ -77,7 +84,7 @@ class Forms:
         return self._in_mm(self._base()), self._remark(broken, "")
 
     def others(self) -> list[Floats]:
-        """Return the affines (to RAS) that programs may have understood, apart from how they differ from the chosen."""
+        """Return all affines (voxel index to RAS) that programs may read from this header, the chosen one included."""
         found = [form for form in (self.sform, self.qform) if form is not None and _is_usable(form)]
         if has_possible_sizes(self.sizes):
             if not found:
@@ -94,7 +101,7 @@ class Forms:
         return np.asarray(np.diag([self.unit, self.unit, self.unit, 1.0]) @ form)
 
     def _base(self) -> Floats:
-        """Return nibabel's affine of last resort: x runs to the left, and the centre of the image is 0."""
+        """Return the affine that nibabel uses without forms: x runs to the left, and the image's centre is at 0."""
         affine: Floats = np.diag([-self.sizes[0], self.sizes[1], self.sizes[2], 1.0])
         affine[:3, 3] = -affine[:3, :3] @ ((np.array(self.shape) - 1) / 2.0)
         return affine
@@ -115,14 +122,14 @@ def parse_forms(header: Any) -> Forms:
     shape = i, j, k
     sizes = np.abs(header["pixdim"][1:4].astype(np.float64))
     for axis in range(3):
-        # What is only one voxel deep need not say how deep; ITK takes 1.
+        # An axis of only one voxel may lack a size; ITK takes 1 for it.
         if shape[axis] == 1 and not sizes[axis] > 0:
             sizes[axis] = 1.0
     sform = qform = None
     if header["sform_code"] > 0:
         sform = np.asarray(header.get_sform(), dtype=np.float64)
     if header["qform_code"] > 0:
-        # nibabel's own get_qform refuses what ITK reads: quaternions that are a little too long, missing sizes.
+        # nibabel's own get_qform refuses headers that ITK reads: quaternions that are a little too long, missing sizes.
         turn = np.array([float(header[f"quatern_{part}"]) for part in "bcd"])
         qform = np.full((4, 4), np.nan)
         if np.isfinite(turn).all():
@@ -135,7 +142,10 @@ def parse_forms(header: Any) -> Forms:
 
 
 def set_affine(header: Any, affine: Floats) -> None:
-    """Write an affine (to RAS, mm) into both forms of a NIfTI header, with voxel sizes and unit; in 3 dimensions."""
+    """Write an affine (to RAS, mm) into both forms of a NIfTI header, with voxel sizes and unit.
+
+    A header of fewer than 3 dimensions gets further dimensions of size 1.
+    """
     dimensions = int(header["dim"][0])
     if dimensions < 3:
         header["dim"][dimensions + 1 :] = 1
@@ -146,7 +156,7 @@ def set_affine(header: Any, affine: Floats) -> None:
 
 
 def without_shear(affine: Floats, shape: tuple[int, ...]) -> Floats:
-    """Return the affine with axes at right angles that is nearest to one, about the centre of the image."""
+    """Return the nearest affine whose axes are at right angles; the centre of the image stays where it is."""
     spacing = voxel_spacing(affine)
     left, _, right = np.linalg.svd(affine[:3, :3] / spacing)
     straight = affine.copy()
@@ -157,7 +167,7 @@ def without_shear(affine: Floats, shape: tuple[int, ...]) -> Floats:
 
 
 def shear_of(affine: Floats) -> float:
-    """Return by how many degrees the axes of an affine differ from right angles, at most."""
+    """Return the largest difference of the angles between the axes of an affine from right angles, in degrees."""
     axes = affine[:3, :3] / voxel_spacing(affine)
     cosines = np.abs(axes.T @ axes - np.eye(3)).max()
     return float(np.degrees(np.arcsin(min(1.0, cosines))))
@@ -168,7 +178,7 @@ def _is_usable(form: Floats) -> bool:
 
 
 def _flat(form: Floats) -> Floats:
-    """Return the affine that a reader of two dimensions makes: it knows no third one."""
+    """Return the affine as a program reads it that knows only two dimensions."""
     flat: Floats = np.eye(4)
     flat[:2, :2], flat[:2, 3] = form[:2, :2], form[:2, 3]
     return flat

@@ -5,9 +5,9 @@ DICOM positions are LPS, in mm: x grows to the patient's left, y to the posterio
 a 4x4 array that takes a voxel index (i, j, k) = (column, row, slice), counted from 0 at the centre of the
 first voxel, to mm.
 
-Slices are stacked as ITK's GDCM series reader does it, since MONAI's ITKReader and the viewers count voxels
-that way: ascending along the normal = row cosines x column cosines, and with the normal of the first slice as
-the third axis. Only frames of a multi-frame file that are stored the other way round stay so.
+Slices are stacked as ITK's GDCM series reader does it, because MONAI's ITKReader and the viewers count voxels
+in this order. Slices ascend along the normal (row cosines x column cosines), and the normal of the first slice is the
+third axis. There is one exception: frames of a multi-frame file that are stored in descending order keep it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 ORIENTATION_TOLERANCE = 1e-3
-"""Largest difference of a direction cosine within one volume: 0.06 degrees, a quarter of a millimetre at the
-edge of a head."""
+"""Largest difference of a direction cosine within one volume. This is 0.06 degrees, or a quarter of a millimetre at
+the edge of a head."""
 
 
 VOXEL_SIZES = 1e-6, 1e6
-"""Smallest and largest voxel that an image may have, mm: from a nanometre to a kilometre. Beyond them a header is
-damaged, and its numbers cannot be computed with."""
+"""Smallest and largest voxel size that an image may have, in mm: from a nanometre to a kilometre. A header with other
+sizes is damaged, and computing with its numbers makes no sense."""
 
 FARTHEST = 1e9
 """How far from the origin an image may lie along an axis, mm."""
 
 LPS_TO_RAS: Floats = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""Multiply an affine from the left by this to go from LPS to RAS, and back."""
+"""Matrix (4, 4) that turns LPS into RAS and RAS into LPS, when an affine is multiplied by it from the left."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Plane:
     spacing : tuple of float
         Distance of neighbouring rows, then of neighbouring columns, mm.
     thickness : float
-        Spacing Between Slices or Slice Thickness, mm: the spacing of a stack of one.
+        Spacing Between Slices or Slice Thickness, mm. It is the slice spacing of a volume of one slice.
     """
 
     position: tuple[float, float, float]
@@ -59,13 +59,13 @@ class Plane:
 
     @property
     def normal(self) -> Floats:
-        """Unit vector row x column, LPS."""
+        """Unit vector (3,) of the cross product row x column, LPS."""
         normal = np.array(cross(self.orientation[:3], self.orientation[3:]))
         return np.asarray(normal / np.linalg.norm(normal), dtype=np.float64)
 
 
 def cross(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
-    """Return the cross product of two vectors; numpy's takes forty times as long for a single one."""
+    """Return the cross product of two vectors. For a single pair, numpy takes forty times as long."""
     (a, b, c), (d, e, f) = one, other
     return b * f - c * e, c * d - a * f, a * e - b * d
 
@@ -108,7 +108,10 @@ def affine_of_planes(first: Plane, last: Sequence[float], count: int) -> Floats:
 
 
 def group_by_distance(distances: Floats, tolerance: float) -> list[list[int]]:
-    """Put the indices of equal distances together, ascending; a group spans at most ``tolerance``."""
+    """Return groups of indices whose distances are equal within ``tolerance``, in ascending order.
+
+    The smallest and the largest distance of a group differ by at most ``tolerance``.
+    """
     groups: list[list[int]] = []
     start = 0.0
     for index in np.argsort(distances, kind="stable"):
@@ -121,7 +124,7 @@ def group_by_distance(distances: Floats, tolerance: float) -> list[list[int]]:
 
 
 def axis_codes(affine: Floats) -> str:
-    """Name the direction of each voxel axis of a RAS affine by the nearest patient axis, e.g. ``LPS``."""
+    """Return the direction of each voxel axis of an affine (to RAS) as the nearest patient axis, e.g. ``LPS``."""
     codes = ""
     taken: list[int] = []
     for axis in range(3):
@@ -136,12 +139,12 @@ def axis_codes(affine: Floats) -> str:
 def has_possible_sizes(sizes: npt.ArrayLike) -> bool:
     """Return whether voxel sizes (mm) are numbers within `VOXEL_SIZES`."""
     smallest, largest = VOXEL_SIZES
-    # What is not a number is not within.
+    # NaN compares as false, so it is refused as well.
     return bool(np.all((np.asarray(sizes) >= smallest) & (np.asarray(sizes) <= largest)))
 
 
 def is_possible(affine: Floats) -> bool:
-    """Return whether an affine is finite, its voxels have a possible size, and it lies at a possible place."""
+    """Return whether an affine is finite, has voxels of a possible size and lies within `FARTHEST` of the origin."""
     return bool(np.abs(affine).max() <= FARTHEST) and has_possible_sizes(voxel_spacing(affine))
 
 

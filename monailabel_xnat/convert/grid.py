@@ -1,4 +1,4 @@
-"""The voxel grid of an image: what a label map must lie on."""
+"""The voxel grid of an image. A label map must lie on it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from monailabel_xnat.convert.itk import read_itk_geometry
 from monailabel_xnat.convert.nifti import read_nifti_header
 
 GRID_TOLERANCE = 0.1
-"""How far apart any voxel of two grids may lie to count as the same, as a share of the smallest voxel size.
-Rounding (float32 headers, decimal strings) moves voxels by some thousandths of this."""
+"""Two grids are the same if no voxel of one is farther than this from the same voxel of the other, as a share of the
+smallest voxel size. Rounding (float32 headers, decimal strings) moves voxels by some thousandths of this."""
 
 
 PLANE_TOLERANCE = 0.25
 """How far the pixels of a frame may lie from voxel centres along each axis, in voxels. A slice may lie beside the
-straight line by a fifth of a pixel (`LATERAL_TOLERANCE`), which a frame with the position of that slice repeats;
-with half a voxel it would be open which one is meant."""
+straight line through the slices by a fifth of a pixel (`LATERAL_TOLERANCE`), and a frame that copies the position of
+that slice does so too. At half a voxel it would be unclear which voxel is meant."""
 
 
 Sources = Mapping[tuple[str, int], int]
-"""The slice that each image became, by its SOP Instance UID and the number of its frame, from 1."""
+"""The slice that each image became, by the image's SOP Instance UID and frame number (from 1)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +39,14 @@ class Grid:
     affine : ndarray (4, 4), float64
         Voxel index to RAS, mm.
     sources : callable
-        Returns which images the slices along the third axis were made of; none where that is not known. It is called
-        only for what refers to images, because it may have to read them.
+        Returns which images the slices along the third axis were made of; empty where that is not known. It may have
+        to read these images, so it is called only for labels that refer to images.
     others : tuple of ndarray (4, 4)
-        Affines that other programs may have found in the file of the image instead: a label that lies on one of them
-        belongs to the image voxel by voxel.
+        Affines (voxel index to RAS) that other programs may have found in the file of the image instead. A label that
+        lies on one of them has the same voxel indices as the image.
     shear : ndarray (3,) or None
-        In a stack from a tilted gantry, by how much (RAS, mm) each slice lies further beside its place on the grid than
-        the one before; None if slices lie where the grid says.
+        For a stack from a tilted gantry: how much further (RAS, mm) each slice truly lies beside its place on the grid
+        than the slice before. None if all slices lie where the grid says.
     """
 
     shape: tuple[int, ...]
@@ -57,7 +57,7 @@ class Grid:
 
     @classmethod
     def of_nifti(cls, path: Path) -> Grid:
-        """Read the grid of a NIfTI file from its header alone; of a 4-D image its three dimensions in space.
+        """Return the grid of a NIfTI file, read from its header; for a 4-D image, its three dimensions in space.
 
         Raises
         ------
@@ -69,7 +69,7 @@ class Grid:
 
     @classmethod
     def of_image(cls, path: Path) -> Grid:
-        """Read the grid of an image file of any kind that SimpleITK reads (NIfTI, NRRD, MetaImage, ...).
+        """Return the grid of an image file of any format that SimpleITK reads (NIfTI, NRRD, MetaImage, ...).
 
         Raises
         ------
@@ -105,7 +105,15 @@ class Grid:
         return self.offset_from(other) <= tolerance * float(smallest)
 
     def is_other_form(self, label: Grid, tolerance: float = GRID_TOLERANCE) -> bool:
-        """Return whether a label lies voxel by voxel on this grid, as another program may have understood the image."""
+        """Return whether a label lies on one of `others`, and so fits this grid voxel by voxel, but not on this grid.
+
+        Parameters
+        ----------
+        label : Grid
+            The grid of the label.
+        tolerance : float
+            Largest distance between voxels of equal index, as a share of the smallest voxel size.
+        """
         if label.matches(self, tolerance):
             return False
         return any(label.matches(Grid(self.shape, affine), tolerance) for affine in self.others)
@@ -113,7 +121,7 @@ class Grid:
     def voxels_of(self, points: Floats) -> Floats:
         """Return the voxel indices (n, 3) of points in the patient (n, 3), LPS, mm.
 
-        In a stack from a tilted gantry each point belongs to the slice nearest along the normal, where it truly lies.
+        In a stack from a tilted gantry, a point gets the indices in its nearest slice, at the slice's true place.
         """
         to_voxels = np.linalg.inv(LPS_TO_RAS @ self.affine)
         voxels = points @ to_voxels[:3, :3].T + to_voxels[:3, 3]
@@ -123,7 +131,7 @@ class Grid:
         return np.asarray(voxels, dtype=np.float64)
 
     def place_of_slice(self, number: int) -> Floats:
-        """Return where the first voxel of a slice truly lies, LPS, mm."""
+        """Return the true position (3,) of the first voxel of a slice, LPS, mm."""
         place = self.affine[:3] @ (0, 0, number, 1)
         if self.shear is not None:
             place = place + number * self.shear

@@ -1,9 +1,9 @@
-"""Image files that are stored as such, handed out so that every reader puts their voxels at the same place.
+"""Image files other than DICOM, handed out so that every program puts their voxels at the same place.
 
 nibabel, ITK and MONAI's readers understand many headers differently (:mod:`monailabel_xnat.convert.forms`). A file that
-they understand alike is handed out as it is. For any other a new file is written: NIfTI-1 with the same voxels in the
-same order and one affine in both forms. What other programs may have understood is kept, for labels that were drawn
-with them: they belong to the image voxel by voxel.
+all of them understand in the same way is handed out as it is. For any other file a new one is written: NIfTI-1 with the
+same voxels in the same order, and with one affine in both forms. The affines that other programs may have read from the
+original are kept. A label that was drawn with such a program has the same voxel indices as the image.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from monailabel_xnat.convert.nifti import (
 )
 from monailabel_xnat.errors import ImageError
 
-# Its own type hints cover half of it.
+# nibabel's own type hints cover only half of it.
 _nibabel: Any = nibabel
 
 ALIKE = 0.01
 """How far apart two readers may put a voxel of one file, as a share of the smallest voxel size."""
 
 QUATERNION = 0.5
-"""How far the qform may be from the sform where all readers take the sform (code 1): a quaternion in 32 bits cannot
-hold a rotation near a half turn any better."""
+"""How far the qform may be from the sform, as a share of the smallest voxel size, where all readers take the sform
+(code 1). A quaternion in 32 bits cannot hold a rotation near a half turn any better."""
 
-# What nibabel raises for damaged headers, those included that promise more than any memory holds.
+# What nibabel raises for damaged headers, also for those that promise more voxels than any memory holds.
 _UNREADABLE = (OSError, EOFError, ValueError, OverflowError, MemoryError, ImageFileError, HeaderDataError)
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _NIFTI = (".nii", ".nii.gz")
@@ -61,11 +61,11 @@ class HandedOut:
     Parameters
     ----------
     path : Path
-        The file itself, or one that was written for it.
+        The file itself, or a new file that was written in its place.
     note : str
-        What is odd about its header; "" for nothing.
+        What is unusual about its header; "" if nothing is.
     others : tuple of ndarray (4, 4)
-        Affines, voxel index to RAS, by which other programs may have placed the voxels of the original.
+        Affines (voxel index to RAS) that other programs may have read from the original file.
     """
 
     path: Path
@@ -74,21 +74,22 @@ class HandedOut:
 
 
 def hand_out(path: Path, folder: Path, pair: Path | None = None) -> HandedOut:
-    """Return an image file that all readers understand alike: this one, or a new one.
+    """Return an image file that all readers understand in the same way: this file, or a new one.
 
     Parameters
     ----------
     path : Path
-        The image file; it is only read. Pictures (PNG, JPEG, TIFF) lie nowhere, and are handed out as they are.
+        The image file; it is only read. Pictures (PNG, JPEG, TIFF) have no place in space, and are handed out as they
+        are.
     folder : Path
-        Where a new file is written.
+        Where a new file is written if one is needed.
     pair : Path, optional
-        The header that it was made of by `unpaired`: ITK may place that one differently.
+        The header file that `unpaired` made this image from. ITK may place its voxels differently.
 
     Raises
     ------
     ImageError
-        If its header gives no place that could be used, or axes that are not at right angles.
+        If its header says nothing usable about the place of the voxels, or has axes that are not at right angles.
     """
     name = path.name.lower()
     if name.endswith(_PICTURES):
@@ -104,12 +105,24 @@ def hand_out(path: Path, folder: Path, pair: Path | None = None) -> HandedOut:
 
 
 def unpaired(header: Path, target: Path) -> Path:
-    """Write an image whose voxels lie beside its header, Analyze or NIfTI, into one NIfTI-1 file.
+    """Write an image with header and voxels in two files (Analyze or NIfTI) as one NIfTI-1 file.
+
+    Parameters
+    ----------
+    header : Path
+        The header file; the file with the voxels lies beside it.
+    target : Path
+        The file to write.
+
+    Returns
+    -------
+    Path
+        ``target``.
 
     Raises
     ------
     ImageError
-        If it cannot be read.
+        If nibabel cannot read the image.
     """
     try:
         image = _nibabel.load(header)
@@ -125,7 +138,7 @@ def _nifti(path: Path, folder: Path, pair: Path | None) -> HandedOut:
     try:
         forms = read_forms(path)
     except ValueError:
-        # NIfTI-2, which is understood here once it is NIfTI-1.
+        # It may be NIfTI-2, whose forms are read after it is written as NIfTI-1.
         source = _first_version(path, folder)
         forms = read_forms(source)
     affine, note = forms.chosen()
@@ -163,7 +176,7 @@ def _other(path: Path, target: Path) -> HandedOut:
 
 
 def _as_itk_places(path: Path, forms: Forms) -> list[Floats]:
-    """Return the affine that ITK reads, as a list; empty if it refuses the file, or might stumble over its numbers."""
+    """Return a list with the affine that ITK reads; empty if ITK refuses the file or numbers are not finite."""
     stated = [forms.sizes, *(form for form in (forms.sform, forms.qform) if form is not None)]
     if not all(np.isfinite(numbers).all() for numbers in stated):
         return []
@@ -185,7 +198,7 @@ def _first_version(path: Path, folder: Path) -> Path:
 
 
 def _save(image: Any, target: Path) -> None:
-    """Save an image as NIfTI-1 under the header that it has; where it has no forms, none are made up."""
+    """Save an image as NIfTI-1 with its own header; a form that this header does not state stays unstated."""
     values = np.asanyarray(image.dataobj)
     header = image.header if isinstance(image.header, _nibabel.Nifti1Header) else None
     written = _nibabel.Nifti1Image(values, image.affine, header)
@@ -197,7 +210,7 @@ def _save(image: Any, target: Path) -> None:
 
 
 def _straight(affine: Floats, shape: tuple[int, ...], name: str) -> Floats:
-    """Return an affine with right angles; refuse one that has none, which NIfTI's qform and ITK cannot hold."""
+    """Return the affine with axes at right angles; refuse a sheared one, which neither qform nor ITK can hold."""
     straight = without_shear(affine, shape)
     off = Grid(shape, affine).offset_from(Grid(shape, straight))
     smallest = float(voxel_spacing(affine).min())
@@ -211,7 +224,7 @@ def _straight(affine: Floats, shape: tuple[int, ...], name: str) -> Floats:
 
 
 def _is_plain(path: Path, forms: Forms, grid: Grid) -> bool:
-    """Return whether all readers understand a NIfTI header as the affine of ``grid``."""
+    """Return whether all readers read the affine of ``grid`` from a NIfTI header."""
     if forms.dimensions < 3 or (forms.sform is None and forms.qform is None):
         return False
     # MONAI's NibabelReader distrusts an affine that has other voxel sizes than the header states.
@@ -229,7 +242,7 @@ def _differ(form: Floats, grid: Grid, tolerance: float) -> bool:
 
 
 def _others(found: Iterable[Floats], grid: Grid) -> tuple[Floats, ...]:
-    """Drop affines that are those of the grid, or that were found already."""
+    """Return the affines that differ from the grid's and from each other."""
     kept: list[Floats] = []
     for affine in found:
         if not any(_alike(affine, other, grid) for other in (grid.affine, *kept)):
@@ -242,14 +255,14 @@ def _alike(one: Floats, other: Floats, grid: Grid) -> bool:
 
 
 def _space_of_nrrd(path: Path) -> str:
-    """Return the space that the header of an NRRD file names, in lower case; "" for none."""
+    """Return the space that the header of an NRRD file names, in lower case; "" if it names none."""
     with path.open("rb") as stream:
         head = stream.read(_LONGEST_HEADER).partition(b"\n\n")[0].replace(b"\r\n", b"\n")
     return next((space.decode("ascii", "replace").lower() for space in _SPACE.findall(head)), "")
 
 
 def _prove(path: Path, grid: Grid) -> None:
-    """Read a file that was written by ITK and nibabel, and compare where they put its voxels."""
+    """Read a file that was just written with ITK and with nibabel; refuse it if one puts its voxels elsewhere."""
     read = {
         "ITK": Grid(*read_itk_geometry(path)),
         "nibabel": Grid(grid.shape, np.asarray(_nibabel.load(path).affine)),
@@ -270,12 +283,13 @@ def read_whole_image(path: Path) -> npt.NDArray[Any]:
     Returns
     -------
     ndarray
-        The voxels, in index order.
+        The voxels in index order (i, j, k, ...), in the data type of the file or as its header scales them.
 
     Raises
     ------
     ImageError
-        If it is no image, or not whole. SimpleITK alone fills what is missing of a ``.nii.gz`` with zeros.
+        If it is not an image, or not whole. SimpleITK would fill missing voxels of a ``.nii.gz`` with zeros, so NIfTI
+        is not read with it.
     """
     try:
         if path.name.endswith((".nii", ".nii.gz")):
@@ -286,7 +300,19 @@ def read_whole_image(path: Path) -> npt.NDArray[Any]:
 
 
 def join_header_and_voxels(header: Path, target: Path) -> Path:
-    """Put an image whose voxels lie beside its header into one file.
+    """Write an image with header and voxels in two files (e.g. ``.mhd`` and ``.raw``) as one file.
+
+    Parameters
+    ----------
+    header : Path
+        The header file; the file with the voxels lies beside it.
+    target : Path
+        The file to write. Its name says the format.
+
+    Returns
+    -------
+    Path
+        ``target``.
 
     Raises
     ------

@@ -21,7 +21,7 @@ _LONGEST_HEADER = 1 << 20
 _BLOCK = 1 << 20
 _LARGEST_VOXEL = 8
 _DEFLATE_RATIO = 1032
-"""How many bytes one byte of a deflated stream holds at most; no other format that ITK reads packs more."""
+"""How many bytes one byte of a deflated stream can hold at most. No other format that ITK reads packs more densely."""
 
 _END = re.compile(rb"\r?\n\r?\n")
 _ENCODING = re.compile(rb"^(encoding:[ \t]*)(?:bzip2|bz2)(?=[ \t]*\r?$)", re.MULTILINE | re.IGNORECASE)
@@ -30,7 +30,7 @@ _DETACHED = re.compile(rb"^data ?file:", re.MULTILINE | re.IGNORECASE)
 
 
 def simpleitk() -> Any:
-    """Return SimpleITK, loaded at first use: it takes longer than all the rest of this package."""
+    """Return the module SimpleITK. It is imported at first use, because that takes longer than the whole package."""
     import SimpleITK
 
     return SimpleITK
@@ -38,12 +38,12 @@ def simpleitk() -> Any:
 
 @dataclass(frozen=True)
 class ItkFile:
-    """An image file.
+    """The content of an image file.
 
     Parameters
     ----------
     values : ndarray (i, j, k) or (i, j, k, components)
-        The voxels; a 2-D image has one slice.
+        The voxels, in the data type of the file; a 2-D image has one slice.
     affine : ndarray (4, 4)
         Voxel index to RAS, mm.
     fields : mapping of str to str
@@ -68,7 +68,7 @@ def read_itk_geometry(path: Path) -> tuple[tuple[int, ...], Floats]:
 
 
 def read_itk_dimension(path: Path) -> int:
-    """Read how many dimensions an image file has, from its header.
+    """Return how many dimensions an image file has, read from its header.
 
     Raises
     ------
@@ -79,25 +79,25 @@ def read_itk_dimension(path: Path) -> int:
 
 
 def read_itk_file(path: Path, accept: Callable[[tuple[int, ...]], None] = lambda shape: None) -> ItkFile:
-    """Read an image file.
+    """Read an image file with SimpleITK.
 
     Parameters
     ----------
     path : Path
         The file.
     accept : callable
-        Called with the sizes (i, j, k, components) before any voxel is read or unpacked; what it raises ends the
-        reading.
+        Called with the sizes (i, j, k, ..., components) before any voxel is read or unpacked. An error that it raises
+        ends the reading.
 
     Raises
     ------
     ValueError
-        If SimpleITK cannot read it, or it is too small for the voxels that its header promises.
+        If SimpleITK cannot read the file, or the file is too small for the voxels that its header promises.
     """
     reader = _with_header(path)
     shape = (*(*reader.GetSize(), 1)[:3], *reader.GetSize()[3:], reader.GetNumberOfComponents())
     accept(shape)
-    # A byte for each value is the least. Voxels may also lie in another file, beside the header.
+    # Each value takes at least one byte. The check is left out where the voxels may lie in another file.
     if math.prod(shape) > _DEFLATE_RATIO * path.stat().st_size and not _names_another_file(path):
         raise ValueError(f"it is truncated: {path.stat().st_size} bytes cannot hold {math.prod(shape)} values")
     try:
@@ -113,7 +113,7 @@ def read_itk_file(path: Path, accept: Callable[[tuple[int, ...]], None] = lambda
 
 
 def itk_reader(path: Path, image_io: str = "") -> Any:
-    """Make SimpleITK's reader for one file; ``image_io`` names the format where the file name does not."""
+    """Return SimpleITK's reader for one file; ``image_io`` names the format where the file name does not."""
     reader = simpleitk().ImageFileReader()
     if image_io:
         reader.SetImageIO(image_io)
@@ -122,24 +122,24 @@ def itk_reader(path: Path, image_io: str = "") -> Any:
 
 
 def itk_values(image: Any) -> npt.NDArray[Any]:
-    """Copy the voxels of an image, slowest index first, components last."""
+    """Return a copy of the voxels of an image, slowest index (k, j, i) first, components last."""
     values: npt.NDArray[Any] = simpleitk().GetArrayFromImage(image)
     return values
 
 
 def itk_affine(image: Any) -> Floats:
-    """Return the affine, voxel index to LPS in mm, of an image or of a reader that has read its header."""
+    """Return the affine (4, 4), voxel index to LPS in mm, of an image or of a reader that has read a header."""
     size = min(image.GetDimension(), 3)
     direction = np.reshape(image.GetDirection(), (image.GetDimension(), -1))[:size, :size]
     affine: Floats = np.eye(4)
-    # A reader hands on a spacing of 0 from a header; ITK's images have 1 where they have none.
+    # A reader returns a spacing of 0 as it is in the header; ITK's images have 1 instead.
     affine[:size, :size] = direction * [spacing or 1.0 for spacing in image.GetSpacing()[:size]]
     affine[:size, 3] = image.GetOrigin()[:size]
     return affine
 
 
 def _names_another_file(path: Path) -> bool:
-    """Return whether the voxels may lie beside the header."""
+    """Return whether the voxels may lie in another file beside the header."""
     if not path.name.lower().endswith(".nrrd"):
         return not path.name.lower().endswith(".mha")
     with path.open("rb") as stream:
@@ -149,7 +149,7 @@ def _names_another_file(path: Path) -> bool:
 
 
 def _placed(image: Any) -> Floats:
-    """Return the affine of an image, voxel index to RAS in mm; refuse one that cannot be computed with."""
+    """Return the affine of an image, voxel index to RAS in mm; refuse one with impossible numbers."""
     affine = np.asarray(LPS_TO_RAS @ itk_affine(image), dtype=np.float64)
     if not is_possible(affine):
         smallest, largest = VOXEL_SIZES
@@ -177,19 +177,21 @@ def _reason(error: RuntimeError) -> str:
 
 @contextmanager
 def without_bzip2(path: Path, accept: Callable[[tuple[int, ...]], None] = lambda shape: None) -> Iterator[Path]:
-    """Yield a file with the same voxels that ITK reads: the file itself, or a temporary one.
+    """Yield a file with the same voxels that ITK can read: the file itself, or a temporary one.
+
+    ITK cannot read NRRD files that are compressed with bzip2, so these are unpacked into a temporary file.
 
     Parameters
     ----------
     path : Path
         The file.
     accept : callable
-        As for `read_itk_file`; called before anything is unpacked.
+        As for `read_itk_file`. It is called for a file that must be unpacked, before that happens.
 
     Raises
     ------
     ValueError
-        If what is compressed is damaged, or is more than the header promises.
+        If the compressed data are damaged, or hold more than the header promises.
     """
     head = b""
     if path.name.lower().endswith(".nrrd"):
@@ -202,7 +204,7 @@ def without_bzip2(path: Path, accept: Callable[[tuple[int, ...]], None] = lambda
     with TemporaryDirectory(prefix="nrrd-") as folder:
         sizes = _SIZES.search(head, 0, end.start())
         shape = tuple(map(int, sizes[1].split())) if sizes else ()
-        # Components come first in NRRD.
+        # In NRRD the components are the first axis.
         accept((*shape[-3:], math.prod(shape[:-3])))
         plain = Path(folder) / path.name
         _write_plain(path, head[: end.start()], end.end(), math.prod(shape) if shape else 0, plain)

@@ -1,4 +1,4 @@
-"""Label files: read from what clients send, written as NIfTI; what their voxels and segments mean."""
+"""Label files: they are read in the formats that clients send, and written as NIfTI."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 _SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 
 ROUNDING = 0.01
-"""How far a value may be from a whole number to be taken for it. Writers that store a mask of floats in 8 bits with a
-scale factor give 0.996 or 1.00000006 for 1; probabilities and resampled masks differ by more."""
+"""A value that is at most this far from a whole number is rounded to it. Programs that store a mask of floats in 8 bits
+with a scale factor write 0.996 or 1.00000006 for 1. Probabilities and resampled masks differ by more."""
 
 Notes = tuple[str, ...]
 
@@ -30,23 +30,29 @@ Notes = tuple[str, ...]
 def read_label(path: Path, image: Grid | None = None) -> LabelMap:
     """Read a label map.
 
-    Segments of a ``.seg.nrrd`` that overlap (kept in layers by 3D Slicer) are merged: where several claim a
-    voxel the one later in the header has it.
+    Segments of a ``.seg.nrrd`` that overlap (3D Slicer keeps them in layers) are merged: a voxel that several segments
+    claim belongs to the segment that comes later in the header.
 
     Parameters
     ----------
     path : Path
         ``.nii``, ``.nii.gz``, ``.nrrd``, ``.seg.nrrd``, ``.mha`` or ``.mhd``.
     image : Grid, optional
-        The grid of its image: a label that is too large for it is refused before its voxels are unpacked.
+        The grid of its image. A label that is too large for it is refused before its voxels are unpacked.
+
+    Returns
+    -------
+    LabelMap
+        Array (i, j, k), uint8 or uint16, in the index order of the file; affine to RAS, mm. It is not yet compared
+        with the grid of the image.
 
     Raises
     ------
     LabelFileError
-        If the file is missing, empty, damaged or no label map: values that are negative, fractional or above
-        65535, or several channels that are not one for each number.
+        If the file is missing, empty, damaged or not a label map. A label map has no values that are negative,
+        fractional or above 65535; if it has several channels, there is one channel for each value.
     LabelGeometryError
-        If it is larger than any padding of its image would make it.
+        If it is larger than its image with any margin that programs add (`PADDING`).
     """
     if not path.is_file():
         raise LabelFileError(f"no such label file: {path.name}", hint="check the path")
@@ -76,14 +82,15 @@ def read_label(path: Path, image: Grid | None = None) -> LabelMap:
 
 
 def write_label(label: LabelMap, path: Path) -> None:
-    """Write a label map as NIfTI; equal labels give equal bytes.
+    """Write a label map as NIfTI. Equal labels give equal bytes.
 
     Parameters
     ----------
     label : LabelMap
-        What to write; the file holds its array as uint8 or uint16, and its affine.
+        The label. The file holds its array as uint8 or uint16, and its affine; names and colours of segments do not
+        go into the file.
     path : Path
-        ``.nii.gz`` or ``.nii``. It appears only when it is whole.
+        The file to write: ``.nii.gz`` or ``.nii``. It appears only when it is whole.
     """
 
     def slices() -> Iterator[npt.NDArray[Any]]:
@@ -110,20 +117,21 @@ def label_values(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Notes]:
     Parameters
     ----------
     values : ndarray (i, j, k) or more
-        As they are in the file. With several channels, along the last axis, each voxel must belong to exactly one of
-        them, the first one being the background: what MONAI writes with ``to_onehot``.
+        The values as they are in the file. If there are several channels (along the last axis), each voxel must belong
+        to exactly one of them, and the first channel is the background. MONAI writes labels so with ``to_onehot``.
+        Channels may also be probabilities: each voxel then gets the most probable one.
 
     Returns
     -------
     ndarray (i, j, k), uint8 or uint16
         Whole numbers.
     tuple of str
-        What was changed.
+        What was changed, in words.
 
     Raises
     ------
     ValueError
-        If the values are no label map; the message says what they are.
+        If the values are not a label map; the message says what they are.
     """
     while values.ndim < 3:
         values = values[..., np.newaxis]
@@ -138,7 +146,25 @@ def label_values(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Notes]:
 
 
 def whole_numbers(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Notes]:
-    """Return whole numbers as uint8, or uint16 where they need it; rounds what is whole but for `ROUNDING`."""
+    """Return values as whole numbers, and notes.
+
+    Parameters
+    ----------
+    values : ndarray
+        Numbers of any type and shape. Values within `ROUNDING` of a whole number are rounded.
+
+    Returns
+    -------
+    ndarray of the same shape, uint8 or uint16
+        The whole numbers; uint16 only if one is above 255.
+    tuple of str
+        How many values were rounded; empty if none were.
+
+    Raises
+    ------
+    ValueError
+        If a value is not a whole number from 0 to 65535; the message says what the values are.
+    """
     if values.dtype.kind not in "biuf":
         raise ValueError(f"it holds {_kind(values)}")
     low, high = values.min(), values.max()
@@ -195,7 +221,7 @@ def _chosen_channels(channels: npt.NDArray[Any], sizes: str) -> tuple[npt.NDArra
 
 
 def _are_probabilities(channels: npt.NDArray[Any]) -> bool:
-    """Return whether the channels are shares that make 1 in each voxel, and not just 0 and 1."""
+    """Return whether the channels add up to 1 in each voxel, and have other values than 0 and 1."""
     if channels.dtype.kind != "f" or not (channels.min() >= -ROUNDING and channels.max() <= 1 + ROUNDING):
         return False
     if np.abs(channels - np.rint(channels)).max() <= ROUNDING:
@@ -240,9 +266,9 @@ class SegmentField:
     colour : tuple of int, or None
         Red, green, blue, 0 to 255.
     layer : int or None
-        The component of the file that it lies in; None if the header does not say.
+        The component of the file that holds its voxels; None if the header does not say.
     value : int or None
-        The number of its voxels there; None if the header does not say.
+        The value that its voxels have there; None if the header does not say.
     """
 
     name: str
@@ -262,7 +288,7 @@ def parse_segments(fields: Mapping[str, str]) -> tuple[SegmentField, ...]:
     Raises
     ------
     ValueError
-        If a number is none.
+        If a layer, a value or a colour in the header is not a number.
     """
     numbers = sorted({int(found[1]) for key in fields if (found := re.match(r"Segment(\d+)_", key))})
     segments = []
@@ -284,9 +310,9 @@ def merge_components(
 ) -> tuple[npt.NDArray[Any], tuple[Segment, ...], tuple[str, ...]]:
     """Make one label map of the components of a file.
 
-    3D Slicer keeps segments that overlap in several components, its layers. Up to version 4.10 it wrote one component
-    for each segment and said neither layer nor value: segment i is component i with the value 1. Where several
-    segments have a voxel it gets the one later in the header.
+    3D Slicer keeps segments that overlap in several components, which it calls layers. Up to version 4.10 it wrote one
+    component for each segment and stated neither layer nor value: segment i is component i with the value 1. A voxel
+    that several segments claim belongs to the segment that comes later in the header.
 
     Parameters
     ----------
@@ -300,15 +326,16 @@ def merge_components(
     ndarray (i, j, k)
         One value for each voxel.
     tuple of Segment
-        The segments; numbered anew, from 1, if two had the same value.
+        The segments. In a file of several components they are numbered anew, from 1, if two had the same value.
     tuple of str
-        Notes: how many voxels were claimed by several segments or by none, and the new numbers.
+        Notes: how many voxels several segments claimed, which values no segment claimed, and whether segments were
+        numbered anew.
 
     Raises
     ------
     ValueError
-        If a segment lies in no component, has no possible value, or if voxels of several components are claimed by no
-        segment.
+        If a segment names a component that does not exist or has an impossible value, or if there are several
+        components and no segment claims some of their voxels.
     """
     count = stack.shape[3]
     layers, values = _layers(fields, count), _values(fields, count)
@@ -373,7 +400,7 @@ def _merged(
     if len(set(values)) < len(values):
         values = list(range(1, len(segments) + 1))
         notes.append("segments in different layers shared values: numbered anew in the order of the header")
-    # By tables, because a pass over the voxels for each of thousands of segments would take hours.
+    # Look values up in tables: one pass over the voxels for each of thousands of segments would take hours.
     latest = np.zeros(stack.shape[:3], dtype=np.uint32)
     overlap = np.zeros(stack.shape[:3], dtype=bool)
     for layer in range(stack.shape[3]):

@@ -18,14 +18,14 @@ _OTHER_FORM = "lies on another form of the image's header (sform, qform): taken 
 
 
 PADDING = 64
-"""How many voxels a label may lie beyond its image on each side, and half of the image's own size more: what programs
-add around a segmentation. A larger one is refused by its header, before its voxels take memory."""
+"""How many voxels a label may extend beyond its image on each side, in addition to half of the image's size: some
+programs add a margin around a segmentation. A larger label is refused after its header, before its voxels are read."""
 
 MOST_CHANNELS = 256
-"""How many channels, or layers of segments that overlap, a label may have: each takes as much memory as the label."""
+"""How many channels, or layers of overlapping segments, a label may have. Each takes as much memory as a label."""
 
 LARGEST_VALUE = 65535
-"""Of a voxel: what uint16 holds."""
+"""Largest value of a voxel: the largest number that uint16 holds."""
 
 View = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 """Returns the part of a volume (i, j, k) that a picture covers, as a view with the axes of the picture."""
@@ -52,18 +52,18 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
-    """A segmentation, one number for each voxel.
+    """A segmentation with one number for each voxel.
 
     Parameters
     ----------
     array : ndarray (i, j, k), uint8 or uint16
-        0 is background.
+        The number of each voxel; 0 is background.
     affine : ndarray (4, 4), float64
         Voxel index to RAS, mm.
     segments : tuple of Segment
         What the file says about the numbers; empty if it says nothing.
     notes : tuple of str
-        What was changed on the way.
+        What was changed when the label was read, in words.
     """
 
     array: npt.NDArray[Any]
@@ -78,19 +78,19 @@ class LabelMap:
 
 
 def refuse_larger(shape: tuple[int, ...], image: Grid) -> None:
-    """Refuse a label by its size that no padding of its image explains.
+    """Refuse a label that is larger than its image with the largest margin that a program may add.
 
     Parameters
     ----------
     shape : tuple of int
-        Sizes (i, j, k, ...), its axes in any order; further dimensions are channels.
+        Sizes (i, j, k, ...), with the axes in any order; further dimensions are channels.
     image : Grid
         The grid of the image.
 
     Raises
     ------
     LabelGeometryError
-        If it has more voxels, or more channels, than are allowed.
+        If it has more voxels than `most_voxels`, or more channels than `MOST_CHANNELS`.
     """
     most = most_voxels(image)
     if math.prod(shape[:3]) > most or math.prod(shape[3:]) > MOST_CHANNELS:
@@ -103,15 +103,16 @@ def refuse_larger(shape: tuple[int, ...], image: Grid) -> None:
 
 
 def most_voxels(image: Grid) -> int:
-    """Return how many voxels a label of an image may have, with its `PADDING`."""
+    """Return how many voxels a label of an image may have; see `PADDING`."""
     return math.prod(2 * (size + PADDING) for size in image.shape)
 
 
 def to_grid(label: LabelMap, grid: Grid, tolerance: float = GRID_TOLERANCE, *, any_extent: bool = False) -> LabelMap:
     """Put a label on the grid of its image, without resampling.
 
-    A label whose axes are those of the grid in another order or direction is reoriented, which loses nothing. One that
-    lies where another program puts the voxels of the image (:attr:`Grid.others`) is taken voxel by voxel.
+    A label whose axes are the axes of the grid in another order or direction is reoriented, which loses nothing. A
+    label that lies where another program puts the voxels of the image (:attr:`Grid.others`) keeps its voxel indices
+    and gets the affine of the grid.
 
     Parameters
     ----------
@@ -122,18 +123,18 @@ def to_grid(label: LabelMap, grid: Grid, tolerance: float = GRID_TOLERANCE, *, a
     tolerance : float
         How far apart voxels may lie to count as the same, as a share of the smallest voxel size.
     any_extent : bool
-        Whether a label may cover another part of the same lattice of voxels. It is cropped or padded, and refused if
-        labelled voxels lie outside the image.
+        Whether a label may cover another part of the same lattice of voxels. Such a label is cropped or padded; it is
+        refused if labelled voxels lie outside the image.
 
     Returns
     -------
     LabelMap
-        With the shape and the affine of ``grid``.
+        The label with the shape and the affine of ``grid``, and notes on what was changed.
 
     Raises
     ------
     LabelGeometryError
-        If it lies on another grid, or may be meant in two ways. The message shows both and how they differ.
+        If it lies on another grid, or can be understood in two ways. The message shows both grids.
     """
     if label.grid.matches(grid, tolerance):
         return replace(label, affine=grid.affine.copy())
@@ -181,7 +182,7 @@ def _fitted(label: LabelMap, grid: Grid, tolerance: float) -> LabelMap | None:
 
 
 def _reoriented(label: LabelMap, grid: Grid) -> LabelMap | None:
-    """Permute and flip the axes of a label so that they run as those of a grid; None if they cannot."""
+    """Permute and flip the axes of a label so that they run like the axes of a grid; return None if they cannot."""
     directions = [affine[:3, :3] / voxel_spacing(affine) for affine in (label.affine, grid.affine)]
     cosines = directions[0].T @ directions[1]
     order = [int(np.argmax(np.abs(cosines[:, axis]))) for axis in range(3)]
@@ -198,7 +199,10 @@ def _reoriented(label: LabelMap, grid: Grid) -> LabelMap | None:
 
 
 def _ambiguous(label: Grid, image: Grid) -> LabelGeometryError:
-    """Refuse a label that a program may have turned to RAS, or that was drawn on another form."""
+    """Return the error for a label that can be understood in two ways.
+
+    A program may have turned its axes to RAS, or it was drawn on another form of the image's header.
+    """
     return LabelGeometryError(
         f"the label can be meant in two ways: its axes run to {axis_codes(label.affine)}, which is what the file of "
         f"the image says in another form, and what the image is with its axes turned. Label: {label}. Image: {image}",
@@ -236,7 +240,7 @@ def _differences(label: Grid, image: Grid) -> Iterator[str]:
 
 
 class Canvas:
-    """Voxels of a grid, 0 at first. Where several segments claim a voxel the one painted last has it.
+    """Voxels of a grid, all 0 at first. A voxel that several segments claim belongs to the segment painted last.
 
     Parameters
     ----------
@@ -248,12 +252,22 @@ class Canvas:
 
     def __init__(self, grid: Grid, largest: int) -> None:
         dtype = np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16
-        # Fortran order: a slice is one block, and NIfTI stores it so.
+        # In Fortran order a slice is one block of memory, as it is in a NIfTI file.
         self.array: npt.NDArray[Any] = np.zeros(grid.shape, dtype=dtype, order="F")
         self._claimed_twice: npt.NDArray[np.bool_] | None = None
 
     def paint(self, view: View, mask: npt.NDArray[np.bool_], value: int | npt.NDArray[Any]) -> None:
-        """Write a value, or an array of values, to the voxels of a view where ``mask``, of the same shape, is true."""
+        """Write a value, or an array of values, to the voxels of a view where ``mask`` is true.
+
+        Parameters
+        ----------
+        view : callable
+            Returns the covered part of the volume, with the axes of ``mask``.
+        mask : ndarray, bool
+            Which voxels of that part are written.
+        value : int, or ndarray of the shape of ``mask``
+            What is written.
+        """
         target = view(self.array)
         taken = mask & (target != 0) & (target != value)
         if taken.any():
@@ -268,7 +282,7 @@ class Canvas:
         return 0 if self._claimed_twice is None else int(np.count_nonzero(self._claimed_twice))
 
     def label_array(self) -> npt.NDArray[Any]:
-        """Return the label map (i, j, k), as uint8 where that holds its values."""
+        """Return the label map (i, j, k), as uint8 if that can hold its values, else as uint16."""
         if self.array.dtype == np.uint16 and self.array.max(initial=0) <= np.iinfo(np.uint8).max:
             return self.array.astype(np.uint8)
         return self.array
@@ -298,7 +312,7 @@ def lattice_offset(one: Grid, other: Grid, tolerance: float) -> tuple[int, int, 
 
 
 def unclaimed(array: npt.NDArray[Any], segments: Sequence[Segment]) -> str:
-    """List the values of a label map that no segment has, with their voxel counts; empty if there are none.
+    """Return the values of a label map that no segment has, with their voxel counts, as text; "" if there are none.
 
     Parameters
     ----------
@@ -313,7 +327,10 @@ def unclaimed(array: npt.NDArray[Any], segments: Sequence[Segment]) -> str:
 
 
 def voxel_counts(array: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Count the voxels of each value, slice by slice, because bincount needs 8 bytes for each voxel at a time."""
+    """Return how many voxels each value has.
+
+    Slices are counted one by one, because bincount needs 8 bytes of memory for each voxel that it is given.
+    """
     counts = np.zeros(int(array.max(initial=0)) + 1, np.int64)
     for k in range(array.shape[2]):
         counts += np.bincount(array[:, :, k].ravel(order="K"), minlength=len(counts))

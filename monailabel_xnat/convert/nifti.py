@@ -23,29 +23,30 @@ from monailabel_xnat.convert.forms import Forms, parse_forms, set_affine
 from monailabel_xnat.convert.geometry import Floats
 from monailabel_xnat.disk import whole
 
-# Its own type hints cover half of it.
+# nibabel's own type hints cover only half of it; isal has none.
 _nibabel: Any = nibabel
 _igzip: Any = igzip
 _igzip_lib: Any = igzip_lib
 
 GZIP_LEVEL = 1
-"""Of isal's 0..3: a tenth of zlib's time for an eighth more bytes; higher levels gain hardly anything."""
+"""Level of isal, from 0 to 3. Level 1 takes a tenth of zlib's time and an eighth more bytes. Higher levels gain hardly
+anything."""
 
 LARGEST_SIZE = 32767
-"""Of any dimension: NIfTI-1 holds sizes in 16 bits."""
+"""Largest size of a dimension: NIfTI-1 holds sizes in 16 bits, with a sign."""
 
 _HEADER_SIZES = {1: 348, 2: 540}
-"""By version of NIfTI."""
+"""Size of the header in bytes, by version of NIfTI."""
 
 _VOXEL_OFFSET = 352
 _BUFFER_BYTES = 1 << 20
 _MOST_EXTENSIONS = 1 << 28
 _DEFLATE_RATIO = 1032
-"""How many bytes one byte of a deflated stream holds at most."""
+"""How many bytes one byte of a deflated stream can hold at most."""
 
 
 _LARGER_THAN_DOUBLE = (1536, 2048)
-"""Data types that are stored in another way on each machine."""
+"""Data types (FLOAT128, COMPLEX256) whose format differs between machines."""
 
 
 def write_nifti(
@@ -62,9 +63,9 @@ def write_nifti(
     Parameters
     ----------
     path : Path
-        ``.nii`` or ``.nii.gz``.
+        The file to write: ``.nii`` or ``.nii.gz``.
     shape : sequence of int
-        Size along i, j, k and, in 4-D, volume or channel.
+        Sizes along i, j, k and, in a 4-D file, along the volumes or channels.
     affine : ndarray (4, 4)
         Voxel index to RAS, mm. Both sform and qform are set from it, with code 1.
     dtype : dtype
@@ -90,7 +91,7 @@ def _opened(path: Path, compress: bool) -> Iterator[IO[bytes]]:
         if not compress:
             yield raw
             return
-        # No name and no time in the gzip header: equal images give equal bytes.
+        # The gzip header gets no name and no time, so that equal images give equal bytes.
         with _igzip.IGzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=raw, mtime=0) as packed:
             yield packed
 
@@ -106,11 +107,11 @@ class NiftiHeader:
     affine : ndarray (4, 4)
         Voxel index to RAS, mm; see :mod:`monailabel_xnat.convert.forms`.
     dtype : dtype
-        As stored, with its byte order.
+        Data type as stored, with its byte order.
     offset : int
-        Where the voxels begin.
+        Position in the (unpacked) file at which the voxels begin, in bytes.
     slope, intercept : float
-        Scaling of the stored values.
+        Scaling of the stored values: value = stored x slope + intercept.
     """
 
     shape: tuple[int, ...]
@@ -127,7 +128,7 @@ def read_nifti_header(path: Path) -> NiftiHeader:
     Raises
     ------
     ValueError
-        If it is not NIfTI-1 in one file; the message says what it is instead.
+        If it is not a NIfTI-1 file with header and voxels in one; the message says what it is instead.
     """
     with _reading(path) as stream:
         return _parsed(_header_of(stream))
@@ -136,27 +137,27 @@ def read_nifti_header(path: Path) -> NiftiHeader:
 def read_nifti(
     path: Path, accept: Callable[[tuple[int, ...]], None] = lambda shape: None
 ) -> tuple[NiftiHeader, npt.NDArray[Any]]:
-    """Read header and voxels of a ``.nii`` or ``.nii.gz`` file, NIfTI-1 or NIfTI-2.
+    """Read the header and the voxels of a ``.nii`` or ``.nii.gz`` file, NIfTI-1 or NIfTI-2.
 
     Parameters
     ----------
     path : Path
         The file.
     accept : callable
-        Called with the shape before any voxel is read or unpacked; what it raises ends the reading.
+        Called with the shape before any voxel is read or unpacked. An error that it raises ends the reading.
 
     Returns
     -------
     NiftiHeader
         The header.
     ndarray
-        Values in index order (i, j, k, ...); scaled (float64) if the header asks for it.
+        Values in index order (i, j, k, ...), in the stored data type, or scaled if the header asks for it.
 
     Raises
     ------
     ValueError
-        If it is not NIfTI in one file, or is truncated: a header that promises more than the file can hold is not
-        believed.
+        If it is not a NIfTI file with header and voxels in one, or is truncated. The file counts as truncated, too, if
+        its header promises more than a file of this size can hold.
     """
     with _reading(path) as stream:
         found = _header_of(stream, (1, 2))
@@ -166,7 +167,7 @@ def read_nifti(
         to_skip = header.offset - len(found.binaryblock)
         while to_skip > 0 and (part := stream.read(min(to_skip, _BUFFER_BYTES))):
             to_skip -= len(part)
-        # Memory is taken only as the voxels arrive.
+        # np.empty reserves memory only; the system supplies it as the voxels arrive.
         stored = np.empty(math.prod(header.shape), dtype=header.dtype)
         missing = stored.nbytes - _read_into(stream, stored.data.cast("B"))
     if missing:
@@ -183,14 +184,14 @@ def require_promised_bytes(path: Path, header: NiftiHeader | None = None) -> Non
     Parameters
     ----------
     path : Path
-        ``.nii`` or ``.nii.gz``, of either version.
+        A ``.nii`` or ``.nii.gz`` file, NIfTI-1 or NIfTI-2.
     header : NiftiHeader, optional
-        Its header, if it has been read.
+        Its header, if the caller has read it.
 
     Raises
     ------
     ValueError
-        If it cannot.
+        If the file is too small; the message says how many bytes are missing.
     """
     with path.open("rb") as stream:
         ratio = _DEFLATE_RATIO if stream.read(2) == b"\x1f\x8b" else 1
@@ -204,21 +205,21 @@ def require_promised_bytes(path: Path, header: NiftiHeader | None = None) -> Non
 
 
 def read_forms(path: Path) -> Forms:
-    """Read where the header of a ``.nii`` or ``.nii.gz`` file says that its voxels lie.
+    """Read what the header of a ``.nii`` or ``.nii.gz`` file says about the place of its voxels.
 
     Raises
     ------
     ValueError
-        If it is not NIfTI-1 in one file; the message says what it is instead.
+        If it is not a NIfTI-1 file with header and voxels in one; the message says what it is instead.
     """
     with _reading(path) as stream:
         return parse_forms(_header_of(stream))
 
 
 def copy_with_affine(source: Path, target: Path, affine: Floats) -> None:
-    """Copy a ``.nii`` or ``.nii.gz`` file under a header that has one affine (to RAS, mm) in both forms.
+    """Copy a ``.nii`` or ``.nii.gz`` file and write one affine (voxel index to RAS, mm) into both forms of its header.
 
-    Nothing else of it changes; the copy is compressed if its name says so.
+    Nothing else changes. The copy is compressed if its name ends in ``.gz``.
     """
     with _reading(source) as stream, _opened(target, target.name.endswith(".gz")) as copy:
         header = _header_of(stream)
@@ -254,7 +255,7 @@ def _read_into(stream: IO[bytes], buffer: memoryview) -> int:
 
 
 def _header_of(stream: IO[bytes], versions: Sequence[int] = (1,)) -> Any:
-    """Read the header, as nibabel's class for it, and leave the stream behind it."""
+    """Read the header and return it as an object of nibabel; the stream then stands right behind the header."""
     data = stream.read(_HEADER_SIZES[1])
     if len(data) < _HEADER_SIZES[1]:
         raise ValueError(f"it is no NIfTI file: only {len(data)} bytes")

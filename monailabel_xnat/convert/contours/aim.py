@@ -1,4 +1,4 @@
-"""Reading AIM 4 documents: contours as pixels of images, as the XNAT-OHIF viewer saves them (https://wiki.nci.nih.gov)."""
+"""Reading AIM 4 documents (https://wiki.nci.nih.gov): contours in pixels, as the XNAT-OHIF viewer saves them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from monailabel_xnat.convert.labelmap import LARGEST_VALUE, Canvas, LabelMap, Se
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 FIRST_CENTRE = 0.5
-"""Where the centre of the first pixel lies: AIM counts from the corner of the image."""
+"""Where the centre of the first pixel lies along each axis, in pixels: AIM counts from the corner of the image."""
 
 _LARGEST_FILE = 1 << 28
 _ROOT = "ImageAnnotationCollection"
@@ -38,7 +38,7 @@ _DRAW_AGAIN = "save the contours again from the viewer that made them"
 
 @dataclass(frozen=True, eq=False)
 class _Contour:
-    """A polyline: the image that it was drawn on, its corners (n, 2) in pixels, and whether it is cut out."""
+    """A polyline: the image that it was drawn on, its corners (n, 2), x and y in pixels, and whether it is cut out."""
 
     instance_uid: str
     frame: int
@@ -57,28 +57,28 @@ class _Annotation:
 
 
 def read_aim(path: Path, grid: Grid) -> LabelMap:
-    """Read an AIM 4 document as label map on the grid of its image.
+    """Read an AIM 4 document as a label map on the grid of its image.
 
-    Polylines follow the rule for contours of :mod:`monailabel_xnat.convert.contours.polygons`; one whose
-    ``includeFlag`` is false is cut out. Where ROIs overlap the later one has the voxel. Other markup is left aside,
-    counted and noted.
+    Polylines are filled by the rule in :mod:`monailabel_xnat.convert.contours.polygons`. A polyline whose
+    ``includeFlag`` is false is cut out. Where ROIs overlap, the voxel belongs to the later ROI. Other kinds of markup
+    are not read; the notes say how many of each kind there are.
 
     Parameters
     ----------
     path : Path
         An ``ImageAnnotationCollection`` of AIM 4.
     grid : Grid
-        The grid of the image, which knows the images that it was made of.
+        The grid of the image. Its `sources` say which slice each DICOM image became.
 
     Returns
     -------
     LabelMap
-        Values count the ROIs from 1, in the order of the document.
+        Array (i, j, k), uint8 or uint16. The ROIs have the values 1, 2, ... in the order of the document.
 
     Raises
     ------
     LabelFileError
-        If it is no AIM 4 document, is damaged, or holds no contour.
+        If the file is not an AIM 4 document, is damaged, or holds no contour.
     LabelGeometryError
         If none of its contours lies on an image of the grid.
     """
@@ -111,7 +111,7 @@ def read_aim(path: Path, grid: Grid) -> LabelMap:
 
 
 class _Images:
-    """Finds the slices of images, and counts.
+    """Finds the slices that contours were drawn on, and counts the contours with and without such a slice.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ class _Images:
         self._finder = SliceFinder(grid.sources())
 
     def slice_of(self, contour: _Contour) -> int | None:
-        """Return the slice of the image that a contour was drawn on; None if it is none of these images."""
+        """Return the slice of the image that a contour was drawn on; None if the volume does not hold that image."""
         place = next(iter(self._finder.slices([(contour.instance_uid, (contour.frame,))])), None)
         self.found += place is not None
         self.missing += place is None
@@ -133,7 +133,7 @@ class _Images:
 
 
 def _draw(segment: Segment, contours: Sequence[_Contour], images: _Images, canvas: Canvas) -> Iterator[str]:
-    """Fill the contours of a ROI, image after image; return notes."""
+    """Fill the contours of an ROI, one image after the other, and return notes."""
     placed: dict[tuple[str, int], list[_Contour]] = {}
     slices: dict[tuple[str, int], int] = {}
     elsewhere = 0
@@ -142,7 +142,7 @@ def _draw(segment: Segment, contours: Sequence[_Contour], images: _Images, canva
         if place is None:
             elsewhere += 1
             continue
-        # By image and not by slice: several images of a series in time lie in one slice.
+        # Group by image, not by slice: in a series over time several images lie in one slice.
         image = contour.instance_uid, contour.frame
         slices[image] = place
         placed.setdefault(image, []).append(contour)
@@ -167,7 +167,10 @@ def _view(window: tuple[slice, slice], number: int) -> View:
 
 
 def _annotations(path: Path) -> Iterator[_Annotation]:
-    """Read a document, ROI after ROI; XML that others wrote is read without entities and outside references."""
+    """Return the ROIs of a document, one after the other.
+
+    The XML comes from other people, so entities and references to other files are refused.
+    """
     if not path.is_file():
         raise LabelFileError(f"no such file: {path.name}", hint="check the path")
     if path.stat().st_size > _LARGEST_FILE:
@@ -214,7 +217,7 @@ def _add_markup(annotation: _Annotation, element: Any, seen: set[tuple[str, int,
     frame = int(float(_value(element, "referencedFrameNumber") or 1))
     identity = uid, frame, corners.tobytes()
     if identity in seen:
-        # By the even-odd rule it would undo the first.
+        # By the even-odd rule a second copy would cancel the first.
         annotation.others["stored twice"] += 1
         return
     seen.add(identity)
@@ -224,7 +227,10 @@ def _add_markup(annotation: _Annotation, element: Any, seen: set[tuple[str, int,
 
 
 def _corners(element: Any) -> Floats:
-    """Return the points (n, 2) of a polyline in the order of the document; the last one often repeats the first."""
+    """Return the points (n, 2) of a polyline, x and y in pixels, in the order of the document.
+
+    The last point is left out where it repeats the first, as it often does.
+    """
     points = [
         (float(_value(point, "x")), float(_value(point, "y")))
         for point in element.iter()
@@ -239,7 +245,7 @@ def _corners(element: Any) -> Floats:
 
 
 def _name(element: Any) -> str:
-    """Return the name of an element without its namespace, which tells the version of AIM 4."""
+    """Return the name of an element without its namespace, which differs between the versions of AIM 4."""
     return str(element.tag).rpartition("}")[2]
 
 

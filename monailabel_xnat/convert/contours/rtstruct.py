@@ -35,14 +35,14 @@ from monailabel_xnat.convert.labelmap import LARGEST_VALUE, Canvas, LabelMap, Se
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 SAME_PLANE_TOLERANCE = 0.02
-"""Contours nearer to each other than this lie in one plane and make one shape, in slice spacings."""
+"""Contours that lie within this distance, in slice spacings, are in one plane and make one shape."""
 
 IMAGE_TOLERANCE = 1.0
-"""Contours farther than this from the images that they refer to are noted, in slice spacings. A contour between two
-slices may refer to either."""
+"""A contour may lie this far, in slice spacings, from the image that it refers to, because a contour between two
+slices may refer to either. Beyond this distance plus `SLICE_TOLERANCE` it is noted."""
 
 SLICE_TOLERANCE = 0.1
-"""Contours farther than this from the middle of a slice are noted, in slice spacings."""
+"""Contours that are farther than this from the middle of a slice, in slice spacings, are noted."""
 
 _STRUCTURES = 0x30060020
 _ROI_NUMBER = 0x30060022
@@ -59,20 +59,21 @@ _THIN = frozenset(("POINT", "OPEN_PLANAR"))
 
 @dataclass(frozen=True, eq=False)
 class _Roi:
-    """A structure and its contours: corners (n, 3) in voxels."""
+    """A structure and its contours: corners (n, 3) as voxel indices (i, j, k)."""
 
     segment: Segment
     contours: tuple[Floats, ...]
 
 
 def read_rtstruct(path: Path, grid: Grid) -> LabelMap:
-    """Read an RT structure set as label map on the grid of its image.
+    """Read an RT structure set as a label map on the grid of its image.
 
-    A voxel belongs to an ROI if its centre lies inside the contours of its slice, by the even-odd rule (a contour
-    within another is a hole), or on one of them. Contours without area, points and open contours among closed ones
-    mark the voxels that they run through; structures that consist of such contours alone are markers, and are left
-    aside. Contours between two slices count for the nearer one. Slices without a contour stay empty. Where ROIs
-    overlap the later number has the voxel. What was not drawn as it stands is noted.
+    A voxel belongs to an ROI if its centre lies on a contour of its slice or inside the contours of its slice, by the
+    even-odd rule (a contour within another is a hole). In a structure with closed contours, points, open contours and
+    contours without area mark the voxels that they run through. A structure with points and open contours only is a
+    marker, and is left out. A contour between two slices is drawn in the nearer slice. Slices without a contour stay
+    empty. Where ROIs overlap, the voxel belongs to the ROI with the higher number. The notes list all contours that
+    were not drawn exactly as they are stored.
 
     Parameters
     ----------
@@ -84,14 +85,15 @@ def read_rtstruct(path: Path, grid: Grid) -> LabelMap:
     Returns
     -------
     LabelMap
-        Values are ROI numbers; numbered anew from 1 if one is not between 1 and 65535.
+        Array (i, j, k), uint8 or uint16. The values are the ROI numbers. If one of these is not between 1 and 65535,
+        the ROIs are numbered anew from 1.
 
     Raises
     ------
     LabelFileError
-        If it is no structure set, is damaged, or holds no closed contour.
+        If the file is not a structure set, is damaged, or holds no closed contour.
     LabelGeometryError
-        If contours run across the slices, or none lies in the image.
+        If a contour runs across the slices, or no contour lies in the image.
     """
     dataset = open_object(path, RTSTRUCT_CLASSES, "RTSTRUCT")
     refuse_truncated(path)
@@ -111,7 +113,7 @@ def read_rtstruct(path: Path, grid: Grid) -> LabelMap:
 
 
 def _read_rois(dataset: Dataset, grid: Grid) -> tuple[list[_Roi], list[str]]:
-    """Read the structures that have closed contours, by number, and say what was not drawn as it stands."""
+    """Return the structures that have closed contours, in the order of their numbers, and notes."""
     encodings = encodings_of(dataset)
     structures = elements.items(dataset, _STRUCTURES)
     names = {_integer(item, _ROI_NUMBER): decoded(item, _ROI_NAME, encodings) for item in structures}
@@ -138,7 +140,7 @@ def _values(numbers: Sequence[int]) -> tuple[dict[int, int], list[str]]:
 
 
 def _shapes(contours: Sequence[Dataset], name: str, grid: Grid) -> tuple[tuple[Floats, ...], list[str]]:
-    """Return the contours of a structure that are drawn, in voxels, and say how many others there are."""
+    """Return the contours of a structure that are drawn, as voxel indices (n, 3), and notes about all others."""
     shapes: dict[bytes, Floats] = {}
     others: Counter[str] = Counter()
     thin: Counter[str] = Counter()
@@ -152,7 +154,7 @@ def _shapes(contours: Sequence[Dataset], name: str, grid: Grid) -> tuple[tuple[F
         elif not len(corners):
             others["without points"] += 1
         elif corners.tobytes() in shapes:
-            # By the even-odd rule it would undo the first.
+            # By the even-odd rule a second copy would cancel the first.
             others["stored twice"] += 1
         else:
             voxels = grid.voxels_of(corners)
@@ -164,7 +166,7 @@ def _shapes(contours: Sequence[Dataset], name: str, grid: Grid) -> tuple[tuple[F
                 )
             if kind in _THIN:
                 thin[kind] += 1
-                # There and back, so that it encloses nothing.
+                # The path goes there and back, so that it encloses nothing.
                 voxels = np.concatenate([voxels, voxels[-2:0:-1]])
             elif is_flat(voxels[:, :2], (grid.shape[0], grid.shape[1])):
                 thin["closed, without area"] += 1
@@ -179,7 +181,10 @@ def _shapes(contours: Sequence[Dataset], name: str, grid: Grid) -> tuple[tuple[F
 
 
 def _far_from_images(name: str, drawn_on: Sequence[tuple[float, list[ImageReference]]], grid: Grid) -> list[str]:
-    """Note the contours that lie in other slices than the images that they refer to; each with its height."""
+    """Return a note on contours that lie in other slices than the images that they refer to.
+
+    ``drawn_on`` holds for each contour its height (third voxel index) and the images that it refers to.
+    """
     if not any(images for _, images in drawn_on):
         return []
     finder = SliceFinder(grid.sources())
@@ -202,7 +207,7 @@ def _refuse_oblique(contours: Iterable[Floats], name: str) -> None:
 
 
 def _refuse_other_place(rois: Sequence[_Roi], grid: Grid) -> None:
-    """Refuse structures of which nothing lies in the image."""
+    """Refuse structures if none of their contours lies in the image."""
     if any(_touches(corners, grid) for roi in rois for corners in roi.contours):
         return
     corners = np.concatenate([contour for roi in rois for contour in roi.contours])
@@ -219,7 +224,7 @@ def _touches(corners: Floats, grid: Grid) -> bool:
 
 
 def _draw(roi: _Roi, grid: Grid, canvas: Canvas) -> Iterator[str]:
-    """Fill the contours of a structure, plane after plane; return notes."""
+    """Fill the contours of a structure, one plane after the other, and return notes."""
     contours = [corners for corners in roi.contours if _touches(corners, grid)]
     if len(contours) < len(roi.contours):
         yield f"{roi.segment.name}: {len(roi.contours) - len(contours)} contours lie outside the image"
