@@ -1,1 +1,1 @@
-"""Everything that talks to XNAT; the only code that knows xnatpy and requests."""
+"""All code that talks to XNAT. Only this code uses xnatpy and requests."""

@@ -1,4 +1,4 @@
-"""What XNAT's answers mean: from HTTP statuses, pages and network failures to our errors."""
+"""The meaning of XNAT's answers: how HTTP statuses, web pages and network failures become our errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BY_STATUS: dict[int, tuple[type[ServerError], str]] = {
     407: (ServerError, "give user name and password in the address of the proxy (http_proxy, https_proxy)"),
     504: (ServerTimeoutError, "XNAT may still be working; look before repeating"),
 }
-# What can be done where not XNAT but a proxy before it has answered.
+# Hints for answers that come from a proxy before XNAT, and not from XNAT itself.
 _BY_STATUS_OF_PROXY = {
     400: "check the address, https:// or http:// and port",
     413: "the file is larger than the proxy before XNAT takes; have its limit raised",
@@ -42,10 +42,10 @@ _BY_STATUS_OF_PROXY = {
 }
 _TITLE = re.compile(r"<(title|h1)>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"<[^>]*>")
-# Tomcat's own pages, in which XNAT runs.
+# The title of error pages of Tomcat, the server in which XNAT runs: such a page is not one of a proxy.
 _OF_TOMCAT = "HTTP Status"
 _CERTIFICATE = "give the file with your site's certificate authority with the setting ca_bundle"
-# What OpenSSL says, and what can be done.
+# Parts of the messages of OpenSSL, and what the user can do.
 _BY_TLS_REASON = (
     ("expired", "have the certificate of the server renewed, and check the clock of this machine"),
     ("not yet valid", "check the clock of this machine"),
@@ -63,10 +63,10 @@ _BY_TLS_REASON = (
 
 
 def is_page(response: requests.Response) -> bool:
-    """Return whether a web page was answered where data was asked for, as by a sign-on page before XNAT.
+    """Return whether the answer is a web page where data was expected, for example a sign-on page before XNAT.
 
-    HTML files that are stored in XNAT come as what they are. XNAT reports duplicates of an upload as JSON labelled
-    ``text/html``, so that for writes the type alone does not tell.
+    An HTML file that is stored in XNAT is data. After a write the content type alone is not enough: XNAT reports
+    duplicates of an upload as JSON with the type ``text/html``. So the beginning of the content is looked at as well.
     """
     if not response.headers.get("Content-Type", "").lower().startswith("text/html"):
         return False
@@ -76,18 +76,18 @@ def is_page(response: requests.Response) -> bool:
 
 
 def is_html_file(response: requests.Response) -> bool:
-    """Return whether what was asked for is an HTML file that is stored in XNAT, by its name."""
+    """Return whether the request was for an HTML file that is stored in XNAT; its name shows that."""
     path = unquote(urlsplit(response.url).path).lower()
     return "/files/" in path and path.endswith((".html", ".htm", ".xhtml"))
 
 
 def failure(response: requests.Response) -> ServerError:
-    """Make the error for an answer that is not a success."""
+    """Return the error for an answer that is not a success."""
     return _failure(response.request.method or "", response.url, response.status_code, response.text, response)
 
 
 def failure_of_transfer(error: XNATResponseError, url: str) -> ServerError:
-    """Make the error for an answer that xnatpy has refused: it keeps the status and the text of it."""
+    """Return the error for an answer that xnatpy has refused, by the status and text that xnatpy's error keeps."""
     return _failure("GET", url, error.status_code, error.text, None)
 
 
@@ -108,7 +108,7 @@ def _failure(method: str, url: str, status: int, text: str, response: requests.R
 
 
 def page_failure(response: requests.Response) -> ServerError:
-    """Make the error for a web page where data was expected."""
+    """Return the error for a web page where data was expected."""
     path = _address(response.url)
     return ServerError(
         f"XNAT answered {response.request.method} {path} with a web page instead of data",
@@ -119,7 +119,7 @@ def page_failure(response: requests.Response) -> ServerError:
 
 
 def network_failure(error: requests.RequestException, url: str) -> ServerError:
-    """Make the error for a request that got no answer, or half of one."""
+    """Return the error for a request that got no answer, or only a part of one."""
     path = _address(url)
     if isinstance(error, requests.exceptions.SSLError):
         reason = tls_reason(error)
@@ -146,7 +146,7 @@ def network_failure(error: requests.RequestException, url: str) -> ServerError:
 
 
 def tls_reason(error: BaseException) -> str:
-    """Return what OpenSSL says of a connection, or of a file, that it did not accept."""
+    """Return the reason why OpenSSL did not accept a connection or a file; without one, the type of the error."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, ssl.SSLError):
@@ -160,14 +160,17 @@ def tls_reason(error: BaseException) -> str:
 
 
 def _proxy_of(error: requests.RequestException) -> str:
-    """Return the address of the proxy that an error of requests is about, without user and password, and a blank."""
+    """Return the address of the proxy that an error is about, with a blank after it; "" if it is not known.
+
+    The address does not contain user name and password.
+    """
     pool = getattr(error.args[0], "pool", None) if error.args else None
     proxy = getattr(pool, "proxy", None)
     return f"{proxy.scheme}://{proxy.host}:{proxy.port} " if proxy is not None else ""
 
 
 def as_request_error(error: XNATDatastoreError) -> XNATDatastoreError:
-    """Make an error of ours one of requests' as well, for what stands above a transport adapter expects those."""
+    """Return an error that is also a ``requests.RequestException``: callers of a transport adapter expect these."""
     if isinstance(error, requests.RequestException):
         return error
     kind = next((kind for kind in _REQUEST_ERRORS if isinstance(error, kind.__mro__[1])), None)
@@ -179,7 +182,7 @@ def as_request_error(error: XNATDatastoreError) -> XNATDatastoreError:
 
 
 def plain(error: XNATDatastoreError) -> XNATDatastoreError:
-    """Make the error of ours alone from one of :func:`as_request_error`."""
+    """Return the plain error of this library for an error of :func:`as_request_error`; others stay as they are."""
     if not isinstance(error, _REQUEST_ERRORS):
         return error
     kind: type[XNATDatastoreError] = type(error).__mro__[1]
@@ -190,30 +193,30 @@ def plain(error: XNATDatastoreError) -> XNATDatastoreError:
 
 
 class _LoginRequestError(LoginError, requests.RequestException):
-    """A login that cannot be had, as requests' error."""
+    """A login that failed, as an error of requests."""
 
 
 class _AccessRequestError(AccessDeniedError, requests.RequestException):
-    """A refusal, as requests' error."""
+    """A refusal, as an error of requests."""
 
 
 class _NotInArchiveRequestError(NotInArchiveError, requests.RequestException):
-    """Something that is not there, as requests' error."""
+    """A missing object, as an error of requests."""
 
 
 class _TimeoutRequestError(ServerTimeoutError, requests.Timeout):
-    """An answer that did not come in time, as requests' error."""
+    """An answer that did not come in time, as an error of requests."""
 
 
 class _TransferRequestError(TransferError, requests.ConnectionError):
-    """A transfer that broke off, as requests' error."""
+    """A transfer that broke off, as an error of requests."""
 
 
 class _ServerRequestError(ServerError, requests.ConnectionError):
-    """A server that cannot be reached, as requests' error."""
+    """A server that cannot be reached, as an error of requests."""
 
 
-# The most special first.
+# Subclasses stand before their base classes, because the first one that fits is taken.
 _REQUEST_ERRORS: tuple[type[XNATDatastoreError], ...] = (
     _LoginRequestError,
     _AccessRequestError,
@@ -225,12 +228,12 @@ _REQUEST_ERRORS: tuple[type[XNATDatastoreError], ...] = (
 
 
 def _address(url: str) -> str:
-    """Cut a URL down to what may be shown: no query, which may hold anything."""
+    """Return a URL without its query, which may contain anything and must not be shown."""
     return url.partition("?")[0]
 
 
 def _words_of_page(text: str) -> str:
-    """Return the title of a web page, for what is no page of XNAT's."""
+    """Return the title of a web page; "" if the text is not one. This is for pages that XNAT did not make."""
     match = _TITLE.search(text) if "<html" in text.lower() else None
     return " ".join(_TAG.sub(" ", match.group(2)).split())[:_LONGEST_MESSAGE] if match else ""
 

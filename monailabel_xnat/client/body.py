@@ -1,4 +1,4 @@
-"""The body of an answer while it is read: what it begins with, and when it has come to its end."""
+"""The body of an answer while it is read: how it begins, and when it has ended."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import urllib3
 
 from monailabel_xnat.client.pace import Slot
 
-# A login page is a few dozen kilobytes long; nothing that is longer is taken for one.
+# A login page has a few dozen kilobytes. Only this many bytes of a body are looked at.
 _LONGEST_PAGE = 1 << 18
 
 
 class HeldBody:
-    """Stands for the raw body of an answer and gives its slot back at the end of the body, at a failure or at close.
+    """The raw body of an answer, wrapped so that its slot is released at its end, at a failure or at close.
 
-    Everything else is that of the raw body.
+    All other attributes are those of the raw body.
     """
 
     def __init__(self, raw: Any, slot: Slot) -> None:
@@ -35,7 +35,7 @@ class HeldBody:
         return self.stream()
 
     def read(self, *args: Any, **options: Any) -> bytes:
-        """Read from the body."""
+        """Return bytes of the body."""
         try:
             data: bytes = self._raw.read(*args, **options)
         except BaseException:
@@ -45,12 +45,12 @@ class HeldBody:
         return data
 
     def stream(self, *args: Any, **options: Any) -> Iterator[bytes]:
-        """Read the body in parts."""
+        """Yield the body in parts."""
         try:
             for part in self._raw.stream(*args, **options):
                 self._slot.touch()
                 yield part
-        except GeneratorExit:  # the reader may go on with another method
+        except GeneratorExit:  # the reader may continue with another method
             raise
         except BaseException:
             self._slot.release()
@@ -77,7 +77,7 @@ class HeldBody:
 
 
 def hold(response: requests.Response, slot: Slot) -> None:
-    """Release a slot once the body of an answer has been read, or is given up."""
+    """Arrange that a slot is released once the body of an answer has been read or closed."""
     if response.raw is None or response.raw.closed:
         slot.release()
     else:
@@ -85,7 +85,7 @@ def hold(response: requests.Response, slot: Slot) -> None:
 
 
 def beginning(response: requests.Response) -> bytes:
-    """Return what the body of an answer begins with, decoded; it can be read as before afterwards."""
+    """Return the decoded beginning of the body of an answer. Afterwards the whole body can still be read."""
     if response.raw is None or response.raw.closed:
         return response.content[:_LONGEST_PAGE] if _was_read(response) else b""
     raw: Any = response.raw

@@ -1,4 +1,4 @@
-"""The xnatpy session above the guard, the same for the life of the process, and the heartbeat of one that is given."""
+"""The xnatpy session of this process, which sends through the guard, and the heartbeat of a session that was given."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from monailabel_xnat.errors import XNATDatastoreError
 logger = logging.getLogger(__name__)
 
 _SUCCESS = (200, 201)
-# How many beats there are in the time after which XNAT ends an idle session, and how far apart they are at most.
+# The number of heartbeats within the time after which XNAT ends an idle session.
 _BEATS_IN_A_LIFE = 3
+# Seconds between two heartbeats, at least and at most.
 _SHORTEST, _LONGEST = 1.0, 300.0
 
 
 class _XnatpyLogger(logging.LoggerAdapter):  # type: ignore[type-arg]
-    """What xnatpy expects of a logger; its messages carry URLs with ids, so they stay at DEBUG."""
+    """A logger with the methods that xnatpy needs. Its messages contain URLs with ids, so all are logged at DEBUG."""
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         return msg, kwargs
@@ -43,20 +44,21 @@ class _XnatpyLogger(logging.LoggerAdapter):  # type: ignore[type-arg]
 
 
 class Connection(XNATSession):  # type: ignore[misc]
-    """An xnatpy session whose login is kept below it, so that it and all its objects are good for ever.
+    """An xnatpy session that stays usable, with all its objects, when the login expires.
 
-    It is made without any request and without XNAT's data model, and logs in at the first request. ``xnat.connect`` is
-    not used: it sends its login before anything can be mounted, takes credentials from the environment behind the
-    settings' back, and may prompt for a password.
+    The transport below it keeps and renews the login. The session is made without any request and without XNAT's data
+    model, and logs in at the first request. ``xnat.connect`` is not used, for three reasons: it sends its login before
+    an adapter can be mounted, it takes credentials from the environment that the settings do not name, and it may
+    prompt for a password.
 
     Parameters
     ----------
     settings : Settings
-        Where, and how long to wait for an answer.
+        The address of the site, and how long to wait for an answer.
     transport : Transport
-        Sends through the guard.
+        Sends all requests, through the guard.
     login : Login
-        Who asks.
+        The login that the transport uses.
     """
 
     def __init__(self, settings: Settings, transport: Transport, login: Login) -> None:
@@ -69,7 +71,7 @@ class Connection(XNATSession):  # type: ignore[misc]
             default_timeout=settings.timeout,
             keepalive=False,
         )
-        # A page is told from a file by what it holds, below: HTML files can be read as any other.
+        # xnatpy would refuse every HTML answer. The guard tells login pages by their form, so HTML files can be read.
         self.skip_response_content_check = True
         self.accepted_status_post = [*_SUCCESS, requests.codes.moved_permanently]
 
@@ -78,7 +80,7 @@ class Connection(XNATSession):  # type: ignore[misc]
 
     @property
     def logged_in_user(self) -> str:
-        """The name that XNAT knows us by; logs in if need be."""
+        """The user name by which XNAT knows us. Reading it logs in if that has not happened yet."""
         return self._login.user
 
     @property
@@ -87,10 +89,10 @@ class Connection(XNATSession):  # type: ignore[misc]
         return self._login.token
 
     def connect(self, server: Any = None, user: Any = None, password: Any = None) -> None:
-        """Do nothing: the login is made at the first request, and kept without a thread that sends heartbeats."""
+        """Do nothing: the transport logs in at the first request, and keeps the login without a heartbeat thread."""
 
     def disconnect(self) -> None:
-        """Log out; whatever is asked later logs in again."""
+        """Log out. A later request logs in again."""
         self._login.close()
 
     @contextmanager
@@ -116,25 +118,25 @@ class Connection(XNATSession):  # type: ignore[misc]
 
 
 class Beating(Protocol):
-    """What can be kept alive."""
+    """A session that a heartbeat can keep alive."""
 
     def beat(self) -> None:
-        """Send a request of no consequence."""
+        """Send a request that only shows XNAT that the session is in use."""
 
     @property
     def idle_life(self) -> float | None:
-        """Seconds after which XNAT ends the session if nothing is asked, None if that is not known."""
+        """Seconds without a request after which XNAT ends the session; None if that is not known."""
 
 
 class Heartbeat:
-    """Sends the heartbeat of a session from a background thread, until it is stopped or the session is gone.
+    """Sends heartbeats for a session from a background thread, until it is stopped or the session no longer exists.
 
-    A beat that fails is followed by the next one: xnatpy's own heartbeat ends for good with the first failure.
+    After a heartbeat that fails, the next one is still sent. xnatpy's own heartbeat ends with the first failure.
 
     Parameters
     ----------
     session : Beating
-        Whose; it is not kept alive by this.
+        The session. Only a weak reference to it is kept, so the garbage collector can remove it.
     """
 
     def __init__(self, session: Beating) -> None:
@@ -142,7 +144,7 @@ class Heartbeat:
         Background("xnat-heartbeat", partial(_beat_until, weakref.ref(session), self._stopped)).start()
 
     def stop(self) -> None:
-        """Send no more."""
+        """Stop sending heartbeats."""
         self._stopped.set()
 
 

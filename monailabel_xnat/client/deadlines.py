@@ -1,10 +1,10 @@
-"""The end of requests that make no progress.
+"""Deadlines that end requests which make no progress.
 
-Time limits of sockets hold for each piece that arrives: a server that sends one byte now and then passes them for
-ever, in the middle of the headers as well as in a body. So a thread looks after all requests of a session, and shuts
-the connection of one that moves too slowly. Two things it cannot end, for there is no connection yet: the resolution
-of the host's name, which is the operating system's, and connecting to one after the other of a host's addresses, each
-of which has :data:`LONGEST_CONNECT` seconds.
+The time limit of a socket starts again with each piece that arrives. A server that sends one byte now and then never
+exceeds it, neither in the headers nor in a body. So a thread watches all requests of a session, and shuts the
+connection of a request that moves too slowly. It cannot end two steps, because there is no connection yet: the
+operating system resolves the host's name, and the addresses of the host are tried one after the other, each for
+:data:`LONGEST_CONNECT` seconds.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from monailabel_xnat.background import Background
 LONGEST_CONNECT = 15.0
 """Seconds in which a connection must be made: networks repeat a lost packet after 1, 3 and 7 seconds."""
 ENOUGH = 1 << 17
-"""Bytes that must have moved each time the seconds of a deadline are over."""
+"""Bytes that must move within the seconds of a deadline."""
 
-# How often the deadlines are looked at, and after how many looks without any the thread ends.
+# Seconds between two looks at the deadlines, and the number of looks without any deadline after which the thread ends.
 _TICK = 0.1
 _IDLE_TICKS = 20
 
@@ -39,19 +39,19 @@ _of_thread = threading.local()
 
 
 class Watch:
-    """Ends requests whose deadline is over, from a thread that runs while there are requests."""
+    """Ends requests whose deadline is over. Its thread runs while there are requests."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Start anew, as in a forked child, where the thread does not run."""
+        """Forget all requests, as a forked child must: the thread does not run there."""
         self._lock = threading.Lock()
         self._running: set[Deadline] = set()
         self._is_watching = False
 
     def add(self, deadline: Deadline) -> None:
-        """Look after a request."""
+        """Watch a request."""
         self._running.add(deadline)
         if not self._is_watching:
             with self._lock:
@@ -59,7 +59,7 @@ class Watch:
                     self._is_watching = Background("xnat-deadlines", self._watch).start()
 
     def discard(self, deadline: Deadline) -> None:
-        """Look after a request no more."""
+        """Stop watching a request."""
         self._running.discard(deadline)
 
     def _watch(self) -> None:
@@ -77,16 +77,18 @@ class Watch:
 
 
 class Deadline:
-    """The time that one request may take: so many seconds, and as many anew for each :data:`ENOUGH` bytes that move.
+    """The time that one request may take: some seconds, which start again when :data:`ENOUGH` bytes have moved.
+
+    Fewer bytes lengthen the time in proportion, up to the full number of seconds.
 
     Parameters
     ----------
     seconds : float
-        How long nothing may move.
+        How long the request may make no progress.
     watch : Watch
-        Ends the request.
+        Ends the request when the time is over.
     on_progress : callable
-        Called whenever something has come.
+        Called whenever bytes have arrived.
     """
 
     def __init__(self, seconds: float, watch: Watch, on_progress: Callable[[], None]) -> None:
@@ -101,14 +103,14 @@ class Deadline:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Let the time run within the block, in which this thread sends or reads.
+        """Count the time within the block, in which this thread sends or reads.
 
         Raises
         ------
         requests.Timeout
-            If it is over, or a time limit of the socket is.
+            If the time is over, or a time limit of the socket.
         """
-        # Between two blocks the time stands still: then whoever reads is at work, not the server.
+        # Between two blocks the time does not count: then the reader is busy, and not the server.
         self._ends = time.monotonic() + self._left
         before = getattr(_of_thread, "deadline", None)
         _of_thread.deadline = self
@@ -125,14 +127,14 @@ class Deadline:
             self._watch.discard(self)
             self._left = self._ends - time.monotonic()
             _of_thread.deadline = before
-        if self._is_over:  # what has no announced length ends with the connection
+        if self._is_over:  # a body without an announced length simply ends when the connection is shut
             raise requests.ReadTimeout(f"less than {ENOUGH} bytes came in {self.seconds:g} s")
 
     def take(self, connected: socket.socket) -> None:
-        """End this connection at the deadline; the request has no other from now on."""
-        # For what is sent, urllib3 would keep to the time in which a connection must be made.
+        """Set the connection that is shut at the deadline: the one that the request uses from now on."""
+        # While urllib3 sends, it would still use the time limit for making a connection.
         connected.settimeout(self.seconds)
-        # A second handle, for the first one may be detached by TLS, or closed in another thread.
+        # This is a second handle, because TLS may detach the first one, and another thread may close it.
         handle = socket.socket(fileno=socket.dup(connected.fileno()))
         with self._lock:
             before, self._socket = self._socket, handle
@@ -140,18 +142,18 @@ class Deadline:
             before.close()
 
     def let_go(self) -> None:
-        """Leave the connection to whoever uses it next."""
+        """Release the connection, so that the deadline no longer shuts it: the next request may use it."""
         with self._lock:
             handle, self._socket = self._socket, None
         if handle is not None:
             handle.close()
 
     def sent(self, count: int) -> None:
-        """Note within the block that so many bytes were sent; the network has taken them, if not yet the server."""
+        """Count bytes that were sent within the block: the network has taken them, but perhaps not yet the server."""
         self._ends = min(time.monotonic() + self.seconds, self._ends + self.seconds * count / ENOUGH)
 
     def received(self, count: int) -> None:
-        """Note within the block that so many bytes have come."""
+        """Count bytes that have arrived within the block."""
         self.sent(count)
         if count:
             self._on_progress()
@@ -162,7 +164,7 @@ class Deadline:
         self._on_progress()
 
     def end_if_over(self) -> None:
-        """Shut the connection if the time is over; whoever waits for it goes on with an error."""
+        """Shut the connection if the time is over. The thread that waits for it gets an error."""
         if time.monotonic() < self._ends:
             return
         self._is_over = True
@@ -172,9 +174,9 @@ class Deadline:
 
 
 class TimedBody:
-    """Stands for the raw body of an answer, and is read under the deadline of its request.
+    """The raw body of an answer, wrapped so that each read counts against the deadline of its request.
 
-    Everything else is that of the raw body.
+    All other attributes are those of the raw body.
     """
 
     def __init__(self, raw: Any, deadline: Deadline) -> None:
@@ -189,7 +191,7 @@ class TimedBody:
         return self.stream()
 
     def read(self, amt: int | None = None, **options: Any) -> bytes:
-        """Read from the body, a piece at a time, so that it shows when it moves."""
+        """Return bytes of the body. They are read in pieces, so that the deadline sees the progress."""
         pieces: list[bytes] = []
         left = amt
         while left is None or left > 0:
@@ -203,7 +205,7 @@ class TimedBody:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def stream(self, amt: int = 1 << 16, decode_content: bool | None = None) -> Iterator[bytes]:
-        """Read the body in parts, which may be smaller than what is asked for."""
+        """Yield the body in parts, which may be smaller than ``amt`` bytes."""
         parts = self._raw.stream(min(amt, ENOUGH), decode_content=decode_content)
         while (part := self._timed(partial(next, parts, None))) is not None:
             yield part
@@ -233,7 +235,7 @@ class TimedBody:
 
 
 class TimedAdapter(HTTPAdapter):
-    """An adapter of requests whose connections tell the deadline of a request what they are connected by."""
+    """An adapter of requests whose connections pass their socket to the deadline of the request."""
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         """Make the pools of connections."""
@@ -249,7 +251,7 @@ class TimedAdapter(HTTPAdapter):
 
 
 class _Connection(HTTPConnection):
-    """A connection that tells the deadline of the request about itself, and how much it has sent."""
+    """A connection that passes its socket, and the number of bytes it has sent, to the deadline of the request."""
 
     def _new_conn(self) -> socket.socket:
         connected = super()._new_conn()
@@ -290,7 +292,7 @@ def _tell(connected: socket.socket) -> None:
 
 
 def is_timeout(error: BaseException) -> bool:
-    """Return whether an error comes of a time limit, whatever requests and urllib3 have made of it."""
+    """Return whether a time limit caused an error; the errors that requests and urllib3 wrapped are searched for it."""
     known, waiting = set(), [error]
     while waiting:
         found = waiting.pop()
@@ -298,7 +300,7 @@ def is_timeout(error: BaseException) -> bool:
             continue
         known.add(id(found))
         timed_out = isinstance(found, (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError))
-        # An old urllib3 makes an error of time out of a connection that was refused.
+        # In old versions of urllib3 the error for a refused connection is a subclass of its timeout error.
         if timed_out and not isinstance(found, urllib3.exceptions.NewConnectionError):
             return True
         linked = (*found.args, getattr(found, "reason", None), found.__cause__)

@@ -1,7 +1,7 @@
-"""DICOM into XNAT through its import service, each study into a session of its own.
+"""Import of DICOM through XNAT's import service; each study goes into a session of its own.
 
-Nothing here relies on what the archive does to headers: sites replace the names and ids of patients by default. What
-was sent is found again by its UIDs.
+This code does not rely on names and ids in headers, because sites replace those of patients by default. The images
+that were sent are found again by their UIDs.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ _SESSIONS = {
     "xsiType": "xnat:imageSessionData",
     "columns": "ID,label,project,UID,subject_label,xnat:imagesessiondata/subject_id",
 }
-# Import statuses for a session that does not go together with what was sent.
+# XNAT answers an import with one of these if the session does not match the images that were sent.
 _CONFLICTS = (400, 409)
 _DICOM_RESOURCES = ("DICOM", "secondary")
 _LONGEST_LABEL = 64
 
 
 class Imported(NamedTuple):
-    """Where the main series of an import is now.
+    """The place of an imported series in XNAT.
 
     Parameters
     ----------
     image : ImageId
-        Its scan.
+        The scan that holds the series.
     is_new : bool
-        Whether the scan was made by this import.
+        Whether this import made the scan.
     """
 
     image: ImageId
@@ -59,7 +59,7 @@ class Imported(NamedTuple):
 
 @dataclass(frozen=True)
 class _Home:
-    """A session of the archive, by IDs and labels."""
+    """A session in the archive, with its subject."""
 
     id: str
     label: str
@@ -68,7 +68,7 @@ class _Home:
 
 
 class _Found(NamedTuple):
-    """What the archive holds of a series: its scan, and the SOP Instance UIDs."""
+    """The part of a series that is in the archive: its scan, and the SOP Instance UIDs of its instances."""
 
     image: ImageId | None
     sops: frozenset[str]
@@ -93,24 +93,30 @@ class DicomImport:
         self._project = project
 
     def run(self, instances: Sequence[Instance], series: str, named: tuple[str, str, str] | None) -> Imported:
-        """Import instances that are not in the archive yet.
+        """Import those of the given instances that are not in the archive yet.
 
         Parameters
         ----------
         instances : sequence of Instance
-            What to import, of any number of studies.
+            The instances to import; they may belong to several studies.
         series : str
-            The series whose scan is returned.
+            Series Instance UID of the series whose scan is returned.
         named : tuple of str or None
-            Labels or IDs of subject, session and scan of one's own choice; XNAT numbers the scan itself, but what is
-            in the scan named must not be another image. None: the session that holds the study already,
-            else one with the labels that XNAT makes of the headers, and where another study has that session label,
-            with a label of its own.
+            Labels or IDs for subject, session and scan, as the caller chose them. XNAT numbers the scan itself, but if
+            a scan with the chosen id exists, it must not be another image. With None, images go into the session that
+            already holds the study. If there is no such session, XNAT makes one with labels from the headers; if
+            another study already has that session label, the new session gets a label of its own.
+
+        Returns
+        -------
+        Imported
+            Where the series is.
 
         Raises
         ------
         ImageConflictError
-            If the session named holds another study or belongs to another subject, or the scan holds another image.
+            If the chosen session holds another study or belongs to another subject, or the chosen scan holds another
+            image.
         ServerError
             If XNAT refuses, fails, or leaves the images in its prearchive; the error says where.
         """
@@ -128,7 +134,7 @@ class DicomImport:
             try:
                 scans.update(self._add_study(study, named))
             except ServerError as error:
-                if error.may_pass_later:  # the other studies would wait in vain as well
+                if error.may_pass_later:  # the other studies would fail for the same reason
                     raise
                 failures.append(error)
         if failures:
@@ -139,17 +145,17 @@ class DicomImport:
         return scans[series]
 
     def _add_study(self, study: Sequence[Instance], named: tuple[str, str, str] | None) -> dict[str, Imported]:
-        """Import what is missing of one study; return where its series are."""
+        """Import the missing instances of one study, and return where its series are."""
         first = study[0]
         label = named[1] if named else first.session or first.study
-        # Siblings of a study must meet in one session, and two studies must not meet in one label.
+        # Two imports of one study must use the same session, and two studies must not use the same label.
         with adding(self._session.settings, f"study {first.study}", f"session {self._project}/{label}"):
             homes = self._named_home(named, study) if named else self._homes_of(first.study)
             before = self._archived(homes, study)
             missing = [item for item in study if item.sop not in before.get(item.series, _NOWHERE).sops]
             after = before
             if missing:
-                # An XNAT that splits studies of PET and MR files one in two sessions.
+                # Some XNATs split a study with PET and MR into two sessions.
                 homes = self._send(missing, self._destination(homes, named, first)) + homes
                 after = self._archived(homes, study)
                 _require_all(missing, after, homes[0])
@@ -162,7 +168,7 @@ class DicomImport:
     # Where a study belongs
 
     def _homes_of(self, study: str) -> list[_Home]:
-        """Find the sessions of the project that hold a study, whatever they are called."""
+        """Return the sessions of the project that hold a study, by its Study Instance UID."""
         homes = []
         path = quoted("data", "projects", self._project, "experiments")
         for row in self._session.rows(path, {**_SESSIONS, "UID": study}):
@@ -173,7 +179,7 @@ class DicomImport:
         return homes
 
     def _named_home(self, named: tuple[str, str, str], study: Sequence[Instance]) -> list[_Home]:
-        """Find the session of a name, if there is one, and see that the study may go there."""
+        """Return the session with the chosen name, if there is one, and check that the study may go there."""
         fields = self._session_fields(named[1])
         if fields is None:
             return []
@@ -201,14 +207,14 @@ class DicomImport:
     def _destination(
         self, homes: Sequence[_Home], named: tuple[str, str, str] | None, first: Instance
     ) -> tuple[str, str] | None:
-        """Return labels for subject and session; None where those that XNAT makes of the headers will do."""
+        """Return labels for subject and session; None if XNAT can use those that it makes from the headers."""
         if homes:
             return homes[0].subject_label, homes[0].label
         if named:
             return named[0], named[1]
         if first.session and self._session_fields(first.session) is None:
             return None
-        # The label of the patient's first study is taken; XNAT would leave the second one in its prearchive.
+        # The patient's first study already has this label. XNAT would leave the second one in its prearchive.
         mark = text_digest(first.study)[:8]
         label = (first.session or first.subject or "study")[: _LONGEST_LABEL - len(mark) - 1] + f"_{mark}"
         return first.subject or label, label
@@ -230,14 +236,14 @@ class DicomImport:
     # To XNAT and back
 
     def _send(self, instances: Sequence[Instance], destination: tuple[str, str] | None) -> list[_Home]:
-        """Import instances of one study, and return the sessions that XNAT says it filed them in."""
+        """Import instances of one study, and return the sessions into which XNAT says it has put them."""
         place = f"/archive/projects/{self._project}"
         if destination:
             place += "/subjects/{}/experiments/{}".format(*destination)
         query = {
             "dest": place,
             "overwrite": "append",
-            # Without it XNAT refuses everything where one file is there already, perhaps since a moment ago.
+            # Without this, XNAT refuses the whole import if one of the files is already there.
             "overwrite_files": "true",
             "Ignore-Unparsable": "true",
         }
@@ -257,7 +263,7 @@ class DicomImport:
         return [self._home_at(answer) for answer in archived]
 
     def _home_at(self, address: str) -> _Home:
-        """Return the session at the end of an address, ``.../experiments/LABEL``."""
+        """Return the session that an address ``.../experiments/LABEL`` names."""
         path = quoted("data", "projects", self._project)
         fields = self._session.json(path + quoted("experiments", address.rstrip("/").rpartition("/")[2]))
         session = fields["items"][0]["data_fields"]
@@ -265,7 +271,7 @@ class DicomImport:
         return _Home(session["ID"], session["label"], session["subject_ID"], subject)
 
     def _require_not_waiting(self, study: str, error: ServerError) -> None:
-        """Raise an error that says where in the prearchive a study is that XNAT refused to archive."""
+        """Raise an error that says where in the prearchive a refused study is; if it is not there, do nothing."""
         try:
             rows = self._session.rows(quoted("data", "prearchive", "projects", self._project))
         except ServerError:
@@ -275,7 +281,7 @@ class DicomImport:
             raise _left_waiting(waiting, error.message) from error
 
     def _archived(self, homes: Sequence[_Home], study: Sequence[Instance]) -> dict[str, _Found]:
-        """Return what sessions hold of each series of a study."""
+        """Return, for each series of a study, what the given sessions hold of it, by Series Instance UID."""
         wanted = {item.series for item in study}
         found: dict[str, _Found] = {}
         for home in homes:
@@ -293,7 +299,7 @@ class DicomImport:
 
 
 def import_zip(session: Session, packed: Path, query: Mapping[str, str]) -> list[str]:
-    """Import a zip of DICOM files into XNAT; return the address of each session, below the site's address.
+    """Import a zip of DICOM files into XNAT, and return the path of each session, below the site's address.
 
     Parameters
     ----------
@@ -302,7 +308,7 @@ def import_zip(session: Session, packed: Path, query: Mapping[str, str]) -> list
     packed : Path
         The zip.
     query : mapping
-        What XNAT is told: at least ``dest``, where the sessions are to go.
+        Query parameters of the import service. It must contain ``dest``: where the sessions are to go.
 
     Raises
     ------
@@ -355,7 +361,7 @@ def sop_uids(session: Session, resource: str) -> set[str]:
 
 
 def _require_all(sent: Sequence[Instance], archived: dict[str, _Found], home: _Home) -> None:
-    """See that everything that was sent is in the archive."""
+    """Raise an error unless all instances that were sent are in the archive."""
     lost = [item for item in sent if item.sop not in archived.get(item.series, _NOWHERE).sops]
     if lost:
         raise TransferError(

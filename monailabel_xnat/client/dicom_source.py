@@ -1,4 +1,4 @@
-"""DICOM in a file, a folder or a zip: what it is by its headers, and how some of it is packed for XNAT."""
+"""DICOM in a file, a folder or a zip: what its headers say, and how instances are packed for XNAT."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from monailabel_xnat.errors import ImageError, NoImageError
 
 _PREAMBLE = 128
 _MAGIC = b"DICM"
-# Where XNAT looks for "Subject:S Session:E", in this order.
+# The attributes in which XNAT looks for "Subject:S Session:E", in this order.
 _COMMENTS = ["PatientComments", "StudyComments", "AdditionalPatientHistory"]
 _UIDS = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"]
 _FACTS = ["SpecificCharacterSet", "SOPClassUID", "Modality", "Rows", "NumberOfFrames", "PatientName", "PatientID"]
 _TAGS = [*_COMMENTS, *_UIDS, *_FACTS]
 _BLOCK = 1 << 20
-# Objects with pixels that are made from images.
+# Modalities of objects that have pixels but are made from images.
 _DERIVED = frozenset({"SEG", "RTDOSE"})
-# One file of these is a slice, unless it has several frames.
+# Modalities of which a file is one slice, unless it has several frames.
 _SLICED = frozenset({"CT", "MR", "PT", "NM"})
 _UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
 _NOT_IN_LABELS = re.compile(r"[^A-Za-z0-9_.-]")
@@ -37,20 +37,20 @@ _NOT_IN_LABELS = re.compile(r"[^A-Za-z0-9_.-]")
 
 @dataclass(frozen=True)
 class Instance:
-    """One DICOM object, by its header.
+    """One DICOM object, as its header describes it.
 
     Parameters
     ----------
     study, series, sop : str
-        Its UIDs.
+        Its Study, Series and SOP Instance UID.
     is_image : bool
-        Whether it is an image, and not made from images.
+        Whether it is an image, and is not made from other images.
     is_slice : bool
         Whether it is one slice of a volume.
     subject, session : str
-        The labels that XNAT makes of its header; empty where the header does not say.
+        The labels that XNAT makes from its header; empty if the header does not say.
     open : callable
-        Opens its bytes.
+        Returns an open stream of its bytes.
     """
 
     study: str
@@ -71,17 +71,17 @@ def is_dicom(path: Path) -> bool:
 
 @contextmanager
 def dicom_instances(path: Path) -> Iterator[list[Instance]]:
-    """Read the headers of a file, of a folder with its sub-folders, or of a zip.
+    """Yield the DICOM instances of a file, of a folder with its sub-folders, or of a zip.
 
-    What is not DICOM is left out, and so is a second file of the same object. The instances can be opened inside of
-    the ``with`` statement.
+    Only their headers are read. Files that are not DICOM are left out, and so is a second file of the same object. The
+    instances can be opened only inside of the ``with`` statement.
 
     Raises
     ------
     NoImageError
         If there is no DICOM image.
     ImageError
-        If a zip is damaged, or an image has no UIDs by which XNAT could file it.
+        If a zip is damaged, or an image lacks a UID that XNAT needs.
     """
     if path.is_dir():
         yield _instances([_opener(file) for file in sorted(path.rglob("*")) if file.is_file()], path)
@@ -102,7 +102,7 @@ def dicom_instances(path: Path) -> Iterator[list[Instance]]:
 
 
 def read_sop_uids(folder: Path) -> Iterator[str]:
-    """Return the SOP Instance UIDs of the DICOM files below a folder."""
+    """Yield the SOP Instance UIDs of the DICOM files below a folder."""
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("rb") as stream:
@@ -112,7 +112,7 @@ def read_sop_uids(folder: Path) -> Iterator[str]:
 
 
 def main_series(instances: Iterable[Instance]) -> str:
-    """Return the UID of the series with the most images."""
+    """Return the Series Instance UID of the series with the most images; there must be an image."""
     return Counter(instance.series for instance in instances if instance.is_image).most_common(1)[0][0]
 
 
@@ -122,12 +122,12 @@ def pack(instances: Iterable[Instance], target: Path) -> None:
     Raises
     ------
     ImageError
-        If one of them cannot be read to its end.
+        If an instance cannot be read to its end.
     """
     with zipfile.ZipFile(target, "w") as archive:
         for number, instance in enumerate(instances):
-            # XNAT keeps these names, and what comes later under a name that is there takes its place: so each object
-            # has a name of its own, the same in every transfer. No name of a patient is in it.
+            # XNAT keeps these names, and a later file replaces one with the same name. So each object gets a name of
+            # its own, the same in every transfer, which does not contain a patient's name.
             name = instance.sop if _UID.fullmatch(instance.sop) else f"{number}-{secrets.token_hex(8)}"
             with instance.open() as stream, archive.open(f"{name}.dcm", "w", force_zip64=True) as member:
                 try:
@@ -168,11 +168,11 @@ def _instances(openers: Iterable[Callable[[], IO[bytes]]], path: Path) -> list[I
 
 
 def _header(stream: IO[bytes]) -> pydicom.Dataset | None:
-    """Read the part of a header that counts here; None for what is not DICOM."""
+    """Return the part of a header that is needed here; None if the stream is not DICOM."""
     head = stream.read(_PREAMBLE + len(_MAGIC))
     stream.seek(0)
     forced = not head.endswith(_MAGIC)
-    if forced and head[:1] not in (b"\x02", b"\x08"):  # group 2 or 8 comes first, where there is no preamble
+    if forced and head[:1] not in (b"\x02", b"\x08"):  # without a preamble, a file starts with group 2 or 8
         return None
     try:
         header = pydicom.dcmread(cast(BinaryIO, stream), stop_before_pixels=True, force=forced, specific_tags=_TAGS)
@@ -201,13 +201,13 @@ def _instance(header: pydicom.Dataset, opener: Callable[[], IO[bytes]]) -> Insta
 def _text(header: pydicom.Dataset, keyword: str) -> str:
     try:
         value = header.get(keyword)
-    except (ValueError, TypeError, AttributeError):  # an element that cannot be read says nothing
+    except (ValueError, TypeError, AttributeError):  # an element that cannot be read counts as missing
         return ""
     return "" if value is None else str(value).strip()
 
 
 def _assigned(name: str, comments: Iterable[str]) -> str:
-    """Return the value of ``Name: value`` in a comment; "" where there is none."""
+    """Return the value of the first ``Name: value`` in the comments; "" if there is none."""
     for comment in comments:
         found = re.search(rf"(?:^|[\s,;]){name}:\s*([\w-]+)(?=[\s,;]|$)", comment, re.IGNORECASE)
         if found:

@@ -1,4 +1,4 @@
-"""DICOMweb of an XNAT with a plugin for it: what MONAI Label's OHIF reads images from."""
+"""Reading from the DICOMweb plugin of an XNAT, from which MONAI Label's OHIF viewer gets its images."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import NamedTuple
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.errors import InvalidIdError
 
-# The resources of DICOM PS3.18 for studies; nothing else of XNAT is read in this way.
+# Paths of the studies service (DICOM PS3.18) start with one of these. Other paths are refused.
 _RESOURCES = ("studies", "series", "instances")
 _UNSAFE = ("", ".", "..")
-# Nothing found, and a part of a body, are answers as well.
+# 204 (nothing found) and 206 (a part of a body) are answers, not failures.
 _ANSWERS = (200, 204, 206)
 
 
 class DicomWebAnswer(NamedTuple):
-    """What XNAT answered, as it was."""
+    """An answer of XNAT, unchanged."""
 
     status: int
     media_type: str
@@ -23,12 +23,12 @@ class DicomWebAnswer(NamedTuple):
 
 
 def root_of(project: str) -> str:
-    """Return where the plugin serves a project: a path below the site's address, percent-encoded."""
+    """Return the path, below the site's address and percent-encoded, at which the plugin serves a project."""
     return quoted("xapi", "dicomweb", "projects", project)
 
 
 def read_dicomweb(session: Session, root: str, path: str, query: str, accept: str) -> DicomWebAnswer:
-    """Ask DICOMweb with our login (QIDO-RS, WADO-RS).
+    """Return the answer of XNAT's DICOMweb plugin (QIDO-RS, WADO-RS) to a GET with our login.
 
     Parameters
     ----------
@@ -37,16 +37,16 @@ def read_dicomweb(session: Session, root: str, path: str, query: str, accept: st
     root : str
         Path of the DICOMweb service below the site's address, percent-encoded.
     path : str
-        What to ask for below it, as plain text: ``studies/<UID>/series``.
+        The path below ``root``, as plain text: ``studies/<UID>/series``.
     query : str
-        The query as the client wrote it, for its order and repetitions count.
+        The query exactly as the client wrote it, because its order and repetitions have a meaning.
     accept : str
-        The media types that the client takes.
+        The media types that the client accepts; empty: all.
 
     Raises
     ------
     InvalidIdError
-        If the path is none of DICOMweb, or leads out of it.
+        If the path is not one of DICOMweb, or leads out of it.
     ServerError
         If XNAT fails.
     """

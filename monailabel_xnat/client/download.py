@@ -1,4 +1,4 @@
-"""Files of an XNAT resource on disk, compared in size and MD5 with what XNAT lists."""
+"""Download of the files of an XNAT resource; size and MD5 are compared with XNAT's list."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from monailabel_xnat.errors import NotInArchiveError, TransferError
 logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
-# Steps that may wait for the writing thread, each with a block at most: the memory that a download takes.
+# Steps that may wait for the writing thread. Each holds about a block at most, which limits the memory of a download.
 _STEPS_AHEAD = 16
 _NAMED_IN_ERRORS = 3
 
 
 class Receiver(Protocol):
-    """Takes files as they arrive, one at a time; from another thread than it was given by.
+    """An object that gets files as they arrive, one at a time. Its methods are called from another thread.
 
-    A file that is downloaded again comes again.
+    If a download is repeated, a file can come a second time.
     """
 
     def add(self, path: Path) -> None:
-        """Take a file that is on the disk."""
+        """Take a file that has been written to the disk."""
 
     def take(self, path: Path, content: bytes) -> None:
-        """Take a small file that has not been written, and write it to its path if it is needed there."""
+        """Take the content of a small file that was not written. The receiver writes it to the path if needed."""
 
 
 def download_files(
@@ -58,16 +58,16 @@ def download_files(
     resource : str
         Path of the resource, ``/data/.../resources/DICOM``, percent-encoded.
     files : sequence of RemoteFile
-        Which files, as listed. Each is compared with its listed size and MD5 where XNAT knows them.
+        The files, as XNAT lists them. Each is compared with its listed size and MD5, if XNAT knows these.
     folder : Path
         An existing folder; sub-folders are made as in the resource. After a failure it may hold some of the files.
     receiver : Receiver or None
-        Who is told of each file as soon as it is there and compared.
+        Gets each file as soon as it has arrived and been compared.
 
     Raises
     ------
     TransferError
-        If what came is not what was listed, after the second time.
+        If the files differ from the list in the second attempt as well.
     ServerError
         If XNAT fails.
     """
@@ -95,7 +95,7 @@ def download_file(session: Session, file: RemoteFile, target: Path) -> None:
     Raises
     ------
     TransferError
-        If what came is not what was listed, after the second time.
+        If the file differs from the list in the second attempt as well.
     NotInArchiveError
         If XNAT does not have it.
     ServerError
@@ -115,9 +115,9 @@ def _repeated_once(session: Session, download: Callable[[], None]) -> None:
 
 
 def _download_alone(session: Session, file: RemoteFile, target: Path) -> bool:
-    """Download the only file of a resource; False where XNAT does not find it by its own name.
+    """Download the only file of a resource, and return whether XNAT found it by its name.
 
-    XNAT decodes file names in addresses by rules of its own (FileList), which not every name survives.
+    XNAT's class FileList decodes file names in addresses by rules of its own, and so cannot find some names.
     """
     try:
         download_file(session, file, target)
@@ -153,9 +153,9 @@ def _download_zip(
 
 
 def _blocks(response: requests.Response) -> Iterator[bytes]:
-    """Yield the body in large blocks, however small the chunks are that the server sends.
+    """Yield the body in large blocks, even if the server sends small chunks.
 
-    requests gives chunk by chunk, of 8 kB from a Tomcat: to handle each would take longer than to receive it.
+    requests yields each chunk by itself. Tomcat sends chunks of 8 kB: to handle one takes longer than to receive it.
     """
     if response.headers.get("Content-Encoding"):
         yield from response.iter_content(_BLOCK)
@@ -168,7 +168,7 @@ def _blocks(response: requests.Response) -> Iterator[bytes]:
 
 
 class _CheckedFile:
-    """A file that is written block by block and compared with what XNAT lists; closes itself when it fails."""
+    """A file that is written block by block and compared with XNAT's list. It is closed when something fails."""
 
     def __init__(self, file: RemoteFile, target: Path, receiver: Receiver | None = None) -> None:
         self._file = file
@@ -192,7 +192,7 @@ class _CheckedFile:
             raise
 
     def finish(self, blocks: Sequence[Buffer]) -> None:
-        """Write the last blocks, close the file and compare it as a whole; a small file may go to the receiver."""
+        """Write the last blocks, close the file and compare it; a small file goes to the receiver without writing."""
         if self._stream is None and self._receiver:
             self._measure(blocks)
             self._compare()
@@ -211,7 +211,7 @@ class _CheckedFile:
 
     def _measure(self, blocks: Sequence[Buffer]) -> None:
         self._size += sum(map(len, blocks))
-        if self._file.size is not None and self._size > self._file.size:  # it may never end
+        if self._file.size is not None and self._size > self._file.size:  # stop now: the rest may never end
             self._refuse(f"more than the {self._file.size} bytes that XNAT lists")
         if self._digest is not None:
             for block in blocks:
@@ -228,9 +228,9 @@ class _CheckedFile:
 
 
 class _Writer:
-    """Does what it is given in turn, on a thread of its own, so that writing goes on while the next bytes arrive.
+    """Writes files on a thread of its own, in the given order, while the next bytes arrive.
 
-    After a failure it does nothing more, and raises it at the next call or at the end.
+    After a failure it writes nothing more, and raises the error at the next call or at the end of the block.
     """
 
     def __init__(self) -> None:
@@ -249,7 +249,7 @@ class _Writer:
             raise self._error
 
     def write(self, content: Iterable[Buffer], file: _CheckedFile) -> None:
-        """Write a file in a worker thread; a small one in one step, because handing it over takes longer."""
+        """Write a file in the worker thread. A small file is one step: each step costs more than writing it."""
         waiting: list[Buffer] = []
         size = 0
         try:
@@ -265,7 +265,7 @@ class _Writer:
         self._do(partial(file.finish, waiting))
 
     def _do(self, step: Callable[[], None]) -> None:
-        """Hand a step to the worker thread; waits while too many are queued."""
+        """Pass a step to the worker thread; wait while too many steps are queued."""
         if self._error is not None:
             raise self._error
         self._steps.put(step)
@@ -275,12 +275,15 @@ class _Writer:
             if self._error is None:
                 try:
                     step()
-                except BaseException as error:  # noqa: BLE001 - raised where the download is waited for
+                except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits for the download
                     self._error = error
 
 
 def _path_in_resource(name: str, expected: Iterable[str]) -> str:
-    """Find out which listed file a member is; the head of its name differs between XNAT's versions and settings."""
+    """Return the path in the resource of a zip member, whose name starts differently in each XNAT version or setting.
+
+    If no listed file fits, the result is not in ``expected``.
+    """
     path = _normal(name)
     inside = path.partition("/resources/")[2].partition("/files/")[2]
     if inside in expected:
@@ -299,7 +302,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def _check_path(file: RemoteFile, resource: str) -> None:
-    """Refuse names that would leave the folder, whoever has put them into XNAT."""
+    """Refuse a file name that leads out of the folder: anybody may have put it into XNAT."""
     parts = file.path.replace("\\", "/").split("/")
     outside = bool(PureWindowsPath(file.path).drive) or any(part in ("", ".", "..") for part in parts)
     if outside or "\0" in file.path:

@@ -1,4 +1,4 @@
-"""Scans that hold what people drew: DICOM SEG and RTSTRUCT, stored by XNAT Workstation or sent by a PACS."""
+"""Drawn scans: scans that hold a DICOM SEG or RTSTRUCT, which XNAT Workstation stores or a PACS sends."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from monailabel_xnat.errors import NotInArchiveError, ServerError, TransferError
 from monailabel_xnat.ids import ImageId
 
 PREFIX = "scan:"
-"""What the name of a drawn scan starts with, where ROI collections and scans are named side by side."""
+"""The prefix of a drawn scan's name. It tells drawn scans from ROI collections where both are named."""
 
 _RESOURCES = ("DICOM", "SECONDARY")
 _OWN_RESOURCES = "MONAILABEL_"
 _DICOM_SUFFIXES = frozenset((DICOM_SUFFIX, ".dicom", ".ima", ""))
 _NO_DICOM = frozenset(("SNAPSHOTS", "NIFTI", "BIDS"))
 _ASKED_FILES = 16
-# The file's time is in whole seconds.
+# XNAT tells the time of a file in whole seconds.
 _ONE_SECOND = timedelta(seconds=1)
 _XSI_TYPE = "xnat:segScanData"
 _RESOURCE = "DICOM"
-# Tells which scan we made for which label; whether what it holds is still ours, its file tells.
+# The note of a scan that we made. It says for which label; only the file shows whether the content is still ours.
 _NOTE = "MONAI Label: {}"
 _HEAD = 1 << 14
-# XNAT Workstation counts the segmentations of a scan so: 3001, 3101, ... of scan 1.
+# XNAT Workstation numbers the segmentations of scan 1 as 3001, 3101, ... These are the first two digits.
 _PREFIXES = range(30, 100)
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -47,15 +47,15 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 class DrawnScan(NamedTuple):
     """A SEG or RTSTRUCT that is stored as a scan, as it was when it was read.
 
-    It has the properties of a :class:`~monailabel_xnat.client.roi.RoiCollection` that say what it is and when it was
+    It has the same properties as a :class:`~monailabel_xnat.client.roi.RoiCollection` for what it is and when it was
     stored.
 
     Parameters
     ----------
     id, session_id : str
-        Of the scan, and of its session.
+        ID of the scan, and of its session.
     kind : str
-        ``SEG`` or ``RTSTRUCT``; empty where its file says neither.
+        ``SEG`` or ``RTSTRUCT``; empty if its file is neither.
     name : str
         The scan's series description.
     path : str
@@ -63,13 +63,13 @@ class DrawnScan(NamedTuple):
     uid : str
         SOP Instance UID of the object.
     inserted, user : str
-        When XNAT made the scan, in the time zone of the server, and who had it made.
+        When XNAT made the scan, in the time zone of the server, and for which user.
     stored : str
-        When the file was stored, UTC (ISO 8601); empty where it is not known.
+        When the file was stored, UTC (ISO 8601); empty if that is not known.
     folder, file : str
         Label of the resource, and path of the file in it.
     content : str
-        What tells the content of the file from any other: see :func:`content_of`.
+        A text that differs if the content of the file differs: see :func:`content_of`.
     """
 
     id: str
@@ -87,12 +87,12 @@ class DrawnScan(NamedTuple):
 
     @property
     def label(self) -> str:
-        """What it is called beside ROI collections."""
+        """Its name in lists that contain ROI collections as well."""
         return PREFIX + self.id
 
     @property
     def names(self) -> tuple[str, str]:
-        """What patterns are compared with."""
+        """The names with which patterns in the settings are compared."""
         return self.name, self.label
 
     @property
@@ -102,23 +102,23 @@ class DrawnScan(NamedTuple):
 
     @property
     def stored_between(self) -> tuple[datetime, datetime]:
-        """Between which times, UTC, it was stored."""
+        """The earliest and the latest time, UTC, at which it may have been stored."""
         stored = self.stored_at
         return (stored, stored) if stored else UNKNOWN_TIMES
 
     @property
     def stored_at(self) -> datetime | None:
-        """When it was stored, UTC; None where that is not known."""
+        """When it was stored, UTC; None if that is not known."""
         return datetime.fromisoformat(self.stored) if self.stored else None
 
     @property
     def server_times(self) -> None:
-        """Nothing: by the clock of the server it is only known when the scan was made, not its file."""
+        """Always None: in the server's time it is only known when the scan was made, not when its file was stored."""
         return
 
     @property
     def fingerprint(self) -> str:
-        """What tells its content from any other."""
+        """A text of 16 hexadecimal digits that differs if the content differs."""
         text = "\n".join((self.session_id, self.id, self.folder, self.file, self.content))
         return text_digest(text)[:16]
 
@@ -129,20 +129,21 @@ class DrawnScan(NamedTuple):
 
 
 Drawing = RoiCollection | DrawnScan
-"""What somebody drew on an image, as XNAT holds it."""
+"""Something that a person drew on an image, as XNAT stores it."""
 
 
 class UnreadDrawing(NamedTuple):
-    """Something that people drew and that cannot be read, so that it may be the newest label of an image.
+    """A drawing that cannot be read, and that may be the newest label of an image.
 
     Parameters
     ----------
     name : str
-        What the person who saved it can find it by; empty for whatever a list that cannot be read may hold.
+        The name by which the person who saved it can find it. It is empty if a whole list cannot be read: then
+        nobody knows which drawings are in it.
     reason : str
         Why it cannot be read.
     drawing : RoiCollection or DrawnScan or None
-        As far as it is known; None where nothing says when it was stored.
+        The drawing, as far as it is known; None if it is not known when it was stored.
     """
 
     name: str
@@ -160,9 +161,10 @@ class DrawnFile(NamedTuple):
     remote : RemoteFile
         The file as XNAT lists it.
     problem : str
-        Why it is not known which file holds the drawing; then it is one of several that may be.
+        Why it is not known which file holds the drawing; then ``remote`` is only one of the files that may. Otherwise
+        empty.
     modified : str
-        With a problem, the HTTP header ``Last-Modified`` of the file that was stored last; empty if not known.
+        If there is a problem, the HTTP header ``Last-Modified`` of the file that was stored last; empty if not known.
     """
 
     folder: str
@@ -172,19 +174,22 @@ class DrawnFile(NamedTuple):
 
 
 def find_drawn_file(session: Session, path: str) -> DrawnFile | None:
-    """Find the DICOM file of a scan that holds a drawing: in ``DICOM``, else ``secondary``, else anywhere.
+    """Return the DICOM file of a scan that holds a drawing.
+
+    It is looked for in the resource ``DICOM``, then in ``secondary``, then in all others.
 
     Parameters
     ----------
     session : Session
         The connection.
     path : str
-        Of the scan, percent-encoded.
+        Path of the scan, percent-encoded.
 
     Returns
     -------
     DrawnFile or None
-        None if the scan holds no file at all; with a problem if it holds no DICOM file, or several in one resource.
+        None if the scan holds no file at all. If it holds no DICOM file, or several in one resource, the result has
+        a problem.
 
     Raises
     ------
@@ -208,7 +213,7 @@ def find_drawn_file(session: Session, path: str) -> DrawnFile | None:
 
 
 def content_of(session: Session, remote: RemoteFile) -> str:
-    """Return what tells the content of a file from any other: its MD5, else its size and when it was stored.
+    """Return a text that differs if the content of a file differs: its MD5, or its size and time if it has no MD5.
 
     Raises
     ------
@@ -222,12 +227,12 @@ def content_of(session: Session, remote: RemoteFile) -> str:
 
 
 def download_drawn(session: Session, remote: RemoteFile, folder: Path) -> tuple[Path, str]:
-    """Fetch a file into a folder; return it, and its HTTP header ``Last-Modified``.
+    """Download a file into a folder; return its path, and its HTTP header ``Last-Modified``, "" if there is none.
 
     Raises
     ------
     ServerError
-        If XNAT fails, or sends something else than it lists (TransferError).
+        If XNAT fails, or sends a file that differs from its list (TransferError).
     """
     target = folder / f"scan{DICOM_SUFFIX}"
     modified = fetch_listed(session, remote, target, "a scan that somebody drew")
@@ -235,12 +240,12 @@ def download_drawn(session: Session, remote: RemoteFile, folder: Path) -> tuple[
 
 
 def fetch_drawn(session: Session, drawn: DrawnScan, folder: Path) -> Path:
-    """Fetch the file of a drawn scan into a folder, if it is still what it was when it was read.
+    """Download the file of a drawn scan into a folder, and return its path.
 
     Raises
     ------
     TransferError
-        If it was overwritten since.
+        If the file is no longer the one that ``drawn`` describes, because it was overwritten.
     ServerError
         As for :func:`find_drawn_file` and :func:`download_drawn`.
     """
@@ -254,7 +259,7 @@ def fetch_drawn(session: Session, drawn: DrawnScan, folder: Path) -> Path:
 
 
 def head_of_drawn(session: Session, remote: RemoteFile, size: int) -> bytes:
-    """Return the first bytes of a file.
+    """Return the first ``size`` bytes of a file, or all if it is shorter.
 
     Raises
     ------
@@ -271,7 +276,7 @@ def head_of_drawn(session: Session, remote: RemoteFile, size: int) -> bytes:
 
 
 def read_makers(session: Session, experiment: str) -> dict[str, tuple[str, str]]:
-    """Return when XNAT made the scans of a session, in the time zone of the server, and who had them made, by ID.
+    """Return, by ID of each scan of a session, when XNAT made it (in the server's time zone) and for which user.
 
     Raises
     ------
@@ -283,23 +288,23 @@ def read_makers(session: Session, experiment: str) -> dict[str, tuple[str, str]]
 
 
 def stored_when(inserted: str, modified: str, now: datetime) -> str:
-    """Return when the file of a scan was stored, UTC (ISO 8601); empty where nothing tells.
+    """Return when the file of a scan was stored, UTC (ISO 8601); empty if nothing shows it.
 
     Parameters
     ----------
     inserted : str
-        When XNAT made the scan, in the time zone of the server: exact, and the file came right after, unless it was
-        overwritten since.
+        When XNAT made the scan, in the time zone of the server. This time is exact, and the file was stored right
+        after it, unless it was overwritten later.
     modified : str
-        The HTTP header of its file: UTC, in whole seconds.
+        The HTTP header ``Last-Modified`` of its file: UTC, in whole seconds.
     now : datetime
-        When it was read: it was not stored later.
+        When the file was read, with a time zone. It was not stored later than that.
     """
     exact = inserted_at(inserted, modified)
     if exact is not None:
         return exact.isoformat()
     second = last_modified(modified)
-    # Of what came within one second, the drawing is taken for the later: its time is known to the second only.
+    # The time is known to the second only. If a label was stored in the same second, the drawing counts as the later.
     return min(second + _ONE_SECOND, max(now.astimezone(timezone.utc), second)).isoformat() if second else ""
 
 
@@ -315,7 +320,10 @@ def _dicom_files(label: str, files: Sequence[RemoteFile]) -> list[RemoteFile]:
 
 
 def _last_modified_of(session: Session, files: Sequence[RemoteFile]) -> str:
-    """Return the header ``Last-Modified`` of the file that was stored last; empty where that would cost much to ask."""
+    """Return the header ``Last-Modified`` of the file that was stored last.
+
+    It is empty if there are too many files to ask for each, or if the time of one is not known.
+    """
     if len(files) > _ASKED_FILES:
         return ""
     headers = [session.request("HEAD", file.uri).headers.get("Last-Modified", "") for file in files]
@@ -325,7 +333,7 @@ def _last_modified_of(session: Session, files: Sequence[RemoteFile]) -> str:
 
 
 def _is_dicom_name(suffix: str) -> bool:
-    # Names of DICOM files are often UIDs, which end in a number.
+    # Names of DICOM files are often UIDs: then the part behind the last dot is a number.
     return suffix in _DICOM_SUFFIXES or suffix[1:].isdecimal()
 
 
@@ -334,23 +342,23 @@ def _text(row: Mapping[str, str], key: str) -> str:
 
 
 def find_seg_scan(session: Session, image: ImageId, name: str, is_ours: Callable[[bytes], bool]) -> ImageId | None:
-    """Find the scan that holds the SEG which we stored under a name.
+    """Return the id of the scan that holds the SEG which we stored under a name.
 
     Parameters
     ----------
     session : Session
         The connection.
     image : ImageId
-        The image of the SEG.
+        The image to which the SEG belongs.
     name : str
-        Of the file.
+        Name of the file.
     is_ours : callable
-        Tells by the first bytes of a file whether we wrote it. Somebody may have overwritten ours: then it is theirs.
+        Returns whether we wrote a file, by its first bytes. If somebody has overwritten our file, it is theirs.
 
     Returns
     -------
     ImageId or None
-        None if there is none, or if what it holds is somebody else's now.
+        None if there is no such scan, or if somebody else's file is in it now.
 
     Raises
     ------
@@ -363,9 +371,9 @@ def find_seg_scan(session: Session, image: ImageId, name: str, is_ours: Callable
         scan = ImageId(image.project, image.subject, image.experiment, row["ID"])
         try:
             found = find_drawn_file(session, scan_path(scan, is_shared=True))
-        except NotInArchiveError:  # it has just been deleted
+        except NotInArchiveError:  # somebody has just deleted it
             continue
-        if found is None:  # an attempt was interrupted
+        if found is None:  # we made the scan, and were interrupted before the file was stored
             return scan
         if not found.problem and found.remote.path == name and is_ours(head_of_drawn(session, found.remote, _HEAD)):
             return scan
@@ -373,12 +381,23 @@ def find_seg_scan(session: Session, image: ImageId, name: str, is_ours: Callable
 
 
 def make_seg_scan(session: Session, image: ImageId, name: str, description: str) -> ImageId:
-    """Make a scan for a SEG, whose file is to have a name, under a free number, as XNAT Workstation counts them.
+    """Make a scan for a SEG, and return its id; its number is a free one of those that XNAT Workstation would use.
+
+    Parameters
+    ----------
+    session : Session
+        The connection.
+    image : ImageId
+        The image to which the SEG belongs.
+    name : str
+        The name that its file will have. It goes into the note of the scan, for :func:`find_seg_scan`.
+    description : str
+        The series description of the new scan.
 
     Raises
     ------
     ServerError
-        If XNAT fails, does not let the user, or no number is free.
+        If XNAT fails, the user may not make a scan, or no number is free.
     """
     taken = {row["ID"] for row in list_scans(session, image.experiment)}
     digits = re.match(r"\d+", image.scan)
@@ -394,16 +413,18 @@ def make_seg_scan(session: Session, image: ImageId, name: str, description: str)
 
 
 def store_seg_scan(session: Session, scan: ImageId, name: str, source: Path) -> None:
-    """Store a SEG in a scan, in the place of an earlier one of that name; a member may do that, but not delete.
+    """Store a SEG in a scan; an earlier file of that name is overwritten.
+
+    It is not deleted first, because in XNAT members of a project may overwrite but not delete.
 
     Raises
     ------
     AccessDeniedError
-        If the user may not write there, also where XNAT does not say so.
+        If the user may not write there, also if XNAT does not report that.
     ServerError
-        If XNAT fails, or holds something else than was sent (TransferError).
+        If XNAT fails, or if the stored file differs from the one that was sent (TransferError).
     """
     path = scan_path(scan, is_shared=True)
     upload(session, resource_path(path, _RESOURCE), name, source, format="DICOM", content="SEG", overwrite=True)
-    # XNAT takes UID, modality and date from the file only where it is told to.
+    # XNAT copies UID, modality and date from the file only when it is asked to.
     put(session, path, {"pullDataFromHeaders": "true"})

@@ -1,4 +1,4 @@
-"""The files of an XNAT resource, as XNAT lists them."""
+"""The files of an XNAT resource: their list, and reading small files that are compared with the list."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class RemoteFile:
     Parameters
     ----------
     path : str
-        Where it lies in the resource, sub-folders included.
+        Path in the resource, with sub-folders.
     size : int or None
-        Bytes; None where XNAT does not tell.
+        Size in bytes; None if XNAT does not say.
     md5 : str
-        Hexadecimal MD5 digest; empty where XNAT has not computed one.
+        Hexadecimal MD5 digest; empty if XNAT has not computed one.
     uri : str
         Path of the file below the site's address, percent-encoded.
     """
@@ -54,7 +54,7 @@ def list_files(session: Session, resource: str) -> list[RemoteFile]:
     session : Session
         The connection.
     resource : str
-        Path of the resource, ``/data/.../resources/DICOM``, percent-encoded. One that does not exist has no files.
+        Path of the resource, ``/data/.../resources/DICOM``, percent-encoded. If it does not exist, the list is empty.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def list_files(session: Session, resource: str) -> list[RemoteFile]:
 
 
 def list_files_by_resource(session: Session, holder: str) -> dict[str, list[RemoteFile]]:
-    """List the files of all resources of a scan, by the labels of the resources.
+    """List the files of all resources of a scan, by the label of the resource.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def list_files_by_resource(session: Session, holder: str) -> dict[str, list[Remo
 
 
 class Fetched(NamedTuple):
-    """What came: size in bytes, and hexadecimal digests."""
+    """Measures of what XNAT sent: size in bytes, and hexadecimal digests."""
 
     size: int
     md5: str
@@ -105,14 +105,16 @@ class Fetched(NamedTuple):
 
 
 def fetch(session: Session, file: RemoteFile, target: Path) -> Fetched:
-    """Write a file of a resource to the disk as it comes, and return what came, for the caller to compare.
+    """Download a file of a resource to the disk, and return its size and digests.
+
+    Nothing is compared here: the caller does that.
 
     Raises
     ------
     NotInArchiveError
         If XNAT does not have it.
     TransferError
-        If it breaks off.
+        If the transfer breaks off.
     ServerError
         If XNAT fails.
     """
@@ -125,23 +127,25 @@ def fetch(session: Session, file: RemoteFile, target: Path) -> Fetched:
 
 
 def fetch_listed(session: Session, file: RemoteFile, target: Path, what: str) -> str:
-    """Write a file of a resource to the disk and return its HTTP header ``Last-Modified``, "" if there is none.
+    """Download a file of a resource, compare it with XNAT's list, and return its HTTP header ``Last-Modified``.
+
+    The header is "" if there is none.
 
     Parameters
     ----------
     session : Session
         The connection.
     file : RemoteFile
-        As XNAT lists it.
+        The file, as XNAT lists it.
     target : Path
         Where to write it.
     what : str
-        What it is, for the error: "the ROI collection 'A'".
+        Name of the file for the error message: "the ROI collection 'A'".
 
     Raises
     ------
     TransferError
-        If it breaks off, or has another size or MD5 than XNAT lists.
+        If the transfer breaks off, or the file has another size or MD5 than XNAT lists.
     ServerError
         If XNAT fails.
     """
@@ -160,14 +164,14 @@ def fetch_listed(session: Session, file: RemoteFile, target: Path, what: str) ->
 
 
 def read_digests(session: Session, file: RemoteFile) -> Fetched:
-    """Read a file of a resource and return what came, without keeping it; see :func:`fetch`."""
+    """Read a file of a resource without storing it, and return its size and digests; see :func:`fetch`."""
     measured = _Measured(None)
     session.download(file.uri, measured)
     return measured.result
 
 
 def modified_at(session: Session, file: RemoteFile) -> datetime | None:
-    """Ask when a file was stored, in whole seconds; None if XNAT does not tell."""
+    """Return when a file was stored, in whole seconds; None if XNAT does not say. This takes a request."""
     answer = session.request("HEAD", file.uri)
     try:
         return parsedate_to_datetime(answer.headers.get("Last-Modified", ""))
@@ -176,7 +180,7 @@ def modified_at(session: Session, file: RemoteFile) -> datetime | None:
 
 
 class _Measured(io.RawIOBase):
-    """Measures what is written, and writes it on."""
+    """A stream that measures what is written to it, and passes it on to another stream if there is one."""
 
     def __init__(self, stream: BinaryIO | None) -> None:
         super().__init__()
@@ -197,14 +201,14 @@ class _Measured(io.RawIOBase):
 
     @property
     def result(self) -> Fetched:
-        """What has been written so far."""
+        """The measures of what has been written so far."""
         md5, sha256 = (digest.hexdigest() for digest in self._digests)
         return Fetched(self._size, md5, sha256)
 
 
 @contextmanager
 def _known_form(path: str) -> Iterator[None]:
-    """Raise what a row without the columns of a list of files leads to as an answer that was changed on its way."""
+    """Raise a TransferError if the block fails on a row that does not have the columns of a list of files."""
     try:
         yield
     except (KeyError, AttributeError, TypeError):
@@ -214,7 +218,7 @@ def _known_form(path: str) -> Iterator[None]:
 
 
 def _remote_file(row: dict[str, str], resource: str) -> RemoteFile:
-    # Sub-folders stand in the URI only, after the numeric id of the resource (XNAT's FileList).
+    # Only the URI contains the sub-folders, after the numeric id of the resource (XNAT's class FileList).
     _, _, path = row["URI"].partition("/files/")
     path = path or row["Name"]
     size = str(row.get("Size") or "")
@@ -232,7 +236,7 @@ class Counts(NamedTuple):
     Parameters
     ----------
     files, size : int or None
-        None where XNAT has not counted.
+        Number of files, and their size in bytes; None if XNAT has not counted.
     """
 
     files: int | None
@@ -244,7 +248,7 @@ NOTHING = Counts(0, 0)
 
 
 def list_whole(session: Session, parent: str, label: str, shown: Counts, wanted: str = "") -> list[RemoteFile]:
-    """List the files of a resource; a list that is shorter than XNAT's own counts is not believed.
+    """List the files of a resource, and compare the list with XNAT's own counts, so that no file is overlooked.
 
     Parameters
     ----------
@@ -255,16 +259,16 @@ def list_whole(session: Session, parent: str, label: str, shown: Counts, wanted:
     label : str
         Label of the resource.
     shown : Counts
-        What the catalog shows of it. Where the list differs, somebody may have written since: then XNAT is asked for
-        its counts.
+        The counts that the catalog shows. If the list differs from them, somebody may have written since then, and
+        XNAT is asked for its present counts.
     wanted : str
-        Path of a file that is looked for. Where the catalog shows no counts, a list that lacks it is compared with
-        the counts that XNAT gives when it is asked.
+        Path of the file that the caller needs; empty: any. If the catalog shows no counts and the list lacks this
+        file, XNAT is asked for its counts as well.
 
     Raises
     ------
     TransferError
-        If the list is shorter than XNAT's counts, also when it is asked for again.
+        If the list is shorter than XNAT's counts, also when both are read again.
     ServerError
         If XNAT fails.
     """
@@ -288,14 +292,14 @@ def list_whole(session: Session, parent: str, label: str, shown: Counts, wanted:
 
 
 def read_small(session: Session, file: RemoteFile) -> bytes:
-    """Return the content of a small file, proven: its size and MD5 are those that XNAT lists, as far as it lists them.
+    """Return the content of a small file after comparing its size and MD5 with XNAT's list, as far as it has them.
 
     Raises
     ------
     NotInArchiveError
-        If it is gone.
+        If the file no longer exists.
     TransferError
-        If something else came.
+        If XNAT sends something else.
     ServerError
         If XNAT fails.
     """
@@ -314,22 +318,22 @@ def read_small(session: Session, file: RemoteFile) -> bytes:
 
 
 def read_object(session: Session, file: RemoteFile, check: Callable[[dict[str, Any]], Content]) -> Content:
-    """Return what a small JSON file holds, proven by :func:`read_small` and by its form.
+    """Return the content of a small JSON file, after :func:`read_small` and ``check`` have both accepted it.
 
     Parameters
     ----------
     session : Session
         The connection.
     file : RemoteFile
-        As XNAT lists it.
+        The file, as XNAT lists it.
     check : callable
-        Is given the JSON object and returns what is wanted of it. It raises ValueError, which says what is wrong, if
-        the object has not the form that it should have.
+        Gets the JSON object, and returns what the caller needs from it. If the object does not have the expected form,
+        it raises a ValueError that says what is wrong.
 
     Raises
     ------
     MalformedFileError
-        If the file is what XNAT lists, but no such object.
+        If the file is the one that XNAT lists, but is not such an object.
     NotInArchiveError, TransferError, ServerError
         As for :func:`read_small`.
     """
@@ -351,9 +355,9 @@ def read_object(session: Session, file: RemoteFile, check: Callable[[dict[str, A
 def find_object(
     session: Session, parent: str, label: str, name: str, shown: Counts, check: Callable[[dict[str, Any]], Content]
 ) -> tuple[RemoteFile, Content] | None:
-    """Return a small JSON file of a resource as XNAT lists it now, and what it holds; None if there is none.
+    """Return a small JSON file of a resource, as XNAT lists it now, and its content; None if there is none.
 
-    A file that differs from its list is asked for once more, with its list: somebody may have written in between.
+    If the file differs from the list, both are read once more: somebody may have written in between.
 
     Parameters
     ----------
@@ -369,7 +373,8 @@ def find_object(
     Raises
     ------
     TransferError
-        If it differs in size or MD5 from XNAT's list, or if the list is not whole.
+        If the file differs in size or MD5 from XNAT's list, has not the expected form (MalformedFileError), or if the
+        list is not complete.
     ServerError
         If XNAT fails.
     """
@@ -391,7 +396,7 @@ def find_object(
 
 
 def lost(file: RemoteFile) -> TransferError:
-    """Make the error for a file that XNAT lists and does not have."""
+    """Return the error for a file that XNAT lists but does not have."""
     return TransferError(
         f"XNAT lists {unquote(file.path)} and answers that it has no such file",
         hint="try again; if it stays, refresh the catalog of its resource in XNAT",
@@ -401,7 +406,7 @@ def lost(file: RemoteFile) -> TransferError:
 
 @contextmanager
 def _no_page() -> Iterator[None]:
-    """Raise a web page that comes with status 200 as what it is here: not what was asked for."""
+    """Raise a TransferError for a web page that comes with status 200: it is not what was asked for."""
     try:
         yield
     except ServerError as error:
@@ -427,7 +432,7 @@ def _is_short(files: Sequence[RemoteFile], counts: Counts) -> bool:
 
 
 def _ask_counts(session: Session, parent: str, label: str) -> Counts:
-    """Ask XNAT for the counts of a resource; two of one label, which two first writers make, count together."""
+    """Return XNAT's counts of a resource. Two simultaneous first writers can make two of one label: these are added."""
     with _no_page():
         rows = [row for row in session.rows(f"{parent}/resources") if row.get("label") == label]
     return Counts(*(_sum(rows, column) for column in ("file_count", "file_size")))

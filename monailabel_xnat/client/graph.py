@@ -1,4 +1,4 @@
-"""xnatpy's objects and image ids: the one place where the one becomes the other."""
+"""The one place that turns image ids into objects of xnatpy, and objects into ids."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ XNATSession = BaseXNATSession
 XNATScan = ImageScanData
 Item = ProjectData | SubjectData | ExperimentData | ImageScanData
 
-# Where a scan stands in the address of an object, whatever comes before; labels and numbers may be percent-encoded.
+# The session in the address of a scan, which may start with a project and a subject; it may be percent-encoded.
 _ADDRESS = re.compile(r"/experiments/(?P<experiment>[^/]+)/scans/")
 
 
 class ScanPlace(NamedTuple):
-    """Which scan an object stands for: accession id of its session, and its own id there."""
+    """The scan that an object stands for: the accession id (or label) of its session, and the scan's id there."""
 
     experiment: str
     scan: str
 
 
 class Contents(NamedTuple):
-    """What an object of xnatpy holds: what stands in the ids of its images, "" for whatever."""
+    """The parts that the ids of all images in an object of xnatpy have in common; "" means any value."""
 
     project: str = ""
     subject: str = ""
     experiment: str = ""
 
     def holds(self, image: ImageId, owner: str) -> bool:
-        """Return whether an image is one of these; a project holds what it owns and what is shared into it."""
+        """Return whether an image is in the object. A project holds what it owns and what is shared into it."""
         return (
             self.project in ("", image.project, owner)
             and self.subject in ("", image.subject)
@@ -56,9 +56,9 @@ class Contents(NamedTuple):
 class Graph:
     """The object graph of one XNAT.
 
-    XNAT's data model, from which xnatpy makes the classes of its objects, is loaded when the first object is asked
-    for: it takes some twenty requests, and nothing that MONAI Label does needs it. xnatpy's objects and listings are
-    made on demand and not locked, so that only one thread at a time is let at them here.
+    xnatpy makes the classes of its objects from XNAT's data model. The model is loaded with the first object, because
+    that takes about twenty requests and nothing that MONAI Label does needs it. xnatpy does not lock its objects and
+    listings, so a lock here lets only one thread at a time use them.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class Graph:
 
     @property
     def xnat(self) -> BaseXNATSession:
-        """The session of xnatpy with its data model: the one that was given, else our own."""
+        """The session of xnatpy with its data model: the one that was given as connection, or our own."""
         return self._ask("", self._with_model)
 
     def scan(self, path: str) -> ImageScanData:
@@ -86,7 +86,7 @@ class Graph:
         Parameters
         ----------
         path : str
-            Where XNAT serves it: a path below the site's address, percent-encoded.
+            Path of the scan below the site's address, percent-encoded.
 
         Raises
         ------
@@ -101,14 +101,14 @@ class Graph:
         Parameters
         ----------
         path : str
-            Of the scan or ROI collection that it belongs to; see :meth:`scan`.
+            Path of the scan or ROI collection to which it belongs; see :meth:`scan`.
         label : str
-            Of the resource.
+            Label of the resource.
 
         Raises
         ------
         NotInArchiveError, UnknownLabelError
-            If there is no such thing, or no such resource.
+            If there is no such scan or collection, or it has no such resource.
         """
 
         def find() -> Any:
@@ -122,14 +122,14 @@ class Graph:
         return found
 
     def places_of(self, scan: ImageScanData) -> Iterator[ScanPlace]:
-        """Yield which scan an object may stand for: by its address, then, after a request, by what XNAT says of it.
+        """Yield the places that a scan object may stand for: first from its address, then from a request to XNAT.
 
-        Below a project the label of a session may stand in the address in place of its id.
+        The address may not be enough: below a project it can contain the label of the session instead of its id.
 
         Raises
         ------
         InvalidIdError
-            If it is one of another XNAT.
+            If the object belongs to another XNAT.
         """
         self._require_ours(scan)
         found = _ADDRESS.search(scan.uri)
@@ -140,12 +140,12 @@ class Graph:
         yield ScanPlace(session, number)
 
     def contents_of(self, item: XNATBaseObject) -> Contents:
-        """Return what a project, subject or experiment holds.
+        """Return which images a project, subject or experiment holds.
 
         Raises
         ------
         InvalidIdError
-            If it is none of these, or one of another XNAT.
+            If the object is something else, or belongs to another XNAT.
         """
         if not isinstance(item, (ProjectData, SubjectData, ExperimentData)):
             raise InvalidIdError(
@@ -167,9 +167,10 @@ class Graph:
         return xnat_session
 
     def _ask(self, path: str, ask: Callable[[], Result]) -> Result:
-        """Ask objects for something, one thread at a time, and raise what goes wrong as errors of ours.
+        """Call a function that uses xnatpy's objects, one thread at a time, and raise failures as errors of ours.
 
-        A session that was given knows nothing of a login that has expired: where we can renew it, it is asked again.
+        A session that was given as connection does not notice an expired login. If we can renew the login, the
+        function is called a second time.
         """
         try:
             with self._lock:
@@ -204,5 +205,5 @@ def _place(server: str) -> tuple[str | None, int | None, str]:
 
 
 def is_scan(item: object) -> bool:
-    """Return whether something is a scan of xnatpy."""
+    """Return whether an object is a scan of xnatpy."""
     return isinstance(item, ImageScanData)

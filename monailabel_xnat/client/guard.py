@@ -1,8 +1,8 @@
-"""What holds below xnatpy: one transport adapter through which every request of a session goes.
+"""The guard: one transport adapter through which every request of a session goes.
 
-An unmodified xnatpy session, its objects and its transfers stand above it, and need not know that XNAT had forgotten
-the login, was busy, or dropped the connection. They are one requests session: the adapter is the only place where all
-that they send comes by.
+Above it stands an unmodified xnatpy session with its objects and transfers. They need not know that XNAT had forgotten
+the login, was busy, or dropped the connection. They all use one requests session, and its adapter is the only place
+through which all their requests pass.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from monailabel_xnat.client.pace import Pace
 from monailabel_xnat.client.patience import REDIRECTS, PatientAdapter, rewound
 from monailabel_xnat.errors import LoginError, XNATDatastoreError
 
-# XNAT's login page, and pages that sites made of it, send what is typed to an address that ends so.
+# The form of XNAT's login page, also of one that a site has changed, is sent to an address with such an end.
 _LOGIN_FORM = re.compile(
     rb"""<form\b[^>]*\baction\s*=\s*["']?[^"'\s>]*\b(?:login|j_spring_security_check)["'\s>]""", re.IGNORECASE
 )
@@ -30,7 +30,7 @@ _LOGIN_ADDRESS = re.compile(r"/(login|login\.vm)$", re.IGNORECASE)
 
 
 class Renewable(Protocol):
-    """What the guard needs to know of a login."""
+    """The part of a login that the guard uses."""
 
     @property
     def cookies(self) -> RequestsCookieJar:
@@ -41,7 +41,7 @@ class Renewable(Protocol):
         """The id of the session at XNAT."""
 
     def check(self) -> None:
-        """See that there is a login, before a request."""
+        """Make sure, before a request, that there is a login."""
 
     def was_used(self) -> None:
         """Note that XNAT has just answered."""
@@ -50,22 +50,23 @@ class Renewable(Protocol):
         """Return whether an answer shows that XNAT no longer knows who asks."""
 
     def renew(self, token: str) -> None:
-        """Log in anew in place of a login that was lost."""
+        """Log in again, in place of a login that was lost."""
 
 
 class Guard(BaseAdapter):
-    """A requests transport adapter that keeps the login, and all that :class:`PatientAdapter` does.
+    """A requests transport adapter that logs in, and logs in again when XNAT has forgotten the login.
 
-    Its errors are those of this package, and :class:`requests.RequestException` as well.
+    It sends through a :class:`PatientAdapter`. Its errors are errors of this package, and also
+    :class:`requests.RequestException`.
 
     Parameters
     ----------
     patient : PatientAdapter
-        Sends.
+        Sends the requests, and repeats them if needed.
     pace : Pace
-        How many requests may be under way.
+        Limits how many requests are under way.
     login : Renewable
-        Who asks.
+        The login that is used.
     """
 
     def __init__(self, patient: PatientAdapter, pace: Pace, login: Renewable) -> None:
@@ -88,7 +89,7 @@ class Guard(BaseAdapter):
         Raises
         ------
         ServerError
-            If there is no answer, or the login cannot be had; also a :class:`requests.RequestException`.
+            If there is no answer, or the login fails. The error is also a :class:`requests.RequestException`.
         """
         options = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
         slot = self._pace.take()
@@ -105,7 +106,7 @@ class Guard(BaseAdapter):
             raise
 
     def close(self) -> None:
-        """Do nothing: whoever made the inner adapter closes it."""
+        """Do nothing: the owner of the inner adapter closes it."""
 
     def _send_as_user(self, request: requests.PreparedRequest, options: Mapping[str, Any]) -> requests.Response:
         self._login.check()
@@ -133,7 +134,7 @@ class Guard(BaseAdapter):
             return response
 
     def _set_cookies(self, request: requests.PreparedRequest) -> None:
-        """Write the cookies into a request that was prepared with those of an earlier login, or with none."""
+        """Put the present cookies into a request that was prepared with those of an earlier login, or without any."""
         token = self._login.token
         if token and token in str(request.headers.get("Cookie", "")):
             return
@@ -142,10 +143,10 @@ class Guard(BaseAdapter):
 
 
 def is_redirect_by_design(response: requests.Response) -> bool:
-    """Return whether XNAT answers a request that it has carried out with a redirect to what came out of it.
+    """Return whether a redirect is XNAT's normal answer to a request that succeeded.
 
-    It does so where a session of the prearchive was archived or moved: 301, and the body is the new address. Whoever
-    follows it gets the page of that session in place of its address.
+    After archiving or moving a session of the prearchive XNAT answers 301, and the body is the new address. It must
+    not be followed: that would return the page of the session instead of its address.
     """
     return response.request.method == "POST" and response.status_code == requests.codes.moved_permanently
 

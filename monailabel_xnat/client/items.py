@@ -1,4 +1,4 @@
-"""Projects, subjects, sessions and scans: where XNAT serves them, and what is asked of them or written to them."""
+"""Projects, subjects, sessions and scans in XNAT: their paths, and requests that read or change them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ Fields = dict[str, str]
 
 
 def project_path(project: str) -> str:
-    """Return where XNAT serves a project: a path below the site's address, percent-encoded."""
+    """Return the path of a project below the site's address, percent-encoded, as all paths here."""
     return quoted("data", "projects", project)
 
 
 def subject_path(project: str, subject: str) -> str:
-    """Return where XNAT serves a subject, given by ID or label."""
+    """Return the path of a subject, by its ID or label."""
     return project_path(project) + quoted("subjects", subject)
 
 
 def session_path(subject: str, label: str) -> str:
-    """Return where XNAT serves a session of a subject, by the path of the subject."""
+    """Return the path of a session, by the path of its subject and its ID or label."""
     return subject + quoted("experiments", label)
 
 
 def scan_path(image: ImageId, *, is_shared: bool = False) -> str:
-    """Return where XNAT serves a scan."""
-    # XNAT's stand-ins for the characters that would split a scan id in a path (ScanResource).
+    """Return the path of a scan; with ``is_shared`` one without project and subject, which shared sessions need."""
+    # In a path XNAT expects these texts for characters that would split the scan id (its class ScanResource).
     scan = image.scan.replace("/", "[SLASH]").replace(",", "[COMMA]")
     if is_shared:
         return _scans_path(image.experiment) + quoted(scan)
@@ -40,7 +40,7 @@ def scan_path(image: ImageId, *, is_shared: bool = False) -> str:
 
 
 def resource_path(holder: str, label: str) -> str:
-    """Return where XNAT serves a resource, by the path of what it belongs to."""
+    """Return the path of a resource, by the path of the object to which it belongs."""
     return holder + quoted("resources", label)
 
 
@@ -50,20 +50,20 @@ def list_projects(session: Session) -> list[str]:
 
 
 def read_project(session: Session, project: str) -> Any:
-    """Return the item of a project.
+    """Return the item of a project. The functions below raise the same errors.
 
     Raises
     ------
     NotInArchiveError
-        If there is no such project, or the user may not see it; the functions below alike.
+        If there is no such project, or the user may not see it.
     TransferError
-        If the answer has not the form of an item; the functions below alike.
+        If the answer does not have the form of an item.
     """
     return _item(session, project_path(project))
 
 
 def read_subject(session: Session, subject: str, project: str = "") -> Any:
-    """Return the item of a subject: by ID, or within a project by ID or label."""
+    """Return the item of a subject, by its ID, or within a project by its ID or label."""
     return _item(session, subject_path(project, subject) if project else quoted("data", "subjects", subject))
 
 
@@ -73,7 +73,7 @@ def read_session(session: Session, project: str, label: str) -> Any:
 
 
 def read_anywhere(session: Session, experiment: str) -> Any:
-    """Return the item of a session by its ID, whatever its project."""
+    """Return the item of a session by its ID, in any project."""
     return _item(session, quoted("data", "experiments", experiment))
 
 
@@ -92,17 +92,17 @@ def exists(session: Session, path: str) -> bool:
 
 
 def list_session_names(session: Session, project: str) -> list[Fields]:
-    """List the sessions of a project: ``ID``, what it calls them and their subjects, and ``insert_date``."""
+    """List the sessions of a project: ``ID``, ``label`` and ``subject_label`` in this project, and ``insert_date``."""
     return session.rows(project_path(project) + quoted("experiments"), {"columns": _NAME})
 
 
 def list_scans(session: Session, experiment: str, *columns: str) -> list[Fields]:
-    """List the scans of a session with their ``ID`` and other columns."""
+    """List the scans of a session with their ``ID`` and the given columns."""
     return session.rows(_scans_path(experiment), {"columns": ",".join(("ID", *columns))})
 
 
 def list_files_of_scans(session: Session, experiment: str) -> list[tuple[str, str, Fields]]:
-    """List the files of all scans of a session: the ID and the path of the scan, and the row of the file."""
+    """List the files of all scans of a session, each as ID of its scan, path of its scan, and XNAT's row."""
     scans = _scans_path(experiment)
     found = []
     for row in session.rows(f"{scans}/ALL/files"):
@@ -112,7 +112,7 @@ def list_files_of_scans(session: Session, experiment: str) -> list[tuple[str, st
 
 
 def put(session: Session, path: str, fields: Mapping[str, str]) -> str:
-    """Make or change an item by its path, and return what XNAT answers: the ID of a new subject or session.
+    """Make or change an item by its path, and return XNAT's answer: for a new subject or session its ID.
 
     Raises
     ------
@@ -131,20 +131,20 @@ def append_note(session: Session, image: ImageId, note: str) -> None:
 
 
 def delete(session: Session, path: str) -> None:
-    """Delete an item by its path, with its files.
+    """Delete an item and its files, by its path.
 
     Raises
     ------
     NotInArchiveError
         If it is not there.
     AccessDeniedError
-        If the user may not delete; in XNAT members of a project may write but not delete.
+        If the user may not delete: in XNAT members of a project may write but not delete.
     """
     session.request("DELETE", path, query={"removeFiles": "true"})
 
 
 def _item(session: Session, path: str) -> Any:
-    """Return an item as XNAT answers it: one object ``items``, whose first entry has ``data_fields``."""
+    """Return XNAT's answer for an item: an object with ``items``, whose first entry has ``data_fields``."""
     answer = session.json(path)
     try:
         is_item = isinstance(answer["items"][0]["data_fields"], dict)

@@ -1,4 +1,4 @@
-"""Who we are to XNAT: logging in, noticing that a login was lost, and logging in anew without anybody's notice."""
+"""The login at XNAT: how it is made, how its loss is noticed, and how it is renewed without the user's help."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ logger = logging.getLogger(__name__)
 
 GUEST = "guest"
 LOGIN_HINT = "log in: set MONAI_LABEL_XNAT_USERNAME and MONAI_LABEL_XNAT_PASSWORD, or add the server to ~/.netrc"
-"""What a guest is told who may not do something."""
-# XNAT ends sessions after 15 minutes by default, some sites after 5: past this many idle seconds ask who we are.
+"""The hint for a guest who may not do something."""
+# By default XNAT ends sessions after 15 idle minutes, some sites after 5. After this many idle seconds we ask XNAT
+# whether it still knows us.
 IDLE_SECONDS_TRUSTED = 240.0
 
 _ALIAS_TOKEN = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -41,20 +42,20 @@ _LOGGED_IN = re.compile(r"User '([^']*)' is logged in")
 
 
 class Login:
-    """A login of this process at an XNAT site, made at the first request.
+    """The login of this process at an XNAT site; it is made at the first request.
 
-    All that it sends goes through an adapter of its own, for it is called by the one that all others go through.
+    Its own requests go through ``adapter`` and not through the guard, because the guard calls this class.
 
     Parameters
     ----------
     settings : Settings
-        Where, and as whom.
+        The address of the site, and the credentials.
     transport : Transport
-        Whose cookies are those of the login.
+        The requests session that holds the cookies of the login.
     adapter : PatientAdapter
-        Sends what the login needs.
+        Sends the requests of the login itself.
     pace : Pace
-        How many requests may be under way.
+        Limits how many requests are under way.
     """
 
     def __init__(self, settings: Settings, transport: Transport, adapter: PatientAdapter, pace: Pace) -> None:
@@ -67,7 +68,7 @@ class Login:
         self.reset()
 
     def reset(self) -> None:
-        """Start without login, as in a forked child, whose parent's login this is; nothing is sent."""
+        """Forget the login without a request. A forked child does this, because the login belongs to its parent."""
         self._lock = threading.RLock()
         self._user = self._token = ""
         self._last_use = time.monotonic()
@@ -79,12 +80,12 @@ class Login:
 
     @property
     def token(self) -> str:
-        """The id of the session at XNAT; empty where there is none."""
+        """The id of the session at XNAT; empty if there is none."""
         return self._token
 
     @property
     def user(self) -> str:
-        """The name that XNAT knows us by; logs in if need be."""
+        """The user name by which XNAT knows us. Reading it logs in if that has not happened yet."""
         if not self._token:
             with self._pace.slot():
                 self.check()
@@ -92,16 +93,18 @@ class Login:
 
     @property
     def known_user(self) -> str:
-        """The name that XNAT knew us by last; empty if we have not asked yet."""
+        """The user name by which XNAT knew us last; empty if we have not asked yet."""
         return self._user
 
     def check(self) -> None:
-        """See that there is a login; after a long pause, that XNAT still knows it, for open sites turn us into a guest.
+        """Make sure that there is a login, and after a long pause, that XNAT still knows it.
+
+        The second check is needed because an open site does not refuse an expired login, but treats us as a guest.
 
         Raises
         ------
         LoginError, ServerError
-            If there is none to be had.
+            If no login can be made.
         """
         if not self._token:
             with self._lock:
@@ -129,20 +132,20 @@ class Login:
         return False
 
     def renew(self, token: str) -> None:
-        """Log in anew, unless another thread has already replaced the login that was lost."""
+        """Log in again, unless another thread has already replaced the login that was lost."""
         with self._lock:
             if self._token == token:
                 logger.info("the login at %s had expired; logging in again", self._settings.server)
                 self._log_in()
 
     def close(self) -> None:
-        """Log out; a later request logs in again."""
+        """Log out. A later request logs in again."""
         with self._lock:
             token, self._token = self._token, ""
             if not token:
                 return
             try:
-                # At once and once: whoever closes does not wait for others, nor for a server that is away.
+                # Try only once and do not wait for a slot: closing must not wait for others or for a dead server.
                 calls = self._calls(adapter=self._adapter.once())
                 calls.delete(f"{self._settings.server}/data/JSESSION", timeout=5)
             except (requests.RequestException, ServerError) as error:
@@ -157,7 +160,7 @@ class Login:
         logger.info("logged in to %s", self._settings.server)
 
     def _opened(self) -> tuple[str, str, RequestsCookieJar]:
-        """Open a session at XNAT; return who it belongs to, its id, and the cookies that came with it."""
+        """Open a session at XNAT; return its user, its id, and the cookies that came with it."""
         settings = self._settings
         calls = self._calls(RequestsCookieJar())
         calls.auth = without_credentials
@@ -178,13 +181,16 @@ class Login:
         return user, token, calls.cookies
 
     def _look_where_it_is(self) -> None:
-        """See without credentials whether a site at ``http://`` sends everybody on, before they are sent in clear."""
+        """Look whether a site at ``http://`` redirects, before the credentials are sent there without encryption.
+
+        This request has no credentials.
+        """
         server = urlsplit(self._settings.server)
         if server.scheme != "http" or is_this_machine(server.hostname or ""):
             return
         calls = self._calls(RequestsCookieJar())
         calls.auth, calls.headers = without_credentials, {}
-        # Where the whole site has moved, the adapter has learned it now, and sends the login there at once.
+        # If the whole site has moved to https, the adapter has learned that now, and sends the login there.
         _require_here(calls.get(f"{self._settings.server}/data/auth", allow_redirects=False), self._settings.server)
 
     def _was_idle(self) -> bool:
@@ -196,11 +202,12 @@ class Login:
     def _shows_loss(self, response: requests.Response, token: str) -> bool:
         if response.status_code == requests.codes.unauthorized:
             return True
-        # A server that does not know our session starts a new one, as guest on an open site, and says so only here.
+        # A server that does not know our session starts a new one; on an open site that is a session of a guest. Only
+        # its cookie shows that.
         return session_id(response.cookies) not in ("", token) and not self._is_known()
 
     def _is_known(self) -> bool:
-        """Ask XNAT whether the session still stands for the user who logged in."""
+        """Return whether XNAT still knows the session as that of the user who logged in. This takes a request."""
         try:
             return who_am_i(self._calls(), self._settings.server) == self._user
         except LoginError:
@@ -209,24 +216,24 @@ class Login:
             raise network_failure(error, self._settings.server) from error
 
     def _calls(self, cookies: RequestsCookieJar | None = None, adapter: PatientAdapter | None = None) -> Transport:
-        """Make a requests session for the calls of the login itself."""
+        """Return a requests session for the calls of the login itself."""
         calls = twin_of(self._transport, cookies)
         calls.mount_everywhere(adapter or self._adapter)
         return calls
 
 
 class SharedLogin(Login):
-    """The login of an xnatpy session that somebody else has opened, and goes on using.
+    """The login of an xnatpy session that somebody else has opened and may still use.
 
-    It is never ended. If XNAT forgets it, a new one is opened only with a user name and a password that were given for
-    that purpose, and only if XNAT takes us for the same user as before.
+    It is never ended here. If XNAT forgets it, a new one is opened only with a user name and a password that were given
+    for this purpose, and only if it belongs to the same user as before.
 
     Parameters
     ----------
     settings, transport, adapter, pace
-        As for :class:`Login`; the cookies of the transport are those of the session.
+        As for :class:`Login`; the transport shares its cookies with the session.
     user : str
-        Who the session belongs to; empty if that is not known.
+        The user of the session; empty if that is not known.
     """
 
     def __init__(
@@ -237,31 +244,31 @@ class SharedLogin(Login):
         self._user = user
 
     def reset(self) -> None:
-        """Start anew; in a forked child nothing can be sent from then on."""
+        """Reset the locks in a forked child; there :meth:`check` refuses each request."""
         user = self._user
         super().reset()
         self._user = user
 
     @property
     def token(self) -> str:
-        """The id of the session at XNAT, whoever has changed it last."""
+        """The id of the session at XNAT, read from the shared cookies: its owner may have changed it."""
         return session_id(self.cookies)
 
     @property
     def user(self) -> str:
-        """The name that XNAT knows the session by."""
+        """The name of the user to whom the session belongs."""
         if not self._user:
             with self._pace.slot():
                 self.check()
         return self._user
 
     def check(self) -> None:
-        """See that the session may be used here, and that it is still that of its user.
+        """Make sure that the session may be used in this process, and that it still belongs to its user.
 
         Raises
         ------
         LoginError
-            If it is another process's, or if it has expired and no new login can be had.
+            If it belongs to another process, or if it has expired and no new login can be made.
         """
         if os.getpid() != self._process:
             raise LoginError(
@@ -269,7 +276,7 @@ class SharedLogin(Login):
                 hint="open the datastore with server, username and password there",
                 url=self._settings.server,
             )
-        # Whoever shares the cookies may have been given the session of a guest.
+        # The owner shares the cookies: through an answer to the owner, a guest's session may have come into them.
         if self.token != self._token or self._was_idle():
             self.verify()
 
@@ -289,7 +296,7 @@ class SharedLogin(Login):
         return True
 
     def renew(self, token: str) -> None:
-        """Log in anew, unless the session belongs to its user again, whoever has seen to that."""
+        """Log in again, unless the session belongs to its user again, for example because its owner has logged in."""
         self.verify()
 
     def close(self) -> None:
@@ -317,7 +324,7 @@ class SharedLogin(Login):
 
 
 def who_am_i(transport: requests.Session, server: str) -> str:
-    """Ask XNAT whom it takes us for; ``guest`` for a session without login.
+    """Return the name of the user whose session XNAT takes ours for; ``guest`` for one without a login.
 
     Raises
     ------
@@ -339,7 +346,7 @@ def who_am_i(transport: requests.Session, server: str) -> str:
 
 
 def is_this_machine(host: str) -> bool:
-    """Return whether a host is this machine by its name or address, so that nobody listens on the way."""
+    """Return whether a host name or address means this machine: then nobody can listen on the way."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
@@ -347,7 +354,7 @@ def is_this_machine(host: str) -> bool:
 
 
 def _require_here(response: requests.Response, server: str) -> None:
-    """Refuse to follow a redirect with a login: it is sent to no other host, and to no other place of the site."""
+    """Raise an error if the answer is a redirect: a login is not sent to another host or another place of the site."""
     if response.is_redirect:
         target = urljoin(response.url, response.headers["Location"]).partition("?")[0]
         raise ServerError(
@@ -359,7 +366,7 @@ def _require_here(response: requests.Response, server: str) -> None:
 
 
 def _open_session(transport: requests.Session, settings: Settings) -> str:
-    """Open a server session as the user, by alias token, or as guest; return its id."""
+    """Open a session at XNAT with user name and password, with an alias token, or as guest; return its id."""
     server, timeout = settings.server, settings.deadline
     if not settings.username:
         response = transport.get(f"{server}/data/JSESSION", timeout=timeout, allow_redirects=False)

@@ -1,4 +1,4 @@
-"""When requests are sent: how many at a time and a second, none while XNAT wants rest, and when once more."""
+"""The pace of requests: how many at a time and per second, the pauses that XNAT asks for, and those before repeats."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from typing import Any
 from monailabel_xnat.errors import ServerError, ServerTimeoutError
 
 # A request that gets one of these is repeated after a short pause; every other status is XNAT's answer. 504 is not
-# among them: the proxy gave up waiting, but XNAT may still be working on the request, which may_pass_later.
+# among them: the proxy has stopped waiting, but XNAT may still be working on the request. Such a request may work later
+# (see ServerError.may_pass_later), but is not repeated now.
 MAY_BE_REPEATED_NOW = frozenset({429, 502, 503})
-# Repeating these does no harm: our PUTs carry unique names or say overwrite.
+# Repeating these does no harm: our PUTs use unique names, or say that an existing file is to be overwritten.
 REPEATABLE_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE"})
-# A server that asks for a longer pause is treated as away: MONAI Label's event loop waits with us.
+# A server that asks for a longer pause counts as unreachable, because MONAI Label's event loop waits with us.
 LONGEST_PAUSE = 30.0
-# Where XNAT was silent, it is looked for with a part of the usual patience, but for so many seconds at least; where it
-# is silent then as well, it is left alone for so long.
+# After XNAT did not answer in time, the next requests wait for one third of the usual time, but at least two seconds.
+# If XNAT does not answer these either, it gets no request for up to ten seconds.
 _SHARE_OF_A_LOOK, _SHORTEST_LOOK = 3, 2.0
 _LEFT_ALONE = 10.0
-# Every so many slots the background gets one, however many people wait.
+# The background gets one of this many slots, even if people wait for all of them.
 _BACKGROUND_SHARE = 4
 
 _of_thread = threading.local()
@@ -39,9 +40,9 @@ class Backoff:
     Parameters
     ----------
     attempts : int
-        How often a request is sent at most.
+        How often a request is sent at most, the first time included.
     first_pause : float
-        Seconds before the second attempt; doubles from then on.
+        Seconds before the second attempt; each further pause is twice as long.
     sleep : callable
         Waits for a number of seconds.
     """
@@ -58,19 +59,19 @@ class Backoff:
 
 
 def requested_pause(retry_after: str | None, date: str | None = None) -> float | None:
-    """Read a ``Retry-After`` header (RFC 9110, 10.2.3).
+    """Return the pause that a ``Retry-After`` header asks for (RFC 9110, 10.2.3).
 
     Parameters
     ----------
     retry_after : str or None
         The header: a number of seconds, or the time at which to come back.
     date : str or None
-        The ``Date`` header of the same answer: that clock counts, ours may differ.
+        The ``Date`` header of the same answer. The time to come back is compared with this clock, as ours may differ.
 
     Returns
     -------
     float or None
-        Seconds to wait, None if the header says nothing usable.
+        Seconds to wait; None if the header cannot be used.
     """
     text = (retry_after or "").strip()
     try:
@@ -91,7 +92,7 @@ def _time_of(text: str) -> datetime | None:
 
 @contextmanager
 def background_work() -> Iterator[None]:
-    """Let the requests of this thread within the block wait for those that a person waits for."""
+    """Mark the requests of this thread within the block as background work: those for a waiting person come first."""
     before, _of_thread.is_background = is_background(), True
     try:
         yield
@@ -100,15 +101,15 @@ def background_work() -> Iterator[None]:
 
 
 def is_background() -> bool:
-    """Return whether this thread does :func:`background_work`."""
+    """Return whether this thread is within :func:`background_work`."""
     return getattr(_of_thread, "is_background", False)
 
 
 class Slot:
-    """One request under way, from before it is sent to the end of its answer's body.
+    """The place of one request among those under way: from before it is sent until the end of its answer's body.
 
-    A body that nobody reads must not block the other requests for ever: once the answer has begun, a slot whose body
-    has not been read for ``idle_limit`` seconds no longer counts.
+    A body that nobody reads must not block other requests for ever. Once the answer has begun, a slot no longer counts
+    if its body has not been read for ``idle_limit`` seconds.
     """
 
     def __init__(self, pace: Pace, *, counts: bool) -> None:
@@ -128,29 +129,29 @@ class Slot:
 
     @property
     def idle_ends(self) -> float:
-        """When the slot stops to count, on the clock of its pace; never before the answer has begun."""
+        """When the slot stops counting, in seconds of its pace's clock; infinity until the answer has begun."""
         return self._idle_ends
 
     def release(self) -> None:
-        """Let the next request go; may be called more than once."""
+        """Free the slot for the next request. It may be called more than once."""
         if self.counts:
             self.counts = False
             self._pace.leave(self)
 
 
 class Pace:
-    """The pace of all threads of this process together.
+    """Limits on the requests that this process sends to an XNAT site; all its threads share them.
 
     Parameters
     ----------
     connections : int
         How many requests may be under way at a time, transfers included.
     rate_limit : float
-        How many requests may be started in a second, evenly spaced; 0: no limit.
+        How many requests may be started per second, evenly spaced; 0: no limit.
     sleep : callable
         Waits for a number of seconds.
     clock : callable
-        Seconds that only grow.
+        Returns seconds that never decrease.
     idle_limit : float
         Seconds after which an answer that is not being read no longer counts as under way.
     """
@@ -171,9 +172,9 @@ class Pace:
         self.reset()
 
     def reset(self) -> None:
-        """Start anew, as at the beginning; in a forked child locks and slots are those of the parent's threads."""
+        """Set everything to its initial state. A forked child does this: it has the locks and slots of its parent."""
         self._lock = threading.Lock()
-        # Reentrant: a response that the garbage collector finds releases its slot, in whichever thread that happens.
+        # This lock is reentrant: the garbage collector may release a slot in any thread, also in one that holds it.
         self._changed = threading.Condition(threading.RLock())
         self._slots: set[Slot] = set()
         self._people: deque[object] = deque()
@@ -190,12 +191,13 @@ class Pace:
         self._heavy_call = ""
 
     def take(self) -> Slot:
-        """Wait until one of ``connections`` requests may be under way.
+        """Wait until one more request may be under way, and return its slot.
 
-        What a person waits for comes first, in the order in which it came; of four slots that are given while both
-        wait, the background gets one. It never has all slots, unless there is but one: a transfer takes long.
+        Requests for which a person waits come first, in their order. While both kinds wait, the background gets one of
+        four slots. Its transfers may take long, so it never gets all slots, unless there is only one.
 
-        A thread that has a slot already goes on with that one: it may ask something while it reads a download.
+        If the thread already has a slot, the result is one that does not count: a thread may ask something while it
+        reads a download.
         """
         thread = threading.current_thread()
         with self._changed:
@@ -216,13 +218,13 @@ class Pace:
                 self._changed.notify_all()
 
     def leave(self, slot: Slot) -> None:
-        """Take back a slot; see :meth:`Slot.release`."""
+        """Remove a slot from those under way; see :meth:`Slot.release`."""
         with self._changed:
             self._slots.discard(slot)
             self._changed.notify_all()
 
     def idle_ends(self) -> float:
-        """Return until when an answer counts as under way if nobody reads it from now on."""
+        """Return the time, on this pace's clock, at which an answer stops counting if nobody reads it from now on."""
         return self._clock() + self._idle_limit
 
     @contextmanager
@@ -236,7 +238,7 @@ class Pace:
 
     @contextmanager
     def heavy(self, call: str) -> Iterator[None]:
-        """Make a call that is hard work for XNAT, such as the listing of a whole project: one at a time."""
+        """Send a very expensive request within the block, such as a listing of a whole project; only one at a time."""
         with self._heavy, self.hard():
             self._heavy_call = call
             try:
@@ -246,7 +248,11 @@ class Pace:
 
     @contextmanager
     def hard(self) -> Iterator[None]:
-        """Send requests within the block that are hard work for XNAT: it gets longer for them, and is not pressed."""
+        """Mark the requests of this thread within the block as hard work for XNAT.
+
+        XNAT gets more time for them. They are not repeated if the connection breaks after a while, when XNAT may still
+        be working on them.
+        """
         before, _of_thread.is_hard = self.is_hard, True
         try:
             yield
@@ -255,7 +261,7 @@ class Pace:
 
     @property
     def is_hard(self) -> bool:
-        """Whether this thread sends what is hard work for XNAT."""
+        """Whether this thread is within :meth:`hard`."""
         return getattr(_of_thread, "is_hard", False)
 
     def admit(self) -> None:
@@ -264,9 +270,9 @@ class Pace:
         Raises
         ------
         ServerError
-            If XNAT wants to be left alone for longer than anybody would wait for.
+            If XNAT asked for a pause that has more than ``LONGEST_PAUSE`` seconds left.
         ServerTimeoutError
-            If it has been silent twice in a row, a moment ago.
+            If XNAT did not answer the last two requests that waited for it, a moment ago.
         """
         with self._lock:
             now = self._clock()
@@ -289,14 +295,20 @@ class Pace:
             self._sleep(start - now)
 
     def answered(self) -> None:
-        """Note that something has come from XNAT."""
+        """Note that XNAT has answered, or sent more of an answer."""
         self._answered = self._clock()
         self._silences = 0
 
     def was_silent(self, since: float) -> None:
-        """Note that a request of some time, on the clock of this pace, was given up.
+        """Note that a request was given up because XNAT did not answer.
 
-        One of the many requests that wait for a server in vain should wait for long, not each after the other.
+        If a server is unreachable, only one of many requests should wait for the full time, and not one after the
+        other. So a request counts only if it was started after the last answer and the last silence.
+
+        Parameters
+        ----------
+        since : float
+            When the request was started, on the clock of this pace.
         """
         with self._lock:
             now = self._clock()
@@ -306,7 +318,7 @@ class Pace:
                 self._alone_for = min(_LEFT_ALONE, now - since)
 
     def patience(self, seconds: float) -> float:
-        """Return for how long to wait without progress, of so many seconds: less where XNAT was silent last."""
+        """Return how many of the given seconds to wait without progress: fewer if XNAT did not answer last time."""
         if not self._silences:
             return seconds
         return max(seconds / _SHARE_OF_A_LOOK, min(seconds, _SHORTEST_LOOK))
@@ -316,18 +328,22 @@ class Pace:
         return self._clock()
 
     def rest(self, seconds: float, status: int) -> None:
-        """Start no request for some seconds, as XNAT asked with an answer of this status."""
+        """Start no request for some seconds, because XNAT asked for that in an answer with this status."""
         with self._lock:
             self._rest_ends = max(self._rest_ends, self._clock() + seconds)
             self._rest_status = status
 
     def repeat(self) -> None:
-        """Count a request that is sent again because it had failed for a passing reason."""
+        """Count a request that is sent again after a failure that may pass."""
         with self._lock:
             self._repeated += 1
 
     def summary(self) -> dict[str, Any]:
-        """Return the limits, what was sent so far, and what goes on now."""
+        """Return the limits, the number of requests so far, and what is happening now.
+
+        ``resting`` is the number of seconds for which XNAT wants no request, ``heavy`` the name of an expensive request
+        that is under way. Both are left out if there is nothing to say.
+        """
         with self._changed:
             under_way = len(self._slots)
         with self._lock:
@@ -343,7 +359,7 @@ class Pace:
         return {**facts, **{key: value for key, value in now.items() if value}}
 
     def _turn(self) -> deque[object] | None:
-        """Return which of the queues gets the next slot; None where only the background waits and has enough."""
+        """Return the queue that gets the next slot; None if only the background waits, and it has enough slots."""
         of_background = sum(slot.is_background for slot in self._slots)
         may_be_background = bool(self._background) and of_background < max(self._connections - 1, 1)
         if may_be_background and (not self._people or self._people_in_a_row >= _BACKGROUND_SHARE - 1):

@@ -1,4 +1,4 @@
-"""Sending a request until it is answered: at the pace that is allowed, again after what passes, never without end."""
+"""Sending a request until it is answered: at the allowed pace, repeated after failures that may pass, with an end."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from monailabel_xnat.client.pace import (
 
 logger = logging.getLogger(__name__)
 
-# A connection that is dropped after so many seconds may be that of a proxy whose own time limit was over.
+# If a connection is dropped after this many seconds, a proxy may have reached its own time limit while XNAT works on.
 _AT_WORK = 5.0
-# What is left of the time for a request that has waited for others before it was sent.
+# Seconds that a request gets at least, even if its waits before it was sent have used up its time.
 _SHORTEST = 0.1
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 class Limits(NamedTuple):
-    """For how long a request may make no progress.
+    """How long requests may make no progress.
 
     Parameters
     ----------
     light : float
-        Seconds for what is only read.
+        Seconds for requests that only read.
     hard : float
-        Seconds for what is written, and for what is hard work for XNAT.
+        Seconds for requests that write, and for those that are hard work for XNAT.
     watch : Watch
-        Ends what takes longer.
+        Ends requests that take longer.
     """
 
     light: float
@@ -52,21 +52,21 @@ class Limits(NamedTuple):
 
 
 class PatientAdapter(BaseAdapter):
-    """A requests transport adapter that repeats what failed for a passing reason, and ends what makes no progress.
+    """A requests transport adapter that repeats requests after failures that may pass, and ends those that hang.
 
-    429, 502, 503 and dropped connections are asked again after a pause; ``Retry-After`` holds for all threads. A
-    request is sent again only if that does no harm and its body can be rewound: a body that had been read to its end
-    would be waited for by XNAT until the time is out. What ran out of time is never repeated, nor is hard work of
-    which the connection was dropped after a while: XNAT may still be at it.
+    After status 429, 502 or 503, or a dropped connection, the request is sent again after a pause. A pause that XNAT
+    asks for with ``Retry-After`` holds for all threads. A request is sent again only if that does no harm and its body
+    can be rewound: XNAT would wait for a body that was already read to its end. A request that ran out of time is never
+    repeated, and neither is hard work whose connection was dropped after a while: XNAT may still be working on it.
 
     Parameters
     ----------
     inner : callable
         Returns the adapter that sends to an address.
     pace : Pace
-        When each request may be started.
+        Says when each request may be started.
     backoff : Backoff
-        How often and after which pauses to repeat.
+        How often to repeat, and after which pauses.
     limits : Limits
         How long to wait.
     """
@@ -88,14 +88,14 @@ class PatientAdapter(BaseAdapter):
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Send a request and return the answer, whole unless it is to be streamed.
+        """Send a request, and return the answer; its body has been read, unless ``stream`` is True.
 
         Raises
         ------
         requests.RequestException
             If there was no answer.
         ServerError
-            If XNAT wants to be left alone for long, or was silent a moment ago.
+            If XNAT asked for a long pause, or did not answer a moment ago; see :meth:`Pace.admit`.
         """
         options = {"verify": verify, "cert": cert, "proxies": proxies}
         longest = self._longest(request, timeout)
@@ -125,7 +125,7 @@ class PatientAdapter(BaseAdapter):
             moved_to = _moved_to(request, response)
             if not moved_to or not rewound(request):
                 return response
-            # requests would repeat it without its body, or as a GET, as browsers do.
+            # The redirect is followed here: requests would send it without its body or as a GET, as browsers do.
             response.close()
             self._moved[_site(request.url)] = _site(moved_to)
             self._go_where_it_moved(request)
@@ -133,7 +133,7 @@ class PatientAdapter(BaseAdapter):
     def _sent(
         self, request: requests.PreparedRequest, seconds: float, stream: bool, options: Mapping[str, Any]
     ) -> requests.Response:
-        """Send a request once; return the answer, of which nothing is left to be read unless it is to be streamed."""
+        """Send a request once, and return the answer; its body has been read, unless ``stream`` is True."""
         deadline = Deadline(seconds, self._limits.watch, self._pace.answered)
         response: requests.Response | None = None
         try:
@@ -144,7 +144,7 @@ class PatientAdapter(BaseAdapter):
             if response.raw is not None:
                 response.raw = TimedBody(response.raw, deadline)
             if not stream:
-                _ = response.content  # what breaks off in the middle is asked for again as well
+                _ = response.content  # read it here, so that a body that breaks off is asked for again
                 deadline.let_go()
         except BaseException:
             deadline.let_go()
@@ -154,39 +154,39 @@ class PatientAdapter(BaseAdapter):
         return response
 
     def _longest(self, request: requests.PreparedRequest, timeout: Any) -> float:
-        """Return for how many seconds a request may make no progress: longer where XNAT has much to do for it."""
+        """Return how many seconds a request may make no progress: more if it writes or is hard work for XNAT."""
         is_light = request.method in ("GET", "HEAD") and not self._pace.is_hard
         longest = self._limits.light if is_light else self._limits.hard
         named: tuple[float | None, ...] = timeout if isinstance(timeout, tuple) else (timeout,)
         return min([longest, *(seconds for seconds in named if seconds is not None)])
 
     def _go_where_it_moved(self, request: requests.PreparedRequest) -> None:
-        """Send a request to where the whole site has moved, as far as that is known."""
+        """Change the address of a request if it is known that the whole site has moved to another scheme or port."""
         new = self._moved.get(_site(request.url))
         if new is not None:
             request.url = urlunsplit((*new, *urlsplit(request.url or "")[2:]))
             _set_cookies(request)
 
     def once(self) -> PatientAdapter:
-        """Return an adapter that sends as this one does, and repeats nothing."""
+        """Return an adapter that sends as this one does, but repeats nothing."""
         adapter = PatientAdapter(self._inner, self._pace, replace(self._backoff, attempts=1), self._limits)
         adapter._moved = self._moved
         return adapter
 
     def wait(self, pause: float, reason: str) -> None:
-        """Let some seconds pass before a request is repeated, and say why in the log."""
+        """Wait some seconds before a request is repeated, and log the reason."""
         self._pace.repeat()
         if pause:
             logger.info("XNAT is asked again in %.1f s: %s", pause, reason)
             self._backoff.sleep(pause)
 
     def close(self) -> None:
-        """Do nothing: whoever made the inner adapter closes it."""
+        """Do nothing: the owner of the inner adapter closes it."""
 
     def _repeats(self, request: requests.PreparedRequest, response: requests.Response, pauses: Iterator[float]) -> bool:
-        """Return whether to send a request again that XNAT could not take now, after the pause that it asks for.
+        """Wait and return True if a request that XNAT could not take now is to be sent again; otherwise return False.
 
-        What it asks for holds for all threads, and also where this request is not repeated.
+        A pause that XNAT asks for holds for all threads, also if this request is not repeated.
         """
         asked = requested_pause(response.headers.get("Retry-After"), response.headers.get("Date"))
         if asked is not None:
@@ -201,12 +201,12 @@ class PatientAdapter(BaseAdapter):
 
 
 def may_repeat(request: requests.PreparedRequest) -> bool:
-    """Return whether sending a request twice does the same as sending it once."""
+    """Return whether it does no harm to send a request twice."""
     return request.method in REPEATABLE_METHODS
 
 
 def rewound(request: requests.PreparedRequest) -> bool:
-    """Set the body of a request back to its start; return False where that cannot be done."""
+    """Set the body of a request back to its start, and return whether that was possible."""
     if request.body is None or isinstance(request.body, (bytes, str)):
         return True
     try:
@@ -217,7 +217,10 @@ def rewound(request: requests.PreparedRequest) -> bool:
 
 
 def _moved_to(request: requests.PreparedRequest, response: requests.Response) -> str:
-    """Return the address of the same place where the whole site has another scheme or port; empty if it has not."""
+    """Return the target of a redirect that changes only scheme or port; empty for any other answer.
+
+    Such a redirect means that the whole site has moved. One from https to http is not followed.
+    """
     if response.status_code not in REDIRECTS or "Location" not in response.headers:
         return ""
     target = urljoin(request.url or "", response.headers["Location"])
@@ -234,13 +237,13 @@ def _site(url: str | None) -> tuple[str, str]:
 
 
 def _set_cookies(request: requests.PreparedRequest) -> None:
-    """Choose the cookies anew, for some are meant for https only."""
+    """Choose the cookies of a request again, because some are meant for https only."""
     request.headers.pop("Cookie", None)
     request.prepare_cookies(getattr(request, "_cookies", None) or {})
 
 
 def _may_pass(error: requests.RequestException) -> bool:
-    """Return whether a failure without answer may go away; a refused certificate will not."""
+    """Return whether a failure without an answer may pass; a refused certificate, for example, does not."""
     lasting = (requests.exceptions.SSLError, requests.exceptions.InvalidURL)
     passing = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
     return isinstance(error, passing) and not isinstance(error, lasting)

@@ -1,7 +1,7 @@
-"""ROI collections: what the XNAT-OHIF viewer saves drawings as, one assessor of the session for each.
+"""ROI collections: the assessors of a session in which the XNAT-OHIF viewer saves drawings.
 
-Listing and reading go over XNAT's ordinary calls; storing goes over the viewer's plugin (``/xapi/roi``), which checks
-that what comes belongs to the session.
+They are listed and read through XNAT's ordinary REST calls. They are stored through the viewer's plugin
+(``/xapi/roi``), which checks that an object belongs to the session.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "AIM": (".xml",),
     "NIFTI": (".nii.gz", ".nii"),
 }
-"""The kinds of drawings that are read as label maps, and what their files end in, the usual ending first.
+"""The kinds of drawings that are read as label maps, with the endings of their files, the usual ending first.
 
-Each has a reader in :mod:`monailabel_xnat.labels.drawings`.
+Each kind has a reader in :mod:`monailabel_xnat.labels.drawings`.
 """
 
 _TIME = "%Y-%m-%d %H:%M:%S.%f"
 # UTC offsets of all time zones are multiples of this.
 _ZONE_STEP = timedelta(minutes=15)
 _EASTMOST, _WESTMOST = timedelta(hours=14), timedelta(hours=12)
-# What was stored anew later than this is not what was stored when it was inserted.
+# A file that was stored more than this after the collection was inserted is not the first one: it was overwritten.
 _SAME_MOMENT = timedelta(seconds=3)
 _FIRST, _LAST = (time.replace(tzinfo=timezone.utc) for time in (datetime.min, datetime.max))
 UNKNOWN_TIMES = _FIRST, _LAST
-"""Between which times something was stored of which nothing is known."""
+"""The earliest and the latest time of something if nothing is known about its time."""
 
 _UUID_ROOT = "2.25."
 _MARK_BITS = 62
@@ -56,24 +56,24 @@ _MARK = b"monailabel_xnat ROI collection "
 
 
 class RoiCollection(NamedTuple):
-    """A ROI collection as the listing shows it; texts are empty where XNAT does not know.
+    """A ROI collection as the listing shows it. A text is empty if XNAT does not know the value.
 
     Parameters
     ----------
     id, label : str
-        Of the assessor.
+        ID and label of the assessor.
     session_id : str
-        The session that it belongs to.
+        ID of the session to which it belongs.
     kind : str
         ``SEG``, ``RTSTRUCT``, ``NIFTI``, ``AIM`` or ``MEAS``.
     name : str
-        What the person who saved it called it.
+        The name that the person who saved it gave it.
     uid : str
         SOP Instance UID of the object.
     inserted, changed : str
-        ``YYYY-MM-DD HH:MM:SS.mmm``, in the time zone of the server.
+        When it was first stored and last changed: ``YYYY-MM-DD HH:MM:SS.mmm``, in the time zone of the server.
     user : str
-        Who saved it.
+        The user who saved it.
     """
 
     id: str
@@ -88,29 +88,32 @@ class RoiCollection(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What patterns are compared with."""
+        """The names with which patterns in the settings are compared."""
         return (self.label,)
 
     @property
     def is_ours(self) -> bool:
-        """Whether this package wrote it: the UID of what we write bears a mark, and any other program gives another."""
+        """Whether this package wrote it: our UIDs carry a mark, and other programs use UIDs without it."""
         return is_marked(self.uid)
 
     @property
     def server_times(self) -> tuple[datetime, datetime] | None:
-        """Between which times it was stored, by the clock of the server, as if that were UTC; None if not known."""
+        """The earliest and the latest time at which it may have been stored; None if not known.
+
+        These times are in the time zone of the server, but marked as UTC.
+        """
         inserted = _time_of(self.inserted)
         changed = _time_of(self.changed) if self.changed else inserted
         return (inserted, max(inserted, changed)) if inserted and changed else None
 
     def was_stored_before(self, other: RoiCollection) -> bool:
-        """Return whether it is known to have been stored before another one, whatever was stored in their places."""
+        """Return whether it was certainly stored before another one, even if one of them was overwritten."""
         mine, theirs = self.server_times, other.server_times
         return mine is not None and theirs is not None and mine[1] - theirs[0] <= _SAME_MOMENT
 
     @property
     def stored_between(self) -> tuple[datetime, datetime]:
-        """Between which times, UTC, it was stored, whatever the time zone of the server."""
+        """The earliest and the latest time, UTC, at which it may have been stored, in any time zone of the server."""
         if self.server_times is None:
             return UNKNOWN_TIMES
         inserted, changed = self.server_times
@@ -118,13 +121,13 @@ class RoiCollection(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """What tells its content from any other."""
+        """A text of 16 hexadecimal digits that differs if the content differs."""
         text = "\n".join((self.id, self.uid, self.inserted, self.changed))
         return text_digest(text)[:16]
 
     @property
     def path(self) -> str:
-        """Where XNAT serves the collection: a path below the site's address, percent-encoded."""
+        """Path of the collection below the site's address, percent-encoded."""
         return quoted("data", "experiments", self.session_id, "assessors", self.id)
 
     @property
@@ -134,7 +137,7 @@ class RoiCollection(NamedTuple):
 
 
 class CollectionFacts(NamedTuple):
-    """What the item of a collection says: UID of the object, type, and the Series Instance UIDs it was drawn on."""
+    """The item of a collection: SOP Instance UID of the object, kind, and UIDs of the series on which it was drawn."""
 
     uid: str
     kind: str
@@ -147,17 +150,17 @@ def list_collections(session: Session, project: str) -> list[RoiCollection]:
     Raises
     ------
     ServerError
-        If XNAT fails, which it does where it does not know the data type.
+        If XNAT fails. Some sites fail because they do not know the data type.
     """
     query = {"project": project, "xsiType": _XSI_TYPE, "columns": ",".join(_COLUMNS)}
     with session.pace.heavy("listing of ROI collections"):
         rows = session.rows("/data/experiments", query)
-    # A site that does not know the type lists sessions, each of which is its own session.
+    # Some sites that do not know the type list sessions instead. Skip these rows: their session ID is their own ID.
     return [_collection(row) for row in rows if row.get("session_ID") not in (None, "", row.get("ID"))]
 
 
 def read_facts(session: Session, collection: RoiCollection) -> CollectionFacts:
-    """Read the item of a collection, which tells more than the listing.
+    """Return the facts in the item of a collection, which says more than the listing.
 
     Raises
     ------
@@ -190,7 +193,7 @@ def read_facts(session: Session, collection: RoiCollection) -> CollectionFacts:
 
 
 def id_of_collection(session: Session, project: str, image: ImageId, label: str, uid: str) -> str:
-    """Return the ID of a collection of an image's session if it is the object of a SOP Instance UID; else "".
+    """Return the ID of a collection in an image's session; "" if there is none, or it is another object.
 
     Parameters
     ----------
@@ -203,7 +206,7 @@ def id_of_collection(session: Session, project: str, image: ImageId, label: str,
     label : str
         The label of the collection.
     uid : str
-        The SOP Instance UID.
+        The SOP Instance UID that its object must have.
 
     Raises
     ------
@@ -223,12 +226,12 @@ def id_of_collection(session: Session, project: str, image: ImageId, label: str,
 
 
 def collection_file(session: Session, collection: RoiCollection) -> RemoteFile:
-    """Find the file of a collection.
+    """Return the file of a collection, as XNAT lists it.
 
     Raises
     ------
     LabelFileError
-        If it has none.
+        If it has no file.
     ServerError
         If XNAT fails.
     """
@@ -243,21 +246,21 @@ def collection_file(session: Session, collection: RoiCollection) -> RemoteFile:
 
 
 def download_collection(session: Session, collection: RoiCollection, folder: Path) -> tuple[Path, datetime]:
-    """Fetch the file of a collection into a folder.
+    """Download the file of a collection into a folder.
 
     Returns
     -------
     Path
-        The file.
+        The downloaded file.
     datetime
         When it was stored, UTC.
 
     Raises
     ------
     LabelFileError
-        If it has none.
+        If it has no file.
     ServerError
-        If XNAT fails, or sends something else than it lists (TransferError).
+        If XNAT fails, or sends a file that differs from its list (TransferError).
     """
     remote = collection_file(session, collection)
     suffix = next((end for end in SUFFIXES.get(collection.kind, ()) if remote.path.lower().endswith(end)), DICOM_SUFFIX)
@@ -267,7 +270,7 @@ def download_collection(session: Session, collection: RoiCollection, folder: Pat
 
 
 def ask_when_stored(session: Session, collection: RoiCollection) -> datetime:
-    """Ask when the file of a collection was stored, UTC: listings tell it in the time zone of the server only.
+    """Return when the file of a collection was stored, UTC. This takes requests: listings do not show the time zone.
 
     Raises
     ------
@@ -284,7 +287,8 @@ def stored_at(collection: RoiCollection, modified: str = "") -> datetime:
     Parameters
     ----------
     collection : RoiCollection
-        Its date of insertion is exact, but of an unknown time zone; without anything else it is taken for UTC.
+        The collection. Its date of insertion is exact, but the time zone is not known. If there is no other time, the
+        date is taken for UTC, and if there is no date, the result is the start of 1970.
     modified : str
         The HTTP header ``Last-Modified`` of its file: UTC, in whole seconds.
     """
@@ -293,7 +297,7 @@ def stored_at(collection: RoiCollection, modified: str = "") -> datetime:
 
 
 def last_modified(header: str) -> datetime | None:
-    """Read an HTTP header ``Last-Modified``; None if there is none."""
+    """Return the time in an HTTP header ``Last-Modified``, UTC; None if there is none."""
     try:
         return parsedate_to_datetime(header).astimezone(timezone.utc)
     except (TypeError, ValueError):
@@ -301,12 +305,14 @@ def last_modified(header: str) -> datetime | None:
 
 
 def inserted_at(inserted: str, modified: str) -> datetime | None:
-    """Return when something was inserted, UTC, if its file was stored then; None if it was stored anew since.
+    """Return when something was inserted, UTC; None if its file was not stored at that time, but overwritten later.
+
+    The two times must agree, apart from an offset that a time zone can have.
 
     Parameters
     ----------
     inserted : str
-        Date of insertion as listed: exact, but of an unknown time zone.
+        Date of insertion as listed: exact, but its time zone is not known.
     modified : str
         The HTTP header ``Last-Modified`` of its file.
     """
@@ -318,7 +324,7 @@ def inserted_at(inserted: str, modified: str) -> datetime | None:
 
 
 def may_store(session: Session, project: str) -> bool:
-    """Ask whether the viewer's plugin is there and lets the user store ROI collections in a project.
+    """Return whether the viewer's plugin is installed and lets the user store ROI collections in a project.
 
     Raises
     ------
@@ -345,7 +351,8 @@ def store_seg(
     Raises
     ------
     ServerError
-        If XNAT fails or refuses it: with status 422 also where the label is in use, 409 where it is in use elsewhere.
+        If XNAT fails or refuses it. Status 422 can mean that the label is in use, and 409 that it is in use in another
+        session.
     """
     path = quoted("xapi", "roi", "projects", project, "sessions", session_id, "collections", label)
     answer = session.request(
@@ -364,15 +371,16 @@ def delete_collection(session: Session, project: str, collection: RoiCollection)
     Raises
     ------
     ServerError
-        If XNAT fails or does not let the user.
+        If XNAT fails, or the user may not delete it.
     """
     session.request("DELETE", quoted("xapi", "roi", "projects", project, "collections", collection.id))
 
 
 def marked_uid(identity: str) -> str:
-    """Make the SOP Instance UID for something that we write; the same for the same identity.
+    """Return the SOP Instance UID for something that we write; the same identity always gets the same UID.
 
-    It is a UID of a UUID (DICOM PS3.5 B.2), of which one half is a digest of the identity, the other of the first half.
+    It is a UID made of a UUID (DICOM PS3.5 B.2). The first half of the UUID is a digest of the identity, and the second
+    half a digest of the first: this is the mark.
     """
     digest = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") >> 4
     high = (digest >> 12) << 16 | 0x8000 | (digest & 0xFFF)
@@ -381,7 +389,7 @@ def marked_uid(identity: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def is_marked(uid: str) -> bool:
-    """Return whether a UID is one of :func:`marked_uid`."""
+    """Return whether a UID was made by :func:`marked_uid`."""
     number = uid[len(_UUID_ROOT) :]
     if not uid.startswith(_UUID_ROOT) or not number.isdecimal():
         return False
@@ -406,7 +414,7 @@ def _collection(row: dict[str, Any]) -> RoiCollection:
 
 
 def _time_of(text: str) -> datetime | None:
-    """Read a time of a listing as if it were UTC; its fraction may have any number of digits, or be missing."""
+    """Return a time of a listing as if it were UTC; None if it is not a time. A fraction of a second may be missing."""
     try:
         return datetime.strptime(text if "." in text else f"{text}.0", _TIME).replace(tzinfo=timezone.utc)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The rows of XNAT's listings, read as they arrive, or gathered from session to session where XNAT cannot list all."""
+"""The rows of XNAT's listings, read while they arrive, or collected session by session if XNAT cannot list them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Row = dict[str, Any]
 Result = TypeVar("Result")
 
 _BLOCK = 1 << 16
-# XNAT fixes no order of keys: what stands around the rows may come before or after them. Within a text the quotes
-# would be escaped, so that this is found nowhere else.
+# The order of keys in XNAT's answer is not fixed: other keys may stand before or behind the rows. This text cannot be
+# found within a value, because there the quotes would be escaped.
 _START_OF_ROWS = re.compile(r'"Result"\s*:\s*\[')
 _END_OF_ROW = "},"
 _SECONDS_BETWEEN_NEWS = 10.0
 _SCAN = "xnat:imagescandata/"
-# What the joined listing calls what an item says of a scan, and of a resource of it.
+# The columns of a scan in the joined listing (without _SCAN), and the names of these values in the item of a session.
 _OF_SCAN = {
     "id": "ID",
     "type": "type",
@@ -39,31 +39,32 @@ _OF_SCAN = {
     "frames": "frames",
     "note": "note",
 }
+# The same for a resource of a scan; here both names are equal.
 _OF_RESOURCE = ("label", "file_count", "file_size")
 
 
 def read_listing(session: Session, path: str, query: Query, read: Callable[[Iterable[Row]], Result]) -> Result:
-    """GET the listing of a whole project and have its rows read as they arrive.
+    """GET the listing of a whole project, and return what a function makes of its rows while they arrive.
 
-    One that breaks off is read again from the beginning. Of such listings one at a time is asked for.
+    If the listing breaks off, it is read again from the beginning. Only one such listing is read at a time.
 
     Parameters
     ----------
     session : Session
         The connection.
     path : str
-        Below the site's address, already percent-encoded.
+        Path below the site's address, percent-encoded.
     query : mapping
         Query parameters; ``format=json`` is added.
     read : callable
-        Is given the rows, each a dictionary of texts, and makes something of them.
+        Gets the rows, each a dictionary of texts, and returns the result. After a failure it is called again.
 
     Raises
     ------
     TransferError
-        If it breaks off again and again.
+        If the listing breaks off in each attempt.
     ServerError
-        If XNAT fails, or what it answers is not a listing.
+        If XNAT fails, or its answer is not a listing.
     """
     pauses = session.backoff.pauses()
     while True:
@@ -78,7 +79,7 @@ def read_listing(session: Session, path: str, query: Query, read: Callable[[Iter
 
 
 def read_sessions(session: Session, query: Query, read: Callable[[Iterable[Row]], Result], project: str = "") -> Result:
-    """Read the listing of the sessions in a project, or of all on the site; see :func:`read_listing`."""
+    """Read the listing of the sessions in a project, or without one of all on the site; see :func:`read_listing`."""
     above = ("projects", project) if project else ()
     return read_listing(session, quoted("data", *above, "experiments"), query, read)
 
@@ -89,16 +90,17 @@ def rows_of(blocks: Iterable[bytes], path: str) -> Iterator[Row]:
     Parameters
     ----------
     blocks : iterable of bytes
-        The JSON, UTF-8, cut anywhere.
+        The JSON in UTF-8, cut into blocks at any place.
     path : str
-        Where it comes from, for errors.
+        Path of the listing, for errors.
 
     Raises
     ------
     TransferError
-        If it is no JSON, or half of one, or has other rows than XNAT counted; the rows before that have been given.
+        If it is not JSON, is cut off, or has another number of rows than XNAT counted. Some rows may have been yielded
+        before that.
     ServerError
-        If it is something else than a result set.
+        If it is JSON, but not a result set.
     """
     text = _Arriving(blocks)
     start = text.find(_START_OF_ROWS)
@@ -111,7 +113,7 @@ def rows_of(blocks: Iterable[bytes], path: str) -> Iterator[Row]:
         end = text.text.rfind(_END_OF_ROW) + 1
         try:
             rows = json.loads(f"[{text.text[:end]}]")
-        except ValueError:  # no end of a row, but what looks like one within a text, or behind the rows
+        except ValueError:  # this is not the end of a row: it stands within a text, or behind the rows
             continue
         if end:
             yield from _dictionaries(rows, path)
@@ -133,7 +135,7 @@ def _dictionaries(rows: list[Any], path: str) -> list[Row]:
 
 
 class _Arriving:
-    """A text of which the beginning is here: what has been taken is forgotten, more is fetched on demand."""
+    """A text that arrives in blocks. ``text`` is the part that has arrived and has not been taken yet."""
 
     def __init__(self, blocks: Iterable[bytes]) -> None:
         self._blocks = iter(blocks)
@@ -141,7 +143,7 @@ class _Arriving:
         self.text = ""
 
     def more(self) -> bool:
-        """Fetch the next block; False if there is none."""
+        """Fetch the next block, and return whether there was one."""
         block = next(self._blocks, None)
         if block is None:
             return False
@@ -149,7 +151,7 @@ class _Arriving:
         return True
 
     def find(self, pattern: re.Pattern[str]) -> int | None:
-        """Fetch until a pattern is here and give where it ends; None if it never comes."""
+        """Fetch blocks until a pattern is found, and return where it ends in ``text``; None if it never comes."""
         while True:
             found = pattern.search(self.text)
             if found:
@@ -158,19 +160,19 @@ class _Arriving:
                 return None
 
     def take(self, length: int) -> str:
-        """Take so many characters from the beginning, and return them."""
+        """Remove some characters from the beginning, and return them."""
         taken, self.text = self.text[:length], self.text[length:]
         return taken
 
     def rest(self) -> str:
-        """Return all that is left."""
+        """Fetch all that is left, remove it and return it."""
         while self.more():
             pass
         return self.take(len(self.text))
 
 
 def _require_result_set(envelope: str, path: str, rows: int = 0) -> None:
-    """Require that what stood around the rows is whole, and that XNAT counted as many."""
+    """Raise an error unless the JSON around the rows is complete, and XNAT counted as many rows."""
     try:
         answer = json.loads(envelope)
     except ValueError:
@@ -205,18 +207,20 @@ def _no_listing(path: str) -> ServerError:
 def walk(session: Session, project: str) -> Iterator[Row]:
     """Yield the rows that the joined listing of a project would have, one per session x scan x resource.
 
-    Each session takes a request, for its item holds its scans and their resources; xnatpy's objects of the same would
-    ask for each scan and each of its resources as well. The log says how far it has come.
+    Each session takes one request, because its item contains its scans and their resources. xnatpy's objects would
+    need further requests for each scan and each of its resources. The log shows the progress.
 
     Parameters
     ----------
     session : Session
         The connection.
     project : str
-        ID of the project; sessions that are shared into it are walked to as well.
+        ID of the project; sessions that are shared into it are included.
 
     Raises
     ------
+    TransferError
+        If XNAT describes a session in a form that is not known.
     ServerError
         If XNAT fails.
     """
@@ -226,7 +230,7 @@ def walk(session: Session, project: str) -> Iterator[Row]:
 
     @cache
     def subject_label(subject: str) -> str:
-        """Ask what the owner calls the subject of a shared session."""
+        """Return the label that its owner gave to the subject of a shared session; "" if this user may not see it."""
         try:
             return str(read_subject(session, subject)["items"][0]["data_fields"].get("label") or "")
         except (NotInArchiveError, AccessDeniedError):
@@ -235,7 +239,7 @@ def walk(session: Session, project: str) -> Iterator[Row]:
     def rows_of(name: Fields) -> list[Row]:
         try:
             item = read_anywhere(session, name["ID"])["items"][0]
-        except (NotInArchiveError, AccessDeniedError):  # gone since, or of a type that the user may not see
+        except (NotInArchiveError, AccessDeniedError):  # it was deleted, or the user may not see its type
             return []
         fields = item["data_fields"]
         is_own = fields.get("project") == project

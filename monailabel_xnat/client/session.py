@@ -1,4 +1,4 @@
-"""One connection to XNAT for the life of the process: xnatpy's verbs and transfers, with our errors."""
+"""The connection to XNAT, one for the life of the process: xnatpy's verbs and transfers, with our errors."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from monailabel_xnat.errors import AccessDeniedError, ReadOnlyError, SettingsErr
 
 logger = logging.getLogger(__name__)
 
-# Bytes, or what opens a stream.
+# The body of a request: bytes, or a function that opens a stream.
 Body = bytes | Callable[[], BinaryIO] | None
 Query = Mapping[str, str]
-# What bytes can be written to.
+# A stream to which bytes can be written.
 Writable = BinaryIO | io.RawIOBase
 
 _OCTETS = "application/octet-stream"
@@ -43,25 +43,26 @@ _open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 class Session:
-    """A login at an XNAT site; may be used from any thread and survives a fork.
+    """A connection to an XNAT site. It may be used from any thread, and survives a fork.
 
-    It connects at the first request. A request whose login had expired is repeated once after a new login;
-    429, 502, 503 and dropped connections are repeated after a pause. See :class:`~monailabel_xnat.client.guard`.
+    It logs in at the first request. If the login has expired, it logs in again and repeats the request once. After
+    status 429, 502 or 503, or a dropped connection, it repeats the request after a pause. See
+    :mod:`monailabel_xnat.client.guard`.
 
     Parameters
     ----------
     settings : Settings
-        Where to connect, and as whom.
+        The address of the site, and the credentials.
     backoff : Backoff or None
-        How often and after which pauses to repeat; default: 4 attempts within a few seconds.
+        How often to repeat, and after which pauses; None: 4 attempts within a few seconds.
     owner : xnat session or None
-        An open session of xnatpy, whose login and way of connecting are to be used, beside whoever else uses it. It is
-        neither changed nor closed, and its login is kept from running out of time.
+        An open session of xnatpy whose login and network settings are used. Others may use it at the same time. It is
+        neither changed nor closed, and a heartbeat keeps its login alive.
 
     Raises
     ------
     SettingsError
-        If the owner is no open session of xnatpy.
+        If the owner is not an open session of xnatpy.
     """
 
     def __init__(
@@ -91,54 +92,54 @@ class Session:
 
     @property
     def settings(self) -> Settings:
-        """What the session was made with."""
+        """The settings with which the session was made."""
         return self._settings
 
     @property
     def user(self) -> str:
-        """The login name XNAT knows us by; logs in if need be."""
+        """The user name by which XNAT knows us. Reading it logs in if that has not happened yet."""
         with self._our_errors(""):
             return self._login.user
 
     @property
     def known_user(self) -> str:
-        """The login name as far as it is known without asking XNAT."""
+        """The user name, as far as it is known without a request."""
         return self._login.known_user or self._settings.username
 
     @property
     def connection(self) -> Connection:
-        """The xnatpy session that we ask through, the same for the life of the process."""
+        """The xnatpy session through which we send requests, the same for the life of the process."""
         return self._connection
 
     @property
     def owner(self) -> BaseXNATSession | None:
-        """The xnatpy session that this one stands beside, if there is one."""
+        """The xnatpy session that was given as connection; None if there is none."""
         return self._owner
 
     @property
     def idle_life(self) -> float | None:
-        """Seconds after which XNAT ends the session if nothing is asked, None if that is not known."""
+        """Seconds without a request after which XNAT ends the session; None if that is not known."""
         expiry = self._connection.session_expiration_time
         return float(expiry[1]) if expiry else None
 
     def beat(self) -> None:
-        """Ask for what costs XNAT nothing, so that it does not end the session for idleness."""
+        """Send a cheap request, so that XNAT does not end the session because it is idle."""
         self._connection.heartbeat()
 
     def json(self, path: str, query: Query | None = None) -> Any:
-        """GET a path and read its JSON.
+        """GET a path, and return its JSON.
 
         Parameters
         ----------
         path : str
-            Below the site's address, already percent-encoded (see :func:`quoted`).
+            Path below the site's address, percent-encoded (see :func:`quoted`).
         query : mapping or None
-            Query parameters; ``format=json`` is added, for XNAT answers items as HTML without it.
+            Query parameters; ``format=json`` is added, because XNAT otherwise answers items as HTML.
 
         Raises
         ------
         TransferError
-            If the answer is no JSON, or half of one.
+            If the answer is not JSON, or only a part of it.
         ServerError
             If XNAT fails.
         """
@@ -153,12 +154,12 @@ class Session:
             ) from None
 
     def rows(self, path: str, query: Query | None = None) -> list[dict[str, str]]:
-        """GET a listing: one dictionary of texts per row of XNAT's result set.
+        """GET a listing, and return one dictionary of texts for each row of XNAT's result set.
 
         Raises
         ------
         TransferError
-            If the answer is no result set, or has other rows than XNAT counted.
+            If the answer is not a result set, or has another number of rows than XNAT counted.
         ServerError
             If XNAT fails.
         """
@@ -197,20 +198,22 @@ class Session:
         method : str
             ``GET``, ``HEAD``, ``PUT``, ``POST`` or ``DELETE``.
         path : str
-            Below the site's address, already percent-encoded.
+            Path below the site's address, percent-encoded.
         query : mapping or None
             Query parameters.
         body : bytes, callable or None
-            What to send with a PUT or POST: bytes, or what opens a stream, which is read from its start and closed.
+            The body of a PUT or POST: bytes, or a function that opens a stream. The stream is read from its start and
+            closed.
         headers : mapping or None
-            HTTP headers to add; with a body only its ``Content-Type`` counts, by default ``application/octet-stream``.
+            HTTP headers to add. If there is a body, only ``Content-Type`` is used; its default is
+            ``application/octet-stream``.
 
         Raises
         ------
         ReadOnlyError
-            If the setting ``read_only`` is on, and the method is one that changes XNAT; nothing is sent.
+            If the setting ``read_only`` is on and the method changes XNAT; then nothing is sent.
         LoginError, AccessDeniedError, NotInArchiveError, ServerTimeoutError, ServerError
-            By the status of the answer, or if there is none.
+            According to the status of the answer, or if there is no answer.
         """
         if self._settings.read_only and method not in _READING:
             raise ReadOnlyError(
@@ -243,9 +246,9 @@ class Session:
         headers: Mapping[str, str] | None = None,
         answers: Collection[int] = (requests.codes.ok,),
     ) -> Iterator[requests.Response]:
-        """GET a path and give the answer with its body still to be read.
+        """GET a path, and yield the answer while its body can still be read.
 
-        It is sent past xnatpy, which reads a body as text before it returns it, or writes it into a file.
+        This does not go through xnatpy, which reads each body as text before it returns it, or writes it into a file.
 
         Parameters
         ----------
@@ -254,7 +257,7 @@ class Session:
         headers : mapping or None
             HTTP headers to add.
         answers : collection of int
-            The statuses that are no failure.
+            The statuses that do not count as a failure.
 
         Raises
         ------
@@ -280,7 +283,7 @@ class Session:
                 raise self._broken_off(error, path) from error
 
     def download(self, path: str, target: Writable) -> None:
-        """Write the file at a path into a stream.
+        """Download the file at a path into a stream.
 
         Raises
         ------
@@ -293,22 +296,22 @@ class Session:
             self._connection.download_stream(path, target)
 
     def verify_login(self) -> bool:
-        """Ask XNAT who we are and log in again if it has forgotten us.
+        """Ask XNAT who we are, and log in again if it has forgotten us.
 
         Returns
         -------
         bool
-            False if the login had been lost, so that what was read before cannot be relied on.
+            False if the login had been lost. Then what was read before may be what a guest sees.
         """
         with self._our_errors(""), self.pace.slot():
             return self._login.verify()
 
     def wait(self, pause: float, reason: str) -> None:
-        """Let some seconds pass before a request is repeated, and say why in the log."""
+        """Wait some seconds before a request is repeated, and log the reason."""
         self._patient.wait(pause, reason)
 
     def close(self) -> None:
-        """Log out; a later request logs in again."""
+        """Log out. A later request logs in again."""
         if self._heartbeat:
             self._heartbeat.stop()
         self._login.close()
@@ -316,7 +319,7 @@ class Session:
 
     @contextmanager
     def _our_errors(self, path: str) -> Iterator[None]:
-        """Raise what xnatpy and requests raise as errors of ours."""
+        """Turn errors of xnatpy and requests within the block into errors of ours."""
         try:
             with self._connection.our_errors():
                 yield
@@ -330,7 +333,7 @@ class Session:
             raise self._broken_off(error, path) from error
 
     def _broken_off(self, error: requests.RequestException, path: str) -> XNATDatastoreError:
-        """Return the error of ours for one that came while a body was read."""
+        """Return our error for one that requests raised while a body was read."""
         if is_timeout(error):
             return network_failure(error, self._settings.server + path)
         return TransferError(f"the transfer of {path} broke off: {type(error).__name__}", hint="try again", url=path)
@@ -339,7 +342,7 @@ class Session:
         return TimedAdapter(pool_maxsize=2 * self._settings.connections + 4)
 
     def _adapter_for(self, url: str) -> BaseAdapter:
-        """Return what sends to an address: what the owner has mounted for it, where the owner has mounted something."""
+        """Return the adapter that sends to an address: one that the owner has mounted for it, or our own."""
         if self._beside is None:
             return self._sockets
         mounted: BaseAdapter = self._beside.get_adapter(url)
@@ -347,7 +350,7 @@ class Session:
         return self._sockets if is_usual else mounted
 
     def _end_with_process(self) -> None:
-        """Log out when a process ends that multiprocessing has forked, if it has logged in by then."""
+        """Arrange that a child process of multiprocessing logs out when it ends, if it has logged in."""
         reference = weakref.ref(self)
 
         def close() -> None:
@@ -358,7 +361,7 @@ class Session:
         Finalize(None, close, exitpriority=10)
 
     def _after_fork(self) -> None:
-        """Share nothing with the parent: neither locks, which its threads may hold, nor sockets, nor its login."""
+        """Replace all that a forked child must not share with its parent: locks, sockets and the login."""
         self.pace.reset()
         self._watch.reset()
         self._login.reset()
@@ -368,17 +371,17 @@ class Session:
 
 
 def quoted(*parts: str) -> str:
-    """Make a path of its parts, each percent-encoded: ``quoted("data", "projects", "a b")``."""
+    """Return a path of its parts, each percent-encoded: ``quoted("data", "a b")`` is ``/data/a%20b``."""
     return "".join(f"/{quote(part, safe='')}" for part in parts)
 
 
 def server_of(owner: BaseXNATSession) -> str:
-    """Return the address of the XNAT that an open session of xnatpy is connected to.
+    """Return the address of the XNAT to which an open session of xnatpy is connected.
 
     Raises
     ------
     SettingsError
-        If it is no open session of xnatpy.
+        If it is not an open session of xnatpy.
     """
     _interface_of(owner)
     return str(owner.server)

@@ -1,4 +1,4 @@
-"""What an XNAT site says about itself, and what a user may do there."""
+"""Facts about an XNAT site: its version and plugins, and what this user may do there."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _CHECK_CONTENT = b"monailabel-xnat check --write stored this file; it may be del
 
 @dataclass(frozen=True)
 class Site:
-    """One XNAT site, as far as it tells.
+    """The facts about one XNAT site that it shows to this user.
 
     Attributes
     ----------
     version
-        XNAT's version, such as ``1.8.10``; "" if it does not say.
+        XNAT's version, such as ``1.8.10``; "" if the site does not say.
     plugins
-        Ids of the plugins that are installed; None if the site does not list them for this user.
+        Ids of the installed plugins; None if the site does not list them for this user.
     anonymises
-        Whether the site's anonymisation script changes what is imported; None if it does not say.
+        Whether the site's anonymisation script changes imported images; None if the site does not say.
     roles
-        What the user is in each project, ``Owners``, ``Members`` or ``Collaborators``, by project ID. Public projects
-        without a role are not in it.
+        The role of the user in each project, ``Owners``, ``Members`` or ``Collaborators``, by project ID. Public
+        projects in which the user has no role are not in it.
     """
 
     version: str
@@ -42,12 +42,12 @@ class Site:
 
 
 def describe_site(session: Session) -> Site:
-    """Ask a site about itself: four small requests.
+    """Return facts about a site; this takes four small requests.
 
     Raises
     ------
     ServerError
-        If XNAT fails. What it does not know, or does not tell this user, is no failure.
+        If XNAT fails. A fact that the site does not know or does not show to this user is not a failure.
     """
     build = _told(lambda: session.json("/xapi/siteConfig/buildInfo"))
     plugins = _told(lambda: session.json("/xapi/plugins"))
@@ -62,7 +62,7 @@ def describe_site(session: Session) -> Site:
 
 
 def try_to_write(session: Session, project: str) -> bool:
-    """Store a small file in a project, read it back and delete it again.
+    """Store a small file in a project, read it back, delete it, and return whether it could be deleted.
 
     Parameters
     ----------
@@ -74,14 +74,14 @@ def try_to_write(session: Session, project: str) -> bool:
     Returns
     -------
     bool
-        Whether it could be deleted, too. XNAT lets members of a project write, but not delete: the file stays then.
+        Whether the file could be deleted. In XNAT members of a project may write but not delete: then the file stays.
 
     Raises
     ------
     AccessDeniedError
         If the user may not write there.
     ServerError
-        If XNAT fails, or holds something else than was sent.
+        If XNAT fails, or the stored file differs from the one that was sent.
     """
     resource = resource_path(project_path(project), _CHECK_RESOURCE)
     file = upload(session, resource, "check.txt", _CHECK_CONTENT, format="TXT", content="MONAILABEL", overwrite=True)
@@ -93,7 +93,7 @@ def try_to_write(session: Session, project: str) -> bool:
 
 
 def _told(ask: Callable[[], Answer]) -> Answer | None:
-    """Return an answer; None where the site has no such page or does not show it to this user."""
+    """Return an answer; None if the site has no such page, or does not show it to this user."""
     try:
         return ask()
     except (AccessDeniedError, NotInArchiveError):

@@ -1,4 +1,4 @@
-"""The requests sessions that everything is sent through, our own or one beside somebody else's, and their cookies."""
+"""The requests sessions that send everything, and their cookies: our own, or one that shares an xnatpy login."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ SESSION_COOKIE = "JSESSIONID"
 
 
 class _SessionIdIsOurs(DefaultCookiePolicy):
-    """Takes no session id from an answer: a server that has forgotten us sends one of a guest."""
+    """A cookie policy that accepts no session id from an answer: a server that has forgotten us sends a guest's."""
 
     def set_ok(self, cookie: Cookie, request: Any) -> bool:
         return cookie.name != SESSION_COOKIE and super().set_ok(cookie, request)
 
 
 def own_cookies() -> RequestsCookieJar:
-    """Make a jar in which only :func:`adopt` sets the session id."""
+    """Return a new cookie jar in which only :func:`adopt` sets the session id."""
     return RequestsCookieJar(policy=_SessionIdIsOurs())
 
 
 def session_id(jar: RequestsCookieJar) -> str:
-    """Return the session id in a jar, empty if there is none."""
+    """Return the session id in a cookie jar; empty if there is none."""
     return next((cookie.value or "" for cookie in jar if cookie.name == SESSION_COOKIE), "")
 
 
 def adopt(jar: RequestsCookieJar, found: RequestsCookieJar, token: str, server: str) -> None:
-    """Put the cookies of a login into a jar, each in place of the one of its name.
+    """Put the cookies of a login into a jar; each replaces the cookies of the same name.
 
-    A second cookie of the name would be sent as well, with another domain or path, and XNAT answers that with 401.
+    Otherwise two cookies of one name, with different domain or path, would be sent, and XNAT answers that with 401.
 
     Parameters
     ----------
     jar : RequestsCookieJar
         The jar to change.
     found : RequestsCookieJar
-        What came with the answer to the login: beside the session id, what a load balancer sends its requests by.
+        The cookies that came with the login: the session id, and for example the cookie of a load balancer.
     token : str
         The session id.
     server : str
-        Address of the site, for which the session id is meant where the answer set no cookie.
+        Address of the site. If the answer set no cookie for the session id, one is made for this address.
     """
     if session_id(found) != token:
         found.set_cookie(_cookie_for(token, server))
@@ -69,13 +69,13 @@ def adopt(jar: RequestsCookieJar, found: RequestsCookieJar, token: str, server: 
 
 
 def drop_session_id(jar: RequestsCookieJar) -> None:
-    """Take the session id out of a jar."""
+    """Remove the session id from a jar."""
     for cookie in [cookie for cookie in jar if cookie.name == SESSION_COOKIE]:
         jar.clear(cookie.domain, cookie.path, cookie.name)
 
 
 def _cookie_for(token: str, server: str) -> Any:
-    """Make the cookie that the server would have set; http.cookiejar calls hosts without a dot ``<host>.local``."""
+    """Return the cookie that the server would have set; http.cookiejar calls hosts without a dot ``<host>.local``."""
     host = urlsplit(server).hostname or ""
     domain = host if "." in host or ":" in host else f"{host}.local"
     return create_cookie(  # type: ignore[no-untyped-call]
@@ -84,10 +84,10 @@ def _cookie_for(token: str, server: str) -> Any:
 
 
 class Transport(requests.Session):
-    """A requests session that follows no redirect after a write: that would repeat it as a GET, or without its body."""
+    """A requests session that follows no redirect after a write, because requests would send a GET or no body then."""
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
-        """Return where a redirect leads, None if it is not to be followed."""
+        """Return the target of a redirect; None if it must not be followed."""
         return super().get_redirect_target(resp) if resp.request.method in ("GET", "HEAD") else None
 
     def mount_everywhere(self, adapter: BaseAdapter) -> None:
@@ -97,7 +97,7 @@ class Transport(requests.Session):
 
 
 def _authorities(settings: Settings) -> bool | str:
-    """Return the file or folder with the certificate authorities to trust; True: those that come with requests."""
+    """Return the file or folder with the certificate authorities to trust; True means those that requests has."""
     named = settings.ca_bundle or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
     return str(named) if named else True
 
@@ -107,12 +107,12 @@ def _load_authorities(tls: ssl.SSLContext, file: str) -> None:
 
 
 def _load_certificate(tls: ssl.SSLContext, file: str) -> None:
-    # OpenSSL would ask for the password of a key at the terminal, where a server would wait for ever.
+    # Without this, OpenSSL asks for the password of a key at the terminal, and a server would wait for ever.
     tls.load_cert_chain(file, password=lambda: "")
 
 
 def _require_usable(setting: str, file: str, load: Callable[[ssl.SSLContext, str], None], expected: str) -> None:
-    """Refuse a file with certificates that is missing, or that OpenSSL cannot use; its reason is told."""
+    """Raise a SettingsError with the reason if a file with certificates is missing or OpenSSL cannot use it."""
     try:
         load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), file)
     except ssl.SSLError as error:
@@ -127,9 +127,9 @@ def _require_usable(setting: str, file: str, load: Callable[[ssl.SSLContext, str
 
 
 def own_transport(settings: Settings) -> Transport:
-    """Make a requests session from the settings; an adapter is still to be mounted.
+    """Return a new requests session for the settings; the caller mounts an adapter.
 
-    ``xnat.connect`` cannot be given a certificate authority or a client certificate.
+    It is made here because ``xnat.connect`` takes neither certificate authorities nor a client certificate.
 
     Raises
     ------
@@ -140,8 +140,8 @@ def own_transport(settings: Settings) -> Transport:
     transport.auth = without_credentials
     transport.headers["User-Agent"] = f"monailabel-xnat xnatpy/{xnat.__version__}"
     transport.cookies = own_cookies()
-    # What the environment says is taken once: requests would look through all of it at each request, and let the
-    # certificate authorities it names override our settings.
+    # Read the environment once, here. requests would search it at each request, and its certificate authorities would
+    # override our settings.
     transport.trust_env = False
     transport.proxies.update(get_environ_proxies(settings.server))
     authorities = _authorities(settings)
@@ -150,7 +150,7 @@ def own_transport(settings: Settings) -> Transport:
         transport.cert = str(settings.client_certificate)
         expected = "a client certificate and its key, which is not encrypted"
         _require_usable("client_certificate", transport.cert, _load_certificate, expected)
-    # One that only the environment names is not looked at for nothing: reading it takes longer than a whole listing.
+    # A file that only the environment names is checked only if https needs it: reading it takes longer than a listing.
     needed = settings.ca_bundle or settings.server.startswith("https:")
     if isinstance(transport.verify, str) and needed:
         _require_usable("ca_bundle", transport.verify, _load_authorities, "the certificate authorities to trust")
@@ -158,14 +158,14 @@ def own_transport(settings: Settings) -> Transport:
 
 
 def twin_of(session: requests.Session, cookies: RequestsCookieJar | None = None) -> Transport:
-    """Make a requests session that connects as another one does; an adapter is still to be mounted.
+    """Return a new requests session that connects as another one does; the caller mounts an adapter.
 
     Parameters
     ----------
     session : requests.Session
-        Whose TLS settings, proxies, headers and authentication it gets.
+        The other session. The new one shares its TLS settings, proxies, headers and authentication.
     cookies : RequestsCookieJar or None
-        The cookies to share; None: those of the other session.
+        The cookies to use; None: those of the other session.
     """
     twin = Transport()
     twin.cookies = session.cookies if cookies is None else cookies
@@ -180,5 +180,8 @@ def twin_of(session: requests.Session, cookies: RequestsCookieJar | None = None)
 
 
 def without_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Keep requests from adding ~/.netrc's credentials: with them every call would open an XNAT session."""
+    """Return a request unchanged: used as ``auth``, it keeps requests from adding the credentials of ~/.netrc.
+
+    With credentials, XNAT would open a new session for every request.
+    """
     return request

@@ -1,7 +1,7 @@
-"""Writing files to XNAT so that one knows they are there.
+"""Writing files to XNAT, with proof that they are stored.
 
-XNAT answers 200 to a PUT that it ignored (the name exists, or the user may not edit), and loses an entry when two
-write to one resource at once. So everything is read back, by size and MD5 digest.
+XNAT answers 200 also to a PUT that it ignored (the name exists, or the user may not edit), and it loses an entry when
+two clients write to one resource at once. So the list of files is read back, and size and MD5 digest are compared.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from monailabel_xnat.errors import (
 
 logger = logging.getLogger(__name__)
 
-# Each attempt is a PUT that was answered and then not found; others may be writing to the resource.
+# How often a file is sent that XNAT accepted but does not list; other clients may be writing to the resource.
 _ATTEMPTS = 3
 _FIRST_PAUSE = 0.2
 _CONFLICT = 409
 _FAILED = 500
-# Few files for any number of resources; two resources that share one only wait for each other now and then.
+# The number of lock files for all resources. Two resources that share one wait for each other, which is rare.
 _STRIPES = 64
-# An addition moves a whole image, and several of them may wait for their turn: so many times the usual patience.
+# An addition moves a whole image, and several may wait for their turn: they wait this many times the usual time.
 _LONGEST_ADDITION = 10
 _ABOVE_EXPERIMENT = re.compile(r"^/data/projects/[^/]+/subjects/[^/]+/experiments/")
 _held = threading.local()
 
 
 class Fingerprint(NamedTuple):
-    """What tells two contents apart: size in bytes, and hexadecimal MD5 (which XNAT computes) digest."""
+    """Size in bytes and hexadecimal MD5 digest of a content, to tell it from others; XNAT computes MD5 as well."""
 
     size: int
     md5: str
@@ -57,14 +57,14 @@ class Fingerprint(NamedTuple):
 
 @dataclass(frozen=True)
 class Upload:
-    """One file to be stored.
+    """One file to store.
 
     Parameters
     ----------
     name : str
-        Its name in the resource: ASCII without blanks, the only names that XNAT keeps on every path.
+        Its name in the resource: ASCII without blanks, as XNAT changes other names on some of its ways.
     source : Path or bytes
-        Its content; XNAT takes no empty files.
+        Its content; XNAT does not accept empty files.
     format, content : str
         XNAT's description of it, such as ``NIFTI`` and ``SEG``.
     """
@@ -92,7 +92,7 @@ def upload(
     content: str,
     overwrite: bool = False,
 ) -> RemoteFile:
-    """Store one file and read back that it is there; see :func:`upload_files`.
+    """Store one file, and make sure that XNAT has it; see :func:`upload_files`.
 
     Returns
     -------
@@ -106,9 +106,10 @@ def upload(
 def upload_files(
     session: Session, resource: str, uploads: Sequence[Upload], *, overwrite: bool = False
 ) -> list[RemoteFile]:
-    """Store files, in this order, in a resource that is made if need be, and read back that they are there.
+    """Store files in a resource, in the given order, and make sure that XNAT has them.
 
-    What is there already with the same size and digest is not sent again, so that an upload may be repeated.
+    The resource is made if it does not exist. A file that is there already with the same size and digest is not sent
+    again, so an upload may be repeated.
 
     Parameters
     ----------
@@ -119,7 +120,7 @@ def upload_files(
     uploads : sequence of Upload
         The files.
     overwrite : bool
-        Whether files of these names but other content may be replaced.
+        Whether files with these names but other content may be replaced.
 
     Returns
     -------
@@ -129,9 +130,9 @@ def upload_files(
     Raises
     ------
     AccessDeniedError
-        If the user may not write there, also where XNAT does not say so.
+        If the user may not write there, also if XNAT does not report that.
     TransferError
-        If XNAT holds something else than was sent, or another file of that name.
+        If the stored file differs from the one that was sent, or XNAT already has another file with that name.
     ServerError
         If XNAT fails.
     """
@@ -153,7 +154,7 @@ def upload_files(
             listing = list_files(session, resource)
             missing = _missing(session, missing, listing)
             if not overwrite:
-                # Another writer was quicker, perhaps on another machine, and may rely on that file already.
+                # Another writer was quicker, perhaps on another machine. Do not overwrite: it may use its file already.
                 _require_free_names(missing, listing, resource)
     if not missing:
         return listing
@@ -166,7 +167,7 @@ def _missing(session: Session, uploads: Sequence[Upload], listing: list[RemoteFi
 
 
 def holds(session: Session, file: RemoteFile, item: Upload) -> bool:
-    """Return whether a stored file has the content of an upload; where the site keeps no digests, it is read."""
+    """Return whether a stored file has the content of an upload. If the site keeps no digests, the file is read."""
     if file.size not in (None, item.fingerprint.size):
         return False
     return (file.md5 or read_digests(session, file).md5) == item.fingerprint.md5
@@ -183,7 +184,10 @@ def _require_free_names(uploads: Sequence[Upload], listing: list[RemoteFile], re
 
 
 def _create_resource(session: Session, resource: str, item: Upload) -> None:
-    """Make the resource first: two first files at once would make two resources of one label (XNAT's FileList)."""
+    """Make the resource before its first file: two first files at once would make two resources with one label.
+
+    XNAT's class FileList does that.
+    """
     try:
         session.request("PUT", resource, query={"format": item.format, "content": item.content})
     except AccessDeniedError as error:
@@ -194,7 +198,7 @@ def _create_resource(session: Session, resource: str, item: Upload) -> None:
 
 
 def _put(session: Session, resource: str, item: Upload, *, overwrite: bool) -> ServerError | None:
-    """Send one file and return the failure that XNAT's concurrent writers cause, after which it may be there or not."""
+    """Send one file. Return the error if XNAT answers 500: concurrent writers cause that; the file may be stored."""
     query = {"format": item.format, "content": item.content, **({"overwrite": "true"} if overwrite else {})}
     source = item.source
     try:
@@ -203,7 +207,7 @@ def _put(session: Session, resource: str, item: Upload, *, overwrite: bool) -> S
             f"{resource}/files{quoted(item.name)}",
             query=query,
             body=source if isinstance(source, bytes) else lambda: source.open("rb"),
-            # XNAT takes the body as the file only for the types it knows (ResourceModifierA).
+            # XNAT stores the body as the file only for content types that it knows (its class ResourceModifierA).
             headers={"Content-Type": "application/octet-stream"},
         )
     except AccessDeniedError as error:
@@ -217,7 +221,7 @@ def _put(session: Session, resource: str, item: Upload, *, overwrite: bool) -> S
 
 def _pause(session: Session, attempt: int) -> None:
     session.verify_login()
-    # Jitter keeps writers on several machines from meeting again; nothing secret depends on it.
+    # Not security-relevant: the jitter keeps writers on several machines from colliding again.
     time.sleep(_FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
 
 
@@ -242,22 +246,22 @@ def _not_stored(session: Session, resource: str, item: Upload, listing: list[Rem
 def denied(
     session: Session, path: str, deed: str, *, project: str = "", seen: str = "", status: int | None = None
 ) -> AccessDeniedError:
-    """Return the error that says who may not do something, in which project, and who can change that.
+    """Return the error that says which user may not do something, in which project, and who can change that.
 
     Parameters
     ----------
     session : Session
         The connection.
     path : str
-        Of what was to be changed.
+        Path of the object that was to be changed.
     deed : str
-        What the user may not do, to be followed by the project: ``may not delete in``.
+        What the user may not do; the project follows: ``may not delete in``.
     project : str
-        The project that owns what was to be changed; without it, that is found by the path.
+        The project that owns the object; empty: it is found by the path.
     seen : str
-        How it was noticed, where XNAT did not say so.
+        How the refusal was noticed, if XNAT did not report it. It stands at the start of the message.
     status : int or None
-        The HTTP status, None where XNAT did not say so.
+        The HTTP status; None if XNAT did not report a refusal.
     """
     project = project or owner_of(session, path)
     if session.known_user == GUEST:
@@ -274,9 +278,10 @@ def denied(
 
 
 def owner_of(session: Session, path: str) -> str:
-    """Return the project that decides who may change what has a path, for errors; "" if XNAT does not say.
+    """Return the project that decides who may change the object at a path; "" if it cannot be found.
 
-    XNAT is asked for the owner of a session, which may be another project than the one in whose path it stands.
+    For a session XNAT is asked, because its owner may be another project than the one in the path. The result is used
+    in error messages.
     """
     _, found, rest = path.partition("/experiments/")
     if found:
@@ -289,30 +294,30 @@ def owner_of(session: Session, path: str) -> str:
 
 
 def project_of(path: str) -> str:
-    """Return the project in a path of XNAT's, ``/data/projects/<project>/...``; empty if there is none."""
+    """Return the project in a path ``/data/projects/<project>/...``; empty if there is none."""
     _, found, rest = path.partition("/projects/")
     return unquote(rest.partition("/")[0]) if found else ""
 
 
 @contextmanager
 def writing(settings: Settings, resource: str) -> Iterator[None]:
-    """Hold off the other writers of a resource; may be nested for the same resource.
+    """Lock a resource within the block, so that only one thread on this machine writes to it; it may be nested.
 
     Parameters
     ----------
     settings : Settings
-        Tell the folder for the locks and, by ``timeout``, how long to wait.
+        They name the folder for the locks; ``timeout`` is how long to wait.
     resource : str
         Path of the resource.
 
     Raises
     ------
     ServerTimeoutError
-        If another writer does not finish.
+        If another writer does not finish in time.
     CacheError
         If the folder cannot be used.
     """
-    # A session has one path below each of its projects, and one without a project.
+    # A session has one path below each of its projects, and one without a project. All must use the same lock.
     place = _ABOVE_EXPERIMENT.sub("/data/experiments/", resource)
     with _holding(_lock_file(settings, "", place), resource, settings.timeout):
         yield
@@ -320,24 +325,26 @@ def writing(settings: Settings, resource: str) -> Iterator[None]:
 
 @contextmanager
 def adding(settings: Settings, *places: str) -> Iterator[None]:
-    """Hold off whoever adds images to the same places; a resource may be written to inside, but not the reverse.
+    """Lock places within the block, so that only one thread on this machine adds images to them.
+
+    :func:`writing` may be used inside of this block; this must not be used inside of :func:`writing`.
 
     Parameters
     ----------
     settings : Settings
-        Tell the folder for the locks and, by ``timeout``, how long to wait.
+        They name the folder for the locks; ten times ``timeout`` is how long to wait.
     *places : str
-        Texts that stand for what must not be added to by two at once.
+        Texts that name the places, for example a study and a session.
 
     Raises
     ------
     ServerTimeoutError
-        If another one does not finish.
+        If another addition does not finish in time.
     CacheError
         If the folder cannot be used.
     """
     with ExitStack() as held:
-        # Everybody takes them in the same order, so that no two wait for each other.
+        # All callers take the locks in the same order, so no two of them can wait for each other.
         for path in sorted({_lock_file(settings, "add-", place) for place in places}):
             held.enter_context(_holding(path, places[0], _LONGEST_ADDITION * settings.timeout))
         yield
@@ -378,16 +385,16 @@ def remove_file(session: Session, file: RemoteFile, listing: Sequence[RemoteFile
     session : Session
         The connection.
     file : RemoteFile
-        What to delete; one that is gone already is no error.
+        The file to delete. If it does not exist any more, nothing happens.
     listing : sequence of RemoteFile
-        What the resource holds now.
+        All files that the resource holds now.
 
     Raises
     ------
     AccessDeniedError
-        If the user may not delete; in XNAT members of a project may write but not delete.
+        If the user may not delete: in XNAT members of a project may write but not delete.
     ServerError
-        If XNAT would delete other files as well, for it deletes all whose path starts with the one given.
+        If XNAT would delete other files as well: it deletes all whose path starts with the given path.
     """
     others = [other.path for other in listing if other.path != file.path and other.path.startswith(file.path)]
     if others:

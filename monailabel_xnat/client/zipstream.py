@@ -1,7 +1,7 @@
-"""Zip archives read while they arrive: no member waits for the end, and nothing is held but a chunk.
+"""Zip archives that are read while they arrive, a chunk at a time in memory.
 
-XNAT makes its zips on the fly, chunked, with sizes and checksums behind the bytes of a member (xnat-web's
-ZipRepresentation). Layout of the records: PKWARE APPNOTE 6.3.10, section 4.3.
+XNAT makes its zips while it sends them: they are chunked, and sizes and checksums follow the bytes of a member
+(xnat-web's class ZipRepresentation). Layout of the records: PKWARE APPNOTE 6.3.10, section 4.3.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _ZIP64 = 0x0001
 _FULL_32 = 0xFFFFFFFF
 _FULL_16 = 0xFFFF
 _BLOCK = 1 << 20
-# Looked at in one step where the end of a member is not known beforehand: what lies behind it is copied then.
+# Bytes that are looked at in one step if the end of a member is not known. Bytes behind the end must be copied back.
 _PIECE = 1 << 16
 _LONGEST_DESCRIPTOR = 24
 _LONGEST_END = _END.size + _FULL_16
 
 
 class BadZipError(ValueError):
-    """The bytes are no whole zip archive."""
+    """The bytes are not a complete zip archive."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class ZipMember:
     Parameters
     ----------
     name : str
-        The path in the archive, as it stands there: not to be trusted.
+        The path in the archive, unchecked: it may lead out of a folder.
     content : iterator of bytes or memoryview
-        Its bytes; raises BadZipError at their end if size or CRC are wrong.
+        Its bytes. The iterator raises BadZipError at their end if size or CRC are wrong.
     """
 
     name: str
@@ -64,7 +64,7 @@ def zip_members(chunks: Iterable[bytes]) -> Iterator[ZipMember]:
     Raises
     ------
     BadZipError
-        If the bytes are no zip archive, or it ends early.
+        If the bytes are not a zip archive, or it ends early.
     """
     source = _Source(chunks)
     count = 0
@@ -80,12 +80,12 @@ def zip_members(chunks: Iterable[bytes]) -> Iterator[ZipMember]:
         count += 1
         if not header.name.endswith("/"):
             yield ZipMember(header.name, content)
-        for _ in content:  # what the caller has left
+        for _ in content:  # skip what the caller has not read
             pass
 
 
 class _Source:
-    """The archive's bytes, with as much look-ahead as a record needs; views, for copies would cost most of the time."""
+    """The bytes of the archive, with as much look-ahead as a record needs. Views are used, because copies are slow."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
@@ -93,7 +93,7 @@ class _Source:
         self._at = 0
 
     def take(self, size: int, problem: str = "it ends early") -> bytes:
-        """Return exactly so many bytes."""
+        """Return exactly ``size`` bytes."""
         while len(self._block) - self._at < size:
             chunk = next(self._chunks, None)
             if chunk is None:
@@ -103,7 +103,7 @@ class _Source:
         return bytes(self._block[self._at - size : self._at])
 
     def some(self, most: int = _BLOCK) -> memoryview:
-        """Return what has arrived, at least one byte; nothing at the end."""
+        """Return the bytes that have arrived, at least one and at most ``most``; none at the end."""
         while self._at == len(self._block):
             chunk = next(self._chunks, None)
             if chunk is None:
@@ -113,11 +113,11 @@ class _Source:
         return self._block[start : self._at]
 
     def rewind(self, count: int) -> None:
-        """Take back the last bytes of what was given last."""
+        """Take back the last ``count`` bytes of those that were returned last."""
         self._at -= count
 
     def put_back(self, data: bytes) -> None:
-        """Take back what was not needed, of several pieces."""
+        """Take back bytes that were not needed; they may come from several pieces."""
         self._block, self._at = memoryview(data + bytes(self._block[self._at :])), 0
 
 
@@ -154,7 +154,7 @@ def _decoded(name: bytes, flags: int) -> str:
 
 
 def _long_sizes(extra: bytes, packed: int, size: int) -> tuple[int, int]:
-    """Read the sizes of a member beyond 4 GB, or written by one who feared that."""
+    """Return packed and unpacked size from the ZIP64 field, which a member has that is, or could be, beyond 4 GB."""
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
         if kind == _ZIP64 and length >= 16:
@@ -208,7 +208,7 @@ def _inflated(source: _Source, header: _Header) -> Iterator[Buffer]:
 
 
 def _stored_until_descriptor(source: _Source) -> Iterator[Buffer]:
-    """Read a stored member of unknown size: up to a descriptor that fits what came before it."""
+    """Yield the bytes of a stored member of unknown size: up to a descriptor that fits the bytes before it."""
     size, crc, window = 0, 0, b""
     while True:
         block = source.some(_PIECE)
@@ -236,7 +236,7 @@ def _stored_until_descriptor(source: _Source) -> Iterator[Buffer]:
 
 def _check_content(source: _Source, header: _Header, crc: int, packed: int, size: int) -> None:
     if header.sizes_behind:
-        descriptor = source.take(_LONGEST_DESCRIPTOR)  # the archive's own end is longer than that
+        descriptor = source.take(_LONGEST_DESCRIPTOR)  # the end of the archive, which follows, is longer than that
         length = _descriptor_length(descriptor, crc, packed, size)
         if not length:
             raise BadZipError(f"{header.name} is damaged")
@@ -246,7 +246,7 @@ def _check_content(source: _Source, header: _Header, crc: int, packed: int, size
 
 
 def _descriptor_length(data: bytes, crc: int, packed: int, size: int) -> int:
-    """Return the length of the descriptor that data starts with, if it says just that; else 0."""
+    """Return the length of the descriptor at the start of data, if it has this CRC and these sizes; else 0."""
     short = struct.pack("<III", crc, packed & _FULL_32, size & _FULL_32)
     long = struct.pack("<IQQ", crc, packed, size)
     for descriptor in (_DESCRIPTOR + long, _DESCRIPTOR + short, long, short):
@@ -256,7 +256,7 @@ def _descriptor_length(data: bytes, crc: int, packed: int, size: int) -> int:
 
 
 def _check_end(signature: bytes, source: _Source, count: int) -> None:
-    """Read the directory at the end, which says how many members there should have been."""
+    """Raise BadZipError unless the directory at the end is complete and lists as many members as were read."""
     tail = signature
     while True:
         block = source.some()
