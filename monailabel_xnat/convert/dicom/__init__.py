@@ -1,1 +1,1 @@
-"""DICOM images: their headers, their pixels, and the volume that a series makes."""
+"""DICOM images: their headers, their pixels, and the volume that the images of a series make."""

@@ -1,4 +1,4 @@
-"""DICOM to NIfTI."""
+"""Conversion of a DICOM series to a NIfTI file."""
 
 from __future__ import annotations
 
@@ -37,24 +37,27 @@ class ConvertedVolume:
     path : Path
         The NIfTI file.
     shape : tuple of int
-        Columns, rows, slices; in 4-D then volumes, or the samples of a colour image.
+        Columns, rows, slices. A 4-D image has the volumes as a further axis, and a colour image its samples.
     affine : ndarray (4, 4), float64
         Voxel index to RAS, mm.
     dtype : dtype
         The smallest of uint8, int16, uint16, int32, float32 and float64 that holds the values exactly.
     notes : tuple of str
-        What was left aside, and how volumes were told apart.
+        Which files were not used, and how the volumes of a 4-D series were told apart.
     warnings : tuple of str
-        Those of the notes that make the image doubtful.
+        The notes that make the image doubtful.
     series_uid, study_uid : str
         Series and Study Instance UID.
     sop_instance_uids : tuple of str
-        SOP Instance UID of each slice, in the order of the slices (of the volumes, then): one UID
-        again and again for a multi-frame file.
+        SOP Instance UID of the image of each slice, slice after slice and volume after volume. The slices of a
+        multi-frame file all have the UID of that file.
     frame_numbers : tuple of int
-        Number of each slice's frame in its file, from 1; 0 for a tile of a mosaic, which is no frame.
+        Number of each slice's frame in its file, from 1. It is 0 for a tile of a mosaic, which is not a frame.
     modality : str
         Modality, e.g. ``CT``.
+    shear : ndarray (3,) or None
+        For slices of a tilted gantry that were stacked straight: how much further (RAS, mm) each slice truly lies
+        beside its place in the volume than the slice before. None for any other image.
     """
 
     path: Path
@@ -76,20 +79,20 @@ def dicom_to_nifti(
 ) -> ConvertedVolume:
     """Convert a DICOM series to a NIfTI file.
 
-    Voxels, index order and affine are those that MONAI's ``ITKReader().read`` gives for the folder. What is not
-    one volume is refused, or written as the 4-D image that it is.
+    Voxels, index order and affine are the same that MONAI's ``ITKReader().read`` gives for the folder. A series of
+    several volumes is written as a 4-D image. A series that is neither is refused.
 
     Parameters
     ----------
     source : path or sequence of paths
-        A folder, searched with its sub-folders, or files. Names do not matter.
+        A folder, which is searched with its sub-folders, or files. The names of the files do not matter.
     out_path : str or Path
-        The file to write, ``.nii`` or ``.nii.gz``. It appears only when it is whole; one that exists is replaced.
+        The file to write, ``.nii`` or ``.nii.gz``. It appears only when it is whole. An existing file is replaced.
     series_uid : str, optional
-        Series Instance UID, needed where several series lie together.
+        Series Instance UID. It is needed only if there are images of several series.
     gantry_tilt : str
-        What happens to slices that a tilted gantry shifted sideways: ``refuse``, or ``stack`` them as if they lay above
-        each other, with a warning.
+        What to do with slices that a tilted gantry shifted sideways: ``refuse`` them, or ``stack`` them as if they lay
+        straight above each other, with a warning.
 
     Returns
     -------
@@ -98,10 +101,12 @@ def dicom_to_nifti(
 
     Raises
     ------
+    ValueError
+        If the name of the file to write ends otherwise.
     NoImageError
         If there is no image.
     ImageConversionError
-        If the series is not one volume, or a file is damaged. The message names files and numbers.
+        If the images do not make one volume or a 4-D image, or a file is damaged. The message names files and numbers.
     """
     target = _checked_target(out_path)
     with Conversion(where(source), series_uid=series_uid) as conversion:
@@ -111,17 +116,17 @@ def dicom_to_nifti(
 
 
 class Conversion:
-    """A conversion of files that arrive one after the other; a context manager.
+    """A conversion of files that arrive one after the other. It is a context manager.
 
-    The header of each is read at once, its pixels too; compressed ones are decoded in other threads meanwhile.
-    What comes out does not depend on the order in which the files come.
+    The header and the pixels of each file are read when the file arrives; compressed pixels are decoded in other
+    threads. The result does not depend on the order in which the files arrive.
 
     Parameters
     ----------
     place : str
         Where the files lie, for messages.
     series_uid : str, optional
-        Series Instance UID of the images that are likely asked for: the pixels of others are not read ahead.
+        Series Instance UID that `finish` will probably be asked for. Pixels of other series are not read ahead.
     """
 
     def __init__(self, place: str = "the given files", *, series_uid: str | None = None) -> None:
@@ -137,14 +142,30 @@ class Conversion:
         self._slices.close()
 
     def add(self, path: Path) -> None:
-        """Read a file that is whole; one added again is read again. Whatever is wrong with it, `finish` says."""
+        """Read a file. If it was added before, it is read again. An error in it is kept and raised by `finish`.
+
+        Parameters
+        ----------
+        path : Path
+            The file, which must be complete.
+        """
         with self._noting(path):
             header = self._headers[path] = read_header(path)
             if self._is_likely(header):
                 self._slices.start(header)
 
     def take(self, path: Path, content: bytes) -> None:
-        """Read a file that is not on the disk, and write it there if its pixels cannot be copied; else as `add`."""
+        """Read a file from memory, like `add`.
+
+        An image is written to the disk, unless its pixels are read ahead and can be copied from memory.
+
+        Parameters
+        ----------
+        path : Path
+            Where the file would lie; it is written there if needed.
+        content : bytes
+            Its content.
+        """
         with self._noting(path):
             header = self._headers[path] = read_header(path, content)
             if self._is_likely(header) and is_plain(header):
@@ -157,7 +178,7 @@ class Conversion:
 
     @property
     def series_uids(self) -> list[str]:
-        """The Series Instance UID of each image file that was added."""
+        """The Series Instance UID of each image file that was added, in the order of the files."""
         return [header.series_uid for header in self._headers.values() if isinstance(header, ImageHeader)]
 
     def finish(
@@ -168,24 +189,30 @@ class Conversion:
         one_scan: bool = False,
         gantry_tilt: str = "refuse",
     ) -> ConvertedVolume:
-        """Write what the files are, all of them having been added; as `dicom_to_nifti` does for a folder.
+        """Write the NIfTI file, after all files were added; the rules are those of `dicom_to_nifti`.
 
         Parameters
         ----------
         out_path : str or Path
             The file to write.
         series_uid : str, optional
-            Series Instance UID, needed where several series lie together.
+            Series Instance UID. It is needed only if there are images of several series.
         one_scan : bool
-            Whether an archive keeps the files as one scan. Images that have a series UID each are then joined to one
-            volume, with a warning, if they make a regular one; a series that is only a part of one is refused.
+            Whether an archive keeps the files as one scan. Then images of which each has its own series UID are joined
+            to one volume, with a warning, if they make a regular stack. A series is refused if it makes one regular
+            stack only together with images of another series.
         gantry_tilt : str
             As for `dicom_to_nifti`.
 
+        Returns
+        -------
+        ConvertedVolume
+            What was written.
+
         Raises
         ------
-        NoImageError, ImageConversionError
-            As `dicom_to_nifti`.
+        ValueError, NoImageError, ImageConversionError
+            As `dicom_to_nifti`. If several files are damaged, the error names the first one by path.
         """
         target = _checked_target(out_path)
         headers: list[ImageHeader | OtherFile] = []
@@ -253,7 +280,7 @@ def _shape(plan: VolumePlan, columns: int, rows: int, samples: Sequence[int]) ->
 
 
 def _blocks(slices: Sequence[SliceValues], dtype: np.dtype[Any], samples: Sequence[int]) -> Iterator[npt.NDArray[Any]]:
-    """Return the voxels in the order of the file: one colour after the other, slice after slice."""
+    """Return the voxels in the order of the NIfTI file: slice after slice, for one colour after the other."""
     if not samples:
         yield from (part.values(dtype) for part in slices)
         return

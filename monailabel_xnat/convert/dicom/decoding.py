@@ -1,10 +1,11 @@
-"""Decoding of DICOM pixel data, by whichever reader is right for a file.
+"""Decoding of DICOM pixel data with the reader that is known to be right for a file.
 
-SimpleITK (GDCM) reads most files right, but not all: 32-bit big endian values, 1-bit values, values with fewer bits
-than 32, run-length encoded colours of more than 8 bits and inverted JPEG 2000 images come out wrong without a word.
-pydicom reads everything uncompressed as the standard says. So pydicom decodes what is not compressed and the
-run-length encoded colours, and SimpleITK the rest; what the stored values mean is applied here, for both alike
-(:mod:`monailabel_xnat.convert.dicom.pixels`). A file for which neither is known to be right is refused by name.
+SimpleITK (GDCM) reads most files right, but not all. It returns wrong values without any warning for 32-bit big endian
+values, 1-bit values, values with fewer bits than 32, run-length encoded colours of more than 8 bits and inverted
+JPEG 2000 images. pydicom reads all uncompressed files as the standard says. So pydicom decodes uncompressed files
+and run-length encoded samples that are larger than usual, and SimpleITK decodes all others. The meaning of the stored
+values is then applied in the same way for both (:mod:`monailabel_xnat.convert.dicom.pixels`). A file for which neither
+reader is known to be right is refused, and the error names it.
 """
 
 from __future__ import annotations
@@ -52,15 +53,15 @@ _JPEG = frozenset((JPEGBaseline8Bit, JPEGExtended12Bit))
 _BITS = (1, 8, 16, 32)
 _ONE_SAMPLE = frozenset((PLAIN, INVERTED, PALETTE))
 _COLOURS = frozenset(("RGB", YBR, SUBSAMPLED))
-# What the decoder of JPEG 2000 turns into RGB itself.
+# The decoder of JPEG 2000 itself turns these into RGB.
 _CODED_COLOURS = frozenset(("YBR_RCT", "YBR_ICT"))
 
-# What a decoder needs, without anything that says where the image lies or how its values are scaled.
+# The elements that a decoder needs: none of them says where the image lies or how its values are scaled.
 _PIXEL_DESCRIPTION = (
     0x00080016, 0x00080018, 0x0020000D, 0x0020000E, 0x00280002, 0x00280004, 0x00280006, 0x00280008, 0x00280010,
     0x00280011, 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x7FE00010,
 )  # fmt: skip
-# What says which value or colour a stored value stands for.
+# The elements that say which value or colour a stored value stands for.
 _TABLES = (
     0x00280103, 0x00281101, 0x00281102, 0x00281103, 0x00281201, 0x00281202, 0x00281203, 0x00281221, 0x00281222,
     0x00281223, 0x00283000,
@@ -68,12 +69,17 @@ _TABLES = (
 
 
 def decode_file(header: ImageHeader) -> list[SliceValues]:
-    """Return the values of all frames of a file, each scaled as its own header says.
+    """Return the values of all frames of a file, each scaled as the header says for that frame.
+
+    Returns
+    -------
+    list of SliceValues
+        One for each frame (or each tile of a mosaic): (rows, columns) or (rows, columns, samples).
 
     Raises
     ------
     ImageConversionError
-        If the file cannot be decoded, or what its header says about the pixels is contradictory or not known.
+        If the file cannot be decoded, or its header describes the pixels in a contradictory or unknown way.
     """
     if header.tiles:
         return _cut(decode_file(picture_of(header))[0], header)
@@ -83,7 +89,7 @@ def decode_file(header: ImageHeader) -> list[SliceValues]:
             decoded = _checked(decode(header), header)
             return [SliceValues.of(decoded[frame.index]).compact() for frame in header.frames]
         except ImageConversionError:
-            pass  # SimpleITK refuses some files whose geometry it cannot use; their pixels it may still decode.
+            pass  # SimpleITK refuses files whose geometry it cannot use, but may still decode their pixels, below.
     values = _meant(_checked(_stored(header), header), header)
     is_scaled = values.ndim == 3 and header.photometric != PALETTE and not header.modality_lut
     scalings = [(frame.slope, frame.intercept) if is_scaled else (1.0, 0.0) for frame in header.frames]
@@ -102,12 +108,19 @@ def decode(header: ImageHeader) -> Array:
 
 
 def file_geometry(header: ImageHeader) -> Floats:
-    """Return the affine, voxel index to LPS in mm, that ITK reads from the header of one file."""
+    """Return the affine (4, 4), voxel index to LPS in mm, that ITK reads from the header of one file.
+
+    Raises
+    ------
+    ImageConversionError
+        If ITK cannot read it.
+    """
     try:
         return _geometry(header.file())
     except RuntimeError as error:
         failure = error
-    # GDCM refuses some descriptions of the pixels, 6 of 8 bits for example; where the image lies it may still read.
+    # GDCM refuses some descriptions of pixels, for example 6 of 8 bits. Describe them in a plain way in a copy, and
+    # read the geometry from that.
     dataset = _read(header, ())
     with tempfile.TemporaryDirectory(prefix="monailabel_xnat-") as folder, damage_named(header.path):
         _describe(dataset, header, header.bits_allocated)
@@ -136,7 +149,7 @@ def _cut(picture: SliceValues, header: ImageHeader) -> list[SliceValues]:
 
 
 def _refuse_unclear(header: ImageHeader) -> None:
-    """Refuse pixels for which no reader is known to be right."""
+    """Refuse a file whose pixels no reader is known to read right."""
     problem = _problem_of_bits(header) or (_problem_of_colours if header.samples == 3 else _problem_of_greys)(header)
     if problem:
         raise ImageConversionError(
@@ -200,7 +213,10 @@ def _contradiction(header: ImageHeader) -> str:
 
 
 def _is_scaled_by_simpleitk(header: ImageHeader) -> bool:
-    """Return whether SimpleITK gives the final values: GDCM scales all frames by the first slope, and no LUT."""
+    """Return whether SimpleITK returns the final values.
+
+    GDCM scales all frames with the slope of the first one, and applies no Modality LUT.
+    """
     scalings = {(frame.slope, frame.intercept) for frame in header.frames}
     is_coded_colour = header.samples == 3 and header.bits_allocated == 8
     is_grey = header.photometric in (PLAIN, "") and not header.modality_lut
@@ -208,7 +224,7 @@ def _is_scaled_by_simpleitk(header: ImageHeader) -> bool:
 
 
 def _stored(header: ImageHeader) -> Array:
-    """Decode a file without scaling; one sample stays as stored, colours become RGB."""
+    """Return the decoded pixels without scaling: single samples as they are stored, colours as RGB."""
     if _is_for_pydicom(header):
         return _by_pydicom(header)
     try:
@@ -220,7 +236,10 @@ def _stored(header: ImageHeader) -> Array:
 
 
 def _is_for_pydicom(header: ImageHeader) -> bool:
-    """Return whether pydicom decodes a file: GDCM shuffles run-length encoded samples that are larger than usual."""
+    """Return whether pydicom must decode a file: it is uncompressed, or run-length encoded with large samples.
+
+    GDCM mixes up the bytes of such samples.
+    """
     if header.transfer_syntax != RLELossless:
         return header.transfer_syntax in _UNCOMPRESSED
     return header.bits_allocated > (8 if header.samples == 3 else 16)
@@ -241,12 +260,12 @@ def _meant(stored: Array, header: ImageHeader) -> Array:
 
 
 def _by_pydicom(header: ImageHeader) -> Array:
-    """Decode uncompressed or run-length encoded pixels: (frames, rows, columns) or (frames, rows, columns, 3), RGB."""
+    """Return uncompressed or run-length encoded pixels: (frames, rows, columns), or RGB (frames, rows, columns, 3)."""
     dataset = _read(header, _PIXEL_DESCRIPTION)
     with damage_named(header.path):
         _describe(dataset, header, header.bits_stored)
         if header.transfer_syntax in _UNCOMPRESSED:
-            # pydicom warns about bytes beyond the last frame.
+            # Cut off bytes after the last frame: pydicom would warn about them.
             dataset.PixelData = dataset.PixelData[: _expected_bytes(header, len(dataset.PixelData))]
         values: Array = dataset.pixel_array
         values = values.reshape((len(header.frames), *values.shape[-3 if header.samples == 3 else -2 :]))
@@ -268,7 +287,7 @@ def _expected_bytes(header: ImageHeader, found: int) -> int:
 
 
 def _read(header: ImageHeader, tags: tuple[int, ...]) -> Dataset:
-    """Read some elements of a file, or all if no tags are given."""
+    """Return a dataset with some elements of a file, or with all elements if no tags are given."""
     source: Any = header.path if header.held is None else io.BytesIO(header.held)
     with damage_named(header.path):
         dataset = pydicom.dcmread(source, specific_tags=list(tags) or None, force=True)
@@ -279,7 +298,10 @@ def _read(header: ImageHeader, tags: tuple[int, ...]) -> Dataset:
 
 
 def _describe(dataset: Dataset, header: ImageHeader, bits: int) -> None:
-    """Write into a dataset what was understood of its pixels, for headers leave some of it out; ``bits`` are stored."""
+    """Write a complete description of the pixels into a dataset, because headers may lack parts of it.
+
+    ``bits`` is written as Bits Stored.
+    """
     dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = header.rows, header.columns, header.samples
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = header.bits_allocated, bits, bits - 1
     dataset.PixelRepresentation = int(header.signed)
@@ -292,7 +314,10 @@ def _describe(dataset: Dataset, header: ImageHeader, bits: int) -> None:
 
 
 def _decode_bare(header: ImageHeader) -> Array:
-    """Decode a file by its pixel description alone: nothing is scaled or inverted, and no geometry is looked at."""
+    """Return the pixels that SimpleITK decodes from a copy with the pixel description only.
+
+    So nothing is scaled or inverted, and the geometry does not matter.
+    """
     dataset = _read(header, _PIXEL_DESCRIPTION)
     with tempfile.TemporaryDirectory(prefix="monailabel_xnat-") as folder, damage_named(header.path):
         copy = Path(folder) / header.path.name

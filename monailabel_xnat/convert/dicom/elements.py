@@ -1,7 +1,7 @@
-"""Values of single DICOM elements, from their bytes.
+"""Values of single DICOM elements, read from their bytes.
 
-pydicom keeps an element as bytes until it is asked for. Reading these bytes directly costs a fraction of
-pydicom's own conversion and raises no warning about values that break a rule of the standard which does not
+pydicom keeps an element as bytes until somebody asks for it. Reading these bytes directly takes a fraction of the time
+of pydicom's own conversion. It also raises no warnings about values that break a rule of the standard which does not
 matter here.
 """
 
@@ -17,15 +17,15 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 Elements = Mapping[int, bytes] | Dataset
-"""Elements by tag: their bytes (little endian), or a dataset that pydicom read."""
+"""Elements by tag: a mapping to their bytes (little endian), or a dataset that pydicom read."""
 
 
 class ElementError(ValueError):
-    """An element holds something other than what its value representation says."""
+    """An element holds a value that its type does not allow, or one that makes no sense."""
 
 
 def _value(source: Elements, tag: int) -> Any:
-    """Return the value of an element, as bytes if it has not been converted; None if it is absent."""
+    """Return the value of an element, as bytes if pydicom has not converted it yet; None if it is absent."""
     if not isinstance(source, Dataset):
         return source.get(tag)
     element = source.get_item(Tag(tag)) if Tag(tag) in source else None
@@ -40,13 +40,13 @@ def text(source: Elements, tag: int) -> str:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     elif not isinstance(value, str):
-        # pydicom has converted it, because somebody asked for it: a number, or several.
+        # Somebody asked for it, so pydicom has converted it to one number or several.
         value = str(value) if isinstance(value, (int, float)) else "\\".join(str(part) for part in value)
     return str(value).strip(" \0")
 
 
 def texts(source: Elements, tag: int) -> tuple[str, ...]:
-    """Return the values of a multi-valued string element."""
+    """Return the values of a string element that may have several; empty if it is absent."""
     value = text(source, tag)
     return tuple(part.strip() for part in value.split("\\")) if value else ()
 
@@ -57,16 +57,16 @@ def decimals(source: Elements, tag: int, count: int = 0) -> tuple[float, ...] | 
     Parameters
     ----------
     source : mapping of int to bytes, or Dataset
-        Where the element is.
+        The elements.
     tag : int
-        The element, e.g. 0x00200032.
+        Tag of the element, e.g. 0x00200032.
     count : int
-        How many values there must be; 0 for any number.
+        How many values there must be; 0 allows any number.
 
     Raises
     ------
     ElementError
-        If a value is no number or their count is wrong.
+        If a value is not a finite number, or the number of values is wrong.
     """
     parts = texts(source, tag)
     if not any(parts):
@@ -94,7 +94,7 @@ def integers(source: Elements, tag: int, code: str = "H") -> tuple[int, ...]:
 
 
 def integer(source: Elements, tag: int, default: int = 0) -> int:
-    """Return the first value of a US element."""
+    """Return the first value of a US element, ``default`` if it is absent or empty."""
     values = integers(source, tag)
     return values[0] if values else default
 
@@ -111,14 +111,14 @@ def doubles(source: Elements, tag: int) -> tuple[float, ...]:
 
 
 def items(source: Elements, tag: int) -> list[Dataset]:
-    """Return the items of a sequence, none if it is absent."""
+    """Return the items of a sequence, an empty list if it is absent or was not read by pydicom."""
     if not isinstance(source, Dataset) or Tag(tag) not in source:
         return []
     return list(source[Tag(tag)].value or [])
 
 
 def is_filled(source: Elements, tag: int) -> bool:
-    """Return whether an element, or a sequence, is there and holds something."""
+    """Return whether an element or a sequence is present and not empty."""
     return bool(_value(source, tag))
 
 

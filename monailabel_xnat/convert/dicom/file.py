@@ -1,8 +1,8 @@
-"""A DICOM file: its top-level elements, and whether its pixel data is whole.
+"""Reading a DICOM file: its top-level elements, and whether its pixel data is complete.
 
-A walk over the file finds the few elements that matter in a fraction of the time that pydicom takes to parse
-them all; it knows the plain encodings. Whatever it meets beyond them (functional groups, big endian or deflated
-files, damage) is left to pydicom.
+A walk over the file finds the few elements that matter in a fraction of the time that pydicom takes to parse all of
+them. The walk knows only the common encodings. A file with anything else (functional groups, big endian or deflated
+content, damage) is read by pydicom.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from monailabel_xnat.convert.dicom.elements import ElementError, Elements
 from monailabel_xnat.errors import ImageConversionError, XNATDatastoreError
 
 RESTORE = "download the scan again, or restore the file in the archive"
-"""The remedy for a damaged file."""
+"""The hint in errors about a damaged file."""
 
 IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -52,13 +52,14 @@ _SHORT_FORMS = frozenset(
 )  # fmt: skip
 
 _ALWAYS_BELIEVED = 1 << 28
-"""How many bytes of pixels compressed ones may stand for, however short they are: black slices are very short."""
+"""How many bytes of pixels a file may promise, however few bytes its compressed pixels have: black slices are stored
+in very few bytes."""
 
 _HIGHEST_RATIO = 1000
-"""How many bytes of pixels a compressed one stands for at most, beyond that."""
+"""How many bytes of pixels one compressed byte can hold at most, for a file that promises more than that."""
 
 _LARGEST_INFLATED = 1 << 30
-"""How many bytes a deflated file may hold: pydicom inflates all of it before anything can be read."""
+"""How many bytes a deflated file may hold. pydicom inflates all of it before anything can be read."""
 
 _Buffer = mmap.mmap | bytes
 
@@ -72,11 +73,11 @@ class DicomFile:
     elements : mapping of int to bytes, or Dataset
         Top-level elements by tag.
     media_class : str
-        SOP class of the file meta information, empty if there is none.
+        SOP class in the file meta information; empty if it is not stated.
     syntax : str
         UID of the transfer syntax.
     end : int
-        Where the pixel data element begins, or the size of the file.
+        Position of the pixel data element in the file, in bytes; the size of the file if there is no such element.
     """
 
     elements: Elements
@@ -86,7 +87,7 @@ class DicomFile:
 
 
 class _UnplainError(Exception):
-    """The walk met something that it does not know."""
+    """The walk met something that it cannot read; pydicom reads the file instead."""
 
 
 class _CutError(Exception):
@@ -94,7 +95,7 @@ class _CutError(Exception):
 
 
 def read_dicom(path: Path, stream: BinaryIO, wanted: Collection[int]) -> DicomFile | None:
-    """Read elements from a file; None if it is no DICOM file.
+    """Return elements of a file; None if it is not a DICOM file.
 
     Parameters
     ----------
@@ -125,7 +126,7 @@ def read_dicom(path: Path, stream: BinaryIO, wanted: Collection[int]) -> DicomFi
             except (_CutError, struct.error):
                 cut = True
             except RecursionError:
-                pass  # sequences within sequences: pydicom says so, too
+                pass  # sequences are nested too deeply; pydicom refuses the file for it, too
     stream.seek(0)
     with damage_named(path):
         file = _parse(stream, wanted)
@@ -144,7 +145,10 @@ def _content(stream: BinaryIO) -> Iterator[_Buffer]:
 
 
 def _looks_like_dicom(start: bytes) -> bool:
-    """Recognise DICOM by its magic word, or, in files of old that lack it, by a first element of group 2 or 8."""
+    """Return whether a file starts like DICOM: with "DICM" after 128 bytes, or with an element of group 2 or 8.
+
+    Old files lack the former (the preamble of DICOM PS3.10).
+    """
     if start[_MAGIC_OFFSET:] == b"DICM":
         return True
     if len(start) < _MAGIC_OFFSET or start[:2] not in (b"\x02\x00", b"\x08\x00"):
@@ -155,7 +159,7 @@ def _looks_like_dicom(start: bytes) -> bool:
 
 @contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Turn whatever pydicom stumbles over in a damaged file into an error that names the file."""
+    """Turn any error that pydicom raises for a damaged file into an `ImageConversionError` that names the file."""
     try:
         yield
     except XNATDatastoreError:
@@ -163,7 +167,7 @@ def damage_named(path: Path) -> Iterator[None]:
     except ElementError as error:
         raise ImageConversionError(f"{path.name}: {error}", hint="repair or remove this file") from error
     except Exception as error:
-        # pydicom, too, raises OSError for damaged sequences; what the system raises has a number.
+        # pydicom also raises OSError for damaged sequences. Only an OSError of the system has a number.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         message = f"{path.name} is truncated or damaged: {error}"
@@ -171,7 +175,7 @@ def damage_named(path: Path) -> Iterator[None]:
 
 
 def _parse(stream: BinaryIO, wanted: Collection[int]) -> DicomFile:
-    """Read elements by pydicom."""
+    """Read elements with pydicom."""
     dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(wanted), force=True)
     meta = dataset.file_meta
     syntax = str(meta.get("TransferSyntaxUID", "")) or (IMPLICIT if dataset.is_implicit_VR else EXPLICIT)
@@ -179,7 +183,7 @@ def _parse(stream: BinaryIO, wanted: Collection[int]) -> DicomFile:
 
 
 def _walk(buffer: _Buffer, wanted: Collection[int]) -> DicomFile:
-    """Find elements without pydicom."""
+    """Read elements without pydicom."""
     meta, position = _find(buffer, _MAGIC_OFFSET + 4, True, (_MEDIA_CLASS, _SYNTAX), group=2)
     syntax = meta.get(_SYNTAX, b"").decode("ascii", "replace").strip("\0 ")
     if syntax == DEFLATED:
@@ -191,7 +195,7 @@ def _walk(buffer: _Buffer, wanted: Collection[int]) -> DicomFile:
 
 
 def _refuse_swollen(buffer: _Buffer, position: int) -> None:
-    """Refuse deflated content that is larger than any object is."""
+    """Refuse deflated content of more than `_LARGEST_INFLATED` bytes."""
     inflater, found, step = zlib.decompressobj(-zlib.MAX_WBITS), 0, 1 << 16
     for start in range(position, len(buffer), step):
         data = buffer[start : start + step]
@@ -199,7 +203,7 @@ def _refuse_swollen(buffer: _Buffer, position: int) -> None:
             try:
                 found += len(inflater.decompress(data, 1 << 20))
             except zlib.error:
-                return  # pydicom says what is wrong with it
+                return  # it is damaged; pydicom raises an error that says how
             data = inflater.unconsumed_tail
         if found > _LARGEST_INFLATED:
             raise ImageConversionError(
@@ -208,12 +212,12 @@ def _refuse_swollen(buffer: _Buffer, position: int) -> None:
 
 
 def require_bounded(stream: BinaryIO) -> None:
-    """Refuse a DICOM file whose deflated content is larger than any object is, and leave the stream at its start.
+    """Refuse a DICOM file whose deflated content is too large, and leave the stream at its start.
 
     Raises
     ------
     ImageConversionError
-        If it is.
+        If the content has more than `_LARGEST_INFLATED` bytes once it is inflated.
     """
     start = stream.read(_MAGIC_OFFSET + 4)
     if start[_MAGIC_OFFSET:] == b"DICM":
@@ -230,11 +234,11 @@ def require_bounded(stream: BinaryIO) -> None:
 def _find(
     buffer: _Buffer, position: int, explicit: bool, wanted: Collection[int], group: int = 0
 ) -> tuple[dict[int, bytes], int]:
-    """Collect elements up to the pixel data, the end, or the end of ``group``; return where that is."""
+    """Return the wanted elements before the pixel data, or before the end of the file or ``group``, and that place."""
     found: dict[int, bytes] = {}
     size = len(buffer)
     while position < size:
-        # What follows may be deflated, so that it is no element.
+        # Stop at the end of the group: what follows may be deflated.
         if group and struct.unpack_from("<H", buffer, position) != (group,):
             break
         tag, length, value = _element(buffer, position, explicit)
@@ -256,7 +260,7 @@ def _find(
 
 
 def _element(buffer: _Buffer, position: int, explicit: bool) -> tuple[int, int, int]:
-    """Read tag, length and the place of the value of an element."""
+    """Return the tag and the length of an element, and the position of its value."""
     group, number, length = struct.unpack_from("<HHI", buffer, position)
     tag = group << 16 | number
     if not explicit or group == 0xFFFE:
@@ -265,7 +269,7 @@ def _element(buffer: _Buffer, position: int, explicit: bool) -> tuple[int, int, 
     if kind in _LONG_FORMS:
         (length,) = struct.unpack_from("<I", buffer, position + 8)
         if kind == b"UN" and length == UNDEFINED_LENGTH:
-            raise _UnplainError  # Its content is implicit, whatever the file is.
+            raise _UnplainError  # Its content is in implicit VR, even if the file is in explicit VR.
         return tag, length, position + 12
     if kind not in _SHORT_FORMS:
         return tag, *_unknown_form(buffer, position, tag)
@@ -273,7 +277,10 @@ def _element(buffer: _Buffer, position: int, explicit: bool) -> tuple[int, int, 
 
 
 def _unknown_form(buffer: _Buffer, position: int, tag: int) -> tuple[int, int]:
-    """Return the length and the place of a value of unknown VR: of the two forms, the one that an element follows."""
+    """Return the length and the position of a value whose VR is unknown.
+
+    An element has one of two forms. The right one is the one after which another element follows.
+    """
     lengths = struct.unpack_from("<H", buffer, position + 6)[0], struct.unpack_from("<I", buffer, position + 8)[0]
     for length, value in ((lengths[1], position + 12), (lengths[0], position + 8)):
         after = value + length
@@ -287,7 +294,7 @@ def _unknown_form(buffer: _Buffer, position: int, tag: int) -> tuple[int, int]:
 
 
 def _skip_items(buffer: _Buffer, position: int, explicit: bool) -> int:
-    """Return where a sequence of undefined length ends."""
+    """Return the position of the end of a sequence of undefined length."""
     while True:
         tag, length, value = _element(buffer, position, explicit)
         if tag == _SEQUENCE_END:
@@ -306,7 +313,7 @@ def _skip_items(buffer: _Buffer, position: int, explicit: bool) -> int:
 
 
 def file_size(stream: BinaryIO) -> int:
-    """Return the size of an open file, and leave its position."""
+    """Return the size of an open file in bytes; its position does not change."""
     position = stream.tell()
     size = stream.seek(0, os.SEEK_END)
     stream.seek(position)
@@ -314,7 +321,7 @@ def file_size(stream: BinaryIO) -> int:
 
 
 def has_float_pixels(stream: BinaryIO, syntax: str) -> bool:
-    """Return whether floating point pixel data follows (parametric maps), which SimpleITK does not read."""
+    """Return whether the next element is floating point pixel data (parametric maps). SimpleITK does not read these."""
     position = stream.tell()
     tag, _ = _element_start(stream, syntax)
     stream.seek(position)
@@ -322,32 +329,32 @@ def has_float_pixels(stream: BinaryIO, syntax: str) -> bool:
 
 
 def locate_pixel_data(path: Path, stream: BinaryIO, syntax: str, expected: int, frames: int) -> tuple[int, int]:
-    """Find the pixel data and check that it is whole.
+    """Return where the pixel data begins and how long it is, and check that it is complete.
 
     Parameters
     ----------
     path : Path
-        The file.
+        The file, for messages.
     stream : binary file
-        The open file, at the pixel data element or at its end.
+        The open file, positioned at the pixel data element or at the end of the file.
     syntax : str
         UID of the transfer syntax.
     expected : int
-        Bytes of uncompressed pixel data that the header promises.
+        How many bytes of uncompressed pixel data the header promises.
     frames : int
         Number of frames.
 
     Returns
     -------
     offset : int
-        Where raw little endian pixel data begins; -1 if it is stored in another way.
+        Position of raw little endian pixel data in the file; -1 if it is stored in another way.
     length : int
-        Its length as the element states it.
+        Length of the pixel data in bytes: the one that the element states, if it states one.
 
     Raises
     ------
     ImageConversionError
-        If there is none, or less than promised.
+        If there is no pixel data, or less than the header promises.
     """
     if syntax == DEFLATED:
         _check_length(path, _inflated_length(stream), expected)
@@ -373,7 +380,7 @@ def locate_pixel_data(path: Path, stream: BinaryIO, syntax: str, expected: int, 
 
 
 def _element_start(stream: BinaryIO, syntax: str) -> tuple[int, int]:
-    """Read tag and length of an element; (0, 0) at the end of the file."""
+    """Return the tag and the length of an element; (0, 0) at the end of the file."""
     order = ">" if syntax == BIG_ENDIAN else "<"
     size = 8 if syntax == IMPLICIT else 12
     start = stream.read(size)
@@ -402,18 +409,18 @@ def lacks_offset_table(start: bytes) -> bool:
     Parameters
     ----------
     start : bytes
-        Its first 12 bytes at least.
+        At least the first 12 bytes of the pixel data.
     """
     length = int.from_bytes(start[4:8], "little")
     return length > 0 and start[8:12] != b"\0\0\0\0"
 
 
 def _check_fragments(path: Path, stream: BinaryIO, frames: int) -> None:
-    """Walk the fragments of compressed pixel data (DICOM PS3.5 A.4) to see that the last one is whole."""
+    """Check that no fragment of compressed pixel data (DICOM PS3.5 A.4) is missing or cut."""
     size = file_size(stream)
     position = stream.tell()
     start = stream.read(12)
-    # The first item is the offset table, which begins with a 0; some writers leave it out.
+    # The first item is the offset table, whose first offset is 0. Some programs leave it out.
     count = 0 if lacks_offset_table(start) else -1
     while True:
         stream.seek(position)
@@ -423,7 +430,7 @@ def _check_fragments(path: Path, stream: BinaryIO, frames: int) -> None:
             break
         position += 8 + length
         if (group, number) != (0xFFFE, 0xE000) or position > size:
-            # Some writers leave out the delimiter at the end: nothing is missing then.
+            # Some programs leave out the delimiter at the end; nothing is missing then.
             if not start and count >= frames:
                 break
             message = f"{path.name} is truncated: its compressed pixel data ends in fragment {count + 1}"

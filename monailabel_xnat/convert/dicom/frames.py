@@ -1,4 +1,4 @@
-"""The frames of a DICOM image object: where each lies, how its values are scaled, what sets it apart."""
+"""The frames of a DICOM image object: where each lies, how its values are scaled, and to which volume it may belong."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ TRAITS = (
     "Image Type",
     "Diffusion Gradient Orientation",
 )
-"""What may tell the volumes of a 4-D series apart, alone or together, tried in this order; then comes the Instance
-Number."""
+"""Attributes that may tell the volumes of a 4-D series apart, alone or together. They are tried in this order. If none
+of them does, the Instance Number is used."""
 
 TIME_TRAITS = (
     "Dimension Index Values",
@@ -39,7 +39,8 @@ TIME_TRAITS = (
     "Trigger Time",
     "Acquisition Time",
 )
-"""The traits that make several images at one single position a series in time (cardiac cine, one dynamic slice)."""
+"""The traits by which several images that all lie at one position may be a series over time (cardiac cine, one dynamic
+slice)."""
 
 # The elements that hold a trait in a classic (one file, one frame) object, and how they are read.
 _DECIMAL_TRAITS = {
@@ -80,10 +81,12 @@ _TEMPORAL_POSITION_INDEX = 0x00209128
 _EFFECTIVE_ECHO_TIME = 0x00189082
 
 MOST_FRAMES = 32767
-"""Of a file without functional groups: its frames are one side of the volume, and NIfTI-1 holds no longer one."""
+"""How many frames a file without functional groups may have. They are one side of the volume, and NIfTI-1 cannot hold a
+longer side."""
 
 _COSINE_ERROR = 0.01
-"""How far direction cosines may be from unit length and from a right angle: much more than rounding makes of them."""
+"""How far the length of a direction may be from 1, and the product of the two directions from 0. Rounding causes much
+smaller differences."""
 
 FRAME_TAGS = (
     *_DECIMAL_TRAITS.values(),
@@ -102,7 +105,7 @@ FRAME_TAGS = (
     _SHARED_GROUPS,
     _FRAME_GROUPS,
 )
-"""The elements this module reads from the top level of a dataset."""
+"""The elements that this module reads from the top level of a dataset."""
 
 
 @dataclass(frozen=True)
@@ -114,17 +117,17 @@ class Frame:
     path : Path
         The file.
     index : int
-        Which frame of the file, from 0.
+        Index of the frame in the file, from 0.
     order : float
-        Instance Number of the file, for frames of one volume that no trait sets apart.
+        Instance Number of the file. It orders frames that no trait tells apart.
     plane : Plane or None
-        Where it lies; None if the header does not say.
+        Where the frame lies; None if the header does not say.
     slope, intercept : float
         Rescale Slope and Intercept of this frame.
     is_measured : bool
         Whether the header gives the size of the pixels (Pixel Spacing).
     traits : mapping of str to value
-        What may set its volume apart from others in the series, by the names in `TRAITS`.
+        Attributes that may tell its volume from others in the series, by the names in `TRAITS`.
     """
 
     path: Path
@@ -146,7 +149,7 @@ def frame_count(dataset: Elements) -> int:
         If it is less than 1.
     """
     count = elements.decimal(dataset, _FRAMES)
-    # Some writers state 0 for one image.
+    # Some programs write 0 for a single image.
     if count and count < 1:
         raise elements.ElementError(f"Number of Frames is {count:g}, but at least 1 is expected")
     return int(count or 1)
@@ -162,19 +165,19 @@ def read_frames(path: Path, dataset: Elements, count: int, order: float) -> tupl
     dataset : mapping of int to bytes, or Dataset
         Its header.
     count : int
-        Number of Frames. The pixels of as many should have been found: each frame takes memory.
+        Number of Frames. The caller should have found the pixels of that many frames, because each takes memory here.
     order : float
         Instance Number.
 
     Returns
     -------
     tuple of Frame
-        In the order of the pixel data.
+        The frames in the order of the pixel data.
 
     Raises
     ------
     ElementError
-        If a number in the header is none.
+        If a value in the header is not a number or makes no sense, or the number of frames is contradictory.
     """
     groups = elements.items(dataset, _FRAME_GROUPS)
     if groups:
@@ -190,7 +193,8 @@ def read_frames(path: Path, dataset: Elements, count: int, order: float) -> tupl
     plane, is_measured = _plane(dataset, dataset, dataset), _spacing(dataset) is not None
     if offsets is None:
         return (Frame(path, 0, order, plane, slope, intercept, is_measured, _classic_traits(dataset)),)
-    # Offsets count from the first frame, or are patient z where the first is not 0 (DICOM PS3.3 C.8.8.3.2).
+    # Offsets are distances from the first frame. If the first offset is not 0, they are z coordinates in the patient
+    # (DICOM PS3.3 C.8.8.3.2).
     steps = [offset - offsets[0] for offset in offsets]
     return tuple(
         Frame(path, n, order, _shifted(plane, step), slope, intercept, is_measured) for n, step in enumerate(steps)
@@ -226,7 +230,7 @@ def _enhanced_traits(content: Dataset, diffusion: Dataset, echo: Dataset) -> dic
 
 
 def _direction(diffusion: Dataset) -> Trait | None:
-    """Read the gradient of a functional group: none for what was not weighted."""
+    """Return the gradient direction of a functional group; empty for an image without diffusion weighting."""
     nested = elements.items(diffusion, _GRADIENT_DIRECTION)
     if nested:
         return elements.doubles(nested[0], _GRADIENT_ORIENTATION)
@@ -237,7 +241,7 @@ def _classic_traits(dataset: Elements) -> dict[str, Trait]:
     traits: dict[str, Trait | None] = {name: elements.decimal(dataset, tag) for name, tag in _DECIMAL_TRAITS.items()}
     traits["Diffusion b-value"] = elements.double(dataset, _DIFFUSION_B_VALUE)
     if traits["Diffusion b-value"] is not None:
-        # What was not weighted has no direction.
+        # An image without diffusion weighting has no direction; the value is empty then.
         traits["Diffusion Gradient Orientation"] = elements.doubles(dataset, _GRADIENT_ORIENTATION)
     traits["Acquisition Time"] = elements.text(dataset, _ACQUISITION_TIME) or None
     traits["Image Type"] = elements.text(dataset, _IMAGE_TYPE) or None
@@ -245,7 +249,7 @@ def _classic_traits(dataset: Elements) -> dict[str, Trait]:
 
 
 def _plane(position: Elements, orientation: Elements, measures: Elements) -> Plane | None:
-    """Read a plane; None unless position and orientation are there and make sense."""
+    """Return the plane of a frame; None if the position or the orientation is missing. Wrong numbers are an error."""
     origin = elements.decimals(position, _POSITION, 3)
     cosines = elements.decimals(orientation, _ORIENTATION, 6)
     if origin is None or cosines is None:
@@ -265,7 +269,7 @@ def _plane(position: Elements, orientation: Elements, measures: Elements) -> Pla
 
 
 def _spacing(measures: Elements) -> tuple[float, ...] | None:
-    """Read the Pixel Spacing; None if it is missing, or not above 0."""
+    """Return the Pixel Spacing (rows, columns) in mm; None if it is missing or not above 0."""
     spacing = elements.decimals(measures, _PIXEL_SPACING, 2)
     if not spacing or min(spacing) <= 0:
         return None
@@ -288,5 +292,5 @@ def _shifted(plane: Plane | None, step: float) -> Plane | None:
 
 def _scaling(dataset: Elements) -> tuple[float, float]:
     slope, intercept = elements.decimal(dataset, _SLOPE), elements.decimal(dataset, _INTERCEPT)
-    # GDCM takes a slope of 0, which is against the standard, as 1.
+    # A slope of 0 breaks the standard. GDCM takes it as 1, so we do, too.
     return slope or 1.0, intercept or 0.0

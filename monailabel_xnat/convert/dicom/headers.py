@@ -1,9 +1,8 @@
-"""What the conversion needs from the header of a DICOM file, read in one pass.
+"""The parts of a DICOM file's header that the conversion needs, read in one pass.
 
-In a Siemens mosaic all slices of a volume are tiled into one picture, as scanners export fMRI and diffusion. Tile after
-tile, row by row, the slices follow each other along the slice normal that Siemens' own header (CSA) states. Image
-Position (Patient) is that of the picture, as if it were one large slice about the same centre: the tiles lie further
-inside.
+In a Siemens mosaic, all slices of a volume are tiles of one picture; scanners export fMRI and diffusion images so. The
+tiles are the slices, row by row, along the slice normal that Siemens' own header (CSA) states. Image Position (Patient)
+is the position of the picture as if it were one large slice with the same centre, so the slices begin further inside.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ with warnings.catch_warnings():
 
 _csa: Any = csareader
 
-# Objects with pixel data that are no image of the patient: they lie beside the images they refer to.
+# Objects with pixel data that are not images of the patient. They are stored beside the images that they refer to.
 _NO_IMAGES = frozenset(
     (
         "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation
@@ -75,7 +74,7 @@ _HIGH_BIT = 0x00280102
 _SIGNED = 0x00280103
 _MODALITY_LUT = 0x00283000
 _DOSE_GRID_SCALING = 0x3004000E
-# Private, of United Imaging: how many slices are tiled into one picture.
+# A private element of United Imaging: how many slices are tiled into one picture.
 _IMAGES_IN_GRID = 0x00651050
 _TAGS = frozenset((
     _SOP_CLASS, _SOP_INSTANCE, _IMAGE_TYPE, _MODALITY, _SERIES_DESCRIPTION, _STUDY, _SERIES, _SERIES_NUMBER,
@@ -84,7 +83,7 @@ _TAGS = frozenset((
 ))  # fmt: skip
 
 MOSAIC = "MOSAIC"
-"""The part of an Image Type that says so."""
+"""The value in Image Type that marks a mosaic."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class ImageHeader:
     path : Path
         The file.
     sop_class, sop_instance_uid, series_uid, study_uid : str
-        What the file is, and where it belongs.
+        SOP class, SOP Instance UID, and the UIDs of its series and its study.
     modality, description : str
         Modality and Series Description.
     series_number : str
@@ -106,28 +105,28 @@ class ImageHeader:
     transfer_syntax : str
         UID of the transfer syntax.
     rows, columns, samples : int
-        Size of a frame and samples per pixel.
+        Size of a frame in pixels, and samples per pixel.
     bits_allocated, bits_stored, high_bit : int
-        Size of a pixel.
+        How many bits a sample takes, how many of them are used, and which is the highest of these.
     signed : bool
-        Pixel Representation.
+        Whether samples are signed (Pixel Representation).
     photometric : str
         Photometric Interpretation.
     modality_lut : bool
-        Whether a Modality LUT Sequence takes the place of Rescale Slope and Intercept.
+        Whether there is a Modality LUT Sequence instead of Rescale Slope and Intercept.
     pixel_offset : int
-        Where raw, little endian pixel data begins in the file; -1 if it is compressed or stored otherwise.
+        Position of raw, little endian pixel data in the file; -1 if the pixels are compressed or stored otherwise.
     pixel_length : int
-        Its length as the element states it.
+        Length of the pixel data in bytes, as the element states it.
     frames : tuple of Frame
-        In the order of the pixel data.
+        The frames in the order of the pixel data.
     tiles : int
-        Of a mosaic, the number of tiles in each direction of the picture; rows and columns are then those of a tile,
-        which is a frame. 0 for anything else.
+        For a mosaic, the number of tiles in each direction of the picture; each tile is then one of the frames, and
+        rows and columns are the size of a tile. 0 for any other image.
     dose_scaling : str
-        Dose Grid Scaling as written; "" for anything but a dose.
+        Dose Grid Scaling, as written; "" for an image that is not a dose.
     held : bytes or None
-        The content, where the file is not on the disk.
+        The content of the file, if the file is not on the disk.
     """
 
     path: Path
@@ -157,7 +156,7 @@ class ImageHeader:
     held: bytes | None = field(default=None, repr=False, compare=False)
 
     def file(self) -> Path:
-        """Return the path, with the file there."""
+        """Return the path of the file; a file that is held in memory is written there first."""
         if self.held is not None:
             private_folder(self.path.parent)
             write_whole(self.path, self.held)
@@ -165,27 +164,32 @@ class ImageHeader:
 
     @property
     def frame_bytes(self) -> int:
-        """Size of one frame of raw pixel data."""
+        """Size of one frame of raw pixel data, in bytes."""
         return self.rows * self.columns * self.samples * self.bits_allocated // 8
 
 
 @dataclass(frozen=True)
 class OtherFile:
-    """A file that is no image: ``kind`` says what it is, e.g. "Basic Text SR Storage" or "not DICOM"."""
+    """A file that is not an image: ``kind`` says what it is, e.g. "Basic Text SR Storage" or "not DICOM"."""
 
     path: Path
     kind: str
 
 
 def read_header(path: Path, content: bytes | None = None) -> ImageHeader | OtherFile:
-    """Read the header of a file, and check that its pixel data is whole.
+    """Read the header of a file, and check that its pixel data is complete.
 
     Parameters
     ----------
     path : Path
         The file.
     content : bytes, optional
-        What is in it, if it is not on the disk.
+        Its content, if the file is not on the disk.
+
+    Returns
+    -------
+    ImageHeader or OtherFile
+        The header of an image, or what kind of file it is otherwise.
 
     Raises
     ------
@@ -201,7 +205,7 @@ def read_header(path: Path, content: bytes | None = None) -> ImageHeader | Other
 
 
 def read_series_uid(path: Path) -> str:
-    """Return the Series Instance UID of a DICOM file that has an image in it; "" for any other or damaged file."""
+    """Return the Series Instance UID of a DICOM file with an image; "" for any other file, and for a damaged one."""
     with path.open("rb") as stream:
         try:
             file = read_dicom(path, stream, (_SERIES, _ROWS))
@@ -218,7 +222,7 @@ def _image_or_other(path: Path, stream: BinaryIO, file: DicomFile) -> ImageHeade
     stream.seek(file.end)
     if sop_class in _NO_IMAGES or has_float_pixels(stream, file.syntax):
         return OtherFile(path, kind)
-    # Of images, all must be there; of anything else, what has rows and pixels is one too.
+    # An object of an image class must have rows and pixels. An object of another class is an image if it has both.
     is_image = not kind or "Image Storage" in kind or sop_class == _DOSE
     if not is_image and (not has_rows or file.end >= file_size(stream)):
         return OtherFile(path, kind)
@@ -228,7 +232,7 @@ def _image_or_other(path: Path, stream: BinaryIO, file: DicomFile) -> ImageHeade
     image = _image(path, file.elements, sop_class, file.syntax)
     if image.columns < 1:
         raise ElementError(f"Columns is {image.columns}, but at least 1 is expected")
-    # The number of frames is believed once their pixels are there.
+    # Only pixel data of the right size proves that the stated number of frames is true.
     count = frame_count(file.elements)
     bits = image.rows * image.columns * max(1, image.samples) * max(1, image.bits_allocated) * count
     expected = (bits + 7) // 8
@@ -275,17 +279,24 @@ def _image(path: Path, dataset: Elements, sop_class: str, syntax: str) -> ImageH
 
 
 def is_mosaic(image_type: Sequence[str]) -> bool:
-    """Return whether an Image Type is that of a mosaic."""
+    """Return whether an Image Type marks a mosaic."""
     return MOSAIC in image_type
 
 
 def untiled(picture: ImageHeader, stream: BinaryIO) -> ImageHeader:
-    """Return the header of a mosaic with its tiles as frames; as it is, if Siemens' own header is missing.
+    """Return the header of a mosaic with its tiles as frames; unchanged if Siemens' own header is missing.
+
+    Parameters
+    ----------
+    picture : ImageHeader
+        The header of the file, with the whole picture as its one frame.
+    stream : binary file
+        The open file.
 
     Raises
     ------
     ElementError
-        If its numbers make no sense.
+        If the numbers in its header make no sense.
     """
     stream.seek(0)
     dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
@@ -315,14 +326,17 @@ def untiled(picture: ImageHeader, stream: BinaryIO) -> ImageHeader:
 
 
 def picture_of(header: ImageHeader) -> ImageHeader:
-    """Return the header of the one picture that a mosaic is stored as."""
+    """Return the header of a mosaic as it is stored: with one frame, which is the whole picture."""
     frames = (replace(header.frames[0], index=0),)
     rows, columns = header.rows * header.tiles, header.columns * header.tiles
     return replace(header, rows=rows, columns=columns, tiles=0, frames=frames)
 
 
 def _first_pixel(plane: Plane, rows: int, columns: int) -> Any:
-    """Return the position of the first pixel of a slice that is so many rows and columns smaller than the picture."""
+    """Return the position (3,), LPS, mm, of the first pixel of a slice with the same centre as the picture.
+
+    The slice is ``rows`` and ``columns`` smaller than the picture.
+    """
     along_row, along_column = np.array(plane.orientation[:3]), np.array(plane.orientation[3:])
     inwards = along_column * plane.spacing[0] * rows + along_row * plane.spacing[1] * columns
     return np.array(plane.position) + inwards / 2.0

@@ -1,4 +1,4 @@
-"""DICOM objects that hold labels: opened, their text decoded, damage named, and the images that they were drawn on."""
+"""DICOM objects that hold labels: opening them, decoding their text, and finding the images that they were drawn on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from monailabel_xnat.convert.grid import Sources
 from monailabel_xnat.errors import ImageConversionError, LabelFileError, XNATDatastoreError
 
 ObjectSource = Path | bytes
-"""A file, or its content."""
+"""The path of a file, or the content of a file."""
 
 _SOP_CLASS = 0x00080016
 _CHARACTER_SET = 0x00080005
@@ -55,25 +55,26 @@ _CONTOUR_IMAGES = 0x30060016
 _ROI_CONTOURS = 0x30060039
 _CONTOURS = 0x30060040
 ImageReference = tuple[str, tuple[int, ...]]
-"""SOP Instance UID of an image, and the numbers of the frames that are meant; all of them if there are none."""
+"""SOP Instance UID of an image, and the numbers (from 1) of the frames that are meant. Without numbers all frames are
+meant."""
 
 
 @contextmanager
 def damage_named(name: str) -> Iterator[None]:
-    """Turn whatever pydicom stumbles over in a damaged object into an error that names it."""
+    """Turn any error that pydicom raises for a damaged object into a `LabelFileError` that names the object."""
     try:
         yield
     except XNATDatastoreError:
         raise
     except Exception as error:
-        # pydicom raises OSError too; those of the system have a number.
+        # pydicom also raises OSError. Only an OSError of the system has a number.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise LabelFileError(f"{name} is damaged: {error}", hint=_STORE_AGAIN) from error
 
 
 def name_of(source: ObjectSource) -> str:
-    """Name an object for messages."""
+    """Return how messages call an object."""
     return source.name if isinstance(source, Path) else "the DICOM object"
 
 
@@ -83,18 +84,18 @@ def open_object(source: ObjectSource, classes: Collection[str], kind: str, *, pi
     Parameters
     ----------
     source : Path or bytes
-        A file, or its content.
+        The path of a file, or its content.
     classes : collection of str
         UIDs of the SOP classes that it may have.
     kind : str
-        What these are, for messages.
+        The name of this kind of object, for messages.
     pixels : bool
         Whether to read the pixel data.
 
     Raises
     ------
     LabelFileError
-        If it is something else, or damaged.
+        If the file does not exist, is not an object of these classes, or is damaged.
     """
     name = name_of(source)
     with damage_named(name):
@@ -117,12 +118,12 @@ def open_object(source: ObjectSource, classes: Collection[str], kind: str, *, pi
 
 
 def refuse_truncated(path: Path) -> None:
-    """Refuse a file that ends within an element: pydicom takes what is there of a sequence as all of it.
+    """Refuse a file that ends within an element. pydicom reads a sequence that is cut off as if it were complete.
 
     Raises
     ------
     LabelFileError
-        If it is not whole.
+        If the file is cut off.
     """
     with path.open("rb") as stream:
         try:
@@ -132,15 +133,24 @@ def refuse_truncated(path: Path) -> None:
 
 
 def encodings_of(dataset: Dataset) -> list[str]:
-    """Return Python's names of the character sets of a dataset, for `decoded`."""
+    """Return the names that Python has for the character sets of a dataset; `decoded` needs them."""
     return list(charset.convert_encodings(list(elements.texts(dataset, _CHARACTER_SET)) or ""))
 
 
 def decoded(dataset: Dataset, tag: int, encodings: list[str]) -> str:
     """Return the text of an element, empty if it is absent.
 
-    Text that is strict UTF-8 is taken as such, whatever character set its object states: dcmjs, and with it the
-    viewers, writes UTF-8 always, and hands on the character set of the images. Other text is decoded as stated.
+    Valid UTF-8 is decoded as UTF-8, whatever character set the object states. The reason is dcmjs, which the viewers
+    use: it always writes UTF-8, but copies the stated character set from the images. Other text is decoded as stated.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The object, or an item in it.
+    tag : int
+        Tag of the element.
+    encodings : list of str
+        Character sets of the object, as `encodings_of` returns them.
     """
     element = dataset.get_item(tag) if tag in dataset else None
     if element is not None and isinstance(element.value, bytes):
@@ -153,18 +163,19 @@ def decoded(dataset: Dataset, tag: int, encodings: list[str]) -> str:
 
 
 def _as_utf8(value: bytes, encodings: list[str]) -> str | None:
-    """Decode text as UTF-8; None if it is none, or may well be none."""
+    """Return text decoded as UTF-8; None if it is not UTF-8, or may be in another character set."""
     if value.isascii():
-        return None  # escape sequences of Japanese and Korean sets among it
+        return None  # it may hold escape sequences of Japanese and Korean sets
     try:
         text = value.decode("utf-8")
     except UnicodeDecodeError:
         return None
-    # In sets that use nearly every byte, two bytes of theirs may look like a letter of UTF-8; three hardly do.
+    # Some character sets use nearly every byte. Two of their bytes may look like one letter in UTF-8; with three bytes
+    # that is unlikely.
     is_doubtful = bool(_DENSE & set(encodings)) and all(ord(letter) < _THREE_BYTES for letter in text)
     if is_doubtful or b"\x1b" in value:
         return None
-    # dcmjs reads UTF-8 within sequences as Latin-1, and when it stores that again it is UTF-8 twice over.
+    # dcmjs reads UTF-8 within sequences as Latin-1. When it stores such text again, the text is encoded twice.
     try:
         return text.encode("latin-1").decode("utf-8")
     except UnicodeError:
@@ -191,29 +202,29 @@ class References:
 
 
 def seg_references(source: ObjectSource) -> References:
-    """Read which images a DICOM SEG refers to, without its pixels.
+    """Read which images a DICOM SEG refers to, without reading its pixels.
 
     Parameters
     ----------
     source : Path or bytes
-        A file, or its content.
+        The path of a file, or its content.
 
     Raises
     ------
     LabelFileError
-        If it is no DICOM SEG, or damaged.
+        If it is not a DICOM SEG, or damaged.
     """
     dataset = open_object(source, SEG_CLASSES, "DICOM SEG", pixels=False)
     with damage_named(name_of(source)):
         series = elements.items(dataset, _REFERENCED_SERIES)
         instances = [item for one in series for item in elements.items(one, _REFERENCED_INSTANCES)]
-        # Required, and yet left out by some writers; the frames name their images too.
+        # The standard requires this list, but some programs leave it out. The frames name their images, too.
         instances = instances or list(_source_images(dataset))
         return References(elements.text(dataset, _STUDY), _uids(series, _SERIES), _uids(instances, _INSTANCE))
 
 
 class SliceFinder:
-    """Finds the slices of the images that something refers to.
+    """Finds the slices that images became, by references to these images.
 
     Parameters
     ----------
@@ -227,12 +238,12 @@ class SliceFinder:
             self._frames.setdefault(uid, {})[number] = place
 
     def slices(self, images: Iterable[ImageReference]) -> frozenset[int]:
-        """Return the slices of images, as far as they belong to the volume."""
+        """Return the slices that these images became. Images outside the volume are left out."""
         return frozenset(place for uid, numbers in images for place in self._meant(self._frames.get(uid, {}), numbers))
 
     @staticmethod
     def _meant(frames: Mapping[int, int], numbers: tuple[int, ...]) -> list[int]:
-        # A file of one frame has no other, whatever number is written.
+        # A file with only one frame can mean only that frame, whatever frame number is written.
         if not numbers or len(frames) == 1:
             return list(frames.values())
         return [frames[number] for number in numbers if number in frames]
@@ -250,8 +261,8 @@ def frame_references(dataset: Dataset) -> list[list[ImageReference]]:
 
     Returns
     -------
-    list of list
-        For each frame its images.
+    list of list of ImageReference
+        The images of each frame, in the order of the frames.
     """
     (shared,) = elements.items(dataset, _SHARED_GROUPS)[:1] or [Dataset()]
     found = []
@@ -272,12 +283,12 @@ def rtstruct_references(source: ObjectSource) -> References:
     Parameters
     ----------
     source : Path or bytes
-        A file, or its content.
+        The path of a file, or its content.
 
     Raises
     ------
     LabelFileError
-        If it is no RTSTRUCT, or damaged.
+        If it is not an RTSTRUCT, or damaged.
     """
     dataset = open_object(source, RTSTRUCT_CLASSES, "RTSTRUCT")
     with damage_named(name_of(source)):
@@ -286,14 +297,14 @@ def rtstruct_references(source: ObjectSource) -> References:
         series = [item for study in studies for item in elements.items(study, _RT_SERIES)]
         images = [item for one in series for item in elements.items(one, _CONTOUR_IMAGES)]
         images = images or list(_contour_images(dataset))
-        # A structure set may lie in a study of its own: the study that it names counts.
+        # A structure set may be stored in a study of its own, so the study that it refers to counts.
         study = next(iter(_uids(studies, _INSTANCE)), elements.text(dataset, _STUDY))
         return References(study, _uids(series, _SERIES), _uids(images, _INSTANCE))
 
 
 @dataclass(frozen=True)
 class DrawnObject:
-    """A DICOM SEG or RTSTRUCT: which of the two, its SOP Instance UID, and what it was drawn on."""
+    """A DICOM SEG or RTSTRUCT: its kind (``SEG`` or ``RTSTRUCT``), SOP Instance UID and references to images."""
 
     kind: str
     instance_uid: str
@@ -301,7 +312,7 @@ class DrawnObject:
 
 
 def drawn_object(source: ObjectSource) -> DrawnObject:
-    """Read what a DICOM object holds that is a SEG or an RTSTRUCT.
+    """Read the kind, the UID and the references of a DICOM SEG or RTSTRUCT.
 
     Raises
     ------
@@ -317,13 +328,13 @@ def drawn_object(source: ObjectSource) -> DrawnObject:
 
 
 def kind_of_head(head: bytes) -> str:
-    """Return whether the first bytes of a file are those of a ``SEG`` or an ``RTSTRUCT``; empty for anything else."""
+    """Return the kind of a file by its first bytes: ``SEG`` or ``RTSTRUCT``, or "" for any other file."""
     sop_class = _text_of_head(head, _SOP_CLASS)
     return "SEG" if sop_class in SEG_CLASSES else "RTSTRUCT" if sop_class in RTSTRUCT_CLASSES else ""
 
 
 def instance_of_head(head: bytes) -> str:
-    """Return the SOP Instance UID of a file by its first bytes; empty for anything but DICOM."""
+    """Return the SOP Instance UID in the first bytes of a DICOM file; "" for any other file."""
     return _text_of_head(head, _SOP_INSTANCE)
 
 

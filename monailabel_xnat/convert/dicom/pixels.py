@@ -1,4 +1,4 @@
-"""What stored pixel values stand for: grey values, inverted ones, indices of colours, other colour spaces."""
+"""The meaning of stored pixel values: grey values, inverted grey values, indices of colours, other colour spaces."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _FLOAT32_EXACT = 1 << 24
 
 
 def within_bits(stored: Array, allocated: int, bits: int, signed: bool) -> Array:
-    """Return stored values without what lies above Bits Stored, where old files keep overlays.
+    """Return stored values without the bits above Bits Stored. Old files keep overlays in those bits.
 
     Parameters
     ----------
     stored : ndarray
         Stored values, of ``allocated`` bits each.
     allocated, bits : int
-        Bits Allocated and Bits Stored; the High Bit is the last of the stored ones.
+        Bits Allocated and Bits Stored. The stored bits must be the lowest ones.
     signed : bool
         Whether the highest stored bit is the sign.
     """
@@ -41,31 +41,36 @@ def within_bits(stored: Array, allocated: int, bits: int, signed: bool) -> Array
     if low <= int(stored.min()) and int(stored.max()) <= high:
         return stored
     shift = stored.dtype.type(allocated - bits)
-    # The shift to the right repeats the sign of signed values, and fills up unsigned ones with zeros.
+    # A shift to the right repeats the sign bit of signed values, and puts zeros before unsigned values.
     return np.asarray((stored << shift) >> shift)
 
 
 def inverted(stored: Array, bits: int, signed: bool) -> Array:
-    """Return the values of an image whose smallest value is white (MONOCHROME1), turned over as ITK does it."""
+    """Return the values of an image whose smallest value is white (MONOCHROME1), inverted as ITK does it."""
     if signed:
         return np.asarray(-1 - stored)
     return np.asarray(stored.dtype.type((1 << bits) - 1) - stored)
 
 
 def colours_of_indices(indices: Array, tables: Dataset) -> Array:
-    """Return the RGB colours of palette indices, with the highest 8 bits of each entry, as ITK does it.
+    """Return the RGB colours of palette indices: the highest 8 bits of each entry, as ITK does it.
 
     Parameters
     ----------
     indices : ndarray
-        Any shape.
+        Indices, in any shape.
     tables : Dataset
-        With the palette's three tables, plain or segmented.
+        A dataset with the three tables of the palette, plain or segmented.
+
+    Returns
+    -------
+    ndarray, uint8
+        The shape of ``indices`` with a last axis of size 3.
     """
     for colour in ("Red", "Green", "Blue"):
         name = f"{colour}PaletteColorLookupTableData"
         if name in tables and not tables.is_little_endian:
-            # pydicom reads the table in the order of this machine.
+            # pydicom reads the table in the byte order of this machine.
             tables[name].value = np.frombuffer(tables[name].value, ">u2").astype("<u2").tobytes()
     colours = apply_color_lut(indices, tables)
     entry_bits = tables.RedPaletteColorLookupTableDescriptor[2]
@@ -73,25 +78,25 @@ def colours_of_indices(indices: Array, tables: Dataset) -> Array:
 
 
 def looked_up(stored: Array, tables: Dataset) -> Array:
-    """Return what the Modality LUT Sequence of a dataset makes of stored values."""
+    """Return the values that the Modality LUT Sequence of a dataset assigns to stored values."""
     return np.asarray(apply_modality_lut(stored, tables))
 
 
 def rgb_of_ybr(values: Array) -> Array:
-    """Return the RGB colours of 8-bit YBR_FULL samples (last axis)."""
+    """Return the RGB colours of 8-bit YBR_FULL colours; the samples are the last axis."""
     return np.asarray(convert_color_space(values, YBR, "RGB", per_frame=values.ndim > 3))
 
 
 @dataclass(frozen=True)
 class SliceValues:
-    """The values of one frame, kept as stored until they are written.
+    """The values of one frame. They are kept as they are stored until they are written.
 
     Parameters
     ----------
     stored : ndarray (rows, columns) or (rows, columns, samples)
-        Stored values; those of the image are ``stored * slope + intercept``.
+        Stored values. The values of the image are ``stored * slope + intercept``.
     slope, intercept : float
-        The scaling. Whole numbers unless the values are already floating point (then 1 and 0).
+        The scaling: whole numbers. A scaling by other numbers is already applied to ``stored``, and is 1 and 0 here.
     low, high : float
         Smallest and largest value.
     dtype : dtype
@@ -107,7 +112,15 @@ class SliceValues:
 
     @classmethod
     def of(cls, stored: Array, slope: float = 1.0, intercept: float = 0.0) -> SliceValues:
-        """Make one from stored values and their scaling."""
+        """Return the values of a frame from its stored values and their scaling.
+
+        Parameters
+        ----------
+        stored : ndarray (rows, columns) or (rows, columns, samples)
+            The stored values.
+        slope, intercept : float
+            Rescale Slope and Rescale Intercept.
+        """
         if stored.dtype.kind == "f" or not (slope.is_integer() and intercept.is_integer()):
             if (slope, intercept) != (1.0, 0.0):
                 stored = stored.astype(np.float64) * slope + intercept
@@ -132,7 +145,10 @@ class SliceValues:
         return cls(values.astype(dtype, copy=False), 1.0, 0.0, low, high, dtype)
 
     def compact(self) -> SliceValues:
-        """Return a copy that keeps neither its whole file in memory nor a type larger than it needs."""
+        """Return the same values in an array of their own, so that the array of the whole file can leave memory.
+
+        Values without a scaling get the smallest type that holds them.
+        """
         if self.stored.base is None:
             return self
         if (self.slope, self.intercept) != (1.0, 0.0):
@@ -149,7 +165,7 @@ class SliceValues:
         if (self.slope, self.intercept) == (1.0, 0.0):
             return self.stored.astype(dtype, copy=False)
         if self.slope == 1.0 and dtype.kind != "f":
-            # Integers wrap around, so the sum is right whenever the result fits, as it does.
+            # Integers wrap around, so the sum is right because the result fits into the type.
             offset = np.array(int(self.intercept)).astype(dtype)
             return np.asarray(self.stored.astype(dtype, copy=False) + offset)
         scaled = self.stored.astype(np.float64) * self.slope + self.intercept
@@ -157,7 +173,7 @@ class SliceValues:
 
 
 def _all_equal(values: Array, rounded: Any) -> bool:
-    """Return whether rounding changes nothing; most slices that it changes show it in their middle row."""
+    """Return whether rounding changes nothing. The middle row is compared first, because most changes show there."""
     middle = values[len(values) // 2]
     if not np.array_equal(rounded(middle), middle, equal_nan=True):
         return False

@@ -1,4 +1,4 @@
-"""Slices that lie at one position: copies to drop, or the volumes of a 4-D series."""
+"""Slices that lie at the same position: copies, which are dropped, or the volumes of a 4-D series."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Group = Sequence[Frame]
 Headers = Mapping[Path, ImageHeader]
 
 _MOST_TRAITS = 3
-"""How many traits together may tell volumes apart."""
+"""How many traits may be combined to tell volumes apart."""
 
 _CHOOSE_OTHER = "remove the images that do not belong to the volume, or choose another scan"
 
@@ -31,17 +31,17 @@ def drop_identical_files(images: Sequence[ImageHeader]) -> tuple[list[ImageHeade
     list of ImageHeader
         Each image once, the first by path.
     list of str
-        A note that names what was dropped.
+        A note that names the dropped files; empty if there are none.
 
     Raises
     ------
     ImageConversionError
-        If two files claim to be one image and differ.
+        If two files have the same UID and place, but different pixels.
     """
     kept: dict[object, ImageHeader] = {}
     dropped = []
     for image in images:
-        # Careless anonymisation gives all images one UID: the place belongs to what makes an image the same.
+        # Careless anonymisation gives all images the same UID, so images are the same only if their places are, too.
         planes = tuple(frame.plane for frame in image.frames)
         earlier = kept.setdefault((image.sop_instance_uid or image.path, planes), image)
         if earlier is image:
@@ -63,9 +63,10 @@ def _same_pixels(one: ImageHeader, other: ImageHeader) -> bool:
 def order_repeats(groups: Sequence[Group], headers: Headers) -> tuple[list[Frame], list[str]]:
     """Put the frames of a series in order, volume after volume.
 
-    If every position is there once it is one volume. If each is there equally often and a trait tells complete
-    volumes apart (`TRAITS`) it is a 4-D series. Otherwise frames with the pixels of another at their position
-    are dropped; what then still repeats equally often is a 4-D series in the order of Instance Numbers.
+    If every position occurs once, the series is one volume. If every position occurs equally often, and a trait (see
+    `TRAITS`) tells complete volumes apart, it is a 4-D series. Otherwise a frame is dropped if another frame at its
+    position has the same pixels. If positions still occur several times, and equally often, it is a 4-D series in the
+    order of the Instance Numbers.
 
     Parameters
     ----------
@@ -77,14 +78,14 @@ def order_repeats(groups: Sequence[Group], headers: Headers) -> tuple[list[Frame
     Returns
     -------
     list of Frame
-        Slice after slice, volume after volume.
+        The frames in order: slice after slice, volume after volume.
     list of str
-        Notes.
+        Notes on dropped frames, and on how volumes were told apart.
 
     Raises
     ------
     ImageConversionError
-        If positions repeat irregularly, or nothing tells the volumes apart.
+        If some positions occur more often than others, or nothing tells the volumes apart.
     """
     notes: list[str] = []
     traits = _separating_traits(groups)
@@ -107,10 +108,10 @@ def order_repeats(groups: Sequence[Group], headers: Headers) -> tuple[list[Frame
 
 
 def _drop_copies(groups: Sequence[Group], headers: Headers) -> tuple[list[list[Frame]], list[str]]:
-    """Drop frames with the pixels of another at their position.
+    """Drop a frame if another frame at its position has the same pixels; return the rest, and notes.
 
-    Where every position repeats equally often, that is done only if the volumes are copies altogether: a blank
-    slice may well be the same in two volumes of a time series.
+    If every position occurs equally often, frames are dropped only if all volumes are copies of each other, because a
+    blank slice may be the same in two volumes of a time series.
     """
     regular = len({len(group) for group in groups}) == 1
     unique = []
@@ -154,7 +155,7 @@ def _irregular(groups: Sequence[Group]) -> ImageConversionError:
 
 
 def _separating_traits(groups: Sequence[Group]) -> tuple[str, ...]:
-    """Find the fewest traits of which each combination of values is there once at every position; empty if none do."""
+    """Return the smallest set of traits by which each position has the same distinct values; empty if there is none."""
     if len(groups[0]) == 1 or len({len(group) for group in groups}) > 1:
         return ()
     names = TRAITS if len(groups) > 1 else TIME_TRAITS
@@ -175,13 +176,16 @@ def _separate(values: Sequence[Sequence[object]]) -> bool:
 
 
 def _values_together(groups: Sequence[Group], names: Sequence[str]) -> list[list[tuple[Trait | None, ...]]]:
-    """Return for each frame the values of several traits."""
+    """Return the values of several traits for each frame, grouped by position."""
     columns = [_trait_values(groups, name) for name in names]
     return [list(zip(*values)) for values in zip(*columns)]
 
 
 def _numbered_volumes(groups: Sequence[Group]) -> tuple[list[list[Frame]], str]:
-    """Order the frames at each position by Instance Number, those of one file by frame number."""
+    """Return the frames at each position in the order of their numbers, and the name of that number.
+
+    It is the Instance Number, or the frame number if all frames are in one file.
+    """
     one_file = len({frame.path for group in groups for frame in group}) == 1
     numbers = [[(frame.order, frame.index) for frame in group] for group in groups]
     if (len(groups) > 1 or one_file) and all(len(set(keys)) == len(keys) for keys in numbers):
@@ -195,7 +199,7 @@ def _numbered_volumes(groups: Sequence[Group]) -> tuple[list[list[Frame]], str]:
 
 
 def _are_numbered_alike(groups: Sequence[Group], ordered: Sequence[Sequence[Frame]]) -> bool:
-    """Return whether the Instance Numbers make the same volumes, so that these can be in the order of the numbers."""
+    """Return whether the Instance Numbers make the same volumes, so that they can give the order of the volumes."""
     try:
         numbered, _ = _numbered_volumes(groups)
     except ImageConversionError:
@@ -215,7 +219,7 @@ def _trait_values(groups: Sequence[Group], name: str) -> list[list[Trait | None]
 
 
 def _without_space(values: list[list[tuple[int, ...]]]) -> list[list[tuple[int, ...]]]:
-    """Keep the dimensions in which frames at one position differ: the others are space."""
+    """Keep only the dimensions in which frames at one position differ; the other dimensions are space."""
     length = min(len(value) for group in values for value in group)
     kept = [n for n in range(length) if any(len({value[n] for value in group}) > 1 for group in values)]
     return [[tuple(value[n] for n in kept) for value in group] for group in values]

@@ -1,6 +1,6 @@
-"""The images of one DICOM series in a folder, apart from everything else that lies there.
+"""Choosing the images of one DICOM series from all files of a folder.
 
-MONAI's ITKReader does not always read a folder as its files say; where that matters the two are compared.
+MONAI's ITKReader sometimes reads a folder differently. Where that matters, both results are compared.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from monailabel_xnat.errors import ImageConversionError, NoImageError
 Source = Union[str, "os.PathLike[str]", Sequence[Union[str, "os.PathLike[str]"]]]
 
 NAMES_SHOWN = 5
-"""How many file names an error lists before it only counts."""
+"""How many file names a message lists; further files are only counted."""
 
-# GDCM's "series details", and the restriction that monai.data.ITKReader.read adds.
+# ITKReader splits a series by these elements: GDCM's "series details", and the one that monai.data.ITKReader.read adds.
 _DETAILS = ("SeriesNumber", "SequenceName", "SliceThickness", "Rows", "Columns", "SeriesDate")
 
 
@@ -36,13 +36,14 @@ class Series:
     Parameters
     ----------
     images : tuple of ImageHeader
-        One for each file, by path; never empty.
+        One for each file, in the order of the paths; never empty.
     notes : tuple of str
-        What was left aside.
+        Which files were left out, and what else users should know.
     others : tuple of ImageHeader
-        Images of other series that lie beside them in one scan of an archive.
+        Images of other series in the same scan of an archive.
     joined : bool
-        Whether each image has a Series Instance UID of its own, so that only the archive says that they are one series.
+        Whether each image has its own Series Instance UID, and they are one series only because the archive keeps them
+        as one scan.
     """
 
     images: tuple[ImageHeader, ...]
@@ -57,18 +58,19 @@ def read_series(source: Source, series_uid: str | None = None, *, one_scan: bool
     Parameters
     ----------
     source : path or sequence of paths
-        A folder, searched with its sub-folders, or files. Names do not matter.
+        A folder, which is searched with its sub-folders, or files. The names of the files do not matter.
     series_uid : str, optional
-        Series Instance UID of the series to take. Needed only where several series lie together.
+        Series Instance UID of the series to take. It is needed only if there are images of several series.
     one_scan : bool
         As for `choose_series`.
 
     Raises
     ------
     NoImageError
-        If there is no image, or none of that series.
+        If there is no image, or no image of that series.
     ImageConversionError
-        If a file is damaged, several series leave the choice open, or what was found is no plain image.
+        If a file is damaged, if there are several series and no ``series_uid``, or if the images are mosaics without
+        Siemens' header or differ in size.
     """
     headers = [read_header(path) for path in list_files(source)]
     return choose_series(headers, where(source), series_uid, one_scan=one_scan)
@@ -77,19 +79,19 @@ def read_series(source: Source, series_uid: str | None = None, *, one_scan: bool
 def choose_series(
     headers: Sequence[ImageHeader | OtherFile], place: str, series_uid: str | None = None, *, one_scan: bool = False
 ) -> Series:
-    """Choose one series of what was found.
+    """Choose the images of one series from the headers of all files.
 
     Parameters
     ----------
     headers : sequence of ImageHeader or OtherFile
-        The headers of all files, by path.
+        The headers of all files, in the order of the paths.
     place : str
-        Where they lie, for messages.
+        Where the files lie, for messages.
     series_uid : str, optional
         As for `read_series`.
     one_scan : bool
-        Whether an archive keeps the files as one scan. Then images that have a series UID each are one series: some
-        anonymisers give them out so.
+        Whether an archive keeps the files as one scan. Then images of which each has its own series UID are one series,
+        because some anonymisers give a new series UID to each image.
 
     Raises
     ------
@@ -110,7 +112,7 @@ def choose_series(
 
 
 def list_files(source: Source) -> list[Path]:
-    """List the files of a folder and its sub-folders, or the given files, sorted.
+    """Return the files of a folder and its sub-folders, or the given files, sorted by path.
 
     Raises
     ------
@@ -132,12 +134,12 @@ def list_files(source: Source) -> list[Path]:
 
 
 def where(source: Source) -> str:
-    """Return where files lie, for messages."""
+    """Return how messages call the place of the files: the path, or "the given files"."""
     return str(source) if isinstance(source, (str, os.PathLike)) else "the given files"
 
 
 def name_files(paths: Iterable[Path]) -> str:
-    """List file names for a message, cut after `NAMES_SHOWN`."""
+    """Return file names as text for a message; after `NAMES_SHOWN` names it only says how many more there are."""
     names = [path.name for path in dict.fromkeys(paths)]
     shown = ", ".join(names[:NAMES_SHOWN])
     rest = len(names) - NAMES_SHOWN
@@ -165,7 +167,7 @@ def _choose(images: Sequence[ImageHeader], series_uid: str | None) -> list[Image
 
 
 def _has_a_series_each(images: Sequence[ImageHeader]) -> bool:
-    """Return whether each of several single images has a Series Instance UID of its own, within one study."""
+    """Return whether these are several images of one study and one kind, each with its own Series Instance UID."""
     alike = {(image.study_uid, image.sop_class, image.modality) for image in images}
     single = all(len(image.frames) == 1 and image.frames[0].plane for image in images)
     return len({image.series_uid for image in images}) == len(images) > 1 and len(alike) == 1 and single
@@ -213,11 +215,12 @@ def _notes(others: Sequence[OtherFile], images: Sequence[ImageHeader], chosen: S
 
 
 def require_grid_in_folder(folder: Path, grid: Grid) -> None:
-    """Check that MONAI's ITKReader gives a folder the grid on which the labels of its image lie.
+    """Check that MONAI's ITKReader reads the grid of the labels from a folder of DICOM files.
 
-    ITK splits a series by values that may differ within it (slice thickness, series date), reads only one part, looks
-    into no sub-folder, and does not notice missing slices. Then the image would not fit its label. SimpleITK orders and
-    reads the files by the same code as the package itk, which MONAI uses, and can be loaded in any thread.
+    ITK splits a series by values that may differ within it (slice thickness, series date) and reads only one part. It
+    also does not read sub-folders, and does not notice missing slices. Then the image would not fit its label.
+    The check uses SimpleITK, which orders and reads files with the same code as the package itk that MONAI uses, and
+    which can be loaded in any thread.
 
     Parameters
     ----------
@@ -229,7 +232,7 @@ def require_grid_in_folder(folder: Path, grid: Grid) -> None:
     Raises
     ------
     ImageConversionError
-        If it reads another grid, several series, or nothing.
+        If ITK reads another grid, finds several series, or cannot read the folder.
     """
     reader: Any = simpleitk().ImageSeriesReader
     series = reader.GetGDCMSeriesIDs(str(folder))
@@ -251,7 +254,7 @@ def require_grid_in_folder(folder: Path, grid: Grid) -> None:
 
 
 def _details(files: Iterable[str]) -> dict[str, set[str]]:
-    """Return the different values of each element by which ITKReader splits a series."""
+    """Return all values that the files have in each element by which ITKReader splits a series."""
     found: dict[str, set[str]] = {keyword: set() for keyword in _DETAILS}
     for file in files:
         header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_DETAILS))

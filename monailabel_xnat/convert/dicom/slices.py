@@ -1,8 +1,8 @@
-"""The values of the frames of a volume, read ahead where possible.
+"""Reading the values of the frames of a volume, ahead of time where possible.
 
-Plainly uncompressed slices are copied from the file, which is several times faster than any decoder. The first and
-the last such slice of a volume are decoded by SimpleITK too; unless they are identical, all slices are decoded as
-:mod:`monailabel_xnat.convert.dicom.decoding` says.
+Uncompressed slices of a simple kind are copied from the file, which is several times faster than any decoder. As a
+check, SimpleITK also decodes the first and the last slice. If one of them differs from the copy, all slices are
+decoded by :mod:`monailabel_xnat.convert.dicom.decoding`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from monailabel_xnat.errors import ImageConversionError
 logger = logging.getLogger(__name__)
 
 DECODING_THREADS = min(2, os.cpu_count() or 1)
-"""More threads read no faster, and the server has other work."""
+"""How many threads decode. More threads are no faster, and the server has other work to do."""
 
 Headers = Mapping[Path, ImageHeader]
 
-# CT, MR and PET images (DICOM PS3.4 B.5): Rescale Slope and Intercept are all there is between file and value.
+# CT, MR and PET images (DICOM PS3.4 B.5): only Rescale Slope and Intercept lie between a stored value and its meaning.
 _DIRECT_CLASSES = frozenset(("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"))
 
 
 class SliceReader:
-    """Reads the values of frames; to be closed."""
+    """Reads the values of frames. It has threads of its own, so it must be closed."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="xnat-decode")
@@ -41,7 +41,7 @@ class SliceReader:
         self._copied: dict[Path, SliceValues | None] = {}
 
     def start(self, header: ImageHeader) -> None:
-        """Read the frames of a file that is likely asked for: copy them now, or have them decoded meanwhile.
+        """Start to read a file that will probably be needed: copy its slice now, or decode it in another thread.
 
         Raises
         ------
@@ -54,7 +54,7 @@ class SliceReader:
             self._decoded[header.path] = self._pool.submit(decode_file, header)
 
     def forget(self, path: Path) -> None:
-        """Drop what was read of a file."""
+        """Forget what was read from a file."""
         self._copied.pop(path, None)
         self._decoded.pop(path, None)
 
@@ -64,14 +64,14 @@ class SliceReader:
         Parameters
         ----------
         frames : sequence of Frame
-            What to read.
+            The frames to read.
         headers : mapping of Path to ImageHeader
-            The headers of all files that the frames are in.
+            The headers of all files that hold these frames.
 
         Raises
         ------
         ImageConversionError
-            If a file cannot be decoded, or one decodes to another size than the others; it is named.
+            If a file cannot be decoded, or has another size than the others when it is decoded. The message names it.
         """
         paths = list(dict.fromkeys(frame.path for frame in frames))
         for path in paths:
@@ -90,11 +90,11 @@ class SliceReader:
         return slices
 
     def close(self) -> None:
-        """Stop decoding."""
+        """Wait for running decoders, and drop the ones that have not begun."""
         self._pool.shutdown(cancel_futures=True)
 
     def _copies(self, frames: Sequence[Frame], headers: Headers) -> list[SliceValues] | None:
-        """Return copied slices; None unless all are, and are what SimpleITK reads."""
+        """Return the copied slices; None unless all slices were copied and SimpleITK confirms the first and last."""
         if not all(frame.path in self._copied for frame in frames):
             return None
         slices = [self._copied[frame.path] for frame in frames]
@@ -106,7 +106,7 @@ class SliceReader:
 
 
 def read_slices(frames: Sequence[Frame], headers: Headers) -> list[SliceValues]:
-    """Read the values of frames at once; see :meth:`SliceReader.read`."""
+    """Return the values of frames; see :meth:`SliceReader.read`."""
     reader = SliceReader()
     try:
         return reader.read(frames, headers)
@@ -118,7 +118,7 @@ def _is_as_decoded(frame: Frame, copied: SliceValues, headers: Headers) -> bool:
     try:
         expected = decode(headers[frame.path])[0]
     except ImageConversionError:
-        # It stumbles over something in the header; the pixels are as long as the header says, and plain.
+        # SimpleITK refuses something in the header. The pixels are uncompressed and as long as the header says.
         return True
     return np.array_equal(copied.values(expected.dtype), expected)
 
@@ -134,7 +134,7 @@ def _refuse_other_sizes(frames: Sequence[Frame], slices: Sequence[SliceValues]) 
 
 
 def is_plain(header: ImageHeader) -> bool:
-    """Return whether the pixel data of a file may be copied as it is."""
+    """Return whether the pixel data of a file may be copied without a decoder."""
     length = header.frame_bytes
     return (
         header.pixel_offset >= 0
@@ -152,7 +152,7 @@ def is_plain(header: ImageHeader) -> bool:
 
 
 def copy_slice(header: ImageHeader) -> SliceValues | None:
-    """Copy the raw pixel data of a plain file; None if its bits are not what the header says.
+    """Return the raw pixel data of a file for which `is_plain` is true; None if bits above Bits Stored are used.
 
     Raises
     ------
@@ -182,7 +182,7 @@ def _copy_stored(header: ImageHeader) -> Array:
 
 
 def _within_bits(stored: Array, header: ImageHeader) -> bool:
-    """Return whether the bits above Bits Stored hold nothing but the sign."""
+    """Return whether the bits above Bits Stored hold only the sign."""
     if header.bits_stored == header.bits_allocated:
         return True
     if header.signed:

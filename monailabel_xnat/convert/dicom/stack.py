@@ -1,4 +1,4 @@
-"""One regular stack: slices that are parallel, evenly spaced, and above each other or tilted evenly."""
+"""Finding a regular stack: parallel, evenly spaced slices that lie straight above each other or are shifted evenly."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ SLICE_POSITION_TOLERANCE = 0.01
 """How far a slice may lie from its place on a regular grid, as a share of the slice spacing."""
 
 SLICE_ROUNDING_MM = 0.051
-"""Half of a tenth of a millimetre, with room for the rounding of the sum: granted to all positions."""
+"""How far any slice may lie from its place on a regular grid, in mm: half of a tenth of a millimetre, and a little more
+for the rounding of the sum."""
 
 SLICE_ROUNDING_SHARE = 0.1
-"""`SLICE_ROUNDING_MM` is granted only up to this share of the slice spacing (small-animal scanners)."""
+"""`SLICE_ROUNDING_MM` is allowed only up to this share of the slice spacing (it matters for small-animal scanners)."""
 
 SEEN_ROUNDING_SHARE = 0.2
-"""What positions with one decimal or more need, by their decimals, is granted up to this share of the slice spacing. A
-missing slice puts the others off by a quarter of the spacing at least."""
+"""Positions that are rounded to one decimal or more may be off by their rounding, up to this share of the slice
+spacing. A missing slice shifts the others by at least a quarter of the spacing."""
 
 LATERAL_TOLERANCE = 0.2
 """How far a slice may lie beside the normal through the first slice, as a share of the smaller pixel spacing."""
 
 LARGEST_LATERAL = 0.5
-"""The same where positions are rounded coarsely: half a pixel, with which it is still clear which voxel is meant."""
+"""The same limit for positions that are coarsely rounded: half a pixel. It is then still clear which voxel is meant."""
 
 SAME_POSITION_SHARE = 0.1
-"""Positions nearer to each other than this share of the pixel spacing are one position; at most 0.01 mm."""
+"""Slices that are nearer to each other than this share of the pixel spacing, and than 0.01 mm, have one position."""
 
 _CHOOSE_OTHER = "choose another scan, or convert this one by hand and attach it as resource NIFTI"
 _STACK = "set gantry_tilt to stack to have the slices stacked straight, or choose another scan"
@@ -44,17 +45,17 @@ _TILT = "gantry tilt"
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """A regular stack.
+    """A regular stack of frames.
 
     Parameters
     ----------
     groups : list of list of int
-        The frames at each position, in ascending order.
+        Indices of the frames at each position; the positions ascend along the normal.
     shear : ndarray (3,) or None
-        By how much (LPS, mm) each position lies further sideways than the one before; None if they lie above each
-        other.
+        How much further sideways (LPS, mm) each position lies than the position before; None if all positions lie
+        straight above each other.
     warnings : tuple of str
-        What is doubtful about it.
+        What is doubtful about the stack.
     """
 
     groups: list[list[int]]
@@ -63,19 +64,19 @@ class Stack:
 
 
 def regular_stack(frames: Sequence[Frame], *, tilted: bool = False) -> Stack:
-    """Find the positions of frames, all of which must have a plane.
+    """Return the regular stack that frames make.
 
     Parameters
     ----------
     frames : sequence of Frame
-        Any number at each position.
+        The frames. All must have a plane, and there may be several at each position.
     tilted : bool
         Whether slices may be shifted sideways evenly, as by a tilted gantry.
 
     Raises
     ------
     ImageConversionError
-        If they are no regular stack; the message names files and numbers.
+        If they do not make a regular stack; the message names files and numbers.
     """
     planes = [plane_of(frame) for frame in frames]
     _refuse_mixed_planes(frames, planes)
@@ -132,7 +133,7 @@ def _refuse_mixed_planes(frames: Sequence[Frame], planes: Sequence[Plane]) -> No
 def _shear(
     frames: Sequence[Frame], positions: Floats, distances: Floats, groups: Sequence[Sequence[int]], tilted: bool
 ) -> Floats | None:
-    """Refuse slices with gaps, with uneven spacing, or shifted sideways; return by how much a tilted gantry shifts."""
+    """Refuse slices with gaps, uneven spacing or sideways shifts; return the shift of a tilted gantry, if allowed."""
     heads = [group[0] for group in groups]
     rounding, plane = rounding_of(positions), plane_of(frames[0])
     problems = []
@@ -142,7 +143,7 @@ def _shear(
     first, last = heads[0], heads[-1]
     lateral = positions - positions[first] - np.outer(distances - distances[first], plane.normal)
     shift = np.linalg.norm(lateral, axis=1)
-    # Both positions are rounded, each in three coordinates.
+    # A shift is the difference of two positions, and each of them is rounded in three coordinates.
     sideways = min(2 * 3**0.5 * rounding, LARGEST_LATERAL * min(plane.spacing))
     tolerance = max(LATERAL_TOLERANCE * min(plane.spacing), sideways)
     shear: Floats | None = None
@@ -154,7 +155,7 @@ def _shear(
         else:
             problems.append(_sideways(shift, depth, last))
     if problems:
-        # Of other problems stacking does not help.
+        # The setting gantry_tilt does not help against other problems.
         is_tilt = problems[0].startswith(_TILT) and not tilted
         raise ImageConversionError("; ".join(problems), hint=_STACK if is_tilt else _CHOOSE_OTHER)
     return shear
@@ -168,7 +169,7 @@ def _gaps(frames: Sequence[Frame], distances: Floats, rounding: float) -> list[s
     gaps = np.diff(distances)
     usual = float(np.median(gaps))
     wide = np.flatnonzero(gaps > 1.5 * usual)
-    # A gap of a whole number of steps among equal steps is a missing slice; anything else is irregular.
+    # If all other steps are equal, a gap of a whole number of steps means missing slices. Otherwise it is irregular.
     others = np.delete(gaps, wide)
     if len(wide) and np.abs(others - usual).max() <= 2 * slice_position_tolerance(usual, 2 * rounding):
         missing = int(sum(round(gap / usual) - 1 for gap in gaps[wide]))
@@ -210,16 +211,16 @@ def slice_position_tolerance(spacing: float, rounding: float = 0.0) -> float:
     spacing : float
         Slice spacing, mm.
     rounding : float
-        By how much (mm) positions may be rounded along the normal, see `rounding_of`.
+        By how much (mm) positions may have been rounded along the normal; see `rounding_of`.
     """
     always = min(SLICE_ROUNDING_MM, SLICE_ROUNDING_SHARE * spacing)
     return max(SLICE_POSITION_TOLERANCE * spacing, always, min(rounding, SEEN_ROUNDING_SHARE * spacing))
 
 
 def rounding_of(positions: Floats) -> float:
-    """Return by how much (mm) each coordinate may have been rounded, by the decimals of all; 0 for whole numbers.
+    """Return by how much (mm) each coordinate may have been rounded, judged by the number of their decimals.
 
-    Whole millimetres are taken for exact: too many series have them.
+    It is 0 if all are whole millimetres. These count as exact, because very many series have them.
     """
     for decimals in range(1, 6):
         if np.abs(np.round(positions, decimals) - positions).max() < 1e-7:
@@ -229,14 +230,14 @@ def rounding_of(positions: Floats) -> float:
 
 
 def off_the_line(distances: Floats) -> float:
-    """Return how far (mm) the worst of several distances lies from the best regular grid through all of them."""
+    """Return the largest distance (mm) of a slice from its place on the regular grid that fits all slices best."""
     numbers = np.arange(len(distances))
 
     def width(step: float) -> float:
         left = distances - step * numbers
         return float(left.max() - left.min())
 
-    # The width is convex in the step: a search by thirds finds its minimum.
+    # The width is a convex function of the step, so a ternary search finds its minimum.
     gaps = np.diff(distances)
     low, high = float(gaps.min()), float(gaps.max())
     for _ in range(60):
@@ -249,12 +250,18 @@ def off_the_line(distances: Floats) -> float:
 
 
 def same_position_tolerance(spacing: tuple[float, float]) -> float:
-    """Return how near (mm) two slices must be to count as lying at one position."""
+    """Return how near (mm) two slices must be to count as one position."""
     return min(0.01, SAME_POSITION_SHARE * min(spacing))
 
 
 def orientation_name(orientation: Sequence[float]) -> str:
-    """Name the plane of direction cosines: axial, sagittal, coronal, with "oblique" beyond 5 degrees."""
+    """Return the name of a plane: axial, sagittal or coronal, with "oblique" before it if it is off by over 5 degrees.
+
+    Parameters
+    ----------
+    orientation : sequence of float
+        Direction cosines of a row, then of a column, LPS.
+    """
     normal = np.abs(np.cross(orientation[:3], orientation[3:]))
     name = ("sagittal", "coronal", "axial")[int(np.argmax(normal))]
     return name if normal.max() > np.cos(np.radians(5.0)) else f"oblique {name}"

@@ -1,4 +1,4 @@
-"""The volume of a series: which frames, in which order, on which grid, and which image each slice was made of."""
+"""Planning the volume of a series: its frames, their order, the grid, and the image that each slice was made of."""
 
 from __future__ import annotations
 
@@ -34,32 +34,33 @@ _CROSS_SECTIONS = frozenset(
         "1.2.840.10008.5.1.4.1.1.481.2",  # RT Dose
     )
 )
-"""Images that must say where they lie and how large their pixels are (DICOM PS3.3 A.3, A.4, A.18, A.21, A.36, A.38)."""
+"""SOP classes of images that must state their position and the size of their pixels (DICOM PS3.3 A.3, A.4, A.18, A.21,
+A.36, A.38)."""
 
 _CHOOSE_OTHER = "choose another scan, or convert this one by hand and attach it as resource NIFTI"
 
 
 @dataclass(frozen=True)
 class VolumePlan:
-    """How to make a volume of a series.
+    """How the frames of a series make a volume.
 
     Parameters
     ----------
     frames : tuple of Frame
-        Slice after slice, volume after volume.
+        The frames in order: slice after slice, volume after volume.
     slices, volumes : int
-        Their number is ``slices * volumes``.
+        Number of slices in a volume, and number of volumes.
     affine : ndarray (4, 4)
         Voxel index to LPS, mm.
     headers : mapping of Path to ImageHeader
         The headers of the files.
     notes : tuple of str
-        What is worth knowing.
+        What users should know about the volume.
     warnings : tuple of str
-        Those of the notes that make the volume doubtful.
+        The notes that make the volume doubtful.
     shear : ndarray (3,) or None
-        By how much (LPS, mm) each slice lies further beside its place in the volume than the one before; None for
-        slices that lie above each other.
+        How much further (LPS, mm) each slice truly lies beside its place in the volume than the slice before; None if
+        the slices lie straight above each other.
     """
 
     frames: tuple[Frame, ...]
@@ -73,19 +74,20 @@ class VolumePlan:
 
 
 def plan_volume(series: Series, *, tilted: bool = False) -> VolumePlan:
-    """Find the one volume that a series is.
+    """Return the plan of the one volume, or of the 4-D image, that a series makes.
 
     Parameters
     ----------
     series : Series
-        Its images.
+        The images.
     tilted : bool
-        Whether slices that a tilted gantry shifted sideways are stacked as if they lay above each other.
+        Whether slices that a tilted gantry shifted sideways are stacked as if they lay straight above each other.
 
     Raises
     ------
     ImageConversionError
-        If it is none: orientations differ, slices are missing, unevenly spaced, sheared or doubled.
+        If the series does not make one: orientations differ, or slices are missing, unevenly spaced, shifted sideways
+        or doubled.
     """
     images, dropped = drop_identical_files(series.images)
     headers = {image.path: image for image in images}
@@ -119,7 +121,7 @@ def plan_volume(series: Series, *, tilted: bool = False) -> VolumePlan:
 
 
 def _unmeasured(frames: Sequence[Frame], headers: Mapping[Path, ImageHeader]) -> list[str]:
-    """Note the frames whose header gives no size of pixels; refuse those that must give it."""
+    """Return a note on frames whose header states no size of pixels; refuse those that must state it."""
     missing = [frame.path for frame in frames if not frame.is_measured]
     cross_sections = [path for path in missing if headers[path].sop_class in _CROSS_SECTIONS]
     if cross_sections:
@@ -131,7 +133,7 @@ def _unmeasured(frames: Sequence[Frame], headers: Mapping[Path, ImageHeader]) ->
 
 
 def _joined(series: Series, groups: Sequence[Sequence[int]]) -> tuple[str, ...]:
-    """Warn of images that have a series each; refuse them unless they are one stack of slices."""
+    """Return a warning if each image has its own series; refuse such images unless each has its own position."""
     if not series.joined:
         return ()
     count = len(series.images)
@@ -143,7 +145,10 @@ def _joined(series: Series, groups: Sequence[Sequence[int]]) -> tuple[str, ...]:
 
 
 def _refuse_a_part(series: Series, frames: Sequence[Frame]) -> None:
-    """Refuse a series that images of another series in the same scan continue: it may be a part of the volume."""
+    """Refuse a series that makes a regular stack with images of another series in the same scan.
+
+    It may be only a part of the volume.
+    """
     first = series.images[0]
     beside = [
         image
@@ -169,7 +174,7 @@ def _refuse_a_part(series: Series, frames: Sequence[Frame]) -> None:
 def _plan_unplaced(
     images: Sequence[ImageHeader], headers: Mapping[Path, ImageHeader], notes: tuple[str, ...]
 ) -> VolumePlan:
-    """Plan images whose headers do not say where they lie (secondary captures, ultrasound) as ITK stacks them."""
+    """Return the plan for images without a position (secondary captures, ultrasound), stacked as ITK does it."""
     first = images[0]
     if first.sop_class in _CROSS_SECTIONS:
         count = sum(len(image.frames) for image in images)
@@ -201,14 +206,14 @@ def _by_instance_number(images: Sequence[ImageHeader]) -> list[ImageHeader]:
 
 
 def _runs_backwards(groups: Sequence[Sequence[int]], images: Sequence[ImageHeader]) -> bool:
-    """Return whether the frames of multi-frame files are stored against the normal: GDCM keeps their order."""
+    """Return whether the frames of multi-frame files are stored in descending order, which GDCM keeps."""
     first_seen = [min(group) for group in groups]
     multi_frame = any(len(image.frames) > 1 and not image.tiles for image in images)
     return multi_frame and len(groups) > 1 and first_seen == sorted(first_seen, reverse=True)
 
 
 def _affine(stack: Sequence[Frame], headers: Mapping[Path, ImageHeader], *, is_tilted: bool) -> Floats:
-    """Return the affine (LPS) of a stack in slice order: ITK's own for plain files, else by the same formula."""
+    """Return the affine (LPS) of a stack in slice order: as ITK reads it from the first file, else by its formula."""
     first, last = plane_of(stack[0]), plane_of(stack[-1])
     end = np.array(last.position)
     if is_tilted:
@@ -222,7 +227,7 @@ def _affine(stack: Sequence[Frame], headers: Mapping[Path, ImageHeader], *, is_t
         return computed
     step = np.linalg.norm(computed[:3, 2])
     spacing = np.linalg.norm(reference[:3, 2])
-    # GDCM ignores the position in a few kinds of object that may well have one.
+    # GDCM ignores the position in a few kinds of objects that may have one.
     moved = np.abs(reference[:3, 3] - first.position).max() > 1e-3
     turned = np.abs(reference[:3, 2] / spacing - computed[:3, 2] / step).max() > ORIENTATION_TOLERANCE
     if moved or turned:
@@ -233,29 +238,36 @@ def _affine(stack: Sequence[Frame], headers: Mapping[Path, ImageHeader], *, is_t
 
 
 def sources_of(instance_uids: Sequence[str], frame_numbers: Sequence[int], slices: int) -> dict[tuple[str, int], int]:
-    """Return the slice of each image.
+    """Return the slice that each image became, by SOP Instance UID and frame number.
 
     Parameters
     ----------
     instance_uids : sequence of str
         SOP Instance UID of each slice, volume after volume.
     frame_numbers : sequence of int
-        Number of each slice's frame in its file, from 1. What is no frame (0, a tile of a mosaic) is left out: an
-        object that refers to the picture means another place.
+        Number of each slice's frame in its file, from 1. A tile of a mosaic has the number 0 and is left out, because
+        an object that refers to the whole picture means another place.
     slices : int
-        How many there are in a volume.
+        How many slices a volume has.
     """
     images = enumerate(zip(instance_uids, frame_numbers))
     return {(uid, frame): place % slices for place, (uid, frame) in images if frame}
 
 
 def read_sources(folder: Path, series_uid: str | None) -> Sources:
-    """Find the slice of each image of the DICOM series in a folder.
+    """Return the slice that each image of the DICOM series in a folder became.
+
+    Parameters
+    ----------
+    folder : Path
+        The DICOM files.
+    series_uid : str or None
+        Series Instance UID, needed only if there are images of several series.
 
     Raises
     ------
     ImageError
-        If the files are not one volume.
+        If the files do not make one volume.
     """
     plan = plan_volume(read_series(folder, series_uid, one_scan=True), tilted=True)
     uids = [plan.headers[frame.path].sop_instance_uid for frame in plan.frames]
@@ -264,16 +276,16 @@ def read_sources(folder: Path, series_uid: str | None) -> Sources:
 
 
 def encode_sources(sources: Sources) -> bytes:
-    """Write sources as JSON."""
+    """Return sources as JSON, for `decode_sources`."""
     return json.dumps([[uid, frame, place] for (uid, frame), place in sources.items()]).encode()
 
 
 def decode_sources(content: bytes) -> Sources:
-    """Read sources from JSON.
+    """Return sources from JSON that `encode_sources` wrote.
 
     Raises
     ------
     ValueError
-        If it is none.
+        If the content is not such JSON.
     """
     return {(str(uid), int(frame)): int(place) for uid, frame, place in json.loads(content)}

@@ -1,4 +1,4 @@
-"""What a DICOM SEG says beside its pixels: patient, study, segments, and the images it belongs to."""
+"""The header of a DICOM SEG: patient, study, segments, and references to the images that it belongs to."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from monailabel_xnat.convert.seg.segments import (
 SEG_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"
 
 
-# Patient and study are those of the images; the elements that must be there, be it empty (PS3.3 C.7.1.1, C.7.2.1).
+# Patient and study are copied from the images. These elements must be present, even if empty (PS3.3 C.7.1.1, C.7.2.1).
 _REQUIRED = (
     0x00080020,  # Study Date
     0x00080030,  # Study Time
@@ -71,20 +71,25 @@ def seg_header(
     algorithm_name: str,
     instance_uid: str,
 ) -> Dataset:
-    """Return the elements of a binary SEG before its frames, without the references to images.
+    """Return the elements of a binary SEG that describe all frames, without the references to images.
 
     Parameters
     ----------
     image : ImageHeader
         One of the images; patient, study and frame of reference are read from its file.
     plane : Plane
-        Its place: orientation and pixel spacing.
+        The place of one image; its orientation and its pixel spacing are the same for all.
     step : float
-        Distance of the slices, mm.
+        Distance between neighbouring slices, mm.
     segments : sequence of Segment
-        In the order of their numbers, from 1.
-    description, algorithm_type, algorithm_name, instance_uid
+        The segments in the order of their numbers, which start at 1.
+    description, algorithm_type, algorithm_name, instance_uid : str
         As for `write_seg`.
+
+    Returns
+    -------
+    Dataset
+        The elements; the number of frames, the references and the frames themselves are still missing.
     """
     dataset = _of_patient_and_study(image.path, instance_uid)
     dataset.SOPClassUID = SEG_CLASS
@@ -108,7 +113,7 @@ def seg_header(
     dataset.SegmentSequence = Items(described_segment(n, one, algorithm) for n, one in enumerate(segments, start=1))
     shared = Dataset()
     shared.PlaneOrientationSequence = items(ImageOrientationPatient=_decimals(plane.orientation))
-    # Readers take one or the other for the distance of the slices.
+    # Some readers take the distance of the slices from one of these elements, some from the other.
     thickness = format_number_as_ds(step)
     shared.PixelMeasuresSequence = items(
         PixelSpacing=_decimals(plane.spacing), SliceThickness=thickness, SpacingBetweenSlices=thickness
@@ -119,14 +124,14 @@ def seg_header(
 
 
 def referenced_series(frames: Iterable[Frame], headers: Mapping[Path, ImageHeader]) -> Items:
-    """Return the item of the Referenced Series Sequence: every image once (DICOM PS3.3 C.12.4)."""
+    """Return the Referenced Series Sequence with its one item, which lists each image once (DICOM PS3.3 C.12.4)."""
     images = [headers[path] for path in dict.fromkeys(frame.path for frame in frames)]
     references = Items(items(**_reference(image))[0] for image in images)
     return items(SeriesInstanceUID=images[0].series_uid, ReferencedInstanceSequence=references)
 
 
 def derivation(frame: Frame, image: ImageHeader) -> Items:
-    """Return the item of the Derivation Image Sequence: the image frame that a mask was drawn on."""
+    """Return the Derivation Image Sequence with its one item: the image frame that a mask was drawn on."""
     reference = _reference(image)
     if len(image.frames) > 1:
         reference["ReferencedFrameNumber"] = str(frame.index + 1)
@@ -139,17 +144,17 @@ def derivation(frame: Frame, image: ImageHeader) -> Items:
 
 
 def plane_position(plane: Plane) -> Items:
-    """Return the item of the Plane Position Sequence."""
+    """Return the Plane Position Sequence with its one item: the centre of the first pixel, LPS, mm."""
     return items(ImagePositionPatient=_decimals(plane.position))
 
 
 def derived_uid(instance_uid: str, purpose: str) -> str:
-    """Return another UID for the same object, the same one each time."""
+    """Return a further UID for an object. The same two arguments always give the same UID."""
     return str(generate_uid(entropy_srcs=[instance_uid, purpose]))
 
 
 def _of_patient_and_study(path: Path, instance_uid: str) -> Dataset:
-    """Start a dataset with patient, study and frame of reference of an image file."""
+    """Return a dataset with the patient, the study and the frame of reference of an image file."""
     wanted = [_CHARACTER_SET, _FRAME_OF_REFERENCE, *_REQUIRED, *_OPTIONAL]
     source = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=wanted, force=True)
     encodings = encodings_of(source)
@@ -157,7 +162,7 @@ def _of_patient_and_study(path: Path, instance_uid: str) -> Dataset:
     for tag in (*_REQUIRED, *_OPTIONAL):
         value = decoded(source, tag, encodings)
         if value or tag in _REQUIRED:
-            # As it is: what the images say about the patient is not for us to correct.
+            # Copied without validation: it is not our task to correct what the images say about the patient.
             dataset.add(DataElement(tag, dictionary_VR(tag), value, validation_mode=IGNORE))
     uid = decoded(source, _FRAME_OF_REFERENCE, encodings) or derived_uid(instance_uid, "frame of reference")
     dataset.add(DataElement(_FRAME_OF_REFERENCE, "UI", uid, validation_mode=IGNORE))
@@ -165,7 +170,10 @@ def _of_patient_and_study(path: Path, instance_uid: str) -> Dataset:
 
 
 def _character_set(dataset: Dataset) -> str:
-    """Choose Latin-1 where the text fits, because dcmjs reads names within sequences so; else UTF-8."""
+    """Return the character set of a dataset: Latin-1 if it can hold all text, else UTF-8.
+
+    Latin-1 comes first because dcmjs reads names within sequences as Latin-1.
+    """
     text = "".join(str(element.value) for element in dataset.iterall() if element.VR in _TEXT)
     try:
         text.encode("latin-1")
@@ -197,7 +205,7 @@ def _set_pixel_module(dataset: Dataset, image: ImageHeader) -> None:
 
 
 def _set_dimensions(dataset: Dataset, instance_uid: str) -> None:
-    """Frames count by segment, then by position (DICOM PS3.3 C.7.6.17)."""
+    """Write the dimensions of the frames: the segment, then the position (DICOM PS3.3 C.7.6.17)."""
     organization = derived_uid(instance_uid, "dimensions")
     dataset.DimensionOrganizationSequence = items(DimensionOrganizationUID=organization)
     pointers = (

@@ -1,4 +1,7 @@
-"""Where the frames of a DICOM SEG lie: as their positions say, and never against the images that they refer to."""
+"""Where the frames of a DICOM SEG lie.
+
+Their positions decide. A frame whose position contradicts the image that it refers to is refused.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +38,10 @@ class Placement:
     Parameters
     ----------
     index : tuple of int and slice
-        The part of the volume; one axis is fixed, another may run backwards.
+        The part of the volume (i, j, k): one axis is fixed, and the others may run backwards.
     transposed : bool
-        Whether the columns of the frame come after its rows among the axes of the volume.
+        Whether that part must be transposed to get (rows, columns), because its first axis counts the columns of the
+        frame.
     window : tuple of slice
         The part of the frame (rows, columns) that lies inside the grid.
     """
@@ -48,7 +52,7 @@ class Placement:
 
     @property
     def is_turned(self) -> bool:
-        """Whether rows and columns of the frame are not those of the slices (columns first), in this direction."""
+        """Whether the rows and columns of the frame run otherwise than those of the slices."""
         in_slice = [part.step or 1 for part in self.index[:2] if isinstance(part, slice)]
         return not self.transposed or in_slice != [1, 1]
 
@@ -59,26 +63,26 @@ class Placement:
 
 
 def place_plane(plane: Plane, rows: int, columns: int, grid: Grid) -> Placement:
-    """Find the voxels that a frame covers, in whatever direction it runs.
+    """Return the voxels that a frame covers, whatever direction its rows and columns have.
 
     Parameters
     ----------
     plane : Plane
         Where the frame lies.
     rows, columns : int
-        Its size.
+        Size of the frame in pixels.
     grid : Grid
         The grid of the image.
 
     Returns
     -------
     Placement
-        Its window is empty where the frame lies beside the grid.
+        The covered voxels. Its window is empty if the frame lies beside the grid.
 
     Raises
     ------
     LabelGeometryError
-        If the pixels do not lie on voxel centres. The message shows both geometries.
+        If a pixel is farther than `PLANE_TOLERANCE` from the centre of a voxel. The message shows both geometries.
     """
     first, along_row, along_column = _in_voxels(plane, grid)
     axes = int(np.argmax(np.abs(along_column))), int(np.argmax(np.abs(along_row)))
@@ -106,7 +110,7 @@ def place_plane(plane: Plane, rows: int, columns: int, grid: Grid) -> Placement:
 
 
 def _in_voxels(plane: Plane, grid: Grid) -> tuple[Floats, Floats, Floats]:
-    """Return the first pixel, the step along a row and the step along a column in voxels of the grid."""
+    """Return the first pixel, the step along a row and the step along a column, each (3,), in voxels of the grid."""
     to_voxels = np.linalg.inv(LPS_TO_RAS @ grid.affine)
     first = grid.voxels_of(np.array([plane.position]))[0]
     along_row = to_voxels[:3, :3] @ np.multiply(plane.orientation[:3], plane.spacing[1])
@@ -115,7 +119,10 @@ def _in_voxels(plane: Plane, grid: Grid) -> tuple[Floats, Floats, Floats]:
 
 
 def _overlap(start: int, step: int, count: int, size: int) -> tuple[slice, slice]:
-    """Intersect ``count`` pixels from ``start`` on, in direction ``step``, with an axis of ``size`` voxels."""
+    """Return which part of an axis of ``size`` voxels a row of pixels covers, and which of the pixels lie in it.
+
+    The row has ``count`` pixels, starts at the voxel ``start`` and runs in the direction ``step``, 1 or -1.
+    """
     if step > 0:
         low, high = max(0, -start), min(count, size - start)
     else:
@@ -149,9 +156,10 @@ class FramePlace:
     placement : Placement
         The voxels that it covers.
     drawn_on : frozenset of int
-        The slices of the images that it refers to; empty where that is not known.
+        The slices of the images that it refers to; empty if they are not known.
     beside : tuple of int
-        By how many columns and rows a frame as large as the slices lies beside them. A smaller one is a part of them.
+        By how many columns and rows a frame that is as large as the slices is shifted against them. It is (0, 0) for a
+        frame of another size, which may be a part of a slice.
     """
 
     placement: Placement
@@ -163,7 +171,8 @@ class FramePlace:
         part = self.placement.index[2]
         if not isinstance(part, slice):
             return [part] if mask.any() else []
-        # The frame lies across the slices: along its columns if they come last among the axes of the volume.
+        # The frame lies across the slices, so each of its columns or rows lies in another slice. The last axis of the
+        # volume counts the slices: it counts the rows of a transposed frame, and the columns of any other.
         marked = mask.any(axis=1 if self.placement.transposed else 0)
         length = len(marked)
         places = part.start + (part.step or 1) * np.arange(length)
@@ -172,7 +181,7 @@ class FramePlace:
 
 @dataclass
 class Contradictions:
-    """Frames that lie elsewhere than the images that they refer to.
+    """Collects the frames that do not lie where the images lie that they refer to.
 
     Parameters
     ----------
@@ -187,14 +196,24 @@ class Contradictions:
 
     @property
     def notes(self) -> list[str]:
-        """What is odd, but no contradiction."""
+        """Notes on what is unusual, but no contradiction."""
         note = (
             f"rows and columns of {len(self._turned)} frames run otherwise than those of their images: read as they say"
         )
         return [note] if self._turned else []
 
     def look_at(self, frame: int, place: FramePlace, mask: npt.NDArray[np.bool_]) -> None:
-        """Compare what a frame marks with the images that it refers to."""
+        """Compare the voxels that a frame marks with the images that it refers to.
+
+        Parameters
+        ----------
+        frame : int
+            Index of the frame, from 0.
+        place : FramePlace
+            Its place.
+        mask : ndarray (rows, columns), bool
+            What it marks within its window.
+        """
         if not place.drawn_on:
             return
         if place.placement.is_turned:
@@ -208,12 +227,19 @@ class Contradictions:
                 self._found[frame] = marked, nearest
 
     def refuse(self, name: str, count: int) -> None:
-        """Refuse a segmentation of which a frame lies elsewhere.
+        """Refuse a segmentation if one of its frames contradicts the image that it refers to.
+
+        Parameters
+        ----------
+        name : str
+            Name of the file, for the message.
+        count : int
+            How many frames it has.
 
         Raises
         ------
         LabelGeometryError
-            The message tells which frames, and how far they lie apart.
+            If there is such a frame. The message names frames and distances.
         """
         frames = sorted(self._found.keys() | self._beside.keys())
         if not frames:
@@ -236,30 +262,30 @@ class Contradictions:
         return f"lies {columns} columns and {rows} rows beside its image, {self._distance(frame):.1f} mm away"
 
     def _distance(self, frame: int) -> float:
-        """Return how far a frame lies from the image that it refers to, mm."""
+        """Return the distance of a frame from the image that it refers to, in mm."""
         marked, drawn = self._found.get(frame, (0, 0))
         steps = (*self._beside.get(frame, (0, 0)), marked - drawn)
         return float(np.linalg.norm(np.multiply(steps, voxel_spacing(self.grid.affine))))
 
 
 def place_frames(dataset: Dataset, grid: Grid) -> list[FramePlace]:
-    """Find the place of each frame.
+    """Return the place of each frame.
 
-    The position of a frame counts. Frames without one lie on the image that they refer to.
+    The position of a frame decides. A frame without a position lies on the image that it refers to.
 
     Parameters
     ----------
     dataset : Dataset
         A DICOM SEG.
     grid : Grid
-        The grid of the image, which knows the images that it was made of.
+        The grid of the image. Its `sources` say which slice each DICOM image became.
 
     Raises
     ------
     LabelFileError
-        If a frame says neither.
+        If a frame has no position and does not refer to one image, or frames are not described.
     LabelGeometryError
-        If a frame does not lie on the grid.
+        If a frame does not lie on the grid, or a frame without a position differs from the image that it refers to.
     """
     count = frame_count(dataset)
     rows, columns = elements.integer(dataset, _ROWS), elements.integer(dataset, _COLUMNS)
@@ -281,7 +307,7 @@ def place_frames(dataset: Dataset, grid: Grid) -> list[FramePlace]:
         raise LabelFileError(
             message, hint="only segmentations can be read whose frames have a position, or refer to one slice each"
         )
-    # Many segments share one place.
+    # Frames of several segments often lie at the same place, so each place is computed once.
     found = {plane: place_plane(plane, rows, columns, grid) for plane in dict.fromkeys(placed)}
     beside = {plane: _beside(placement, (columns, rows), grid) for plane, placement in found.items()}
     return [
@@ -290,7 +316,7 @@ def place_frames(dataset: Dataset, grid: Grid) -> list[FramePlace]:
 
 
 def _beside(placement: Placement, size: tuple[int, int], grid: Grid) -> tuple[int, int]:
-    """Return by how many columns and rows a frame of the size of the slices lies beside them."""
+    """Return by how many columns and rows a frame that is as large as the slices is shifted against them."""
     across, down = placement.index[:2]
     if size != grid.shape[:2] or placement.is_turned or not isinstance(across, slice) or not isinstance(down, slice):
         return 0, 0
@@ -298,7 +324,7 @@ def _beside(placement: Placement, size: tuple[int, int], grid: Grid) -> tuple[in
 
 
 def _drawn_on(dataset: Dataset, grid: Grid) -> dict[int, frozenset[int]]:
-    """Return the slices of the images that each frame refers to, as far as they are known."""
+    """Return for each frame the slices of the images that it refers to, as far as they are known."""
     references = frame_references(dataset)
     if not any(references):
         return {}
@@ -343,7 +369,7 @@ def _slice_plane(grid: Grid, place: int) -> Plane:
 
 
 def _macro(dataset: Dataset, frame: int, group: int, tag: int, count: int) -> tuple[float, ...] | None:
-    """Return numbers of a functional group, of the frame or shared by all."""
+    """Return numbers from a functional group of a frame, or from the group that all frames share."""
     frames = elements.items(dataset, _FRAME_GROUPS)
     shared = elements.items(dataset, _SHARED_GROUPS)
     for item in (*frames[frame : frame + 1], *shared[:1]):

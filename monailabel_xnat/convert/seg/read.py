@@ -1,4 +1,4 @@
-"""Reading DICOM SEG objects, whoever wrote them and in whatever way their pixels are stored."""
+"""Reading DICOM SEG objects of all programs, in all encodings of their pixels that can be decoded here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from monailabel_xnat.convert.seg.segments import read_segments
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 Pictures = Callable[[int], npt.NDArray[Any]]
-"""Returns the pixels (rows, columns) of the frame with an index; bool where each is a single bit."""
+"""Returns the pixels (rows, columns) of the frame with an index; they are bool if each is stored as a single bit."""
 
 _ROWS = 0x00280010
 _COLUMNS = 0x00280011
@@ -48,7 +48,10 @@ _FRAME_GROUPS = 0x52009230
 
 @dataclass(frozen=True, eq=False)
 class _Mask:
-    """What a frame marks: its pixels, their value or values, and of which segments that are not described how many."""
+    """What a frame marks: its pixels and their value or values.
+
+    ``unclaimed`` holds the numbers of segments that the file does not describe, with the count of their pixels.
+    """
 
     frame: int
     pixels: npt.NDArray[np.bool_]
@@ -57,7 +60,7 @@ class _Mask:
 
 
 def read_pictures(dataset: Dataset, grid: Grid, segments: int) -> Pictures:
-    """Return access to the frames of a DICOM SEG.
+    """Return a function that returns the pixels of one frame of a DICOM SEG.
 
     Parameters
     ----------
@@ -66,14 +69,15 @@ def read_pictures(dataset: Dataset, grid: Grid, segments: int) -> Pictures:
     grid : Grid
         The grid of the image.
     segments : int
-        How many segments it describes.
+        How many segments the SEG describes.
 
     Raises
     ------
     LabelFileError
-        If pixels are missing or cannot be decoded; of some compressed ones only when their frame is asked for.
+        If pixels are missing or cannot be decoded. Where frames are compressed one by one, the returned function raises
+        it for the damaged frame.
     LabelGeometryError
-        If it has more pixels than its segments can have in the image.
+        If the SEG has more pixels than its segments can fill in the image.
     """
     count = frame_count(dataset)
     rows, columns = elements.integer(dataset, _ROWS), elements.integer(dataset, _COLUMNS)
@@ -112,7 +116,7 @@ def _plain_pictures(dataset: Dataset, count: int, rows: int, columns: int, bits:
         return lambda frame: stack[frame]
 
     def unpacked(frame: int) -> npt.NDArray[Any]:
-        # A frame begins where the one before ends, be it within a byte (DICOM PS3.5 8.1.1).
+        # A frame begins right after the one before, which may be within a byte (DICOM PS3.5 8.1.1).
         first, skipped = divmod(frame * size, 8)
         plain = np.unpackbits(data[first : first + (skipped + size + 7) // 8], bitorder="little")
         return plain[skipped : skipped + size].view(np.bool_).reshape(rows, columns)
@@ -123,7 +127,7 @@ def _plain_pictures(dataset: Dataset, count: int, rows: int, columns: int, bits:
 def _unpacked_pictures(
     dataset: Dataset, count: int, rows: int, columns: int, bits: int, unpack: Callable[[bytes, int], bytes]
 ) -> Pictures:
-    """Return access to frames that were compressed one by one, single bits packed into bytes for each of them."""
+    """Return the function for frames that are compressed one by one. Single bits are packed into bytes per frame."""
     frames = list(generate_pixel_data_frame(dataset.PixelData, count))
     if len(frames) != count:
         raise LabelFileError(f"the DICOM SEG has pixels of {len(frames)} of {count} frames", hint="download it again")
@@ -146,12 +150,12 @@ def _unpacked_pictures(
 
 
 def _inflated(data: bytes, expected: int) -> bytes:
-    """Decompress a bare deflate stream (DICOM PS3.5 8.2.16), as far as a frame goes."""
+    """Decompress a deflate stream without a header (DICOM PS3.5 8.2.16), up to the size of a frame."""
     return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, expected)
 
 
 def _run_lengths(data: bytes, expected: int) -> bytes:
-    """Decode the one RLE segment of a frame of packed bits (DICOM PS3.5 annex G), as far as a frame goes."""
+    """Decode the one RLE segment of a frame of packed bits (DICOM PS3.5 annex G), up to the size of a frame."""
     segments, start = struct.unpack_from("<2I", data)
     if segments != 1 or start < _RLE_HEADER:
         raise ValueError(f"{segments} RLE segments, the first at {start}")
@@ -193,9 +197,10 @@ def _truncated(found: int, expected: int) -> LabelFileError:
 def read_seg(path: Path, grid: Grid) -> LabelMap:
     """Read a DICOM SEG onto the grid of its image.
 
-    Frames are put where their position and orientation say, in whatever order and direction they are stored; frames
-    without a position where the image lies that they refer to. Where segments overlap the later number has the voxel.
-    Fractional segments count from half of their maximum on.
+    Each frame is placed by its position and orientation; the order and the direction in which frames are stored do not
+    matter. A frame without a position is placed on the image that it refers to. Where segments overlap, the voxel
+    belongs to the segment with the higher number. In a fractional segment, values of at least half of the maximum
+    count.
 
     Parameters
     ----------
@@ -207,20 +212,22 @@ def read_seg(path: Path, grid: Grid) -> LabelMap:
     Returns
     -------
     LabelMap
-        Values are segment numbers, or those of the label that `write_seg` made the SEG of.
+        Array (i, j, k), uint8 or uint16. The values are the segment numbers. For a SEG that `write_seg` wrote, they are
+        the values of the original label.
 
     Raises
     ------
     LabelFileError
-        If it is no SEG, is damaged, is compressed in a way that cannot be read here, or has voxels of a segment that
-        it does not describe.
+        If the file is not a SEG, is damaged, is compressed in a way that cannot be read here, or has voxels of a
+        segment that it does not describe.
     LabelGeometryError
-        If it does not lie on the grid, lies beyond it, or elsewhere than the images that its frames refer to.
+        If frames do not lie on the grid, voxels lie outside the image, or frames contradict the images that they
+        refer to.
     """
     dataset = open_object(path, SEG_CLASSES, "DICOM SEG")
     with damage_named(path.name):
         segments, values, notes = read_segments(dataset)
-        # The number of frames is believed once their pixels are there.
+        # The pixels come first: they prove that the stated number of frames is true.
         pictures = read_pictures(dataset, grid, len(segments))
         places = place_frames(dataset, grid)
         canvas = Canvas(grid, max(_largest_number(dataset), *values.values()))
@@ -262,7 +269,7 @@ def _refuse_unclaimed(name: str, voxels: Mapping[int, int]) -> None:
 def _masks(
     dataset: Dataset, pictures: Pictures, values: Mapping[int, int], count: int
 ) -> tuple[Iterator[_Mask], list[str]]:
-    """Return the masks, those that go above others later; and notes."""
+    """Return the masks in the order in which they are painted, and notes."""
     if _type(dataset) == "LABELMAP":
         return _labelled_masks(dataset, pictures, values, count), []
     threshold, notes = _threshold(dataset, pictures, count)
@@ -276,7 +283,7 @@ def _labelled_masks(dataset: Dataset, pictures: Pictures, values: Mapping[int, i
         picture = pictures(frame)
         if picture.dtype == np.bool_:
             picture = picture.view(np.uint8)
-        # By tables, because a pass over the pixels for each of thousands of numbers would take hours.
+        # Look numbers up in tables: one pass over the pixels for each of thousands of numbers would take hours.
         counts = np.bincount(picture.ravel())
         present = [int(number) for number in np.flatnonzero(counts) if number not in background]
         is_marked, table = np.zeros(len(counts), dtype=bool), np.zeros(len(counts), dtype=np.uint16)
@@ -289,7 +296,7 @@ def _labelled_masks(dataset: Dataset, pictures: Pictures, values: Mapping[int, i
 def _segment_masks(
     dataset: Dataset, pictures: Pictures, values: Mapping[int, int], threshold: float
 ) -> Iterator[_Mask]:
-    """Return the mask of each frame, by ascending number of its segment."""
+    """Return the mask of each frame, in ascending order of the segment numbers."""
     numbers = _frame_numbers(dataset)
     for frame in sorted(range(len(numbers)), key=numbers.__getitem__):
         picture, number = pictures(frame), numbers[frame]
@@ -320,7 +327,7 @@ def _threshold(dataset: Dataset, pictures: Pictures, count: int) -> tuple[float,
     if _type(dataset) != "FRACTIONAL":
         return 1.0, []
     half = elements.integer(dataset, _LARGEST_FRACTION, 255) / 2
-    # dcmjs calls masks of 0 and 1 fractional, with a maximum of 255, where it compresses them.
+    # dcmjs stores compressed masks of 0 and 1 as FRACTIONAL with a maximum of 255.
     if half > 1 and all(pictures(frame).max(initial=0) <= 1 for frame in range(count)):
         return 1.0, [f"fractional segments that hold 0 and 1 alone, of at most {2 * half:g}: taken as masks"]
     return half, [f"fractional segments: voxels count from {half:g} on"]

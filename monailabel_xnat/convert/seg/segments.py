@@ -1,6 +1,6 @@
-"""The segments of a DICOM SEG: number, value, name and colour, read and written.
+"""Reading and writing the segments of a DICOM SEG: number, value, name and colour.
 
-Colours are sRGB in labels, and CIELab in DICOM objects.
+Colours are sRGB in labels and CIELab in DICOM objects.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from monailabel_xnat.convert.labelmap import LARGEST_VALUE, Segment
 from monailabel_xnat.errors import LabelFileError
 
 VALUE_DESCRIPTION = "label value {}"
-"""What `write_seg` puts into Segment Description: segments must count from 1, the values of a label need not."""
+"""What `write_seg` writes as Segment Description. It keeps the value of a label, because the segments of a SEG must be
+numbered from 1."""
 
 LONGEST_LINE = 64
-"""Characters of an LO value (DICOM PS3.5 6.2)."""
+"""How many characters a value of type LO may have (DICOM PS3.5 6.2)."""
 
 _SEGMENTS = 0x00620002
 _NUMBER = 0x00620004
@@ -33,8 +34,9 @@ _COLOUR = 0x0062000D
 
 RGB = tuple[int, int, int]
 
-# sRGB primaries in CIE XYZ, and their white (D65). DICOM PS3.3 C.10.7.1.1 refers to D50, but dcmqi, dcmjs and with
-# it the OHIF viewer encode for D65: with anything else a colour would change a little on each way there and back.
+# The primaries of sRGB in CIE XYZ, and their white point (D65). DICOM PS3.3 C.10.7.1.1 refers to D50, but dcmqi and
+# dcmjs, which the OHIF viewer uses, encode for D65. With another white point a colour would change a little each time
+# that it is written and read.
 _TO_XYZ = np.array(
     [
         [0.4124564, 0.3575761, 0.1804375],
@@ -55,7 +57,10 @@ _KAPPA = 24389 / 27
 
 
 def rgb_to_dicom_lab(colour: RGB) -> tuple[int, int, int]:
-    """Encode a colour as Recommended Display CIELab Value (DICOM PS3.3 C.10.7.1.1), 16 bits each."""
+    """Return a colour (0 to 255 each) as Recommended Display CIELab Value, three numbers of 16 bits.
+
+    The encoding is that of DICOM PS3.3 C.10.7.1.1.
+    """
     encoded = np.array(colour) / 255.0
     linear = np.where(encoded > 0.04045, ((encoded + 0.055) / 1.055) ** 2.4, encoded / 12.92)
     ratio = _TO_XYZ @ linear / _WHITE
@@ -67,7 +72,7 @@ def rgb_to_dicom_lab(colour: RGB) -> tuple[int, int, int]:
 
 
 def dicom_lab_to_rgb(values: Sequence[int]) -> RGB:
-    """Decode a Recommended Display CIELab Value; colours that sRGB lacks are clipped."""
+    """Return the colour (0 to 255 each) of a Recommended Display CIELab Value; colours outside sRGB are clipped."""
     lightness, a, b = np.array(values, dtype=np.float64) / 65535 * _LAB_RANGE - _LAB_OFFSET
     fy = (lightness + 16) / 116
     roots = np.array([fy + a / 500, fy, fy - b / 200])
@@ -79,16 +84,22 @@ def dicom_lab_to_rgb(values: Sequence[int]) -> RGB:
 
 
 def default_colour(number: int) -> RGB:
-    """Return a colour for the segment of this number, well apart from those of its neighbours."""
+    """Return a colour for the segment with this number. Neighbouring numbers get colours that differ clearly."""
     red, green, blue = colorsys.hsv_to_rgb(number * _GOLDEN_RATIO % 1.0, 0.75, 0.9)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def read_segments(dataset: Dataset) -> tuple[tuple[Segment, ...], dict[int, int], list[str]]:
-    """Read the segments, the value for each segment number, and notes."""
+    """Return the segments of a DICOM SEG, the value for each segment number, and notes.
+
+    Raises
+    ------
+    LabelFileError
+        If it describes no segment.
+    """
     encodings = encodings_of(dataset)
     items = {elements.integer(item, _NUMBER): item for item in elements.items(dataset, _SEGMENTS)}
-    # A label map object may describe its background.
+    # An object of type LABELMAP may describe its background as segment 0.
     items.pop(0, None)
     if not items:
         raise LabelFileError("the DICOM SEG describes no segment", hint="store it again from the program that made it")
@@ -102,7 +113,11 @@ def read_segments(dataset: Dataset) -> tuple[tuple[Segment, ...], dict[int, int]
 
 
 def _values(descriptions: Mapping[int, str]) -> tuple[dict[int, int], list[str]]:
-    """Return each segment number the value that its description states; else the number, if no other has that."""
+    """Return the value of each segment number, and notes.
+
+    The value is the one that the description of the segment states. Without that it is the segment number, or the next
+    free value if another segment has that number as its value.
+    """
     pattern = re.compile(VALUE_DESCRIPTION.format(r"(\d{1,5})"))
     stated = {number: int(found[1]) for number, text in descriptions.items() if (found := pattern.fullmatch(text))}
     if len(set(stated.values())) < len(stated) or not all(0 < value <= LARGEST_VALUE for value in stated.values()):
@@ -120,12 +135,12 @@ def _values(descriptions: Mapping[int, str]) -> tuple[dict[int, int], list[str]]
 
 
 def described_segment(number: int, segment: Segment, algorithm: Mapping[str, str]) -> Dataset:
-    """Return an item of the Segment Sequence, which keeps the value of the label in its description."""
+    """Return an item of the Segment Sequence. Its description keeps the value of the label."""
     dataset: Dataset = items(**algorithm)[0]
     dataset.SegmentNumber = number
     dataset.SegmentLabel = one_line(segment.name) or f"Segment {segment.value}"
     dataset.SegmentDescription = VALUE_DESCRIPTION.format(segment.value)
-    # A label map does not say what kind of thing a segment is: the most general codes.
+    # A label map does not say what kind of structure a segment is, so the most general codes are used.
     dataset.SegmentedPropertyCategoryCodeSequence = code("123037004", "SCT", "Anatomical Structure")
     dataset.SegmentedPropertyTypeCodeSequence = code("85756007", "SCT", "Tissue")
     colour = segment.colour or default_colour(number)
@@ -134,7 +149,7 @@ def described_segment(number: int, segment: Segment, algorithm: Mapping[str, str
 
 
 def items(**elements: Any) -> Items:
-    """Return a sequence of one item."""
+    """Return a sequence with one item, which has these elements (keyword = value)."""
     dataset = Dataset()
     for keyword, value in elements.items():
         setattr(dataset, keyword, value)
@@ -142,11 +157,11 @@ def items(**elements: Any) -> Items:
 
 
 def code(value: str, scheme: str, meaning: str) -> Items:
-    """Return a code sequence of one item."""
+    """Return a code sequence with one item."""
     return items(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
 
 
 def one_line(text: str) -> str:
-    """Fit text into an LO value: no line breaks, no backslash, which separates values, and not too long."""
+    """Return text as a value of type LO: without line breaks, without backslashes (they separate values), and cut."""
     plain = "".join(letter if letter.isprintable() else " " for letter in text.replace("\\", "/"))
     return plain.strip()[:LONGEST_LINE].strip()

@@ -36,7 +36,7 @@ _ITEM = struct.pack("<HH", 0xFFFE, 0xE000)
 
 @dataclass(frozen=True)
 class _Mask:
-    """One frame of the SEG: the voxels of a slice that have one value."""
+    """One frame of the SEG: the voxels of one slice that have the same value."""
 
     value: int
     number: int
@@ -54,39 +54,42 @@ def write_seg(
     instance_uid: str | None = None,
     tilted: bool = False,
 ) -> None:
-    """Write a label map as DICOM SEG: binary, uncompressed, without empty frames (DICOM PS3.3 A.51).
+    """Write a label map as a DICOM SEG of type BINARY, uncompressed, without empty frames (DICOM PS3.3 A.51).
 
-    Each frame lies exactly where the image lies that it was drawn on, and refers to it. Segments count from 1 in the
-    order of their values; Segment Description keeps the value, so that `read_seg` gives back the same label map.
+    Each frame has exactly the position of the image that it was drawn on, and refers to that image. Segments are
+    numbered from 1 in the order of their values. Segment Description keeps the value, so that `read_seg` returns the
+    same label map.
 
     Parameters
     ----------
     label : LabelMap
-        On the grid of the volume that the images make, its axes in any order and direction.
+        A label on the grid of the volume that the images make. Its axes may have any order and direction.
     images : sequence of Path
         The DICOM files of the series.
     target : Path
         The file to write. It appears only when it is whole.
     description : str
-        Series Description, the name that XNAT and viewers show; cut after 64 characters.
+        Series Description: the name that XNAT and viewers show. It is cut after 64 characters.
     algorithm_type : str
         ``MANUAL``, ``SEMIAUTOMATIC`` or ``AUTOMATIC``: how the segments were made.
     algorithm_name : str
-        The model, if it was not by hand.
+        Name of the model; not used if ``algorithm_type`` is ``MANUAL``.
     instance_uid : str, optional
-        SOP Instance UID; a new one by default. The series and others are derived from it.
+        SOP Instance UID; by default a new one is made. The Series Instance UID and others are derived from it.
     tilted : bool
         Whether the label lies on slices of a tilted gantry that were stacked straight (setting ``gantry_tilt``). The
         frames are written where these slices truly lie.
 
     Raises
     ------
+    ValueError
+        If the algorithm type is unknown.
     LabelError
-        If the label is empty, which a SEG cannot be, or the images do not say where they lie.
+        If the label is empty or too large for a SEG, the images do not say where they lie, or they are mosaics.
     LabelGeometryError
         If the label does not lie on the grid of the images.
     ImageError
-        If the images are not one volume.
+        If the images do not make one volume.
     """
     if algorithm_type not in ALGORITHM_TYPES:
         raise ValueError(f"unknown algorithm type {algorithm_type!r}; one of {', '.join(ALGORITHM_TYPES)}")
@@ -113,14 +116,14 @@ def write_seg(
 
 
 def _on_grid_of(plan: VolumePlan, label: LabelMap) -> npt.NDArray[Any]:
-    """Return the voxels of a label in the index order of the images, each slice contiguous."""
+    """Return the voxels (i, j, k) of a label in the index order of the images, each slice in one block of memory."""
     image = plan.headers[plan.frames[0].path]
     grid = Grid((image.columns, image.rows, plan.slices), LPS_TO_RAS @ plan.affine)
     return np.asfortranarray(to_grid(label, grid).array)
 
 
 def _find_masks(voxels: npt.NDArray[Any]) -> tuple[list[_Mask], list[int]]:
-    """List the frames that hold something, segment after segment, and the values of the segments."""
+    """Return the frames that are not empty, one segment after the other, and the values of the segments."""
     present = [np.flatnonzero(np.bincount(voxels[:, :, k].ravel(order="K"))) for k in range(voxels.shape[2])]
     pairs = sorted((int(value), k) for k, found in enumerate(present) for value in found if value)
     if not pairs:
@@ -136,7 +139,7 @@ def _segments_of(values: Sequence[int], known: Sequence[Segment]) -> list[Segmen
 
 
 def _planes_of(plan: VolumePlan) -> list[Plane]:
-    """Return the place of each slice of the (first) volume."""
+    """Return the place of each slice. In a 4-D series, these are the slices of the first volume."""
     planes = [frame.plane for frame in plan.frames[: plan.slices] if frame.plane is not None]
     if len(planes) < plan.slices:
         message = "the images do not say where in the patient they lie, which a DICOM SEG must"
@@ -145,9 +148,9 @@ def _planes_of(plan: VolumePlan) -> list[Plane]:
 
 
 def _frame_groups(plan: VolumePlan, planes: Sequence[Plane], masks: Sequence[_Mask]) -> Iterator[bytes]:
-    """Return the items of the Per-Frame Functional Groups Sequence, encoded.
+    """Return the encoded items of the Per-Frame Functional Groups Sequence.
 
-    What repeats is encoded once: the image and its place for each slice, the number for each segment.
+    Parts that repeat are encoded only once: the image and its place for each slice, and the number for each segment.
     """
     ranks = {k: rank for rank, k in enumerate(sorted({mask.slice for mask in masks}), start=1)}
     sources, positions = {}, {}
@@ -176,8 +179,8 @@ def _write_file(
         raise LabelError(message, hint="keep this label as NIfTI")
     with whole(target) as temporary, open(temporary, "xb", opener=private_opener) as stream:
         stream.write(_file_start(header))
-        # The two last elements go straight to the file: pydicom would take most of the time for the one and
-        # a copy of the other.
+        # The last two elements are written without pydicom, which would take most of the time for the first and
+        # copy the second in memory.
         _write_element_head(stream, _FRAME_GROUPS, b"SQ", len(groups_data))
         stream.write(groups_data)
         _write_element_head(stream, _PIXEL_DATA, b"OB", padded)
@@ -214,9 +217,9 @@ def _write_element_head(stream: BinaryIO, tag: tuple[int, int], kind: bytes, len
 
 
 def _packed(voxels: npt.NDArray[Any], masks: Sequence[_Mask]) -> Iterator[bytes]:
-    """Return the masks as bits, the first pixel in the lowest bit; frames follow each other within a byte."""
+    """Return the masks as bits, with the first pixel in the lowest bit. A frame may begin within a byte."""
     pixels = voxels.shape[0] * voxels.shape[1]
-    # Eight frames always end with a byte.
+    # Eight frames together always end at the end of a byte.
     together = 1 if pixels % 8 == 0 else 8
     remaining = iter(masks)
     while chunk := list(islice(remaining, together)):
