@@ -1,4 +1,4 @@
-"""What exists: the images of the projects, and what people have drawn on them."""
+"""What exists in XNAT: the images of the projects, and what people have drawn on them."""
 
 from __future__ import annotations
 

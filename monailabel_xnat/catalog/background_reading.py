@@ -1,4 +1,4 @@
-"""Reading what XNAT tells of many things, each once, in parallel and in the background; what fails is asked again."""
+"""Reading many items from XNAT, each once, in parallel and in the background. Items that fail are read again later."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from monailabel_xnat.errors import ServerError
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
-# What cannot be read is asked for again after this, twice as long each time.
+# Seconds after which an item that could not be read is tried again. The pause doubles each time, up to the longest.
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 300.0
 _NOT_YET = "it has not been read yet"
 
 
 class _Failure(NamedTuple):
-    """Why something could not be read, how often that was tried, and when it is tried again."""
+    """Why an item could not be read, how often it was tried, and when it is tried again."""
 
     reason: str
     attempts: int
@@ -31,18 +31,18 @@ class _Failure(NamedTuple):
 
 
 class BackgroundReader(Generic[Item, Found]):
-    """Reads items by their keys.
+    """Reads items, each of which has a key.
 
     Parameters
     ----------
     workers : int
-        How many are read at a time.
+        How many items are read at a time.
     read : callable
-        Reads an item; it raises ServerError where that is to be tried again later.
+        Returns what it has read for an item. It raises ServerError if the item is to be tried again later.
     keep : callable
-        Is given what was read, by key.
+        Gets what was read, by key.
     on_late : callable
-        Called, from another thread, when items were read that :meth:`read` did not wait for.
+        Called from another thread when items have been read for which :meth:`read` did not wait.
     """
 
     def __init__(
@@ -62,46 +62,46 @@ class BackgroundReader(Generic[Item, Found]):
         self._batches: list[Background] = []
 
     def ask_again(self) -> None:
-        """Read again, at the next look, everything that could not be read."""
+        """Try all items that could not be read again at the next call of :meth:`read`, without a further pause."""
         with self._lock:
             self._failures = {key: failure._replace(again_at=0.0) for key, failure in self._failures.items()}
 
     def wait(self) -> bool:
-        """Wait until the items are read that are just being read; return whether there were any."""
+        """Wait for the items that are being read now, and return whether there were any."""
         running = [batch for batch in self._batches if batch.is_running]
         for batch in running:
             batch.join(_LONGEST_PAUSE)
         return bool(running)
 
     def why(self, key: str) -> str:
-        """Return why an item is not known."""
+        """Return the reason why an item is not known."""
         failure = self._failures.get(key)
         return failure.reason if failure else _NOT_YET
 
     def has_failed(self, reason: str) -> bool:
-        """Return whether a reason is that of a failure, and not that nobody has read it yet."""
+        """Return whether a reason of :meth:`why` is a failure, and not only that the item has not been read yet."""
         return reason != _NOT_YET
 
     def read(self, items: Mapping[str, Item], patience: float) -> bool:
-        """Read items, but for those that are just being read or have failed a moment ago.
+        """Read items, except those that are being read now or have failed a moment ago.
 
         Parameters
         ----------
         items : mapping
-            What is not known yet, by key.
+            The items that are not known yet, by key.
         patience : float
-            Seconds to wait for it; the rest is read in the background.
+            Seconds to wait for them. What is not read by then is read in the background.
 
         Returns
         -------
         bool
-            Whether it has all been tried by now.
+            Whether this call has tried all items that it started; False if they are still read in the background.
         """
         now = time.monotonic()
         done, late = threading.Event(), threading.Event()
         with self._lock:
             self._batches = [batch for batch in self._batches if batch.is_running]
-            if not self._batches:  # after a fork, nobody in the child reads what its parent was reading
+            if not self._batches:  # in a forked child, no thread reads what its parent was reading
                 self._under_way.clear()
             left = self._under_way | {key for key, failure in self._failures.items() if failure.again_at > now}
             new = {key: item for key, item in items.items() if key not in left}
@@ -124,7 +124,7 @@ class BackgroundReader(Generic[Item, Found]):
             queue.put(item)
         found: dict[str, Found] = {}
         failed: dict[str, str] = {}
-        # Daemon threads, unlike those of a pool: the end of a process does not wait for thousands of items.
+        # These are daemon threads, unlike those of a pool: a process that ends does not wait for thousands of items.
         readers = [
             Background("xnat-drawing", partial(self._read, queue, found, failed))
             for _ in range(min(self._workers, len(new)))

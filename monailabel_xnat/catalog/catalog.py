@@ -1,4 +1,4 @@
-"""What exists: an index of all images, renewed in the background and corrected by our own writes at once."""
+"""The catalog: an index of all images. It is renewed in the background, and our own writes correct it at once."""
 
 from __future__ import annotations
 
@@ -27,45 +27,46 @@ __all__ = ["Catalog", "Resource", "Scan"]
 
 logger = logging.getLogger(__name__)
 
-# XNAT is asked again for a name that nobody knows after so many times what the listing took.
+# XNAT is asked again for an unknown name if the index is this many times as old as its listing took.
 _LISTING_SHARE = 3.0
 
-# A listing is renewed when it is so many times as old as the seconds that it took, but never sooner than after these
-# seconds: XNAT is asked for a twentieth of the time at most.
+# A listing is renewed when it is this many times as old as the time that it took, so that listings take at most a
+# twentieth of XNAT's time. It is never renewed sooner than after _SOONEST seconds.
 _AGE_PER_COST = 20.0
 _SOONEST = 5.0
 
-# What became of a scan by our own write; None: it is gone.
+# A function that returns a scan as it is after one of our writes; None if the write removed it.
 _Edit = Callable[[Scan], Scan | None]
 
 
 class _Found(NamedTuple):
-    """What one renewal found."""
+    """The result of one renewal."""
 
     images: ImageIndex
     listed: Listed
     shared_into: dict[str, dict[str, Names] | None]
     filter_problem: str
     reading: float
-    """Seconds of it for drawings: at the first time nearly all of it is for reading them, which is done once."""
+    """Seconds that drawings took. In the first renewal most of this time is for reading them, which happens once."""
 
 
 class Catalog:
     """The images of the configured projects.
 
-    The first use asks XNAT; later ones answer from memory. An old one is renewed in the background while it is
-    served; if that fails, it stays and :attr:`problem` says why. How old follows what a listing costs: ``max_age`` for
-    one that takes seconds, much less for a quick one, so that what others save shows soon. Between two renewals only
-    our own writes are known, which :meth:`put_resource`, :meth:`drop_resource`, :meth:`drop` and :meth:`renew` tell.
+    The first use asks XNAT. Later uses answer from memory. An old index is still used while it is renewed in the
+    background; if that fails, it stays in use, and :attr:`problem` says why. The age at which it is renewed depends on
+    how long a listing takes: ``max_age`` if it takes seconds, and much less for a quick one, so that changes by others
+    appear soon. Between two renewals only our own writes are known: callers report them with :meth:`put_resource`,
+    :meth:`drop_resource`, :meth:`put_drawing`, :meth:`drop_drawing` and :meth:`drop`.
 
-    What is read of the images and need not be read again is kept in :attr:`read_cache`.
+    :attr:`read_cache` keeps, on this disk, what was read about the images and need not be read again.
 
     Parameters
     ----------
     session : Session
-        The connection; its settings say which projects and which scans.
+        The connection. Its settings name the projects and choose the scans.
     clock : callable
-        Seconds that only grow.
+        Returns seconds that never decrease.
     """
 
     def __init__(self, session: Session, clock: Callable[[], float] = time.monotonic) -> None:
@@ -89,40 +90,40 @@ class Catalog:
         self._listeners: list[Callable[[Collection[str]], None]] = []
         self.problem = ""
         self.filter_problem = ""
-        # Why there is no first listing, as long as FirstListing waits for it.
+        # While FirstListing waits for the first listing: the reason why there is none.
         self.absence: ServerError | None = None
 
     def __len__(self) -> int:
-        """Count the images; 0 as long as the first listing is waited for."""
+        """Return the number of images; 0 while the first listing is still awaited."""
         return 0 if self._index is None and self.absence else len(self._current())
 
     def ids(self) -> list[str]:
-        """List the ids of the images, as texts, in the order in which XNAT listed them."""
+        """Return the ids of the images, as texts, in the order in which XNAT listed them."""
         return self._current().ids()
 
     def scans(self) -> list[Scan]:
-        """List the images, in the same order."""
+        """Return the images, in the same order."""
         return self._current().scans()
 
     def scan(self, image: ImageId | str, *, insist: bool = False) -> Scan:
-        """Find an image by its id.
+        """Return an image by its id or by another name.
 
         Parameters
         ----------
         image : ImageId or str
-            Canonical, or with labels for accession ids, or with a project that the session is shared into and the
-            labels that it has there, or the scan's SeriesInstanceUID alone, or the name under which it was added.
+            The canonical id; or one with labels in place of accession ids, or with a project into which the session is
+            shared and the labels that it has there; or the scan's SeriesInstanceUID; or the name of an added image.
         insist : bool
-            Whether to ask XNAT once more for a name that nobody knows, however often that is asked for.
+            Whether XNAT is always asked again if the name is not known; otherwise only if the index is old enough.
 
         Raises
         ------
         InvalidIdError
-            If it is no id at all.
+            If the text does not have the form of an id.
         UnknownImageError
-            If no image has it.
+            If there is no such image.
         AmbiguousNameError
-            If it is a name that several images bear.
+            If several images have the name.
         """
         try:
             found = self._current().find(image) or self._find_shared(image)
@@ -137,7 +138,7 @@ class Catalog:
         return found
 
     def label(self, label: str) -> tuple[Scan, LabelId]:
-        """Find the image of a label by the label's id, and return both; for the image any of its names will do.
+        """Return the image of a label and the label's id, by the text of that id; it may contain any name of the image.
 
         Raises
         ------
@@ -156,18 +157,18 @@ class Catalog:
         return self._current().by_session(experiment, scan)
 
     def get(self, image: str) -> Scan | None:
-        """Return an image by its canonical id as far as known now; never asks XNAT."""
+        """Return an image by its canonical id if it is known now; XNAT is never asked."""
         index = self._index
         return index.get(image) if index else None
 
     def named(self, name: str) -> list[Scan]:
-        """List the images that were added under a name; more than one only where two were added at the same moment."""
+        """Return the images that were added under a name: more than one only if they were added at the same moment."""
         return self._current().named(name)
 
     def subscribe(self, listener: Callable[[Collection[str]], None]) -> None:
-        """Call a listener with the ids of the images that have changed, come or gone, each time right after they have.
+        """Call a listener after each change, with the ids of the images that are new, have changed or are gone.
 
-        It is called in the thread that brought the change, also for all images that are known already.
+        It is called in the thread that made the change, and also now, with all images that are known already.
         """
         self._listeners.append(listener)
         if self._index is not None:
@@ -199,9 +200,9 @@ class Catalog:
         Raises
         ------
         NotInArchiveError, AccessDeniedError
-            If not one of the projects exists and may be seen; no image is served then.
+            If none of the projects exists or may be seen; then the index is empty.
         ServerError
-            If XNAT fails for all projects; the old index stays.
+            If XNAT fails for all projects; then the old index stays in use.
         """
         self._rois.ask_again()
         self.drawn.ask_again()
@@ -210,31 +211,32 @@ class Catalog:
 
     @property
     def unread(self) -> dict[str, dict[str, str] | dict[str, int]]:
-        """What people drew and cannot be read, so that it may be the newest label of an image.
+        """The drawings that cannot be read, each of which may be the newest label of an image.
 
-        ``roi_unread`` tells why, ``roi_kinds_unread`` how many there are of each kind that is not read.
+        ``roi_unread`` has the reason for each drawing, by session ID and name. ``roi_kinds_unread`` has the number of
+        ROI collections of each kind that this package does not read.
         """
         unread = {**self._rois.unread, **self.drawn.unread}
         return {"roi_unread": unread, "roi_kinds_unread": dict(self._rois.unread_kinds)}
 
     def settle(self) -> None:
-        """Wait until it is known which images people drew on, where that is just being read."""
+        """Wait until the drawings that are being read now are read, and put them into the index."""
         are_read = self._rois.wait(), self.drawn.wait()
         if any(are_read):
             self._try_to_renew()
 
     def compare_drawn(self, scan: Scan | None = None) -> None:
-        """Look whether scans that hold drawings were overwritten, which no listing shows, and if so renew.
+        """Check whether drawn scans were overwritten, which no listing shows; if so, renew the index.
 
         Parameters
         ----------
         scan : Scan or None
-            The image whose drawings are looked at; None: all.
+            The image whose drawings are checked; None: all images.
 
         Raises
         ------
         ServerError
-            If those of an image cannot be compared; of all, ``drawn.require_compared`` says so of each.
+            If the drawings of the given image cannot be compared. For all images, see ``drawn.require_compared``.
         """
         if self.drawn.compare(None if scan is None else scan.drawn_scans):
             self._try_to_renew()
@@ -242,11 +244,11 @@ class Catalog:
             self.drawn.require_compared(self.scan(scan.image_id))
 
     def close(self) -> None:
-        """Close what is kept on this disk."""
+        """Close the read cache."""
         self.read_cache.close()
 
     def _current(self) -> ImageIndex:
-        """Return the index: wait for the first one, start the renewal of an old one."""
+        """Return the index. The first one is made here; the renewal of an old one is started in the background."""
         if self._index is None:
             if self.absence:
                 raise restored(type(self.absence), self.absence.args, dict(self.absence.__dict__))
@@ -260,7 +262,7 @@ class Catalog:
 
     @property
     def _longest_age(self) -> float:
-        """How old the index may become, in seconds."""
+        """The age at which the index is renewed, in seconds."""
         return min(self._settings.max_age, max(_SOONEST, _AGE_PER_COST * self._cost))
 
     def _renew_in_background(self) -> None:
@@ -272,7 +274,7 @@ class Catalog:
         try:
             with self._renewal:
                 self._renew_index()
-        # Whatever it is: without a note of it, each later call would start the renewal again, and nobody would know.
+        # Any error is noted here: otherwise each later call would start the renewal again, and nobody would know why.
         except Exception as error:
             self.problem = str(error) if isinstance(error, XNATDatastoreError) else f"{type(error).__name__}: {error}"
             logger.warning("the listing of XNAT could not be renewed, the old one is used: %s", self.problem)
@@ -283,14 +285,14 @@ class Catalog:
                 self._cost = self._taken - started
 
     def _renew_index(self) -> None:
-        """Ask XNAT for everything; the caller holds the renewal lock, never the other one."""
+        """Make a new index from XNAT. The caller holds ``_renewal``, and must not hold ``_lock``."""
         if self._index is None and self._settings.username:
-            _ = self._session.user  # the login is no part of what a listing costs
+            _ = self._session.user  # log in now, so that the time for the login does not count for the listing
         started = self._clock()
         before = self._index or ImageIndex({})
         found = self._list(before)
         if found.images.lost_since(before) and not self._session.verify_login():
-            # On an open site an expired login reads as a guest, who sees less and is told nothing.
+            # On an open site an expired login does not fail: it reads as a guest, who sees less.
             found = self._list(before)
         index = found.images
         with self._lock:
@@ -312,12 +314,12 @@ class Catalog:
             raise found.listed.error
 
     def _list(self, before: ImageIndex) -> _Found:
-        """List the images of all projects.
+        """Return the images of all projects, with their drawings.
 
         Raises
         ------
         ServerError
-            If none could be listed, but for projects that were lost; or one could not at the first time.
+            If XNAT fails for a project at the first time, or later for all projects.
         """
         try:
             listed = self._projects.list_all()
@@ -344,15 +346,15 @@ class Catalog:
         return _Found(ImageIndex(choice.images), listed, shared_into, choice.problem, self._clock() - began)
 
     def _names_of_shared(self, listings: dict[str, dict[str, Scan]]) -> dict[str, dict[str, Names] | None]:
-        """Return what projects call the sessions shared into them; None where nobody has needed to know yet."""
+        """Return the names that projects give to sessions shared into them; None for a project if not needed yet."""
         shared = [project for project, scans in listings.items() if any(scan.is_shared for scan in scans.values())]
         is_needed = self._settings.subject or self._settings.session
         return {project: self._projects.listing.names(project) if is_needed else None for project in shared}
 
     def _list_anew_for(self, image: ImageId | str, insist: bool) -> bool:
-        """Ask XNAT again for a name that another server may have given to an image since; return whether we did.
+        """List again because of an unknown name, which another server may just have given; return whether we did.
 
-        Whoever asks for names that nobody knows must not have everything listed each time.
+        A client that asks for unknown names again and again must not cause a listing each time.
         """
         age = self._clock() - self._taken
         if not isinstance(image, str) or not image or not (insist or age >= _LISTING_SHARE * self._cost):
@@ -365,7 +367,7 @@ class Catalog:
         return True
 
     def _find_shared(self, image: ImageId | str) -> Scan | None:
-        """Find an image by the labels that a project gave to a session that is shared into it."""
+        """Return an image by the labels that a project gives to a session that is shared into it."""
         try:
             wanted = image if isinstance(image, ImageId) else ImageId.parse(image)
         except InvalidIdError:
@@ -377,7 +379,7 @@ class Catalog:
             names = self._shared_into[wanted.project] = self._projects.listing.names(wanted.project)
         for experiment, name in names.items():
             if name.session == wanted.experiment:
-                # By its ID a session is found whatever the project; the subject may have a name here and one there.
+                # The ID finds the session in any project. The subject may have a name of its own in each project.
                 found = self._current().by_session(experiment, wanted.scan)
                 if found and wanted.subject in (name.subject, found.subject_label, found.image_id.subject):
                     return found
@@ -395,14 +397,14 @@ class Catalog:
         )
 
     def _add_drawings(self, images: dict[str, Scan], projects: Collection[str], drawn: DrawnOn) -> None:
-        """Join what people drew to the images; ROI collections of a shared session are its owner's."""
+        """Put the drawings into the images. XNAT lists the ROI collections of a shared session in its owner project."""
         owners = {scan.owner for scan in images.values()}
         found = self._rois.look([*projects, *sorted(owners.difference(projects))])
         told = found.by_series, found.unread, found.unlisted, drawn.by_image, drawn.unread, drawn.lost
         is_anything = any(told)
         for image, scan in images.items():
             if not (is_anything or scan.drawings or scan.unread):
-                continue  # nobody has drawn: large projects are listed sooner
+                continue  # nobody has drawn anything: skip the rest, which is slow for large projects
             session = scan.image_id.experiment
             drawings: tuple[Drawing, ...] = (
                 *found.by_series.get((session, scan.series_uid), ()),
@@ -411,12 +413,12 @@ class Catalog:
             unread = *found.unread.get(session, ()), *drawn.unread.get(session, ()), *drawn.lost.get(image, ())
             for project in found.unlisted.keys() & {scan.owner, scan.image_id.project}:
                 unread = (*unread, found.unlisted[project])
-            # Scans of a project that could not be listed now are those of before, with what was drawn on them then.
+            # Scans of a project that could not be listed now come from the old index, with their old drawings.
             if drawings != scan.drawings or unread != scan.unread:
                 images[image] = scan._replace(drawings=drawings, unread=unread)
 
     def _edit(self, image: ImageId, edit: _Edit) -> None:
-        """Change the index, and the one that a renewal under way will bring."""
+        """Change the index, and also the one that a renewal is making just now."""
         name = str(image)
         with self._lock:
             self._edits.append((self._clock(), name, edit))

@@ -1,4 +1,4 @@
-"""Which scans the ROI collections were drawn on: read once for each collection, and remembered on disk."""
+"""The scans on which ROI collections were drawn. This is read once for each collection, and kept on disk."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from monailabel_xnat.errors import ServerError
 
 logger = logging.getLogger(__name__)
 
-# Thousands of collections that nobody has read yet must not hold up the start; the rest comes in the background.
+# Seconds to wait for new collections. Thousands of them must not delay the start: the rest is read in the background.
 _PATIENCE = 5.0
 _KIND = "ROI collection"
-# The collections of a project that were listed before are gone only if XNAT says so.
+# If a project listed collections before, they count as gone only if XNAT answers with one of these.
 _GONE = (403, 404)
-# What a site answers that does not know ROI collections, or shows them to nobody like us.
+# The answers of a site that does not know ROI collections, or does not show them to this user.
 _ABSENT = (400, 403, 404, 500)
 _FAILED = 500
 
 
 class Drawn(NamedTuple):
-    """What people drew, as far as it is known.
+    """The ROI collections, as far as they are known.
 
     Parameters
     ----------
     by_series : dict
         The ROI collections by session ID and Series Instance UID, oldest first.
     unread : dict
-        By session ID, those that may have been drawn on any scan of the session, for their items cannot be read.
+        By session ID, the collections whose items cannot be read: each may belong to any scan of the session.
     unlisted : dict
-        By project, why its ROI collections cannot be listed.
+        By project, the reason why its ROI collections cannot be listed.
     """
 
     by_series: dict[tuple[str, str], tuple[RoiCollection, ...]]
@@ -58,9 +58,9 @@ class DrawnCollections:
     session : Session
         The connection.
     read_cache : ReadCache
-        Keeps what was read of collections.
+        Keeps the facts that were read about collections.
     on_late : callable
-        Called, from another thread, when references were read that :meth:`look` did not wait for.
+        Called from another thread when collections have been read for which :meth:`look` did not wait.
     """
 
     def __init__(self, session: Session, read_cache: ReadCache, on_late: Callable[[], None]) -> None:
@@ -74,23 +74,24 @@ class DrawnCollections:
         self._is_warned_of_kinds = False
         self.problem = ""
         self.unread: dict[str, str] = {}
-        """Why they cannot be read, by session ID and name of what people drew, ``XNAT_E00001/SEG_2``."""
+        """Why collections cannot be read, by session ID and label: ``XNAT_E00001/SEG_2``. For a list: by project."""
         self.unread_kinds: dict[str, int] = {}
-        """How many ROI collections there are of each kind that is not read."""
+        """The number of ROI collections of each kind that this package does not read."""
 
     def ask_again(self) -> None:
-        """Ask sites again that did not know ROI collections, and read again what could not be read, when next used."""
+        """At the next look, ask again for projects without ROI collections, and for items that could not be read."""
         self._absent.clear()
         self._reader.ask_again()
 
     def wait(self) -> bool:
-        """Wait until the items are read that are just being read; return whether there were any."""
+        """Wait for the items that are being read now, and return whether there were any."""
         return self._reader.wait()
 
     def look(self, projects: Iterable[str]) -> Drawn:
-        """List the ROI collections of projects, and find out which scans they were drawn on.
+        """Return the ROI collections of projects, with the scans on which they were drawn.
 
-        Those of a project that cannot be listed now are those known before; :attr:`problem` says so.
+        If a project cannot be listed now, the collections that are known from before are used, and :attr:`problem` says
+        so.
         """
         self.problem = ""
         unlisted: dict[str, UnreadDrawing] = {}
@@ -110,7 +111,7 @@ class DrawnCollections:
             self._listed[project] = list_collections(self._session, project)
         except ServerError as error:
             known = self._listed.get(project)
-            # A site that has shown ROI collections before knows them, whatever it answers now.
+            # If a site has shown ROI collections before, a failure now does not mean that it does not know them.
             is_known = known is not None or bool(self._known())
             if error.may_pass_later or error.status not in _ABSENT or (is_known and error.status not in _GONE):
                 self.problem = f"the ROI collections could not be listed, those known before are used: {error}"
@@ -120,7 +121,7 @@ class DrawnCollections:
                     unlisted[project] = UnreadDrawing("", reason)
                 return known or []
             if not self._absent:
-                # With this status some sites say that they do not know ROI collections, and others that they failed.
+                # Status 500 has two meanings: some sites do not know ROI collections, and others have failed.
                 level = logging.WARNING if error.status == _FAILED else logging.INFO
                 logger.log(level, "XNAT lists no ROI collections (it answered %s); none are read", error.status)
             self._absent.add(project)
@@ -135,7 +136,7 @@ class DrawnCollections:
         known = self._known()
         for listed in sorted(collections, key=lambda found: (found.inserted, found.id)):
             facts = known.get(listed.fingerprint)
-            # Whatever the listing of a site leaves out: without the UID our own drafts would count as drawn.
+            # The listing of some sites lacks UID or kind. Without the UID our own copies would count as drawings.
             collection = (
                 listed._replace(uid=facts.uid or listed.uid, kind=facts.kind or listed.kind) if facts else listed
             )
@@ -152,7 +153,7 @@ class DrawnCollections:
         return Drawn(by_series, {session: tuple(found) for session, found in unread.items()}, unlisted)
 
     def _note_unread(self, drawn: Drawn) -> None:
-        """Log what cannot be read, once for each."""
+        """Log each collection that cannot be read, once."""
         self.unread = {
             f"{session}/{item.name}": item.reason for session, found in drawn.unread.items() for item in found
         }
@@ -173,7 +174,7 @@ class DrawnCollections:
             )
 
     def _read_new(self, collections: Iterable[RoiCollection]) -> None:
-        """Read the references of the collections that are new, and wait a while for them."""
+        """Read the items of new collections, and wait some seconds for them."""
         known = self._known()
         new = {found.fingerprint: found for found in collections if found.fingerprint not in known}
         if not self._reader.read(new, _PATIENCE):

@@ -1,4 +1,4 @@
-"""What a scan that holds a DICOM SEG or RTSTRUCT says: what it is, when it was stored, and what it was drawn on."""
+"""Facts about a drawn scan (DICOM SEG or RTSTRUCT): what it is, when it was stored, and on what it was drawn."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from monailabel_xnat.convert.dicom.objects import drawn_object, kind_of_head
 from monailabel_xnat.errors import LabelFileError
 
 _HEAD = 1 << 14
-# So many of the images that an object refers to tell which series it was drawn on.
+# Of the images to which an object refers, this many are kept. They are enough to find the series.
 _SHOWN_INSTANCES = 16
 
 
 class ScanFacts(NamedTuple):
-    """What the file of a scan says, and XNAT of its file; `kind` is empty for what is no SEG and no RTSTRUCT.
+    """The facts in the file of a scan, and what XNAT says about the file.
 
-    `problem` says why its content cannot be read. `images` are the scans, ``<session ID>/<scan ID>``, that hold the
-    images that it refers to, where they were not found by the UIDs of their series.
+    ``kind`` is empty if the file is neither SEG nor RTSTRUCT. ``problem`` says why its content cannot be read.
+    ``images`` are the scans, as ``<session ID>/<scan ID>``, that hold the images to which it refers, if they could not
+    be found by the UID of their series.
     """
 
     kind: str = ""
@@ -53,14 +54,14 @@ class ScanFacts(NamedTuple):
 
 
 class Targets:
-    """Finds the images that objects were drawn on, by the UIDs of their series.
+    """Finds the images on which objects were drawn, by the UIDs of their series.
 
     Parameters
     ----------
     scans : mapping
         All scans, by id.
     facts : iterable of ScanFacts
-        The objects.
+        The facts about all objects that :meth:`of` will be asked for.
     """
 
     def __init__(self, scans: Mapping[str, Scan], facts: Iterable[ScanFacts]) -> None:
@@ -76,7 +77,10 @@ class Targets:
                 self._by_key[key_of(scan)] = scan
 
     def of(self, scan: Scan, facts: ScanFacts) -> list[str]:
-        """List the ids of the images that the object in a scan was drawn on: of its session, else of its project."""
+        """Return the ids of the images on which the object in a scan was drawn.
+
+        Images of its session come first; if there are none, those of its project; then those in ``facts.images``.
+        """
         found = [other for uid in facts.series for other in self._by_series.get(uid, ()) if other is not scan]
         image = scan.image_id
         near = [other for other in found if other.image_id.experiment == image.experiment]
@@ -86,7 +90,7 @@ class Targets:
 
 
 def read_facts(session: Session, scan: Scan) -> ScanFacts | None:
-    """Read what a scan holds that is, or may be, a drawing; None if it holds no file at the moment.
+    """Return the facts about a scan that is, or may be, a drawing; None if it holds no file at the moment.
 
     Raises
     ------
@@ -107,7 +111,9 @@ def read_facts(session: Session, scan: Scan) -> ScanFacts | None:
 
 
 def find_images(session: Session, scan: Scan, facts: ScanFacts, scans: Iterable[Scan]) -> tuple[str, ...]:
-    """Find the scans that hold the images which an object refers to: of its session, else its study, else its subject.
+    """Return the scans that hold the images to which an object refers.
+
+    They are looked for in its session, then in its study, then in its subject. This takes a request for each scan.
 
     Parameters
     ----------
@@ -116,14 +122,14 @@ def find_images(session: Session, scan: Scan, facts: ScanFacts, scans: Iterable[
     scan : Scan
         The scan that holds the object.
     facts : ScanFacts
-        What it says.
+        The facts about the object.
     scans : iterable of Scan
         All scans.
 
     Returns
     -------
     tuple of str
-        Session ID and scan ID of each.
+        Each as ``<session ID>/<scan ID>``; empty if none was found.
 
     Raises
     ------
@@ -146,17 +152,17 @@ def find_images(session: Session, scan: Scan, facts: ScanFacts, scans: Iterable[
 
 
 def key_of(scan: Scan) -> str:
-    """Return what a scan is known by, whatever project it is listed under."""
+    """Return ``<session ID>/<scan ID>``, which names a scan in whatever project it is listed."""
     return f"{scan.image_id.experiment}/{scan.image_id.scan}"
 
 
 def is_drawing(facts: ScanFacts) -> bool:
-    """Return whether an object is a SEG or an RTSTRUCT, by what it holds."""
+    """Return whether an object is a SEG or an RTSTRUCT, according to its file."""
     return bool(facts.kind)
 
 
 def remembered(content: Any) -> ScanFacts | None:
-    """Return facts that were kept as JSON; None if they were kept in another form."""
+    """Return facts that were kept as JSON; None if another version kept them in another form."""
     if not isinstance(content, list) or len(content) != len(ScanFacts._fields):
         return None
     values: list[Any] = [tuple(value) if isinstance(value, list) else str(value) for value in content]
@@ -164,7 +170,7 @@ def remembered(content: Any) -> ScanFacts | None:
 
 
 def _read(session: Session, found: DrawnFile) -> tuple[ScanFacts, str]:
-    """Read the object in a file, and return also the file's HTTP header ``Last-Modified``."""
+    """Return the facts about the object in a file, and the file's HTTP header ``Last-Modified``."""
     with tempfile.TemporaryDirectory(prefix="drawn-") as folder:
         file, modified = download_drawn(session, found.remote, Path(folder))
         content = content_of(session, found.remote)

@@ -1,4 +1,4 @@
-"""Which images the scans that hold a DICOM SEG or RTSTRUCT were drawn on: each read once, and remembered on disk."""
+"""The images on which drawn scans (DICOM SEG or RTSTRUCT) were drawn: each scan is read once, and kept on disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-# As for ROI collections: what nobody has read yet must not hold up the start.
+# Seconds to wait for new drawn scans. As with ROI collections, they must not delay the start.
 _PATIENCE = 5.0
 _KIND = "drawn scan"
 _DICOM_RESOURCES = frozenset(("DICOM", "SECONDARY", "SEG", "RTSTRUCT"))
@@ -38,18 +38,18 @@ _EMPTY = "its file has been deleted, or is just being overwritten"
 
 
 class DrawnOn(NamedTuple):
-    """What was drawn in scans, as far as it is known.
+    """The drawn scans, as far as they are known.
 
     Parameters
     ----------
     by_image : dict
         The drawn scans of each image, by its id.
     unread : dict
-        By session ID, what may have been drawn on any image of the session, for it cannot be read.
+        By session ID, drawings that cannot be read: each may belong to any image of the session.
     lost : dict
-        By image id, what was drawn on it and has no file at the moment.
+        By image id, drawings on it that have no file at the moment.
     not_images : set
-        Ids of the scans that hold a drawing, whatever type and modality say.
+        Ids of the scans whose file is a drawing, even if type and modality do not say so.
     """
 
     by_image: dict[str, tuple[DrawnScan, ...]]
@@ -60,7 +60,7 @@ class DrawnOn(NamedTuple):
 
 @dataclass
 class _Found:
-    """What is gathered for a `DrawnOn`, and why something cannot be used."""
+    """The parts of a `DrawnOn` while they are collected, and the reasons why drawings cannot be used."""
 
     by_image: dict[str, list[DrawnScan]] = field(default_factory=dict)
     unread: dict[str, list[UnreadDrawing]] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class _Found:
 
 
 class _Wanted(NamedTuple):
-    """A scan to be read; or, with its facts, one whose images are to be looked for."""
+    """A scan to read; or, if its facts are known, a scan whose images are to be found."""
 
     scan: Scan
     state: str
@@ -77,16 +77,16 @@ class _Wanted(NamedTuple):
 
 
 class DrawnScans:
-    """Finds the scans that hold what people drew.
+    """Finds the drawn scans, and the images on which they were drawn.
 
     Parameters
     ----------
     session : Session
-        The connection; its settings say which count.
+        The connection. Its settings say which drawings count.
     read_cache : ReadCache
-        Keeps what was read.
+        Keeps the facts that were read about scans.
     on_late : callable
-        Called, from another thread, when scans were read that :meth:`look` did not wait for.
+        Called from another thread when scans have been read for which :meth:`look` did not wait.
     """
 
     def __init__(self, session: Session, read_cache: ReadCache, on_late: Callable[[], None]) -> None:
@@ -103,24 +103,25 @@ class DrawnScans:
         self._not_compared: dict[str, ServerError] = {}
         self._unread_before: set[str] = set()
         self.unread: dict[str, str] = {}
-        """Why they cannot be read, by session ID and name, ``XNAT_E00001/scan:3001``."""
+        """Why drawn scans cannot be used, by session ID and name: ``XNAT_E00001/scan:3001``."""
 
     def ask_again(self) -> None:
-        """Read again what could not be read, and look again for images that were not there, at the next look."""
+        """At the next look, read again what could not be read, and look again for images that were not found."""
         self._searched.clear()
         self._reader.ask_again()
 
     def wait(self) -> bool:
-        """Wait until the scans are read that are just being read; return whether there were any."""
+        """Wait for the scans that are being read now, and return whether there were any."""
         return self._reader.wait()
 
     def look(self, listed: Mapping[str, Mapping[str, Scan]], everything: Mapping[str, Scan]) -> DrawnOn:
-        """Find out what was drawn in which scans.
+        """Return the drawn scans, by the images on which they were drawn.
 
         Parameters
         ----------
         listed : mapping
-            The scans of the projects that could be listed now, by project and id; for others those before count.
+            The scans of the projects that could be listed now, by project and id. For all other projects the scans of
+            an earlier call are used.
         everything : mapping
             All scans that are known, by id.
         """
@@ -132,17 +133,17 @@ class DrawnScans:
         return self._grouped(candidates)
 
     def compare(self, drawings: Iterable[DrawnScan] | None = None) -> bool:
-        """Compare drawn scans with XNAT's lists of their files, for nothing else shows that one was overwritten.
+        """Compare drawn scans with XNAT's lists of their files: nothing else shows that one was overwritten.
 
         Parameters
         ----------
         drawings : iterable of DrawnScan or None
-            Which ones; None: all.
+            The drawn scans to compare; None: all.
 
         Returns
         -------
         bool
-            Whether one has changed, so that it is to be read anew by :meth:`look`.
+            Whether a scan has changed. Then :meth:`look` must be called, which reads it again.
         """
         wanted = list(self._now.values() if drawings is None else drawings)
         if not wanted:
@@ -151,12 +152,12 @@ class DrawnScans:
             return any(list(pool.map(self._compare_one, wanted)))
 
     def require_compared(self, scan: Scan) -> None:
-        """Refuse an image with a drawing that :meth:`compare` could not compare.
+        """Raise an error if :meth:`compare` could not compare a drawing on an image, or found that it has changed.
 
         Raises
         ------
         ServerError
-            Why not.
+            The reason.
         """
         for drawing in scan.drawn_scans:
             failure = self._not_compared.get(_key(drawing))
@@ -176,13 +177,13 @@ class DrawnScans:
             return False
         self._not_compared.pop(key, None)
         now = (found.folder, found.remote.path, content) if found else ("", "", "")
-        # Another thread may have read it anew since the caller looked.
+        # Another thread may have read the new content since the caller got its drawing.
         read = self._now.get(key, drawing)
         if now == (read.folder, read.file, read.content):
             return False
         known = self._known()
         if key in known:
-            # What it was drawn on before stays known until it is read: it may be between deletion and storing.
+            # Keep the images on which it was drawn until it is read again: somebody may just be replacing the file.
             known[key] = ("", known[key][1])
         self._not_compared[key] = TransferError(
             f"the scan {drawing.id!r} was overwritten, and has not been read yet", hint="ask again in a moment"
@@ -224,7 +225,7 @@ class DrawnScans:
         return DrawnOn(_frozen(found.by_image), _frozen(found.unread), _frozen(found.lost), not_images)
 
     def _put(self, scan: Scan, known: tuple[str, ScanFacts] | None, targets: Targets, found: _Found) -> None:
-        """Add what is known of a scan to what was found."""
+        """Add to ``found`` what is known about a scan."""
         before, facts = known or ("", ScanFacts())
         drawing, state = _drawing(scan, facts), _state(scan)
         if not self._counts(scan, drawing):
@@ -244,7 +245,7 @@ class DrawnScans:
                 found.reasons[name] = _NOWHERE
         elif state:
             found.reasons[name] = reason = self._reader.why(key_of(scan))
-            # Somebody made the scan, and has stored nothing in it yet: what is not there is not newer.
+            # A scan in which nothing has been stored yet is not newer than a label, so it is not reported as unread.
             if key_of(scan) not in self._empty:
                 found.unread.setdefault(experiment, []).append(UnreadDrawing(drawing.label, reason))
         elif is_drawing(facts) and not drawing.is_ours:
@@ -253,12 +254,12 @@ class DrawnScans:
                 found.lost.setdefault(image, []).append(UnreadDrawing(drawing.label, _EMPTY))
 
     def _counts(self, scan: Scan, drawing: DrawnScan) -> bool:
-        """Return whether a scan holds a drawing, as far as it is known, which the settings do not exclude."""
+        """Return whether a scan holds a drawing, as far as is known, that the settings do not exclude."""
         is_known = bool(drawing.kind) or not scan.is_untold
         return is_known and (drawing.is_ours or may_be_drawn_label(drawing, self._settings))
 
     def _note_unread(self, reasons: dict[str, str]) -> None:
-        """Log what cannot be read, once for each."""
+        """Log each drawing that cannot be used, once."""
         self.unread = reasons
         failed = {name for name, reason in reasons.items() if self._reader.has_failed(reason)}
         new = failed - self._unread_before
@@ -304,7 +305,7 @@ class DrawnScans:
 
 
 def _drawing(scan: Scan, facts: ScanFacts) -> DrawnScan:
-    """Return a drawn scan as the listing shows it now, with what was read of it."""
+    """Return a drawn scan made of the listing and of the facts that were read."""
     return DrawnScan(
         id=scan.image_id.scan,
         session_id=scan.image_id.experiment,
@@ -322,7 +323,7 @@ def _drawing(scan: Scan, facts: ScanFacts) -> DrawnScan:
 
 
 def _state(scan: Scan) -> str:
-    """Return what the listing shows of the files of a scan; empty if there are none."""
+    """Return a text with what the listing shows of the files of a scan; empty if there are no files."""
     return "; ".join(
         f"{resource.label}: {resource.file_count} files, {resource.file_size} bytes"
         for resource in sorted(scan.resources)
@@ -331,7 +332,7 @@ def _state(scan: Scan) -> str:
 
 
 def _has_one_file(scan: Scan) -> bool:
-    """Return whether a scan may hold one DICOM file and no more, as one that holds a drawing does."""
+    """Return whether a scan may hold exactly one DICOM file, as a drawn scan does."""
     counts = [found.file_count for found in scan.resources if found.label.upper() in _DICOM_RESOURCES]
     return any(count != 0 for count in counts) and all(count in (None, 0, 1) for count in counts)
 

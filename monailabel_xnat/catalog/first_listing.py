@@ -1,4 +1,4 @@
-"""The first listing of a catalog while XNAT is away: asked for again in the background, until it comes."""
+"""The first listing of a catalog. While XNAT cannot be reached, it is tried again in the background until it works."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from monailabel_xnat.errors import LoginError, ServerError
 
 logger = logging.getLogger(__name__)
 
-# Seconds until XNAT is asked again; twice as long each time.
+# Seconds until XNAT is asked again. The pause doubles each time, up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0
 
 
@@ -21,7 +21,7 @@ class FirstListing:
     Parameters
     ----------
     catalog : Catalog
-        As long as XNAT has not answered, each use of it raises why.
+        The catalog to fill. Until XNAT has answered, each use of it raises the reason.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -30,19 +30,19 @@ class FirstListing:
         self._background = Background("xnat-start", self._list_at_last)
 
     def take(self, *, wait: bool) -> None:
-        """Ask for the listing.
+        """List the images.
 
         Parameters
         ----------
         wait : bool
-            Whether XNAT may be away. It is then asked again in the background.
+            Whether to return if XNAT cannot be reached. Then it is asked again in the background.
 
         Raises
         ------
         LoginError, NotInArchiveError, AccessDeniedError
             If XNAT refuses the user, or a project.
         ServerError
-            If XNAT fails, and is not to be waited for.
+            If XNAT fails and ``wait`` is False, or if the failure will not pass by itself.
         """
         try:
             self._catalog.scans()
@@ -53,7 +53,7 @@ class FirstListing:
             self._background.start()
 
     def close(self) -> None:
-        """Wait for XNAT no longer."""
+        """Stop asking XNAT."""
         self._closed.set()
 
     def _list_at_last(self) -> None:
@@ -63,7 +63,7 @@ class FirstListing:
                 self._catalog.renew()
             except ServerError as error:
                 self._note(error)
-                if isinstance(error, LoginError):  # asked again and again, XNAT locks the account
+                if isinstance(error, LoginError):  # after several wrong logins XNAT would lock the account
                     return
             else:
                 logger.warning("XNAT answers now")

@@ -1,4 +1,4 @@
-"""All images at one moment, by their ids and by whatever else they may be called."""
+"""All images at one moment, by their ids and by their other names."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from monailabel_xnat.ids import EXPECTED_FORM, ImageId
 class ImageIndex:
     """Scans that are images, by canonical id.
 
-    Reading is safe while another thread changes it. What else an image may be called is looked up in tables that are
-    made when first needed, for most clients use canonical ids alone.
+    Reading is safe while another thread changes the index. Tables of other names are made when they are first needed,
+    because most clients use only canonical ids.
 
     Parameters
     ----------
     scans : dict of str to Scan
-        The images; taken over as it is.
+        The images. The dictionary is used as it is, and changed later; it is not copied.
     """
 
     def __init__(self, scans: dict[str, Scan]) -> None:
@@ -29,11 +29,11 @@ class ImageIndex:
         return len(self._scans)
 
     def ids(self) -> list[str]:
-        """List the ids, as texts."""
+        """Return the ids, as texts."""
         return list(self._scans)
 
     def scans(self) -> list[Scan]:
-        """List the images."""
+        """Return the images."""
         return list(self._scans.values())
 
     def get(self, image: str) -> Scan | None:
@@ -41,14 +41,14 @@ class ImageIndex:
         return self._scans.get(image)
 
     def find(self, image: ImageId | str) -> Scan | None:
-        """Find an image by any of its names; see :meth:`monailabel_xnat.catalog.catalog.Catalog.scan`.
+        """Return an image by any of its names, see :meth:`monailabel_xnat.catalog.catalog.Catalog.scan`; None if none.
 
         Raises
         ------
         InvalidIdError, UnknownImageError
-            If it is no id at all.
+            If the text does not have the form of an id.
         AmbiguousNameError
-            If it is a name that several images bear.
+            If several images have the name.
         """
         found = self._scans.get(str(image))
         if found is not None:
@@ -74,25 +74,25 @@ class ImageIndex:
         return {image: scan for image, scan in self._scans.items() if scan.image_id.project == project}
 
     def named(self, name: str) -> list[Scan]:
-        """List the images that were added under a name."""
+        """Return the images that were added under a name."""
         found = (self._scans.get(image) for image in self._other_names().by_alias.get(name, ()))
         return [scan for scan in found if scan is not None]
 
     def put(self, scan: Scan) -> None:
-        """Put a changed scan in the place of the one with its id."""
+        """Put a changed scan into the index, in place of the one with the same id."""
         self._scans[str(scan.image_id)] = scan
 
     def drop(self, image: str) -> None:
-        """Take an image out."""
+        """Remove an image."""
         self._scans.pop(image, None)
 
     def take_over(self, before: ImageIndex) -> list[str]:
-        """Keep the objects of an earlier index for what has not changed since, so that no memory is taken twice.
+        """Use the objects of an earlier index for scans that have not changed, to save memory.
 
         Returns
         -------
         list of str
-            Ids of the images that have changed, come or gone.
+            Ids of the images that are new, have changed or are gone.
         """
         changed = []
         for image, scan in self._scans.items():
@@ -106,7 +106,7 @@ class ImageIndex:
         return changed + self.lost_since(before)
 
     def lost_since(self, before: ImageIndex) -> list[str]:
-        """List the ids of images that an earlier index had and this one has not."""
+        """Return the ids of images that an earlier index had and this one does not have."""
         return [image for image in before._scans if image not in self._scans]
 
     def _other_names(self) -> _OtherNames:
@@ -115,7 +115,7 @@ class ImageIndex:
         return self._names
 
     def _by_other_names(self, names: _OtherNames, wanted: ImageId) -> Scan | None:
-        """Find by accession ids whatever the project (they are unique on a site), or by labels within the project."""
+        """Return an image by accession ids, which are unique on a site, in any project; or by labels in its project."""
         scan = self._scans.get(names.by_session.get((wanted.experiment, wanted.scan), ""))
         if scan is not None:
             return scan if wanted.subject in (scan.image_id.subject, scan.subject_label) else None
@@ -131,7 +131,7 @@ class ImageIndex:
 
 
 class _OtherNames:
-    """Ids of images by SeriesInstanceUID, by name, by accession id and by label of the session with the scan's."""
+    """Tables that find ids of images: by SeriesInstanceUID, by name, and by scan id with accession id or label."""
 
     def __init__(self, scans: Mapping[str, Scan]) -> None:
         self.by_series: dict[str, str] = {}
@@ -149,7 +149,7 @@ class _OtherNames:
 
 
 def ambiguous(name: str, images: Iterable[Scan | ImageId]) -> AmbiguousNameError:
-    """Return the error about a name that several images bear."""
+    """Return the error about a name that several images have."""
     ids = [str(image.image_id if isinstance(image, Scan) else image) for image in images]
     return AmbiguousNameError(
         f"{len(ids)} images bear the name {name!r}: {', '.join(ids)}",

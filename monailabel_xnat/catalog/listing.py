@@ -1,4 +1,4 @@
-"""What XNAT lists of a project's scans: one request, folded from rows into scans while they arrive."""
+"""The listing of a project's scans: one request, whose rows are folded into scans while they arrive."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TEXT_ONLY = frozenset({str})
 
 
 class _Cells(NamedTuple):
-    """What a row of the listing says, one session x scan x resource."""
+    """The values of one row of the listing: there is one row per session x scan x resource."""
 
     experiment: str
     subject: str
@@ -51,7 +51,7 @@ class _Cells(NamedTuple):
     file_size: str
 
 
-# XNAT returns the keys in lower case. UID has a shortcut and comes back under that name only.
+# XNAT returns the keys in lower case. UID is a short name of XNAT's, and comes back only under this name.
 _KEYS = _Cells(
     experiment="ID",
     subject="xnat:imagesessiondata/subject_id",
@@ -76,51 +76,52 @@ _KEYS = _Cells(
 )
 _LOWER_KEYS = tuple(key.lower() for key in _KEYS)
 _cells_of = itemgetter(*_KEYS)
-# xsiType comes unasked, for the type that is listed is an abstract one.
+# xsiType is not asked for: XNAT adds it, because the listed type is an abstract one.
 _QUERY = {
     "xsiType": "xnat:imageSessionData",
     "columns": ",".join(key for key in _KEYS if key != _KEYS.session_type),
 }
 _SHARED_INTO = "xnat:imagesessiondata/sharing/share/project"
-# What servers answer that do not list scans along with the experiments of a project.
+# The answers of servers that do not list scans together with the experiments of a project.
 _NOT_JOINED = (400, 500)
 _FAILED = 500
-# Seconds for which such a server is asked another way: at first, and at most.
+# Seconds for which such a server is asked in another way: at first, and at most.
 _FIRST_DETOUR, _LONGEST_DETOUR = 60.0, 3600.0
-# xnat:ctSessionData and the like, where a scan has no modality of its own.
-# Types that say nothing, or that may mean a drawing.
+# Scan types that do not say what the scan is, or that may mean a drawing.
 _UNTOLD = ("", "unknown", "segmentation", "rt structure set", "rt struct", "structure set", "structure")
+# The modality of a scan without one of its own, by the type of its session (xnat:petSessionData). For all other types
+# it is the name in upper case.
 _SESSION_MODALITIES = {"pet": "PT", "petmr": "PT", "otherDicom": ""}
 
 
 class Names(NamedTuple):
-    """What a project calls a session and its subject; the owner of a shared session may call them otherwise."""
+    """The labels that a project gives to a session and its subject; the owner of a shared session may use others."""
 
     subject: str
     session: str
 
 
 class _NotJoined(NamedTuple):
-    """For how long, and until when, the scans of a project are not asked for along with its experiments."""
+    """The pause, and the time of its end, during which a project's scans are not asked for with its experiments."""
 
     pause: float
     until: float
 
 
 class Listing:
-    """Lists the scans of projects, in one request for each.
+    """Lists the scans of projects, if possible in one request for each project.
 
-    XNAT's list of the experiments in a project holds those that others share into it as well, and joins the scans of
-    each in. Where a server does not join them there, the list of all experiments does, in two requests: one for what
-    the project owns (XNAT compares the owner only), one for what is shared into it. Where it does not join them there
-    either, each session is asked.
+    XNAT's list of the experiments in a project includes sessions that others share into it, and can join the scans of
+    each session. Some servers do not join them there. Then the list of all experiments of the site is used, in two
+    requests: one for the sessions that the project owns (XNAT compares only the owner), and one for those shared into
+    it. If the server does not join scans there either, each session is asked by itself.
 
     Parameters
     ----------
     session : Session
         The connection.
     clock : callable
-        Seconds that only grow.
+        Returns seconds that never decrease.
     """
 
     def __init__(self, session: Session, clock: Callable[[], float] = time.monotonic) -> None:
@@ -129,14 +130,14 @@ class Listing:
         self._not_joined: dict[str, _NotJoined] = {}
 
     def scans(self, project: str) -> dict[str, Scan]:
-        """List the scans of the sessions in a project by id, those shared into it included.
+        """Return the scans of the sessions in a project by id, including sessions that are shared into it.
 
         Raises
         ------
         NotInArchiveError
             If there is no such project, or the user may not see it.
         AccessDeniedError
-            If the user may see the project but not what is in it.
+            If the user may see the project, but not its content.
         ServerError
             If XNAT fails.
         """
@@ -149,16 +150,16 @@ class Listing:
         if not scans:
             self._require(project)
         elif known is None or self._clock() >= known.until:
-            # A server in trouble answers like one that cannot join. The detour costs two lists of the whole site, so
-            # the short way is tried again, after longer and longer pauses.
+            # A server that fails for a moment answers like one that cannot join scans. The other way costs two lists of
+            # the whole site, so the short way is tried again, after longer and longer pauses.
             pause = min(2 * known.pause, _LONGEST_DETOUR) if known else _FIRST_DETOUR
             self._not_joined[project] = _NotJoined(pause, self._clock() + pause)
         return scans
 
     def names(self, project: str) -> dict[str, Names]:
-        """Return what a project calls its sessions, those shared into it included, by experiment ID.
+        """Return the labels that a project gives to its sessions, also to those shared into it, by experiment ID.
 
-        The listing of :meth:`scans` shows the names that the owners of shared sessions gave.
+        The listing of :meth:`scans` shows only the labels that the owners of shared sessions use.
 
         Raises
         ------
@@ -169,7 +170,7 @@ class Listing:
         return {row.get("ID", ""): Names(row.get("subject_label") or "", row.get("label") or "") for row in rows}
 
     def _of_project(self, project: str) -> dict[str, Scan] | None:
-        """List over the experiments of the project; None if the server does not join their scans."""
+        """Return the scans from the list of the project's experiments; None if the server does not join scans."""
         for pause in (next(self._session.backoff.pauses(), 0.0), None):
             try:
                 found, is_joined = read_sessions(self._session, _QUERY, lambda rows: _folded(rows, project), project)
@@ -185,7 +186,7 @@ class Listing:
         return None
 
     def _of_site(self, project: str) -> dict[str, Scan]:
-        """List over the experiments of the site; nothing if the server does not join their scans there either."""
+        """Return the scans from the list of the site's experiments; empty if the server does not join scans there."""
         try:
             owned, shared = (
                 read_sessions(self._session, {**_QUERY, name: project}, lambda rows: fold(rows, project))
@@ -213,7 +214,7 @@ class Listing:
 
 
 def _folded(rows: Iterable[Row], project: str) -> tuple[dict[str, Scan], bool]:
-    """Fold rows into scans, and return also whether the server joined scans to its experiments, as far as it shows."""
+    """Return scans made of rows, and whether the server joined scans; without rows this is taken as True."""
     remaining = iter(rows)
     first = next(remaining, None)
     if first is None:
@@ -222,19 +223,19 @@ def _folded(rows: Iterable[Row], project: str) -> tuple[dict[str, Scan], bool]:
 
 
 def fold(rows: Iterable[Row], project: str) -> dict[str, Scan]:
-    """Fold the rows of the joined listing, one per session x scan x resource, into scans.
+    """Return the scans in the rows of a joined listing, which has one row per session x scan x resource.
 
     Parameters
     ----------
     rows : iterable of dict
-        All values are texts; a session without scans, or a scan without resources, has a row with empty ones.
+        All values are texts. A session without scans, or a scan without resources, has one row with empty values.
     project : str
-        The project that the scans are listed under.
+        The project in which the scans are listed.
 
     Returns
     -------
     dict of str to Scan
-        By id, in the order in which they are first listed; what repeats is one object.
+        The scans by id, in the order in which they are first listed. Equal values share one object.
     """
     scans: dict[str, Scan] = {}
     share: _OfFew[str] = _OfFew()
@@ -260,19 +261,19 @@ def fold(rows: Iterable[Row], project: str) -> dict[str, Scan]:
 
 
 class _OfFew(dict[Value, Value]):
-    """Values of which there are few different ones: each is kept once, and given for all its equals."""
+    """A table of values that repeat often: it returns the same object for all equal values, to save memory."""
 
     def __missing__(self, value: Value) -> Value:
         self[value] = value
         return value
 
 
-# Python refuses to read a number of thousands of digits.
+# Longer texts are not read as numbers; Python raises an error for thousands of digits.
 _LONGEST_NUMBER = 20
 
 
 class _Numbers(dict[str, "int | None"]):
-    """Numbers by their text, None for a text that is none: counts and sizes repeat."""
+    """A table of numbers by their text, because counts and sizes repeat; None for a text that is not a number."""
 
     def __missing__(self, text: str) -> int | None:
         found = self[text] = int(text) if text.isdecimal() and len(text) < _LONGEST_NUMBER else None
@@ -280,7 +281,7 @@ class _Numbers(dict[str, "int | None"]):
 
 
 def _read(row: Row) -> _Cells:
-    """Read a row, whatever the case of its keys; "" for what XNAT does not know, or has no column for."""
+    """Return the values of a row; keys may be in upper or lower case. A value that XNAT does not have is ""."""
     try:
         values: tuple[str | None, ...] = _cells_of(row)
     except KeyError:
@@ -298,7 +299,10 @@ def _scan(
     share: _OfFew[str],
     number: Callable[[str], int | None],
 ) -> Scan | None:
-    """Make the scan of a row; what its session says is taken from the first row of the session."""
+    """Return the scan of a row, or None if its id cannot be used; its session is described by the session's first row.
+
+    Taking it from there lets all scans of a session share these texts.
+    """
     try:
         image = ImageId(project, session.subject, session.experiment, share[cells.scan])
     except InvalidIdError as error:

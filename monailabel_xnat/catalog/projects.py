@@ -1,4 +1,4 @@
-"""The projects whose images are listed: which there are, which were lost, and which cannot be listed now."""
+"""The projects whose images are listed: which exist, which were lost, and which cannot be listed now."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerE
 
 logger = logging.getLogger(__name__)
 
-# What XNAT answers for a project that was deleted, or that the user may not see any more.
+# The errors for a project that was deleted, or that the user may not see any more.
 _LOST = (AccessDeniedError, NotInArchiveError)
 _KIND = "project"
 
 
 class Listed(NamedTuple):
-    """What XNAT answered about each project.
+    """XNAT's answers about the projects.
 
     Parameters
     ----------
     scans : dict
-        The scans by their ids, by project, of the projects that could be listed.
+        For each project that could be listed, its scans by id.
     lost : dict
-        Why a project has gone: it was deleted, or the user may not see it any more.
+        For each project that was deleted, or that the user may not see any more, the error.
     failing : dict
-        Why a project could not be listed this time; the images that are known of it stay.
+        For each project that could not be listed this time, the error. Its images that are known from before stay.
     """
 
     scans: dict[str, dict[str, Scan]]
@@ -39,13 +39,13 @@ class Listed(NamedTuple):
 
     @property
     def error(self) -> ServerError | None:
-        """The reason, if not one project could be listed."""
+        """The first error if no project could be listed; otherwise None."""
         reasons = [*self.failing.values(), *self.lost.values()]
         return reasons[0] if reasons and not self.scans else None
 
     @property
     def problem(self) -> str:
-        """What is wrong, in words; empty if nothing is."""
+        """A text that says what is wrong; empty if nothing is wrong."""
         lost = [f"the images of project {project} are no longer served: {why}" for project, why in self.lost.items()]
         kept = [
             f"project {project} could not be listed, its images known before are used: {why}"
@@ -55,16 +55,16 @@ class Listed(NamedTuple):
 
 
 class Projects:
-    """Lists the images of the configured projects, or without any of all projects that the user can read.
+    """Lists the images of the configured projects; if none is configured, of all projects that the user can read.
 
     Parameters
     ----------
     session : Session
-        The connection; its settings name the projects.
+        The connection. Its settings name the projects.
     read_cache : ReadCache
-        Remembers on disk which projects this user has seen: one that was never seen is misspelt, not lost.
+        Keeps on disk which projects this user has seen. A project that was never seen is probably misspelt, not lost.
     clock : callable
-        Seconds that only grow.
+        Returns seconds that never decrease.
     """
 
     def __init__(self, session: Session, read_cache: ReadCache, clock: Callable[[], float]) -> None:
@@ -76,22 +76,22 @@ class Projects:
 
     @property
     def listing(self) -> Listing:
-        """What lists a single project."""
+        """The object that lists a single project."""
         return self._listing
 
     def list_all(self) -> Listed:
-        """List the projects one after the other, for each listing is hard work for XNAT.
+        """Return the scans of all projects. They are listed one after the other: each listing is hard work for XNAT.
 
         Raises
         ------
         NotInArchiveError, AccessDeniedError
             If this user has never seen a configured project on this machine.
         ServerError
-            If XNAT does not list the projects that can be read.
+            If no project is configured, and XNAT fails to list the projects or one that was not listed before.
         """
         found = self._try_all()
         if found.lost.keys() - self._warned and not self._session.verify_login():
-            # On an open site an expired login reads as a guest, who sees fewer projects and is told nothing.
+            # On an open site an expired login does not fail: it reads as a guest, who sees fewer projects.
             found = self._try_all()
         self._note(found)
         return found
@@ -115,7 +115,7 @@ class Projects:
                 found.lost[project] = error
             except ServerError as error:
                 found.failing[project] = error
-                # The other projects would only wait for the same server.
+                # If there was no answer at all, the other projects would only wait for the same server.
                 unreachable = error if error.status is None else None
         return found
 
@@ -128,7 +128,7 @@ class Projects:
             except _LOST as error:
                 if project in self._seen:
                     found.lost[project] = error
-                else:  # anyone may see of a protected project that it exists, and no more
+                else:  # a protected project: everybody may see that it exists, but not its content
                     logger.info("a project is left out: %s", error)
             except ServerError as error:
                 if project not in self._seen:
@@ -160,9 +160,9 @@ class Projects:
 
 
 def each_once(listings: dict[str, dict[str, Scan]]) -> dict[str, Scan]:
-    """Return the scans of all projects by id; what is shared into a project is left out where another lists it.
+    """Return the scans of all projects by id, each scan once, even if several projects list it.
 
-    Another project is the owner, if it is listed, or a project that comes before.
+    It is taken from the project that owns it; if that is not listed, from the first project that lists it.
     """
     if len(listings) == 1:
         return next(iter(listings.values()))

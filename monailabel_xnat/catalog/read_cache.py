@@ -1,9 +1,9 @@
-"""A cache on this disk: what was read from XNAT, and need not be read again while its listing shows no change.
+"""A cache on this disk of facts that were read from XNAT. They are valid while XNAT's listing shows no change.
 
-MONAI Label trains and scores in processes of their own, each of which builds the datastore anew: what one of them has
-read, all others on this machine know. Everything is looked up by what a fresh listing shows, so that nobody sees more
-than XNAT lists for them, and nothing old is taken for new. It is a help and no more: where the file cannot be used,
-XNAT is read as if there were none.
+MONAI Label trains and scores in separate processes, and each of them makes a new datastore. With this file, all
+processes on this machine share what one of them has read. A fact is found only through a fresh listing: so no user
+sees more than XNAT lists for them, and no old fact is taken for a new one. If the file cannot be used, everything is
+read from XNAT.
 """
 
 from __future__ import annotations
@@ -27,32 +27,34 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# Part of the file's name: what another version of this library wrote is left alone. The first one believed answers
-# of XNAT that nothing proved.
+# The name contains the version of the format; files of other versions are not touched. Version 1 kept answers of XNAT
+# that had not been checked.
 _FILE = "memory-2.sqlite"
-# What belongs to images that are gone is not asked for again; read once more after this, the rest is none the worse.
+# Seconds after which a fact is removed: it may belong to an image that no longer exists. Reading one again is cheap.
 _KEPT_FOR = 180 * 86400
-# Another process holds the file for milliseconds; XNAT answers faster than anybody who holds it for longer.
+# Seconds to wait for another process that holds the file, normally for milliseconds. After that, XNAT is faster.
 _PATIENCE = 0.5
+# Seconds for which the file is not used after a failure.
 _AWAY_FOR = 30.0
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS facts (kind TEXT, key TEXT, state TEXT, content TEXT, noted REAL,"
     " PRIMARY KEY (kind, key)) WITHOUT ROWID"
 )
 
-# A forked child must neither use nor close the connections of its parent, not even by collecting them as garbage.
+# Connections of the parent, as seen in a forked child. The child must neither use nor close them. This list keeps the
+# garbage collector from closing them.
 _of_parents: list[sqlite3.Connection] = []
 
 
 class Fact(NamedTuple):
-    """Something that was read.
+    """A fact that was read from XNAT.
 
     Parameters
     ----------
     state : str
-        What the listing showed then.
+        What the listing showed at that time.
     content : object
-        What was read, plain JSON.
+        The fact itself, as plain JSON.
     """
 
     state: str
@@ -60,12 +62,12 @@ class Fact(NamedTuple):
 
 
 class ReadCache:
-    """Facts by kind and key; may be used from any thread, by several processes at once, and survives a fork.
+    """Facts by kind and key. It may be used from any thread and by several processes at once, and survives a fork.
 
     Parameters
     ----------
     settings : Settings
-        Tell the folder for this server.
+        They name the cache folder of this server.
     """
 
     _lock: threading.Lock
@@ -78,25 +80,25 @@ class ReadCache:
         self._start()
 
     def get(self, kind: str, key: str, state: str) -> Any | None:
-        """Return the content of a fact if it was read when the listing looked as it does now; None if not."""
+        """Return the content of a fact if it was noted with the same state; otherwise None."""
         rows = self._try(
             lambda db: db.execute("SELECT state, content FROM facts WHERE kind = ? AND key = ?", (kind, key)).fetchall()
         )
         return _decoded(rows[0][1]) if rows and rows[0][0] == state else None
 
     def all(self, kind: str) -> dict[str, Fact]:
-        """Return all facts of a kind, by key: thousands in one go."""
+        """Return all facts of a kind, by key, in one query."""
         rows = self._try(
             lambda db: db.execute("SELECT key, state, content FROM facts WHERE kind = ?", (kind,)).fetchall()
         )
         return {key: Fact(state, _decoded(content)) for key, state, content in rows or ()}
 
     def put(self, kind: str, key: str, state: str, content: Any) -> None:
-        """Note a fact, instead of what was known of it before."""
+        """Note a fact; it replaces an earlier one with the same kind and key."""
         self.put_all(kind, {key: Fact(state, content)})
 
     def put_all(self, kind: str, facts: dict[str, Fact]) -> None:
-        """Note many facts of a kind in one go."""
+        """Note many facts of a kind in one transaction."""
         now = time.time()
         self._write(
             "INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?, ?)",
@@ -104,11 +106,11 @@ class ReadCache:
         )
 
     def forget(self, kind: str, keys: Iterable[str]) -> None:
-        """Forget facts that have turned out to be wrong."""
+        """Remove facts that have turned out to be wrong."""
         self._write("DELETE FROM facts WHERE kind = ? AND key = ?", [(kind, key) for key in keys])
 
     def close(self) -> None:
-        """Close the file; a later use opens it again."""
+        """Close the file. A later use opens it again."""
         with self._own_lock():
             if self._database is not None:
                 self._database.close()
@@ -121,7 +123,7 @@ class ReadCache:
         self._away_until = 0.0
 
     def _own_lock(self) -> threading.Lock:
-        """Return the lock; in a forked child a new one, with nothing of the parent's behind it."""
+        """Return the lock. A forked child gets a new one, and no longer uses the connection of its parent."""
         if self._process != os.getpid():
             if self._database is not None:
                 _of_parents.append(self._database)
@@ -137,7 +139,7 @@ class ReadCache:
             self._try(write)
 
     def _try(self, use: Callable[[sqlite3.Connection], Result]) -> Result | None:
-        """Use the database; None where that is not possible now."""
+        """Return the result of a function that uses the database; None if the database cannot be used now."""
         with self._own_lock():
             if time.monotonic() < self._away_until:
                 return None
@@ -174,16 +176,16 @@ def _decoded(content: str) -> Any | None:
 
 def _opened(file: Path) -> sqlite3.Connection:
     private_folder(file.parent)
-    # sqlite would make a file that others can read. One that is there is not touched: closing any handle of a file
-    # drops all locks that this process holds on it, those of sqlite too (https://www.sqlite.org/howtocorrupt.html).
+    # sqlite would make a file that others can read, so make it here. An existing file is not opened: closing any handle
+    # of a file drops all locks of this process on it, also those of sqlite (https://www.sqlite.org/howtocorrupt.html).
     with suppress(FileExistsError):
         os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     database = sqlite3.connect(file, timeout=_PATIENCE, check_same_thread=False)
     try:
         with closing(database.execute("PRAGMA journal_mode = WAL")) as found:
             has_log = found.fetchone()[0] == "wal"
-        # With a log, a crash loses the last moments and damages nothing. Without, on a network's disk, each write would
-        # wait for that disk: sooner a file that is damaged by a crash, found to be, and made anew.
+        # With a log, a crash loses only the last facts and damages nothing. On a network disk there is no log, and each
+        # write would wait for that disk. There we do not wait: a crash may damage the file, which is then made anew.
         database.execute(f"PRAGMA synchronous = {'NORMAL' if has_log else 'OFF'}")
         with database:
             database.execute(_TABLE)

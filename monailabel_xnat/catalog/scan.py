@@ -1,8 +1,8 @@
-"""One scan as XNAT lists it: its files, what was drawn on it, and the mark of a scan that this package added.
+"""One scan as XNAT lists it: its resources, the drawings on it, and the mark of a scan that this package added.
 
-The mark stands in the note of the scan and says under which name it was added. XNAT lists the notes of scans together
-with everything else, so that the names of added images are known without a request, after a restart and on every server
-of a project.
+The mark is in the note of the scan, and contains the name under which the scan was added. XNAT lists notes together
+with everything else. So the names of added images are known without a further request, also after a restart and on
+every server of a project.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MARK = re.compile(r"(?<!\S)monailabel_xnat:added(?P<fields>(?:;[a-z0-9]+(?:=[^;
 class Resource(NamedTuple):
     """A folder of files that belongs to a scan.
 
-    ``file_count`` and ``file_size`` (bytes) are None where XNAT has not computed them.
+    ``file_count`` and ``file_size`` (bytes) are None if XNAT has not computed them.
     """
 
     label: str
@@ -33,29 +33,29 @@ class Resource(NamedTuple):
 
     @property
     def is_counted(self) -> bool:
-        """Whether XNAT tells the number or the size of the files."""
+        """Whether XNAT shows the number or the size of the files."""
         return self.file_count is not None or self.file_size is not None
 
     @property
     def state(self) -> str:
-        """What differs when the content does; "" where XNAT has not counted, so that nothing tells."""
+        """A text of counts that normally differs if the content differs; "" if XNAT has not counted."""
         if self.file_count is None or self.file_size is None:
             return ""
         return f"{self.file_count} files, {self.file_size} bytes"
 
     @property
     def counts(self) -> Counts:
-        """What a list of its files is compared with."""
+        """The counts with which a list of its files is compared."""
         return Counts(self.file_count, self.file_size)
 
 
 class Scan(NamedTuple):
-    """A scan as the listing shows it; texts are empty and ``frames`` is None where XNAT does not know.
+    """A scan as the listing shows it. If XNAT does not know a value, a text is empty and ``frames`` is None.
 
-    ``drawings`` are the ROI collections and scans that were drawn on it, ``unread`` is what may have been drawn on
-    it as well and cannot be read. ``is_untold``: neither type nor modality say what it is.
-    ``session_added`` is when the session came into the archive, by the clock and in the time zone of XNAT.
-    ``mark`` is the text of the :class:`Mark` in the note of a scan that this package added.
+    ``drawings`` are the ROI collections and drawn scans of this scan. ``unread`` are drawings that cannot be read and
+    may belong to it as well. ``is_untold`` is True if neither type nor modality say what the scan is.
+    ``session_added`` is when the session came into the archive, in the time zone of XNAT's server.
+    ``mark`` is the text of the :class:`Mark` in the note, if this package added the scan.
     """
 
     image_id: ImageId
@@ -80,19 +80,19 @@ class Scan(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Where XNAT serves the scan: a path below the site's address, percent-encoded."""
+        """Path of the scan below the site's address, percent-encoded."""
         return scan_path(self.image_id, is_shared=self.is_shared)
 
     @property
     def drawn_scans(self) -> list[DrawnScan]:
-        """The scans that hold a drawing on it."""
+        """The drawings that are stored as scans."""
         return [drawing for drawing in self.drawings if isinstance(drawing, DrawnScan)]
 
     @property
     def is_shared(self) -> bool:
-        """Whether the project of the id may not own the session.
+        """Whether another project than the one in the id owns the session, or the owner is not known.
 
-        A session can be shared into a project without its subject, and then has no path through the subject there.
+        A session can be shared into a project without its subject. Then there is no path to it through the subject.
         """
         return self.owner != self.image_id.project
 
@@ -108,19 +108,19 @@ class Scan(NamedTuple):
         return mark.alias(self.series_description) if mark else ""
 
     def resource(self, label: str) -> Resource | None:
-        """Find a resource by its label."""
+        """Return a resource by its label; None if there is none."""
         for resource in self.resources:
             if resource.label == label:
                 return resource
         return None
 
     def counts(self, label: str) -> Counts:
-        """Return how many files and bytes a resource holds, by its label."""
+        """Return the counts of a resource, by its label; those of nothing if there is no such resource."""
         resource = self.resource(label)
         return resource.counts if resource else NOTHING
 
     def with_resource(self, resource: Resource) -> Scan:
-        """Return the scan with a resource added, or put in the place of the one with its label."""
+        """Return the scan with a resource, which replaces the one with the same label."""
         return self._replace(resources=(*self.without_resource(resource.label).resources, resource))
 
     def without_resource(self, label: str) -> Scan:
@@ -128,7 +128,7 @@ class Scan(NamedTuple):
         return self._replace(resources=tuple(other for other in self.resources if other.label != label))
 
     def with_drawing(self, drawing: Drawing) -> Scan:
-        """Return the scan with a drawing added, which replaces the one with the same ID."""
+        """Return the scan with a drawing, which replaces the one with the same ID."""
         return self._replace(drawings=(*self.without_drawing(drawing.id).drawings, drawing))
 
     def without_drawing(self, drawing: str) -> Scan:
@@ -138,14 +138,14 @@ class Scan(NamedTuple):
 
 @dataclass(frozen=True)
 class Mark:
-    """What is known about the addition of an image.
+    """The mark of an image that this package added.
 
     Parameters
     ----------
     is_named : bool
-        Whether the series description of the scan is a name under which the image may be asked for.
+        Whether the series description of the scan is the name under which the image was added.
     name : str
-        Such a name where the series description says something else, as for DICOM.
+        That name, if the series description is another text, as with DICOM.
     md5 : str
         Hexadecimal MD5 of the file that was added; empty for DICOM.
     """
@@ -160,12 +160,12 @@ class Mark:
 
     def alias(self, series_description: str) -> str:
         """Return the name under which the image was added; "" if it was added under an id."""
-        # XNAT escapes some characters of what it is sent as HTML would.
+        # XNAT stores some characters of a text in the escaped form of HTML.
         return self.name or (unescape(series_description) if self.is_named else "")
 
 
 def text_of_mark(note: str) -> str:
-    """Return the mark within a note, as text; "" for the note of a scan that others made."""
+    """Return the text of the mark within a note; "" if there is none, because others made the scan."""
     found = _MARK.search(note) if note else None
     return found.group() if found else ""
 

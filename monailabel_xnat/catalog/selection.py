@@ -1,4 +1,4 @@
-"""Which scans are images: by what they hold and by the filters in the settings."""
+"""The choice of the scans that are images: by their content, and by the filters in the settings."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ logger = logging.getLogger(__name__)
 
 _NamesOf = Callable[[Scan], "tuple[str, ...]"]
 
-# Series that are derived from images, or are none: annotations, reports, plans, waveforms (DICOM PS3.3 C.7.3.1.1.1).
+# Modalities of series that are not images, or are derived from images: annotations, reports, plans, waveforms
+# (DICOM PS3.3 C.7.3.1.1.1).
 _NOT_IMAGES = frozenset(
     {"SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "REG", "FID", "DOC", "ECG", "HD", "PLAN"}
 )
-# Those of them that hold a label map, or contours that make one.
+# Those of them that hold a label map, or contours from which a label map can be made.
 _DRAWN_SCANS = frozenset({"SEG", "RTSTRUCT"})
-# Where XNAT knows no modality, the type of such a scan says it.
+# If XNAT knows no modality, the scan type shows that a scan is not an image.
 _NOT_IMAGE_TYPES = frozenset({"SEG", "SR", "PR", "KO", "RTSTRUCT"})
 
-# What we store ourselves with a scan is called so, labels above all; it is never the image.
+# The labels of all resources that this package stores start so. They are never read as the image.
 OWN_RESOURCES = "MONAILABEL_"
 _USUAL = Settings.image_resource
 
-# Distances and the like: never a label of an image.
+# The kind of ROI collections that hold measurements, such as distances. They are never a label.
 _MEASUREMENTS = "MEAS"
 
 # How many names of scans a warning shows.
@@ -42,12 +43,12 @@ _ESCAPE_HINT = r" (a comma separates patterns; write \, or \[ for the character 
 
 
 class Selection:
-    """Chooses the scans that are images and that the settings ask for.
+    """Chooses the scans that are images and pass the filters in the settings.
 
     Parameters
     ----------
     settings : Settings
-        The filters; a filter that is not set costs nothing.
+        The filters. A filter that is not set takes no time.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -59,9 +60,10 @@ class Selection:
         Parameters
         ----------
         scans : mapping
-            What is listed, by id.
+            All listed scans, by id.
         shared : mapping
-            What other projects call sessions that are shared into them, by experiment ID; these names count as well.
+            Labels that projects give to sessions shared into them, by experiment ID. Filters are compared with these
+            labels as well.
         """
         filters = [
             _Applied(name, _chosen_patterns(name, names_of, self._settings, scans.values()), names_of)
@@ -79,14 +81,14 @@ class Selection:
         return bool(image_resources(scan, self._settings))
 
     def _why_none(self, scans: Iterable[Scan], filters: list[_Applied]) -> str:
-        """Return which filter leaves no image, and what there is instead; "" if there is nothing to choose from."""
+        """Return a text that names the filter which leaves no image, and the values that exist; "" without scans."""
         found = [scan for scan in scans if not _is_derived(scan.modality, scan.type) and _has_files(scan)]
         if not found:
             return ""
         total = f"{len(found)} scan{'s' if len(found) > 1 else ''}"
         for name, patterns, names_of in filters:
             if not any(matches(patterns, *names_of(scan)) for scan in found):
-                # The names of subjects and sessions may tell who a patient is, and do not belong into a log.
+                # The names of subjects and sessions may identify a patient, and must not be in a log.
                 there_are = "" if name in _PERSONAL else _most_common(names_of(scan)[0] for scan in found)
                 return f"{_shown(self._settings, name)} fits none of {total}{there_are}{_ESCAPE_HINT}"
         if not any(image_resources(scan, self._settings) for scan in found):
@@ -102,14 +104,14 @@ class Selection:
 
 
 class Choice(NamedTuple):
-    """The images that were chosen, by id, and if there are none the filter that left none."""
+    """The chosen images, by id. If there are none, ``problem`` says which filter left none."""
 
     images: dict[str, Scan]
     problem: str
 
 
 class _Applied(NamedTuple):
-    """A filter: the setting, its patterns, and the names of a scan that they are compared with."""
+    """A filter: the setting, its patterns, and a function that returns the names of a scan to compare them with."""
 
     setting: str
     patterns: tuple[str, ...]
@@ -117,7 +119,7 @@ class _Applied(NamedTuple):
 
 
 def _name_filters(shared: Mapping[str, Sequence[Names]]) -> dict[str, _NamesOf]:
-    """Return the names of a scan that each setting compares its patterns with."""
+    """Return, for each setting, a function that returns the names of a scan to compare its patterns with."""
 
     def there(scan: Scan) -> Sequence[Names]:
         return shared.get(scan.image_id.experiment, ()) if shared else ()
@@ -136,7 +138,7 @@ def _name_filters(shared: Mapping[str, Sequence[Names]]) -> dict[str, _NamesOf]:
 
 
 def _chosen_patterns(name: str, names_of: _NamesOf, settings: Settings, scans: Iterable[Scan]) -> tuple[str, ...]:
-    """Return the patterns of a filter; if its whole text is one name that holds a comma, the pattern of that name."""
+    """Return the patterns of a filter. If its whole text equals a name with a comma, that is the only pattern."""
     patterns: tuple[str, ...] = getattr(settings, name)
     text = getattr(patterns, "text", "").lower()
     if len(patterns) < 2 or not text or not any(text == name.lower() for scan in scans for name in names_of(scan)):
@@ -152,7 +154,7 @@ def _passes(scan: Scan, filters: list[_Applied]) -> bool:
     return True
 
 
-# Thousands of scans have few different modalities and types.
+# The results are kept, because thousands of scans have few different modalities and types.
 @lru_cache(maxsize=4096)
 def _is_derived(modality: str, type_: str) -> bool:
     return modality.upper() in _NOT_IMAGES or type_.upper() in _NOT_IMAGE_TYPES
@@ -173,7 +175,7 @@ def chosen_by(settings: Settings) -> str:
 
 
 def is_drawn_scan(scan: Scan) -> bool:
-    """Return whether a scan holds a SEG or RTSTRUCT, by modality or type."""
+    """Return whether a scan holds a SEG or RTSTRUCT, according to its modality or type."""
     return _is_drawn(scan.modality, scan.type)
 
 
@@ -183,7 +185,7 @@ def _is_drawn(modality: str, type_: str) -> bool:
 
 
 def is_usable(scan: Scan, settings: Settings) -> bool:
-    """Return whether the quality of a scan that holds a drawing does not exclude it; viewers give it none."""
+    """Return whether the quality of a drawn scan does not exclude it. Viewers set no quality: such a scan passes."""
     return not scan.quality or matches(settings.quality, scan.quality)
 
 
@@ -205,7 +207,7 @@ def _most_common(names: Iterable[str]) -> str:
 
 
 def image_resources(scan: Scan, settings: Settings) -> list[Resource]:
-    """Return the resources of a scan that may hold the image, best first, without those known to be empty."""
+    """Return the resources of a scan that may hold the image, the best first, without those known to be empty."""
     patterns = settings.image_resource
     filled = [found for found in scan.resources if found.file_count != 0 and image_rank(patterns, found.label)]
     return filled if len(filled) < 2 else sorted(filled, key=lambda resource: image_rank(patterns, resource.label))
@@ -213,26 +215,28 @@ def image_resources(scan: Scan, settings: Settings) -> list[Resource]:
 
 @lru_cache(maxsize=4096)
 def image_rank(patterns: tuple[str, ...], label: str) -> tuple[int, ...]:
-    """Rank a resource among those that are read as the image: the lower the better, () for one that is not read.
+    """Return the rank of a resource among those that are read as the image, or () if it is not read.
+
+    A lower rank is better.
 
     Parameters
     ----------
     patterns : tuple of str
-        As for :func:`~monailabel_xnat.values.matches`, best first. If there are only exclusions: the usual resources
-        without those.
+        As for :func:`~monailabel_xnat.values.matches`, the best first. If there are only exclusions, they are applied
+        to the usual resources.
     label : str
-        The resource's label.
+        Label of the resource.
     """
     wanted = [pattern for pattern in patterns if not is_exclusion(pattern)] or _USUAL
     if label.upper().startswith(OWN_RESOURCES) or not matches(patterns, label):
         return ()
     usual = _USUAL.index(label.upper()) if label.upper() in _USUAL else len(_USUAL)
-    # Of several that fit the same pattern, the one that comes first by default.
+    # If several resources fit the same pattern, the one that comes first in the default order is better.
     return next(((place, usual) for place, pattern in enumerate(wanted) if matches((pattern,), label)), ())
 
 
 def drawn_labels(scan: Scan, settings: Settings) -> list[Drawing]:
-    """Return what others than we drew on an image, as far as it counts as its label; ROI collections oldest first."""
+    """Return the drawings of other people that count as labels of an image; ROI collections with the oldest first."""
     if not scan.drawings or not settings.roi_tag:
         return []
     return [
@@ -243,17 +247,17 @@ def drawn_labels(scan: Scan, settings: Settings) -> list[Drawing]:
 
 
 def is_label(drawing: Drawing) -> bool:
-    """Return whether a drawing is of a kind that can be read as label map."""
+    """Return whether a drawing is of a kind that can be read as a label map."""
     return drawing.kind in SUFFIXES
 
 
 def is_of_unread_kind(drawing: Drawing) -> bool:
-    """Return whether people may draw labels in a ROI collection of this kind, which this package does not read."""
+    """Return whether a ROI collection may hold a label, but is of a kind that this package does not read."""
     return bool(drawing.kind) and not is_label(drawing) and drawing.kind != _MEASUREMENTS
 
 
 def may_be_drawn_label(drawing: Drawing, settings: Settings) -> bool:
-    """Return whether a drawing that cannot be read may be a label, as far as the listing shows."""
+    """Return whether a drawing that cannot be read may be a label, judged by what the listing shows."""
     is_kind = is_label(drawing) or is_of_unread_kind(drawing) or not drawing.kind
     return is_kind and not drawing.is_ours and _is_chosen(drawing, settings)
 
