@@ -44,6 +44,23 @@ def test_the_page_of_settings_lists_every_setting_with_its_default_and_meaning(g
     assert generator["with_settings_table"](page) == page, REGENERATE
 
 
+def test_the_page_of_the_sandbox_counts_the_claims_of_its_tests(generator):
+    page = text_of(DOCS / "sandbox.md")
+    assert generator["with_claims"](page) == page, REGENERATE
+
+
+def test_every_claim_names_a_source_and_no_test_that_xnat_does_not_have(generator):
+    known, _ = generator["xnats_own_tests"]()
+    for claim in generator["claims"]():
+        assert claim.sources, claim.test
+        named = generator["named"](claim.sources, known)
+        assert named <= {f"{name}.{test}" for name, tests in known.items() for test in tests}, claim.test
+        unknown = [
+            source for source in claim.sources if source.startswith("Test") and source.partition(".")[0] not in known
+        ]
+        assert unknown == [], claim.test
+
+
 def test_help_of_the_settings_says_what_each_means():
     shown = " ".join(str(inspect.getdoc(Settings)).split())
     for field in dataclasses.fields(Settings):

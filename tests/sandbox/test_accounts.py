@@ -11,6 +11,15 @@ import requests
 from monailabel_xnat.sandbox import Sandbox
 from monailabel_xnat.sandbox.access.accounts import Sessions, User
 
+pytestmark = pytest.mark.claim(
+    "logging in",
+    "UserSession",
+    "UserAuth",
+    "AuthenticationRestlet",
+    "AliasTokenRestlet",
+    "XnatBasicAuthenticationFilter",
+)
+
 BROWSER = {"User-Agent": "Mozilla/5.0 (X11) AppleWebKit/537"}
 PATHS = ["/data/projects", "/data/auth", "/REST/projects", "/xapi/schemas", "/data/JSESSION", "/data/version", "/"]
 

@@ -29,6 +29,13 @@ def shown(rows, *keys: str) -> list[tuple[str, ...]]:
     return sorted(tuple(row[key] for key in keys) for row in rows)
 
 
+@pytest.mark.claim(
+    "lists",
+    "TestDynamicSearchSubjects.testStandardDynamicSubjectSearchGenericSessionJoin",
+    "TestDynamicSearchSubjects.testStandardDynamicSubjectSearchMrSessionJoinImplicitFilter",
+    "dax",
+    "pyxnat",
+)
 def test_subjects_join_their_sessions(archive):
     """XNAT's QueryOrganizer joins subject assessors to subjects; dax and pyxnat ask for such columns."""
     column = "xnat:mrsessiondata/label"
@@ -39,6 +46,7 @@ def test_subjects_join_their_sessions(archive):
     assert shown(rows, "label", column) == [("A", "c"), ("A", "m"), ("B", "")]
 
 
+@pytest.mark.claim("lists", "TestDynamicSearchSubjects.testStandardDynamicSubjectSearchMrSessionJoinScans")
 def test_subjects_join_the_scans_and_assessors_of_their_sessions(archive):
     scan, session = "xnat:mrscandata/id", "xnat:mrsessiondata/label"
     rows = archive.rows("/data/subjects", columns=f"label,{session},{scan}", project="P")
@@ -48,12 +56,14 @@ def test_subjects_join_the_scans_and_assessors_of_their_sessions(archive):
     assert ("A", "qc") in shown(rows, "label", assessor)
 
 
+@pytest.mark.claim("lists", "QueryOrganizer")
 def test_subjects_are_filtered_by_what_is_joined(archive):
     column = "xnat:mrSessionData/fieldStrength"
     rows = archive.rows("/data/subjects", **{"columns": "label", column: "3.0"})
     assert shown(rows, "label") == [("A",)]
 
 
+@pytest.mark.claim("lists", "TestDynamicSearchSubjectAssessors.testStandardDynamicSessionSearchJoinAssessors")
 def test_image_sessions_join_their_assessors(archive):
     """xnat-rest-tests by way of the joined listing: a row per session and assessor, empty where there is none."""
     columns = "label,xnat:imageAssessorData/id,xnat:imageAssessorData/label"
@@ -63,6 +73,7 @@ def test_image_sessions_join_their_assessors(archive):
     assert all(bool(row["xnat:imageassessordata/id"]) == bool(row[key]) for row in rows)
 
 
+@pytest.mark.claim("lists", "QueryOrganizerResource", "yaxil")
 def test_a_shortcut_of_a_type_makes_it_the_root(archive):
     """QueryOrganizerResource.getRootElementName looks at shortcuts too; yaxil asks for fieldStrength."""
     rows = archive.rows("/data/experiments", columns="label,fieldStrength")
@@ -70,6 +81,7 @@ def test_a_shortcut_of_a_type_makes_it_the_root(archive):
     assert "xnat:mrsessiondata/id" in rows[0]
 
 
+@pytest.mark.claim("lists", "XMLPathShortcuts")
 def test_every_shortcut_of_xnat_is_one_here(archive):
     """XMLPathShortcuts, the table behind ?fields."""
     named = {
@@ -83,6 +95,11 @@ def test_every_shortcut_of_xnat_is_one_here(archive):
         assert set(names.split()) <= found, path
 
 
+@pytest.mark.claim(
+    "lists",
+    "TestDynamicSearchScans.testStandardDynamicScanSearchMinimalColumns",
+    "TestDynamicSearchScans.testStandardDynamicScanSearchMrScanFilter",
+)
 def test_the_scan_list_always_has_its_primary_key(archive):
     """ScanList: the key of the root comes along, and xsiType restricts the list and changes the root."""
     scans = "/data/projects/P/subjects/A/experiments/m/scans"
@@ -93,6 +110,7 @@ def test_the_scan_list_always_has_its_primary_key(archive):
     assert rows[0]["xnat:mrscandata/xnat_imagescandata_id"].isdigit()
 
 
+@pytest.mark.claim("lists", "TestDynamicSearchSubjects.testStandardDynamicSubjectSearchDemographicsColumns")
 def test_floats_come_back_as_floats(archive):
     """TestSubjectResources: a height of 12 reads 12.0."""
     archive.made("/data/projects/P/subjects/A", height="12", age="30")
@@ -101,6 +119,7 @@ def test_floats_come_back_as_floats(archive):
     assert "<xnat:height>12.0</xnat:height>" in archive.get("/data/projects/P/subjects/A", format="xml").text
 
 
+@pytest.mark.claim("lists", "TestCustomVariables.testCustomVariablePutGet")
 def test_custom_variables_are_joined(archive):
     """TestCustomVariables.testCustomVariablePutGet, with fields in the query and in a form."""
     path = "/data/projects/P/subjects/A/experiments/m"
@@ -115,6 +134,7 @@ def test_custom_variables_are_joined(archive):
     assert shown(archive.rows(path.rpartition("/")[0], **query), *keys) == [("15", "test01")]
 
 
+@pytest.mark.claim("lists", "ItemValuesRepresentation", "xnat-tools")
 @pytest.mark.parametrize("kind", ["experiments", "subjects"])
 def test_values_of_one_object_as_a_table(archive, kind):
     """ItemValuesRepresentation; the first calls of brown-bnc's xnat-tools."""
@@ -129,8 +149,8 @@ def test_values_of_one_object_as_a_table(archive, kind):
     assert answer.json()["ResultSet"]["Result"] == [expected]
 
 
+@pytest.mark.claim("files", "TestFileFiltering.testFileFiltering")
 def test_one_of_a_list_of_files_is_asked_for_by_its_place(archive):
-    """TestFileFiltering.testFileFiltering."""
     files = "/data/projects/P/subjects/A/experiments/m/resources/R/files"
     for number, content in enumerate(("one", "one", "two", "two", "three")):
         archive.made(f"{files}/{number}.jpg", f"{number}".encode(), content=content)
@@ -158,6 +178,14 @@ def ids(rows, key: str = "id") -> set[str]:
     return {row[key] for row in rows}
 
 
+@pytest.mark.claim(
+    "lists",
+    "TestDynamicSearchProjects.testStandardDynamicProjectSearchFilterableProjectsAccessible",
+    "TestDynamicSearchProjects.testStandardDynamicProjectSearchFilterableProjectsDataReadable",
+    "TestDynamicSearchProjects.testStandardDynamicProjectSearchFilterableProjectsDataWritable",
+    "TestDynamicSearchProjects.testStandardDynamicProjectSearchFilterableProjectsOwner",
+    "TestDynamicSearchProjects.testStandardDynamicProjectSearchFilterableProjectsMember",
+)
 def test_projects_by_role_and_access(projects):
     """TestDynamicSearchProjects; ProjectListResource.FilteredProjects."""
     everything = {"OWNED", "JOINED", "READ", "PUBLIC", "PROTECTED"}
@@ -169,6 +197,12 @@ def test_projects_by_role_and_access(projects):
     assert ids(projects.rows("/data/projects", owner="true", member="true")) == {"OWNED", "JOINED"}
 
 
+@pytest.mark.claim(
+    "lists",
+    "TestDynamicSearchProjects.testStandardDynamicProjectSearchRestrict",
+    "TestDynamicSearchProjects.testStandardDynamicProjectSearchPermissionsMrSessions",
+    "TestDynamicSearchProjects.testStandardDynamicProjectSearchCreatableTypes",
+)
 def test_projects_by_what_may_be_done(projects):
     """ProjectListResource: restrict keeps the default columns, permissions and creatableTypes have their own."""
     edited = projects.rows("/data/projects", restrict="edit")
@@ -183,6 +217,7 @@ def test_projects_by_what_may_be_done(projects):
     assert (ids(rows), set(rows[0])) == ({"OWNED", "JOINED"}, {"id", "secondary_id", "name", "description"})
 
 
+@pytest.mark.claim("lists", "ProjectListResource")
 def test_projects_are_filtered_by_their_fields(projects):
     assert ids(projects.rows("/data/projects", name="PUB*"), "ID") == {"PUBLIC"}
     assert ids(projects.rows("/data/projects", ID="OWNED,READ"), "ID") == {"OWNED", "READ"}

@@ -18,6 +18,7 @@ def fields(api, path: str) -> dict:
 # Documents
 
 
+@pytest.mark.claim("objects", "yaxil")
 @pytest.mark.parametrize("as_form", [False, True], ids=["body", "multipart"])
 def test_blank_names_in_a_document_count_as_not_given(admin, made, as_form):
     """TestXmlOddities puts documents with a blank ID; yaxil's storerest posts them as multipart."""
@@ -32,8 +33,8 @@ def test_blank_names_in_a_document_count_as_not_given(admin, made, as_form):
     assert fields(admin, path)["note"] == "n"
 
 
+@pytest.mark.claim("objects", "yaxil")
 def test_an_assessor_is_posted_as_a_form(admin, made):
-    """yaxil.storerest."""
     document = f'<xnat:QCManualAssessment ID="qc_id" project="P" label="qc1" {XNAT}><xnat:rater>a</xnat:rater>'
     files = {"file": ("assessment.xml", f"{document}</xnat:QCManualAssessment>", "text/xml")}
     answer = admin.http.post(f"{admin.url}{made.session}/assessors", files=files, timeout=30)
@@ -49,8 +50,8 @@ def test_an_assessor_is_posted_as_a_form(admin, made):
     assert admin.http.post(f"{admin.url}{made.session}/assessors", files=again, timeout=30).status_code == 409
 
 
+@pytest.mark.claim("objects", "TestSubjectResources.testSubjectResourceXMLCrud")
 def test_absent_fields_stay_unless_data_may_be_deleted(admin, made):
-    """TestSubjectResources.testSubjectResourceXMLCrud."""
     path = "/data/projects/P/subjects/sub1"
 
     def document(inner: str) -> bytes:
@@ -65,8 +66,8 @@ def test_absent_fields_stay_unless_data_may_be_deleted(admin, made):
     assert ("education" in found, "male" in found) == (False, True)
 
 
+@pytest.mark.claim("objects", "TestSubjAssessmentResources.testInvalidSubjectValidation")
 def test_posting_under_an_unknown_subject_is_not_found(admin, made):
-    """TestSubjAssessmentResources.testInvalidSubjectValidation."""
     document = f'<xnat:MRSession label="m1" {XNAT}/>'.encode()
     path = "/data/projects/P/subjects/INVALIDSUBJECT/experiments"
     assert admin.post(path, document, kind="text/xml").status_code == 404
@@ -75,7 +76,6 @@ def test_posting_under_an_unknown_subject_is_not_found(admin, made):
 
 @pytest.mark.parametrize("wrong", ["<xnat:date>20-20</xnat:date>", "<xnat:age>old</xnat:age>"])
 def test_values_that_a_field_cannot_hold_are_refused(admin, made, wrong):
-    """TestSubjAssessmentResources: testDateFormatValidation, testIntegerFormatValidation."""
     document = f'<xnat:MRSession label="m1" {XNAT}>{wrong}</xnat:MRSession>'.encode()
     answer = admin.post("/data/projects/P/subjects/sub1/experiments", document, kind="text/xml")
     assert answer.status_code == (400 if "date" in wrong else answer.status_code)
@@ -84,6 +84,7 @@ def test_values_that_a_field_cannot_hold_are_refused(admin, made, wrong):
 # Never 200 for nothing
 
 
+@pytest.mark.claim("objects", "SubjAssessmentResource")
 @pytest.mark.parametrize("name", ["subject_ID", "xnat:ctSessionData/subject_ID"])
 @pytest.mark.parametrize("target", ["label", "ID", "new"])
 def test_a_session_moves_to_another_subject(admin, made, name, target):
@@ -95,8 +96,8 @@ def test_a_session_moves_to_another_subject(admin, made, name, target):
     assert admin.get(made.long, format="json").status_code == 404
 
 
+@pytest.mark.claim("objects", "TestArchive.testFixScanTypes")
 def test_types_of_scans_are_taken_from_their_like(admin, made):
-    """TestArchive.testFixScanTypes."""
     base = "/data/projects/P/subjects/sub1/experiments"
     for label, types in (("m1", ({}, {})), ("m2", ({"type": "MAPPED"},))):
         admin.made(f"{base}/{label}", **MR)
@@ -107,9 +108,9 @@ def test_types_of_scans_are_taken_from_their_like(admin, made):
     assert [row["type"] for row in admin.rows(f"{base}/m1/scans")] == ["MAPPED", "MAPPED"]
 
 
+@pytest.mark.claim("objects", "TestScans.testPullDataFromHeadersSession", "TestScans.testPullDataFromHeadersScan")
 @pytest.mark.parametrize("of", ["session", "scan"])
 def test_data_are_pulled_from_headers(admin, made, demo_dicom, of):
-    """TestScans: testPullDataFromHeadersSession, testPullDataFromHeadersScan."""
     file = sorted(demo_dicom.cases[1].dicom.rglob("*.dcm"))[0]
     scans = f"{made.long}/scans"
     for number in "23":
@@ -132,12 +133,14 @@ def test_data_are_pulled_from_headers(admin, made, demo_dicom, of):
     )
 
 
+@pytest.mark.claim("objects", "TestArchive.testSetScanProperties")
 def test_a_scan_that_is_there_may_be_put_without_anything(admin, made):
     """TestArchive.testSetScanProperties, since 1.8.6; a new one needs a type."""
     assert admin.put(made.scan).status_code == 200
     assert admin.put(f"{made.long}/scans/9").status_code == 417
 
 
+@pytest.mark.claim("objects", "ScanList")
 def test_a_scan_that_is_posted_gets_the_next_number_and_the_type_of_its_session(admin, made):
     """ScanList.handlePost."""
     assert admin.post(f"{made.long}/scans", type="T2").text.endswith("/scans/2")
@@ -145,6 +148,7 @@ def test_a_scan_that_is_posted_gets_the_next_number_and_the_type_of_its_session(
     assert (rows[1]["ID"], rows[1]["type"], rows[1]["xsiType"]) == ("2", "T2", "xnat:ctScanData")
 
 
+@pytest.mark.claim("objects", "XNATApplication")
 @pytest.mark.parametrize("method", ["GET", "PUT", "POST", "DELETE", "PATCH"])
 @pytest.mark.parametrize(
     "path",
@@ -167,6 +171,7 @@ def test_what_is_not_served_says_so(admin, made, method, path):
 # Projects
 
 
+@pytest.mark.claim("objects", "TestProjectValidation.*")
 @pytest.mark.parametrize("taken", ["ID", "name", "secondary_ID", "alias"])
 @pytest.mark.parametrize("wanted", ["ID", "name", "secondary_ID", "alias"])
 def test_names_of_projects_collide_across_what_they_are(admin, taken, wanted):
@@ -182,8 +187,8 @@ def test_names_of_projects_collide_across_what_they_are(admin, taken, wanted):
     assert answer.status_code in expected, answer.text
 
 
+@pytest.mark.claim("objects", "TestProjectURIs.testPrearchiveConfig")
 def test_every_code_of_the_prearchive_is_taken(admin, made):
-    """TestProjectURIs.testPrearchiveConfig."""
     for code in ("4", "0", "11"):
         assert admin.put(f"/data/projects/P/prearchive_code/{code}").status_code == 200
 
@@ -191,8 +196,8 @@ def test_every_code_of_the_prearchive_is_taken(admin, made):
 # Sharing
 
 
+@pytest.mark.claim("sharing and rights", "TestSharing.testUnShared")
 def test_unsharing_a_subject_unshares_its_sessions(admin, made):
-    """TestSharing.testUnShared."""
     admin.made("/data/projects/Q")
     admin.made("/data/projects/P/subjects/sub1/projects/Q", label="sq")
     admin.made(f"{made.long}/projects/Q", label="eq")
@@ -204,6 +209,7 @@ def test_unsharing_a_subject_unshares_its_sessions(admin, made):
     assert admin.put(f"{made.long}/projects/Q", label="eq").status_code == 200
 
 
+@pytest.mark.claim("sharing and rights", "SubjAssessmentResource")
 def test_scans_are_shared_with_their_session(admin, made):
     """SubjAssessmentResource: sharing a session shares its scans, and unsharing it unshares them."""
     admin.made("/data/projects/Q")
@@ -213,6 +219,7 @@ def test_scans_are_shared_with_their_session(admin, made):
     assert {row["ID"] for row in admin.rows(f"{made.scan}/projects")} == {"P"}
 
 
+@pytest.mark.claim("sharing and rights", "TestSharing.testImageAssessorCreation")
 def test_sharing_across_two_projects(admin, made, user):
     """TestSharing.testImageAssessorCreation: a session of a shared subject, shared back, with an assessor there."""
     admin.made("/data/projects/Q")
@@ -231,6 +238,13 @@ def test_sharing_across_two_projects(admin, made, user):
 # Custom fields
 
 
+@pytest.mark.claim(
+    "custom fields",
+    "TestCustomFieldPermissions.testCustomFieldSubjectPermissions",
+    "TestCustomFieldPermissions.testCustomFieldExperimentPermissions",
+    "TestCustomFieldPermissions.testCustomFieldScanPermissions",
+    "TestCustomFieldPermissions.testCustomFieldAssessorPermissions",
+)
 def test_custom_fields_of_what_cannot_be_read(user, admin, made):
     """TestCustomFieldPermissions: 403, but 404 for a scan or assessor of a session that can be read."""
     base, nobody, reader = "/xapi/custom-fields", user("none"), user("collaborator")
@@ -249,8 +263,12 @@ def test_custom_fields_of_what_cannot_be_read(user, admin, made):
         assert admin.put(address, b"{}", "application/json").status_code == 404
 
 
+@pytest.mark.claim(
+    "custom fields",
+    "TestCustomFieldPermissions.testCustomFieldProjectPermissions",
+    "TestCustomFieldPermissions.testCustomFieldMemberPermissions",
+)
 def test_custom_fields_of_a_project_are_its_owners(user, made):
-    """TestCustomFieldPermissions.testCustomFieldProjectPermissions."""
     address = "/xapi/custom-fields/projects/P/fields"
     assert user("member").put(address, b'{"a": 1}', "application/json").status_code == 403
     assert user("owner").put(address, b'{"a": 1}', "application/json").status_code == 200
@@ -258,8 +276,18 @@ def test_custom_fields_of_a_project_are_its_owners(user, made):
     assert user("member").delete(f"{address}/a").status_code == 403
 
 
+@pytest.mark.claim(
+    "custom fields",
+    "TestCustomFieldUsage.testFieldsLifecycleExperimentIdAssessorLabel",
+    "TestCustomFieldUsage.testFieldsLifecycleExperimentIdAssessorId",
+    "TestCustomFieldUsage.testFieldsLifecycleProjectsExperimentLabelAssessorLabel",
+    "TestCustomFieldUsage.testFieldsLifecycleProjectsExperimentLabelAssessorId",
+    "TestCustomFieldUsage.testFieldsLifecycleProjectsExperimentIdAssessorLabel",
+    "TestCustomFieldUsage.testFieldsLifecycleProjectsExperimentIdAssessorId",
+    "TestCustomFieldUsage.testFieldsLifecycleProjectsSubjectLabelExperimentLabelAssessorLabel",
+    "TestCustomFieldUsage.testFieldsLifecycleProjectsSubjectLabelExperimentLabelAssessorId",
+)
 def test_assessors_have_custom_fields_by_label_too(admin, made):
-    """TestCustomFieldUsage.testFieldsLifecycleExperimentIdAssessorLabel."""
     number = admin.made(f"{made.long}/assessors/qc", xsiType="xnat:qcManualAssessorData")
     parents = [
         f"/experiments/{made.session_id}",

@@ -19,6 +19,12 @@ IMPORT = "/data/services/import"
 # Settings, users, plugins
 
 
+@pytest.mark.claim(
+    "site and users",
+    "TestXapiSiteConfig.testGetSiteConfigClosedXnat",
+    "TestXapiSiteConfig.testGetSiteConfigPropertyClosedXnat",
+    "TestXapiSiteConfig.testPostSiteConfigMapClosedXnat",
+)
 def test_settings_are_shown_to_whom_they_are_for(admin, user):
     """TestXapiSiteConfig: public, for users, for administrators; siteId needs no login."""
     given = {"sitewidePetTracers": "PIB", "passwordComplexityMessage": "complex", "ownPreference": "x"}
@@ -41,14 +47,15 @@ def test_settings_are_shown_to_whom_they_are_for(admin, user):
         assert requests.get(f"{admin.url}/xapi/siteConfig/{name}", timeout=30).status_code == for_all
 
 
+@pytest.mark.claim("site and users", "TestXapiSiteConfig.testPostSiteConfigPropertyClosedXnat")
 def test_settings_are_changed_by_administrators_alone(admin, user):
-    """TestXapiSiteConfig.testPostSiteConfigProperty."""
     for api, status in ((user("owner"), 403), (admin, 200)):
         answer = api.ask("POST", "/xapi/siteConfig/sitewidePetTracers", "FDG", {"Content-Type": "application/json"})
         assert answer.status_code == status
     assert admin.get("/xapi/siteConfig/sitewidePetTracers").text == "FDG"
 
 
+@pytest.mark.claim("site and users", "AnonymizeApi")
 def test_the_anonymisation_script_can_be_switched(admin, user):
     """TestImport switches it off before it compares files."""
     assert admin.get("/xapi/anonymize/site/enabled").json() is False
@@ -57,8 +64,8 @@ def test_the_anonymisation_script_can_be_switched(admin, user):
     assert admin.get("/xapi/siteConfig/enableSitewideAnonymizationScript").json() is True
 
 
+@pytest.mark.claim("site and users", "SiteConfigApi")
 def test_build_info_by_property(admin):
-    """SiteConfigApi."""
     assert (
         admin.get("/xapi/siteConfig/buildInfo/version").text
         == admin.get("/xapi/siteConfig/buildInfo").json()["version"]
@@ -66,6 +73,7 @@ def test_build_info_by_property(admin):
     assert admin.get("/xapi/siteConfig/buildInfo/nothing").status_code == 404
 
 
+@pytest.mark.claim("site and users", "xnat4tests")
 def test_plugins_are_an_object(admin):
     """xnat4tests: `"containers" in login.get("/xapi/plugins").json()`."""
     found = admin.get("/xapi/plugins").json()
@@ -73,8 +81,8 @@ def test_plugins_are_an_object(admin):
     assert "containers" not in found
 
 
+@pytest.mark.claim("site and users", "UsersApi")
 def test_users_and_profiles(admin, user):
-    """UsersApi."""
     assert "member" in admin.get("/xapi/users").json()
     profiles = {found["username"]: found for found in admin.get("/xapi/users/profiles").json()}
     assert {"id", "firstName", "lastName", "email", "enabled"} <= set(profiles["member"])
@@ -83,6 +91,7 @@ def test_users_and_profiles(admin, user):
     assert user("member").get("/xapi/users/profile/owner").status_code == 403
 
 
+@pytest.mark.claim("logging in", "UsersApi", "UserSession")
 def test_sessions_are_ended(admin, user):
     """UsersApi: DELETE of a user's active sessions; NRG's client: DELETE /data/JSESSION/ID."""
     number = user("member").get("/data/JSESSION").text
@@ -95,13 +104,14 @@ def test_sessions_are_ended(admin, user):
     assert requests.get(f"{admin.url}/data/auth", cookies={"JSESSIONID": number}, timeout=30).status_code == 401
 
 
+@pytest.mark.claim("site and users", "TestSchemasOnlyApi.testSchemasSchemaGet")
 def test_schemas_are_below_xapi_too(admin):
-    """TestSchemasOnlyApi.testSchemasSchemaGet."""
     for name in admin.get("/xapi/schemas").json():
         assert admin.get(f"/xapi/{name}.xsd").content == admin.get(f"/schemas/{name}.xsd").content
     assert "xnat:mrSessionData" in admin.get("/xapi/schemas/datatypes").json()
 
 
+@pytest.mark.claim("ROI collections and viewer", "XNAT-OHIF viewer")
 def test_the_front_page_has_the_token_that_viewers_cut_out(admin):
     """OHIF viewer and XNAT's own pages: var csrfToken = '...'."""
     token = re.search(r"var csrfToken = '([^']+)'", admin.get("/").text)
@@ -147,6 +157,7 @@ def found(api, document: bytes, key: str) -> list[str]:
     return sorted(row[key] for row in answer.json()["ResultSet"]["Result"])
 
 
+@pytest.mark.claim("searches", "SearchResource", "pyxnat", "xnatpy")
 @pytest.mark.parametrize(
     ("criteria", "expected"),
     [
@@ -166,6 +177,7 @@ def test_searches_for_subjects(archive, criteria, expected):
     assert found(archive, document, "subject_label") == expected
 
 
+@pytest.mark.claim("searches", "SearchResource")
 def test_fields_of_other_elements_come_back_with_their_name(archive):
     """SearchResource.setColumnProperties; of several sessions the latest is shown."""
     fields = ["xnat:subjectData/SUBJECT_LABEL", "xnat:mrSessionData/LABEL"]
@@ -176,6 +188,7 @@ def test_fields_of_other_elements_come_back_with_their_name(archive):
     assert (result["rootElementName"], result["Columns"][1]["key"]) == ("xnat:subjectData", "xnat_mrsessiondata_label")
 
 
+@pytest.mark.claim("searches", "TestSearchPermissions.testSessionSearchAccess")
 def test_searches_see_what_their_user_sees(archive, user):
     document = search("xnat:mrSessionData", ["xnat:mrSessionData/LABEL"])
     assert found(archive, document, "label") == ["a1", "a2"]
@@ -184,6 +197,7 @@ def test_searches_see_what_their_user_sees(archive, user):
     assert archive.post("/data/search", b"<a/>", kind="text/xml").status_code == 422
 
 
+@pytest.mark.claim("other people's clients", "xnatpy")
 def test_xnatpy_queries(archive, xnat_sandbox):
     """xnatpy's documentation: query(), filter(), view(), all()."""
     with warnings.catch_warnings():
@@ -200,6 +214,7 @@ def test_xnatpy_queries(archive, xnat_sandbox):
             assert query.view(sessions.label).tabulate_dict()[0]["session_id"].startswith("XNAT_E")
 
 
+@pytest.mark.claim("other people's clients", "pyxnat")
 def test_pyxnat_searches(archive, xnat_sandbox):
     """pyxnat's documentation: select(...).where(...)."""
     with warnings.catch_warnings():
@@ -246,8 +261,10 @@ def of_series(content: bytes, **values: str) -> bytes:
     return target.getvalue()
 
 
+@pytest.mark.claim(
+    "import and prearchive", "TestImport.testPrearcGradualImport", "TestImport.testManualArchiveGradualImport"
+)
 def test_a_study_gathers_in_one_session_until_it_is_committed(admin, slices):
-    """TestImport.testPrearcGradualImport, testManualArchiveGradualImport."""
     admin.made("/data/projects/P")
     query = {"dest": "/prearchive/projects/P", "import-handler": "DICOM-zip"}
     addresses = {admin.post(IMPORT, zipped(content), **query).text.strip() for content in slices}
@@ -261,8 +278,12 @@ def test_a_study_gathers_in_one_session_until_it_is_committed(admin, slices):
     assert admin.rows("/data/prearchive/projects/P") == []
 
 
+@pytest.mark.claim(
+    "import and prearchive",
+    "TestImport.testUnassignedManualArchiveGradualImport",
+    "TestPrearchiveMgmt.testUnassignedMove",
+)
 def test_an_unassigned_session_is_built_moved_and_committed(admin, slices):
-    """TestImport.testUnassignedManualArchiveGradualImport."""
     admin.made("/data/projects/P")
     waiting = of_series(slices[0], PatientComments="")
     address = admin.post(IMPORT, zipped(waiting), dest="/prearchive").text.strip()
@@ -276,6 +297,13 @@ def test_an_unassigned_session_is_built_moved_and_committed(admin, slices):
     assert admin.post(moved.text, action="nonsense").status_code == 400
 
 
+@pytest.mark.claim(
+    "import and prearchive",
+    "TestPrearchiveMgmt.testPrearchiveWithDestination",
+    "TestPrearchiveMgmt.testPrearchiveSessionDelete",
+    "TestImport.testPrearcMergeDiffUidSi",
+    "TestImport.testPrearcMergeDiffUidDicomZip",
+)
 def test_an_address_in_the_prearchive_may_be_chosen(admin, slices):
     """TestPrearchiveMgmt.testPrearchiveWithDestination, TestImport.testPrearcMergeDiffUid..."""
     admin.made("/data/projects/P")
@@ -291,8 +319,8 @@ def test_an_address_in_the_prearchive_may_be_chosen(admin, slices):
     assert admin.delete(f"/data{address}").status_code == 200
 
 
+@pytest.mark.claim("import and prearchive", "TestArchive.testBasicArchiveFromPrearcWParams")
 def test_parameters_of_the_archive_service_name_the_session(admin, slices):
-    """TestArchive.testBasicArchiveFromPrearcWParams."""
     admin.made("/data/projects/P")
     address = admin.post(IMPORT, zipped(*slices), dest="/prearchive/projects/P").text.strip()
     paths = {"xnat:ctSessionData/subject_id": "SUBJ", "xnat:ctSessionData/label": "MR1"}
@@ -300,6 +328,7 @@ def test_parameters_of_the_archive_service_name_the_session(admin, slices):
     assert answer.text.strip() == "/data/archive/projects/P/subjects/SUBJ/experiments/MR1"
 
 
+@pytest.mark.claim("import and prearchive", "TestImport.testDataProjectExperimentNewExptXSIOverwriteTDeleteF")
 def test_sessions_of_another_modality_are_not_mixed(admin, slices):
     """TestImport.testDataProjectExperimentNewExptXSIOverwriteTDeleteF: not even with overwrite=delete."""
     admin.made("/data/projects/P")
@@ -308,6 +337,7 @@ def test_sessions_of_another_modality_are_not_mixed(admin, slices):
     assert admin.post(IMPORT, zipped(slices[0]), **query).status_code == 400
 
 
+@pytest.mark.claim("import and prearchive", "TestImport.testDataProjectExperimentOldRes")
 def test_a_session_that_was_made_by_hand_takes_its_scans(admin, slices):
     """TestImport.testDataProjectExperimentOldRes: append to a session without a UID, whose date stays."""
     admin.made("/data/projects/P")
@@ -318,6 +348,7 @@ def test_a_session_that_was_made_by_hand_takes_its_scans(admin, slices):
     assert len(admin.rows(f"{address}/scans")) == 1
 
 
+@pytest.mark.claim("import and prearchive", "ProjectResource")
 def test_a_project_may_quarantine_what_arrives(admin, slices):
     """ProjectResource: quarantine_code 1; and a setting that cannot be had is refused."""
     admin.made("/data/projects/P")
@@ -329,8 +360,12 @@ def test_a_project_may_quarantine_what_arrives(admin, slices):
     assert admin.put("/data/projects/P/current_arc/arc002").status_code == 400
 
 
+@pytest.mark.claim(
+    "import and prearchive",
+    "TestImport.testUploadIgnoreUnparsableMissingParam",
+    "TestImport.testUploadIgnoreUnparsableTrue",
+)
 def test_what_is_no_dicom_is_named(admin, slices):
-    """TestImport.runUnparsableTest."""
     admin.made("/data/projects/P")
     body = io.BytesIO(zipped(slices[0]))
     with zipfile.ZipFile(body, "a") as archive:
@@ -346,6 +381,7 @@ def _json(value: object) -> str:
     return json.dumps(value)
 
 
+@pytest.mark.claim("other people's clients", "xnat4tests")
 def test_xnat4tests_uploads_dicom(admin, xnat_sandbox, demo_dicom, tmp_path: Path):
     """The calls of xnat4tests.data: project, subject, import into the archive, triggerPipelines."""
     packed = tmp_path / "dicom.zip"
@@ -370,6 +406,11 @@ def test_xnat4tests_uploads_dicom(admin, xnat_sandbox, demo_dicom, tmp_path: Pat
             assert login.put(f"/data/experiments/{experiment}?pullDataFromHeaders=true").status_code == 200
 
 
+@pytest.mark.claim(
+    "logging in",
+    "TestAliasTokenService.testProxyAliasTokenClosedXnat",
+    "TestAliasTokenService.testAliasTokenValidationClosedXnat",
+)
 def test_tokens_of_others_are_for_administrators(admin, user):
     """TestAliasTokenService: 403 that names the admin; an unknown alias is not found."""
     answer = user("member").get("/data/services/tokens/issue/user/owner")

@@ -14,7 +14,7 @@ import requests
 from monailabel_xnat.sandbox import Sandbox
 
 pytest.importorskip("monai")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.claim("other people's clients", "MONAI Label")]
 HERE = Path(__file__).parent
 
 

@@ -12,7 +12,7 @@ from xnat.exceptions import XNATError, XNATLoginFailedError, XNATResponseError
 
 from monailabel_xnat.sandbox import Sandbox
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.claim("other people's clients", "xnatpy")]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ import zipfile
 
 import pytest
 
+pytestmark = pytest.mark.claim("other people's clients", "yaxil")
+
 EXPERIMENT_COLUMNS = "ID,label,project,xnat:subjectassessordata/subject_id,subject_label,insert_date,note"
 MR_COLUMNS = (
     "ID,insert_date,insert_user,coil,xnat:mrsessiondata/operator,xnat:mrscandata/id,xnat:mrscandata/quality,"

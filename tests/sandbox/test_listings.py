@@ -41,6 +41,7 @@ def labels(rows, key="label"):
 # Keys
 
 
+@pytest.mark.claim("lists", "ProjSubExptList")
 def test_project_list_has_its_defaults(archive):
     rows = archive.rows("/data/projects/P/experiments")
     keys = "ID project date xsiType label insert_date xnat:subjectassessordata/id URI"
@@ -49,6 +50,7 @@ def test_project_list_has_its_defaults(archive):
     assert labels(rows) == ["a1", "a2", "b1"]
 
 
+@pytest.mark.claim("lists", "ExperimentListResource")
 def test_site_list_has_its_defaults(archive):
     assert set(archive.rows("/data/experiments")[0]) == {
         "ID",
@@ -63,6 +65,7 @@ def test_site_list_has_its_defaults(archive):
     assert set(archive.rows("/data/experiments", xsiType="xnat:mrSessionData")[0]) == set(keys.split())
 
 
+@pytest.mark.claim("lists", "XFTTable")
 def test_point_08_values_are_texts(archive):
     answer = archive.get("/data/experiments", columns=JOINED, **SESSIONS).json()["ResultSet"]
     assert answer["title"] == "Matching experiments"
@@ -70,6 +73,7 @@ def test_point_08_values_are_texts(archive):
     assert all(isinstance(value, str) for row in answer["Result"] for value in row.values())
 
 
+@pytest.mark.claim("lists", "QueryOrganizer", "dax")
 def test_point_08_paths_come_back_lower_cased_or_as_their_shortcut(archive):
     asked = "ID,xnat:imageScanData/Series_Description,xnat:imageSessionData/UID,xnat:imageSessionData/label"
     row = archive.rows("/data/experiments", columns=asked, **SESSIONS)[0]
@@ -87,12 +91,14 @@ def test_point_08_paths_come_back_lower_cased_or_as_their_shortcut(archive):
     assert set(row) == {"UID", "xnat:imagesessiondata/subject_id", "xsiType", "project", "session_ID", "URI"}
 
 
+@pytest.mark.claim("lists", "QueryOrganizerResource", "dax")
 def test_point_08_abstract_roots_add_type_and_project_concrete_ones_do_not(archive):
     assert {"xsiType", "project"} <= set(archive.rows("/data/experiments", columns="label")[0])
     row = archive.rows("/data/experiments", columns="label", xsiType="xnat:mrSessionData")[0]
     assert set(row) == {"label", "xnat:mrsessiondata/id", "URI"}
 
 
+@pytest.mark.claim("lists", "QueryOrganizer", "dax")
 def test_point_08_rows_are_multiplied(archive):
     rows = archive.rows("/data/experiments", columns=JOINED, **SESSIONS)
     scan, file = "xnat:imagescandata/id", "xnat:imagescandata/file/label"
@@ -107,11 +113,13 @@ def test_point_08_rows_are_multiplied(archive):
     assert {row["xsiType"] for row in rows} == {"xnat:mrSessionData", "xnat:ctSessionData"}
 
 
+@pytest.mark.claim("lists", "QueryOrganizer")
 def test_full_paths_to_scans_work_as_well(archive):
     rows = archive.rows("/data/experiments", columns="label,xnat:imageSessionData/scans/scan/ID", **SESSIONS)
     assert labels(rows, "xnat:imagesessiondata/scans/scan/id") == ["", "1", "1", "2"]
 
 
+@pytest.mark.claim("lists", "QueryOrganizerResource")
 def test_unknown_shortcuts_are_dropped_unknown_types_are_refused(archive):
     assert set(archive.rows("/data/projects/P/experiments", columns="label,nonsense")[0]) == {
         "label",
@@ -123,11 +131,13 @@ def test_unknown_shortcuts_are_dropped_unknown_types_are_refused(archive):
     assert archive.get("/data/projects/P/experiments", columns="foo:bar/ID").status_code == 400
 
 
+@pytest.mark.claim("lists", "QueryOrganizerResource")
 def test_default_stands_for_the_defaults(archive):
     row = archive.rows("/data/projects/P/experiments", columns="DEFAULT,note")[0]
     assert {"insert_date", "note"} <= set(row)
 
 
+@pytest.mark.claim("lists", "XMLPathShortcuts")
 @pytest.mark.parametrize("path", ["/data/experiments", "/data/subjects", "/data/projects/P/subjects"])
 def test_fields_answers_the_shortcuts(archive, path):
     rows = archive.rows(path, fields="all")
@@ -138,6 +148,9 @@ def test_fields_answers_the_shortcuts(archive, path):
 # Roots and filters
 
 
+@pytest.mark.claim(
+    "lists", "TestDynamicSearchSubjectAssessors.testStandardDynamicSessionSearchFilters", "QueryOrganizerResource"
+)
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
@@ -169,15 +182,18 @@ def test_filters(archive, query, expected):
     assert labels(archive.rows("/data/projects/P/experiments", **{"columns": "label", **query})) == expected
 
 
+@pytest.mark.claim("lists", "QueryOrganizerResource")
 def test_a_date_that_is_none_is_refused(archive):
     assert archive.get("/data/projects/P/experiments", date="yesterday").status_code == 400
 
 
+@pytest.mark.claim("lists", "XFTTable")
 def test_sorting(archive):
     rows = archive.rows("/data/projects/P/experiments", sortBy="date", sortOrder="DESC")
     assert [row["label"] for row in rows] == ["b1", "a2", "a1"]
 
 
+@pytest.mark.claim("lists", "SecureResource")
 def test_paging_leaves_the_total_out(archive):
     answer = archive.get("/data/projects/P/experiments", limit="2", offset="1").json()["ResultSet"]
     assert len(answer["Result"]) == 2
@@ -190,6 +206,7 @@ def test_paging_leaves_the_total_out(archive):
 # Shares and assessors
 
 
+@pytest.mark.claim("lists", "ProjSubExptList", "dax")
 def test_point_17_project_lists_include_what_is_shared_in_and_the_filter_misses_it(archive):
     archive.made("/data/projects/P/subjects/A/projects/Q", label="AQ")
     archive.made("/data/projects/P/experiments/a1/projects/Q", label="a1q")
@@ -204,6 +221,7 @@ def test_point_17_project_lists_include_what_is_shared_in_and_the_filter_misses_
     assert [row["label"] for row in archive.rows("/data/projects/Q/subjects")] == ["AQ"]
 
 
+@pytest.mark.claim("lists", "ProjSubExptList")
 @pytest.mark.parametrize(
     ("root", "label"),
     [("", "a1q"), ("xnat:subjectAssessorData", "a1q"), ("xnat:mrSessionData", "a1q"), ("xnat:imageSessionData", "a1")],
@@ -224,6 +242,7 @@ def test_a_list_of_image_sessions_names_shared_ones_as_their_owner_does(archive,
     assert archive.rows("/data/projects/Q/experiments", columns="label", label="a1q", **query) == []
 
 
+@pytest.mark.claim("lists", "QueryOrganizer")
 def test_a_session_shared_twice_has_two_rows_where_a_share_is_asked_for(archive):
     archive.made("/data/projects/R")
     for project in "QR":
@@ -234,6 +253,7 @@ def test_a_session_shared_twice_has_two_rows_where_a_share_is_asked_for(archive)
     assert labels(rows, column) == ["Q", "R"]
 
 
+@pytest.mark.claim("lists", "ProjSubExptAsstList")
 def test_point_09_assessors_are_not_in_project_lists_and_have_their_own_uri(archive):
     number = archive.made(
         "/data/projects/P/subjects/A/experiments/a1/assessors/qc", xsiType="xnat:qcManualAssessorData"
@@ -248,6 +268,7 @@ def test_point_09_assessors_are_not_in_project_lists_and_have_their_own_uri(arch
     assert listed[0]["session_label"] == "a1"
 
 
+@pytest.mark.claim("lists", "ProjSubExptAsstList")
 def test_fields_of_roi_collections_are_columns(archive):
     path = "/data/projects/P/subjects/A/experiments/a1/assessors/roi"
     fields = {"collectionType": "SEG", "name": "liver", "UID": "1.2"}
@@ -273,6 +294,9 @@ def test_fields_of_roi_collections_are_columns(archive):
 # Subjects, scans, projects
 
 
+@pytest.mark.claim(
+    "lists", "TestDynamicSearchSubjects.testStandardDynamicSubjectSearchDefaultColumns", "SubjectListResource"
+)
 def test_subject_list(archive):
     archive.made("/data/projects/P/subjects/A", gender="F", group="g")
     assert set(archive.rows("/data/projects/P/subjects")[0]) == {
@@ -287,6 +311,7 @@ def test_subject_list(archive):
     assert [(row["label"], row["gender"], row["group"]) for row in rows] == [("A", "F", "g")]
 
 
+@pytest.mark.claim("lists", "TestDynamicSearchScans.testStandardDynamicScanSearchDefaultColumns", "ScanList")
 def test_scan_list(archive):
     path = "/data/projects/P/subjects/A/experiments/a1/scans"
     rows = archive.rows(path)
@@ -296,6 +321,7 @@ def test_scan_list(archive):
     assert [row["URI"] for row in rows] == [f"/data/experiments/{session}/scans/{number}" for number in (1, 2)]
 
 
+@pytest.mark.claim("lists", "ScanList")
 def test_scan_list_ignores_filters_and_needs_the_id(archive):
     path = "/data/projects/P/subjects/A/experiments/a1/scans"
     assert labels(archive.rows(path, type="T1"), "type") == ["T1", "T2"]
@@ -304,6 +330,7 @@ def test_scan_list_ignores_filters_and_needs_the_id(archive):
     assert archive.rows(path, columns="ID,xnat:ctScanData/parameters/kvp") == []
 
 
+@pytest.mark.claim("lists", "TestDynamicSearchProjects.testStandardDynamicProjectSearch", "ProjectListResource")
 def test_project_list(archive):
     assert set(archive.rows("/data/projects")[0]) == {
         "ID",
@@ -319,6 +346,7 @@ def test_project_list(archive):
     assert archive.rows("/data/projects", ID="Q", columns="ID")[0]["ID"] == "Q"
 
 
+@pytest.mark.claim("lists", "ProjectListResource")
 def test_project_list_by_role_has_other_columns(archive, user):
     row = archive.rows("/data/projects", accessible="true")[0]
     assert {"id", "name", "secondary_id", "project_access", "insert_date"} <= set(row)

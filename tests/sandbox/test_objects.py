@@ -7,6 +7,17 @@ import re
 import pytest
 from lxml import etree
 
+pytestmark = pytest.mark.claim(
+    "objects",
+    "ProjectResource",
+    "SubjectResource",
+    "SubjAssessmentResource",
+    "ExptAssessmentResource",
+    "ScanResource",
+    "ItemJSONBuilder",
+    "SAXWriter",
+)
+
 MR = {"xsiType": "xnat:mrSessionData"}
 CT_SCAN = {"xsiType": "xnat:ctScanData"}
 SPACES = {"xnat": "http://nrg.wustl.edu/xnat"}

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+pytestmark = pytest.mark.claim(
+    "sharing and rights", "XnatSecureGuard", "SecureResource", "ProjectAccessibilityResource", "ProjectUserListResource"
+)
+
 
 @pytest.fixture
 def everybody(user, made):

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.claim("custom fields", "CustomFieldsApi")
+
 BASE = "/xapi/custom-fields"
 
 

@@ -16,6 +16,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+pytestmark = pytest.mark.claim(
+    "files", "FileList", "CatalogResource", "CatalogUtils", "ResourceModifierA", "ZipRepresentation"
+)
+
 FILE_ROW = {"Name", "Size", "URI", "collection", "file_tags", "file_format", "file_content", "cat_ID", "digest"}
 CATALOG = "{http://nrg.wustl.edu/catalog}"
 

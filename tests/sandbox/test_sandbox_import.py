@@ -69,6 +69,7 @@ def scans(admin, label: str) -> dict[str, dict[str, str]]:
 # Into the archive
 
 
+@pytest.mark.claim("import and prearchive", "TestImport.testDataProject", "SessionImporter")
 def test_a_zip_becomes_a_session(admin, project, slices, demo_dicom):
     case = demo_dicom.cases[1]
     answer = admin.post(IMPORT, zipped(*slices), dest="/archive/projects/P")
@@ -93,6 +94,9 @@ def test_a_zip_becomes_a_session(admin, project, slices, demo_dicom):
     assert all(re.fullmatch(rf"{re.escape(case.study_uid)}-2-\d+-[0-9a-f]+\.dcm", name) for name in names)
 
 
+@pytest.mark.claim(
+    "import and prearchive", "TestImport.testDataProjectExperimentNew", "TestImport.testNonPathBasedImport", "Importer"
+)
 @pytest.mark.parametrize(
     "query",
     [
@@ -108,6 +112,7 @@ def test_destinations(admin, project, slices, query):
     assert answer.text == "/data/archive/projects/P/subjects/sub/experiments/ses\r\n"
 
 
+@pytest.mark.claim("import and prearchive", "Importer")
 def test_tar_and_form(admin, project, slices):
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w:gz") as archive:
@@ -122,6 +127,7 @@ def test_tar_and_form(admin, project, slices):
     assert admin.http.post(admin.url + IMPORT, files=two, params=where).status_code == 400
 
 
+@pytest.mark.claim("import and prearchive", "GradualDicomImporter")
 def test_single_objects_gather_in_one_session(admin, project, slices):
     for content in slices:
         answer = admin.post(
@@ -134,6 +140,7 @@ def test_single_objects_gather_in_one_session(admin, project, slices):
     assert scan["frames"] == "3"
 
 
+@pytest.mark.claim("import and prearchive", "Importer")
 def test_chunked_bodies_are_fine_here(admin, project, slices):
     assert admin.post(IMPORT, iter([zipped(slices[0])]), dest="/archive/projects/P").status_code == 200
 
@@ -141,6 +148,7 @@ def test_chunked_bodies_are_fine_here(admin, project, slices):
 # What is there already
 
 
+@pytest.mark.claim("import and prearchive", "TestImport.testDataDuplicateScanFilesOverwriteFDeleteF")
 @pytest.mark.parametrize(("handler", "status"), [("DICOM-zip", 400), ("SI", 409)])
 def test_a_session_that_exists_is_a_conflict(admin, project, slices, handler, status):
     query = {"dest": "/archive/projects/P", "import-handler": handler}
@@ -150,6 +158,7 @@ def test_a_session_that_exists_is_a_conflict(admin, project, slices, handler, st
     assert [row["status"] for row in admin.rows("/data/prearchive/projects/P")] == ["CONFLICT"]
 
 
+@pytest.mark.claim("import and prearchive", "TestImport.testDataScan2partsFilesOverwriteTDeleteF", "xnat4tests")
 @pytest.mark.parametrize("overwrite", ["append", "True", "maybe"])
 def test_append_adds_what_is_missing(admin, project, slices, overwrite):
     """Unknown values of overwrite, such as the True that a common helper package sends, add too."""
@@ -160,6 +169,11 @@ def test_append_adds_what_is_missing(admin, project, slices, overwrite):
     assert len(admin.rows(f"{address}/scans")) == 1
 
 
+@pytest.mark.claim(
+    "import and prearchive",
+    "TestImport.testDataDuplicateScanFilesOverwriteTDeleteF",
+    "TestImport.testDataScan2partsOverlapFilesOverwriteTDeleteF",
+)
 @pytest.mark.parametrize(("handler", "status"), [("DICOM-zip", 400), ("SI", 409)])
 def test_appending_files_that_are_there_is_a_conflict(admin, project, slices, handler, status):
     """xnat-rest-tests TestImport: append of the same files fails unless overwrite_files says otherwise."""
@@ -173,6 +187,7 @@ def test_appending_files_that_are_there_is_a_conflict(admin, project, slices, ha
     assert (row["status"], row["name"]) == ("CONFLICT", address.rpartition("/")[2])
 
 
+@pytest.mark.claim("import and prearchive", "TestImport.testDataDuplicateScanFilesOverwriteTDeleteFWithFileFlag")
 def test_overwrite_files_replaces_those_that_are_there(admin, project, slices, demo_dicom):
     query = {"dest": "/archive/projects/P", "overwrite": "append", "overwrite_files": "true"}
     address = admin.post(IMPORT, zipped(*slices), **query).text.strip()
@@ -184,6 +199,11 @@ def test_overwrite_files_replaces_those_that_are_there(admin, project, slices, d
     assert sum(before[name] != after[name] for name in before) == 1
 
 
+@pytest.mark.claim(
+    "import and prearchive",
+    "TestImport.testDataDuplicateScanFilesOverwriteTDeleteT",
+    "TestImport.testDataScan2partsOverlapFilesOverwriteTDeleteT",
+)
 @pytest.mark.parametrize("overwrite", ["delete", "override"])
 def test_delete_replaces_the_files_of_an_instance(admin, project, slices, demo_dicom, overwrite):
     address = admin.post(IMPORT, zipped(*slices), dest="/archive/projects/P").text.strip()
@@ -196,6 +216,7 @@ def test_delete_replaces_the_files_of_an_instance(admin, project, slices, demo_d
     assert contents.count(other) == 1
 
 
+@pytest.mark.claim("import and prearchive", "DatabaseSession")
 def test_another_study_under_the_same_label_is_a_conflict(admin, project, slices, demo_dicom):
     query = {"dest": "/archive/projects/P/subjects/s/experiments/e", "overwrite": "append"}
     assert admin.post(IMPORT, zipped(slices[0]), **query).status_code == 200
@@ -205,6 +226,7 @@ def test_another_study_under_the_same_label_is_a_conflict(admin, project, slices
     assert admin.post(IMPORT, zipped(slices[1]), **elsewhere).status_code == 400
 
 
+@pytest.mark.claim("import and prearchive", "TestImport.testModifiedSeriesUIDs")
 def test_a_second_series_of_a_number_gets_a_longer_id(admin, project, slices, demo_dicom):
     query = {"dest": "/archive/projects/P", "overwrite": "append"}
     address = admin.post(IMPORT, zipped(slices[0]), **query).text.strip()
@@ -213,6 +235,7 @@ def test_a_second_series_of_a_number_gets_a_longer_id(admin, project, slices, de
     assert [row["ID"] for row in admin.rows(f"{address}/scans")] == ["2", "2-CT1"]
 
 
+@pytest.mark.claim("import and prearchive", "DicomZipImporter")
 def test_a_quarantined_session_is_locked(admin, project, slices):
     query = {"dest": "/archive/projects/P", "overwrite": "append"}
     assert admin.post(IMPORT, zipped(slices[0]), quarantine="true", **query).status_code == 200
@@ -230,6 +253,7 @@ def test_a_folder_imported_twice_is_the_same_archive(xnat_sandbox, admin, demo_d
 # Refusals
 
 
+@pytest.mark.claim("import and prearchive", "Importer")
 def test_refusals(admin, user, project, slices):
     body = zipped(slices[0])
     assert admin.get(IMPORT).status_code == 405
@@ -243,6 +267,7 @@ def test_refusals(admin, user, project, slices):
         assert admin.post(IMPORT, damaged, dest="/archive/projects/P").status_code == 400
 
 
+@pytest.mark.claim("import and prearchive", "TestImport.testUploadIgnoreUnparsableFalse")
 def test_other_files_are_refused_unless_ignored(admin, project, slices):
     body = zipped(slices[0], **{"notes.txt": b"hello"})
     answer = admin.post(IMPORT, body, dest="/archive/projects/P")
@@ -258,6 +283,7 @@ def test_imports_do_not_reach_outside(admin, project, slices, xnat_sandbox):
     assert list((xnat_sandbox.folder / "staging").iterdir()) == []
 
 
+@pytest.mark.claim("import and prearchive", "SessionImporter")
 def test_a_project_may_refuse_to_overwrite(admin, project, slices):
     admin.made("/data/projects/P/prearchive_code/1")
     query = {"dest": "/archive/projects/P", "overwrite": "append"}
@@ -267,6 +293,11 @@ def test_a_project_may_refuse_to_overwrite(admin, project, slices):
 # Routes in the headers
 
 
+@pytest.mark.claim(
+    "import and prearchive",
+    "TestDicomRouting.testXnatDefaultRoutingPatientCommentsImportApi",
+    "TestDicomRouting.testXnatDefaultRoutingAddlPatHistImportApi",
+)
 @pytest.mark.parametrize(
     "values",
     [
@@ -280,6 +311,7 @@ def test_comments_name_the_destination(admin, project, demo_dicom, values):
     assert admin.post(IMPORT, body).text == "/data/archive/projects/P/subjects/sub/experiments/ses\r\n"
 
 
+@pytest.mark.claim("import and prearchive", "TestDicomRouting.testXnatDefaultRoutingStudyCommentsImportApi")
 @pytest.mark.parametrize("comments", ["PatientComments", "StudyComments"])
 @pytest.mark.parametrize(
     ("comment", "subject", "session"),
@@ -293,6 +325,7 @@ def test_labels_are_the_patients_name_and_id(admin, project, demo_dicom, comment
     assert answer.text == f"/data/archive/projects/P/subjects/{subject}/experiments/{session}\r\n"
 
 
+@pytest.mark.claim("import and prearchive", "DatabaseSession")
 def test_a_second_study_of_a_patient_waits_in_the_prearchive(admin, project, demo_dicom):
     first, second = series_files(demo_dicom)[:2]
     one = changed(first, PatientComments="")
@@ -313,6 +346,7 @@ def test_a_folder_of_two_studies_of_a_patient_becomes_two_sessions(xnat_sandbox,
     assert {row["label"] for row in admin.rows("/data/projects/P/experiments")} == {"a_b_CT1", "a_b_CT2"}
 
 
+@pytest.mark.claim("import and prearchive", "xnatpy")
 def test_scans_have_what_their_headers_say(admin, project, demo_dicom):
     """xnatpy's functional tests read field strength and the like of what they import."""
     values = {"StationName": "CT99", "InstitutionName": "Somewhere", "GantryDetectorTilt": "1.5"}
@@ -329,6 +363,7 @@ def test_scans_have_what_their_headers_say(admin, project, demo_dicom):
 # The site's anonymisation
 
 
+@pytest.mark.claim("import and prearchive", "TestAnonymizerLegacy.testDefaultAnonZipUploadSiteWide")
 def test_archived_files_are_not_those_sent_where_the_site_anonymises(anonymising, slices):
     _, admin = anonymising
     admin.made("/data/projects/P")
@@ -360,6 +395,11 @@ def test_a_folder_is_anonymised_in_the_archive_and_left_as_it_is(anonymising, de
     assert pydicom.dcmread(io.BytesIO(admin.get(row["URI"]).content)).PatientID == case.session
 
 
+@pytest.mark.claim(
+    "import and prearchive",
+    "TestDicomRouting.testXnatDefaultRoutingStudyDescImportApi",
+    "TestDicomRouting.testXnatDefaultRoutingAccessionDicomZip",
+)
 @pytest.mark.parametrize("field", ["StudyDescription", "AccessionNumber"])
 def test_a_study_may_be_called_like_its_project(admin, project, demo_dicom, field):
     body = zipped(changed(series_files(demo_dicom)[0], **{field: "P"}))
@@ -369,6 +409,7 @@ def test_a_study_may_be_called_like_its_project(admin, project, demo_dicom, fiel
 # Prearchive
 
 
+@pytest.mark.claim("import and prearchive", "PrearcUtils")
 def test_without_a_project_it_stays_unassigned(admin, user, project, slices):
     answer = admin.post(IMPORT, zipped(slices[0]), dest="/archive")
     assert re.fullmatch(r"/data/prearchive/projects/Unassigned/\d{8}_\d{9}/\S+\r\n", answer.text)
@@ -380,6 +421,9 @@ def test_without_a_project_it_stays_unassigned(admin, user, project, slices):
     assert len(user("member").rows("/data/prearchive/projects/P")) == 1
 
 
+@pytest.mark.claim(
+    "import and prearchive", "TestArchive.testBasicArchiveFromPrearc", "TestPrearchiveMgmt.testPrearchiveListing"
+)
 def test_a_project_may_hold_what_arrives(admin, project, slices, demo_dicom):
     admin.made("/data/projects/P/prearchive_code/0")
     address = admin.post(IMPORT, zipped(*slices), project="P").text.strip()
@@ -400,6 +444,7 @@ def test_a_project_may_hold_what_arrives(admin, project, slices, demo_dicom):
     assert len(admin.rows(f"{archived.text.strip()}/scans/2/resources/DICOM/files")) == 3
 
 
+@pytest.mark.claim("import and prearchive", "GradualDicomImporter")
 def test_single_objects_gather_in_the_prearchive(admin, project, slices):
     query = {"import-handler": "gradual-DICOM", "dest": "/prearchive/projects/P"}
     addresses = {admin.post(IMPORT, content, kind="application/dicom", **query).text for content in slices}
@@ -409,6 +454,7 @@ def test_single_objects_gather_in_the_prearchive(admin, project, slices):
     assert admin.rows(f"/data{row['url']}/scans/2/resources")[0]["file_count"] == "3"
 
 
+@pytest.mark.claim("import and prearchive", "PrearcSessionListResource")
 def test_the_prearchive_is_for_who_may_edit(admin, user, project, slices):
     address = admin.post(IMPORT, zipped(slices[0]), dest="/prearchive/projects/P").text.strip()
     assert user("member").get(address, format="json").status_code == 200
@@ -420,6 +466,7 @@ def test_the_prearchive_is_for_who_may_edit(admin, user, project, slices):
     assert admin.post("/data/services/archive").status_code == 400
 
 
+@pytest.mark.claim("import and prearchive", "TestImport.testPrearcMergeNewScan")
 def test_archiving_over_a_session_is_a_conflict(admin, project, slices):
     admin.post(IMPORT, zipped(slices[0]), dest="/archive/projects/P")
     waiting = admin.post(IMPORT, zipped(slices[1]), dest="/prearchive/projects/P").text.strip()[len("/data") :]
@@ -442,6 +489,7 @@ def xnatpy(xnat_sandbox):
             yield connection
 
 
+@pytest.mark.claim("other people's clients", "xnatpy")
 def test_xnatpy_imports_and_walks_the_prearchive(xnatpy, project, demo_dicom, tmp_path, slices):
     folder = demo_dicom.cases[1].dicom
     session = xnatpy.services.import_dir(folder, project="P", destination="/archive")

@@ -15,6 +15,8 @@ from pydicom.sequence import Sequence
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
+pytestmark = pytest.mark.claim("ROI collections and viewer", "OhifRoiApi", "DefaultCollectionStorage")
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription

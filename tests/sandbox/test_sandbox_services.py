@@ -6,6 +6,8 @@ import hashlib
 
 import pytest
 
+pytestmark = pytest.mark.claim("files", "RefreshCatalog", "DicomDump")
+
 REFRESH = "/data/services/refresh/catalog"
 DUMP = "/data/services/dicomdump"
 

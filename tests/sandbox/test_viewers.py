@@ -18,6 +18,7 @@ def session(xnat_sandbox, demo_dicom, admin):
     return address.rpartition("/")[2]
 
 
+@pytest.mark.claim("ROI collections and viewer", "XNAT-OHIF viewer")
 def test_the_viewer_gets_the_images_of_a_session(admin, session, demo_dicom):
     """XNATStandaloneRouting.js: studies, their series and instances, each with its header and a relative address."""
     found = admin.get(f"/xapi/viewer/projects/P/experiments/{session}", headers={"Accept": "application/json"}).json()
@@ -42,6 +43,7 @@ def _files(demo_dicom):
     return sorted(path for path in demo_dicom.cases[1].dicom.rglob("*") if path.is_file())
 
 
+@pytest.mark.claim("ROI collections and viewer", "XNAT-OHIF viewer")
 def test_who_may_ask_what_of_the_viewer(admin, user, session):
     """OhifViewerApi: read for GET, edit for POST; a session of another project is 404."""
     address = f"/xapi/viewer/projects/P/experiments/{session}"
@@ -57,6 +59,7 @@ def test_who_may_ask_what_of_the_viewer(admin, user, session):
         assert admin.get(f"/xapi/{incomplete}").status_code == 404
 
 
+@pytest.mark.claim("ROI collections and viewer", "XNAT-OHIF viewer")
 def test_nobody_has_set_presets_of_the_viewer(admin, session):
     """OhifViewerConfigApi: a list for each type of ROI, and 404 for settings that nobody made."""
     assert admin.get("/xapi/viewerConfig/projects/P/roipreset").json() == {"AIM": [], "SEG": [], "MEAS": []}
@@ -71,6 +74,7 @@ def workstation_seg(shared):
     return (shared / "cases" / "viewers" / "DEMO05_CT1_ws_seg.dcm").read_bytes()
 
 
+@pytest.mark.claim("ROI collections and viewer", "XNAT-Workstation")
 def test_a_segmentation_of_xnat_workstation_is_a_scan(admin, session, workstation_seg):
     """xnatClient.ts: uploadDicomSegAsScan, getScans, getScanFiles, downloadScanFile; and the scan's DICOM catalog."""
     scan = f"/data/experiments/{session}/scans/3002"

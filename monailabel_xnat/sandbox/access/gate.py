@@ -82,6 +82,7 @@ class Permissions:
 
 # Settings of the site that anybody may read.
 PUBLIC = frozenset(("siteId",))
+USERS_FOR_ADMINS = "restrictUserListAccessToAdmins"
 LOGIN_PATH = "/app/template/Login.vm"
 _BROWSERS = re.compile("MSIE|Mozilla|AppleWebKit|Opera")
 _COOKIE = re.compile(r"(?:^|;)\s*JSESSIONID=([0-9A-Za-z]+)")
@@ -286,7 +287,7 @@ class SiteCalls(Handlers):
 
     def users(self, request: Request, words: list[str]) -> Reply:
         """Answer ``GET /data/users``."""
-        if not request.user.is_admin:
+        if not request.user.is_admin and self._visit.preferences.all()[USERS_FOR_ADMINS]:
             raise HTTPError(403)
         names = ("login", "firstname", "lastname", "email")
         rows = [

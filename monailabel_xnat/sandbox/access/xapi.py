@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from monailabel_xnat.sandbox.access.accounts import User
-from monailabel_xnat.sandbox.access.gate import PUBLIC
+from monailabel_xnat.sandbox.access.gate import PUBLIC, USERS_FOR_ADMINS
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.datatypes import schema_name
 from monailabel_xnat.sandbox.archive.model import ROLE_NAMES
@@ -57,6 +57,7 @@ class Preferences:
             "requireLogin": self._require_login,
             "sessionTimeout": "15 minutes",
             "passwordComplexityMessage": "",
+            USERS_FOR_ADMINS: True,
             "sitewidePetTracers": "",
             "enableCsrfToken": True,
             "uiAllowNonAdminProjectCreation": True,

@@ -32,12 +32,14 @@ NAMESPACES = {
     "xdat": "http://nrg.wustl.edu/xdat",
     "icr": "http://icr.ac.uk/icr",
     "cat": "http://nrg.wustl.edu/catalog",
+    "prov": "http://www.nbirn.net/prov",
     "xsi": "http://www.w3.org/2001/XMLSchema-instance",
 }
 
 _INTEGERS = frozenset(("integer", "int", "long", "short", "nonNegativeInteger", "positiveInteger"))
 _FLOATS = frozenset(("float", "double", "decimal"))
 _DEPTH = 4
+_LENGTH = 255
 
 
 @dataclass
@@ -50,6 +52,8 @@ class DataType:
         The type, the type it extends, the element it is written as.
     fields, casing
         Its own simple fields: lower-cased path to XSD type, and to the path in the schema's spelling.
+    lengths
+        Most characters of those whose schema names them.
     attributes
         Lower-cased paths of those that are written as XML attributes.
     members
@@ -61,6 +65,7 @@ class DataType:
     element: str = ""
     fields: dict[str, str] = field(default_factory=dict)
     casing: dict[str, str] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
     attributes: set[str] = field(default_factory=set)
     members: list[str] = field(default_factory=list)
 
@@ -168,6 +173,16 @@ class DataTypes:
         wanted = path.lower()
         return any(wanted in item.fields for item in self.lineage(name))
 
+    def has_fields_below(self, name: str, path: str) -> bool:
+        """Return whether a type has simple fields below an element."""
+        start = f"{path.lower()}/"
+        return any(known.startswith(start) for item in self.lineage(name) for known in item.fields)
+
+    def longest(self, name: str, path: str) -> int:
+        """Return how many characters a field holds: what the schema says, else 255, as XNAT's database."""
+        wanted = path.lower()
+        return next((item.lengths[wanted] for item in self.lineage(name) if wanted in item.lengths), _LENGTH)
+
     def simple_type(self, name: str, path: str) -> str:
         """Return the XSD type of a field, such as ``integer``; ``string`` for an unknown one."""
         wanted = path.lower()
@@ -267,6 +282,9 @@ def _collect(
         if simple is not None:
             known.fields[name.lower()] = simple
             known.casing[name.lower()] = name
+            length = child.find(f"{XS}simpleType/{XS}restriction/{XS}maxLength")
+            if length is not None:
+                known.lengths[name.lower()] = int(length.get("value", _LENGTH))
         if child.tag == f"{XS}attribute":
             known.attributes.add(name.lower())
         elif not path:

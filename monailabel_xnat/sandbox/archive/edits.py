@@ -59,6 +59,8 @@ class Edits(Handlers):
         """Make an object of a list; the answer is its address."""
         if target.collection == "reconstructions":
             raise HTTPError(405)
+        if target.project is not None and not self._may.may_edit(target.project.id):
+            raise HTTPError(403)
         if target.collection == "scans" and target.experiment is not None:
             self._complete_scan(request, target.experiment)
         name = self._posted_name(request, target.collection)

@@ -10,6 +10,7 @@ from datetime import date
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 from xml.etree import ElementTree
+from xml.sax.saxutils import escape, quoteattr
 
 from monailabel_xnat.sandbox.archive.columns import (
     EXPERIMENT_SHORTCUTS,
@@ -17,8 +18,16 @@ from monailabel_xnat.sandbox.archive.columns import (
     SCAN_SHORTCUTS,
     SUBJECT_SHORTCUTS,
 )
-from monailabel_xnat.sandbox.archive.datatypes import DEMOGRAPHICS, EXPERIMENT, IMAGE_SCAN, PROJECT, SUBJECT, DataTypes
-from monailabel_xnat.sandbox.archive.model import Fields
+from monailabel_xnat.sandbox.archive.datatypes import (
+    DEMOGRAPHICS,
+    EXPERIMENT,
+    IMAGE_ASSESSOR,
+    IMAGE_SCAN,
+    PROJECT,
+    SUBJECT,
+    DataTypes,
+)
+from monailabel_xnat.sandbox.archive.model import WRITTEN, Fields
 from monailabel_xnat.sandbox.http.messages import MULTIPART, HTTPError, Reply, Request, as_json, form_files, text
 from monailabel_xnat.sandbox.http.paths import Target, locate
 from monailabel_xnat.sandbox.http.router import Handlers
@@ -39,6 +48,8 @@ _INTEGERS = frozenset(("integer", "int", "long", "short", "nonNegativeInteger", 
 _FLOATS = frozenset(("float", "double", "decimal"))
 _BOOLEANS = {"1": "true", "0": "false", "true": "true", "false": "false"}
 _TIME = re.compile(r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?")
+# A time in an element that is kept as it is: XNAT answers it with a T and without a zone.
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)Z?")
 _DATE = re.compile(r"(?P<y>\d{4})-(?P<m>\d{1,2})-(?P<d>\d{1,2})|(?P<m2>\d{1,2})/(?P<d2>\d{1,2})/(?P<y2>\d{4})")
 
 
@@ -130,6 +141,8 @@ class FieldReader:
             prefix = ""
         if self._types.has_field(kind, path) and path.lower() not in ("id", "label", "project", "image_session_id"):
             name = self._types.casing(kind, path)
+            if text is not None and len(text) > self._types.longest(kind, path):
+                raise HTTPError(400, f"The value of {name} is too long.")
             fields[prefix + name] = None if text is None else valid(name, self._types.simple_type(kind, path), text)
 
     # The document
@@ -157,17 +170,37 @@ class FieldReader:
                 self._read_value(content, f"{path}{name}", value)
         for child in node:
             name = f"{path}{child.tag.rpartition('}')[2]}"
-            if name == "scans":
+            if name == "scans" and not self._types.is_a(content.xsi_type, IMAGE_ASSESSOR):
                 content.scans = [self._content_of(scan, "") for scan in child]
             elif name in _NOT_READ:
                 continue
             elif child.get("name") is not None and (child.text or "").strip():
                 leaf = {"field": "field", "addParam": "addField"}.get(name.rpartition("/")[2], "value")
                 self._read_value(content, f"{name}[name={child.get('name')}]/{leaf}", child.text or "")
+            elif len(child) and name != "demographics" and not self._types.has_fields_below(content.xsi_type, name):
+                self._keep(content, name, child)
             else:
                 if (child.text or "").strip():
                     self._read_value(content, name, (child.text or "").strip())
                 self._read_node(content, child, f"{name}/")
+
+    def _keep(self, content: Content, path: str, node: ElementTree.Element) -> None:
+        """Keep an object inside the document that has no fields of its own here, such as a step of a provenance."""
+        inner = [child for child in node if len(child)]
+        for child in inner:
+            self._keep(content, f"{path}/{child.tag.rpartition('}')[2]}", child)
+        if not inner:
+            texts = {child.tag.rpartition("}")[2]: (child.text or "").strip() for child in node}
+            written = _STAMP.sub(r"\1T\2", self._written(node))
+            content.fields.setdefault(path, []).append({**texts, WRITTEN: written})
+
+    def _written(self, node: ElementTree.Element) -> str:
+        prefix, _, local = self._types.qualified(node.tag).partition(":")
+        tag = f"{prefix or 'xnat'}:{local}"
+        named = {self._types.qualified(name) if name[0] == "{" else name: value for name, value in node.attrib.items()}
+        attributes = "".join(f" {name}={quoteattr(value)}" for name, value in named.items())
+        inner = "".join(map(self._written, node))
+        return f"<{tag}{attributes}>{escape((node.text or '').strip())}{inner}</{tag}>"
 
     def _read_value(self, content: Content, path: str, value: str) -> None:
         if path.lower() not in _IDENTITY:

@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.datatypes import DEMOGRAPHICS, PROJECT, SUBJECT, DataTypes
-from monailabel_xnat.sandbox.archive.model import Experiment, Fields, Item, Project, Resource, Scan, Subject
+from monailabel_xnat.sandbox.archive.model import WRITTEN, Experiment, Fields, Item, Project, Resource, Scan, Subject
 from monailabel_xnat.sandbox.archive.resources import Owner, Resources, owner_of
 
 Node = dict[str, Any]
@@ -85,6 +85,8 @@ class ItemXml:
             root.below([*wrappers, leaf]).text = value
 
     def _child(self, tag: str, node: Node) -> str:
+        if WRITTEN in node["data_fields"]:
+            return str(node["data_fields"][WRITTEN])
         kind = node["meta"]["xsi:type"]
         if kind and not kind.endswith("_share"):
             return self._write(tag, self._build(node, {"xsi:type": kind}), node)
@@ -134,7 +136,7 @@ class Items:
 
     def json(self, item: Item) -> Node:
         """Return the JSON of an object."""
-        return {"items": [self._node(item)]}
+        return {"items": [_without_written(self._node(item))]}
 
     def fields(self, item: Item) -> Fields:
         """Return the fields of an object by path."""
@@ -228,6 +230,14 @@ class Items:
         }
         kept = {name: value for name, value in fields.items() if value not in (None, "")}
         return {"meta": _meta("xnat:resourceCatalog", item), "data_fields": kept, "children": []}
+
+
+def _without_written(node: Node) -> Node:
+    for child in node["children"]:
+        for entry in child["items"]:
+            entry["data_fields"].pop(WRITTEN, None)
+            _without_written(entry)
+    return node
 
 
 def _meta(xsi_type: str, item: Item) -> Node:

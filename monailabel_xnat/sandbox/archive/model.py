@@ -10,6 +10,9 @@ from typing import Any
 Fields = dict[str, Any]
 """Schema path to value; a list of objects (``fields/field``, ``references/seriesUID``) is a list of dictionaries."""
 
+# In an object of a list that came inside a document: the element as it was written.
+WRITTEN = "<xml>"
+
 # How open a project is, and what the groups of its users are called.
 LEVELS = ("private", "protected", "public")
 ROLE_NAMES = {"owner": "Owners", "member": "Members", "collaborator": "Collaborators"}

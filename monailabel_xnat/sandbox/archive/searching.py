@@ -84,6 +84,7 @@ _DISPLAYED = {
         "SCANNER": "scanner",
         "OPERATOR": "operator",
         "SESSION_TYPE": "session_type",
+        "TRACER_STARTTIME": "tracer/starttime",
     },
     IMAGE_SCAN: {
         "TYPE": "type",
@@ -92,6 +93,7 @@ _DISPLAYED = {
         "UID": "uid",
         "FRAMES": "frames",
         "SCAN_NOTE": "note",
+        "STARTTIME": "starttime",
         "SESSION_ID": "image_session_id",
     },
 }
@@ -198,11 +200,15 @@ class Search:
         return lambda found: combined(test(found) for test in tests) if tests else True
 
     def _criterion(self, kind: str, node: ElementTree.Element) -> Test:
-        element, _, name = _text(node, "schema_field").partition("/")
+        # A display field is written xnat:subjectData.SUB_GROUP, a field of the schema xnat:subjectData/group.
+        element, _, name = re.sub(r"\.", "/", _text(node, "schema_field"), count=1).partition("/")
         path = self._path(element, name)
         if self._types.canonical(element) is None:
             raise HTTPError(422, f"Unknown element: {element}")
-        test = _comparison(_text(node, "comparison_type").strip().upper() or "=", _text(node, "value"))
+        kind_of_test = _text(node, "comparison_type").strip().upper() or "="
+        # Whoever has no value differs from every value of a display field, and from none of a field of the schema.
+        shows = name in display_fields(self._types, element)
+        test = _comparison(kind_of_test, _text(node, "value"), is_empty_other=shows)
         return lambda found: any(test(values.get(path, "")) for values in self._values(kind, found, element) or [{}])
 
     # Objects
@@ -349,8 +355,8 @@ def _anything(found: _Found) -> bool:
     return True
 
 
-def _comparison(kind: str, value: str) -> Callable[[str], bool]:
-    """Return the test of a criterion."""
+def _comparison(kind: str, value: str, *, is_empty_other: bool = True) -> Callable[[str], bool]:
+    """Return the test of a criterion; `is_empty_other`: whether no value is another value than any."""
     if kind == "IS NULL":
         return lambda text: not text
     if kind == "IS NOT NULL":
@@ -361,6 +367,10 @@ def _comparison(kind: str, value: str) -> Callable[[str], bool]:
     if kind == "IN":
         names = [part.strip().strip("'\"") for part in value.strip("()").split(",")]
         return lambda text: text in names
+    if kind == "BETWEEN":
+        low, _, high = value.partition(" AND ")
+        ends = _comparison(">=", low.strip()), _comparison("<=", high.strip())
+        return lambda text: all(end(text) for end in ends)
     orders: dict[str, Callable[[Any, Any], bool]] = {
         "=": lambda one, other: bool(one == other),
         "!=": lambda one, other: bool(one != other),
@@ -378,7 +388,7 @@ def _comparison(kind: str, value: str) -> Callable[[str], bool]:
             one, other = read(text), read(value)
             if one is not None and other is not None:
                 return order(one, other)
-        return (bool(text) or kind in ("=", "!=")) and order(text, value)
+        return (bool(text) or kind == "=" or (kind == "!=" and is_empty_other)) and order(text, value)
 
     return test
 
