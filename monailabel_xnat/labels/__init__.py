@@ -1,4 +1,4 @@
-"""Labels: stored in XNAT as versions that are never overwritten, and none lost on the way."""
+"""Labels: they are stored in XNAT as versions that are never overwritten, and no label is lost on the way."""
 
 from monailabel_xnat.labels.labels import Labels
 from monailabel_xnat.labels.store import LabelStore

@@ -1,4 +1,4 @@
-"""From the outbox to XNAT: at once after a save, and again in the background where that failed."""
+"""Sending labels from the outbox to XNAT: at once after a save, and again in the background if that failed."""
 
 from __future__ import annotations
 
@@ -44,34 +44,34 @@ logger = logging.getLogger(__name__)
 
 
 FIRST_PAUSE = 5.0
-"""Seconds until a label that XNAT did not take is tried again; twice as long each time after."""
+"""Seconds until a label that XNAT did not accept is sent again. The pause doubles after each attempt."""
 
 _LONGEST_PAUSE = 600.0
 _LONGEST_GOODBYE = 10.0
 _TO_BE_PLACED = (State.UNCHECKED, State.RAW)
-# The lock of the labels in the outbox whose image is not known; it has the place of a path of XNAT.
+# The name of the lock for labels whose image is not known; other locks are named after a path in XNAT.
 _WITHOUT_IMAGE = "unassigned"
 
 
 class Delivery:
-    """The way of labels from the outbox to XNAT.
+    """Sends labels from the outbox to XNAT.
 
     Parameters
     ----------
     session : Session
         The connection.
     catalog : Catalog
-        Tells where the images are.
+        Finds the images.
     images : Images
-        Tell the grids of images.
+        Returns the grids of images.
     outbox : Outbox
-        Where the labels wait.
+        Holds the labels that wait.
     versions : StoredVersions
-        Is told of what has arrived.
+        Gets the list of files after an upload.
     files : LabelFiles
-        Keeps the files of what has arrived.
+        Keeps the files of labels that were sent.
     on_arrival : callable
-        Is told image, tag and version (with its description) of each label that is in XNAT now.
+        Called with image, tag and version (with its description) of each label after it was sent.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Delivery:
         self._background = Background("xnat-outbox", self._replay_until_empty)
 
     def send(self, entry: WaitingLabel, scan: Scan, *, first: bool = False) -> LabelVersion:
-        """Upload one label and take it out of the outbox; may be repeated, from several processes at once.
+        """Upload one label and take it out of the outbox. Several processes may do this at once, and repeat it.
 
         Parameters
         ----------
@@ -107,26 +107,26 @@ class Delivery:
         scan : Scan
             Its image.
         first : bool
-            Whether it was never tried, so that its version may still get another name.
+            Whether nobody has tried to send it before, so that its version may still get another name.
 
         Returns
         -------
         LabelVersion
-            As XNAT holds it.
+            The version as XNAT holds it.
 
         Raises
         ------
         ServerError
-            If XNAT does not take it; it stays in the outbox.
+            If XNAT does not accept it. It stays in the outbox.
         LabelGeometryError
-            If it had not been compared with its image before, and does not lie on its grid; it stays, and is refused.
+            If it is compared with its image only now, and does not lie on its grid. It stays, as refused.
         UnknownLabelError
-            If another process has taken it out, and it is not in XNAT.
+            If another process has taken it out of the outbox, and it is not in XNAT.
         CacheError
-            If its bytes are not those that were saved; it stays, and is refused.
+            If its content is not what was saved. It stays, as refused.
         """
         self._require_unchanged(entry)
-        # Before the lock, for the image may have to be fetched.
+        # This comes before the lock, because the image may have to be downloaded.
         grid = self._images.grid(scan) if entry.state in _TO_BE_PLACED else None
         label = resource_of(entry.tag)
         resource = resource_path(scan.path, label)
@@ -146,24 +146,24 @@ class Delivery:
             if current is not None:
                 arrived = version.with_description(entry.description_if_any())
                 self._keep(entry, scan, version)
-                # Before it leaves the outbox: whatever ends this process, the next one makes up for what is missing.
+                # This comes before it leaves the outbox: if this process ends in between, the next one does it again.
                 self._on_arrival(scan, entry.tag, arrived)
                 self._outbox.remove(entry)
         return version
 
     def mine(self, *, as_me: bool = False) -> list[WaitingLabel]:
-        """List what this session can try to send.
+        """Return the labels that this session can try to send.
 
         Parameters
         ----------
         as_me : bool
-            Whether what other users saved is listed as well. Otherwise it is sent under their own name only, and so is
-            always what was saved under a name: this user may see other images of that name.
+            Whether labels of other users are included. Those with only a name of the image never are, because this user
+            may see another image with that name.
         """
         entries = [entry for entry in self._outbox.entries() if self._may_be_tried(entry)]
         users = {self._session.settings.username}
         if any(entry.user not in users for entry in entries):
-            try:  # an alias token stands for a user of another name
+            try:  # the user name in the settings may be an alias token, which stands for another name
                 users.add(self._session.user)
             except ServerError as error:
                 logger.debug("it is not known who we are: %s", error)
@@ -177,20 +177,20 @@ class Delivery:
         return entry.state is not State.REFUSED
 
     def replay(self, *, as_me: bool = False) -> dict[str, str]:
-        """Try to send what waits, each once.
+        """Try once to send each label that waits.
 
-        A label whose session was deleted and imported anew is sent to the image of the same series there.
+        If the session of an image was deleted and imported anew, the label is sent to the new image of the same series.
 
         Parameters
         ----------
         as_me : bool
-            Whether what other users saved is sent as well, under the account of this session; who saved it stays in
-            its description.
+            Whether labels of other users are sent as well, under the account of this session. Their descriptions keep
+            the name of the user who saved them.
 
         Returns
         -------
         dict
-            Reason by folder of what still waits.
+            For the folder of each label that still waits, the reason.
         """
         self._bring_home()
         failures: dict[str, str] = {}
@@ -203,7 +203,7 @@ class Delivery:
                 self.send(*self._with_image(entry))
                 logger.info("a label that waited in the outbox is in XNAT now")
             except (UnknownImageError, AmbiguousNameError, InvalidIdError) as error:
-                # Of an image that was given by its id, another datastore with other projects may know it.
+                # If the image was given by its id, a datastore with other projects may know it.
                 failures[str(entry.folder)] = str(error)
             except XNATDatastoreError as error:
                 if self._outbox.current(entry):
@@ -213,14 +213,14 @@ class Delivery:
         return failures
 
     def _with_image(self, entry: WaitingLabel) -> tuple[WaitingLabel, Scan]:
-        """Return a label with its image; one whose session was imported anew is first made a label of the new one.
+        """Return a label with its image. If the session was imported anew, the label first gets the new image.
 
         Raises
         ------
         UnknownImageError
-            If the catalog does not list its image. If XNAT has it no more, this is noted.
+            If the catalog does not list its image. If XNAT does not have it any more, this is noted.
         UnknownImageError, AmbiguousNameError, InvalidIdError
-            If only a name was given, and no image or several have it. The label is unassigned then.
+            If only a name was given, and no image or several images have it. The label is unassigned then.
         UnknownLabelError
             If it has left the outbox.
         ServerError
@@ -248,7 +248,7 @@ class Delivery:
         raise error
 
     def _looked_up(self, entry: WaitingLabel) -> WaitingLabel:
-        """Look up the name that was given as the image of a label, and make the label one of that image."""
+        """Look up the image by the name that was given for a label, and assign the label to that image."""
         found: Scan | UnknownImageError | AmbiguousNameError | InvalidIdError
         try:
             found = self._catalog.scan(entry.given, insist=True)
@@ -258,7 +258,7 @@ class Delivery:
             current = self._outbox.current(entry)
             if current is None:
                 raise UnknownLabelError(f"the label {entry.tag!r} was removed from the outbox before it was sent")
-            if current.image_id is not None:  # another process, or a person, was quicker
+            if current.image_id is not None:  # another process or a person has assigned it in the meantime
                 return current
             if isinstance(found, Scan):
                 return self._outbox.assign(current, found.image_id)
@@ -268,9 +268,9 @@ class Delivery:
         raise found
 
     def _of_same_series(self, entry: WaitingLabel) -> list[Scan]:
-        """Return the images in the project of a label whose series its description names, if its own is not listed.
+        """Return the images in the label's project that have the series of its image, if its own image is not listed.
 
-        A session that was deleted and imported anew has other ids, and the same series.
+        A session that was deleted and imported anew has other ids, but the same series.
         """
         image = entry.image_id
         if image is None or self._catalog.get(str(image)) is not None:
@@ -287,9 +287,9 @@ class Delivery:
         ]
 
     def _bring_home(self) -> None:
-        """Move what waits in earlier folders into the outbox, each label under the lock of its resource.
+        """Move labels that wait in earlier folders into the outbox, each under the lock of its resource.
 
-        An earlier version may be running on this machine, and be sending just this label.
+        An earlier release may be running on this machine and may be sending the same label.
         """
         for stray in self._outbox.strays():
             image = stray.image_id
@@ -298,16 +298,16 @@ class Delivery:
                 with writing(self._session.settings, place):
                     if self._outbox.current(stray) is not None:
                         self._outbox.bring_home(stray)
-            except (XNATDatastoreError, OSError) as error:  # it is served and sent from where it is
+            except (XNATDatastoreError, OSError) as error:  # it stays there, and is served and sent from there
                 logger.info("a label that waits could not be moved to %s: %s", self._outbox.folder, error)
 
     def start(self, pause: float = 0.0) -> None:
-        """Replay in the background until nothing waits, with growing pauses.
+        """Start a thread that sends labels until none waits, with growing pauses. A read-only datastore sends none.
 
         Parameters
         ----------
         pause : float
-            Seconds before the first try; it counts only where no replay is under way.
+            Seconds before the first attempt. It is ignored if the thread is already running.
         """
         if self._session.settings.read_only:
             return
@@ -319,13 +319,13 @@ class Delivery:
             self._background.start()
 
     def retry_soon(self) -> None:
-        """Try again at once what waits, for XNAT has just taken a label."""
+        """Try again at once to send the labels that wait, because XNAT has just accepted one."""
         self._wake.set()
         if self._outbox.entries():
             self.start()
 
     def close(self) -> None:
-        """End the background thread; what waits stays in the outbox."""
+        """End the background thread; labels that wait stay in the outbox."""
         with self._start:
             self._stop.set()
             self._wake.set()
@@ -344,10 +344,10 @@ class Delivery:
                     if not self.mine():
                         self._background.leave()
                         return
-            except Exception as error:  # whatever it is, what waits must be tried again
+            except Exception as error:  # after any error, the labels must be tried again
                 logger.warning("what waits in the outbox could not be sent: %s", type(error).__name__)
                 logger.info("why the outbox could not be sent", exc_info=True)
-            if failures:  # what is just being sent by whoever saved it is none of ours
+            if failures:  # a label that the saving thread is sending at this moment does not count
                 logger.warning("%d labels still wait for XNAT; `monailabel-xnat outbox` shows why", len(failures))
             for folder, reason in failures.items():
                 logger.debug("waits in %s: %s", folder, reason)
@@ -355,7 +355,7 @@ class Delivery:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _require_unchanged(self, entry: WaitingLabel) -> None:
-        """Raise CacheError unless the bytes are those that were saved, by the digest in the name of the version."""
+        """Raise CacheError if the content differs from what was saved, by the digest in the version's name."""
         try:
             is_unchanged = renamed(entry.version, file_digest(entry.file)) == entry.version
         except FileNotFoundError:  # another process has just taken it out
@@ -368,7 +368,7 @@ class Delivery:
             )
 
     def _placed(self, entry: WaitingLabel, scan: Scan, grid: Grid) -> WaitingLabel:
-        """Put a label on the grid of its image, which could not be had when the label was saved."""
+        """Put a label on the grid of its image, because the image was not available when the label was saved."""
         try:
             incoming = read_incoming(entry.file, lambda: grid)
         except (LabelGeometryError, LabelFileError):
@@ -397,7 +397,7 @@ class Delivery:
     def _described(
         self, entry: WaitingLabel, scan: Scan, incoming: IncomingLabel, known: dict[str, Any]
     ) -> dict[str, Any]:
-        """Describe a label that could not be read when it was saved."""
+        """Return the description of a label that could not be read when it was saved."""
         source = known.get("source")
         described = describe(
             scan,
@@ -410,18 +410,18 @@ class Delivery:
         return {**described, "saved_at": known.get("saved_at"), "saved_by": known.get("saved_by", entry.user)}
 
     def _keep(self, entry: WaitingLabel, scan: Scan, version: LabelVersion) -> None:
-        """Keep the file, so that it need not be fetched; where the disk is full it will be."""
+        """Keep the file on this machine, so that it need not be downloaded. If the disk is full, it will be."""
         try:
             self._files.keep(scan.image_id, entry.tag, version, entry.file)
         except CacheError as error:
             logger.debug("%s", error)
 
     def _not_behind(self, entry: WaitingLabel, scan: Scan) -> WaitingLabel:
-        """Rename an entry that was never sent if XNAT holds a newer name, for then this clock is behind another."""
+        """Rename an entry that was never sent if XNAT holds a newer name: then this machine's clock is behind."""
         label = resource_of(entry.tag)
         stored = self._versions.of(scan, label) if scan.resource(label) else []
         newest = stored[:1]
-        # Another process may have brought it to XNAT and been ended before it took it out: then it is there already.
+        # It may be in XNAT already, if another process sent it and ended before it took it out of the outbox.
         if not newest or newest[0].name < entry.version or any(found.name == entry.version for found in stored):
             return entry
         logger.info("the clock of this machine is behind: XNAT has a version %s of the label", newest[0].name)
@@ -432,9 +432,9 @@ class Delivery:
 
 
 def _uploads(entry: WaitingLabel) -> list[Upload]:
-    """Return the files of an entry, to be stored with overwrite: no name stands for two contents."""
+    """Return the files of an entry. Overwriting them is safe, because each name stands for only one content."""
     form, content = ("NIFTI", "SEG") if entry.suffix == LABEL_MAP else ("JSON", "RESULT")
-    # The label first: who finds it without its description can use it, but not the other way round.
+    # The label comes first: a label without its description can be used, but not a description without its label.
     return [
         Upload(entry.version + entry.suffix, entry.file, form, content),
         Upload(entry.version + DESCRIPTION, encode(entry.description()), "JSON", "MONAILABEL"),

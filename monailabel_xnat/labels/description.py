@@ -3,24 +3,25 @@
 ``format_version``
     1.
 ``image_id``, ``tag``, ``series_uid``
-    What the label belongs to.
+    The image, the tag and the Series Instance UID that the label belongs to.
 ``saved_at``, ``saved_by``
-    When (UTC, ISO 8601) and by which XNAT user.
+    When the label was saved (UTC, ISO 8601), and by which XNAT user.
 ``source``
-    ``model`` and ``model_version`` that made it, ``client`` that sent it and ``file_type`` of what was sent, as far as
-    known.
+    ``model`` and ``model_version`` that made the label, ``client`` that sent it, and ``file_type`` (extension) of the
+    file that was sent, as far as they are known.
 ``segments``
-    Of a label map: ``value``, ``name``, ``colour`` (red, green, blue, 0 to 255, or null) and ``voxels`` (how many).
+    For a label map, a list: ``value``, ``name``, ``colour`` (red, green, blue, 0 to 255, or null) and ``voxels`` (how
+    many).
 ``geometry``
-    Of a label map: ``shape`` (i, j, k), ``affine`` (voxel index to RAS, mm) and ``orientation`` (such as ``LPS``).
+    For a label map: ``shape`` (i, j, k), ``affine`` (voxel index to RAS, mm) and ``orientation`` (such as ``LPS``).
 ``sha256``
-    Hexadecimal digest of the file beside it.
+    Hexadecimal digest of the label's file.
 ``notes``
-    What was changed when it was stored, such as the order of its axes.
+    What was changed when the label was stored, such as the order of its axes.
 ``restored_from``
-    The version whose content was stored anew, where it was.
+    If an earlier version was restored: the name of that version.
 ``info``
-    MONAI Label's label info, unchanged; the only part that changes later.
+    MONAI Label's label info, unchanged. It is the only part that may change later.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def describe(
     file_type: str,
     configured: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Describe a label, but for what is known only once its file is written.
+    """Return the description of a label, without the parts that `completed` adds after its file is written.
 
     Parameters
     ----------
@@ -70,11 +71,11 @@ def describe(
     tag : str
         The label's tag.
     info : mapping
-        The caller's label info, plain JSON values.
+        The caller's label info, with plain JSON values.
     label : LabelMap or None
-        The label map, on the grid of the image; None for the result of another task.
+        The label map, on the grid of the image; None for the result of a task that is not a segmentation.
     file_type : str
-        Extension of what was sent.
+        Extension of the file that was sent.
     configured : mapping of str to int
         Voxel value of each name in the settings.
     """
@@ -101,38 +102,51 @@ def describe(
 
 
 def completed(description: Mapping[str, Any], *, sha256: str, saved_at: datetime, saved_by: str) -> dict[str, Any]:
-    """Add what is known once the label is written."""
+    """Return a description with the facts that are known after the label is written.
+
+    Parameters
+    ----------
+    description : mapping
+        The description, from `describe`.
+    sha256 : str
+        Hexadecimal digest of the label's file.
+    saved_at : datetime
+        When the label was saved, with a time zone.
+    saved_by : str
+        XNAT's name of the user who saved it.
+    """
     time = saved_at.astimezone(timezone.utc).isoformat(timespec="microseconds")
     return {**description, "sha256": sha256, "saved_at": time, "saved_by": saved_by}
 
 
 def placed(description: Mapping[str, Any], label: LabelMap, sha256: str) -> dict[str, Any]:
-    """Return the description of a label that was put on the grid of its image after it had been described."""
+    """Return a new description for a label that was put on the grid of its image after it was described."""
     notes = [*description.get("notes", []), *label.notes]
     return {**description, "geometry": _geometry(label), "notes": notes, "sha256": sha256}
 
 
 def encode(description: Mapping[str, Any], previous_size: int | None = None) -> bytes:
-    """Write a description as JSON.
+    """Return a description as JSON.
 
     Parameters
     ----------
     description : mapping
         The description.
     previous_size : int or None
-        Bytes of the one that it replaces; the new one is made to differ in size.
+        Size in bytes of the description that it replaces. The new one gets another size, because readers see a change
+        by the size.
     """
     content = json.dumps(description, indent=1).encode()
     return content if previous_size is None else resized(content, previous_size)
 
 
 def decode(content: bytes) -> dict[str, Any]:
-    """Read a description.
+    """Return a description from JSON.
 
     Raises
     ------
     ValueError
-        If it is no JSON object.
+        If the content is not a JSON object.
     """
     description = json.loads(content)
     if not isinstance(description, dict):
@@ -176,23 +190,23 @@ def _geometry(label: LabelMap) -> dict[str, Any]:
 
 
 def require_description(description: Mapping[str, Any], scan: Scan, resource: str, digest: str) -> None:
-    """Refuse what is no description of a label; see :mod:`~monailabel_xnat.labels.description` for the form.
+    """Refuse content that is not the description of a certain label.
 
     Parameters
     ----------
     description : mapping
-        What was read.
+        What was read; :mod:`~monailabel_xnat.labels.description` shows the form that it must have.
     scan : Scan
-        The image that it should describe a label of.
+        The image of the label.
     resource : str
-        Label of the resource that it lies in.
+        Label of the resource that holds the label.
     digest : str
-        How the SHA-256 of the label's file begins, hexadecimal.
+        The first digits of the SHA-256 of the label's file, hexadecimal.
 
     Raises
     ------
     ValueError
-        If it has not the form of a description, or is that of another label. The text says what is wrong.
+        If it does not have the form of a description, or describes another label. The text says what is wrong.
     """
     for key, is_fine in _NEEDED.items():
         if key not in description:
@@ -211,7 +225,10 @@ def require_description(description: Mapping[str, Any], scan: Scan, resource: st
 
 
 def _is_of(description: Mapping[str, Any], scan: Scan) -> bool:
-    """Return whether a description is of an image: by its ids, or by its series, which a copied session keeps."""
+    """Return whether a description belongs to an image, by its series or by the ids of experiment and scan.
+
+    A session that is copied or imported anew has other ids, but the same series.
+    """
     series = description.get("series_uid")
     if series and series == scan.series_uid:
         return True
@@ -286,14 +303,14 @@ _KIND = "label description"
 
 
 class Descriptions:
-    """Reads and changes the description files.
+    """Reads and changes the description files in XNAT.
 
     Parameters
     ----------
     session : Session
         The connection.
     read_cache : ReadCache
-        Keeps what was read.
+        Keeps descriptions that were read, on this disk.
     """
 
     def __init__(self, session: Session, read_cache: ReadCache) -> None:
@@ -303,14 +320,14 @@ class Descriptions:
         self._read: dict[str, tuple[RemoteFile, dict[str, Any]]] = {}
 
     def read(self, scan: Scan, version: LabelVersion) -> dict[str, Any]:
-        """Return the description of a version of a label of an image; {} if XNAT lists none.
+        """Return the description of a version of a label; {} if XNAT lists none.
 
         Raises
         ------
         MalformedFileError
-            If it has not the form of a description, or is that of another label.
+            If the file does not have the form of a description, or describes another label.
         TransferError
-            If something else came than XNAT lists, or nothing.
+            If the file differs from XNAT's list, or is missing although XNAT lists it.
         ServerError
             If XNAT fails.
         """
@@ -319,7 +336,7 @@ class Descriptions:
             return {}
         with self._lock:
             known = self._read.get(file.uri)
-        # The same size and digest; a change always shows in the size.
+        # An equal file has the same size and digest. Every change shows in the size; see `encode`.
         if known is None or known[0] != file:
             known = (file, self._remembered(file) or self._fetch(scan, version, file))
             with self._lock:
@@ -334,7 +351,9 @@ class Descriptions:
         changes: Mapping[str, Any],
         missing: Callable[[], dict[str, Any]],
     ) -> list[RemoteFile]:
-        """Merge top-level keys into the info of a version, as XNAT holds it now; the caller holds the resource.
+        """Merge top-level keys into the info that XNAT holds now for a version.
+
+        The caller holds the lock of the resource.
 
         Parameters
         ----------
@@ -345,9 +364,9 @@ class Descriptions:
         version : LabelVersion
             The version.
         changes : mapping
-            The keys.
+            The keys with their new values.
         missing : callable
-            Makes the description where XNAT holds none.
+            Returns a new description; called if XNAT holds none.
 
         Returns
         -------

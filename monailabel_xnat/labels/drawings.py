@@ -1,7 +1,8 @@
-"""What people drew, ROI collections of the XNAT-OHIF viewer and scans with SEG or RTSTRUCT, as labels of their image.
+"""Drawings as labels: ROI collections of the XNAT-OHIF viewer, and scans with a SEG or RTSTRUCT.
 
-They are read, never changed. Each is decoded once; what came of it stays on this machine, beside the label files:
-``<name>.nii.gz`` and ``<name>.json``, a description of the form of :mod:`~monailabel_xnat.labels.description`.
+Drawings in XNAT are read, but never changed. Each is decoded once. The result stays on this machine beside the label
+files: ``<name>.nii.gz``, and ``<name>.json`` with a description like those in
+:mod:`~monailabel_xnat.labels.description`.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ logger = logging.getLogger(__name__)
 
 
 ROI_FACTS = "roi_collection"
-"""Where the label info tells of the ROI collection that a label was drawn as."""
+"""The key in the label info under which the facts about the original drawing are stored."""
 
 _KIND = "ROI collection stored at"
-# Several questions about one label follow each other; while XNAT fails they are not all to wait for it.
+# Seconds. MONAI Label asks several things about one label in a row; while XNAT fails, only the first one waits for it.
 _ASK_AGAIN_SECONDS = 5.0
 
 
@@ -62,18 +63,18 @@ READERS: Mapping[str, Callable[[Path, Grid], LabelMap]] = {
 
 
 class Drawings:
-    """Reads what people drew: ROI collections, and scans that hold a SEG or RTSTRUCT.
+    """Reads drawings: ROI collections, and scans that hold a SEG or RTSTRUCT.
 
     Parameters
     ----------
     session : Session
-        The connection; its settings say which drawings count, and as which tag.
+        The connection; its settings say which drawings count as labels, and with which tag.
     images : Images
-        Tell the grids of images.
+        Returns the grids of images.
     folder : Path
-        Where what was decoded is kept.
+        The folder for decoded drawings.
     read_cache : ReadCache
-        Keeps when ROI collections were stored.
+        Keeps the times at which ROI collections were stored.
     """
 
     def __init__(self, session: Session, images: Images, folder: Path, read_cache: ReadCache) -> None:
@@ -86,17 +87,17 @@ class Drawings:
         self._undated: dict[str, tuple[str, float]] = {}
 
     def ask_again(self) -> None:
-        """Forget which drawings XNAT could not date, so that it is asked again at their next use."""
+        """Forget for which drawings XNAT could not say when they were stored, so that it is asked again at once."""
         self._undated.clear()
 
     def tag(self, scan: Scan) -> str:
-        """Return the tag that an image has by what people drew; "" if nobody did. Makes no request."""
+        """Return the tag that an image has because of drawings, "" if no drawing counts; makes no request."""
         return self._settings.roi_tag if drawn_labels(scan, self._settings) else ""
 
     def newest(
         self, scan: Scan, tag: str, after: datetime | None = None, *, is_labelled: bool = False
     ) -> Drawing | None:
-        """Find the drawing that is the label with a tag, the newest one that counts.
+        """Return the drawing that is the label with a tag: the newest drawing that counts, None if there is none.
 
         Parameters
         ----------
@@ -105,14 +106,14 @@ class Drawings:
         tag : str
             The label's tag.
         after : datetime or None
-            When the newest label of ours was saved: only a drawing stored later than that is the label.
+            When our newest label was saved. A drawing is the label only if it was stored later.
         is_labelled : bool
             Whether the image has another label with the tag.
 
         Raises
         ------
         UnreadDrawingError
-            If there is a label, and something that cannot be read may be newer.
+            If there is a label, but a drawing that cannot be read may be newer.
         """
         if tag != self._settings.roi_tag:
             return None
@@ -131,20 +132,20 @@ class Drawings:
         return newest
 
     def named(self, scan: Scan, label: LabelId) -> Drawing:
-        """Find a drawing on an image by its name, also one that does not count as label of the image.
+        """Return a drawing on an image by its name, also a drawing that does not count as the label of the image.
 
         Parameters
         ----------
         scan : Scan
             The image.
         label : LabelId
-            Names a ROI collection, or a scan. A ROI collection that is called like a scan is found where no such scan
-            was drawn.
+            The name of a ROI collection or of a scan. If it names a scan and there is no such scan, a ROI collection
+            with that name is returned.
 
         Raises
         ------
         UnknownLabelError
-            If there is none, or none that can be read as label map.
+            If there is no such drawing, or it cannot be read as a label map.
         """
         readable = [drawing for drawing in scan.drawings if is_label(drawing)]
         name = PREFIX + label.drawn_scan if label.drawn_scan is not None else label.collection
@@ -160,19 +161,20 @@ class Drawings:
         )
 
     def path(self, scan: Scan, drawing: Drawing) -> Path:
-        """Return a drawing as label map (NIfTI) on the grid of its image; fetched and decoded once.
+        """Return the file of a drawing as a label map (NIfTI) on the grid of its image; it is decoded only once.
 
-        Values are those of the setting ``labels`` by the names of the segments; without it the segment numbers.
+        The values are those that the setting ``labels`` gives to the names of the segments. Without that setting they
+        are the segment numbers.
 
         Raises
         ------
         LabelError
-            If it cannot be read, does not lie on the grid, none of its segments has a name of the setting, or the
-            image changed since it was decoded.
+            If the drawing cannot be read, does not lie on the grid, or has no segment with a name in the setting, or
+            the image changed since it was decoded.
         ServerError
             If XNAT fails.
         CacheError
-            If the disk does not take it.
+            If the label map cannot be written to the disk.
         """
         path = self._path(scan, drawing)
         if not self._description_file(path).exists() or not path.exists():
@@ -184,7 +186,10 @@ class Drawings:
         return path
 
     def description(self, scan: Scan, drawing: Drawing) -> dict[str, Any]:
-        """Describe a drawing like a label that was saved. Until it is decoded, only what the listing shows is known."""
+        """Return a description of a drawing, like that of a saved label.
+
+        Until the drawing is decoded, it holds only what the listing shows.
+        """
         try:
             return decode(self._description_file(self._path(scan, drawing)).read_bytes())
         except (OSError, ValueError):
@@ -215,7 +220,7 @@ class Drawings:
             logger.warning("what somebody drew was read with a difference: %s", note)
 
     def _fetch(self, drawing: Drawing, folder: Path) -> tuple[Path, datetime]:
-        """Fetch the file of a drawing into a folder; return it, and when it was stored."""
+        """Download the file of a drawing into a folder, and return its path and the time when it was stored."""
         if isinstance(drawing, DrawnScan):
             return fetch_drawn(self._session, drawing, folder), _listed_time(drawing)
         return download_collection(self._session, drawing, folder)
@@ -238,7 +243,7 @@ class Drawings:
     def _newest_of(self, drawn: list[Drawing]) -> Drawing | None:
         if len(drawn) < 2:
             return drawn[0] if drawn else None
-        # One clock dated all ROI collections: when their files were stored is asked only where that is not enough.
+        # The same clock dated all ROI collections. XNAT is asked for the times of files only if that is not enough.
         last = drawn[-1]
         if isinstance(last, RoiCollection) and all(
             isinstance(other, RoiCollection) and other.was_stored_before(last) for other in drawn[:-1]
@@ -253,7 +258,7 @@ class Drawings:
         return self._when_stored(drawing) > than
 
     def _unread(self, scan: Scan) -> list[UnreadDrawing]:
-        """List what may be a label of an image and cannot be read."""
+        """Return the drawings that may be a label of an image, but cannot be read."""
         return [
             *scan.unread,
             *(
@@ -264,7 +269,7 @@ class Drawings:
         ]
 
     def _may_be_later(self, item: UnreadDrawing, newest: Drawing | None, after: datetime | None) -> bool:
-        """Return whether something unread may have been stored later than the newest label that can be read."""
+        """Return whether an unread drawing may have been stored later than the newest label that can be read."""
         unread = item.drawing
         if unread is None:
             return True
@@ -276,18 +281,20 @@ class Drawings:
         if after is None:
             return True
         try:
-            # Without its kind nobody knows where its file is, which would tell its time.
+            # The time is that of its file. Without its kind it is not known where the file is.
             return self._is_later(unread, after) if unread.kind else unread.stored_between[1] >= after
         except UnreadDrawingError:
             return True
 
     def _when_stored(self, drawing: Drawing) -> datetime:
-        """Return when a drawing was stored; XNAT is asked once for each collection, and was where a scan was read.
+        """Return when a drawing was stored.
+
+        XNAT is asked once for each ROI collection. For a scan the time is known since the scan was read.
 
         Raises
         ------
         UnreadDrawingError
-            If XNAT does not tell.
+            If XNAT does not say when it was stored.
         """
         if isinstance(drawing, DrawnScan):
             if drawing.stored_at is None:
@@ -338,7 +345,7 @@ def _named_by(label: str) -> str:
 
 
 def _listed_time(drawing: Drawing) -> datetime:
-    """Return when a drawing was stored, as far as that is known without asking."""
+    """Return when a drawing was stored, as far as it is known without a request."""
     if isinstance(drawing, DrawnScan):
         return drawing.stored_at or datetime.fromtimestamp(0, timezone.utc)
     return stored_at(drawing)

@@ -1,16 +1,16 @@
-"""One label that waits for XNAT: its folder on the disk, and what its files say.
+"""One label that waits for XNAT: its folder on the disk, and the files in it.
 
-Each waits in a folder of its own below the outbox, which appears in one step (rename) once everything in it is on the
-disk, and goes in one step:
+Each label waits in a folder of its own below the outbox. The folder appears in one step (a rename) after all its files
+are on the disk, and it disappears in one step. It holds:
 
 ``label.nii.gz`` or ``label.result.json``
-    The file.
+    The label's file. The name ends otherwise (``label.dcm``) if the label is kept as it was sent.
 ``sidecar.json``
     Its description, as it will be stored in XNAT.
 ``entry.json``
-    Which image, tag and version it is, which user saved it, and its state.
+    Its image, tag and version, the user who saved it, and its state.
 ``failure.json``
-    How often it was tried and what was wrong; only where it was tried.
+    How many attempts to send it failed, and why the last one failed. It exists only after a failure.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ _PERSON = "a person who says which image it belongs to: `monailabel-xnat outbox 
 
 
 class State(str, Enum):
-    """How far a label that waits has been looked at."""
+    """How far a label that waits has been checked."""
 
     READY = "ready"
-    """It lies on the grid of its image."""
+    """It was checked: it lies on the grid of its image."""
 
     UNCHECKED = "unchecked"
-    """The image could not be had when it was saved, so that the grids are yet to be compared."""
+    """The image was not available when it was saved, so the grids must still be compared."""
 
     RAW = "raw"
-    """It is as it was sent, for it can be read only with its image, which could not be had. It is not served."""
+    """It is kept as it was sent, because its image was not available and it was not checked. It is not served."""
 
     NAMED = "named"
-    """Only a name of the image was given, while XNAT could not say whose it is. It is looked up once XNAT answers."""
+    """Only a name of the image was given, and XNAT could not say which image has it. It is looked up later."""
 
     UNASSIGNED = "unassigned"
-    """XNAT does not know the image that was named, or several bear the name. A person has to say which one it is."""
+    """XNAT does not know the image that was given, or several images have that name. A person must say which it is."""
 
     REFUSED = "refused"
-    """It does not fit its image, or is not what was saved. It is kept, for a person to look at, and not served."""
+    """It does not fit its image, or its content changed. It is kept for a person to look at, and not served."""
 
 
 @dataclass(frozen=True)
@@ -62,24 +62,24 @@ class WaitingLabel:
     Parameters
     ----------
     folder : Path
-        Where its files are.
+        The folder with its files.
     image_id : ImageId or None
-        The image; None where only a name was given that stands for no image.
+        The image; None if only a name was given and it is not known which image has it.
     tag : str
         The label's tag.
     version : str
-        The name that the version has, or will have, in XNAT; the same at each attempt, so that repeating is harmless.
+        The name that the version has, or will have, in XNAT. It is the same at each attempt, so repeats are harmless.
     suffix : str
-        What the name of its file ends in.
+        The end of its file's name.
     user : str
         XNAT's name of the user who saved it.
     state : State
-        How far it has been looked at.
+        How far it has been checked.
     given : str
-        What was given as the image, where there is no ``image_id``.
+        The text that was given as the image, if there is no ``image_id``.
     chosen_by : str
-        Of a label that is ``NAMED``: the settings that chose the images where it was saved, see
-        :func:`~monailabel_xnat.catalog.selection.chosen_by`. Among other images the name may stand for another one.
+        For a label that is ``NAMED``: the settings that chose the images where it was saved; see
+        :func:`~monailabel_xnat.catalog.selection.chosen_by`. With other settings, the name may mean another image.
     """
 
     folder: Path
@@ -94,12 +94,12 @@ class WaitingLabel:
 
     @property
     def image(self) -> str:
-        """The id of the image, or what was given as such."""
+        """The id of the image, or the text that was given as such."""
         return str(self.image_id) if self.image_id else self.given
 
     @property
     def file(self) -> Path:
-        """The label map, or the result."""
+        """The file of the label."""
         return self.folder / f"{_FILE}{self.suffix}"
 
     def description(self) -> dict[str, Any]:
@@ -124,12 +124,12 @@ class WaitingLabel:
             return {}
 
     def waits_for(self, user: str) -> str:
-        """Return what the label waits for, as far as this machine knows.
+        """Return a text that says what the label waits for, as far as this machine knows.
 
         Parameters
         ----------
         user : str
-            XNAT's name of the user who asks. What XNAT answered to another user is no reason for this one.
+            XNAT's name of the user who asks. A label of another user waits for that user.
         """
         reason = str(self.failure().get("reason", ""))
         if self.state is State.UNASSIGNED:
@@ -148,7 +148,7 @@ class WaitingLabel:
         return f"XNAT: {reason}" if reason else "its turn: nobody has tried to send it yet"
 
     def failure(self) -> dict[str, Any]:
-        """Return ``attempts``, ``reason`` and ``tried_at`` (seconds since 1970) of what went wrong; {} if nothing."""
+        """Return ``attempts``, ``reason`` and ``tried_at`` (seconds since 1970) of the last failure; {} without one."""
         try:
             return decode((self.folder / FAILURE_FILE).read_bytes())
         except (OSError, ValueError):
@@ -170,7 +170,7 @@ def read_entry(folder: Path) -> WaitingLabel | None:
 
 
 def as_json(entry: WaitingLabel) -> dict[str, str]:
-    """Return what ``entry.json`` holds of a label."""
+    """Return the content of ``entry.json`` for a label."""
     return {
         **({} if entry.image_id else {"given": entry.given}),
         **({"chosen_by": entry.chosen_by} if entry.chosen_by else {}),

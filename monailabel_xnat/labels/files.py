@@ -1,6 +1,6 @@
-"""Label files on this machine: fetched once, verified, and given only where they fit their image as it is now.
+"""Label files on this machine: each is downloaded once, verified, and used only if it fits its image as it is now.
 
-An image may have been replaced in XNAT since its label was made.
+The image may have been replaced in XNAT since its label was made.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ logger = logging.getLogger(__name__)
 
 
 class LabelFiles:
-    """A folder of label files, one for each image, tag and version; a version never changes.
+    """A folder with a file for each image, tag and version. A version never changes.
 
     Parameters
     ----------
     session : Session
         The connection.
     folder : Path
-        Made when the first label comes.
+        The folder; it is made when the first label comes.
     """
 
     def __init__(self, session: Session, folder: Path) -> None:
@@ -54,16 +54,16 @@ class LabelFiles:
         self._folder = folder
 
     def path(self, image: ImageId, tag: str, version: LabelVersion) -> Path:
-        """Return the file of a version, fetched if it is not there.
+        """Return the file of a version, which is downloaded if it is not in the folder.
 
         Raises
         ------
         TransferError
-            If what XNAT sends is not what was saved.
+            If XNAT sends other content than was saved.
         ServerError
             If XNAT fails.
         CacheError
-            If the disk does not take it.
+            If the file cannot be written to the disk.
         """
         path = self._path(image, tag, version)
         if not _is_whole(path, version):
@@ -72,16 +72,18 @@ class LabelFiles:
         return path
 
     def keep(self, image: ImageId, tag: str, version: LabelVersion, source: Path) -> Path:
-        """Take over the file of a version from the outbox, without copying it where the disk allows.
+        """Put the file of a version from the outbox into the folder, as a link if the disk allows it, and return it.
 
         Raises
         ------
         CacheError
-            If it is not what was saved.
+            If the content is not what was saved.
+        FileNotFoundError
+            If the file has left the outbox.
         """
         path = self._path(image, tag, version)
         if not _is_whole(path, version):
-            # What is open can be copied also after another process has taken it out of the outbox.
+            # An open file can be copied even after another process has removed it from the outbox.
             with source.open("rb") as stream, self._arriving(path) as temporary:
                 try:
                     os.link(source, temporary)
@@ -96,16 +98,16 @@ class LabelFiles:
         return path
 
     def derived(self, path: Path, mark: str, write: Callable[[Path], None]) -> Path:
-        """Return the file that was made of another label map, made if it is not there.
+        """Return a file that is made from a label map; it is made if it does not exist.
 
         Parameters
         ----------
         path : Path
-            The other one, in this folder.
+            The original label map, in this folder.
         mark : str
-            What was done with it, fit for a file name.
+            A text that says what was changed; it becomes a part of the file name.
         write : callable
-            Writes it to a path, in one step.
+            Writes the new file to a path, in one step.
         """
         target = path.with_name(f"{path.name[: -len(LABEL_MAP)]}_{mark}{LABEL_MAP}")
         if not target.exists():
@@ -117,7 +119,7 @@ class LabelFiles:
         self._path(image, tag, version).unlink(missing_ok=True)
 
     def _path(self, image: ImageId, tag: str, version: LabelVersion) -> Path:
-        # No dot but that of the extension: MONAI Label takes all that follows the first for it.
+        # The name has no dot before the extension, because MONAI Label takes all text after the first dot as extension.
         text = f"{image.subject}_{image.experiment}_{image.scan}_{tag}_{version.name}"
         stem = safe_name(text, f"{image} {tag} {version.name}")
         return self._folder / (stem + version.extension)
@@ -126,7 +128,8 @@ class LabelFiles:
         assert version.file is not None  # noqa: S101 - only what waits in the outbox has none
         fetched = fetch(self._session, version.file, target)
         found = fetched.sha256
-        # What the built-in datastore left is not named by us; XNAT's size and its digest tell, where it lists them.
+        # Names of our files contain the digest. Files of other programs are compared with the size and the MD5 that
+        # XNAT lists, if it lists them.
         is_listed = version.file.size in (None, fetched.size) and version.file.md5 in ("", fetched.md5)
         if found.startswith(version.digest) if version.saved_at is not None else is_listed:
             return
@@ -139,7 +142,7 @@ class LabelFiles:
 
     @contextmanager
     def _arriving(self, path: Path) -> Iterator[Path]:
-        """Yield a temporary name; what is there at the end appears under its own in one step."""
+        """Yield a temporary path. At the end the file there gets its final name in one step."""
         hint = "make room on the disk or set cache_path to another one"
         with must_work(f"keep the label in {self._folder}", hint):
             private_folder(self._folder)
@@ -156,7 +159,7 @@ def _is_whole(path: Path, version: LabelVersion) -> bool:
 
 
 def grid_now(images: Images, scan: Scan) -> Grid | None:
-    """Return the grid of an image as it is now; None if the image cannot be had, so that nothing can be compared."""
+    """Return the grid of an image as it is now; None if the image is not available, so nothing can be compared."""
     try:
         return images.grid(scan)
     except (ServerError, ImageError) as error:
@@ -165,7 +168,7 @@ def grid_now(images: Images, scan: Scan) -> Grid | None:
 
 
 def require_fit(label: Grid, image: Grid) -> None:
-    """Compare a label with its image, as closely as where it was saved.
+    """Refuse a label whose grid differs from that of its image, with the same tolerance as when it was saved.
 
     Raises
     ------
@@ -180,7 +183,7 @@ def require_fit(label: Grid, image: Grid) -> None:
 
 
 def require_fit_of_file(path: Path, image: Grid) -> None:
-    """Compare a label map on this machine (NIfTI) with its image; what is no NIfTI file is not compared.
+    """Refuse a label map on this machine whose grid differs from that of its image; only NIfTI files are compared.
 
     Raises
     ------
@@ -193,9 +196,10 @@ def require_fit_of_file(path: Path, image: Grid) -> None:
 
 
 def require_fit_of_description(description: Mapping[str, Any], image: Grid) -> None:
-    """Compare the geometry in a label's description with its image; one without geometry is not compared.
+    """Refuse a label if the geometry in its description differs from that of its image.
 
-    It may also be what another program, or an earlier version, understood of the image's file.
+    A description without a geometry is not compared. The geometry may also be one that another program, or an earlier
+    release of this package, read from the image's file.
 
     Raises
     ------
@@ -217,7 +221,7 @@ def require_fit_of_description(description: Mapping[str, Any], image: Grid) -> N
 
 
 def grid_of_file(path: Path) -> Grid | None:
-    """Return the grid of a label map on this machine; None if it is no NIfTI file."""
+    """Return the grid of a label map on this machine; None if it is not a NIfTI file."""
     try:
         return Grid.of_nifti(path)
     except ValueError:
@@ -225,18 +229,29 @@ def grid_of_file(path: Path) -> Grid | None:
 
 
 def mark_of(grid: Grid) -> str:
-    """Return a short text that differs for another grid, fit for a file name."""
+    """Return a short text for a file name that is different for each grid."""
     text = f"{grid.shape} {np.round(grid.affine, 4).tolist()}"
     return text_digest(text)[:8]
 
 
 def place(source: Path, grid: Grid, target: Path) -> None:
-    """Write a label of ours, saved when the file of its image was understood otherwise, voxel by voxel on a grid."""
+    """Write one of our labels with the affine of a grid; its voxels stay as they are.
+
+    It was saved when the image's file was read with another affine.
+    """
     write_label(replace(read_label(source), affine=grid.affine), target)
 
 
 def align(source: Path, grid: Grid, target: Path) -> None:
-    """Write what others left on a grid."""
+    """Write a label of another program on a grid.
+
+    Raises
+    ------
+    LabelGeometryError
+        If it does not lie on the grid.
+    LabelFileError
+        If it is not a label map.
+    """
     try:
         label = read_incoming(source, lambda: grid).label
     except LabelGeometryError as error:

@@ -1,4 +1,4 @@
-"""A label as a client sends it: read, put on the grid of its image, and made into the file that is stored."""
+"""Reading a label as a client sends it: it is put on the grid of its image and written as the file that is stored."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from monailabel_xnat.labels.version import LABEL_MAP, RESULT
 logger = logging.getLogger(__name__)
 
 
-# Longest first, for a file may be called anything: "P/S/E/1.2.840.seg.nrrd" sent by a reviewer has six "suffixes".
+# The longest come first. A file may have any name, so its suffixes say nothing: "1.2.840.seg.nrrd" has four of them.
 _EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nrrd", ".json", ".nii", ".mha", ".mhd", ".bin", ".dcm")
 _HEAD_BYTES = 400
-# Bare voxels, and slices that are placed by the slices of the image.
+# Files of bare voxels, and DICOM SEG objects, whose frames are placed by the slices of the image.
 _NEED_THE_IMAGE = (".bin", ".dcm")
 
 
 @dataclass(frozen=True, eq=False)
 class IncomingLabel:
-    """A label ready to be stored.
+    """A label that is ready to be stored.
 
     Parameters
     ----------
     label : LabelMap or None
-        A label map on the grid of its image.
+        The label map. It is on the grid of its image, unless there was a ``problem``.
     result : bytes
-        Where there is none: the JSON result of a task that is no segmentation, as it was sent.
+        If there is no label map: the JSON result of a task that is not a segmentation, as it was sent.
     file_type : str
-        Extension of what was sent.
-    problem : XNATDatastoreError or None
-        Why the image could not be had, so that the label was not compared with it.
+        Extension of the file that was sent.
+    problem : ServerError, CacheError or None
+        Why the image was not available, so that the label was not compared with it.
     raw : Path or None
-        What was sent, where it can be read only with its image, which could not be had.
+        The file that was sent, if it can be read only together with its image and the image was not available.
     """
 
     label: LabelMap | None
@@ -54,13 +54,13 @@ class IncomingLabel:
 
     @property
     def suffix(self) -> str:
-        """What the name of its file in XNAT ends in; of a raw one its extension."""
+        """The end of its file's name in XNAT; for a raw label, the extension of the file that was sent."""
         if self.raw:
             return self.file_type
         return LABEL_MAP if self.label else RESULT
 
     def write(self, path: Path) -> None:
-        """Write the file that is stored."""
+        """Write the file that is stored in XNAT, or the raw file that waits in the outbox."""
         if self.raw:
             shutil.copyfile(self.raw, path)
         elif self.label:
@@ -75,18 +75,19 @@ def read_incoming(source: Path, grid: Callable[[], Grid]) -> IncomingLabel:
     Parameters
     ----------
     source : Path
-        NIfTI, NRRD (also ``.seg.nrrd``), MetaImage, DICOM SEG, JSON, or ``.bin``: bare voxels in Fortran order on the
-        grid of the image, of 1 or 2 bytes. The content decides; the name only where the content does not tell.
+        NIfTI, NRRD (also ``.seg.nrrd``), MetaImage, DICOM SEG, JSON, or ``.bin``. The last holds bare voxels of 1 or 2
+        bytes (little endian) in Fortran order on the grid of the image. The content decides which it is; the name
+        matters only if the content does not show it.
     grid : callable
-        Gives the grid of the image; asked only for a label map. Where it raises a ServerError or a CacheError, the
-        label is taken without it.
+        Returns the grid of the image. It is called only for a label map. If it raises a ServerError or a CacheError,
+        the label is accepted without a comparison.
 
     Raises
     ------
     LabelFileError
-        If the file is missing, empty or no label.
+        If the file is missing, empty or not a label.
     LabelGeometryError
-        If it does not lie on the grid.
+        If the label does not lie on the grid.
     """
     if not source.is_file():
         raise LabelFileError(f"no such label file: {source}", hint="check the path")
@@ -102,7 +103,8 @@ def read_incoming(source: Path, grid: Callable[[], Grid]) -> IncomingLabel:
     except (ServerError, CacheError) as error:
         logger.info("a label is taken without comparing it with its image, which cannot be had: %s", error)
         problem = error
-    # What is no label is refused in any case; what is too large for its image, before it takes memory.
+    # Read it also without an image, so that a file that is not a label is refused. With the image, a label that is too
+    # large is refused before it takes memory.
     label = None if extension in _NEED_THE_IMAGE else _read_as(source, extension, found)
     if found is None:
         return IncomingLabel(label, b"", extension, problem, raw=None if label else source)
@@ -115,7 +117,7 @@ def read_incoming(source: Path, grid: Callable[[], Grid]) -> IncomingLabel:
 
 
 def _extension_of(source: Path) -> str:
-    """Return the extension that a file should have by its kind; "" if the kind is not known."""
+    """Return the extension that fits the content of a file; "" if its kind is not known."""
     name = source.name.lower()
     named = next((extension for extension in _EXTENSIONS if name.endswith(extension)), "")
     if named == ".bin":
@@ -124,7 +126,7 @@ def _extension_of(source: Path) -> str:
     if not found:
         with source.open("rb") as stream:
             found = ".json" if stream.read(_HEAD_BYTES).lstrip()[:1] in (b"{", b"[") else ""
-    # What the name adds: only it tells a segmentation from another NRRD, and a header whose voxels lie beside it.
+    # Some facts stand only in the name: that an NRRD file is a segmentation, and that voxels lie beside their header.
     return named if not found or named.endswith(found) or (named, found) == (".mhd", ".mha") else found
 
 
@@ -152,7 +154,7 @@ def _read_voxels(source: Path, grid: Grid) -> LabelMap:
 
 
 def _read_as(source: Path, extension: str, image: Grid | None) -> LabelMap:
-    """Read an image file as what it is, whatever it is called."""
+    """Read a label map by the extension that fits its content, whatever the name of the file is."""
     try:
         check_data_file(source, [path.name for path in source.parent.iterdir()])
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""Which labels each image has, in XNAT, in the outbox and left by other programs, and how many images have one."""
+"""Which labels each image has (in XNAT, in the outbox, and from other programs), and how many images have a label."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 DRAFT_TAG = "original"
-"""MONAI Label's tag for what a model drew; what the built-in datastore left counts as such."""
+"""MONAI Label's tag for labels that a model drew. Labels of MONAI Label's built-in datastore count as such."""
 _BUILT_IN_FILES = "*.nii.gz"
 
 
@@ -29,11 +29,11 @@ class Index:
     Parameters
     ----------
     versions : StoredVersions
-        Those in XNAT.
+        Lists the labels in XNAT.
     outbox : Outbox
-        Those that wait.
+        Holds the labels that wait.
     others : sequence of tuple
-        Tag, resource and file pattern of labels that others left.
+        Tag, resource and file pattern for labels of other programs.
     """
 
     def __init__(self, versions: StoredVersions, outbox: Outbox, others: Sequence[tuple[str, str, str]] = ()) -> None:
@@ -45,13 +45,13 @@ class Index:
             self._others_in.setdefault(resource, []).append((tag, pattern))
 
     def tags(self, scan: Scan) -> list[str]:
-        """List the tags that an image has labels with, waiting ones included; makes no request."""
+        """Return the tags of the labels that an image has, waiting labels included; makes no request."""
         tags = set(self.tags_in_xnat(scan))
         tags.update(entry.tag for entry in self._outbox.of(scan.image_id))
         return sorted(tags)
 
     def tags_in_xnat(self, scan: Scan) -> list[str]:
-        """List the tags that an image has labels with in XNAT; makes no request."""
+        """Return the tags of the labels that an image has in XNAT; makes no request."""
         tags = set()
         for resource in scan.resources:
             ours = tag_of(resource.label)
@@ -63,7 +63,7 @@ class Index:
         return sorted(tags) if tags else []
 
     def all(self, scan: Scan, tag: str) -> list[LabelVersion]:
-        """List the versions of a label, newest first, hidden ones included; [] if there are none.
+        """Return the versions of a label, newest first, also those that wait or are hidden; [] if there are none.
 
         Raises
         ------
@@ -81,7 +81,7 @@ class Index:
         return sorted([*stored, *pending], key=_time_of, reverse=True)
 
     def find(self, scan: Scan, tag: str, version: str | None = None) -> LabelVersion:
-        """Find a version of a label, also a hidden one; the current one if none is named.
+        """Return a version of a label; without a name the current one. A hidden version is found only by its name.
 
         Raises
         ------
@@ -93,7 +93,7 @@ class Index:
         try:
             versions = self.all(scan, tag)
         except ServerError:
-            versions = self._pending(scan, tag)  # while XNAT is away what waits is the newest there is
+            versions = self._pending(scan, tag)  # while XNAT does not answer, waiting labels are the newest ones
             if not versions:
                 raise
         shown = [candidate for candidate in versions if not candidate.is_hidden]
@@ -112,12 +112,12 @@ class Index:
         return found
 
     def resource(self, scan: Scan, tag: str) -> str:
-        """Return the label of the resource of the scan that holds a label in XNAT; makes no request.
+        """Return the name (XNAT's "label") of the scan resource that holds a label; makes no request.
 
         Raises
         ------
         UnknownLabelError
-            If there is none.
+            If there is no such resource.
         """
         labels = [resource_of(tag)] if is_tag(tag) else []
         labels += [resource for label_tag, resource, _ in self._others if label_tag == tag]
@@ -130,7 +130,7 @@ class Index:
         )
 
     def compare_anew(self, scans: Iterable[Scan] | None = None) -> None:
-        """List what others left in XNAT anew at its next use; of all images if none are named."""
+        """Have the labels of other programs listed anew at their next use, for some images or for all (None)."""
         if scans is None:
             self._versions.compare_anew()
             return
@@ -140,11 +140,13 @@ class Index:
                     self._versions.compare_anew((scan.image_id, resource, pattern))
 
     def entry(self, scan: Scan, tag: str, version: str) -> WaitingLabel | None:
-        """Find a version in the outbox."""
+        """Return a version that waits in the outbox; None if it is not there."""
         return next((entry for entry in self._outbox.of(scan.image_id, tag) if entry.version == version), None)
 
     def foreign(self, scan: Scan, tag: str) -> list[LabelVersion]:
-        """List what others left, newest first: files in the resources of the settings, or the built-in datastore's.
+        """Return the labels of other programs with a tag, newest first.
+
+        They are files in the resources that the settings name, or of MONAI Label's built-in datastore.
 
         Raises
         ------
@@ -162,27 +164,27 @@ class Index:
         return [LabelVersion(entry.version, entry.suffix) for entry in self._outbox.of(scan.image_id, tag)]
 
     def _is_filled(self, scan: Scan, resource: Resource, pattern: str = "") -> bool:
-        """Return whether a resource holds labels; until somebody has looked, the files that the listing shows count."""
+        """Return whether a resource holds labels. Until its files have been listed, it counts as if it held one."""
         known = self._versions.known(scan, resource.label, pattern)
         return known is None or any(not version.is_hidden for version in known)
 
 
 def _time_of(version: LabelVersion) -> str:
-    """Return what versions are ordered by: the name; what the built-in datastore left is older, in the order it has."""
+    """Return the key that versions are sorted by: the name, or "" (the oldest) for a label of another program."""
     return version.name if version.saved_at else ""
 
 
 class LabelCounts:
-    """Counts of labels in XNAT.
+    """Counts the images with labels in XNAT.
 
     Parameters
     ----------
     catalog : Catalog
-        Tells which images have changed.
+        Calls `update` with the images that have changed.
     tags : callable
-        Gives the tags that an image has labels with, without asking XNAT.
+        Returns the tags of the labels that an image has, without a request.
     drawn : callable
-        Gives how many ROI collections that people drew count as labels of an image.
+        Returns how many drawings count as labels of an image.
     """
 
     def __init__(self, catalog: Catalog, tags: Callable[[Scan], Sequence[str]], drawn: Callable[[Scan], int]) -> None:
@@ -198,15 +200,15 @@ class LabelCounts:
 
     @property
     def drawn(self) -> int:
-        """How many ROI collections count as labels."""
+        """How many drawings count as labels."""
         return self._all_drawn
 
     def update(self, images: Collection[str]) -> None:
-        """Look at some images again, by id."""
+        """Count some images, given by their ids, again."""
         drawn_before = self._all_drawn
         with self._lock:
             for image in images:
-                # What the catalog knows now, whoever was told of a change first.
+                # Take what the catalog knows now: several threads may report changes at the same time.
                 scan = self._catalog.get(image)
                 tags = tuple(self._tags_of(scan)) if scan else ()
                 if tags != self._tags.get(image, ()):
@@ -218,7 +220,7 @@ class LabelCounts:
             logger.info("%d drawings saved in viewers count as labels (settings roi_tag, roi_label)", self._all_drawn)
 
     def counts(self) -> dict[str, int]:
-        """Count the images that have a label, by tag."""
+        """Return how many images have a label, by tag."""
         with self._lock:
             return {tag: len(images) for tag, images in self._images.items() if images}
 
@@ -241,24 +243,24 @@ class LabelCounts:
             self._drawn[image] = drawn
 
 
-# Many of them must not hold up the start; until they are read, their images count as labelled.
+# Seconds to wait for the reads, so that many of them do not delay the start. Until then their images count as labelled.
 _PATIENCE = 5.0
 
 
 class HalfLabels:
-    """Looks into the label resources with an odd number of files, as soon as the catalog shows them.
+    """Lists the label resources with an odd number of files, as soon as the catalog shows them.
 
-    A label and its description are two files, so that there are few such resources. Whoever counts labels learns from
-    :class:`~monailabel_xnat.labels.resources.StoredVersions` what they hold.
+    A label and its description are two files, so there are few such resources: labels that are hidden, or incomplete.
+    :class:`~monailabel_xnat.labels.resources.StoredVersions` passes the result on, so that labels are counted again.
 
     Parameters
     ----------
     catalog : Catalog
-        Tells which images have changed.
+        Calls `update` with the images that have changed.
     versions : StoredVersions
         Lists the files, once for each change.
     connections : int
-        How many are read at a time.
+        How many resources are listed at the same time.
     """
 
     def __init__(self, catalog: Catalog, versions: StoredVersions, connections: int) -> None:
@@ -268,7 +270,7 @@ class HalfLabels:
         catalog.subscribe(self.update)
 
     def update(self, images: Collection[str]) -> None:
-        """Look into the resources of some images, by id; those that take long are read in the background."""
+        """List such resources of some images, given by their ids. After five seconds this goes on in the background."""
         found = [
             (scan, resource.label)
             for scan in filter(None, map(self._catalog.get, images))
@@ -286,5 +288,5 @@ class HalfLabels:
     def _read(self, scan: Scan, resource: str) -> None:
         try:
             self._versions.of(scan, resource)
-        except XNATDatastoreError as error:  # whoever asks for the label is told
+        except XNATDatastoreError as error:  # a caller who asks for the label gets the error
             logger.debug("a label resource with an odd number of files could not be listed: %s", error)

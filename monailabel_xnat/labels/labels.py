@@ -1,4 +1,4 @@
-"""Labels as they are read: which there are, their files, their descriptions, their history."""
+"""Reading labels: which labels exist, their files, their descriptions and their history."""
 
 from __future__ import annotations
 
@@ -57,26 +57,26 @@ Result = TypeVar("Result")
 
 
 class Labels:
-    """The labels of the images, to be read.
+    """Reads the labels of images.
 
-    A label with a tag is the newest of the versions in XNAT, of those that wait in the outbox, and, for the tag of the
-    setting ``roi_tag``, of what people drew: ROI collections, and scans that hold a DICOM SEG or RTSTRUCT.
+    The label with a tag is the newest one among the versions in XNAT and those that wait in the outbox. For the tag in
+    the setting ``roi_tag``, drawings count as well: ROI collections, and scans that hold a DICOM SEG or RTSTRUCT.
 
     Parameters
     ----------
     session : Session
         The connection.
     catalog : Catalog
-        Tells where the images are, and is told of our own writes.
+        Finds the images, and gets what our own writes change.
     images : Images
-        Tell the grid of an image.
+        Returns the grids of images.
     settings : Settings
-        Folder, and what the values of labels are.
+        The settings: folders, and the values of labels.
 
     Attributes
     ----------
     outbox, files, versions, index, drawings, descriptions
-        The parts that hold the labels, for whoever changes labels; each says in its class what it is.
+        The parts that hold the labels; `LabelStore`, which changes labels, uses them too.
     """
 
     def __init__(self, session: Session, catalog: Catalog, images: Images, settings: Settings) -> None:
@@ -96,11 +96,11 @@ class Labels:
 
     @property
     def drawn(self) -> int:
-        """How many ROI collections, saved in the viewer, count as labels."""
+        """How many drawings that were saved in viewers count as labels."""
         return self._label_counts.drawn
 
     def counts(self) -> dict[str, int]:
-        """Count the images that have a label, by tag, waiting labels included; makes no request."""
+        """Return how many images have a label, by tag, waiting labels included; makes no request."""
         counts = Counter(self._label_counts.counts())
         for tag in {entry.tag for entry in self.outbox.entries()}:
             counts[tag] = len(self.images(tag))
@@ -116,7 +116,7 @@ class Labels:
         return images
 
     def tags(self, scan: Scan) -> list[str]:
-        """List the tags that an image has labels with, waiting ones included; makes no request."""
+        """Return the tags of the labels that an image has, waiting labels included; makes no request."""
         return self._with_drawn(scan, self.index.tags(scan))
 
     def current(self, scan: Scan, tag: str) -> LabelVersion:
@@ -134,12 +134,12 @@ class Labels:
         return self.drawings.version(scan, drawn) if drawn else self.index.find(scan, tag)
 
     def resource(self, scan: Scan, tag: str) -> tuple[str, str]:
-        """Return where XNAT holds a label: the path of the scan or ROI collection, and the label of its resource.
+        """Return where XNAT holds a label: the path of the scan or ROI collection, and the name of its resource.
 
         Raises
         ------
         UnknownLabelError
-            If there is none in XNAT.
+            If there is no such label in XNAT.
         """
         drawn = self.drawing(scan, tag)
         if isinstance(drawn, DrawnScan):
@@ -147,7 +147,7 @@ class Labels:
         return (drawn.path, drawn.kind) if drawn else (scan.path, self.index.resource(scan, tag))
 
     def path(self, scan: Scan, tag: str, version: str | None = None) -> Path:
-        """Return the file of a label on this machine, the current one or an earlier version; fetched once.
+        """Return the file of a label, of its current or of an earlier version; it is downloaded only once.
 
         Raises
         ------
@@ -156,9 +156,9 @@ class Labels:
         LabelGeometryError
             If the image changed after the label was made.
         LabelError
-            If it is a ROI collection that cannot be read as label of the image.
+            If it is a drawing that cannot be read as a label of the image.
         UnreadDrawingError
-            If something that cannot be read may be newer.
+            If a drawing that cannot be read may be newer.
         ServerError
             If XNAT fails.
         """
@@ -167,16 +167,16 @@ class Labels:
         return self._listed_anew(scan, lambda: self._path(scan, tag, version))
 
     def compare_drawn(self) -> None:
-        """Look whether scans that hold drawings were overwritten, so that :meth:`training_path` need not."""
+        """Check whether scans that hold drawings were overwritten; :meth:`training_path` relies on this check."""
         self._catalog.compare_drawn()
 
     def compared(self, scan: Scan) -> Scan:
-        """Return an image with what is drawn on it now, where that cannot be seen in the listing.
+        """Return an image with the drawings that it has now; the listing does not show changes in drawn scans.
 
         Raises
         ------
         ServerError
-            If XNAT fails, so that something else may have been drawn in the meantime.
+            If XNAT fails, so that it is not known what is drawn now.
         """
         if not scan.drawn_scans:
             return scan
@@ -197,7 +197,7 @@ class Labels:
         return path if grid is None else self._fitting(path, grid)
 
     def _fitting(self, path: Path, grid: Grid) -> Path:
-        """Return a label of ours, if it lies on the grid that its image has now, or had in another reader's eyes."""
+        """Return a label of ours if it lies on the grid of its image as it is now, or as another program reads it."""
         label = grid_of_file(path)
         if label is not None and grid.is_other_form(label):
             return self.files.derived(path, f"placed_{mark_of(grid)}", lambda target: place(path, grid, target))
@@ -205,12 +205,12 @@ class Labels:
         return path
 
     def _file(self, scan: Scan, tag: str, version: str | None, found: LabelVersion) -> Path:
-        """Return the file of a version as it was stored, fetched if it is not on this machine."""
+        """Return the file of a version as it was stored; it is downloaded if it is not on this machine."""
         entry = self.index.entry(scan, tag, found.name)
         while entry is not None:
             try:
                 return self.files.keep(scan.image_id, tag, found, entry.file)
-            except FileNotFoundError:  # it has just been moved to another folder, or brought to XNAT
+            except FileNotFoundError:  # it was just moved to another folder, or sent to XNAT
                 gone, entry = entry, self.outbox.moved(entry)
                 if entry is None:
                     self._note_departure(gone)
@@ -219,7 +219,7 @@ class Labels:
         return self.files.path(scan.image_id, tag, found)
 
     def _on_grid(self, scan: Scan, path: Path, resource: str) -> Path:
-        """Return what others left, on the grid that its image has now."""
+        """Return a label of another program, on the grid that its image has now."""
         grid = self._images.grid(scan)
         if resource == BUILT_IN_RESOURCE and true_ending(path) == LABEL_MAP:
             label = grid_of_file(path)
@@ -228,15 +228,15 @@ class Labels:
         return self.files.derived(path, f"aligned_{mark_of(grid)}", lambda target: align(path, grid, target))
 
     def compare_anew(self, scans: Iterable[Scan] | None = None) -> None:
-        """Compare what others left with XNAT's list of files at its next use; of all images if none are named."""
+        """Have the labels of other programs compared with XNAT at their next use, for some images or all (None)."""
         self.index.compare_anew(scans)
         self.drawings.ask_again()
 
     def training_path(self, scan: Scan, tag: str, values: Mapping[str, int] | None = None) -> Path:
-        """Return the file of a label for a training set, with the values of the setting ``labels``.
+        """Return the file of a label for a training set, with the values in the setting ``labels``.
 
-        Where the names in its description have other values there, a file of its own is made; names that are not in
-        the setting become background.
+        If names in its description have other values in the setting, a new file is made. Segments whose names are not
+        in the setting become background.
 
         Parameters
         ----------
@@ -245,12 +245,12 @@ class Labels:
         tag : str
             The label's tag.
         values : mapping of str to int or None
-            What the model that is trained calls its labels, and their values, where the setting is empty.
+            Names and values of the labels of the model that is trained; used if the setting is empty.
 
         Raises
         ------
         LabelError
-            If it has named segments, but none of the wanted ones.
+            If it has named segments, but none with a wanted name.
         UnknownLabelError, ServerError, CacheError
             As for :meth:`path`.
         """
@@ -259,13 +259,13 @@ class Labels:
     def _training_path(self, scan: Scan, tag: str, of_model: Mapping[str, int]) -> Path:
         configured = self._settings.label_values
         self._catalog.drawn.require_compared(scan)
-        grid = self._images.grid(scan)  # where there is none to compare with, nothing is trained on
+        grid = self._images.grid(scan)  # without a grid to compare with, a label must not be trained on
         drawn = self.drawing(scan, tag)
         version = None if drawn else self.index.find(scan, tag)
         if version and version.saved_at is None:
             self.versions.require_compared(scan)
         path = self._path(scan, tag, version.name if version else None)
-        if drawn and configured:  # decoded with these values
+        if drawn and configured:  # it was decoded with these values
             return path
         description = self.description(scan, tag, version.name if version else None)
         if version and version.suffix == LABEL_MAP:
@@ -297,14 +297,14 @@ class Labels:
         UnknownLabelError
             If there is no such label or version.
         TransferError
-            If there is one that differs in size or MD5 from XNAT's list, or has not the form of a description.
+            If it differs in size or MD5 from XNAT's list, or does not have the form of a description.
         ServerError
             If XNAT fails.
         """
         return self._listed_anew(scan, lambda: self._description(scan, text_of(tag), version))
 
     def drawing_path(self, scan: Scan, label: LabelId) -> Path:
-        """Return one drawing on an image, a ROI collection or a scan, as label map on this machine.
+        """Return the file of one drawing on an image (a ROI collection or a scan) as a label map.
 
         Raises
         ------
@@ -317,7 +317,7 @@ class Labels:
         return self.drawings.path(scan, self.drawings.named(scan, label))
 
     def drawing_description(self, scan: Scan, label: LabelId) -> dict[str, Any]:
-        """Describe one drawing on an image like a label that was saved.
+        """Return a description of one drawing on an image, like that of a saved label.
 
         Raises
         ------
@@ -327,7 +327,7 @@ class Labels:
         return self.drawings.description(scan, self.drawings.named(scan, label))
 
     def load_infos(self, scans: Iterable[Scan]) -> None:
-        """Fetch the descriptions of all labels of these images, in parallel, where they are not known yet."""
+        """Read the descriptions of all labels of these images, in parallel, if they are not known yet."""
         wanted = [(scan, tag) for scan in scans for tag in self.tags(scan)]
         if not wanted:
             return
@@ -335,7 +335,7 @@ class Labels:
             list(pool.map(lambda pair: self._try_to_load(*pair), wanted))
 
     def history(self, scan: Scan, tag: str) -> list[LabelVersion]:
-        """List all versions of a label with their descriptions, newest first; [] if there are none.
+        """Return all versions of a label with their descriptions, newest first; [] if there are none.
 
         Raises
         ------
@@ -351,10 +351,10 @@ class Labels:
             return list(pool.map(lambda version: self._with_description(scan, tag, version), versions))
 
     def _with_description(self, scan: Scan, tag: str, version: LabelVersion) -> LabelVersion:
-        """Return a version with its description, or with what is wrong with it."""
+        """Return a version with its description, or with the problem of its description."""
         try:
             description = self.description(scan, tag, version.name)
-        except MalformedFileError as error:  # it stays so; the other versions are to be seen and restored all the same
+        except MalformedFileError as error:  # it stays malformed, but users must see and restore the other versions
             logger.warning("the description of a version of a label cannot be used: %s", type(error).__name__)
             return replace(version, problem=str(error))
         is_ours = version.saved_at is not None
@@ -363,7 +363,7 @@ class Labels:
         )
 
     def _listed_anew(self, scan: Scan, read: Callable[[], Result]) -> Result:
-        """Read something of a label; if it is not there as listed before, list what there is anew, and read again."""
+        """Read a part of a label. If XNAT does not have it as it was listed, forget the list and read once more."""
         try:
             return read()
         except (NotInArchiveError, TransferError):
@@ -381,26 +381,26 @@ class Labels:
         return self._with_drawn(scan, self.index.tags_in_xnat(scan))
 
     def _with_drawn(self, scan: Scan, tags: list[str]) -> list[str]:
-        """Add the tag that an image has by what people drew."""
+        """Return tags together with the tag that the image has because of drawings."""
         drawn = self.drawings.tag(scan) if scan.drawings else ""
         return tags if not drawn or drawn in tags else sorted([*tags, drawn])
 
     def _waiting_on(self, entry: WaitingLabel) -> Scan | None:
-        """Find the image of a label that waits; None if it is not listed, or the label is not served."""
+        """Return the image of a label that waits; None if it is not listed, or the label is not served."""
         if entry.image_id is None or entry.state in (State.REFUSED, State.UNASSIGNED, State.RAW):
             return None
         try:
             return self._catalog.scan(entry.image_id)
-        except (UnknownImageError, ServerError):  # or XNAT has not answered since the start
+        except (UnknownImageError, ServerError):  # ServerError: XNAT has not answered since the start
             return None
 
     def drawing(self, scan: Scan, tag: str, version: str | None = None) -> Drawing | None:
-        """Find the drawing that is a label: the newest one, if no label of ours is newer.
+        """Return the drawing that is the label: the newest one, if no label of ours is newer; else None.
 
         Raises
         ------
         UnreadDrawingError
-            If something that cannot be read may be newer than all labels that can.
+            If a drawing that cannot be read may be newer than all labels that can be read.
         """
         if version is not None or not (scan.drawings or scan.unread) or tag != self._settings.roi_tag:
             return None
@@ -423,12 +423,12 @@ class Labels:
         return self.descriptions.read(scan, version)
 
     def arrived(self, scan: Scan, tag: str, version: LabelVersion) -> tuple[Scan, LabelVersion]:
-        """Find a version in XNAT that another thread or process has just taken out of the outbox.
+        """Return a version from XNAT after another thread or process has taken it out of the outbox.
 
         Raises
         ------
         UnknownLabelError
-            If it was removed, not brought to XNAT.
+            If it was removed and not sent to XNAT.
         ServerError
             If XNAT fails.
         """
@@ -445,6 +445,6 @@ class Labels:
             logger.debug("a label's description could not be read: %s", error)
 
     def _note_departure(self, entry: WaitingLabel) -> None:
-        """Note that a label has left the outbox, so that it is looked up in XNAT before the catalog shows it."""
+        """Note that a label has left the outbox, so that XNAT is asked for it before the catalog shows it."""
         if entry.image_id is not None and entry.state in (State.READY, State.UNCHECKED):
             self._catalog.put_resource(entry.image_id, Resource(resource_of(entry.tag), None, None))

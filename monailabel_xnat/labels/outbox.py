@@ -1,4 +1,4 @@
-"""Labels that were accepted but are not in XNAT yet: on disk, so that no crash and no failure of XNAT loses one."""
+"""Labels that were accepted but are not in XNAT yet. They are on disk, so no crash and no failure of XNAT loses one."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from monailabel_xnat.labels.entry import (
 logger = logging.getLogger(__name__)
 
 _DRAFT, _GONE = ".draft-", ".gone-"
-# A draft or a folder on its way out is the work of a moment; what is older was left by a crash.
+# Drafts, and folders that are being removed, exist only for a moment. Older ones were left behind by a crash.
 _STALE_SECONDS = 3600.0
-# What waits in an earlier folder for so long is sent by nobody right now.
+# If a label has waited in an earlier folder for so long, no process is sending it right now.
 _SETTLED_SECONDS = 60.0
 _NAME = "outbox"
 _NO_ROOM = "make room on the disk or set data_path to a folder on another one"
-# The outbox folder is looked at again after this long, so that asking for each of 10000 images costs nothing.
+# The folder is read again only after this time, so that asking for each of 10000 images in a row is cheap.
 _LOOK_AGAIN_SECONDS = 0.05
 
 
@@ -54,11 +54,11 @@ class Outbox:
     Parameters
     ----------
     folder : Path
-        Where new labels are put; made when the first one comes.
+        The folder for new labels; it is made when the first one comes.
     on_departure : callable or None
-        Is told of each label that another process has taken out.
+        Called with each label that another process has taken out.
     earlier : sequence of Path
-        Other folders whose labels wait, too: an earlier version put them there, or one with other settings.
+        Other folders with labels that wait: an earlier release, or a datastore with other settings, put them there.
     """
 
     def __init__(
@@ -68,30 +68,37 @@ class Outbox:
         self._earlier = tuple(earlier)
         self._on_departure = on_departure
         self._lock = threading.Lock()
-        self._seen: dict[Path, WaitingLabel | None] = {}  # None: cannot be read
+        self._seen: dict[Path, WaitingLabel | None] = {}  # None for a label that cannot be read
         self._entries: list[WaitingLabel] = []
         self._by_image: dict[tuple[str, str], list[WaitingLabel]] = {}
         self._looked: float | None = None
 
     @property
     def folder(self) -> Path:
-        """Where new labels are put; it is no cache, and must not be cleared."""
+        """The folder for new labels. It is not a cache and must not be cleared."""
         return self._folder
 
     def entries(self) -> list[WaitingLabel]:
-        """List all labels that wait, oldest first."""
+        """Return all labels that wait, oldest first."""
         self._look()
         return list(reversed(self._entries))
 
     def damaged(self) -> list[Path]:
-        """List the folders of labels that cannot be read; they are left alone."""
+        """Return the folders of labels that cannot be read; nothing changes them."""
         self._look()
         return [folder for folder, entry in self._seen.items() if entry is None]
 
     def of(self, image: ImageId, tag: str | None = None, *, raw: bool = False) -> list[WaitingLabel]:
-        """List the labels of one image that wait and are served, newest first; those with one tag, if given.
+        """Return the labels of one image that wait and are served, newest first.
 
-        Those that are as they were sent are not served, and are listed only with ``raw``.
+        Parameters
+        ----------
+        image : ImageId
+            The image.
+        tag : str or None
+            Only labels with this tag; None for all tags.
+        raw : bool
+            Whether to include labels in the state ``RAW``, which are not served.
         """
         self._look()
         entries = self._by_image.get((image.experiment, image.scan), [])
@@ -99,12 +106,12 @@ class Outbox:
 
     @contextmanager
     def draft(self) -> Iterator[Path]:
-        """Return a folder to write a label's file ``label<suffix>`` into; it goes away unless committed.
+        """Yield a folder to write a label's file ``label<suffix>`` into. It is removed unless it is committed.
 
         Raises
         ------
         CacheError
-            If the disk does not take it.
+            If the label cannot be written to the disk.
         """
         with must_work(f"save the label in {self._folder}", f"{_NO_ROOM}, and save again"):
             private_folder(self._folder)
@@ -117,16 +124,21 @@ class Outbox:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def commit(self, draft: Path, entry: WaitingLabel, description: Mapping[str, Any]) -> WaitingLabel:
-        """Accept a draft: from here on the label is safe.
+        """Accept a draft. After this call the label is safe on the disk.
 
         Parameters
         ----------
         draft : Path
             The folder from :meth:`draft`, with the label's file in it.
         entry : WaitingLabel
-            What it is; its ``folder`` does not count.
+            The label; its ``folder`` is ignored.
         description : mapping
             Its description.
+
+        Returns
+        -------
+        WaitingLabel
+            The label in its final folder.
         """
         (draft / DESCRIPTION_FILE).write_bytes(encode(description))
         (draft / ENTRY_FILE).write_text(json.dumps(as_json(entry)))
@@ -136,7 +148,7 @@ class Outbox:
         stem = entry.image_id.file_stem if entry.image_id else entry.given
         name = safe_name(f"{stem}_{entry.tag}", f"{entry.image} {entry.tag} {entry.version}")
         committed = replace(entry, folder=self._folder / name)
-        # If it is there already, a process was ended before it took out what this replaces.
+        # If it exists already, an earlier process wrote it, but ended before it removed the entry that it replaces.
         if not (committed.folder / ENTRY_FILE).exists():
             draft.rename(committed.folder)
         flush(self._folder)
@@ -144,15 +156,15 @@ class Outbox:
         return committed
 
     def change(self, entry: WaitingLabel, *, version: str = "", state: State = State.READY) -> WaitingLabel:
-        """Store another version name, or another state, of an entry that was never sent."""
+        """Store another version name or another state for an entry that was never sent, and return the entry."""
         return self._put(entry, replace(entry, version=version or entry.version, state=state))
 
     def assign(self, entry: WaitingLabel, image: ImageId) -> WaitingLabel:
-        """Store which image a label belongs to whose image was not known."""
+        """Store the image of a label whose image was not known, and return the entry."""
         return self._put(entry, replace(entry, image_id=image, given="", chosen_by="", state=State.RAW))
 
     def move_to(self, entry: WaitingLabel, image: ImageId) -> WaitingLabel:
-        """Store that the image of a label has another id now; they are compared before it is sent."""
+        """Store the new id of a label's image, and return the entry. They are compared before the label is sent."""
         description = entry.description()
         is_described = "format_version" in description
         note = f"the image was deleted and imported anew; before, its id was {entry.image}"
@@ -167,7 +179,7 @@ class Outbox:
             write_whole(entry.folder / DESCRIPTION_FILE, encode(description), durable=True)
 
     def note_failure(self, entry: WaitingLabel, error: Exception) -> None:
-        """Remember that an attempt failed; not being able to is no harm."""
+        """Store that an attempt failed, and why. If that cannot be written, nothing else happens."""
         attempts = int(entry.failure().get("attempts", 0)) + 1
         failure = {"attempts": attempts, "reason": str(error), "tried_at": time.time()}
         try:
@@ -176,7 +188,7 @@ class Outbox:
             logger.debug("outbox: %s", problem)
 
     def remove(self, entry: WaitingLabel) -> None:
-        """Take out an entry; one that another process has taken out is no error."""
+        """Take an entry out of the outbox. It is no error if another process has taken it out."""
         above = entry.folder.parent
         gone = above / f"{_GONE}{entry.folder.name}-{os.getpid()}-{time.monotonic_ns()}"
         with must_work(f"take the label out of the outbox {above}", "let this user write to that folder"):
@@ -190,9 +202,9 @@ class Outbox:
         self._look_again(entry)
 
     def strays(self) -> list[WaitingLabel]:
-        """List the labels that wait in one of the earlier folders; what was just put there is left out.
+        """Return the labels that wait in one of the earlier folders, except for those that were just put there.
 
-        An earlier version may be running, and is given time to send what it has just accepted.
+        An earlier release may be running. It gets time to send the labels that it has just accepted.
         """
         return [
             entry
@@ -201,14 +213,14 @@ class Outbox:
         ]
 
     def bring_home(self, entry: WaitingLabel) -> WaitingLabel:
-        """Move a label from an earlier folder into this one; at no moment it is on the disk nowhere.
+        """Move a label from an earlier folder into this one. At every moment it is in one of the two folders.
 
-        The caller holds the lock of its resource, so that no process sends it meanwhile.
+        The caller holds the lock of its resource, so no process sends it at the same time.
 
         Raises
         ------
         CacheError
-            If the disk does not take it; it stays where it is.
+            If it cannot be written. The label stays where it is.
         """
         home = replace(entry, folder=self._folder / entry.folder.name)
         with self.draft() as draft:
@@ -224,21 +236,21 @@ class Outbox:
         return home
 
     def moved(self, entry: WaitingLabel) -> WaitingLabel | None:
-        """Return a label where it is now; None if it has left the outbox."""
+        """Return a label in the folder where it is now; None if it has left the outbox."""
         self._look_again()
         waiting = self.of(entry.image_id, entry.tag) if entry.image_id else []
         return next((other for other in waiting if other.version == entry.version and other.file.exists()), None)
 
     def look_again(self) -> None:
-        """Look at the folder before the next answer, for another process may have changed it."""
+        """Read the folder again before the next answer, because another process may have changed it."""
         self._look_again()
 
     def current(self, entry: WaitingLabel) -> WaitingLabel | None:
-        """Return an entry as it is on the disk now; None if it has left."""
+        """Return an entry as it is on the disk now; None if it has left the outbox."""
         return read_entry(entry.folder) if (entry.folder / ENTRY_FILE).exists() else None
 
     def report(self, user: str) -> list[dict[str, Any]]:
-        """Return what waits, oldest first, with what each label waits for; what cannot be read comes first.
+        """Return the labels that wait, and what each waits for. Unreadable ones come first, then the oldest.
 
         Parameters
         ----------
@@ -248,8 +260,8 @@ class Outbox:
         Returns
         -------
         list of dict
-            ``image``, ``tag``, ``version``, ``saved_by``, ``state``, ``waits_for``, ``folder``, and, where it was
-            tried, ``attempts``, ``reason`` and ``tried_at`` (seconds since 1970). Of what cannot be read only
+            ``image``, ``tag``, ``version``, ``saved_by``, ``state``, ``waits_for`` and ``folder``. After a failure also
+            ``attempts``, ``reason`` and ``tried_at`` (seconds since 1970). A label that cannot be read has only
             ``state`` (``damaged``), ``waits_for`` and ``folder``.
         """
         damaged = [
@@ -271,14 +283,14 @@ class Outbox:
         ]
 
     def _put(self, entry: WaitingLabel, changed: WaitingLabel) -> WaitingLabel:
-        """Store what has changed of an entry."""
+        """Store the changed facts of an entry, and return them."""
         with must_work(f"write to the outbox entry {entry.folder}", _NO_ROOM):
             write_whole(entry.folder / ENTRY_FILE, json.dumps(as_json(changed)).encode(), durable=True)
         self._look_again(entry)
         return changed
 
     def _look(self) -> None:
-        """Read what has changed in the folder into memory."""
+        """Read the changes in the folders into memory."""
         with self._lock:
             if self._looked is not None and time.monotonic() - self._looked < _LOOK_AGAIN_SECONDS:
                 return
@@ -289,7 +301,7 @@ class Outbox:
             if folders == self._seen.keys() and not changed:
                 return
             departed = [entry for folder, entry in self._seen.items() if folder not in folders and entry]
-            names = {folder.name for folder in folders}  # what has only moved to another folder has not left
+            names = {folder.name for folder in folders}  # a label that only moved to another folder has not left
             departed = [entry for entry in departed if entry.folder.name not in names]
             self._seen = {
                 folder: self._seen[folder] if folder in self._seen else read_entry(folder) for folder in sorted(folders)
@@ -311,19 +323,19 @@ class Outbox:
                 self._seen.pop(changed.folder, None)
 
     def _sweep(self) -> None:
-        """Remove what a crash left of drafts that were never accepted and of entries that were done."""
+        """Remove old drafts and half removed entries, which a crash left behind."""
         for folder in self._folder.iterdir():
             if folder.name.startswith((_DRAFT, _GONE)) and _age(folder) > _STALE_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def outbox_of(settings: Settings, on_departure: Callable[[WaitingLabel], None] | None = None) -> Outbox:
-    """Return the outbox for a server, with what waits in the folders that earlier versions used.
+    """Return the outbox for a server, together with the folders that earlier releases used.
 
     Parameters
     ----------
     settings : Settings
-        Tell the server, and the folders of this machine.
+        The settings, which name the server and the folders on this machine.
     on_departure : callable or None
         As for :class:`Outbox`.
     """
@@ -332,7 +344,7 @@ def outbox_of(settings: Settings, on_departure: Callable[[WaitingLabel], None] |
 
 
 def is_away(error: XNATDatastoreError) -> bool:
-    """Return whether XNAT, not what was asked of it, is the trouble, so that waiting may help."""
+    """Return whether an error comes from XNAT's state and not from the request itself, so that waiting may help."""
     return isinstance(error, LoginError) or (isinstance(error, ServerError) and error.may_pass_later)
 
 
@@ -351,7 +363,7 @@ def _visible_folders(folder: Path) -> Iterator[Path]:
 
 
 def _folders_if_readable(folder: Path) -> Iterator[Path]:
-    """Yield what lies in an earlier folder; one that cannot be looked into holds up nothing."""
+    """Yield the folders in an earlier outbox. One that cannot be read is skipped."""
     try:
         yield from _visible_folders(folder)
     except CacheError as error:

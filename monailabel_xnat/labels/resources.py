@@ -1,6 +1,6 @@
-"""The resources of scans that hold labels: which versions XNAT has in each, and how versions are deleted there.
+"""The resources of scans that hold labels: listing the versions in them, and deleting or hiding versions.
 
-XNAT is asked only when the catalog shows that a resource has changed.
+XNAT is asked for a list only when the catalog shows that a resource has changed.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ logger = logging.getLogger(__name__)
 
 
 BUILT_IN_RESOURCE = "AI"
-"""Where MONAI Label's built-in XNATDatastore leaves its labels, one NIfTI file for each model."""
+"""The resource in which MONAI Label's built-in XNATDatastore stores its labels, one NIfTI file for each model."""
 
 _KIND = "label files"
-# Sorts before everything that was saved by us, whenever others saved it.
+# Labels of other programs get this time, so that they sort before all versions of ours, whenever they were saved.
 _FOREIGN_TIME = "00000000T000000Z"
 _NIFTI = (LABEL_MAP, ".nii")
 
@@ -46,16 +46,17 @@ class _Listing(NamedTuple):
 
 
 class StoredVersions:
-    """The versions in XNAT, newest first.
+    """Lists the versions in XNAT.
 
     Parameters
     ----------
     session : Session
         The connection.
     catalog : Catalog
-        Is told of our own writes.
+        Gets what our own writes change.
     on_learned : callable
-        Is told the id of each image of which a listing was learned, for it may hold no labels at all.
+        Called with the id of an image after a resource of it was listed. Its count of labels may change then, because
+        the resource may hold no label at all.
     """
 
     def __init__(self, session: Session, catalog: Catalog, on_learned: Callable[[str], None]) -> None:
@@ -70,7 +71,7 @@ class StoredVersions:
         self._compared: dict[tuple[ImageId, str, str], float] = {}
 
     def of(self, scan: Scan, resource: str, pattern: str = "") -> list[LabelVersion]:
-        """List the versions in a resource of a scan; no request as long as the catalog shows no change.
+        """Return the versions in a resource of a scan, newest first, without a request while nothing has changed.
 
         Parameters
         ----------
@@ -79,14 +80,15 @@ class StoredVersions:
         resource : str
             Label of the resource.
         pattern : str
-            For a resource of others: which of its NIfTI files are labels. Empty: those named by us.
+            For a resource of another program: which of its NIfTI files are labels. Empty for our own resources, in
+            which labels are found by their names.
 
         Raises
         ------
         TransferError
             If XNAT lists fewer files than it counts.
         ServerError
-            If XNAT fails.
+            If XNAT fails and the versions are not known from before.
         """
         known = self.known(scan, resource, pattern)
         if known is None:
@@ -99,23 +101,29 @@ class StoredVersions:
         return self._listed(scan, resource, pattern, known)
 
     def compare_anew(self, key: tuple[ImageId, str, str] | None = None) -> None:
-        """List what others left in a resource, by a pattern, anew at its next use; in all if none is named."""
+        """Have the files of other programs in a resource listed anew at their next use.
+
+        Parameters
+        ----------
+        key : tuple or None
+            Image, label of the resource, and pattern. None means all.
+        """
         self._comparisons.expire(None if key is None else [key])
 
     def require_compared(self, scan: Scan) -> None:
-        """Refuse labels of others that were given although XNAT could not be asked whether they are still the same.
+        """Refuse labels of other programs on an image if XNAT could not say whether they are still the same.
 
         Raises
         ------
         ServerError
-            Why XNAT could not be asked.
+            The error that XNAT answered with.
         """
         for key, failure in self._comparisons.failures().items():
             if isinstance(key, tuple) and key[0] == scan.image_id:
                 raise failure
 
     def known(self, scan: Scan, resource: str, pattern: str = "") -> list[LabelVersion] | None:
-        """Return the versions if they are known without a request."""
+        """Return the versions, newest first, if they are known without a request; else None."""
         shown = scan.resource(resource)
         if shown is None or shown.file_count == 0:
             return []
@@ -123,20 +131,26 @@ class StoredVersions:
             listing = self._listings.get((scan.image_id, resource, pattern))
         if listing is None or listing.resource != shown:
             return None
-        # Where XNAT has not counted, nothing shows a change.
+        # If XNAT has not counted the files, the catalog cannot show a change.
         uncounted = shown.file_count is None or shown.file_size is None
         if uncounted and time.monotonic() - listing.taken > self._max_age:
             return None
         return list(listing.versions)
 
     def note(self, scan: Scan, resource: str, files: list[RemoteFile]) -> None:
-        """Note what a resource holds after our own write, here and in the catalog."""
+        """Note the files that a resource holds after our own write, here and in the catalog."""
         shown = Resource(resource, len(files), sum(file.size or 0 for file in files))
         self._note(scan.image_id, shown, resource, files)
         self._catalog.put_resource(scan.image_id, shown)
 
     def forget(self, scan: Scan) -> bool:
-        """Forget what the resources of an image hold, for XNAT holds something else; False if nothing was known."""
+        """Forget what the resources of an image hold, because XNAT holds something else.
+
+        Returns
+        -------
+        bool
+            Whether anything was known.
+        """
         with self._lock:
             wrong = [key for key in self._listings if key[0] == scan.image_id]
             for key in wrong:
@@ -145,7 +159,10 @@ class StoredVersions:
         return bool(wrong)
 
     def _is_due(self, scan: Scan, resource: str, pattern: str) -> bool:
-        """Return whether files of others may have been replaced since; ours never are, for their names tell content."""
+        """Return whether it is time to compare the files of another program with XNAT, as they may have been replaced.
+
+        Our own files are never replaced, because their names contain the digest of their content.
+        """
         shown, key = scan.resource(resource), (scan.image_id, resource, pattern)
         if not pattern or shown is None or shown.file_count == 0:
             return False
@@ -170,7 +187,7 @@ class StoredVersions:
     def _note(
         self, image: ImageId, shown: Resource | None, resource: str, files: Sequence[RemoteFile], pattern: str = ""
     ) -> list[LabelVersion]:
-        """Note what XNAT has just listed, in memory and on this disk."""
+        """Note the files that XNAT has just listed, in memory and on the disk, and return the versions among them."""
         if pattern:
             files = self._newest_first(files, pattern)
         if shown is not None and shown.state:
@@ -190,7 +207,7 @@ class StoredVersions:
         return list(versions)
 
     def _remembered(self, scan: Scan, shown: Resource | None, resource: str, pattern: str) -> list[RemoteFile] | None:
-        """Return what another process, or this one in an earlier life, has read while the listing looked as now."""
+        """Return the files that another or an earlier process listed when the catalog's listing was the same as now."""
         if shown is None or not shown.state:
             return None
         content = self._read_cache.get(_KIND, _key(scan.image_id, resource, pattern), shown.state)
@@ -215,7 +232,7 @@ def _key(image: ImageId, resource: str, pattern: str) -> str:
 
 
 def _foreign(labels: Sequence[RemoteFile]) -> list[LabelVersion]:
-    """Return the label files of others as versions."""
+    """Return the label files of another program as versions."""
     return [LabelVersion(f"{_FOREIGN_TIME}-{_identity(file)}", LABEL_MAP, file) for file in labels]
 
 
@@ -225,19 +242,19 @@ def _identity(file: RemoteFile) -> str:
 
 
 class Deletion:
-    """Deletes what this library wrote; the name tells. Where the user may not delete, it hides it.
+    """Deletes versions that this package wrote, which it knows by their names; hides them if the user may not delete.
 
-    In XNAT members of a project may write but not delete. What they remove is hidden: beside each version lies a file
-    ``<version>.hidden.json``, and the version is kept, but is no label any more.
+    Members of an XNAT project may write, but not delete. A version that they remove is hidden: a file
+    ``<version>.hidden.json`` is stored beside it. The version is kept, but it does not count as a label any more.
 
     Parameters
     ----------
     session : Session
         The connection.
     versions : StoredVersions
-        Is told of what is left.
+        Gets the list of files that are left.
     files : LabelFiles
-        Forgets the files of what was deleted.
+        Removes the local files of deleted versions.
     """
 
     def __init__(self, session: Session, versions: StoredVersions, files: LabelFiles) -> None:
@@ -246,12 +263,14 @@ class Deletion:
         self._files = files
 
     def delete(self, scan: Scan, tag: str, keep: int = 0) -> list[LabelVersion]:
-        """Delete all versions of a label but the newest ``keep``, and tell which they were.
+        """Delete all versions of a label except for the newest ``keep``, and return the deleted ones, newest first.
 
         Raises
         ------
         AccessDeniedError
             If the user may not delete.
+        TransferError
+            If XNAT still has versions that it said it deleted.
         ServerError
             If XNAT fails.
         """
@@ -260,7 +279,7 @@ class Deletion:
         with writing(self._session.settings, resource):
             listing = list_whole(self._session, scan.path, label, scan.counts(label))
             old = versions_among(listing)[keep:]
-            for version in reversed(old):  # the newest last: if XNAT stops midway, the label is still there
+            for version in reversed(old):  # the newest last: if XNAT fails midway, the image still has its label
                 for file in (version.description_file, version.file, *version.marks):
                     if file is not None:
                         remove_file(self._session, file, listing)
@@ -280,7 +299,7 @@ class Deletion:
         return old
 
     def delete_or_hide(self, scan: Scan, tag: str) -> list[LabelVersion]:
-        """Delete all versions of a label, or hide them where the user may write and not delete; return which.
+        """Delete all versions of a label, or hide them if the user may write but not delete, and return them.
 
         Raises
         ------
@@ -304,7 +323,7 @@ class Deletion:
         Raises
         ------
         AccessDeniedError
-            If the user may not write either.
+            If the user may not write.
         ServerError
             If XNAT fails.
         """
@@ -315,7 +334,7 @@ class Deletion:
             shown = [version for version in versions_among(listing) if not version.is_hidden]
             if shown:
                 names = [version.name + MARKS[0] for version in shown]
-                # The listing shows other servers only how many files there are: they look into an odd number.
+                # Other servers see only the number of files, and look into resources where it is odd. Make it odd.
                 if (len(listing) + len(names)) % 2 == 0:
                     names.append(shown[0].name + MARKS[1])
                 now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -325,7 +344,7 @@ class Deletion:
         return shown
 
     def prune(self, scan: Scan, tag: str, keep: int) -> None:
-        """Delete the versions beyond the newest ``keep``; where that is not possible, they stay."""
+        """Delete all versions except for the newest ``keep``. If that fails they stay, and the log says so."""
         try:
             self.delete(scan, tag, keep)
         except AccessDeniedError as error:

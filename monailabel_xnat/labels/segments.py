@@ -1,4 +1,4 @@
-"""The names of the values in a label map, and the setting ``labels``, which says which value each name stands for."""
+"""The names of the values in a label map, and the setting ``labels``, which gives each name its value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def segments_of(label: LabelMap, info: Mapping[str, Any], configured: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Return the ``segments`` of a label map's description: value, name, colour and number of voxels of each."""
+    """Return the ``segments`` in a label map's description: value, name, colour and number of voxels of each."""
     counts = voxel_counts(label.array)
     present = [int(value) for value in np.flatnonzero(counts) if value > 0]
     segments = name_segments(present, label.segments, info, configured)
@@ -38,17 +38,18 @@ def segments_of(label: LabelMap, info: Mapping[str, Any], configured: Mapping[st
 def name_segments(
     present: Sequence[int], in_file: Sequence[Segment], info: Mapping[str, Any], configured: Mapping[str, int]
 ) -> list[Segment]:
-    """Name the values of a label map.
+    """Return segments with a name for each value of a label map.
 
-    Each value takes the first name found in: the file itself (``.seg.nrrd``), the model's ``label_names`` in the
-    info's ``params``, the info's ``label_info``, the settings; else it is called ``Segment_<value>``.
+    Each value gets the first name that is found in these places: the file itself (``.seg.nrrd``), the model's
+    ``label_names`` in the info's ``params``, the info's ``label_info``, the settings. Without a name it is called
+    ``Segment_<value>``.
 
     Parameters
     ----------
     present : sequence of int
-        Values other than 0 that occur.
+        The values that occur, without 0.
     in_file : sequence of Segment
-        What the file says.
+        The segments that the file names.
     info : mapping
         MONAI Label's label info.
     configured : mapping of str to int
@@ -78,7 +79,10 @@ def _names_given(present: Sequence[int], info: Mapping[str, Any], configured: Ma
 def unnamed_values(
     label: LabelMap, segments: Sequence[Mapping[str, Any]], info: Mapping[str, Any], configured: Mapping[str, int]
 ) -> list[str]:
-    """Note the values that have no name although others have; what the file itself says is noted when it is read."""
+    """Return a note on values without a name, if other values have one.
+
+    For a file that names its segments, such a note was made when it was read.
+    """
     given = {segment.value for segment in _names_given([segment["value"] for segment in segments], info, configured)}
     missing = [segment for segment in segments if segment["value"] not in given]
     if label.segments or not given or not missing:
@@ -88,7 +92,7 @@ def unnamed_values(
 
 
 def _label_names(names: Any) -> list[Segment]:
-    """Read a model's labels: ``{name: value}`` or ``{name: [value, ...]}``, or names for 1, 2, ..."""
+    """Return the segments of a model's labels: ``{name: value}``, ``{name: [value, ...]}``, or names for 1, 2, ..."""
     if isinstance(names, Mapping):
         pairs = [(name, values if isinstance(values, list) else [values]) for name, values in names.items()]
         return [Segment(int(value), str(name)) for name, values in pairs for value in values if _is_number(value)]
@@ -98,10 +102,10 @@ def _label_names(names: Any) -> list[Segment]:
 
 
 def _label_info(entries: Any, present: Sequence[int]) -> list[Segment]:
-    """Read a client's ``[{"name", "idx"}, ...]``.
+    """Return the segments of a client's ``[{"name", "idx"}, ...]``.
 
-    3D Slicer's ``idx`` counts all its segments, also those that it does not send, while the values in its file count
-    only those sent: where the numbers have gaps and the values fit the places in the list, the places count.
+    In 3D Slicer, ``idx`` counts all segments, also those that are not sent, but the values in the file count only the
+    segments that are sent. So if the numbers have gaps, and all values fit the places in the list, the places are used.
     """
     if not isinstance(entries, list):
         return []
@@ -132,22 +136,22 @@ def _colour(value: Any) -> tuple[int, int, int] | None:
 
 
 _BETWEEN_WORDS = re.compile(r"[\s_-]+")
-# What a value is called that nobody named.
+# The names of values that nobody named.
 _UNNAMED = re.compile(r"(Segment|ROI)[ _]?\d+", re.IGNORECASE)
 
 
 def with_values(label: LabelMap, values: Mapping[str, int]) -> LabelMap:
-    """Return each segment the value that its name has in the settings.
+    """Return a label in which each segment has the value that its name has in the settings.
 
-    Names are compared without case, and blanks, ``_`` and ``-`` are one. Segments of other names are left out, for a
-    model cannot know what they are; the notes tell which.
+    Names are compared without case; blanks, ``_`` and ``-`` count as the same. Segments with other names are left out,
+    because a model cannot know what they are; the notes list them.
 
     Parameters
     ----------
     label : LabelMap
-        With its segments.
+        The label with its segments.
     values : mapping of str to int
-        Voxel value of each name; empty: the label stays as it is.
+        Voxel value of each name. If it is empty, the label is returned as it is.
 
     Raises
     ------
@@ -188,22 +192,22 @@ def with_values(label: LabelMap, values: Mapping[str, int]) -> LabelMap:
 def differing_values(
     segments: Sequence[Mapping[str, Any]], values: Mapping[str, int], source: str = "the setting labels"
 ) -> dict[int, int]:
-    """Return the wanted value for each value of a stored label; {} if none differs.
+    """Return the wanted value for each value of a stored label; {} if no value changes.
 
     Parameters
     ----------
     segments : sequence of mapping
-        As in the label's description. Values without a name of their own stay as they are; those of a name that is
-        not wanted become 0.
+        The segments in the label's description. Values without a name stay as they are. Values whose name is not
+        wanted become 0.
     values : mapping of str to int
         Voxel value of each wanted name.
     source : str
-        Who wants them, for the errors.
+        Where the wanted names come from, for the errors.
 
     Raises
     ------
     LabelError
-        If no segment has a wanted name, or a value without a name is that of a name.
+        If no segment has a wanted name, or a value without a name is the wanted value of a named segment.
     """
     if not values:
         return {}
@@ -223,7 +227,7 @@ def differing_values(
 
 
 def unknown_names(segments: Sequence[Mapping[str, Any]], values: Mapping[str, int]) -> list[str]:
-    """Return the names of segments that hold voxels and have no wanted name; values that nobody named do not count."""
+    """Return the names of segments with voxels that are not wanted names; values that nobody named are left out."""
     wanted = _by_plain_name(values)
     names = {str(segment["name"]) for segment in segments if segment.get("voxels", 1)}
     return sorted(name for name in names if not _UNNAMED.fullmatch(name) and _plain(name) not in wanted)
@@ -235,7 +239,7 @@ def has_unnamed_values(segments: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _refuse_shared_values(segments: Sequence[Mapping[str, Any]], table: Mapping[int, int], source: str) -> None:
-    """Refuse a value without a name that a named segment gets in the settings: they would become one."""
+    """Refuse a value without a name if a named segment gets the same value, because the two would become one."""
     holding = [segment for segment in segments if segment.get("voxels", 1)]
     for segment in holding:
         value, name = int(segment["value"]), str(segment["name"])
@@ -249,7 +253,7 @@ def _refuse_shared_values(segments: Sequence[Mapping[str, Any]], table: Mapping[
 
 
 def write_mapped(source: Path, table: Mapping[int, int], target: Path) -> None:
-    """Write a label map with other values."""
+    """Write a label map with other values, given by a table from old to new value; 0 leaves a value out."""
     label = read_label(source)
     write_label(replace(label, array=mapped(label.array, table)), target)
     left_out = sum(not other for other in table.values())
@@ -258,13 +262,13 @@ def write_mapped(source: Path, table: Mapping[int, int], target: Path) -> None:
 
 
 def mapped(array: np.ndarray[Any, Any], table: Mapping[int, int]) -> np.ndarray[Any, Any]:
-    """Replace the values of a label map; those that are not in the table become 0."""
+    """Return a label map (i, j, k) with other values, uint8 or uint16; values that are not in the table become 0."""
     largest = max(table.values(), default=0)
     lookup = np.zeros(int(array.max(initial=0)) + 1, np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16)
     for value, other in table.items():
         if value < len(lookup):
             lookup[value] = other
-    # In the order of memory, which NIfTI is written in.
+    # Fortran order is the order in which NIfTI is written.
     return np.asfortranarray(lookup[array])
 
 

@@ -1,7 +1,7 @@
-"""Labels of images: saved, changed, restored as an earlier version, and removed.
+"""Saving, changing, restoring and removing labels of images.
 
-``docs/labels.md`` describes what XNAT holds of a label. The names of its files are made in
-:mod:`~monailabel_xnat.labels.version`, the description beside each in :mod:`~monailabel_xnat.labels.description`.
+``docs/labels.md`` describes what is stored in XNAT for a label. :mod:`~monailabel_xnat.labels.version` makes the names
+of its files, and :mod:`~monailabel_xnat.labels.description` makes its description.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from monailabel_xnat.labels.viewer_copies import ViewerCopies
 logger = logging.getLogger(__name__)
 
 
-# What a datastore is started for comes first.
+# Seconds. The requests that a datastore was opened for come first.
 _START_PAUSE = 1.0
 
 
@@ -62,13 +62,13 @@ class LabelStore:
     session : Session
         The connection.
     catalog : Catalog
-        Tells where the images are, and is told of our own writes.
+        Finds the images, and gets what our own writes change.
     images : Images
-        Tell the grid of an image.
+        Returns the grids of images.
     settings : Settings
-        Folder, label values, whether and how much may be written.
+        The settings: folders, label values, what may be written.
     labels : Labels
-        What there is, to be read.
+        Finds and reads the labels that exist.
     """
 
     def __init__(self, session: Session, catalog: Catalog, images: Images, settings: Settings, labels: Labels) -> None:
@@ -92,15 +92,15 @@ class LabelStore:
         self._viewer.resume()
 
     def waiting(self) -> int:
-        """Count the labels that are not in XNAT yet, those that cannot be read any more included."""
+        """Return how many labels are not in XNAT yet, including those that cannot be read any more."""
         return len(self._outbox.entries()) + len(self._outbox.damaged())
 
     def unassigned(self) -> int:
-        """Count those of them whose image is not known, so that a person has to say which one it is."""
+        """Return how many waiting labels are unassigned: a person must say which image they belong to."""
         return sum(entry.state is State.UNASSIGNED for entry in self._outbox.entries())
 
     def report(self) -> list[dict[str, Any]]:
-        """Return what waits and for what, as far as this machine knows; see :meth:`Outbox.report`."""
+        """Return the labels that wait and what they wait for, as far as this machine knows; see `Outbox.report`."""
         return self._outbox.report(self._session.known_user)
 
     def replay(self, *, as_me: bool = False) -> dict[str, str]:
@@ -115,7 +115,7 @@ class LabelStore:
         return self._delivery.replay(as_me=as_me)
 
     def would_send(self, *, as_me: bool = False) -> list[dict[str, Any]]:
-        """Return what :meth:`replay` would try to send, and send nothing.
+        """Return the labels that :meth:`replay` would try to send, without sending them.
 
         Parameters
         ----------
@@ -143,7 +143,7 @@ class LabelStore:
         ]
 
     def close(self) -> None:
-        """End the background work; what waits in the outbox stays there."""
+        """End the background work; labels in the outbox stay there."""
         self._delivery.close()
         self._viewer.close()
 
@@ -157,25 +157,25 @@ class LabelStore:
         tag : str
             Any text.
         source : Path
-            The label; see :func:`~monailabel_xnat.labels.incoming.read_incoming`. It is only read.
+            The label's file, which is only read; see :func:`~monailabel_xnat.labels.incoming.read_incoming`.
         info : mapping or None
-            Stored unchanged, as plain JSON.
+            Label info, which is stored unchanged as plain JSON.
 
         Returns
         -------
         LabelVersion
-            As XNAT holds it.
+            The version as XNAT holds it.
 
         Raises
         ------
         ReadOnlyError, LabelError, LabelFileError, LabelGeometryError
-            Before anything is written.
+            If the label is refused; nothing has been written then.
         LabelNotUploadedError
-            If XNAT does not take it: it is safe in the outbox, is served from there and is sent later.
+            If XNAT does not accept it. The label is safe in the outbox, is served from there, and is sent later.
         UnknownImageError
-            If XNAT does not know the image any more: the label is safe in the outbox, and a person must say where to.
+            If XNAT does not know the image any more. The label is safe in the outbox; a person must assign it.
         CacheError
-            If not even the outbox takes it.
+            If it cannot even be written to the outbox.
         """
         self._require_writable("save labels")
         tag = text_of(tag)
@@ -206,14 +206,14 @@ class LabelStore:
     def save_as_given(
         self, given: str, find: Callable[[], Scan], tag: str, source: Path, info: Mapping[str, Any]
     ) -> Scan:
-        """Store a label of an image that is still to be found, and return the image; see :meth:`save`.
+        """Find an image, store a label of it, and return the image; see :meth:`save`.
 
         Parameters
         ----------
         given : str
-            What was given as the id of the image.
+            The text that was given as the id of the image.
         find : callable
-            Returns the image. Where none is known, or several are, the label is kept: see
+            Returns the image. If no image is found, or several are, the label is kept; see
             :meth:`UnplacedLabels.keep_unassigned`.
         tag, source, info
             As for :meth:`save`.
@@ -221,7 +221,7 @@ class LabelStore:
         Raises
         ------
         LabelNotUploadedError
-            Also if XNAT cannot say which image is meant; the label is sent once it can.
+            Also if XNAT cannot say which image is meant; the label is sent once XNAT can say it.
         """
         try:
             scan = find()
@@ -239,18 +239,20 @@ class LabelStore:
         return scan
 
     def assign(self, entry: WaitingLabel, scan: Scan) -> LabelVersion:
-        """Upload a label that was kept as unassigned, as one of an image.
+        """Upload a label that was kept as unassigned as a label of an image.
 
         Raises
         ------
         ReadOnlyError, LabelError, LabelNotUploadedError, CacheError
-            As for :meth:`save`. It stays in the outbox then, also where it does not fit the image.
+            As for :meth:`save`. The label then stays in the outbox, even if it does not fit the image.
         """
         self._require_writable("assign labels")
         return self._send(self._outbox.assign(entry, scan.image_id), scan, is_kept=True)
 
     def update_info(self, scan: Scan, tag: str, info: Mapping[str, Any]) -> None:
-        """Merge top-level keys into the info of a label; nothing else of it changes.
+        """Merge top-level keys into the info of a label; nothing else changes.
+
+        A label of another program, and a drawing, is first stored as a label of ours, which can have an info.
 
         Raises
         ------
@@ -294,9 +296,9 @@ class LabelStore:
             self._versions.note(scan, resource_of(tag), listing)
 
     def restore(self, scan: Scan, tag: str, version: str) -> LabelVersion:
-        """Store the content of a version anew, so that it is the current one; its info comes along.
+        """Store the content of an earlier version again, with its info, so that it is the current version.
 
-        One whose description is missing or has not the form of a description is described anew, by its file.
+        If its description is missing or malformed, a new one is made from its file.
 
         Raises
         ------
@@ -322,9 +324,9 @@ class LabelStore:
         return self._send(entry, scan)
 
     def remove(self, scan: Scan, tag: str) -> None:
-        """Remove all versions of a label, in XNAT and in the outbox; one that does not exist is no error.
+        """Remove all versions of a label, in XNAT and in the outbox. It is no error if there are none.
 
-        In XNAT they are deleted, or hidden where the user may write but not delete, as members of a project may.
+        In XNAT they are deleted. If the user may write but not delete (a member of a project), they are hidden.
 
         Raises
         ------
@@ -333,7 +335,7 @@ class LabelStore:
         AccessDeniedError
             If the user may neither delete nor write. The label stays.
         LabelError
-            If it was left by another program, or drawn in the viewer: only what this one wrote is deleted.
+            If another program stored it, or it was drawn in the viewer. Only labels of this package are deleted.
         ServerError
             If XNAT fails.
         """
@@ -364,12 +366,12 @@ class LabelStore:
             )
 
     def forget(self, scan: Scan) -> None:
-        """Drop what waits for an image that was removed."""
+        """Drop the labels in the outbox that belong to a removed image."""
         for entry in self._outbox.of(scan.image_id, raw=True):
             self._outbox.remove(entry)
 
     def _accept(self, draft: WaitingLabel, description: Mapping[str, Any]) -> WaitingLabel:
-        """Name the version in a draft and commit it."""
+        """Give the version in a draft its name, commit the draft, and return the entry."""
         now, sha256 = datetime.now(timezone.utc), file_digest(draft.file)
         newest = self._outbox.of(draft.image_id, draft.tag)[:1] if draft.image_id else []
         name = version_name(now, sha256, after=newest[0].version if newest else "")
@@ -377,17 +379,17 @@ class LabelStore:
         return self._outbox.commit(draft.folder, replace(draft, version=name), description)
 
     def _user(self) -> str:
-        """Return XNAT's name of the user; while XNAT is away that in the settings."""
+        """Return XNAT's name of the user; while XNAT does not answer, the name in the settings."""
         try:
             return self._session.user
         except ServerError:
             return self._settings.username or "guest"
 
     def _send(self, entry: WaitingLabel, scan: Scan, *, is_kept: bool = False) -> LabelVersion:
-        """Upload an accepted label; one that does not fit its image is removed from the outbox unless it is kept."""
+        """Upload an accepted label. One that does not fit its image leaves the outbox, unless ``is_kept``."""
         try:
             version = self._delivery.send(entry, scan, first=True)
-        except (LabelGeometryError, LabelFileError):  # looked at only now, for XNAT was away for a moment
+        except (LabelGeometryError, LabelFileError):  # it was checked only now, because XNAT did not answer before
             if not is_kept:
                 self._outbox.remove(entry)
             raise
@@ -404,7 +406,7 @@ class LabelStore:
         return version
 
     def _is_gone(self, scan: Scan) -> bool:
-        """Return whether XNAT does not know a scan."""
+        """Return whether XNAT certainly does not know a scan any more."""
         try:
             return not exists(self._session, scan.path)
         except ServerError as error:
@@ -412,16 +414,16 @@ class LabelStore:
             return False
 
     def _described_anew(self, scan: Scan, tag: str, version: LabelVersion, file: Path) -> dict[str, Any]:
-        """Describe a label that was found without its description, by its file; who made it is not known."""
+        """Return a description, made from the file, for a label without one; who made it is not known."""
         label = read_label(file) if version.suffix == LABEL_MAP else None
-        # Names of the settings are not taken: nobody knows whether the values of this label mean the same.
+        # The names in the settings are not used, because the values of this label may mean something else.
         description = describe(scan, tag, {}, label=label, file_type=version.suffix, configured={})
         description["notes"] = [*description["notes"], WITHOUT_DESCRIPTION]
         saved_at = version.saved_at or datetime.now(timezone.utc)
         return completed(description, sha256=file_digest(file), saved_at=saved_at, saved_by="")
 
     def _adopt(self, scan: Scan, tag: str, version: LabelVersion) -> LabelVersion:
-        """Store a label of the built-in datastore as one of ours, which can have an info."""
+        """Store a label of another program as a label of ours, which can have an info."""
         return self.save(scan, tag, self._files.path(scan.image_id, tag, version), {})
 
     def _adopt_drawn(self, scan: Scan, tag: str, drawn: Drawing, changes: Mapping[str, Any]) -> None:

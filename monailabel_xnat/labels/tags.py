@@ -1,8 +1,9 @@
-"""Tags of labels as labels of XNAT resources, and back.
+"""The XNAT resource that belongs to a tag, and the tag that belongs to a resource.
 
-A tag T is stored in the resource ``MONAILABEL_<T>``. Letters, digits, ``_`` and ``-`` stand for themselves; every
-other byte of the tag's UTF-8 is written as ``.XX``, in upper-case hexadecimal (``v 1`` is ``MONAILABEL_v.201``).
-Names of ours that are no tags have their first letter written so: the tag ``info`` is ``MONAILABEL_.69nfo``.
+A label with the tag T is stored in the resource ``MONAILABEL_<T>``. Letters, digits, ``_`` and ``-`` stay as they are.
+Every other byte of the tag's UTF-8 is written as ``.XX``, in upper-case hexadecimal (``v 1`` is ``MONAILABEL_v.201``).
+We use the resources of some names for other things. A tag with such a name has its first letter written in this way:
+the tag ``info`` is ``MONAILABEL_.69nfo``.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from functools import lru_cache
 from monailabel_xnat.catalog.selection import OWN_RESOURCES
 from monailabel_xnat.errors import LabelError
 
-# With these XNAT holds what is no label; compared without case, as some of its databases and file systems do.
+# Names whose resources hold other things than labels. They are compared without case, because some databases and file
+# systems of XNAT do so.
 RESERVED = frozenset({"info", "datastore"})
-# XNAT makes a folder of the resource's label; file systems end at 255 bytes.
+# XNAT names a folder after the resource, and file systems allow at most 255 bytes for a name.
 LONGEST_RESOURCE = 200
 
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
@@ -24,7 +26,7 @@ _ESCAPE = re.compile(r"\.([0-9A-F]{2})")
 
 
 def text_of(tag: object) -> str:
-    """Return a tag as plain text: MONAI Label hands over its enum or a string."""
+    """Return a tag as plain text. MONAI Label passes a member of its enum or a string."""
     return str.__str__(getattr(tag, "value", tag) or "")
 
 
@@ -43,7 +45,7 @@ def resource_of(tag: str) -> str:
     Raises
     ------
     LabelError
-        If the tag is empty, too long or no text that can be stored.
+        If the tag is empty, too long, or a text that cannot be encoded as UTF-8.
     """
     if not tag:
         raise LabelError("a label needs a tag, but it is empty", hint='give one such as "final" or "original"')
@@ -65,7 +67,7 @@ def resource_of(tag: str) -> str:
 
 @lru_cache(maxsize=4096)
 def tag_of(resource: str) -> str | None:
-    """Return the tag that a resource holds the labels of; None for a resource that is not one of ours."""
+    """Return the tag of the labels in a resource; None for a resource that is not one of ours."""
     escaped = resource[len(OWN_RESOURCES) :]
     if not resource.startswith(OWN_RESOURCES) or not _ESCAPED.fullmatch(escaped):
         return None

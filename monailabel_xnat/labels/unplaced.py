@@ -1,4 +1,4 @@
-"""Labels whose image is not known, or cannot be looked up now: they are put into the outbox as they were sent."""
+"""Labels whose image is not known, or cannot be looked up now. They are put into the outbox as they were sent."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from monailabel_xnat.labels.version import version_name
 logger = logging.getLogger(__name__)
 
 UnknownError = UnknownImageError | AmbiguousNameError | InvalidIdError
-"""Why it is not known which image is meant."""
+"""The errors that say why it is not known which image is meant."""
 
 
 class UnplacedLabels:
@@ -40,11 +40,12 @@ class UnplacedLabels:
     Parameters
     ----------
     outbox : Outbox
-        Where they wait.
+        The outbox.
     user : callable
         Returns XNAT's name of the user who saves.
     chosen_by : str
-        The settings that choose the images here, see :func:`~monailabel_xnat.catalog.selection.chosen_by`.
+        The settings that choose the images of this datastore; see
+        :func:`~monailabel_xnat.catalog.selection.chosen_by`.
     """
 
     def __init__(self, outbox: Outbox, user: Callable[[], str], chosen_by: str) -> None:
@@ -60,18 +61,18 @@ class UnplacedLabels:
         Parameters
         ----------
         given : str
-            What was given as the id of the image.
+            The text that was given as the id of the image.
         tag, source, info
-            The label.
+            The label: its tag, its file and its info.
         reason : UnknownImageError, AmbiguousNameError or InvalidIdError
             Why the image is not known.
 
         Raises
         ------
         UnknownImageError, AmbiguousNameError, InvalidIdError
-            Always. It says where the label is; what is no label is not kept.
+            Always: the ``reason``. It also says where the label is. A file that is not a label is not kept.
         CacheError
-            If the outbox does not take it.
+            If the label cannot be written to the outbox.
         """
         try:
             facts, file_type = _checked(tag, source, info)
@@ -82,9 +83,9 @@ class UnplacedLabels:
     def keep_until_found(
         self, given: str, tag: str, source: Path, info: Mapping[str, Any] | None, reason: ServerError
     ) -> NoReturn:
-        """Keep a label while XNAT cannot say which image is meant; it is sent by itself once XNAT can.
+        """Keep a label while XNAT cannot say which image is meant. It is sent automatically once XNAT can say it.
 
-        A name is then looked up among the same images as here; if no image or several have it, the label becomes
+        A name is then looked up among the same images as now. If no image has it, or several have it, the label becomes
         unassigned.
 
         Parameters
@@ -97,11 +98,11 @@ class UnplacedLabels:
         Raises
         ------
         LabelNotUploadedError
-            If it is kept.
+            If the label is kept.
         LabelError
-            If it is no label.
+            If the file is not a label.
         CacheError
-            If the outbox does not take it.
+            If the label cannot be written to the outbox.
         """
         facts, file_type = _checked(tag, source, info)
         try:
@@ -128,23 +129,23 @@ class UnplacedLabels:
         Parameters
         ----------
         image : ImageId or None
-            The image.
+            The image; None if it is not known.
         given : str
-            What was given as the id of the image, where there is no ``image``.
+            The text that was given as the id of the image, if there is no ``image``.
         tag, source, info
-            The label.
+            The label: its tag, its file and its info.
         file_type : str
-            Extension of what was sent.
+            Extension of the file that was sent.
         reason : Exception
             Why it is not stored like any other label.
         state : State
-            ``UNASSIGNED`` if a person must say which image it belongs to; if XNAT will, ``RAW`` for an id and
-            ``NAMED`` for a name.
+            ``UNASSIGNED`` if a person must say which image the label belongs to. If XNAT will say it: ``RAW`` for an
+            id, ``NAMED`` for a name.
 
         Raises
         ------
         CacheError
-            If the outbox does not take it.
+            If the label cannot be written to the outbox.
         """
         user, now = self._user(), datetime.now(timezone.utc)
         origin = {"image_id": given or str(image), "tag": tag, "source": {"file_type": file_type}, "info": dict(info)}
@@ -161,18 +162,18 @@ class UnplacedLabels:
 
 
 def _checked(tag: str, source: Path, info: Mapping[str, Any] | None) -> tuple[dict[str, Any], str]:
-    """Return the info of a label, and the extension of its file; raise LabelError if it is no label."""
+    """Return the info of a label and the extension of its file; raise LabelError if the file is not a label."""
     resource_of(tag)
     return plain_info(info), read_incoming(source, _no_image).file_type
 
 
 def unknown_error(image: ImageId, error: ServerError) -> UnknownImageError:
-    """Return the error about an image that XNAT does not know any more."""
+    """Return the error for an image that XNAT does not know any more."""
     return UnknownImageError(f"XNAT does not know the image {image}: {error.message}")
 
 
 def add_place(reason: UnknownError, entry: WaitingLabel) -> UnknownError:
-    """Return an error that says where the label is as well."""
+    """Add to an error where the label is and what to do with it, and return the error."""
     reason.message = f"{reason.message}. The label is not lost: it is safe in {entry.folder}"
     way_out = "say which image it belongs to with `monailabel-xnat outbox assign FOLDER IMAGE_ID`"
     reason.hint = f"{way_out}; {reason.hint}" if reason.hint else way_out
@@ -180,7 +181,7 @@ def add_place(reason: UnknownError, entry: WaitingLabel) -> UnknownError:
 
 
 def not_uploaded_error(entry: WaitingLabel, reason: Exception) -> LabelNotUploadedError:
-    """Return the error about a label that waits, which says where it is."""
+    """Return the error for a label that waits in the outbox; it says where the label is."""
     return LabelNotUploadedError(
         f"the label is not in XNAT yet: {reason}. It is safe in {entry.folder}",
         hint="it is sent again by itself, do not clear this folder, it is no cache; `monailabel-xnat outbox` lists it",

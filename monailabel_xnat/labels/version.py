@@ -1,4 +1,4 @@
-"""One stored version of a label: how it is named, what its files are called, and what a list of versions says of it."""
+"""One stored version of a label: its name, the names of its files, and its entry in a list of versions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LABEL_MAP = ".nii.gz"
 RESULT = ".result.json"
 DESCRIPTION = ".json"
 MARKS = (".hidden.json", ".hidden.odd.json")
-"""What the names of files end in that mark a version as hidden."""
+"""The ends of the names of files that mark a version as hidden."""
 
 WITHOUT_DESCRIPTION = (
     "the label was found without its description: its values are taken as they are, their names are not known"
 )
-"""The note that goes with such a label."""
+"""The note for a label whose description is missing."""
 
 _TIME = "%Y%m%dT%H%M%S%fZ"
 _NAME = re.compile(r"(?P<time>[0-9]{8}T[0-9]{6}[0-9]*Z)-(?P<digest>[0-9a-f]{12})")
@@ -35,17 +35,17 @@ class LabelVersion:
     Parameters
     ----------
     name : str
-        ``<UTC>-<first 12 hexadecimal digits of the SHA-256 of its file>``; later ones sort behind earlier ones.
+        ``<UTC>-<first 12 hexadecimal digits of the SHA-256 of its file>``. Later versions sort after earlier ones.
     suffix : str
-        ``.nii.gz`` for a label map, ``.result.json`` for the result of a task that is no segmentation.
+        ``.nii.gz`` for a label map, ``.result.json`` for the result of a task that is not a segmentation.
     file : RemoteFile or None
-        Its file in XNAT; None as long as it waits in the outbox.
+        Its file in XNAT; None while it waits in the outbox.
     description_file : RemoteFile or None
-        The file beside it that describes it; None if there is none.
+        The file with its description; None if there is none.
     description : mapping
-        The description; empty unless it was asked for.
+        The description; empty unless the caller asked for it.
     problem : str
-        Why there is no description where it was asked for; empty if nothing is wrong.
+        Why there is no description although the caller asked for it; empty if nothing is wrong.
     marks : tuple of RemoteFile
         The files that mark it as hidden; see :class:`~monailabel_xnat.labels.resources.Deletion`.
     """
@@ -65,12 +65,12 @@ class LabelVersion:
 
     @property
     def is_hidden(self) -> bool:
-        """Whether somebody removed it who may not delete: it is kept, but it is no label any more."""
+        """Whether a user without the right to delete removed it. It is kept, but does not count as a label any more."""
         return bool(self.marks)
 
     @property
     def resource(self) -> str:
-        """Label of the resource that it lies in; "" while it waits."""
+        """Label of the resource that holds it; "" while it waits."""
         return unquote(self.file.uri.rpartition("/resources/")[2].partition("/")[0]) if self.file else ""
 
     @property
@@ -85,7 +85,7 @@ class LabelVersion:
 
     @property
     def saved_at(self) -> datetime | None:
-        """When it was saved, UTC; None for what others left."""
+        """When it was saved, UTC; None for a label of another program."""
         try:
             return datetime.strptime(self.name.partition("-")[0], _TIME).replace(tzinfo=timezone.utc)
         except ValueError:
@@ -97,17 +97,17 @@ class LabelVersion:
 
 
 def version_name(now: datetime, sha256: str, after: str = "") -> str:
-    """Name a version.
+    """Return the name of a new version.
 
     Parameters
     ----------
     now : datetime
-        When it was saved, with its time zone.
+        When it was saved, with a time zone.
     sha256 : str
         Hexadecimal digest of its file.
     after : str
-        The newest version so far. The clocks of two machines may differ, but what is saved later is the newer one:
-        a name that would sort before this one gets the next microsecond.
+        Name of the newest version so far. The clocks of two machines may differ, but a label that is saved later must
+        be the newer one. So a name that would sort before this one gets the time of this one plus a microsecond.
     """
     now = now.astimezone(timezone.utc)
     earliest = _next_microsecond(after)
@@ -115,7 +115,7 @@ def version_name(now: datetime, sha256: str, after: str = "") -> str:
 
 
 def renamed(name: str, sha256: str) -> str:
-    """Return the name that a version of the same time has with another content."""
+    """Return the name of a version with the same time and other content."""
     return f"{name.rpartition('-')[0]}-{sha256[:_DIGEST_LENGTH]}"
 
 
@@ -125,7 +125,7 @@ def is_version_name(text: str) -> bool:
 
 
 def versions_among(files: Iterable[RemoteFile]) -> list[LabelVersion]:
-    """Find the versions among the files of a resource, newest first; other files are left out."""
+    """Return the versions among the files of a resource, newest first; other files are left out."""
     stored: dict[str, dict[str, RemoteFile]] = {}
     for file in files:
         found = _FILE.fullmatch(file.path)
@@ -160,16 +160,16 @@ def summary_of(version: LabelVersion) -> dict[str, Any]:
     Parameters
     ----------
     version : LabelVersion
-        With its description.
+        The version, with its description.
 
     Returns
     -------
     dict
         ``version`` (its name), ``saved_at`` (UTC, ISO 8601), ``saved_by``, ``model``, ``segments`` (list of ``value``,
-        ``name``, ``colour``, ``voxels``), ``restored_from``, and ``in_xnat``: False while it waits in the outbox. What
-        is not known, as of a label that another program left, is None. ``problem`` is there only where the description
-        is missing or cannot be used, and says why. ``hidden`` is there, and True, only for a version that was removed
-        by somebody who may not delete; it can be restored.
+        ``name``, ``colour``, ``voxels``), ``restored_from``, and ``in_xnat`` (False while it waits in the outbox).
+        Unknown values are None, for example for a label of another program. ``problem`` is present only if the
+        description is missing or cannot be used, and says why. ``hidden`` is present, and True, only if a user without
+        the right to delete removed the version; it can be restored.
     """
     description, saved = version.description, version.saved_at
     return {

@@ -1,10 +1,10 @@
-"""Labels for viewers: what is safe in XNAT is stored once more, in the background, as a ROI collection, or as a scan.
+"""Copies of labels for viewers: labels that are safe in XNAT are stored again as ROI collections or as scans.
 
-The XNAT-OHIF viewer reads ROI collections. There is one for each image, tag and author, named
-``<tag>_<scan>_<model or user>_<time of the first>``; a later label takes the place of the one before it. XNAT
-Workstation reads scans: where the setting ``label_scan`` says so there is one scan with a SEG for each image and tag.
-What we write is known by its SOP Instance UID, which bears a mark; what has none was saved by somebody else and is
-never touched. What a process could not store before it ended, the next one does.
+This happens in the background. The XNAT-OHIF viewer reads ROI collections. There is one for each image, tag and author,
+named ``<tag>_<scan>_<model or user>_<time of the first>``; a later label replaces the earlier one. XNAT Workstation
+reads scans: if the setting ``label_scan`` names a tag, there is one scan with a SEG for each image with that tag. Our
+copies have a mark in their SOP Instance UID. A drawing without that mark was saved by somebody else and is never
+changed. Copies that a process could not store before it ended are stored by the next process.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ _LONGEST_NAME = 60
 _LONGEST_GOODBYE = 10.0
 _TRIES_FOR_A_NAME = 20
 _IN_USE = (409, 422)
-# In the info of what a model drew around places that a person pointed at (DeepEdit, DeepGrow, SAM).
+# Keys in the info of a label that a model drew around places that a person clicked on (DeepEdit, DeepGrow, SAM).
 _CLICKS = ("foreground", "background", "roi")
 
 _COLLECTION, _SCAN = "collection", "scan"
 
 
 class _Copy(NamedTuple):
-    """A label that is to be stored for a viewer; the version has its description."""
+    """A label that must be stored for a viewer. The version holds its description."""
 
     scan: Scan
     tag: str
@@ -91,20 +91,20 @@ class _Copy(NamedTuple):
 class ViewerCopies:
     """Stores labels as ROI collections and as scans, one after the other, in a thread of its own.
 
-    A failure is logged and harms nobody: the label itself is in XNAT by then.
+    A failure is only logged, because the label itself is in XNAT already.
 
     Parameters
     ----------
     session : Session
         The connection; its settings say which tags are stored.
     catalog : Catalog
-        Is told of what was stored.
+        Gets the collections that were stored.
     images : Images
-        Give the DICOM files that a SEG refers to.
+        Returns the DICOM files that a SEG refers to.
     files : LabelFiles
-        Give the labels.
+        Returns the files of labels.
     find : callable
-        Gives the current version of a label of an image.
+        Returns the current version of a label, given the image and the tag.
     """
 
     def __init__(
@@ -146,13 +146,13 @@ class ViewerCopies:
             self._enqueue([(copy, self._queue.add(copy))])
 
     def resume(self) -> None:
-        """Store what an earlier process did not, in the background."""
+        """Store, in the background, the copies that an earlier process did not store."""
         left = [(copy, True) for copy in self._queue.all()] if not self._settings.read_only else []
         if left:
             self._enqueue(left)
 
     def _enqueue(self, copies: list[tuple[WantedCopy, bool]]) -> None:
-        """Queue copies; each comes with whether it is kept on disk."""
+        """Queue copies. Each comes with a flag that says whether it is kept on disk."""
         with self._start:
             if self._deadline is not None:
                 return
@@ -160,7 +160,7 @@ class ViewerCopies:
             self._background.start()
 
     def withdraw(self, scan: Scan, tag: str, versions: Iterable[str]) -> None:
-        """Delete the collections of versions that were removed, and the scan, where the user may."""
+        """Delete the collections of removed versions, and the scan that shows the tag, if the user may do so."""
         uids = {_uid(scan, tag, version) for version in versions}
         for collection in scan.drawings:
             if isinstance(collection, RoiCollection) and collection.uid in uids:
@@ -180,7 +180,7 @@ class ViewerCopies:
             logger.info("a scan still shows a label that was removed: %s", error)
 
     def close(self) -> None:
-        """Wait a moment for what is under way; what is left is stored at the next start."""
+        """Wait up to ten seconds for the copies that are queued; the rest is stored at the next start."""
         with self._start:
             self._deadline = time.monotonic() + _LONGEST_GOODBYE
         self._background.join(_LONGEST_GOODBYE)
@@ -197,22 +197,22 @@ class ViewerCopies:
             try:
                 with background_work():
                     self._make(copy, is_kept)
-            except UnknownImageError as error:  # another datastore, with other projects, may know it
+            except UnknownImageError as error:  # a datastore with other projects may know the image
                 logger.debug("a label is not stored for a viewer: %s", error)
             except UnknownLabelError:
                 self._queue.remove(copy)
             except XNATDatastoreError as error:
-                if not is_away(error):  # a copy is given up for what it is, not for an XNAT that does not answer
+                if not is_away(error):  # an XNAT that does not answer is no reason to give up a copy
                     self._queue.note_failure(copy)
                 logger.warning("a label is safe in XNAT, but the viewer does not show it: %s", type(error).__name__)
                 logger.info("why the viewer does not show a label: %s", error)
-            except Exception as error:  # whatever it is, the labels behind this one are still to be shown
+            except Exception as error:  # no error may keep the next labels from being stored
                 self._queue.note_failure(copy)
                 logger.warning("a label is safe in XNAT, but the viewer does not show it: %s", type(error).__name__)
                 logger.info("why the viewer does not show a label", exc_info=True)
 
     def _make(self, wanted: WantedCopy, is_kept: bool) -> None:
-        """Store a label for a viewer, unless another process has, or a later label has come."""
+        """Store a label for a viewer, unless another process has done it or there is a later label."""
         if wanted.user not in ("", self._session.user):
             return
         scan = self._catalog.scan(wanted.image)
@@ -264,7 +264,7 @@ class ViewerCopies:
                 yield Path(scratch)
 
     def _is_allowed(self, project: str) -> bool:
-        """Ask once for each project whether ROI collections can be stored there."""
+        """Return whether ROI collections can be stored in a project. XNAT is asked once for each project."""
         allowed = self._may_store.get(project)
         if allowed is None:
             try:
@@ -283,7 +283,7 @@ class ViewerCopies:
         write_as_seg(self._images, scan, label, copy.tag, copy.version.description, target, uid)
 
     def _send(self, scan: Scan, stem: str, copy: _Copy, file: Path) -> tuple[str, str]:
-        """Store a SEG in the place of an earlier one of ours, else under a free name; give ID and label."""
+        """Store a SEG in place of an earlier one of ours, or else under a free name; return its ID and its label."""
         image = scan.image_id
         for collection in reversed(scan.drawings):
             if (
@@ -303,16 +303,16 @@ class ViewerCopies:
             except ServerError as error:
                 if error.status not in _IN_USE or not _is_in_use(error) or number == _TRIES_FOR_A_NAME:
                     raise
-                # The answer to an earlier attempt may have been lost after XNAT had stored it.
+                # XNAT may have stored it at an earlier attempt whose answer was lost.
                 stored = id_of_collection(self._session, scan.home, image, label, uid)
                 if stored:
                     return stored, label
         raise AssertionError  # the last try returns or raises
 
     def _is_still_ours(self, collection: RoiCollection) -> bool:
-        """Look again before overwriting: somebody may have saved under this label since it was listed."""
+        """Return whether a collection is still ours. Somebody may have saved under its label since it was listed."""
         try:
-            # Its SOP Instance UID is what is asked for, so that another one than before is no error here.
+            # Without a UID to compare with: the question is which UID it has now.
             return is_marked(read_facts(self._session, collection._replace(uid="")).uid)
         except NotInArchiveError:
             return False
@@ -332,11 +332,11 @@ def write_as_seg(
     Parameters
     ----------
     images : Images
-        Give the DICOM files that the SEG refers to.
+        Returns the DICOM files that the SEG refers to.
     scan : Scan
         The image.
     label : LabelMap
-        On the grid of the image.
+        The label, on the grid of the image.
     tag : str
         The label's tag.
     description : mapping
@@ -344,16 +344,16 @@ def write_as_seg(
     target : Path
         The file to write.
     uid : str or None
-        SOP Instance UID; None: a new one.
+        SOP Instance UID; None makes a new one.
 
     Raises
     ------
     NoImageError
         If the image is not stored as DICOM.
     LabelError
-        If the label is empty, which a SEG cannot be.
+        If the label is empty; a SEG needs at least one segment.
     ServerError, CacheError
-        If the DICOM files cannot be had.
+        If the DICOM files cannot be downloaded or stored.
     """
     folder = images.dicom_folder(scan)
     kind, model = _algorithm(tag, description)
@@ -389,7 +389,7 @@ def _stem(scan: Scan, copy: _Copy) -> str:
 
 
 def _algorithm(tag: str, description: Mapping[str, Any]) -> tuple[str, str]:
-    """Return type and name of the algorithm: only of a draft one knows that no person has changed it."""
+    """Return type and name of the algorithm. Only a draft of a model certainly has not been changed by a person."""
     model = str(description.get("source", {}).get("model") or "")
     if tag != DRAFT_TAG or not model:
         return "MANUAL", ""
@@ -407,7 +407,7 @@ def _named(label: LabelMap, description: Mapping[str, Any]) -> LabelMap:
 
 
 def _file_name(scan: Scan, tag: str) -> str:
-    """Return the name of the file in the scan that shows a label; it tells our scans apart."""
+    """Return the name of the file in the scan that shows a label. The name tells our scans apart."""
     image = scan.image_id
     return safe_name(f"{tag}_{image.scan}", f"{image.experiment}/{image.scan} {tag}") + DICOM_SUFFIX
 

@@ -1,4 +1,4 @@
-"""Copies of labels for viewers that are still to be made, kept on disk so that the next process can make them."""
+"""The queue of copies for viewers that must still be made, kept on disk so that the next process can make them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class WantedCopy:
-    """A label that is to be stored for a viewer.
+    """A label that must be stored for a viewer.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class WantedCopy:
     description : dict
         The label's description.
     attempts : int
-        How often it could not be stored.
+        How many attempts to store it have failed.
     """
 
     image: str
@@ -44,27 +44,35 @@ class WantedCopy:
 
     @property
     def name(self) -> str:
-        """What it is kept under: a later version of a label takes the place of an earlier one."""
+        """Name of its file. It does not contain the version, so a later version of a label replaces an earlier one."""
         identity = "\n".join((self.image, self.tag, self.kind))
         return text_digest(identity)[:24]
 
 
 class CopyQueue:
-    """A folder of copies that are to be made. Where the disk does not take one, it is lost with the process.
+    """A folder with the copies that must still be made.
+
+    A copy that cannot be written to the disk is lost when the process ends.
 
     Parameters
     ----------
     folder : Path
-        Made when the first one comes.
+        The folder; it is made when the first copy is added.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def add(self, copy: WantedCopy) -> bool:
-        """Keep a copy, in the place of one of an earlier version; return whether it, or a later one, is on the disk."""
+        """Keep a copy on the disk, in place of a copy of an earlier version.
+
+        Returns
+        -------
+        bool
+            Whether this copy, or a copy of a later version, is on the disk.
+        """
         known = _read(self._file(copy))
-        if known is not None and known.version > copy.version:  # an earlier label has waited, and arrived only now
+        if known is not None and known.version > copy.version:  # an earlier label waited, and arrived only now
             return True
         try:
             private_folder(self._folder)
@@ -75,12 +83,12 @@ class CopyQueue:
         return True
 
     def remove(self, copy: WantedCopy) -> None:
-        """Forget a copy, unless one of a later version has taken its place."""
+        """Remove a copy, unless a copy of a later version has replaced it."""
         if self.holds(copy):
             self._file(copy).unlink(missing_ok=True)
 
     def note_failure(self, copy: WantedCopy) -> None:
-        """Note that a copy could not be made; after some attempts it is given up."""
+        """Note that a copy could not be made; after five attempts it is given up."""
         attempts = copy.attempts + 1
         if attempts >= _MOST_ATTEMPTS:
             self.remove(copy)
@@ -88,11 +96,11 @@ class CopyQueue:
             self.add(replace(copy, attempts=attempts))
 
     def holds(self, copy: WantedCopy) -> bool:
-        """Return whether a copy is still to be made: nobody has made it, and no later label has come."""
+        """Return whether a copy must still be made: no process has made it, and there is no later label."""
         return _read(self._file(copy)) == copy
 
     def all(self) -> list[WantedCopy]:
-        """List the copies that are to be made."""
+        """Return the copies that must still be made; [] if the folder cannot be read."""
         try:
             files = sorted(self._folder.glob("[!.]*.json"))
         except OSError:
@@ -104,7 +112,7 @@ class CopyQueue:
 
 
 def _content(copy: WantedCopy) -> dict[str, Any]:
-    """Return what is on the disk of a copy; the description has the name there that earlier versions gave it."""
+    """Return a copy as it is stored on disk. There the description has the name that earlier releases gave it."""
     content = dict(copy.__dict__)
     content["sidecar"] = content.pop("description")
     return content
