@@ -1,1 +1,1 @@
-"""What stands beside the methods of the datastore: how it is opened, and what clients are shown."""
+"""Parts of the datastore beside its methods: how it is opened, its errors for clients, and the facts that it shows."""

@@ -1,7 +1,7 @@
-"""Errors as MONAI Label and its clients want them.
+"""Errors in the form that MONAI Label and its clients need.
 
-MONAI Label has no handler for a datastore's exceptions: whatever is raised reaches the viewer as a bare 500. An error
-that is a FastAPI ``HTTPException`` as well arrives with its status and its reason.
+MONAI Label has no handler for the exceptions of a datastore: each of them reaches the viewer as status 500 without a
+reason. If an error is also a FastAPI ``HTTPException``, the viewer gets its status and its reason.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from monailabel.interfaces.exception import (
 
 from monailabel_xnat import errors
 
-# The first that fits; XNAT's own refusal of our login is not the annotator's 401.
+# The status of each error: the first class that fits counts. There is no 401: if XNAT refuses the login of the server,
+# the annotator's login is not wrong.
 _STATUSES: tuple[tuple[type[errors.XNATDatastoreError], int], ...] = (
     (errors.UnknownImageError, 404),
     (errors.UnknownLabelError, 404),
@@ -45,7 +46,10 @@ _MONAI_LABEL_KINDS: dict[type[errors.XNATDatastoreError], type[MONAILabelExcepti
 
 
 class _ErrorsForClients:
-    """The context of :func:`errors_for_clients`: a class, for a strategy enters it for each of 20000 images."""
+    """The context of :func:`errors_for_clients`.
+
+    It is a class because that is faster than a generator: a strategy enters it for each of 20000 images.
+    """
 
     def __enter__(self) -> None:
         pass
@@ -62,7 +66,7 @@ _errors_for_clients = _ErrorsForClients()
 
 
 def errors_for_clients() -> _ErrorsForClients:
-    """Raise our errors so that they are MONAI Label's and FastAPI's as well."""
+    """Return a context in which our errors are raised as errors of MONAI Label and FastAPI as well."""
     return _errors_for_clients
 
 
@@ -75,7 +79,7 @@ def _as_http(error: errors.XNATDatastoreError) -> errors.XNATDatastoreError:
 
 
 def _complete(error: errors.XNATDatastoreError) -> None:
-    """Set what HTTPException's own __init__ would set; ours has other parameters."""
+    """Set the attributes that HTTPException's own __init__ would set; it is not called, as it has other parameters."""
     status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
     error.__dict__.update(status_code=status, detail=str(error), headers=None)
     if isinstance(error, MONAILabelException):
@@ -99,11 +103,11 @@ def _merged_class(kind: type[errors.XNATDatastoreError]) -> type[errors.XNATData
 def _merged_again(
     kind: type[errors.XNATDatastoreError], args: tuple[Any, ...], fields: dict[str, Any]
 ) -> errors.XNATDatastoreError:
-    """Make an error anew that was pickled."""
+    """Return an error that was pickled."""
     return _as_http(errors.restored(kind, args, fields))
 
 
-# Under their names in this module, for torch's data loader pickles the class of an error beside what it says.
+# Each class gets its name in this module: torch's data loader pickles the class of an error, which is found by name.
 for _kind in [
     kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.XNATDatastoreError)
 ]:

@@ -1,4 +1,4 @@
-"""What clients are told of images and labels: facts from XNAT's listing joined with what MONAI Label stored."""
+"""Facts about images and labels for clients: from XNAT's listing, joined with what MONAI Label stored."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 class Facts:
-    """Dictionaries of plain JSON values, fresh at each call.
+    """Describes images and labels in dictionaries of plain JSON values. Each call returns a new dictionary.
 
     Parameters
     ----------
     images, labels, infos
-        Where the facts come from.
+        The sources of the facts.
     """
 
     def __init__(self, images: Images, labels: Labels, infos: ImageInfos) -> None:
@@ -35,13 +35,15 @@ class Facts:
         self._infos = infos
 
     def image(self, scan: Scan) -> dict[str, Any]:
-        """Describe an image; what was stored with it goes over what the listing knows."""
+        """Return the facts about an image. Info that was stored with it replaces facts of the listing."""
         facts = self._facts(scan)
         facts.update(self._infos.get(scan))
         return facts
 
     def label(self, scan: Scan, tag: str, version: str | None = None) -> dict[str, Any]:
-        """Describe a label: its info, when it was saved (``ts``, seconds since 1970) and a file name for clients.
+        """Return the facts about a label: its info, ``ts`` (when it was saved, in seconds since 1970), and ``name``.
+
+        The name is a file name for clients. Keys of the info replace the other two.
 
         Raises
         ------
@@ -57,7 +59,7 @@ class Facts:
         return {"name": scan.image_id.file_stem + found.extension, **shown, **info}
 
     def drawing(self, scan: Scan, label: LabelId) -> dict[str, Any]:
-        """Describe one drawing on an image, as :meth:`label` does a label.
+        """Return the facts about one drawing on an image, in the form of :meth:`label`.
 
         Raises
         ------
@@ -69,7 +71,7 @@ class Facts:
         return {"name": scan.image_id.file_stem + LABEL_MAP, "ts": int(saved.timestamp()), **info_of(description)}
 
     def tree(self, scans: list[Scan]) -> dict[str, Any]:
-        """Describe images and their labels as LocalDatastore's index does, which Slicer and the Reviewer read."""
+        """Return images and their labels in the form of LocalDatastore's index, which Slicer and the Reviewer read."""
         self._labels.load_infos(scans)
         failures: list[str] = []
         branches = {str(scan.image_id): self._branch(scan, failures) for scan in scans}
@@ -94,7 +96,7 @@ class Facts:
             "SeriesDescription": scan.series_description,
         }
         known: dict[str, Any] = {key: value for key, value in facts.items() if value}
-        with suppress(ValueError):  # of a site that does not say when
+        with suppress(ValueError):  # the site does not say when the session was added
             added = datetime.fromisoformat(scan.session_added.partition(".")[0])
             known["ts"] = int(added.replace(tzinfo=timezone.utc).timestamp())
         known.update(self._images.facts(scan))

@@ -1,4 +1,4 @@
-"""How a datastore is opened: its keyword arguments, whose login it uses, and how it opens anew in another process."""
+"""How a datastore is opened: its keyword arguments, the login that it uses, and how it opens in another process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from monailabel_xnat.errors import LoginError, SettingsError
 from monailabel_xnat.values import Secret
 
 Several = str | Sequence[str]
-"""A comma-separated text, or a list of texts, which are not split."""
+"""A comma-separated text, or a list of texts; texts in a list are not split at commas."""
 
 Folder = str | os.PathLike[str]
 
@@ -28,7 +28,7 @@ Folder = str | os.PathLike[str]
 class SettingArguments(TypedDict, total=False):
     """Keyword arguments of :class:`~monailabel_xnat.datastore.XNATDatastore` that are settings.
 
-    What each means stands in :class:`~monailabel_xnat.config.Settings`, which has the same fields.
+    :class:`~monailabel_xnat.config.Settings` has the same fields and explains each of them.
     """
 
     auth_provider: str | None
@@ -74,29 +74,30 @@ ARGUMENTS = (
 )
 """The names of all arguments of the constructor."""
 
-# How the names of the variables end that Settings reads credentials from.
+# The endings of the environment variables from which Settings reads credentials.
 _CREDENTIALS = ("_USERNAME", "_USER", "_PASSWORD", "_PASS")
 
 
 def settings_beside(
     server: str, arguments: Mapping[str, Any], conf: Mapping[str, Any] | None, environ: Mapping[str, str] | None
 ) -> Settings:
-    """Gather the settings of a datastore over somebody else's session.
+    """Return the settings of a datastore that uses an xnatpy session which was given as connection.
 
-    User name and password are those that were given as arguments for that purpose, or none: what the environment or
-    ``~/.netrc`` says may be another user's.
+    User name and password are taken only from the arguments. Those in the environment or ``~/.netrc`` are not used,
+    because they may belong to another user.
 
     Parameters
     ----------
     server : str
-        Address of the session's XNAT.
+        Address of the XNAT to which the session belongs.
     arguments, conf, environ
         As for :meth:`Settings.load`.
 
     Raises
     ------
     SettingsError
-        Also if another address was given than the session's.
+        As for :meth:`Settings.load`; also if only one of user name and password is given, or an address that is not
+        that of the session.
     """
     environ = os.environ if environ is None else environ
     elsewhere = {name: value for name, value in environ.items() if not name.upper().endswith(_CREDENTIALS)}
@@ -126,11 +127,11 @@ Kind = TypeVar("Kind", bound="Reopening")
 
 
 class Reopening(ABC):
-    """What holds connections, locks and threads, and is opened anew in another process, at its first use there.
+    """Base class of a datastore, which holds connections, locks and threads, and can be sent to another process.
 
-    It is pickled as its settings, without secrets: what opens it again logs in with the environment of its own
-    process, or ``~/.netrc``. All that it holds stands in slots: MONAI's data loader looks through everything that it
-    finds in the ``__dict__`` of a dataset, and would never come to an end in here.
+    It is pickled as its settings, without secrets. In the other process it opens at its first use, and logs in with
+    the environment of that process or ``~/.netrc``. All that it holds is in slots: MONAI's data loader searches
+    everything in the ``__dict__`` of a dataset, and would never finish with these objects.
     """
 
     __slots__ = (
@@ -157,11 +158,11 @@ class Reopening(ABC):
 
     @abstractmethod
     def _open(self, settings: Settings) -> None:
-        """Make all that is held."""
+        """Make all objects that the datastore holds."""
 
     @abstractmethod
     def close(self) -> None:
-        """Write what waits and log out."""
+        """Send what waits for XNAT, and log out."""
 
     def __enter__(self) -> Self:
         return self
@@ -170,7 +171,7 @@ class Reopening(ABC):
         self.close()
 
     def __getattr__(self, name: str) -> Any:
-        """Open the datastore in the process that it was handed to; only what is not there is looked for here."""
+        """Open the datastore at its first use in another process. Python calls this only for missing attributes."""
         if name not in Reopening.__slots__ or name in ("_settings", "_is_borrowed", "_close_at_exit"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         with _reopening:
@@ -200,9 +201,10 @@ class Reopening(ABC):
             )
 
     def _end_with_process(self) -> None:
-        """Close it when the process ends: MONAI Label never closes a datastore, and what waits must be written.
+        """Arrange that the datastore is closed when the process ends.
 
-        The processes that multiprocessing starts end without what atexit would do.
+        MONAI Label never closes a datastore, and what waits for XNAT must be sent. Processes that multiprocessing
+        starts do not run the functions of atexit, so there the datastore is closed by multiprocessing itself.
         """
         close = _closing(weakref.ref(self))
         if parent_process() is not None:
@@ -222,7 +224,7 @@ def _closing(reference: weakref.ref[Reopening]) -> Callable[[], None]:
 
 
 def _handed_over(kind: type[Kind], settings: Settings, is_borrowed: bool) -> Kind:
-    """Make a datastore that opens itself at its first use."""
+    """Return a datastore that opens itself at its first use."""
     made = kind.__new__(kind)
     made._settings = settings
     made._is_borrowed = is_borrowed

@@ -1,4 +1,4 @@
-"""The texts of a datastore itself, its name and its description, kept in a resource of its project."""
+"""The name and the description of a datastore, which are stored in a resource of its project."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ RESOURCE = "MONAILABEL_datastore"
 FILE = "datastore.json"
 
 _KIND = "datastore"
-# The catalog lists the resources of scans only.
+# The listing shows counts only for resources of scans, so for this resource they are not known.
 _UNKNOWN = Counts(None, None)
 
 
 class DatastoreTexts:
-    """Texts about the datastore: ``name`` and ``description``.
+    """The texts ``name`` and ``description`` of a datastore.
 
     Parameters
     ----------
     session : Session
-        The connection; of several configured projects the first one holds the texts.
+        The connection. If several projects are configured, the first one holds the texts.
     read_cache : ReadCache
-        Keeps them on this machine, for :meth:`known`.
+        Keeps the texts on this machine, for :meth:`known`.
     """
 
     def __init__(self, session: Session, read_cache: ReadCache) -> None:
@@ -40,7 +40,7 @@ class DatastoreTexts:
         self._texts: dict[str, str] | None = None
 
     def get(self, key: str, default: str) -> str:
-        """Return a text, or the default where none was set or the project was lost; asks XNAT once.
+        """Return a text, or the default if none was set or the project was lost. XNAT is asked only once.
 
         Raises
         ------
@@ -59,7 +59,7 @@ class DatastoreTexts:
             return self._texts.get(key) or default
 
     def known(self, key: str, default: str) -> str:
-        """Return a text as far as it was set or asked for on this machine, or the default; never asks XNAT."""
+        """Return a text that was set or read on this machine, or the default. XNAT is never asked."""
         texts = self._texts
         if texts is None:
             texts = self._read_cache.get(_KIND, self._key(), "") or {}
@@ -71,11 +71,11 @@ class DatastoreTexts:
         Raises
         ------
         SettingsError
-            If it is not clear which project should hold it.
+            If no project is configured, and the user can read none or several.
         TransferError
-            If the file of the texts differs in size or MD5 from XNAT's list; nothing is written then.
+            If the file of the texts differs in size or MD5 from XNAT's list; then nothing is written.
         ServerError
-            If XNAT does not take it.
+            If XNAT does not accept it.
         """
         with self._lock:
             project = self._home()
@@ -106,7 +106,7 @@ class DatastoreTexts:
         return ",".join(self._session.settings.project)
 
     def _read(self) -> dict[str, str] | None:
-        """Read what XNAT holds now; None if nothing."""
+        """Return the texts that XNAT holds now; None if there are none."""
         project = self._home()
         if project is None:
             return None
@@ -114,7 +114,7 @@ class DatastoreTexts:
         return found[1] if found else None
 
     def _home(self) -> str | None:
-        """Return the project that holds the texts: the first configured one, or the only one there is."""
+        """Return the project that holds the texts: the first configured one, or the only one that the user can read."""
         configured = self._session.settings.project
         projects = configured or list_projects(self._session)
         return projects[0] if configured or len(projects) == 1 else None
@@ -125,13 +125,13 @@ class DatastoreTexts:
 
 
 def _texts_in(found: dict[str, Any]) -> dict[str, str]:
-    """Return the texts of a file, all of them texts."""
+    """Return the content of the file if all its values are texts; otherwise raise ValueError."""
     if not all(isinstance(text, str) for text in found.values()):
         raise ValueError("a text has a wrong type")
     return found
 
 
 def default_texts(settings: Settings) -> dict[str, str]:
-    """Return the texts of a datastore for which none were set: XNAT's address, and which projects are shown."""
+    """Return the texts of a datastore for which none were set: they contain XNAT's address and the projects."""
     projects = ", ".join(settings.project) or "all projects"
     return {"name": f"XNAT {settings.server}", "description": f"{projects} on {settings.server}"}

@@ -1,4 +1,4 @@
-"""The datastore as people see it who know xnatpy: its objects in, its objects out."""
+"""The methods of the datastore for people who use xnatpy: they take and return objects of xnatpy."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from monailabel_xnat.training.next_samples import NextSamples
 
 
 class XnatSide:
-    """What a datastore over an XNAT has beyond MONAI Label's: the session, scans and label resources of xnatpy.
+    """The methods that a datastore on XNAT has in addition to MONAI Label's: for xnatpy, DICOM SEG and DICOMweb.
 
-    Each object is one of the session :attr:`xnat`, and good as long as that session is open.
+    Objects of xnatpy belong to the session :attr:`xnat`, and can be used as long as that session is open.
     """
 
     __slots__ = ()
@@ -41,10 +41,10 @@ class XnatSide:
 
     @property
     def xnat(self) -> XNATSession:
-        """The session of xnatpy: the one that was given as ``connection``, else our own, with XNAT's data model.
+        """The session of xnatpy, with XNAT's data model: the one that was given as ``connection``, or our own.
 
-        The data model is loaded at the first use, which takes a while. Our own session keeps its login by itself:
-        it and its objects are good until the process ends.
+        The data model is loaded at the first use, which takes a while. Our own session renews its login by itself, so
+        it and its objects can be used until the process ends.
         """
         with errors_for_clients():
             return self._graph.xnat
@@ -68,9 +68,9 @@ class XnatSide:
         Raises
         ------
         ImageNotFoundException
-            If it is none of the images (also an UnknownImageError).
+            If the scan is not one of the images (also an UnknownImageError).
         InvalidIdError
-            If it is an object of another XNAT.
+            If the object belongs to another XNAT.
         """
         with errors_for_clients():
             return str(self._scan(scan).image_id)
@@ -81,7 +81,7 @@ class XnatSide:
         Raises
         ------
         InvalidIdError
-            If it is an object of another kind, or of another XNAT.
+            If the object is of another kind, or belongs to another XNAT.
         """
         with errors_for_clients():
             if is_scan(item):
@@ -105,16 +105,16 @@ class XnatSide:
     def write_dicom_seg(
         self, image_id: str | XNATScan, label_filename: str, label_info: Mapping[str, Any], target: str | Path
     ) -> None:
-        """Write what a model drew as a DICOM SEG that refers to the series of its image; nothing is stored in XNAT.
+        """Write a label to a DICOM SEG file that refers to the series of its image; nothing is stored in XNAT.
 
         Parameters
         ----------
         image_id : str
-            Which image; it must be stored as DICOM.
+            The image; it must be stored as DICOM.
         label_filename : str
             A label map on the grid of the image, of any kind that :meth:`save_label` takes.
         label_info : dict
-            As for :meth:`save_label`; names the values.
+            As for :meth:`save_label`; it contains the names of the values.
         target : str or Path
             The file to write.
 
@@ -125,7 +125,7 @@ class XnatSide:
         NoImageError
             If the image is not stored as DICOM.
         LabelFileError, LabelGeometryError, LabelError
-            If the file is no label map, not one of this image, or empty, which a SEG cannot be.
+            If the file is not a label map, does not fit this image, or is empty: a SEG cannot be empty.
         """
         with errors_for_clients():
             scan = self._scan(image_id)
@@ -140,7 +140,7 @@ class XnatSide:
             write_as_seg(self._images, scan, label, DRAFT_TAG, description, Path(target))
 
     def require_dicom(self, image_id: str | XNATScan) -> None:
-        """See that an image is stored as DICOM, so that a SEG can refer to it; fetches it if need be.
+        """Raise an error unless an image is stored as DICOM, so that a SEG can refer to it. It is fetched if needed.
 
         Raises
         ------
@@ -153,25 +153,25 @@ class XnatSide:
             self._images.dicom_folder(self._scan(image_id))
 
     def dicomweb(self, path: str, query: str = "", accept: str = "", root: str = "") -> DicomWebAnswer:
-        """Ask XNAT's DICOMweb plugin with the login of this datastore.
+        """Return the answer of XNAT's DICOMweb plugin to a request with the login of this datastore.
 
         Parameters
         ----------
         path : str
-            What to ask for, ``studies/<UID>/series``.
+            The path below the service: ``studies/<UID>/series``.
         query : str
             The query, encoded as in an address.
         accept : str
-            The media types that the client takes.
+            The media types that the client accepts; empty: all.
         root : str
-            Path of the DICOMweb service below XNAT's address; empty: that of the one project in the settings.
+            Path of the DICOMweb service below XNAT's address; empty: that of the only project in the settings.
 
         Raises
         ------
         SettingsError
-            If no root is given, and the settings name no project, or several.
+            If no root is given, and the settings do not name exactly one project.
         InvalidIdError
-            If the path is none of DICOMweb, or leads out of it.
+            If the path is not one of DICOMweb, or leads out of it.
         """
         with errors_for_clients():
             if not root and len(self._settings.project) != 1:
@@ -182,12 +182,15 @@ class XnatSide:
             return read_dicomweb(self._session, root or root_of(self._settings.project[0]), path, query, accept)
 
     def hand_out(self, choose: Callable[[], Any], client_id: str = "") -> Any:
-        """Return what a strategy chooses as next sample, claimed on all servers; see :meth:`NextSamples.hand_out`."""
+        """Return the next sample that a strategy chooses, and claim it on all servers.
+
+        ``choose`` asks the strategy, and ``client_id`` is the client that asks; see :meth:`NextSamples.hand_out`.
+        """
         with errors_for_clients():
             return self._next.hand_out(choose, client_id)
 
     def _scan(self, image: str | XNATScan, *, insist: bool = False) -> Scan:
-        """Find an image by its id or by xnatpy's object of it; see :meth:`Catalog.scan`."""
+        """Return an image by its id, another name, or xnatpy's object of it; see :meth:`Catalog.scan`."""
         if not is_scan(image):
             return self._catalog.scan(image, insist=insist)
         for place in self._graph.places_of(image):
@@ -200,7 +203,7 @@ class XnatSide:
         )
 
     def _label(self, label: str | XNATScan) -> tuple[Scan, LabelId]:
-        """Find the image of a label by the label's id, or by xnatpy's object of the image."""
+        """Return the image of a label, and the label's id, by that id as text or by xnatpy's object of the image."""
         if not is_scan(label):
             return self._catalog.label(label)
         scan = self._scan(label)

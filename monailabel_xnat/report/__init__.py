@@ -1,1 +1,1 @@
-"""A report of the work on projects: facts are gathered and summed up, and one self-contained page is made of them."""
+"""A report about the work on projects: facts are gathered and summed up, and shown on one self-contained page."""

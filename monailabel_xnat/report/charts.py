@@ -1,4 +1,4 @@
-"""Charts as SVG within a page: each has a text for those who cannot see it, and its colours from the page's style."""
+"""Charts as SVG for the page. Each has a text for screen readers; the style of the page sets the colours."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from markupsafe import Markup, escape
 
 from monailabel_xnat.report.facts import Agreement, Day, StructureVolumes
 
-# In units of the drawing: the page makes it as wide as there is room.
+# Sizes and margins in units of the drawing. The page scales it to the width that is available.
 _WIDTH, _HEIGHT = 400, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 390, 12, 160
 _STRIP_WIDTH, _STRIP_HEIGHT, _STRIP_MARGIN = 160, 22, 7
 
 
 def progress_chart(days: Sequence[Day], images: int, title: str) -> Markup:
-    """Draw how many images were final, and how many a draft, at the end of each day.
+    """Return a chart of how many images were final, and how many were drafts, at the end of each day.
 
     Parameters
     ----------
     days : sequence of Day
-        In order; at least one.
+        The days in order; at least one.
     images : int
-        How many images there are; the height of the chart.
+        The number of all images, which is the top of the chart.
     title : str
-        What it shows, for those who cannot see it.
+        A text for screen readers that says what the chart shows.
     """
     first, last = (date.fromisoformat(day.date).toordinal() for day in (days[0], days[-1]))
 
@@ -37,7 +37,7 @@ def progress_chart(days: Sequence[Day], images: int, title: str) -> Markup:
         return round(_BOTTOM - count / max(images, 1) * (_BOTTOM - _TOP), 1)
 
     def area(counts: Iterable[int]) -> str:
-        """Return the path of steps: each count holds from its day to the next one."""
+        """Return the SVG path of an area with steps: each count holds from its day to the next one."""
         corners = [f"M{_LEFT} {_BOTTOM}"]
         for day, count in zip(days, counts):
             corners.append(f"H{across(day.date)}V{up(count)}")
@@ -68,7 +68,17 @@ def progress_chart(days: Sequence[Day], images: int, title: str) -> Markup:
 
 
 def shares(parts: Sequence[tuple[str, int]], whole: int, title: str) -> Markup:
-    """Draw a bar of which each part, with the name of its style, takes its share."""
+    """Return a bar with one section for each part, as wide as its share of ``whole``.
+
+    Parameters
+    ----------
+    parts : sequence of tuple
+        For each part the name of its style in the page, and its count.
+    whole : int
+        The count that fills the bar.
+    title : str
+        A text for screen readers.
+    """
     drawn, start = Markup(), 0.0
     for style, count in parts:
         width = round(100 * count / max(whole, 1), 2)
@@ -81,7 +91,19 @@ def shares(parts: Sequence[tuple[str, int]], whole: int, title: str) -> Markup:
 
 
 def strip(values: Sequence[tuple[float, bool]], low: float, high: float, title: str, box: str | Markup = "") -> Markup:
-    """Draw values as dots on a line from ``low`` to ``high``; those that are marked as triangles of another colour."""
+    """Return a line from ``low`` to ``high`` with values as dots, and marked values as triangles of another colour.
+
+    Parameters
+    ----------
+    values : sequence of tuple
+        Each value, and whether it is marked.
+    low, high : float
+        The values at the ends of the line.
+    title : str
+        A text for screen readers.
+    box : str or Markup
+        SVG that is drawn behind the dots.
+    """
     middle = _STRIP_HEIGHT / 2
     dots = Markup().join(
         (
@@ -107,14 +129,14 @@ def strip(values: Sequence[tuple[float, bool]], low: float, high: float, title: 
 
 
 def dice_strip(agreement: Agreement) -> Markup:
-    """Draw the Dice coefficients of two users about a structure, from 0 to 1."""
+    """Return a strip of the Dice coefficients (0 to 1) of two users' labels of a structure."""
     lowest, highest = agreement.dices[0], agreement.dices[-1]
     title = f"Dice of {agreement.structure} from {lowest:.3f} to {highest:.3f}"
     return strip([(dice, False) for dice in agreement.dices], 0.0, 1.0, title)
 
 
 def volume_strip(measured: StructureVolumes) -> Markup:
-    """Draw the volumes of a structure from zero to the greatest, a box from the first to the third quartile behind."""
+    """Return a strip of the volumes of a structure, from zero to the greatest, over a box between the quartiles."""
     high = measured.volumes[-1].volume
     left, middle, right = (
         _along(value, 0.0, high) for value in (measured.first_quartile, measured.median, measured.third_quartile)

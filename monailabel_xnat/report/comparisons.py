@@ -1,4 +1,4 @@
-"""Compares the labels that different users saved for one image."""
+"""Comparison of the labels that different users saved for one image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from monailabel_xnat.report.facts import LeftOut, Pair, SavedLabel, StructureAgr
 
 
 def pairs_worth_comparing(labels: Iterable[SavedLabel]) -> list[tuple[SavedLabel, SavedLabel]]:
-    """Return, for each image and tag, each two users' newest versions, sorted by user; the newest pairs first.
+    """Return pairs of labels by two users for the same image and tag, each user's newest version; newest pairs first.
+
+    Within a pair the labels are sorted by user. Labels without structures are left out.
 
     Parameters
     ----------
@@ -36,9 +38,18 @@ def pairs_worth_comparing(labels: Iterable[SavedLabel]) -> list[tuple[SavedLabel
 def compared(
     labels: Labels, catalog: Catalog, pairs: Sequence[tuple[SavedLabel, SavedLabel]], step: Callable[[], None]
 ) -> tuple[list[Pair], list[LeftOut]]:
-    """Compare pairs of labels, and return what was found, and which pairs could not be compared.
+    """Compare pairs of labels; return the results, and the pairs that could not be compared.
 
-    Their files are taken as they were stored, so that the image need not be fetched; the two must be on one grid.
+    The files are used as they were stored, so the image need not be fetched. Both must be on one voxel grid.
+
+    Parameters
+    ----------
+    labels, catalog
+        The labels and the list of images.
+    pairs : sequence of tuple
+        As of :func:`pairs_worth_comparing`.
+    step : callable
+        Called after each pair.
     """
     found: list[Pair] = []
     failures: list[LeftOut] = []
@@ -56,7 +67,7 @@ def compared(
             agreements = tuple(
                 StructureAgreement(item.name, item.dice, item.mean_distance, item.greatest_distance)
                 for item in structures
-                if any(item.volumes)  # a structure that both name and nobody drew is no agreement
+                if any(item.volumes)  # a structure that is named but not drawn in either label does not count
             )
             found.append(Pair(first.image, first.tag, (first.saved_by, second.saved_by), agreements))
         step()
@@ -64,7 +75,7 @@ def compared(
 
 
 def _file(labels: Labels, catalog: Catalog, label: SavedLabel) -> Path:
-    """Return the file of a version as it was stored, from the outbox or fetched from XNAT."""
+    """Return the file of a version as it was stored: from the outbox, or downloaded from XNAT."""
     scan = catalog.scan(label.image)
     entry = labels.index.entry(scan, label.tag, label.version)
     if entry is not None:

@@ -1,16 +1,16 @@
-"""The facts that a report consists of, as plain values; all times are UTC in ISO 8601, all volumes millilitres."""
+"""The facts of a report, as plain values. All times are UTC in ISO 8601; all volumes are in millilitres."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 UNLABELLED, DRAFT, FINAL = "unlabelled", "draft", "final"
-"""What an image is: without a label, with labels of other tags than ``final`` only, or with a label ``final``."""
+"""The states of an image: without a label; with labels, but none with the tag ``final``; with a label ``final``."""
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """One image that the settings choose, and how far the work on it has come."""
+    """One image that the settings choose, with the state of the work on it."""
 
     image: str
     project: str
@@ -21,7 +21,7 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class Segment:
-    """One structure of a label: its name, how many voxels it has, and its volume; None where that is not known."""
+    """One structure of a label: its name, number of voxels and volume; these are None if they are not known."""
 
     name: str
     voxels: int | None
@@ -35,15 +35,15 @@ class SavedLabel:
     Attributes
     ----------
     image, project, tag, version
-        What it is. ``version`` is empty for a drawing of a viewer, which has no versions.
+        Image id, project, tag, and name of the version. ``version`` is empty for a drawing, which has no versions.
     saved_at, saved_by, model
-        When, by whom, and with which model; empty where that is not known.
+        When and by whom it was saved, and the model that made it; empty if that is not known.
     is_current
-        Whether it is the label that the image has with this tag now.
+        Whether it is the present label of the image with this tag.
     in_xnat
         False while it waits in the outbox.
     segments
-        What it holds; empty where that is not known.
+        Its structures; empty if they are not known.
     problem
         Why its description cannot be used; empty if nothing is wrong.
     """
@@ -63,7 +63,7 @@ class SavedLabel:
 
 @dataclass(frozen=True)
 class Day:
-    """How many of today's images of a project had a draft only, and a final label, at the end of a day."""
+    """The state of a project at the end of a day: how many of its present images had only a draft, or a final label."""
 
     date: str
     draft: int
@@ -72,9 +72,9 @@ class Day:
 
 @dataclass(frozen=True)
 class ProjectProgress:
-    """How far the work on a project has come, and how it came there.
+    """The progress of a project: the present number of images in each state, and the numbers of earlier days.
 
-    ``undated`` counts the images whose label does not say when it was saved; they count from the first day on.
+    ``undated`` is the number of images whose label does not say when it was saved. They count from the first day on.
     """
 
     project: str
@@ -88,22 +88,22 @@ class ProjectProgress:
 
 @dataclass(frozen=True)
 class Person:
-    """What one user has saved.
+    """The labels that one user has saved.
 
     Attributes
     ----------
     user
         Login name in XNAT; empty for labels that do not say who saved them.
     versions, drafts, finals
-        How many versions, and how many of them with another tag and with the tag ``final``.
+        The number of all versions, of those with another tag than ``final``, and of those with the tag ``final``.
     with_model
-        How many of the versions name a model that made them.
+        The number of versions that name a model that made them.
     images
-        How many images.
+        The number of images with a label of this user.
     current
-        How many labels of today are theirs.
+        The number of present labels that this user saved.
     last
-        When the newest one was saved; empty where that is not known.
+        When the newest one was saved; empty if that is not known.
     """
 
     user: str
@@ -118,7 +118,10 @@ class Person:
 
 @dataclass(frozen=True)
 class StructureAgreement:
-    """How far one structure agrees in two labels; distances in mm, None where it is missing in one of them."""
+    """The agreement of two labels about one structure: Dice (0 to 1), average Hausdorff and Hausdorff distance in mm.
+
+    The distances are None if one of the labels does not have the structure.
+    """
 
     name: str
     dice: float
@@ -128,7 +131,7 @@ class StructureAgreement:
 
 @dataclass(frozen=True)
 class Pair:
-    """The newest labels that two users saved for one image with one tag."""
+    """A comparison of the newest labels that two users saved for one image with one tag."""
 
     image: str
     tag: str
@@ -138,20 +141,20 @@ class Pair:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two users agree about one structure.
+    """The agreement of two users about one structure, over all images that both have labelled.
 
     Attributes
     ----------
     users, structure
-        Who, and about what.
+        The two users, and the name of the structure.
     dices
-        The Dice coefficient of each image, ascending.
+        The Dice coefficients of the images, in ascending order.
     mean_dice
-        Their mean.
+        The mean of these coefficients.
     lowest_image
-        The image where they agree least.
+        The image with the lowest Dice coefficient.
     greatest_distance
-        The greatest Hausdorff distance in mm; None where no image has the structure in both labels.
+        The greatest Hausdorff distance in mm; None if no image has the structure in both labels.
     """
 
     users: tuple[str, str]
@@ -175,18 +178,18 @@ class Volume:
 
 @dataclass(frozen=True)
 class StructureVolumes:
-    """The volumes of a structure in a project, ascending, one label for each image.
+    """The volumes of a structure in a project, one for each image, in ascending order.
 
     Attributes
     ----------
     project, structure
-        What was measured.
+        The project, and the name of the structure.
     volumes
-        All of them, the outliers with their side.
+        All volumes; the outliers have a side.
     first_quartile, median, third_quartile
-        Of the volumes, interpolated linearly.
+        Quartiles and median of the volumes, with linear interpolation.
     has_fences
-        Whether there are enough volumes to tell outliers.
+        Whether there are enough volumes to find outliers.
     """
 
     project: str
@@ -199,13 +202,13 @@ class StructureVolumes:
 
     @property
     def outliers(self) -> tuple[Volume, ...]:
-        """The volumes beyond 1.5 interquartile ranges."""
+        """The volumes more than 1.5 interquartile ranges below the first or above the third quartile."""
         return tuple(volume for volume in self.volumes if volume.side)
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something that the report or the work on the project is missing: of which kind, what, and why."""
+    """Something that is missing in the report or in the project: its kind, its name, and the reason."""
 
     kind: str
     what: str
@@ -214,7 +217,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A label on this computer that is not in XNAT yet; ``image`` is empty where the listing has none of its id."""
+    """A label on this computer that is not in XNAT yet; ``image`` is empty if no listed image has its id."""
 
     image: str
     tag: str
@@ -226,7 +229,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class CacheFacts:
-    """The images on this computer; ``budget_gigabytes`` is 0 where there is no limit."""
+    """The cache of images on this computer: number, size in bytes, and limit; 0 gigabytes means no limit."""
 
     images: int
     bytes: int
@@ -235,7 +238,7 @@ class CacheFacts:
 
 @dataclass(frozen=True)
 class Connection:
-    """The connection to XNAT while the report was made; ``problem`` is empty if nothing is wrong."""
+    """The connection to XNAT when the report was made; ``problem`` is empty if nothing is wrong."""
 
     server: str
     user: str
@@ -266,16 +269,16 @@ class Report:
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn slice of an image with its label.
+    """A picture of one slice of an image with its label.
 
     Attributes
     ----------
     image, tag, saved_by, why
-        What it shows, and why it was chosen.
+        The image, tag and author of the label, and why it was chosen.
     structures
-        The names on it, each with the number of its colour.
+        The names of the structures on the slice, each with the number of its colour.
     png
-        The file.
+        The content of the PNG file.
     """
 
     image: str

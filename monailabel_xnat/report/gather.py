@@ -1,6 +1,6 @@
-"""Gathers the facts of a report: from memory, from the descriptions of labels, and of pairs of labels from their files.
+"""The collection of the facts of a report: from memory, from descriptions of labels, and from files of some labels.
 
-XNAT is not asked for anything of an image that has no label, and nothing is changed there.
+No request is sent for an image without a label, and nothing is changed in XNAT.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ _MILLILITRE = 1000.0  # mm3
 _UNKNOWN_IMAGE = "its image is not among those of this report: `monailabel-xnat outbox` says more"
 
 Watch = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
-"""Shows how far something with a title and a number of steps has come; what it yields is called after each step."""
+"""A context that shows the progress of a task with a title and a number of steps. It yields a function that is called
+after each step."""
 
 
 class Parts(Protocol):
-    """The parts of a datastore that a report is made of."""
+    """The parts of a datastore that a report needs."""
 
     @property
     def session(self) -> Session:
@@ -53,30 +54,30 @@ class Parts(Protocol):
 
     @property
     def catalog(self) -> Catalog:
-        """What exists."""
+        """The list of images."""
 
     @property
     def images(self) -> Images:
-        """Files of images."""
+        """The files of images."""
 
     @property
     def labels(self) -> Labels:
-        """Labels of images."""
+        """The labels of images."""
 
     @property
     def store(self) -> LabelStore:
-        """What waits to be saved."""
+        """The store, which knows the labels that wait for XNAT."""
 
 
 def gather(parts: Parts, *, most_pairs: int, watch: Watch) -> Report:
-    """Gather all facts.
+    """Return all facts of a report.
 
     Parameters
     ----------
     parts : Parts
-        The datastore.
+        The parts of the datastore.
     most_pairs : int
-        How many pairs of labels are compared at most, the newest first; their files are fetched.
+        How many pairs of labels are compared at most, the newest first. Their files are downloaded.
     watch : callable
         Shows the progress.
 
@@ -114,11 +115,11 @@ def gather(parts: Parts, *, most_pairs: int, watch: Watch) -> Report:
 
 
 def _labels_of(parts: Parts, scans: Sequence[Scan], step: Callable[[], None]) -> tuple[list[SavedLabel], int]:
-    """Return all versions of the labels of images, oldest first, and how many others are hidden."""
+    """Return all versions of the labels of images, oldest first, and the number of hidden versions."""
 
     def read(scan: Scan) -> list[SavedLabel | None]:
         try:
-            # Where all versions are hidden, there is a resource, but no label.
+            # If all versions of a label are hidden, there is still a resource, but no label.
             stored = {tag for tag in (tag_of(resource.label) for resource in scan.resources) if tag}
             tags = sorted(stored.union(parts.labels.tags(scan)))
             return [found for tag in tags for found in _versions(parts.labels, scan, tag)]
@@ -132,7 +133,10 @@ def _labels_of(parts: Parts, scans: Sequence[Scan], step: Callable[[], None]) ->
 
 
 def _versions(labels: Labels, scan: Scan, tag: str) -> list[SavedLabel | None]:
-    """Return all versions of a label, None for each hidden one; what cannot be read is one with its problem."""
+    """Return all versions of a label, with None for each hidden one.
+
+    A version, or a list of versions, that cannot be read is an entry with a problem.
+    """
     found: list[SavedLabel | None] = []
     versions: list[LabelVersion] = []
     current = ""
@@ -150,14 +154,14 @@ def _versions(labels: Labels, scan: Scan, tag: str) -> list[SavedLabel | None]:
 
 
 def _saved(labels: Labels, scan: Scan, tag: str, version: LabelVersion | None, is_current: bool) -> SavedLabel:
-    """Describe a version of a label, or with None the drawing that is the label."""
+    """Return the facts about a version of a label; without a version, those of the drawing that is the label."""
     saved = version.saved_at if version else None
     problem = ""
     try:
         description = labels.description(scan, tag, version.name if version else None)
     except XNATDatastoreError as error:
         description, problem = {}, str(error)
-    if saved and not description:  # what other programs left never has one
+    if saved and not description:  # labels of other programs have no time in their names, and never a description
         problem = problem or WITHOUT_DESCRIPTION
     return SavedLabel(
         image=str(scan.image_id),
@@ -197,7 +201,7 @@ def _segments(description: dict[str, Any]) -> Iterable[Segment]:
 
 
 def _utc(text: Any) -> str:
-    """Return a time as UTC, ISO 8601 in whole seconds; "" for what is none."""
+    """Return a time as UTC, ISO 8601 in whole seconds; "" if the text is not a time."""
     try:
         return datetime.fromisoformat(str(text)).astimezone(timezone.utc).isoformat(timespec="seconds")
     except ValueError:
@@ -216,7 +220,7 @@ def _image(labels: Labels, scan: Scan) -> ImageFacts:
 
 
 def _left_out(parts: Parts) -> list[LeftOut]:
-    """Return what is missing of the project, as far as this computer knows."""
+    """Return what is missing in the project, as far as this computer knows."""
     catalog = parts.catalog
     unread = catalog.unread
     found = [LeftOut("scan that is no volume", *item) for item in parts.images.no_volumes(catalog.get).items()]
@@ -235,7 +239,7 @@ def _left_out(parts: Parts) -> list[LeftOut]:
 
 
 def _unmeasured(labels: Sequence[SavedLabel], hidden: int) -> list[LeftOut]:
-    """Return which labels cannot be read, which are not among the volumes, and how many were removed."""
+    """Return the labels that cannot be read, those without volumes, and the number of removed versions."""
     found = [
         LeftOut("label that cannot be read", f"{label.image} {label.tag} {label.version}".strip(), label.problem)
         for label in labels
@@ -257,7 +261,7 @@ def _unmeasured(labels: Sequence[SavedLabel], hidden: int) -> list[LeftOut]:
 
 def _waiting(parts: Parts, item: dict[str, Any]) -> Waiting:
     if parts.catalog.get(str(item.get("image", ""))) is None:
-        # What was given as its image may be the name of a patient, and the reason repeats it.
+        # An id that no image has may be the name of a patient, and the reason repeats it: show neither.
         item = {**item, "image": "", "waits_for": _UNKNOWN_IMAGE}
     return Waiting(
         image=str(item.get("image", "")),
@@ -270,13 +274,13 @@ def _waiting(parts: Parts, item: dict[str, Any]) -> Waiting:
 
 
 def cache_of(parts: Parts) -> CacheFacts:
-    """Return what the cache of images holds now."""
+    """Return the number and size of the images that the cache holds now, and its limit."""
     entries = parts.images.cache.entries()
     return CacheFacts(len(entries), sum(entry.size for entry in entries), parts.session.settings.cache_budget)
 
 
 def connection_of(parts: Parts) -> Connection:
-    """Return how the connection is, and what was asked through it until now."""
+    """Return the state of the connection, and the number of requests so far."""
     pace = parts.session.pace.summary()
     return Connection(
         server=parts.session.settings.server,

@@ -1,7 +1,7 @@
-"""Writes a report as one HTML page that needs nothing from anywhere else.
+"""A report as one HTML page that needs no other files.
 
-What comes from XNAT is text, never markup: the template escapes all of it. The page has no script, and its policy
-forbids scripts, requests, and any style but its own.
+All values from XNAT are texts, never markup: the template escapes them. The page has no script, and its content
+security policy forbids scripts, requests, and any style except its own.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from monailabel_xnat.report.charts import dice_strip, progress_chart, shares, vo
 from monailabel_xnat.report.facts import ImageFacts, LeftOut, Picture, Report, SavedLabel
 
 MOST_ROWS = 300
-"""How many labels, and how many things of one kind that were left out, the page lists; the JSON has all."""
+"""The page lists at most this many labels, and this many left-out items of one kind. The JSON lists all."""
 
 _FOLDER = Path(__file__).parent
 
 
 def write_page(report: Report, pictures: Sequence[Picture] = ()) -> str:
-    """Return the page.
+    """Return the HTML of the page.
 
     Parameters
     ----------
     report : Report
         The facts.
     pictures : sequence of Picture
-        What was drawn.
+        The pictures of labels to show.
     """
     style = (_FOLDER / "page.css").read_text(encoding="utf-8")
     environment = Environment(
@@ -54,14 +54,14 @@ def write_page(report: Report, pictures: Sequence[Picture] = ()) -> str:
         pictures=pictures,
         left_out=left_out,
         most_rows=MOST_ROWS,
-        # Not markup from XNAT, but a file of this package; its digest is what the policy allows.
+        # This markup is a file of this package, and does not come from XNAT. The policy allows it by its digest.
         style=Markup(style),  # noqa: S704
         style_digest=_base64(sha256(style.encode()).digest()),
     )
 
 
 def _labelled(report: Report) -> list[tuple[ImageFacts, list[SavedLabel]]]:
-    """Return the images that have labels, those with the newest first, each with its labels of today."""
+    """Return the images that have labels, each with its present labels; the image with the newest label comes first."""
     labels: dict[str, list[SavedLabel]] = {}
     for label in reversed(report.labels):
         if label.is_current:
@@ -71,7 +71,7 @@ def _labelled(report: Report) -> list[tuple[ImageFacts, list[SavedLabel]]]:
 
 
 def _breakable(image: str) -> Markup:
-    """Return an id with places to break it after each slash."""
+    """Return an id as markup in which a browser may break the line after each slash."""
     return Markup("/<wbr>").join(image.split("/"))
 
 
@@ -80,10 +80,10 @@ def _base64(content: bytes) -> str:
 
 
 def _moment(text: str) -> str:
-    """Return a time as people read it, to the minute."""
+    """Return a time as date, hours and minutes."""
     return text[:16].replace("T", " ")
 
 
 def _volume(millilitres: float) -> str:
-    """Return a volume with a tenth of a millilitre, of small structures with two digits that count."""
+    """Return a volume with one decimal; below 1 millilitre, with two significant digits."""
     return f"{millilitres:.1f}" if millilitres >= 1 else f"{millilitres:.2g}"

@@ -1,4 +1,4 @@
-"""Draws slices of images with their labels."""
+"""Pictures of slices of images with their labels."""
 
 from __future__ import annotations
 
@@ -26,34 +26,38 @@ COLOURS = (
     (0, 114, 178),
     (255, 255, 255),
 )
-"""Of structures, red, green, blue; the colour-blind tell them apart (Okabe and Ito). page.css has the same."""
+"""The colours of structures (red, green, blue), which colour-blind people can tell apart (Okabe and Ito).
+
+page.css has the same colours.
+"""
 
 _LONGEST_SIDE = 256  # pixels
 _OPACITY = 0.35
 _SOFT_TISSUE = (-160.0, 240.0)  # HU
-_GREY_SHARES = (1.0, 99.0)  # percent of the voxels that are black, and that are not white
-# Which way columns, rows and slices of a picture go, by the axis that the slices are stacked along: as radiologists
-# look at them. SimpleITK's letters, L for "to the left".
+_GREY_SHARES = (1.0, 99.0)  # percentiles of the intensities that become black and white
+# The directions of columns, rows and slices of a picture, as radiologists look at it, by the axis along which the
+# slices are stacked. The letters are SimpleITK's: L means "to the left".
 _UPRIGHT = ("PIL", "LIP", "LPS")
 
 
 def draw_pictures(
     parts: Parts, report: Report, most: int, step: Callable[[], None]
 ) -> tuple[list[Picture], list[LeftOut]]:
-    """Draw the labels that are most worth a look, and return them, and which could not be drawn and why.
+    """Draw the labels that a person should look at; return the pictures, and the labels that could not be drawn.
 
-    Their images are fetched where they are not on this computer.
+    Images that are not on this computer are downloaded.
 
     Parameters
     ----------
     parts : Parts
-        The datastore.
+        The parts of the datastore.
     report : Report
-        What is known of the labels.
+        The facts about the labels.
     most : int
-        How many are drawn at most: those with outliers, then those about which users agree least, then the newest.
+        How many labels are drawn at most: first those with outliers, then those about which users agree least, then
+        the newest.
     step : callable
-        Called after each.
+        Called after each label.
     """
     colours = _colours(report)
     modalities = {image.image: image.modality for image in report.images}
@@ -80,7 +84,7 @@ def draw_pictures(
 
 
 def _worth_drawing(report: Report) -> list[tuple[SavedLabel, str, str]]:
-    """Return the labels that may be drawn, best first, each with the structure in question, if any, and the reason."""
+    """Return the labels to draw, the most important first, each with a structure ("" for all) and the reason."""
     shown = shown_labels(report.labels)
     reasons: dict[str, tuple[str, str]] = {}
     for measured in report.volumes:
@@ -96,7 +100,7 @@ def _worth_drawing(report: Report) -> list[tuple[SavedLabel, str, str]]:
 
 
 def _colours(report: Report) -> dict[str, int]:
-    """Return the number of the colour of each structure, the same in all pictures."""
+    """Return the number of the colour of each structure, by name; it is the same in all pictures."""
     names = sorted({segment.name for label in report.labels for segment in label.segments})
     return {name: number for number, name in enumerate(names)}
 
@@ -104,32 +108,32 @@ def _colours(report: Report) -> dict[str, int]:
 def draw(
     image: Path, label: Path, colours: Mapping[int, int], wanted: Collection[int], *, is_ct: bool
 ) -> tuple[bytes, set[int]]:
-    """Draw the slice on which most of the label lies, or most of the wanted values where there are any.
+    """Draw the slice with most voxels of the wanted values, or of all values if none are wanted.
 
     Parameters
     ----------
     image, label : Path
-        Files on one voxel grid.
+        Two files on one voxel grid.
     colours : mapping of int to int
         Number of the colour of each value of the label.
     wanted : collection of int
-        Values of the label.
+        Values of the label by which the slice is chosen; may be empty.
     is_ct : bool
         Whether the image holds Hounsfield units.
 
     Returns
     -------
     bytes
-        A PNG.
+        The content of a PNG file.
     set of int
-        The values that lie on that slice.
+        The values that have a colour and are on that slice.
 
     Raises
     ------
     ValueError
-        If the two are not on one grid.
+        If the files have different numbers of voxels, or are not three-dimensional.
     RuntimeError
-        If SimpleITK cannot read one of them.
+        If SimpleITK cannot read one of the files.
     """
     sitk = simpleitk()
     shown, marks = sitk.ReadImage(str(image)), sitk.ReadImage(str(label), sitk.sitkUInt16)
@@ -157,11 +161,11 @@ def draw(
 
 
 def _upright(slab: Any, interpolator: int) -> Any:
-    """Return a slab of one slice as a two-dimensional image, the way radiologists look at it, with square pixels."""
+    """Return a volume of one slice as a two-dimensional image, turned as radiologists see it, with square pixels."""
     sitk = simpleitk()
     normal = slab.GetDirection()[2::3]
     turned = sitk.DICOMOrient(slab, _UPRIGHT[int(np.argmax(np.abs(normal)))])
-    if turned.GetSize()[2] == 1:  # else it is so oblique that the axes changed their places: it stays as it is
+    if turned.GetSize()[2] == 1:  # otherwise it is so oblique that its axes were exchanged: then it is not turned
         slab = turned
     flat = sitk.GetImageFromArray(sitk.GetArrayFromImage(slab)[0])
     flat.SetSpacing(slab.GetSpacing()[:2])
@@ -171,7 +175,8 @@ def _upright(slab: Any, interpolator: int) -> Any:
     resample = sitk.ResampleImageFilter()
     resample.SetSize(size)
     resample.SetOutputSpacing((pixel, pixel))
-    # The first pixel lies in the corner of the first voxel, and outside of the centres of all voxels.
+    # The first pixel lies in the corner of the first voxel. That is outside of all voxel centres, so values must be
+    # extrapolated there.
     resample.SetOutputOrigin([(pixel - spacing) / 2 for spacing in flat.GetSpacing()])
     resample.UseNearestNeighborExtrapolatorOn()
     resample.SetInterpolator(interpolator)
@@ -179,7 +184,7 @@ def _upright(slab: Any, interpolator: int) -> Any:
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:
-    """Return an image (rows, columns, red green blue) as the content of a PNG file."""
+    """Return the content of a PNG file for an image of shape (rows, columns, 3): red, green, blue."""
     sitk = simpleitk()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "picture.png")

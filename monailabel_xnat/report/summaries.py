@@ -1,4 +1,4 @@
-"""Sums up what was read: progress over time, work of each person, agreement of annotators, volumes and outliers."""
+"""Summaries of the facts: progress over time, work of each person, agreement of annotators, volumes and outliers."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from monailabel_xnat.report.facts import (
     Volume,
 )
 
-# Tukey's rule; of fewer values the quartiles say too little.
+# Tukey's rule for outliers. With fewer values the quartiles are not meaningful.
 _RANGES = 1.5
 _FEWEST_VALUES = 5
-# Quartiles of equal volumes may differ from them in the last digit.
+# Relative tolerance: the quartiles of equal volumes may differ from them in the last digit.
 _ROUNDING = 1e-9
 
 
 def progress_of(images: Sequence[ImageFacts], labels: Iterable[SavedLabel], today: str) -> tuple[ProjectProgress, ...]:
     """Return the progress of each project, sorted by project.
 
-    An image counts as a draft from the day of its oldest label on, and as final from the day of its oldest final one.
+    An image counts as a draft from the day of its oldest label, and as final from the day of its oldest final label.
 
     Parameters
     ----------
@@ -56,12 +56,12 @@ def progress_of(images: Sequence[ImageFacts], labels: Iterable[SavedLabel], toda
 def _progress(
     project: str, images: Sequence[ImageFacts], dates: Mapping[tuple[str, bool], list[str]], today: str
 ) -> ProjectProgress:
-    labelled: list[str] = []  # the days on which images got their first label, "" where that is not known
+    labelled: list[str] = []  # the days on which images got their first label; "" if that is not known
     finished: list[str] = []
     for image in images:
         finals = dates.get((image.image, True), [])
         if image.state != UNLABELLED:
-            # A final label that was removed since does not make an image of today final.
+            # If the final label was removed later, it does not count.
             drafts = dates.get((image.image, False), [])
             labelled.append(min([*drafts, *(finals if image.state == FINAL else ())], default=""))
         if image.state == FINAL:
@@ -82,7 +82,7 @@ def _progress(
 
 
 def people_of(labels: Iterable[SavedLabel]) -> tuple[Person, ...]:
-    """Return what each user has saved, those with most versions first."""
+    """Return a summary of the labels of each user; the user with most versions comes first."""
     by_user: dict[str, list[SavedLabel]] = defaultdict(list)
     for label in labels:
         by_user[label.saved_by].append(label)
@@ -103,7 +103,7 @@ def people_of(labels: Iterable[SavedLabel]) -> tuple[Person, ...]:
 
 
 def agreement_of(pairs: Iterable[Pair]) -> tuple[Agreement, ...]:
-    """Return how far each two users agree about each structure, sorted by users and structure."""
+    """Return the agreement of each pair of users about each structure, sorted by users and structure."""
     found: dict[tuple[tuple[str, str], str], list[tuple[float, str, float | None]]] = defaultdict(list)
     for pair in pairs:
         for item in pair.structures:
@@ -122,7 +122,7 @@ def agreement_of(pairs: Iterable[Pair]) -> tuple[Agreement, ...]:
 
 
 def shown_labels(labels: Iterable[SavedLabel]) -> dict[str, SavedLabel]:
-    """Return the label that stands for each image: the final one, otherwise the newest one; by image."""
+    """Return the label that represents each image, by image: its final label, otherwise its newest one."""
     chosen: dict[str, SavedLabel] = {}
     for label in sorted(labels, key=lambda label: (label.tag == FINAL, label.saved_at, label.tag)):
         if label.is_current:
@@ -133,8 +133,8 @@ def shown_labels(labels: Iterable[SavedLabel]) -> dict[str, SavedLabel]:
 def volumes_of(labels: Iterable[SavedLabel]) -> tuple[StructureVolumes, ...]:
     """Return the volumes of each structure in each project, sorted by project and name.
 
-    A volume is an outlier if it lies more than 1.5 interquartile ranges below the first or above the third quartile
-    (Tukey), where there are at least five volumes. A structure without voxels in a label has no volume there.
+    If there are at least five volumes, a volume is an outlier if it lies more than 1.5 interquartile ranges below the
+    first or above the third quartile (Tukey). If a structure has no voxels in a label, the label has no volume of it.
     """
     found: dict[tuple[str, str], list[Volume]] = defaultdict(list)
     for label in shown_labels(labels).values():

@@ -1,1 +1,1 @@
-"""What models are trained on: pairs of image and label, and a record of which they were."""
+"""Training sets: pairs of image and label, a record of each set, and the choice of the images to label next."""

@@ -38,13 +38,16 @@ TRAINING_TAG = "final"
 
 _FOLDER_KIND = "DICOM folder"
 
-# What the model that is trained in this thread calls its labels, and their values; empty: they stay as they are stored.
+# The voxel values, by label name, of the model that is trained in this thread. If empty, labels stay as they are.
 _of_model: ContextVar[Mapping[str, int]] = ContextVar("labels of the model", default=MappingProxyType({}))
 
 
 @contextmanager
 def labels_of_model(values: Mapping[str, int]) -> Iterator[None]:
-    """Make training sets for a model, within the block and in this thread: see :meth:`Dataset.pairs`."""
+    """Make training sets within the block and in this thread for a model with these values; see :meth:`Dataset.pairs`.
+
+    ``values`` has the voxel value of each structure of the model, by name.
+    """
     token = _of_model.set(dict(values))
     try:
         yield
@@ -53,18 +56,18 @@ def labels_of_model(values: Mapping[str, int]) -> Iterator[None]:
 
 
 class Dataset:
-    """What can be trained on.
+    """Makes training sets from the images that have a final label.
 
     Parameters
     ----------
     session : Session
-        The connection; its settings say how many transfers may run at a time and where manifests are kept.
+        The connection. Its settings say how many transfers may run at a time, and where manifests are kept.
     catalog : Catalog
-        The images.
+        The list of images.
     images : Images
-        Gives their files.
+        Provides the files of images.
     labels : Labels
-        Gives their labels.
+        Provides the labels.
     """
 
     def __init__(self, session: Session, catalog: Catalog, images: Images, labels: Labels) -> None:
@@ -80,36 +83,40 @@ class Dataset:
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Which labelled images the last :meth:`pairs` left out, by image id, and why."""
+        """The labelled images that the last training set left out: the reasons, by image id."""
         with self._lock:
             return dict(self._left_out)
 
     @property
     def outcome(self) -> dict[str, dict[str, str]]:
-        """What is to be known of the last :meth:`pairs`.
+        """Facts about the last training set that users should know.
 
-        By image id ``left_out`` and ``label_notes``; ``label_names`` says what names of structures did to it.
+        ``left_out`` has the reasons why images were left out, and ``label_notes`` has notes on labels, by image id.
+        ``label_names`` says, by name of a structure, what became of structures that the model does not know.
         """
         with self._lock:
             found = {"left_out": self._left_out, "label_notes": self._notes, "label_names": self._names}
             return {key: dict(value) for key, value in found.items()}
 
     def labelled(self, tag: str = TRAINING_TAG) -> list[Scan]:
-        """List the images that have a label with a tag."""
+        """Return the images that have a label with a tag."""
         images = self._labels.images(tag)
         return [scan for scan in self._catalog.scans() if str(scan.image_id) in images] if images else []
 
     def pairs(self) -> list[dict[str, str]]:
         """Fetch every image with a final label, in parallel, and keep a manifest of them.
 
+        Cases that cannot be read are left out, with a warning, and listed in :attr:`left_out`.
+
+        The voxel values of the labels are those of the setting ``labels``. If it is empty, they are those of the model
+        within :func:`labels_of_model`: structures that the model does not know become background, a case without any
+        known structure is left out, and values that nobody named stay as they are.
+
         Returns
         -------
         list of dict
-            ``image`` and ``label``: absolute paths of files on one voxel grid, sorted by image id; with
-            ``image_format="dicom"`` the image is a folder, which MONAI's ITKReader reads on the grid of the label. What
-            cannot be read is left out, with a warning, and listed in :attr:`left_out`. Values are those of the setting
-            ``labels``, else within :func:`labels_of_model` those of the model: structures that it does not know become
-            background, and a case with none that it knows is left out. Values that nobody named stay as they are.
+            ``image`` and ``label``: absolute paths of two files on one voxel grid, sorted by image id. With
+            ``image_format="dicom"`` the image is a folder, which MONAI's ITKReader reads on the grid of the label.
 
         Raises
         ------
@@ -121,7 +128,7 @@ class Dataset:
         return pairs
 
     def training_set(self) -> TrainingSet:
-        """Fetch the same as :meth:`pairs`, and return it with what the manifest says of each case.
+        """Fetch the same cases as :meth:`pairs`, and return each with the facts that the manifest has about it.
 
         Raises
         ------
@@ -139,19 +146,19 @@ class Dataset:
         Parameters
         ----------
         limit : int or None
-            At most this many cases; all if it is not between 1 and their number.
+            At most this many cases are packed; all if it is None, 0, negative or larger than their number.
         metadata : mapping
-            Goes into ``metadata.json``.
+            The content of ``metadata.json``.
 
         Returns
         -------
         Path
-            A temporary file, the caller's to delete.
+            A temporary file, which the caller deletes.
 
         Raises
         ------
         UnknownLabelError
-            If there is nothing to pack; if labels were left out, it says the first reason.
+            If there is nothing to pack. If labels were left out, the message has the first reason.
         """
         pairs, manifest = self._collect()
         if not pairs:
@@ -159,7 +166,7 @@ class Dataset:
         if limit and 0 < limit < len(pairs):
             pairs, manifest["cases"] = pairs[:limit], manifest["cases"][:limit]
         with tempfile.NamedTemporaryFile(prefix="dataset-", suffix=".zip", delete=False) as packed:
-            # Stored, not deflated: images and labels are compressed already or soon unpacked.
+            # The files are not compressed: they are compressed already, or will soon be unpacked.
             with zipfile.ZipFile(packed, "w") as archive:
                 for pair in pairs:
                     for kind, path in pair.items():
@@ -218,7 +225,7 @@ class Dataset:
         )
 
     def _case(self, scan: Scan, values: Mapping[str, int]) -> tuple[dict[str, str], dict[str, Any]] | str:
-        """Return the pair of one image and its entry in the manifest, or why there is none."""
+        """Return the pair of one image and its entry in the manifest; or, as a text, the reason why there is none."""
         try:
             image = self._images.path(scan)
             self._images.require_compared(scan)
@@ -227,27 +234,29 @@ class Dataset:
             description = self._labels.description(scan, TRAINING_TAG)
             digest = self._folder_digest(scan, image) if image.is_dir() else self._images.checksum(scan) or ""
             entry = manifest_entry(str(scan.image_id), image, digest, label, version.name, TRAINING_TAG, description)
-            if not description and version.saved_at is not None:  # one of ours, which has a description otherwise
+            if not description and version.saved_at is not None:  # one of our labels, which should have a description
                 entry["label"]["notes"] = [WITHOUT_DESCRIPTION]
         except (XNATDatastoreError, OSError) as error:
             return str(error)
         return {"image": str(image), "label": str(label)}, entry
 
     def _folder_digest(self, scan: Scan, folder: Path) -> str:
-        """Return ``SHA256:<hex>`` of a folder of DICOM files, proven once to be read on the grid of its image.
+        """Return ``SHA256:<hex>`` of a folder of DICOM files, after checking that it is read on the grid of its image.
+
+        The result is kept on disk, so a folder is checked only once.
 
         Raises
         ------
         ImageConversionError
             If MONAI's ITKReader reads the folder on another grid than that of the image.
         ImageError, ServerError, CacheError
-            If the grid of the image cannot be had.
+            If the grid of the image cannot be read.
         """
-        # The folder has another name as soon as its files have changed.
+        # When the files of an image change, its folder gets another name.
         known = self._catalog.read_cache.get(_FOLDER_KIND, str(scan.image_id), folder.name)
         if isinstance(known, str) and known:
             return known
-        # It brings SimpleITK and ITK, which take a while to load.
+        # This import loads SimpleITK and ITK, which takes a while.
         from monailabel_xnat.convert.dicom.series import require_grid_in_folder
 
         try:
@@ -260,7 +269,7 @@ class Dataset:
 
 
 def _effects_of_names(cases: Sequence[Mapping[str, Any]], values: Mapping[str, int]) -> dict[str, str]:
-    """Return what became of structures that the model does not know, and of values without a name, with counts."""
+    """Return texts that say, with counts, what became of structures unknown to the model and of unnamed values."""
     if not values:
         return {}
     segments = [case["label"].get("segments") or () for case in cases]

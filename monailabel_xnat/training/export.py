@@ -1,8 +1,8 @@
-"""A training set as a folder that other tools read: MONAI and the Decathlon, nnU-Net, or BIDS.
+"""A training set as a folder in a layout that other tools read: MONAI and the Decathlon, nnU-Net, or BIDS.
 
-Every layout has NIfTI files (``.nii.gz``), an image and its label on one voxel grid. `MANIFEST` beside them says of
-which image and label version each file was made. The same cases give the same bytes again, so that an export can be
-repeated: what is there already is not written again, and what is no longer part of it is removed.
+Every layout has NIfTI files (``.nii.gz``); an image and its label are on one voxel grid. The file `MANIFEST` says from
+which image and label version each file was made. The same cases always give the same bytes, so an export can be
+repeated: files that are there already are not written again, and files that are no longer part of it are removed.
 
 Sources of the layouts: the Medical Segmentation Decathlon's ``dataset.json`` as ``monai.data.load_decathlon_datalist``
 reads it; nnU-Net v2, documentation/dataset_format.md; BIDS 1.9, derivatives "Imaging data types: Segmentations".
@@ -43,18 +43,19 @@ _igzip: Any = igzip
 
 @dataclass(frozen=True)
 class Export:
-    """What an export wrote.
+    """The result of an export.
 
     Attributes
     ----------
     folder
-        Where it lies.
+        The folder of the export.
     written, kept, removed
-        How many files were written, were there already, and are no longer part of it.
+        How many image and label files were written, how many were there already, and how many files were removed
+        because they are no longer part of the export.
     training, validation, unlabelled
-        How many cases of each there are.
+        The number of cases of each kind.
     changed
-        Names of files that are no longer part of it and stay, for somebody has changed them.
+        Names of files that are no longer part of the export, but stay because somebody has changed them.
     """
 
     folder: Path
@@ -69,7 +70,7 @@ class Export:
 
 @dataclass(frozen=True)
 class _Source:
-    """A file on this disk that a file of the export is made of, and the SHA-256 of its content."""
+    """A file on this disk from which a file of the export is made, and the SHA-256 of its content."""
 
     path: Path
     sha256: str
@@ -78,20 +79,20 @@ class _Source:
 def common_values(segments: Iterable[Sequence[Mapping[str, Any]]], *, consecutive: bool) -> dict[str, int]:
     """Return one voxel value for each name of a structure, for labels that come from many people.
 
-    Where all labels agree, the values are those that they have; otherwise they are 1, 2, ... in the order of the lowest
-    value that a structure has anywhere.
+    If all labels agree, the values stay as they are. Otherwise the structures are numbered 1, 2, ... in the order of
+    the lowest value that each has in any label.
 
     Parameters
     ----------
     segments : iterable of sequence of mapping
-        Of each label its segments (``value`` and ``name``), as its description has them.
+        The segments of each label (``value`` and ``name``), as its description has them.
     consecutive : bool
         Whether the values must be 1 to N without a gap, as nnU-Net demands.
 
     Raises
     ------
     LabelError
-        If the values would have to be changed and some have no name.
+        If values would have to be changed, but some values have no name.
     """
     labels = [[(str(item["name"]), int(item["value"])) for item in label] for label in segments]
     pairs = {pair for label in labels for pair in label}
@@ -110,7 +111,7 @@ def common_values(segments: Iterable[Sequence[Mapping[str, Any]]], *, consecutiv
 
 
 def is_for_validation(project: str, subject: str, fraction: float) -> bool:
-    """Return whether a subject's cases are for validation; the answer does not depend on the other subjects."""
+    """Return whether a subject's cases are for validation; the result does not depend on the other subjects."""
     return int(text_digest(f"{project}/{subject}")[:8], 16) < fraction * 16**8
 
 
@@ -128,28 +129,28 @@ def export(
     step: Callable[[], None] | None = None,
     workers: int = 2,
 ) -> Export:
-    """Write cases to a folder.
+    """Write cases to a folder in the layout of another tool.
 
     Parameters
     ----------
     folder : Path
-        Made if it is missing. It must be empty, or hold an earlier export of the same layout.
+        The folder; it is made if it is missing. It must be empty, or hold an earlier export of the same layout.
     layout : str
         One of `LAYOUTS`.
     cases : sequence of Case
-        As of :meth:`~monailabel_xnat.XNATDatastore.training_set`: files of images and labels, each pair on one grid.
+        Cases as :meth:`~monailabel_xnat.XNATDatastore.training_set` returns them; each pair is on one voxel grid.
     unlabelled : mapping or None
-        Files of further images, by image id, to predict on.
+        Files of further images, by image id, on which a model can predict.
     labels : mapping
         Voxel value by name of structure, for the whole set.
     modalities : iterable of str
-        DICOM's abbreviations of the modalities of all images. nnU-Net chooses its intensity normalisation by it.
+        The modalities of all images, in DICOM's abbreviations. nnU-Net chooses its intensity normalisation by them.
     validation : float
-        Part of the subjects, 0 to 1, whose cases are for validation. All cases of a subject are on one side.
+        The share of the subjects, 0 to 1, whose cases are for validation. All cases of a subject are on one side.
     name : str
         Name of the data set.
     origin : mapping or None
-        Goes into the manifest: which server, which label versions were left out and why.
+        Facts for the manifest, such as the server, and the images that were left out with the reasons.
     step : callable or None
         Called after each file.
     workers : int
@@ -158,9 +159,9 @@ def export(
     Raises
     ------
     SettingsError
-        If the folder holds something else, or the layout cannot hold the cases.
+        If the folder holds other files, or the cases do not fit the layout.
     CacheError
-        If the disk does not take it.
+        If the files cannot be written.
     """
     if layout not in LAYOUTS:
         raise SettingsError(f"there is no layout {layout!r}", hint=f"choose one of {', '.join(LAYOUTS)}")
@@ -171,7 +172,7 @@ def export(
         _require_free(folder, [*made.sources, *made.texts], files)
         folder.mkdir(parents=True, exist_ok=True)
         head = {"format_version": FORMAT_VERSION, "layout": layout, "labels": made.labels, **dict(origin or {})}
-        # From here on these files are known as ours, so that an export that is interrupted can be repeated.
+        # Write the manifest first: it marks these files as ours, so an export that was interrupted can be repeated.
         planned = {path: files.get(path, {}) for path in (*made.sources, *made.texts)}
         _write_json(folder / MANIFEST, {**head, "complete": False, "files": {**files, **planned}})
         with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -191,12 +192,12 @@ def export(
 
 
 def read_cases(path: Path) -> dict[str, Any]:
-    """Read the manifest of an export: ``cases`` (which file is which image's) and ``labels`` (values by name).
+    """Return the manifest of an export, with ``cases`` (image ids and files) and ``labels`` (values by name).
 
     Parameters
     ----------
     path : Path
-        The manifest, or the folder that it lies in.
+        The manifest, or the folder in which it is.
 
     Raises
     ------
@@ -214,7 +215,7 @@ def read_cases(path: Path) -> dict[str, Any]:
 
 
 class _Layout:
-    """Where each file of an export goes, and the texts beside them."""
+    """The places of all files of an export, and the text files that belong to the layout."""
 
     def __init__(
         self,
@@ -268,7 +269,7 @@ class _Layout:
         self.described.append({**facts, "image": image, "label": label})
 
     def _place(self, image_id: str) -> tuple[str, str]:
-        """Return where the image and the label of a case go, below the folder."""
+        """Return the paths of the image and the label of a case, below the folder."""
         image = ImageId.parse(image_id)
         stem = image.file_stem
         if self.layout == DECATHLON:
@@ -319,7 +320,8 @@ class _Layout:
                 [ImageId.parse(case["image_id"]).file_stem for case in group]
                 for group in (self.training, self.validation)
             ]
-            # nnU-Net looks for it in the folder of the preprocessed data set: docs/training.md says so.
+            # nnU-Net reads this file from the folder of the preprocessed data set: the user must copy it there, as
+            # docs/training.md says.
             texts["splits_final.json"] = _as_json([{"train": stems[0], "val": stems[1]}])
         return texts
 
@@ -332,7 +334,7 @@ class _Layout:
         return {
             "dataset_description.json": _as_json({**head, "DatasetType": "raw"}),
             "participants.tsv": "participant_id\n" + "".join(f"{person}\n" for person in people),
-            # BIDS has no suffix for CT, nor for an MR image of which only the modality is known.
+            # BIDS has no suffix for CT, and none for an MR image of which only the modality is known.
             ".bidsignore": f"*_{self.modality.lower()}.nii.gz\n{MANIFEST}\n",
             "derivatives/monailabel/dataset_description.json": _as_json(derived),
             "derivatives/monailabel/desc-final_dseg.tsv": f"index\tname\n{rows}",
@@ -340,7 +342,7 @@ class _Layout:
 
 
 def _alphanumeric(text: str) -> str:
-    """Return a text as a BIDS label, letters and digits only; different texts stay different."""
+    """Return a text as a BIDS label, which has only letters and digits; a digest keeps different texts different."""
     plain = re.sub(r"[^A-Za-z0-9]", "", text)
     return plain if plain == text or not re.search(r"[^A-Za-z0-9_]", text) else f"{plain}x{text_digest(text)[:8]}"
 
@@ -371,7 +373,7 @@ def _require_free(folder: Path, paths: Iterable[str], ours: Mapping[str, Any]) -
 def _made(
     folder: Path, place: str, source: _Source, known: Mapping[str, Any], step: Callable[[], None] | None
 ) -> tuple[dict[str, str], bool]:
-    """Write one file unless it is there; return its entry in the manifest, and whether it was there."""
+    """Write one file unless it is there already; return its entry for the manifest, and whether it was there."""
     target = folder / place
     is_kept = known.get("made_of") == source.sha256 and target.is_file() and file_digest(target) == known.get("sha256")
     if not is_kept:
@@ -389,7 +391,7 @@ def _write_packed(source: Path, target: Path) -> None:
     if name.endswith(".nii.gz"):
         shutil.copyfile(source, target)
     elif name.endswith(".nii"):
-        # No name and no time in the gzip header: equal images give equal bytes.
+        # The gzip header gets no name and no time, so that equal images give equal bytes.
         with (
             source.open("rb") as raw,
             target.open("xb") as file,
@@ -397,7 +399,7 @@ def _write_packed(source: Path, target: Path) -> None:
         ):
             shutil.copyfileobj(raw, packed, _BLOCK)
     else:
-        named = target.with_name(target.name + ".nii.gz")  # SimpleITK packs only what is called so
+        named = target.with_name(target.name + ".nii.gz")  # SimpleITK compresses only files with this ending
         try:
             simpleitk().WriteImage(simpleitk().ReadImage(str(source)), str(named), True)
             named.replace(target)
@@ -406,7 +408,10 @@ def _write_packed(source: Path, target: Path) -> None:
 
 
 def _remove_others(folder: Path, files: Mapping[str, Any], planned: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """Remove the files of an earlier export that are no longer part of it; those that somebody changed stay."""
+    """Remove files of an earlier export that are no longer part of it; return their number, and those that stay.
+
+    A file that somebody has changed stays.
+    """
     removed, changed = 0, []
     for place in sorted(files.keys() - planned.keys()):
         path = folder / place

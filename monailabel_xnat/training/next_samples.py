@@ -1,4 +1,4 @@
-"""Which images annotators get next: chosen by a strategy and claimed for one of them, or fetched ahead as likely."""
+"""The images that annotators get next: a strategy chooses them, and they are claimed for one annotator."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from monailabel_xnat.training.dataset import TRAINING_TAG
 
 logger = logging.getLogger(__name__)
 
-# How often a strategy is asked again where others were quicker to claim what it chose.
+# How often a strategy is asked if others were quicker to claim its choice.
 _TRIES = 10
 
-# What a strategy that is choosing just now, in this thread, is not shown.
+# The images that are hidden from the strategy that is choosing in this thread.
 _hidden: ContextVar[frozenset[str]] = ContextVar("images that others have claimed", default=frozenset())
 
 
 class NextSamples:
-    """Hands out images, so that two annotators on one project do not get the same at once.
+    """Hands out images, so that two annotators on one project do not get the same image at the same time.
 
     Parameters
     ----------
     settings : Settings
-        Say how long a claim lasts.
+        They say how long a claim lasts.
     catalog, images, labels, infos
-        What there is, what is no volume, what is labelled, and when each image was handed out and claimed.
+        They know which images exist, which are no volumes, which are labelled, and when each was handed out or claimed.
     """
 
     def __init__(self, settings: Settings, catalog: Catalog, images: Images, labels: Labels, infos: ImageInfos) -> None:
@@ -44,25 +44,26 @@ class NextSamples:
         self._images = images
         self._labels = labels
         self._infos = infos
-        # Viewers give all their users one client id unless told otherwise: it tells people apart on one server only.
+        # By default viewers send the same client id for all users. So claims contain the server as well: without it,
+        # the users of two servers would look like one.
         self._server = uuid.uuid4().hex
 
     @property
     def hidden(self) -> frozenset[str]:
-        """The images that others have claimed, while a strategy chooses in this thread; else none."""
+        """The images that others have claimed, while a strategy chooses in this thread; otherwise empty."""
         return _hidden.get()
 
     def hand_out(self, choose: Callable[[], Any], client: str) -> Any:
-        """Return what a strategy chooses among the unlabelled images that nobody else has claimed, and claim it.
+        """Return the image that a strategy chooses among those that nobody else has claimed, and claim it.
 
-        Where others have claimed all of them, it chooses the one that was claimed first.
+        If others have claimed all unlabelled images, the strategy gets only the one that was claimed first.
 
         Parameters
         ----------
         choose : callable
-            Asks the strategy; it returns a mapping with the ``id`` of an image, or nothing.
+            Asks the strategy. It returns a mapping with the ``id`` of an image, or nothing.
         client : str
-            Who asks; "" where that is not known, for all such users of this server together.
+            The client that asks; "" if it is not known: then all such users of this server count as one.
         """
         if not self._settings.claim_time or self._settings.read_only:
             return choose()
@@ -82,14 +83,14 @@ class NextSamples:
         return chosen
 
     def likely(self, scan: Scan, count: int) -> list[Scan]:
-        """Return the unlabelled images that come next most likely: those never handed out first.
+        """Return the unlabelled images that will most likely be handed out next: first those that never were.
 
         Parameters
         ----------
         scan : Scan
-            The image that was just handed out, which is none of them.
+            The image that was just handed out; it is left out.
         count : int
-            How many.
+            The number of images to return at most.
         """
         out = {*self._labels.images(TRAINING_TAG), *self._images.no_volumes(self._catalog.get), str(scan.image_id)}
         handed_out = self._infos.handed_out()
@@ -98,7 +99,7 @@ class NextSamples:
         return [found for found in map(self._catalog.get, chosen) if found]
 
     def _claimed_first(self, choose: Callable[[], Any], owner: str) -> Any:
-        """Return what the strategy chooses if all unlabelled images are claimed: it sees only the oldest claim."""
+        """Return the strategy's choice when all unlabelled images are claimed: it sees only the oldest claim."""
         claims = self._infos.claims.of_others(owner)
         done = {*self._labels.images(TRAINING_TAG), *self._images.no_volumes(self._catalog.get)}
         left = [image for image in claims if image not in done and self._catalog.get(image)]

@@ -1,6 +1,6 @@
-"""What a training set consists of: its cases as Python objects, and the manifest with which it can be made again.
+"""The cases of a training set as Python objects, and the manifest by which the set can be made again.
 
-The manifest says which label versions these were, whose, when they were saved, and which bytes.
+The manifest has, for each label, its version, who saved it and when, and the digests of the files.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from monailabel_xnat.disk import file_digest, must_work, private_folder, text_di
 from monailabel_xnat.ids import ImageId
 
 FORMAT_VERSION = 1
-# Of the label's description, what tells whose and which it is; "info" has where a ROI collection came from.
+# The parts of a label's description that say who made it and what it is; "info" says where a drawing came from.
 _PROVENANCE = ("saved_at", "saved_by", "source", "segments", "info")
 
 Case = dict[str, str]
-"""One case: ``image`` and ``label`` are the absolute paths of two files on one voxel grid, as in the data list of MONAI
-Label. Beside them stand ``image_id``, its parts ``project``, ``subject``, ``experiment`` and ``scan``, the
-``label_version`` (``<image id>@<version>`` is a label id), and the digests of the files, ``image_sha256`` and
+"""One case. ``image`` and ``label`` are the absolute paths of two files on one voxel grid, as in MONAI Label's data
+list. The other keys are ``image_id`` and its parts ``project``, ``subject``, ``experiment`` and ``scan``;
+``label_version`` (``<image id>@<version>`` is a label id); and the digests of the files, ``image_sha256`` and
 ``label_sha256``, in hexadecimal."""
 
 
 class TrainingSet(list[Case]):
-    """The cases of a training set, sorted by image id, for MONAI's datasets and transforms as they are.
+    """The cases of a training set, sorted by image id. MONAI's datasets and transforms can use this list directly.
 
     Parameters
     ----------
     cases : iterable of dict
-        See :data:`Case`.
+        The cases; see :data:`Case`.
     manifest : Path
-        The JSON file on this machine that says which label versions these are, whose, and which bytes.
+        The JSON file on this machine that records label versions, who saved them, and the digests of the files.
     left_out : mapping
-        Why a labelled image is not among them, by image id.
+        For each labelled image that is not in the set, the reason, by image id.
 
     Examples
     --------
-    A split by patient is one line, for no subject may be on both sides::
+    A split by patient takes one line; no subject may be on both sides::
 
         validation = [case for case in training_set if case["subject"] in held_out]
     """
@@ -54,7 +54,7 @@ class TrainingSet(list[Case]):
 
 
 def case_from_entry(pair: Mapping[str, str], entry: Mapping[str, Any]) -> Case:
-    """Return a case, made of the paths of its files and of its entry in the manifest."""
+    """Return a case, made from the paths of its files and its entry in the manifest."""
     image = ImageId.parse(entry["image_id"])
     place = {"project": image.project, "subject": image.subject, "experiment": image.experiment, "scan": image.scan}
     label = {"label_version": entry["label"]["version"], "label_sha256": entry["label"]["sha256"]}
@@ -71,15 +71,15 @@ def manifest_entry(
     image_id : str
         Canonical id.
     image, label : Path
-        The files given out.
+        The files of the pair.
     image_digest : str
-        ``SHA256:<hex>`` of the image, or "" where it is not known and must be read.
+        ``SHA256:<hex>`` of the image; "" if it is not known: then the file is read.
     version : str
         Name of the label's version, for ``<image id>@<version>``.
     tag : str
-        Its tag.
+        Tag of the label.
     description : mapping
-        Its description as stored in XNAT.
+        Description of the label, as it is stored in XNAT.
     """
     digest = image_digest.partition(":")[2] or file_digest(image)
     provenance = {key: description[key] for key in _PROVENANCE if description.get(key)}
@@ -90,14 +90,14 @@ def manifest_entry(
 def make_manifest(
     server: str, user: str, cases: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return the manifest of a training set: its cases, what was left out and why, who made it and when (UTC)."""
+    """Return the manifest of a training set: its cases, the images left out with reasons, who made it, when (UTC)."""
     made_at = datetime.now(timezone.utc).isoformat()
     head = {"format_version": FORMAT_VERSION, "server": server, "made_at": made_at, "made_by": user}
     return {**head, "cases": list(cases), "left_out": dict(left_out)}
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> Path:
-    """Keep a manifest on this machine, where only this user can read it; the same cases are kept once.
+    """Write a manifest to this machine, readable by this user only, and return its path; equal cases share one file.
 
     Raises
     ------
