@@ -1,4 +1,4 @@
-"""How MONAI Label is told to use XNAT."""
+"""The parts that make MONAI Label use XNAT: a mixin for apps, a launcher for unmodified apps, and the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model of a MONAI Label app over many images, without a server."""
+"""Inference with a model of a MONAI Label app on many images, without a server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAVED, WAITS = "saved", "waits for XNAT in the outbox"
 
 
 def open_app(folder: Path, studies: str, conf: Mapping[str, str]) -> MONAILabelApp:
-    """Build a MONAI Label app on XNAT, as its server would.
+    """Return a MONAI Label app on XNAT, made as its server would make it.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def open_app(folder: Path, studies: str, conf: Mapping[str, str]) -> MONAILabelA
     studies : str
         Address of the XNAT site.
     conf : mapping
-        What ``--conf`` would give.
+        The entries of ``--conf``.
 
     Raises
     ------
@@ -55,25 +55,25 @@ def infer_all(
     device: str = "",
     done: Callable[[str, str], None] | None = None,
 ) -> dict[str, str]:
-    """Run a model over images and save what it finds as drafts, tag ``original``; one bad case does not end it.
+    """Run a model on images, and save its labels as drafts with the tag ``original``. A failure does not stop the run.
 
     Parameters
     ----------
     app : MONAILabelApp
         The app.
     model : str
-        Name of one of its models.
+        Name of one of the app's models.
     images : iterable of str
         Image ids.
     device : str
-        Where the model runs, such as ``cuda:0`` or ``cpu``; "" leaves it to the app.
+        The device on which the model runs, such as ``cuda:0`` or ``cpu``; "": the app chooses.
     done : callable or None
-        Called after each image with its id and outcome.
+        Called after each image with its id and its outcome.
 
     Returns
     -------
     dict of str to str
-        Outcome by image id: `SAVED`, `WAITS`, or why there is no label.
+        Outcome by image id: `SAVED`, `WAITS`, or the reason why there is no label.
 
     Raises
     ------

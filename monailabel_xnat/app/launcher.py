@@ -1,9 +1,9 @@
 """The start of an unmodified MONAI Label app on XNAT.
 
-MONAI Label builds an app from the file ``main.py`` in the folder of the app: in the server, in each of its workers, and
-again in every process that it starts for training, batch inference and scoring. To reach all of them without a change
-to the app, the server is given another folder, the *stand-in*. Its ``main.py`` loads the real one and puts
-:class:`~monailabel_xnat.app.mixin.XNATAppMixin` before the class that it finds there.
+MONAI Label makes an app from the file ``main.py`` in the folder of the app: in the server, in each of its workers, and
+in every process that it starts for training, batch inference and scoring. To reach all of them without a change to the
+app, the server gets another folder, the *stand-in*. Its ``main.py`` loads the real one, and makes a class of the app's
+class with :class:`~monailabel_xnat.app.mixin.XNATAppMixin` before it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from monailabel_xnat.errors import CacheError, LoginError, ServerError, Settings
 
 logger = logging.getLogger(__name__)
 
-# The folders that MONAI Label makes in an app's folder when the server starts. The stand-in links to the real ones, so
-# that logs and models are where the user of the app looks for them. ``lib`` is not linked: the app imports its own.
+# The folders that MONAI Label makes in an app's folder when the server starts. The stand-in has links to those of the
+# app, where the user looks for logs and models. ``lib`` is not linked: the app imports its own.
 _FOLDERS = ("bin", "logs", "model")
-# MONAI Label's REST API; the same with what its clients need of an XNAT, where slow requests do not hold up quick ones.
+# MONAI Label's REST API; and ours, which adds what clients need with XNAT, and in which slow requests do not delay
+# quick ones.
 _THEIR_API, _OUR_API = "monailabel.app:app", "monailabel_xnat.app.server:app"
-# Under the name that processes which Python spawns can import it by: its folder is on the module search path.
+# The module name of the app's main.py. Processes that Python spawns can import it by this name, because its folder is
+# on the module search path.
 _REAL_MODULE = "main"
 _STAND_IN = '''\
 """Made by `monailabel-xnat start_server`: the app in the folder below, with its images and labels in XNAT."""
@@ -47,18 +49,18 @@ App = app_on_xnat({folder!r})
 
 
 def start_server(arguments: Sequence[str]) -> None:
-    """Start the MONAI Label server; returns when the server ends.
+    """Start the MONAI Label server, and return when the server ends.
 
     Parameters
     ----------
     arguments : sequence of str
-        The options of ``monailabel start_server``, all of them. Without a choice of the datastore (``--conf datastore``
-        or ``MONAI_LABEL_DATASTORE``) an address in ``--studies`` is that of an XNAT.
+        The options of ``monailabel start_server``. If no datastore is chosen (``--conf datastore`` or
+        ``MONAI_LABEL_DATASTORE``), an address in ``--studies`` is taken for that of an XNAT.
 
     Raises
     ------
     SettingsError
-        If the app's folder holds no ``main.py``.
+        If there is no ``main.py`` in the app's folder.
     CacheError
         If the stand-in for the app's folder cannot be made.
     """
@@ -70,30 +72,30 @@ def start_server(arguments: Sequence[str]) -> None:
 
 
 def app_on_xnat(folder: str) -> type[MONAILabelApp]:
-    """Return a class for the app in a folder, with XNAT as its datastore where that was asked for.
+    """Return a class for the app in a folder. If XNAT is chosen, the class opens an XNAT datastore.
 
     Parameters
     ----------
     folder : str
-        The folder of the real app. The app is built with this folder, so that its models and downloads stay there.
+        The folder of the real app. The app is made with this folder, so its models and downloads stay there.
 
     Raises
     ------
     SettingsError
-        If there is no app in it.
+        If there is no app in the folder.
     """
     real = _app_class(_loaded(Path(folder)), folder)
 
     def start(self: Any, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         real.__init__(self, app_dir=folder, studies=studies, conf=conf)
 
-    # MONAI Label takes the first class of main.py that names MONAILabelApp among its direct bases.
+    # MONAI Label uses the first class in main.py that has MONAILabelApp as a direct base class.
     bases = (real, MONAILabelApp) if issubclass(real, XNATAppMixin) else (XNATAppMixin, real, MONAILabelApp)
     return type(real.__name__, bases, {"__init__": start, "__module__": real.__module__, "__doc__": real.__doc__})
 
 
 class _Launcher(Main):  # type: ignore[misc]
-    """MONAI Label's own launcher, which is given the stand-in in place of the app's folder."""
+    """MONAI Label's own launcher, changed so that it starts the stand-in instead of the app's folder."""
 
     def start_server_validate_args(self, args: Any) -> None:
         super().start_server_validate_args(args)
@@ -110,19 +112,19 @@ class _Launcher(Main):  # type: ignore[misc]
             args.uvicorn_app = _OUR_API
         _require_login(args.studies, dict(args.conf))
         os.environ["PATH"] += os.pathsep + str(real / "bin")
-        # Lazy imports and spawned workers look for the app's own packages here.
+        # Late imports and spawned workers find the app's own packages here.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(real))))
 
 
 def _require_login(studies: str, conf: dict[str, str]) -> None:
-    """Refuse a wrong address or password before the server starts, which would bury the reason in a traceback.
+    """Log in once before the server starts: the server would show a wrong address or password only in a traceback.
 
     Raises
     ------
     SettingsError, LoginError
         If the settings or the login are wrong.
     ServerError
-        If XNAT is away, and the setting ``wait`` says that the server shall not come up then.
+        If XNAT cannot be reached, and the setting ``wait`` is off.
     """
     address = studies if studies.startswith(("http://", "https://")) else ""
     settings = Settings.load({"server": address}, conf, server_environment())
@@ -140,7 +142,7 @@ def _require_login(studies: str, conf: dict[str, str]) -> None:
 
 
 def _stand_in(real: Path) -> Path:
-    """Make the folder that stands for the app's folder, one for each app of this user."""
+    """Make the stand-in for an app's folder, and return it. There is one for each app of this user."""
     if not (real / "main.py").is_file():
         raise SettingsError(f"there is no MONAI Label app in {real}: it has no main.py", hint="check --app")
     name = f"{real.name}-{hashlib.sha256(str(real).encode()).hexdigest()[:12]}"
@@ -151,7 +153,7 @@ def _stand_in(real: Path) -> Path:
             _link(folder / part, real / part)
         text = _STAND_IN.format(folder=str(real))
         program = folder / "main.py"
-        # Another server of the same app may be reading the file: it is written only where it differs.
+        # Another server of the same app may be reading the file, so it is written only if it differs.
         if not program.is_file() or program.read_text(encoding="utf-8") != text:
             new = folder / f"main.py.{os.getpid()}"
             new.write_text(text, encoding="utf-8")
@@ -165,7 +167,7 @@ def _stand_in(real: Path) -> Path:
 
 
 def _link(link: Path, target: Path) -> None:
-    """Link to a folder of the real app; where that is not possible, MONAI Label makes a folder of that name here."""
+    """Make a link to a folder of the real app. If that fails, MONAI Label makes a folder in the stand-in."""
     if link.exists():
         return
     try:
@@ -177,24 +179,24 @@ def _link(link: Path, target: Path) -> None:
 
 
 def _loaded(folder: Path) -> ModuleType:
-    """Execute the real ``main.py``, with its folder on the module search path, where it stays."""
+    """Execute the real ``main.py``, and return the module. Its folder stays on the module search path."""
     program = folder / "main.py"
     spec = importlib.util.spec_from_file_location(_REAL_MODULE, program)
     if spec is None or spec.loader is None or not program.is_file():
         raise SettingsError(f"there is no MONAI Label app in {folder}: it has no main.py", hint="check --app")
-    # First place, as MONAI Label has it while it loads an app. The place stays, for some apps import parts of
-    # themselves later, and processes that Python spawns take the path over.
+    # MONAI Label also puts the folder first while it loads an app. Here it stays on the path, because some apps import
+    # parts of themselves later, and processes that Python spawns get the same path.
     if str(folder) in sys.path:
         sys.path.remove(str(folder))
     sys.path.insert(0, str(folder))
     module = importlib.util.module_from_spec(spec)
-    sys.modules[_REAL_MODULE] = module  # pickling looks the app's classes up there
+    sys.modules[_REAL_MODULE] = module  # pickle finds the app's classes there
     spec.loader.exec_module(module)
     return module
 
 
 def _app_class(module: ModuleType, folder: str) -> type[MONAILabelApp]:
-    """Find the app as MONAI Label does: the first class, by name, that has MONAILabelApp among its direct bases."""
+    """Return the class of the app that MONAI Label would use: the first by name with the direct base MONAILabelApp."""
     for _, found in inspect.getmembers(module, inspect.isclass):
         if any(base.__name__ == MONAILabelApp.__name__ for base in found.__bases__):
             return found

@@ -1,4 +1,4 @@
-"""How a MONAI Label app is told to use XNAT."""
+"""The mixin that makes a MONAI Label app use XNAT."""
 
 from __future__ import annotations
 
@@ -29,26 +29,27 @@ DATASTORE_NAME = "xnat"
 _CHOICE = "MONAI_LABEL_DATASTORE"
 _BACKGROUND = "background"
 _WAIT = ENVIRONMENT_PREFIX + "WAIT"
-# How often a strategy is asked for a next sample, if what it chooses turns out to be no volume.
+# How often a strategy is asked for a next sample if its choice turns out to be no volume.
 _TRIES = 10
 
-# Settings of other programs without which MONAI Label 0.8.5 fails in a fresh environment; whoever sets them, decides.
-# mlflow 3 refuses the folder of files in which MONAI Label tracks a training, and every training would end in an error
-# (https://github.com/Project-MONAI/MONAILabel, monailabel/tasks/train/basic_train.py: tracking is on by default).
+# Environment variables of other programs without which MONAI Label 0.8.5 fails in a fresh environment. A value that the
+# user has set is not changed. mlflow 3 refuses the folder of files in which MONAI Label tracks a training, so every
+# training would end in an error (https://github.com/Project-MONAI/MONAILabel, monailabel/tasks/train/basic_train.py:
+# tracking is on by default).
 _SAFE_DEFAULTS = {"MLFLOW_ALLOW_FILE_STORE": "true"}
 
 
 class XNATAppMixin:
     """Opens the XNAT datastore in an app, with ``--conf datastore xnat`` or ``MONAI_LABEL_DATASTORE=xnat``.
 
-    Name it first, and MONAI Label's class beside it, for MONAI Label looks for an app among classes that name it::
+    Name the mixin first, and MONAI Label's class as a direct base as well, because MONAI Label finds an app by it::
 
         class MyApp(XNATAppMixin, MONAILabelApp): ...
 
-    XNAT's address comes from ``--studies``, user and password from ``MONAI_LABEL_XNAT_USERNAME`` and
-    ``MONAI_LABEL_XNAT_PASSWORD`` or ``~/.netrc``, other settings from ``--conf xnat_<setting> <value>``. The same
-    holds in the processes that MONAI Label starts for training, batch inference and scoring. Without the choice
-    the app keeps the datastore it would have had.
+    The address of XNAT comes from ``--studies``; user and password come from ``MONAI_LABEL_XNAT_USERNAME`` and
+    ``MONAI_LABEL_XNAT_PASSWORD`` or ``~/.netrc``; other settings come from ``--conf xnat_<setting> <value>``. The same
+    is true in the processes that MONAI Label starts for training, batch inference and scoring. If XNAT is not chosen,
+    the app uses the datastore that it would use without the mixin.
     """
 
     studies: str
@@ -56,7 +57,7 @@ class XNATAppMixin:
     _slides: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Refuse a class in which another one answers for the datastore before the mixin does."""
+        """Refuse a class in which another base class comes before the mixin and makes the datastore."""
         super().__init_subclass__(**options)
         for other in cls.__mro__[: cls.__mro__.index(XNATAppMixin)]:
             decides = {"init_datastore", "init_remote_datastore"} & vars(other).keys()
@@ -67,7 +68,7 @@ class XNATAppMixin:
                 )
 
     def init_datastore(self) -> Datastore:
-        """Make the datastore that was asked for; called by MONAI Label when the app starts."""
+        """Return the datastore that was chosen. MONAI Label calls this when the app starts."""
         for name, value in _SAFE_DEFAULTS.items():
             os.environ.setdefault(name, value)
         if not self._wants_xnat():
@@ -80,31 +81,34 @@ class XNATAppMixin:
         return datastore
 
     def init_remote_datastore(self) -> Datastore:
-        """Make the XNAT datastore, or hand on; apps such as pathology override this in MONAI Label."""
+        """Return the XNAT datastore if it was chosen, otherwise the one of the app's own method.
+
+        Some apps of MONAI Label, such as pathology, override this method.
+        """
         if not self._wants_xnat():
             return super().init_remote_datastore()  # type: ignore[misc]
         return self._xnat_datastore()
 
     def train(self, request: Mapping[str, Any]) -> Any:
-        """Train a model on labels with the values that this model means, by their names.
+        """Train a model on labels whose voxel values are those of this model; structures are matched by name.
 
-        Viewers and models number structures as they like. Where the setting ``labels`` is empty, the names and values
-        of the model that is trained count, never those of the app, which may have several models.
+        Viewers and models number structures in different ways. If the setting ``labels`` is empty, the names and values
+        of the trained model are used. Those of the app are not, because an app may have several models.
         """
         datastore = self.datastore()  # type: ignore[attr-defined]
         if not isinstance(datastore, XNATDatastore):
             return super().train(request)  # type: ignore[misc]
         with labels_of_model(self._labels_of(str(request.get("model", "")))):
             result = super().train(request)  # type: ignore[misc]
-        # MONAI Label shows only the last lines of a training to clients; what was said at its start has scrolled away.
+        # MONAI Label shows clients only the last lines of a training's log. Repeat here what was logged at its start.
         for name, effect in datastore.status().get("label_names", {}).items():
             logger.warning("labels in the training set: %s %s", name, effect)
         return result
 
     def _labels_of(self, model: str) -> dict[str, int]:
-        """Return name and value of what a model segments: as its trainer says, its bundle, or the model itself."""
+        """Return the values that a model segments, by name: from its bundle, its trainer, or the model itself."""
         trainer = self._trainers.get(model)  # type: ignore[attr-defined]
-        if trainer is None:  # MONAI Label says so
+        if trainer is None:  # MONAI Label reports that there is no such model
             return {}
         bundle = getattr(trainer, "bundle_metadata_path", None)
         if bundle:
@@ -113,15 +117,15 @@ class XNATAppMixin:
         return values_of(trainer.info().get("labels")) or values_of(getattr(model_task, "labels", None))
 
     def next_sample(self, request: Mapping[str, Any]) -> Any:
-        """Return the next image to annotate, claimed for who asks; a scan that is no volume is nobody's error.
+        """Return the next image to annotate, and claim it for the client that asks.
 
-        The strategy is asked again for another one, for a scan that is no volume is no longer among the unlabelled
-        images as soon as it has been met.
+        If the strategy chooses a scan that is no volume, it is asked again. It does not choose the same scan a second
+        time, because a scan that was found to be no volume is no longer among the unlabelled images.
 
         Raises
         ------
         ImageError
-            If it chose none that is a volume in ten times.
+            If the strategy chose ten scans that are no volume.
         """
         strategies = getattr(self, "_strategies", {})
         for name, strategy in strategies.items():
@@ -137,12 +141,14 @@ class XNATAppMixin:
         raise AssertionError  # the last try returns or raises
 
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> Any:
-        """Run a model on an image; in a batch, an image that is no volume is left out and the others go on.
+        """Run a model on an image. In a batch inference, a scan that is no volume is left out with a warning.
 
         Raises
         ------
         ImageNotFoundException
             If there is no such image (also an UnknownImageError), or the id is the path of a file on this machine.
+        ImageError
+            If the image is no volume, and the request does not belong to a batch inference.
         """
         self._require_image(request)
         try:
@@ -155,7 +161,10 @@ class XNATAppMixin:
             return {}
 
     def infer_wsi(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> Any:
-        """Run a model on parts of a large image, which MONAI Label then asks for by the path that it was given."""
+        """Run a model on parts of a large image.
+
+        MONAI Label asks for each part by the path of the image, so this path is allowed from now on.
+        """
         image = request.get("image")
         self._require_image(request)
         if isinstance(image, str) and not _is_path(image):
@@ -163,9 +172,9 @@ class XNATAppMixin:
         return super().infer_wsi(request, datastore)  # type: ignore[misc]
 
     def _require_image(self, request: Mapping[str, Any]) -> None:
-        """Refuse what a client must not reach: MONAI Label takes an id that is the path of a file for that file."""
+        """Refuse an id that is no image: MONAI Label would open any file on this machine whose path is given as id."""
         datastore, image = self.datastore(), request.get("image")  # type: ignore[attr-defined]
-        # A script may ask for any file of its own.
+        # Outside of a server, a script may use any file that it can read.
         if not (getattr(self, "_server_mode", False) or volumes.is_one_of_a_batch(request)):
             return
         if not isinstance(datastore, XNATDatastore) or not isinstance(image, str) or image in self._slides:
@@ -177,8 +186,8 @@ class XNATAppMixin:
                 raise UnknownImageError(f"no image {image!r}", hint="images are named by their ids, never by a path")
 
     def _was_sent(self, path: Path) -> bool:
-        """Return whether a file came from a client: with its request, or before, for a session."""
-        # MONAI Label 0.8.5 gives an upload a name of tempfile's (monailabel/endpoints/infer.py).
+        """Return whether a client has sent a file: with its request, or earlier, for a session."""
+        # MONAI Label 0.8.5 stores an upload under a name made by tempfile (monailabel/endpoints/infer.py).
         temporary = Path(tempfile.gettempdir()).resolve()
         if path.parent == temporary and path.name.startswith(tempfile.gettempprefix()):
             return True
@@ -186,16 +195,16 @@ class XNATAppMixin:
         return sessions is not None and Path(sessions.store_path).resolve() in path.parents
 
     def init_batch_infer(self) -> Any:
-        """Make the task that runs a model on many images; it leaves out scans that are known to be no volume."""
+        """Return the task of a batch inference, which leaves out scans that are known to be no volume."""
         return volumes.without_others(super().init_batch_infer())  # type: ignore[misc]
 
     def batch_infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> Any:
-        """Run a model on many images, as MONAI Label does, on a machine without a GPU as well.
+        """Run a model on many images as MONAI Label does, also on a machine without a GPU.
 
-        MONAI Label 0.8.5 spreads the images over the GPUs unless told otherwise, and divides by zero where there is
-        none (monailabel/interfaces/tasks/batch_infer.py).
+        By default MONAI Label 0.8.5 divides the images among the GPUs, and without a GPU it divides by zero
+        (monailabel/interfaces/tasks/batch_infer.py).
         """
-        # Brings torch, which whoever runs a model has loaded already.
+        # This import loads torch, which a process that runs a model needs in any case.
         from monailabel.utils.others.generic import device_list
 
         if device_list() == ["cpu"]:
@@ -209,23 +218,24 @@ class XNATAppMixin:
         return self.studies.startswith(("http://", "https://"))
 
     def _xnat_datastore(self) -> XNATDatastore:
-        # Without an address in --studies the settings name what is missing, or find it in the environment.
+        # If --studies is not an address, the settings take it from the environment, or say that it is missing.
         address = self.studies if self._is_remote() else ""
         try:
             return XNATDatastore(address, conf=self.conf, environ=server_environment())
         except XNATDatastoreError as error:
-            # MONAI Label ends with a traceback whatever is raised here: say it plainly before, and keep that one short.
+            # MONAI Label ends with a traceback of any error that is raised here. So log the reason first, and keep the
+            # traceback short.
             logger.error("XNAT cannot be used: %s", error)
             raise error.with_traceback(None) from None
 
 
 def _is_path(image: str) -> bool:
-    """Return whether MONAI Label takes an id for the path of a file."""
-    return os.path.exists(image)  # noqa: PTH110 - as MONAI Label asks: an id that can be no path raises nothing
+    """Return whether MONAI Label would take an id for the path of a file."""
+    return os.path.exists(image)  # noqa: PTH110 - the same call as MONAI Label's; it never raises an error
 
 
 class _Claiming:
-    """A strategy of an app, the choice of which is claimed before anybody is given it."""
+    """A strategy of an app, wrapped so that its choice is claimed before a client gets it."""
 
     def __init__(self, strategy: Any) -> None:
         self._strategy = strategy
@@ -236,19 +246,19 @@ class _Claiming:
         return datastore.hand_out(lambda: self._strategy(request, datastore), str(request.get("client_id") or ""))
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_strategy":  # of one that is being copied
+        if name == "_strategy":  # a copy that is still being made has no strategy yet
             raise AttributeError(name)
         return getattr(self._strategy, name)
 
 
 def values_of(labels: object) -> dict[str, int]:
-    """Return the voxel value of each structure from the labels of a MONAI Label task; {} if they do not tell.
+    """Return the voxel values by name of the structures in the labels of a MONAI Label task; {} if they have none.
 
     Parameters
     ----------
     labels : object
-        A mapping from name to value counts as it is. In a list the first structure has the value 1, as in MONAI Label's
-        own transforms (``monailabel/transform/post.py``) and viewers. ``background`` is not a structure.
+        A mapping from name to value is used as it is. In a list the first structure has the value 1, as in MONAI
+        Label's own transforms (``monailabel/transform/post.py``) and viewers. ``background`` is not a structure.
     """
     if isinstance(labels, str):
         labels = [labels]
@@ -259,28 +269,28 @@ def values_of(labels: object) -> dict[str, int]:
         named = {name: number for number, name in enumerate(structures, start=1)}
     else:
         return {}
-    # A structure with the value 0 is no voxel value: such models tell images apart, not voxels.
+    # 0 is not the voxel value of a structure: models with this value classify images, not voxels.
     are_values = all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in named.values())
     return named if are_values else {}
 
 
 def _channels_of(metadata: Path) -> dict[str, int]:
-    """Read the names of the output channels of a bundle: the ``channel_def`` of MONAI's bundle specification."""
+    """Return the output channels of a bundle by name, from ``channel_def`` of MONAI's bundle specification."""
     outputs = json.loads(metadata.read_text(encoding="utf-8")).get("network_data_format", {}).get("outputs", {})
     channels: Mapping[str, str] = next(iter(outputs.values())).get("channel_def", {}) if outputs else {}
     return {str(name): int(number) for number, name in channels.items() if str(number).isdecimal()}
 
 
 def chosen_datastore(conf: Mapping[str, Any]) -> str:
-    """Return the name of the datastore that was chosen by ``--conf datastore`` or the environment; "" for none."""
+    """Return the name of the datastore that ``--conf datastore`` or the environment chooses; "" if none is chosen."""
     choice = conf.get("datastore") or getattr(monailabel_settings, _CHOICE, "") or ""
     return str(choice).strip().lower()
 
 
 def server_environment() -> dict[str, Any]:
-    """Return the environment, with what MONAI Label found in a .env file where it has nothing, and our defaults.
+    """Return the environment, completed with what MONAI Label found in a .env file and with a default for ``wait``.
 
-    A server that does not come up because XNAT is away for a moment helps nobody: it waits, unless told otherwise.
+    By default a server waits for XNAT: it should start even if XNAT cannot be reached for a moment.
     """
     from_file = {
         key: str(value)

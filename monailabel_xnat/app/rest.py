@@ -1,7 +1,8 @@
-"""MONAI Label's REST API, with what its clients need of an XNAT.
+"""MONAI Label's REST API, with additions for its clients on XNAT.
 
-What is added to MONAI Label 0.8.5: the DICOMweb proxy asks with our login and keeps the query, a DICOM SEG is given for
-an inference, and errors of MONAI Label reach the client as a status with a sentence, and not as a bare 500.
+Three things differ from MONAI Label 0.8.5. The DICOMweb proxy uses our login and keeps the query. An inference can
+answer with a DICOM SEG. Errors of MONAI Label reach the client as a status with a sentence, and not as status 500
+without a reason.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 router = APIRouter()
 _no_file = File(None)
 _reader = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
-# What MONAI Label raises for a model, strategy or method that it does not have.
+# The errors that MONAI Label raises for a model, strategy or method that it does not have.
 _NOT_THERE = (MONAILabelError.INVALID_INPUT, MONAILabelError.APP_INIT_ERROR)
 
 
@@ -51,7 +52,7 @@ async def run_inference(
     output: infer.ResultType | None = None,
     user: User = _reader,
 ) -> Any:
-    """Run a model; for ``output=dicom_seg`` on an image in XNAT the answer is a DICOM SEG that refers to its series."""
+    """Run a model. With ``output=dicom_seg`` and an image in XNAT, the answer is a DICOM SEG that refers to it."""
     instance = app_instance()
     datastore = instance.datastore()
     arguments = (background_tasks, model, image, session_id, params, file, label)
@@ -59,7 +60,7 @@ async def run_inference(
         return infer.run_inference(*arguments, output)
     if not image or file or session_id:
         raise HTTPException(400, "a DICOM SEG refers to the series of an image in XNAT: give the id of an image")
-    # Before the inference, which takes its time: what cannot be answered is refused at once.
+    # Check this before the inference, which may take long: a request that cannot be answered is refused at once.
     datastore.require_dicom(image)
     result = infer.run_inference(*arguments, infer.ResultType.image)
     handle, target = tempfile.mkstemp(suffix=".dcm")
@@ -71,7 +72,7 @@ async def run_inference(
 
 @router.api_route("/proxy/dicom/{path:path}", methods=["GET", "POST"], include_in_schema=False)
 async def read_dicomweb(request: Request, path: str, user: User = _reader) -> Any:
-    """Ask XNAT's DICOMweb plugin with the login of the server, as the OHIF viewer that MONAI Label comes with does."""
+    """Answer a DICOMweb request of MONAI Label's OHIF viewer: XNAT's plugin is asked with the login of the server."""
     service, _, rest = path.partition("/")
     service, path = (service, rest) if service in ("qido", "wado", "stow") else ("", path)
     datastore = app_instance().datastore()
@@ -79,7 +80,7 @@ async def read_dicomweb(request: Request, path: str, user: User = _reader) -> An
         return await proxy.proxy_dicom(request, service, path)
     if request.method != "GET" or service == "stow":
         raise HTTPException(405, "XNAT takes no objects by DICOMweb: labels are saved by PUT /datastore/label")
-    # As in MONAI Label: some viewers ask for metadata at the address for queries.
+    # Some viewers ask for metadata at the address for queries. MONAI Label makes the same distinction.
     is_query = service == "qido" and not path.endswith("metadata")
     root = settings.MONAI_LABEL_QIDO_PREFIX if is_query else settings.MONAI_LABEL_WADO_PREFIX
     answer = await run_in_threadpool(
@@ -89,7 +90,7 @@ async def read_dicomweb(request: Request, path: str, user: User = _reader) -> An
 
 
 def _names(instance: Any, model: str, params: str) -> dict[str, Any]:
-    """Return a label info with the names of what a model segments: as the client gives them, else as the model does."""
+    """Return a label info with names of structures: those that the client sends, otherwise those of the model."""
     given = json.loads(params or "{}").get("label_info")
     info: dict[str, Any] = {"model": model}
     if given:
@@ -98,7 +99,7 @@ def _names(instance: Any, model: str, params: str) -> dict[str, Any]:
 
 
 async def _on_monailabel_error(request: Request, error: Exception) -> Response:
-    """Answer an error of MONAI Label with its sentence."""
+    """Return the answer for an error of MONAI Label: a status, and the sentence of the error."""
     if isinstance(error, HTTPException):
         return await http_exception_handler(request, error)
     kind, sentence = getattr(error, "error", ""), str(getattr(error, "msg", error))
@@ -106,17 +107,17 @@ async def _on_monailabel_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_bad_json(request: Request, error: Exception) -> Response:
-    """Answer a form field (params, info) that cannot be read."""
+    """Return the answer for a form field (params, info) that is not JSON."""
     return JSONResponse({"detail": f"a field of the request should be JSON, and is not: {error}"}, 400)
 
 
 async def _on_any_error(request: Request, error: Exception) -> Response:
-    """Answer what nobody foresaw; the log has the whole of it, which may name patients."""
+    """Return the answer for an unexpected error. Its text is only in the log, because it may name patients."""
     return JSONResponse({"detail": f"the server failed ({type(error).__name__}): its log says why"}, 500)
 
 
 def _with_ours_first(api: FastAPI, ours: APIRouter) -> FastAPI:
-    """Put our routes before those of MONAI Label for the same paths."""
+    """Put our routes before MONAI Label's routes for the same paths, add error handlers, and return the application."""
     theirs = list(api.router.routes)
     api.include_router(ours, prefix=settings.MONAI_LABEL_API_STR)
     added = [route for route in api.router.routes if not _is_among(route, theirs)]

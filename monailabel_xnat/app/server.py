@@ -1,11 +1,11 @@
-"""MONAI Label's server, in which a slow request does not hold up the quick ones.
+"""MONAI Label's server, in which a slow request does not delay quick ones.
 
-MONAI Label answers nearly all requests on the one thread of its event loop. While an image is fetched and converted, or
-a model runs, nobody else gets an answer, not even from ``/info/``. Here, requests that may be slow are handled on other
-threads. Their work is done one after the other, as before, for apps of MONAI Label rely on that: who asks for an image
-still waits while the model runs for somebody else. Bodies come and go while others work.
+MONAI Label answers nearly all requests on the thread of its event loop. While an image is fetched and converted, or a
+model runs, no other request is answered, not even ``/info/``. Here, requests that may be slow are handled on other
+threads. Their work is still done one after the other, because apps of MONAI Label rely on that: a request for an image
+waits while the model runs for another user. Only bodies are received and sent while another request works.
 
-``monailabel-xnat start_server`` serves this, and so does MONAI Label's own launcher with the option ``--uvicorn_app
+``monailabel-xnat start_server`` uses this server. MONAI Label's own launcher does so with the option ``--uvicorn_app
 monailabel_xnat.app.server:app``.
 """
 
@@ -27,21 +27,21 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 _SLOW = ("/infer", "/activelearning", "/datastore")
-# A client that asks for these looks how a task is getting on; any other method may start one and wait for it.
+# A GET of these only reads the progress of a task. Any other method may start a task and wait for it.
 _TASKS = ("/train", "/batch", "/scoring")
-# Bodies that are being sent or received at a time.
+# The number of threads: slow requests that are being received, handled or answered at a time.
 _THREADS = 32
 
 
 class QuickFirst:
-    """An application that hands slow requests to other threads.
+    """An ASGI application that handles slow requests on other threads.
 
     Parameters
     ----------
     application : ASGI application
-        MONAI Label's, or what is made of it.
+        The application of MONAI Label that answers the requests.
     prefix : str
-        What stands before its paths.
+        The prefix of all its paths.
     """
 
     def __init__(self, application: Application, prefix: str = "") -> None:
@@ -67,7 +67,7 @@ class QuickFirst:
     def _handle(
         self, scope: MutableMapping[str, Any], receive: Receive, send: Send, server: asyncio.AbstractEventLoop
     ) -> None:
-        """Answer a request on this thread; it has its turn from when it is here as a whole until it is answered."""
+        """Answer a request on this thread. It has its turn from the end of its body until the start of its answer."""
         has_turn = False
 
         def take_turn() -> None:

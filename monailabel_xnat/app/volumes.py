@@ -1,4 +1,4 @@
-"""Scans that are no volume are kept out of what MONAI Label does with many images by itself."""
+"""Code that keeps scans which are no volume out of batch inference and out of the planners of MONAI Label."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ logger = logging.getLogger(__name__)
 # (monailabel/interfaces/tasks/batch_infer.py).
 _BATCH_KEY = "_image_id"
 _PLANNER = ("monailabel.utils.others.planner", "HeuristicPlanner")
-# A planner wants a sample of some images; after so many that are no volume it makes do with what it has.
+# A planner needs a sample of some images. The search for more ends after this many scans that are no volume.
 _LONGEST_SEARCH = 20
 
 
 def is_one_of_a_batch(request: Mapping[str, Any]) -> bool:
-    """Return whether a request for an inference is one of those that a batch inference makes."""
+    """Return whether a batch inference has made this request for an inference."""
     return _BATCH_KEY in request
 
 
 def without_others(task: Any) -> Any:
-    """Return a batch inference that chooses no scan that is known to be no volume, unless it was asked for by id."""
+    """Return the task of a batch inference, changed so that it leaves out scans which are known to be no volume.
+
+    Scans that a request names by their ids are not left out.
+    """
     choose = getattr(task, "get_images", None)
     if choose is None:
         return task
@@ -47,13 +50,13 @@ def without_others(task: Any) -> Any:
 
 
 def spare_planners(app: object) -> None:
-    """Make the planners of an app look only at images that can be read.
+    """Change the planners of an app so that they use only images that can be read.
 
-    MONAI Label's HeuristicPlanner reads a sample of all images when the app starts, and one that is no volume would
-    end the start.
+    MONAI Label's HeuristicPlanner reads a sample of all images when the app starts. Without this change, a scan that is
+    no volume would make the start fail.
     """
     module, name = _PLANNER
-    kind: Any = getattr(sys.modules.get(module), name, ())  # an app that has a planner has loaded it
+    kind: Any = getattr(sys.modules.get(module), name, ())  # an app with a planner has loaded this module
     for planner in vars(app).values():
         if isinstance(planner, kind):
             planner.run = _run_on_volumes(planner, planner.run)
@@ -69,7 +72,7 @@ def _run_on_volumes(planner: Any, run: Any) -> Any:
 
 
 class _Sample:
-    """Some images of a datastore, all of which can be read, as a planner uses a datastore."""
+    """Some images of a datastore, all of which can be read, with the methods of a datastore that a planner uses."""
 
     def __init__(self, datastore: XNATDatastore, size: int) -> None:
         self._paths: dict[str, str] = {}
