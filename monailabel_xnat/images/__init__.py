@@ -1,4 +1,4 @@
-"""From an id to a file on this machine: fetched, converted, kept; and new images into XNAT."""
+"""Images: their files are downloaded, converted and kept on this machine; new images are added to XNAT."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Claims on images: which were handed out to somebody as next sample, on any server of a project.
+"""Claims on images: which images were handed out as next samples, on all servers of a project.
 
-XNAT can neither lock nor compare before it writes, so that a claim is a file of a name of its own in the resource
-``MONAILABEL_info`` of the scan: ``claim-<when, UTC>-<who>.json``. Whoever writes one lists the resource then, and has
-the image if there is no claim of anybody else. Of two who write at the same moment both see the other's and neither has
-the image: the times in the names cannot tell who was first, for clocks differ and a write may take long. Claims end
-after the setting ``claim_time``; nothing else is refused because of one.
+XNAT has no locks, and it cannot compare before it writes. So a claim is a file with a name of its own in the resource
+``MONAILABEL_info`` of the scan: ``claim-<when, UTC>-<who>.json``. A server writes its claim, and then lists the
+resource. It has the image if there is no claim of another annotator. If two servers write at the same moment, each sees
+the claim of the other, and neither has the image: the times in the names do not show who was first, because clocks
+differ and writing may take long. A claim ends after the time in the setting ``claim_time``. Claims only guide the
+choice of the next sample; no other operation is refused because of one.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ INFO_RESOURCE = "MONAILABEL_info"
 
 _NAME = re.compile(r"claim-(\d{8}T\d{6}\.\d{6}Z)-([0-9a-f]+)\.json")
 _FORM = "%Y%m%dT%H%M%S.%fZ"
-# The clocks of two machines may differ, and a claim may seem to come from the future.
+# Seconds. The clocks of two machines may differ, so a claim may seem to come from the future.
 _AHEAD = 300.0
-# Where a claim failed, annotators do not wait for the next attempt before this (seconds).
+# After a failure no claims are tried for this time (seconds), so that annotators need not wait for them.
 _PAUSE = 60.0
 _CONTENT = b"{}"
 
@@ -51,14 +52,14 @@ class Claim(NamedTuple):
 
 
 class Claims:
-    """The claims on images, as far as they are known, and those of this server.
+    """Makes claims, and knows the claims of others as far as they were listed.
 
     Parameters
     ----------
     session : Session
         The connection; its setting ``claim_time`` says how long a claim lasts.
     catalog : Catalog
-        Is told of what is written.
+        Gets what our own writes change.
     """
 
     def __init__(self, session: Session, catalog: Catalog) -> None:
@@ -69,7 +70,7 @@ class Claims:
         self._again_at = 0.0
 
     def note(self, image: ImageId, files: Iterable[RemoteFile]) -> None:
-        """Note the claims among the files of the resource of an image."""
+        """Note the claims among the files in the info resource of an image."""
         found = tuple(claim for file in files if (claim := _claim_of(file.path)))
         with self._lock:
             if found:
@@ -78,17 +79,17 @@ class Claims:
                 self._known.pop(image, None)
 
     def of_others(self, owner: str) -> dict[str, float]:
-        """Return when images were last claimed by others (seconds since 1970), by id; asks nobody."""
+        """Return when images were last claimed by others (seconds since 1970), by id; makes no request."""
         with self._lock:
             known = dict(self._known)
         lasting = {image: self._lasting(claims, owner) for image, claims in known.items()}
         return {str(image): max(claim.made for claim in claims) for image, claims in lasting.items() if claims}
 
     def take(self, scan: Scan, owner: str) -> Resource | None:
-        """Claim an image, and return its resource as XNAT holds it then; None if somebody else has claimed it.
+        """Claim an image, and return its info resource as XNAT holds it after that; None if another has claimed it.
 
-        Where XNAT cannot be reached, or lets this user not write, the image is handed out without a claim: its
-        resource is then returned as the listing shows it.
+        If XNAT does not answer, or this user may not write, the image is handed out without a claim. The resource is
+        then returned as the listing shows it.
         """
         claim, shown = Claim(time.time(), owner), scan.resource(INFO_RESOURCE) or Resource(INFO_RESOURCE, 0, 0)
         if time.monotonic() < self._again_at:
@@ -108,7 +109,7 @@ class Claims:
 
     @staticmethod
     def is_all_that_is_new(before: Resource | None, now: Resource) -> bool:
-        """Return whether a claim is all that was added to a resource since it was listed."""
+        """Return whether one claim is the only file that was added to a resource since it was listed."""
         known = before or Resource(INFO_RESOURCE, 0, 0)
         if known.file_count is None or known.file_size is None:
             return False

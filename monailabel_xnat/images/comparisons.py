@@ -1,4 +1,4 @@
-"""When what is kept here was last compared with what XNAT lists, and what must be compared anew."""
+"""When things that are kept on this machine were last compared with XNAT, and which must be compared again."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import time
 from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
-# After a comparison that failed, what is here is given for so long before XNAT is asked again.
+# After a comparison failed, XNAT is not asked again for this time (seconds), and the kept state is used.
 _PAUSE = 30.0
 
 
 class Comparison(NamedTuple):
-    """A comparison that was begun: its place in the order of events, and when (seconds since 1970)."""
+    """A comparison that was begun: its number in the order of events, and its time (seconds since 1970)."""
 
     number: int
     begun: float
@@ -28,16 +28,16 @@ class _Noted(NamedTuple):
 
 
 class Comparisons:
-    """Knows what is due for comparison with XNAT; may be used from any thread.
+    """Knows which things must be compared with XNAT. Any thread may use it.
 
-    The listing of a project shows how many files a resource has, and their size together. Files of the same number
-    and size show only in the list of the files, which holds their MD5 digests: it is asked for once for each training
-    run, after a refresh, and otherwise once within a time.
+    The listing of a project shows only the number of files in a resource and their total size. If files are replaced by
+    others of the same number and size, only the list of the files shows it, by their MD5 digests. That list is read
+    once for each training run, after a refresh, and otherwise once within a certain time.
 
     Parameters
     ----------
     max_age : float
-        That time, in seconds (setting ``verify_age``).
+        This time, in seconds (setting ``verify_age``).
     """
 
     def __init__(self, max_age: float) -> None:
@@ -50,7 +50,7 @@ class Comparisons:
         self._failed: dict[Hashable, tuple[float, Exception]] = {}
 
     def expire(self, keys: Iterable[Hashable] | None = None) -> None:
-        """Make some things due for comparison at their next use; all, if none are named."""
+        """Have some things compared at their next use, or all things (None)."""
         with self._lock:
             now = self.begin()
             if keys is None:
@@ -63,22 +63,22 @@ class Comparisons:
                 self._failed.pop(key, None)
 
     def begin(self) -> Comparison:
-        """Begin a comparison, before XNAT is asked; what is expired meanwhile is compared once more."""
+        """Begin a comparison, before XNAT is asked. A thing that expires in the meantime is compared again."""
         return Comparison(next(self._order), time.time())
 
     def note(self, key: Hashable, state: str, comparison: Comparison) -> None:
-        """Note what a comparison has found."""
+        """Note the state that a comparison has found."""
         with self._lock:
             self._noted[key] = _Noted(comparison, state)
             self._failed.pop(key, None)
 
     def postpone(self, key: Hashable, error: Exception) -> None:
-        """Note that XNAT could not be asked, and why: what is here is used for a while."""
+        """Note that XNAT could not be asked, and why. The state that is kept here is used for a while."""
         with self._lock:
             self._failed[key] = (time.monotonic() + _PAUSE, error)
 
     def failures(self) -> dict[Hashable, Exception]:
-        """Return why the last comparison failed, of what could not be compared since."""
+        """Return the errors of the things whose last comparison failed."""
         with self._lock:
             return {key: error for key, (_, error) in self._failed.items()}
 
@@ -88,13 +88,13 @@ class Comparisons:
         Parameters
         ----------
         key : hashable
-            What it is.
+            The key of the thing.
         state : str
-            What is here of it.
+            The state of it that is kept here.
         compared : float
-            When that was last compared, as far as noted on this disk: seconds since 1970.
+            When that state was last compared, as far as it is noted on this disk, in seconds since 1970.
         within : float or None
-            The longest time since, where it is less than usual.
+            The longest time since then, if it is shorter than usual.
         """
         max_age = self._max_age if within is None else min(within, self._max_age)
         with self._lock:
@@ -106,7 +106,7 @@ class Comparisons:
             if noted.state != state or noted.comparison.number < expired.number:
                 return True
             compared = noted.comparison.begun
-        elif compared <= expired.begun:  # what another process has compared since counts as well
+        elif compared <= expired.begun:  # a later comparison by another process counts as well
             return True
-        # A clock that was set back makes it due.
+        # If the clock was set back, it is due.
         return not 0 <= time.time() - compared < max_age

@@ -1,4 +1,4 @@
-"""Fetching an image: the files of a resource, downloaded or read in the mounted archive, are made into one image."""
+"""Fetching an image: files of a resource are downloaded, or read in the mounted archive, and made into one image."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from monailabel_xnat.images.imagefile import (
 )
 from monailabel_xnat.images.mounted import Mounted, MountedArchive, state_of
 
-# What needs SimpleITK is imported where it is used: a datastore starts without, and a warm image never needs it.
+# Modules that need SimpleITK are imported where they are used: a datastore and a cached image work without it.
 
 logger = logging.getLogger(__name__)
 
 DICOM = "dicom"
-"""The form of an image that is the folder of its DICOM files."""
+"""The form of an image that is handed out as the folder of its DICOM files."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,18 @@ class Fetched:
     Parameters
     ----------
     path : Path
-        The file, or the folder of DICOM files; a link, where it lies in the mounted archive.
+        The file, or the folder of DICOM files; a link if it is in the mounted archive.
     origin : Mounted or None
-        Where in the mounted archive its files were read; None if they were downloaded.
+        The folder in the mounted archive that its files were read from; None if they were downloaded.
     note : str
-        What is doubtful about it; "" for nothing.
+        What is doubtful about it; "" if nothing is.
     sources : bytes
-        Which DICOM images its slices were made of, as `encode_sources` writes it; empty for the DICOM files themselves.
+        Which DICOM images its slices were made of, from `encode_sources`; empty for the DICOM files themselves.
     others : sequence of affines
-        Where other programs may put its voxels, as lists of numbers: voxel index to RAS, mm.
+        Affines (4, 4) as lists of numbers, voxel index to RAS, mm, that other programs may read from the original file.
     shear : sequence of float
-        Of a stack from a tilted gantry, by how much (RAS, mm) each slice truly lies further sideways; else empty.
+        For a stack from a tilted gantry: how much further sideways (RAS, mm) each slice truly lies than the slice
+        before; else empty.
     """
 
     path: Path
@@ -63,14 +64,14 @@ class Fetched:
 
 
 class Fetcher:
-    """Fetches the files of images, and makes images of them.
+    """Fetches the files of images, and makes images from them.
 
     Parameters
     ----------
     session : Session
         The connection.
     settings : Settings
-        Where the archive is mounted, and in which form images are wanted.
+        The settings: where the archive is mounted, and what happens to a gantry tilt.
     """
 
     def __init__(self, session: Session, settings: Settings) -> None:
@@ -90,21 +91,21 @@ class Fetcher:
         resource : Resource
             Its resource.
         files : sequence of RemoteFile
-            What XNAT lists there.
+            The files that XNAT lists there.
         form : str
-            ``nii`` or ``nii.gz``, which a DICOM series is converted to, or ``dicom``, its folder. An image that is
-            stored as another file is that file, whatever the form.
+            The form for a DICOM series: ``nii`` or ``nii.gz`` to convert it, ``dicom`` for its folder. The form does
+            not matter for an image that is stored as another kind of file.
         part : Path
-            An empty folder to make it in.
+            An empty folder to make the image in.
         folder : Path or None
-            Where the DICOM files are on this machine already, proven to be what XNAT lists.
+            A folder on this machine that holds the DICOM files already, proven to be those that XNAT lists.
 
         Raises
         ------
         ImageError
-            If the files are not one image, or cannot be read.
+            If the files do not make one image, or cannot be read.
         ServerError
-            If XNAT fails, or gives other files than it lists (TransferError).
+            If XNAT fails, or sends other files than it lists (TransferError).
         """
         if not holds_dicom(resource.label, files):
             fetched = self._as_file(scan, resource, files, part)
@@ -122,7 +123,7 @@ class Fetcher:
     def _converted(
         self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], target: Path, folder: Path | None
     ) -> Fetched:
-        """Convert the series to NIfTI: from the files that are here already, or from others as they arrive."""
+        """Convert a series to NIfTI, from files that are here already, or from files while they arrive."""
         from monailabel_xnat.convert.dicom.conversion import Conversion
         from monailabel_xnat.convert.dicom.volume import encode_sources, sources_of
 
@@ -138,7 +139,7 @@ class Fetcher:
             except NoImageError:
                 if not uid:
                     raise
-                # Files anonymised in the archive have other UIDs than XNAT remembers; of one series they are clear.
+                # Files that were anonymised in the archive have other UIDs than XNAT lists. One series is still clear.
                 volume = conversion.finish(target, one_scan=True, gantry_tilt=self._gantry_tilt)
             for warning in volume.warnings:
                 logger.warning("an image is doubtful: %s", warning)
@@ -189,7 +190,7 @@ class Fetcher:
         only: RemoteFile | None = None,
         as_a_whole: bool = False,
     ) -> tuple[Path, Mounted | None]:
-        """Return a folder with the files: the mounted one, with its state, else one that they are downloaded to."""
+        """Return a folder with the files: the mounted folder and its state, or a folder with downloads and None."""
         archive, wanted = self._archive, [only] if only else files
         mounted = archive.find(scan, resource.label, files, only=only, as_a_whole=as_a_whole) if archive else None
         if mounted:
@@ -203,7 +204,7 @@ class Fetcher:
 
 
 def _linked(source: Path, link: Path) -> Path:
-    """Put a mounted file or folder under another name without copying it, where the system can."""
+    """Make a link to a mounted file or folder, or a copy if the system cannot make links, and return its path."""
     try:
         link.symlink_to(source.resolve(), target_is_directory=source.is_dir())
     except (OSError, NotImplementedError):
@@ -222,12 +223,12 @@ def _each_file(folder: Path, files: Sequence[RemoteFile], use: Callable[[Path], 
 
 
 def _true_ending(path: Path, image: RemoteFile) -> str:
-    """Return the ending with which readers open an image file, whatever its name in XNAT.
+    """Return the ending with which readers can open an image file, whatever its name in XNAT is.
 
     Raises
     ------
     ImageError
-        If it is DICOM, which is no image by itself.
+        If it is a DICOM file, which belongs into another resource.
     """
     wrong = right_ending_if_wrong(path, image.path)
     if wrong == ".dcm":
@@ -238,9 +239,9 @@ def _true_ending(path: Path, image: RemoteFile) -> str:
 
 
 def _note(series_uids: Iterable[str], scan: Scan) -> str:
-    """Return a note on how many image files are of another series than XNAT lists; "" if none is, or it lists none.
+    """Return a note on image files that belong to another series than XNAT lists; "" if there are none.
 
-    They are XNAT's own files of this scan, so that they are given; but either XNAT or their headers are wrong.
+    XNAT itself sent them as files of this scan, so they are used. But either XNAT's list or their headers are wrong.
     """
     found = Counter(series_uids)
     others = {uid: count for uid, count in found.items() if uid != scan.series_uid}

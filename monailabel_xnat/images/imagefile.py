@@ -1,4 +1,4 @@
-"""Which files of a resource are the image."""
+"""Finding out which file of a resource is the image, and which ending its name should have."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 from monailabel_xnat.client.files import RemoteFile
 from monailabel_xnat.errors import ImageError, NoImageError
 
-# Formats that MONAI reads, best first, by the endings of their files' names.
+# Endings of the formats that MONAI reads, best first.
 _WHOLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
-# Headers whose voxels lie in another file, and what both become in one.
+# Endings of headers whose voxels are in another file, and the ending of one file with both.
 _SPLIT = {".mhd": ".mha", ".nhdr": ".nrrd", ".hdr": ".nii", ".hdr.gz": ".nii"}
-# Other endings for what lies in the same kind of file, as far as the content tells.
+# Endings that stand for the same format, as far as the content shows it.
 _SAME = {".jpeg": ".jpg", ".tiff": ".tif", ".mhd": ".mha", ".nhdr": ".nrrd"}
 _GZIP = b"\x1f\x8b"
 _MAGIC = (
@@ -29,35 +29,43 @@ _MAGIC = (
 )
 _HEAD = 400
 _FILE_RESOURCES = ("NIFTI", "NRRD", "MHA", "MHD", "PNG", "JPEG", "JPG", "TIFF", "TIF")
-# Words in names of files and folders that are made from an image; a label map is never taken for one.
+# Words in the names of files and folders that were made from an image. A label map must not be taken for an image.
 _DERIVED_WORDS = ("seg", "segmentation", "mask", "label", "labelmap", "roi")
 _DERIVED = frozenset(word + end for word in _DERIVED_WORDS for end in ("", "s"))
-# What macOS keeps beside each file on disks of other systems, and in zips.
+# Files that macOS keeps beside each file on disks of other systems, and in zips.
 _OF_MACOS = ("._",)
 _FOLDER_OF_MACOS = "__MACOSX"
 _NAMED_IN_ERRORS = 5
-# Where MetaImage and NRRD headers say in which file the voxels lie.
+# The line in MetaImage and NRRD headers that names the file with the voxels.
 _DATA_FILE = re.compile(rb"^(?:ElementDataFile[ \t]*=|data ?file:)[ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
 _LONGEST_HEADER = 1 << 16
 _HERE = b"LOCAL"
 
 
 def holds_dicom(label: str, files: Sequence[RemoteFile]) -> bool:
-    """Return whether a resource is a DICOM series: by its label, else by the names of its files."""
+    """Return whether a resource is a DICOM series, by its label, or else by the names of its files."""
     if label.upper() in ("DICOM", "SECONDARY"):
         return True
     return label.upper() not in _FILE_RESOURCES and not any(ending(file.path) for file in files)
 
 
 def usual_ending(label: str, converted: str) -> str:
-    """Return, before its files are known, how the name of a resource's image will end."""
+    """Return how the name of a resource's image will probably end, before its files are known.
+
+    Parameters
+    ----------
+    label : str
+        Label of the resource.
+    converted : str
+        The ending of a converted DICOM series.
+    """
     kind = label.upper()
     known = {"NIFTI": ".nii.gz", "JPEG": ".jpg", "MHD": ".mha"}
     return known.get(kind, f".{kind.lower()}") if kind in _FILE_RESOURCES else converted
 
 
 def ending(path: str) -> str:
-    """Return the ending of an image file's name, lower case; "" if it is no image's."""
+    """Return the ending of an image file's name, in lower case; "" if the name is not that of an image."""
     name = path.lower()
     folders = PurePosixPath(path).parts
     if not folders or folders[-1].startswith(_OF_MACOS) or _FOLDER_OF_MACOS in folders:
@@ -66,10 +74,10 @@ def ending(path: str) -> str:
 
 
 def true_ending(path: Path) -> str:
-    """Return the ending that a file's name must have for readers to open it, by its content; "" if nothing tells.
+    """Return the ending that a file's name should have by its content; "" if the content does not show it.
 
-    Readers go by the name: none opens a file that is packed by gzip and called ``.nii``. What lies in one file and what
-    in two (``.nrrd``, ``.mha``) is not told apart. ``.dcm`` is DICOM.
+    Readers choose the format by the name: none opens a gzip file that is called ``.nii``. A header whose voxels are in
+    another file gets the same ending as a whole file (``.nrrd``, ``.mha``). ``.dcm`` stands for DICOM.
     """
     with path.open("rb") as stream:
         head = stream.read(_HEAD)
@@ -89,13 +97,13 @@ def true_ending(path: Path) -> str:
 
 
 def right_ending_if_wrong(path: Path, name: str) -> str:
-    """Return the ending that a file should have instead of that of a name; "" if its own fits, or nothing tells."""
+    """Return the ending that a file should have, if the ending of its name is wrong; "" if it is right or unclear."""
     true, named = true_ending(path), ending(name)
     return "" if true == _SAME.get(named, named) else true
 
 
 def joined_ending(path: str) -> str:
-    """Return the ending that the image has once header and voxels are in one file; "" where they already are."""
+    """Return the ending for one file with header and voxels, given the path of a header; "" for any other file."""
     return _SPLIT.get(ending(path), "")
 
 
@@ -107,14 +115,14 @@ def image_file(files: Sequence[RemoteFile], place: str) -> RemoteFile:
     files : sequence of RemoteFile
         All files of the resource.
     place : str
-        The resource's and the scan's names, for the errors.
+        The names of the resource and the scan, for the errors.
 
     Raises
     ------
     NoImageError
         If none of the files is an image.
     ImageError
-        If several are, and none of them clearly.
+        If several files are images, and it is not clear which one is meant.
     """
     images = [file for file in files if ending(file.path)]
     if not images:
@@ -123,7 +131,7 @@ def image_file(files: Sequence[RemoteFile], place: str) -> RemoteFile:
             hint=f"names of image files end in {', '.join((*_WHOLE, *_SPLIT))}",
         )
     plain = [file for file in images if not _is_derived(file.path)] or images
-    # One image in two formats, or stored twice under two names.
+    # It is the same image in two formats, or under two names.
     same_image = len({_stem(file.path) for file in plain}) == 1 or len({file.md5 or file.path for file in plain}) == 1
     if not same_image:
         raise ImageError(
@@ -135,7 +143,9 @@ def image_file(files: Sequence[RemoteFile], place: str) -> RemoteFile:
 
 
 def check_data_file(header: Path, names: Sequence[str]) -> None:
-    """Refuse a header that points to voxels outside its resource; whoever wrote it could read this machine's files.
+    """Refuse a header that takes its voxels from a file outside its resource.
+
+    With such a header, its author could read files of this machine.
 
     Parameters
     ----------
@@ -147,7 +157,7 @@ def check_data_file(header: Path, names: Sequence[str]) -> None:
     Raises
     ------
     ImageError
-        If it points elsewhere.
+        If it names another file.
     """
     with header.open("rb") as stream:
         head = stream.read(_LONGEST_HEADER).partition(b"\n\n")[0]
@@ -161,7 +171,7 @@ def check_data_file(header: Path, names: Sequence[str]) -> None:
 
 
 def _is_nifti(head: bytes) -> bool:
-    """Return whether it is NIfTI-1 or NIfTI-2 with the voxels in the same file."""
+    """Return whether a file starts like NIfTI-1 or NIfTI-2 with the voxels in the same file."""
     return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
 
 

@@ -1,4 +1,4 @@
-"""Images of scans as local files: from the mounted archive or downloaded, converted, and kept."""
+"""Images of scans as local files: read in the mounted archive or downloaded, converted, and kept in the cache."""
 
 from __future__ import annotations
 
@@ -44,32 +44,32 @@ from monailabel_xnat.images.prefetch import BackgroundPrefetch, PrefetchReport, 
 if TYPE_CHECKING:
     from monailabel_xnat.convert.grid import Grid, Sources
 
-# What needs SimpleITK is imported where it is used: a datastore starts without, and a warm image never needs it.
+# Modules that need SimpleITK are imported where they are used: a datastore and a cached image work without it.
 
 logger = logging.getLogger(__name__)
 
-# Part of what is noted about every image; to be raised when the same files shall give another image than before.
+# This number is noted with each image. Raise it if the same files must give another image than before.
 _CONVERSION = 2
-# How long an image is believed to be unchanged where XNAT's listing tells neither number nor size of its files.
+# Seconds for which an image counts as unchanged if XNAT's listing shows neither the number nor the size of its files.
 _BELIEVED_FOR = 600.0
 
 
 class Images:
     """The images of scans.
 
-    Each is fetched once: whoever asks for it later, in any thread or process, gets the same file without a request.
-    When the listing shows another number or size of files, and else once in a while (:class:`Comparisons`), they are
-    compared with XNAT's list, and fetched again if they changed; the new file then has another name. The list tells
-    names, sizes and MD5 digests; where XNAT keeps no digests, a file of the same name and size is taken for the same.
+    Each image is fetched once. Later callers, in any thread or process, get the same file without a request. The files
+    are compared with XNAT's list when the listing shows another number or size, and otherwise once in a while
+    (:class:`Comparisons`). If they changed, the image is fetched again under another name. XNAT's list holds names,
+    sizes and MD5 digests. If XNAT keeps no digests, a file with the same name and size counts as unchanged.
 
     Parameters
     ----------
     session : Session
         The connection.
     settings : Settings
-        Where to keep the images, and in which form.
+        The settings: the folder for the images, and their form.
     read_cache : ReadCache or None
-        Where to remember which scans are no volume: that of the catalog, where there is one. None: one of its own.
+        Keeps which scans are not a volume: the read cache of the catalog, if there is one. None makes a new one.
 
     Raises
     ------
@@ -84,7 +84,7 @@ class Images:
         self._fetcher = Fetcher(session, settings)
         self._background = BackgroundPrefetch(self, self.cache.budget)
         self._file_form = "nii.gz" if settings.compress else "nii"
-        # What else decides which image is made of the same files.
+        # The settings that also decide which image is made from the same files.
         self._way = f"conversion {_CONVERSION}, gantry_tilt {settings.gantry_tilt}"
         self._known: dict[tuple[ImageId, str], CachedImage] = {}
         self._comparisons = Comparisons(settings.verify_age)
@@ -102,59 +102,62 @@ class Images:
         return dict(self._notes)
 
     def no_volumes(self, find: Callable[[str], Scan | None]) -> dict[str, str]:
-        """Return which scans turned out to be no image, as the listing shows them now, and why; makes no request."""
+        """Return the listed scans that turned out not to be an image, with the reasons; makes no request."""
         return self._no_volumes.reasons(self._form, find)
 
     def path(self, scan: Scan) -> Path:
-        """Return the image: a NIfTI file, another file that MONAI reads, or with ``image_format="dicom"`` the folder.
+        """Return the path of the image, which is fetched if need be.
+
+        It is a NIfTI file, another file that MONAI reads, or the DICOM folder (with ``image_format="dicom"``).
 
         Raises
         ------
         NoImageError
             If the scan holds no image.
         ImageError
-            If what it holds is not one image, or cannot be read.
+            If its files do not make one image, or cannot be read.
         ServerError
-            If XNAT fails, or gives other files than it lists (TransferError).
+            If XNAT fails, or sends other files than it lists (TransferError).
         CacheError
             If the disk is full or cannot be written.
         """
         return self._entry(scan, self._form).path
 
     def local(self, scan: Scan) -> Path | None:
-        """Return what :meth:`path` would, if it is here and need not be compared with XNAT; makes no request."""
+        """Return the path of the image if it is here and need not be compared with XNAT; makes no request."""
         resources = image_resources(scan, self._settings)
         entry = self._current(scan, resources[0], self._form) if resources else None
         return entry.path if entry else None
 
     def compare_anew(self, scans: Iterable[Scan] | None = None) -> None:
-        """Compare images with XNAT's list of their files at their next use; all images, if none are named."""
+        """Have images compared with XNAT's list of their files at their next use: some images, or all (None)."""
         if scans is None:
             self._no_volumes.look_again()
         self._comparisons.expire(None if scans is None else [scan.image_id for scan in scans])
 
     def require_compared(self, scan: Scan) -> None:
-        """Refuse an image that :meth:`path` has given although XNAT could not be asked whether it is still the same.
+        """Refuse an image if XNAT could not be asked whether it is still the same when :meth:`path` returned it.
 
         Raises
         ------
         ServerError
-            Why XNAT could not be asked.
+            The error that XNAT answered with.
         """
         failure = self._comparisons.failures().get(scan.image_id)
         if failure is not None:
             raise failure
 
     def checksum(self, scan: Scan) -> str | None:
-        """Return ``SHA256:<hex>`` of the file that :meth:`path` returns, if it is here already; makes no request."""
+        """Return ``SHA256:<hex>`` of the image's file if it is here already, else None; makes no request."""
         entry = self._local(scan, self._form)
         return entry.checksum if entry else None
 
     def facts(self, scan: Scan) -> dict[str, str]:
-        """Return ``name`` of the image's file, before it is here the likely one, then ``path`` and ``checksum`` too.
+        """Return what is known about the image's file; makes no request.
 
-        These two are left out where the file must first be compared with XNAT's. Where something is doubtful,
-        ``image_note`` says what. Makes no request; what another process fetched this very moment may be overlooked.
+        ``name`` is its name, or the likely name if the image is not here yet. ``path`` and ``checksum`` follow if it is
+        here and need not be compared with XNAT first. ``image_note`` says what is doubtful about it. An image that
+        another process has fetched at this moment may be missed.
         """
         resources = image_resources(scan, self._settings)
         stem = scan.image_id.file_stem
@@ -170,7 +173,7 @@ class Images:
         return {**facts, "path": str(entry.path), **({"checksum": entry.checksum} if entry.checksum else {})}
 
     def grid(self, scan: Scan) -> Grid:
-        """Return the voxel grid (shape, affine to RAS in mm) of the image as a file; fetches it if need be.
+        """Return the voxel grid (shape, affine to RAS in mm) of the image's file, which is fetched if need be.
 
         Raises
         ------
@@ -183,7 +186,7 @@ class Images:
         return replace(_grid(entry.path), sources=partial(self._sources, scan, entry), others=others, shear=shear)
 
     def dicom_folder(self, scan: Scan) -> Path:
-        """Return a folder with the DICOM files of the scan's series; fetches them if need be.
+        """Return a folder with the DICOM files of the scan's series, which are fetched if need be.
 
         Raises
         ------
@@ -198,7 +201,7 @@ class Images:
         return entry.path
 
     def open(self, scan: Scan) -> BinaryIO:
-        """Open the file that :meth:`path` gives; where that is a folder, a zip of it.
+        """Return the image's file, open for reading; for a folder, a zip of it.
 
         Raises
         ------
@@ -209,11 +212,11 @@ class Images:
         return packed(path) if path.is_dir() else path.open("rb")
 
     def hold(self, scans: Iterable[Scan]) -> None:
-        """Keep images from eviction while this process lives, for a training say; instead of those held before."""
+        """Protect images from eviction while this process lives, and release the images that it held before."""
         self.cache.hold(scan.image_id.file_stem for scan in scans)
 
     def discard(self, scan: Scan) -> None:
-        """Remove whatever is kept of an image; the next use fetches it again.
+        """Remove an image from the cache in all its forms; the next use fetches it again.
 
         Raises
         ------
@@ -235,7 +238,7 @@ class Images:
         progress: Callable[[Progress], None] | None = None,
         executor: Executor | None = None,
     ) -> PrefetchReport:
-        """Fetch many images, several at a time, and say which failed; see :func:`prefetch`."""
+        """Fetch many images, several at a time, and return which failed and why; see :func:`prefetch`."""
         if executor is not None and self._session.owner is not None and not self._settings.username:
             raise LoginError(
                 "an executor cannot use the xnatpy session that was given as connection: its workers log in themselves",
@@ -249,19 +252,19 @@ class Images:
         return worker_task(self._settings)
 
     def expect(self, choose: Callable[[int], Sequence[Scan]]) -> None:
-        """Fetch in the background the images that are likely next, as many as the setting ``prefetch``.
+        """Fetch in the background the images that are likely to be next, as many as the setting ``prefetch`` says.
 
         Parameters
         ----------
         choose : callable
-            Gives at most so many images, best first; called in the background.
+            Returns at most the given number of images, best first; it is called in the background.
         """
         count = self._settings.prefetch
         if count:
             self._background.expect(lambda: choose(count))
 
     def close(self) -> None:
-        """Stop what goes on in the background."""
+        """End the background work and release the images that this process holds."""
         self._background.close()
         self.cache.close()
         self._no_volumes.close()
@@ -288,7 +291,7 @@ class Images:
         return entry
 
     def _sources(self, scan: Scan, entry: CachedImage) -> Sources:
-        """Find which DICOM images the slices were made of; they are read where an earlier version kept no list."""
+        """Return which DICOM images the slices were made of; the files are read if an earlier release kept no list."""
         from monailabel_xnat.convert.dicom.volume import decode_sources, read_sources
 
         with suppress(OSError, ValueError):
@@ -299,7 +302,7 @@ class Images:
             return {}
         try:
             return read_sources(folder, scan.series_uid or None)
-        except NoImageError:  # anonymised in the archive, as when it was converted
+        except NoImageError:  # the files were anonymised in the archive, so their series UID differs from XNAT's
             return read_sources(folder, None)
 
     def _local(self, scan: Scan, form: str) -> CachedImage | None:
@@ -317,7 +320,7 @@ class Images:
         return resources[0]
 
     def _current(self, scan: Scan, resource: Resource, form: str) -> CachedImage | None:
-        """Return the entry that is known to be what XNAT has, without asking."""
+        """Return the cached entry that matches XNAT as far as it is known, without a request; None if there is none."""
         entry = self._stored(scan, resource, form)
         if entry is not None and self._is_due(scan, resource, entry):
             self._known.pop((scan.image_id, form), None)  # another process may have compared it
@@ -331,7 +334,7 @@ class Images:
         return self._comparisons.is_due(scan.image_id, entry.fingerprint, 0.0, within=_BELIEVED_FOR)
 
     def _stored(self, scan: Scan, resource: Resource, form: str) -> CachedImage | None:
-        """Return the entry that was made when the listing looked as it does now."""
+        """Return the cached entry that was made, or compared, when the listing was the same as now."""
         seen = self._as_seen(resource)
         entry = self._known.get((scan.image_id, form))
         if entry is None or entry.seen != seen or not self.cache.is_there(entry):
@@ -342,7 +345,7 @@ class Images:
         return entry
 
     def _fetched(self, scan: Scan, resource: Resource, form: str) -> CachedImage:
-        """Compare with XNAT's list, and fetch and convert what is new; one thread of one process does."""
+        """Compare with XNAT's list, then fetch and convert if need be. A lock lets only one thread here do this."""
         key = scan.image_id.file_stem
         with self.cache.lock(key):
             entry = self._current(scan, resource, form) or self._made(scan, resource, form)
@@ -418,12 +421,12 @@ class Images:
         return f"{resource.label}|{resource.file_count}|{resource.file_size}|{self._way}"
 
     def _fingerprint(self, files: Sequence[RemoteFile]) -> str:
-        """Return a digest of what XNAT lists, and of what else decides which image is made of it."""
+        """Return a digest of the files that XNAT lists, and of the settings that decide what is made from them."""
         lines = sorted(f"{file.path}\0{file.size}\0{file.md5}" for file in files)
         return text_digest("\n".join([self._way, *lines]))
 
     def _alike(self, scan: Scan, form: str, files: Sequence[RemoteFile]) -> Iterator[CachedImage]:
-        """Find the entries that were made from just these files, and still are what they were made as."""
+        """Return the cached entries that were made from exactly these files, and whose origin has not changed."""
         fingerprint = self._fingerprint(files)
         for entry in self.cache.find(scan.image_id.file_stem, form):
             if entry.fingerprint == fingerprint and self._is_sound(entry, files):
@@ -432,7 +435,7 @@ class Images:
     def _is_sound(self, entry: CachedImage, files: Sequence[RemoteFile]) -> bool:
         if entry.origin:
             return state_of(Path(entry.origin), files, as_a_whole=entry.path.is_dir()) == entry.origin_state
-        # Earlier versions read a mounted archive unproven, and noted neither that nor when they compared.
+        # Earlier releases read a mounted archive without a proof, and noted neither the archive nor a comparison.
         return bool(entry.compared) or (not entry.path.is_symlink() and self._settings.asset_path is None)
 
 

@@ -1,11 +1,12 @@
-"""The info of images, which MONAI Label keeps with each: when strategies chose it, scores; in XNAT, served from memory.
+"""The infos that MONAI Label keeps for images: when strategies chose an image, and scores.
 
-Each scan that has any holds it as ``image.json`` in its resource ``MONAILABEL_info``. Two servers on one project, or a
-server and its scoring process, merge: before writing, what XNAT holds is read again and only our keys are replaced.
-Writers on one machine take turns; one on another machine may still write between our reading and writing, so that what
-was written is looked at once more a moment later, and written again if it has gone. What differs in size or MD5 from
-XNAT's list is neither believed nor written back: changes wait, and what was known before stays. What waits is on disk
-as well (:mod:`~monailabel_xnat.images.info_journal`), for the end of this process must not lose it.
+They are stored in XNAT and served from memory. The info of an image is the file ``image.json`` in the resource
+``MONAILABEL_info`` of its scan. Two servers on one project, or a server and its scoring process, merge their changes:
+before writing, the info in XNAT is read again, and only our keys are replaced. Writers on one machine take turns. A
+writer on another machine may still write between our reading and our writing. So a moment later the info is read once
+more, and our change is written again if it has gone. A file that differs in size or MD5 from XNAT's list is not used
+and not written back: changes wait, and what was known before stays. Waiting changes are also on disk
+(:mod:`~monailabel_xnat.images.info_journal`), because they must not be lost when this process ends.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ INFO_FILE = "image.json"
 
 _KIND = "image info"
 
-# Changes wait this long for others to the same images, so that scoring a project does not write each one thrice.
+# Changes wait this long for other changes to the same images, so that scoring a project writes each info only once.
 _GATHER_SECONDS = 0.25
 _RETRY_SECONDS = 30.0
-# Somebody has to change rights in XNAT before it makes sense to try again.
+# After a refusal it makes no sense to try again soon: somebody must first change rights in XNAT.
 _REFUSED_SECONDS = 600.0
-# Whoever closes a datastore waits for so long at most; the rest is written at the next start.
+# Closing a datastore takes at most this long; the remaining changes are written at the next start.
 _CLOSE_SECONDS = 10.0
-# Longer than reading and writing takes: by then whoever overwrote us has done so.
+# Longer than another server takes to read and write: after this time, nobody overwrites our change any more.
 _CONFIRM_SECONDS = 2.0
 
 
@@ -58,7 +59,7 @@ class ImageInfos:
     session : Session
         The connection.
     catalog : Catalog
-        Tells which scans hold an info resource, and by its size whether it has changed.
+        Knows which scans have an info resource, and shows by its size whether it has changed.
     """
 
     def __init__(self, session: Session, catalog: Catalog) -> None:
@@ -68,21 +69,21 @@ class ImageInfos:
         self._is_recalled = False
         self._lock = threading.RLock()
         self._loading = threading.Lock()
-        # What was read, and what the listing showed of it then; None: of an earlier state.
+        # The info of each image, and the resource as the listing showed it when the info was read (None: it changed).
         self._stored: dict[ImageId, tuple[Resource | None, dict[str, Any]]] = {}
         self._unread: dict[ImageId, tuple[Resource, float]] = {}
         self._pending: dict[ImageId, dict[str, Any]] = {}
         self._written: dict[ImageId, tuple[dict[str, Any], dict[str, Any]]] = {}
         self._wake = threading.Event()
         self._closed = False
-        # Until when nothing is written to a project in which we may not write, nor to an image that is not there.
+        # Until when nothing is written to a project without write permission, or to an image that does not exist.
         self._refused: dict[str, float] = {}
         self._journal = InfoJournal(session.settings.data_folder / "infos")
         self._writing = threading.Lock()
         self._writer = Background("xnat-info", background_work()(self._write_in_background))
         self.claims = Claims(session, catalog)
         self.problem = ""
-        """Why changes wait; empty if none do."""
+        """Why changes wait; empty if no changes wait."""
         if not session.settings.read_only:
             self._pending = self._journal.take_over()
             if self._pending:
@@ -91,7 +92,7 @@ class ImageInfos:
                 self._writer.start()
 
     def get(self, scan: Scan) -> dict[str, Any]:
-        """Return a copy of the info of an image; asks XNAT only for what the listing shows as changed."""
+        """Return a copy of the info of an image; XNAT is asked only for infos that the listing shows as changed."""
         if self._is_stale(scan):
             self._load_changed()
         with self._lock:
@@ -102,12 +103,12 @@ class ImageInfos:
 
     @property
     def unread(self) -> int:
-        """How many infos XNAT lists that could not be read; what was known of them before is used."""
+        """How many infos in XNAT could not be read; what was known of them before is used."""
         return len(self._unread)
 
     @property
     def report(self) -> dict[str, int | str]:
-        """What there is to know of them: how many are unread, how many wait for XNAT, and why."""
+        """How many infos are unread, how many wait for XNAT, and why they wait."""
         return {"infos_unread": self.unread, "infos_waiting": self.waiting, "infos_problem": self.problem}
 
     @property
@@ -116,7 +117,7 @@ class ImageInfos:
         return len(self._pending)
 
     def claim(self, scan: Scan, owner: str) -> bool:
-        """Claim an image for somebody; return whether nobody else has claimed it. See :meth:`Claims.take`."""
+        """Claim an image for an annotator, and return whether nobody else has claimed it; see :meth:`Claims.take`."""
         before = scan.resource(INFO_RESOURCE)
         claimed = self.claims.take(scan, owner)
         with self._lock:
@@ -132,7 +133,7 @@ class ImageInfos:
             self._load_changed()
 
     def handed_out(self) -> dict[str, float]:
-        """Return when a strategy last handed images out (seconds since 1970), by id; asks nobody."""
+        """Return when a strategy last handed out each image (seconds since 1970), by id; makes no request."""
         with self._lock:
             strategies = {image: info.get("strategy") for image, (_, info) in self._stored.items()}
             strategies.update((image, info["strategy"]) for image, info in self._pending.items() if "strategy" in info)
@@ -144,12 +145,12 @@ class ImageInfos:
         return {image: time for image, time in times.items() if time}
 
     def update(self, scan: Scan, info: Mapping[str, Any]) -> None:
-        """Merge top-level keys into the info of an image; XNAT gets them from a background thread.
+        """Merge top-level keys into the info of an image; a background thread writes them to XNAT.
 
         Raises
         ------
         TypeError
-            If a value is nothing that JSON can hold.
+            If a value cannot be stored as JSON.
         """
         changes = plain(info)
         with self._lock:
@@ -161,7 +162,7 @@ class ImageInfos:
         self._wake.set()
 
     def forget(self, image: ImageId) -> None:
-        """Drop what is known about an image that was removed."""
+        """Forget all that is known about an image that was removed, waiting changes included."""
         with self._lock:
             self._stored.pop(image, None)
             self._pending.pop(image, None)
@@ -169,7 +170,7 @@ class ImageInfos:
             self._journal.put(image, {})
 
     def flush(self) -> None:
-        """Write to XNAT what waits; what cannot be written waits on, and the log says why."""
+        """Write the waiting changes to XNAT. Changes that cannot be written still wait, and the log says why."""
         if self._session.settings.read_only:
             return
         with self._writing:
@@ -182,9 +183,9 @@ class ImageInfos:
                     except IndexError:
                         return
                     if self._write(image):
-                        waiting.clear()  # the others would only wait for the same server
+                        waiting.clear()  # the server does not answer, so the others would only wait for it, too
 
-            # Not a pool: a process that is ending starts no threads, and this one writes all the same.
+            # Not a thread pool: a process that is ending can start no threads, but this thread can still write.
             helpers_wanted = min(len(waiting), self._session.settings.connections) - 1
             work = background_work()(write) if is_background() else write
             helpers = [Background("xnat-info-write", work) for _ in range(helpers_wanted)]
@@ -197,7 +198,7 @@ class ImageInfos:
                 self.problem = ""
 
     def close(self) -> None:
-        """Write what waits, within seconds; what XNAT does not take by then is written at the next start."""
+        """Write the waiting changes, within ten seconds; the remaining changes are written at the next start."""
         self._closed = True
         self._wake.set()
         if self._pending and not self._session.settings.read_only:
@@ -217,7 +218,7 @@ class ImageInfos:
                 threading.Event().wait(_GATHER_SECONDS)
             self.flush()
             if self._closed:
-                if not self.problem:  # what came while the rest was written
+                if not self.problem:  # write changes that came while the others were written
                     self.flush()
                 return
             if self._written and not self._wake.wait(_CONFIRM_SECONDS):
@@ -226,7 +227,7 @@ class ImageInfos:
                 self._wake.set()
 
     def _writable(self) -> list[ImageId]:
-        """List the images with changes that wait, but for those that were refused a while ago."""
+        """Return the images with waiting changes, except for those that were refused a short time ago."""
         now = time.monotonic()
         with self._lock:
             self._refused = {name: until for name, until in self._refused.items() if until > now}
@@ -234,7 +235,7 @@ class ImageInfos:
             return [image for image in self._pending if not {image.project, str(image)} & refused.keys()]
 
     def _write(self, image: ImageId) -> bool:
-        """Write the info of one image; return whether XNAT is away, so that the others need not be tried now."""
+        """Write the info of one image, and return whether XNAT does not answer, so that others need not be tried."""
         with self._lock:
             changes = dict(self._pending.get(image, {}))
         if not changes:
@@ -274,7 +275,7 @@ class ImageInfos:
         return False
 
     def _confirm(self) -> None:
-        """Write again what someone on another machine has overwritten with what they had read before us."""
+        """Write our changes again if a server on another machine has overwritten them with what it read before."""
         with self._lock:
             written, self._written = self._written, {}
         for image, (before, changes) in written.items():
@@ -301,12 +302,12 @@ class ImageInfos:
         return Resource(INFO_RESOURCE, len(files), sum(file.size or 0 for file in files))
 
     def _read_again(self, scan: Scan) -> tuple[RemoteFile | None, dict[str, Any]]:
-        """Read what XNAT holds now, and where; (None, {}) if nothing."""
+        """Return the file and the info that XNAT holds now; (None, {}) if there is none."""
         found = find_object(self._session, scan.path, INFO_RESOURCE, INFO_FILE, scan.counts(INFO_RESOURCE), dict)
         return found or (None, {})
 
     def _is_stale(self, scan: Scan) -> bool:
-        """Return whether XNAT is to be asked for an info: the listing shows another one than was read."""
+        """Return whether an info must be read from XNAT, because the listing shows another one than was read."""
         resource = scan.resource(INFO_RESOURCE)
         if resource is None or resource.file_count == 0:
             return False
@@ -333,7 +334,7 @@ class ImageInfos:
             logger.info("the info of %s could not be read: %s", scan.image_id, error)
 
     def _recall(self) -> None:
-        """Take what this machine has read before: to be read anew where the listing shows a change since."""
+        """Take the infos that this machine has read before. They are read again if the listing shows a change."""
         remembered = self._read_cache.all(_KIND)
         for scan in self._catalog.scans() if remembered else ():
             resource, fact = scan.resource(INFO_RESOURCE), remembered.get(str(scan.image_id))
@@ -343,14 +344,14 @@ class ImageInfos:
                     self._stored.setdefault(scan.image_id, (state, fact.content))
 
     def _load(self, scan: Scan) -> XNATDatastoreError | None:
-        """Read one info; where that fails, what was known before stays, and it is read again later."""
+        """Read one info; return the error if that fails. Then the old info stays, and it is read again later."""
         resource = scan.resource(INFO_RESOURCE)
         if resource is None:
             return None
         try:
             file, info = self._read_again(scan)
             size = file.size if file else 0
-            if file is None or resource.file_count != 1:  # what else is there are claims
+            if file is None or resource.file_count != 1:  # the other files are claims
                 files = list_files(self._session, _resource(scan))
                 self.claims.note(scan.image_id, files)
                 size = sum(item.size or 0 for item in files)
@@ -358,7 +359,7 @@ class ImageInfos:
             with self._lock:
                 self._unread[scan.image_id] = (resource, time.monotonic())
             return error
-        if size == resource.file_size:  # not of a later writing than the listing
+        if size == resource.file_size:  # otherwise it was written later than the listing was made
             self._read_cache.put(_KIND, str(scan.image_id), resource.state, info)
         with self._lock:
             self._stored[scan.image_id] = (resource, info)

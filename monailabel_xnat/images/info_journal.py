@@ -1,11 +1,11 @@
-"""The journal of image infos: changes that XNAT does not have yet, kept on this disk until it has them.
+"""The journal of image infos: changes that XNAT does not have yet are kept on this disk until XNAT has them.
 
 ::
 
-    <folder>/<name>.lock           held by the process that the folder beside it belongs to
+    <folder>/<name>.lock           the lock of the process that owns the folder with the same name
     <folder>/<name>/<image>.json   the changes to the info of one image
 
-What a process leaves behind, in whatever way it ended, is taken over by the next one that opens the journal.
+If a process leaves changes behind, even after a crash, the next process that opens the journal takes them over.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _LOCK_SUFFIX = ".lock"
 
 
 class InfoJournal:
-    """What one process has still to write to XNAT; the caller lets one thread at a time use it.
+    """The changes that one process must still write to XNAT. The caller lets only one thread at a time use it.
 
     Parameters
     ----------
     folder : Path
-        Where the processes of this machine keep their journals for a server; made at the first change.
+        The folder for the journals of all processes on this machine for a server; it is made at the first change.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,9 +43,9 @@ class InfoJournal:
         self._lock: ProcessLock | None = None
 
     def put(self, image: ImageId, changes: Mapping[str, Any]) -> None:
-        """Keep the changes to an info, instead of those kept before; none: forget them.
+        """Keep the changes to an info, in place of those kept before. An empty mapping removes them.
 
-        A disk that cannot be written is said in the log: the changes are then in memory only.
+        If the disk cannot be written, a warning is logged, and the changes are in memory only.
         """
         try:
             if changes:
@@ -57,7 +57,7 @@ class InfoJournal:
             logger.warning("changes to an image info are kept in memory only: %s", error.strerror or error)
 
     def take_over(self) -> dict[ImageId, dict[str, Any]]:
-        """Return the changes that processes left behind which have ended; they are of this journal now."""
+        """Return the changes that ended processes left behind. They belong to this journal now."""
         found: dict[ImageId, dict[str, Any]] = {}
         with suppress(OSError):
             for lock in sorted(self._folder.glob(f"*{_LOCK_SUFFIX}")):
@@ -77,15 +77,15 @@ class InfoJournal:
         return found
 
     def close(self) -> None:
-        """Leave what is in it to the next process that opens the journal."""
+        """Release the journal. Changes in it are taken over by the next process that opens it."""
         if self._lock is not None and self._own is not None and self._lock.release():
             with suppress(OSError):
-                self._own.rmdir()  # only where XNAT has everything
+                self._own.rmdir()  # it succeeds only if it is empty, because XNAT has all changes
                 self._own.with_suffix(_LOCK_SUFFIX).unlink(missing_ok=True)
         self._own = self._lock = None
 
     def _own_folder(self) -> Path:
-        if self._own is None or self._lock is None or not self._lock.is_held:  # a forked child has its own
+        if self._own is None or self._lock is None or not self._lock.is_held:  # a forked child needs its own folder
             name = uuid.uuid4().hex
             private_folder(self._folder)
             self._lock = ProcessLock(self._folder / (name + _LOCK_SUFFIX))
@@ -94,10 +94,10 @@ class InfoJournal:
 
 
 def with_changes(info: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an info with changes merged in by top-level keys; of each strategy that MONAI Label has, the later entry.
+    """Return an info with changes merged in by top-level keys; under ``strategy``, the later entry of each name counts.
 
-    MONAI Label writes all strategies that it has read of an image together with the one that it changed. Another server
-    may have handed the image out since, by another strategy or by the same one.
+    MONAI Label writes all strategies that it has read for an image, together with the one that it changed. In the
+    meantime another server may have handed out the image with another strategy, or with the same one.
     """
     ours, theirs = changes.get("strategy"), info.get("strategy")
     merged = {**info, **changes}
@@ -108,7 +108,7 @@ def with_changes(info: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
 
 
 def time_of(entry: Any) -> float:
-    """Return the time in the entry of a strategy (``ts``, seconds since 1970); 0.0 where there is none."""
+    """Return the time in the entry of a strategy (``ts``, seconds since 1970); 0.0 if there is none."""
     time = entry.get("ts") if isinstance(entry, dict) else None
     return float(time) if isinstance(time, (int, float)) else 0.0
 

@@ -1,17 +1,17 @@
-"""XNAT's archive where it is mounted on this machine: files read in place, once proven to be the right ones.
+"""Reading files in place where XNAT's archive is mounted on this machine, after they are proven to be the right ones.
 
-A mount is read without XNAT in between, so that nobody else sees whose files they are: sessions of two projects may
-bear one label, their scans one number, their files the same names and sizes. A folder is believed when all of this
-holds, and the files are downloaded, with a warning, when no folder is:
+A mount is read without XNAT, so nothing but the files themselves shows to which scan they belong: sessions of two
+projects may have the same label, their scans the same number, and their files the same names and sizes. A folder is
+used only if all of the following holds. If no folder passes, the files are downloaded, with a warning.
 
-- It lies where the scan belongs. A path without the project in it says so only where one project is configured;
-  where none is, so that all are meant, the MD5s of all files have to.
-- Each file that XNAT lists is there, with its size, and with its MD5 where XNAT lists one.
-- Each DICOM image in it is of the series that XNAT lists for the scan. What has neither an MD5 nor a series to be
-  compared is not proven.
+- It lies where the scan belongs. A path without the project in it proves this only if exactly one project is
+  configured. If none is configured, which means all projects, the MD5s of all files must prove it.
+- Each file that XNAT lists is there, with its size, and with its MD5 if XNAT lists one.
+- Each DICOM image in it belongs to the series that XNAT lists for the scan. A file without both an MD5 and a series to
+  compare is not proven.
 
-Where all but the series is right, the files are an error: either the archive that is mounted is not XNAT's, or headers
-were rewritten behind its back. Downloaded, the same files are given with a warning, for XNAT itself vouches for them.
+If only the series is wrong, it is an error: either another archive is mounted, or somebody rewrote headers without
+XNAT. If such files are downloaded, they are used with a warning, because XNAT itself says that they are the scan's.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from monailabel_xnat.images.imagefile import holds_dicom
 
 logger = logging.getLogger(__name__)
 
-# XNAT gives a second scan of the same number the id 4-MR1, and leaves it in the folder of the number
+# If a second scan has the same number (4), XNAT gives it the id 4-MR1, but leaves it in the folder of the number
 # (PrearcSessionArchiver).
 _CLASHING_ID = re.compile(r"(\d+)-[A-Z]{2}\d+")
-# What XNAT itself keeps beside the files of a resource, and lists nowhere.
+# A file that XNAT keeps beside the files of a resource and does not list.
 _CATALOG = "_catalog.xml"
 _READ_AT_A_TIME = 4
 
 
 class Mounted(NamedTuple):
-    """A folder of the archive, and what its files were like before they were read (:func:`state_of`)."""
+    """A folder of the archive, and the state of its files before they were read (:func:`state_of`)."""
 
     folder: Path
     state: str
 
 
 class _Candidate(NamedTuple):
-    """A folder that may be the one, and whether its path names the project."""
+    """A folder that may hold the files, and whether its path names the project."""
 
     folder: Path
     names_project: bool
 
 
 class _Doubt(NamedTuple):
-    """What speaks against a folder, and whether it is the series that the headers name, all else being right."""
+    """The reason against a folder, and whether it is only that its headers name another series."""
 
     reason: str
     is_series: bool = False
@@ -65,9 +65,9 @@ class _Doubt(NamedTuple):
 class MountedArchive:
     """The folder where XNAT's archive is mounted.
 
-    Known layouts: XNAT's own (``<project>/arc001/<session>/SCANS/<scan>/<resource>``), that of XNAT's JupyterHub
-    (``projects/<project>/experiments/<session>/...``), both also with the mount starting at the project or at the
-    session; and whatever path the server itself names, found here by its tail.
+    These layouts are known: XNAT's own (``<project>/arc001/<session>/SCANS/<scan>/<resource>``) and the one of XNAT's
+    JupyterHub (``projects/<project>/experiments/<session>/...``). The mount may also start at the project or at the
+    session. In addition, the end of the path that the server itself names for the scan is looked for.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ class MountedArchive:
         only: RemoteFile | None = None,
         as_a_whole: bool = False,
     ) -> Mounted | None:
-        """Find the folder of a resource, proven to hold the scan's files.
+        """Return the folder of a resource, if it is proven to hold the scan's files.
 
         Parameters
         ----------
@@ -100,21 +100,21 @@ class MountedArchive:
         label : str
             Label of its resource.
         files : sequence of RemoteFile
-            What XNAT lists there.
+            The files that XNAT lists there.
         only : RemoteFile or None
-            The one of them that is needed, and has to be proven; None: all.
+            The only one of them that is needed, and must be proven; None for all.
         as_a_whole : bool
-            Whether the folder itself is handed out: then it must hold nothing else.
+            Whether the folder itself is handed out. Then it must not hold any other DICOM image.
 
         Returns
         -------
         Mounted or None
-            None if it is not here, or not proven; the log then says at WARNING where it was looked for.
+            None if there is no such folder or it is not proven; a warning in the log then says which were tried.
 
         Raises
         ------
         ImageError
-            If the files are those that XNAT lists, but of another series than the scan.
+            If the files are those that XNAT lists, but belong to another series than the scan.
         """
         wanted = [only] if only else files
         tried: list[str] = []
@@ -127,7 +127,7 @@ class MountedArchive:
             if doubt is None:
                 return Mounted(candidate.folder, state)
             tried.append(f"{candidate.folder} ({doubt.reason})")
-            # Where neither the path nor MD5s say that these are the scan's, another series means another project.
+            # If neither the path nor MD5s show that the files are the scan's, another series may mean another project.
             if doubt.is_series and (candidate.names_project or _is_digested(wanted)):
                 of_other_series = of_other_series or tried[-1]
         if of_other_series:
@@ -140,7 +140,7 @@ class MountedArchive:
         return None
 
     def _doubt(self, candidate: _Candidate, scan: Scan, label: str, files: Sequence[RemoteFile]) -> _Doubt | None:
-        """Return what speaks against a folder, or leaves open whether it is the scan's; None if it is proven."""
+        """Return a reason why a folder is not, or may not be, the scan's; None if it is proven."""
         folder = candidate.folder
         if not candidate.names_project and self._projects != 1 and not _is_digested(files):
             return _Doubt("its path names no project, and XNAT lists no MD5 digests")
@@ -170,7 +170,7 @@ class MountedArchive:
                         yield _Candidate(folder, names_project)
 
     def _session_paths(self, scan: Scan) -> list[tuple[str, bool]]:
-        """Return where a session may lie below the mount, as patterns, and whether they name the project."""
+        """Return patterns for the place of a session below the mount, each with whether it names the project."""
         session = _literal(scan.session_label)
         projects = [_literal(project) for project in _projects(scan)]
         paths = [f"{project}/arc*/{session}" for project in projects]
@@ -179,9 +179,9 @@ class MountedArchive:
         return [*((path, True) for path in paths), *((path, False) for path in bare)]
 
     def _by_server_path(self, scan: Scan, label: str) -> Iterator[_Candidate]:
-        """Return the folders below the mount that a tail of the server's own path leads to, the longest tail first.
+        """Return the folders below the mount that match an end of the server's own path, the longest end first.
 
-        A tail must hold the project or, where not several are configured, at least the session.
+        The end must contain the project. Unless several projects are configured, the session is enough.
         """
         path = self._server_path(scan, label)
         parts = PurePosixPath(path).parts[1:-1]
@@ -196,7 +196,7 @@ class MountedArchive:
                 yield _Candidate(folder, start <= project)
 
     def _server_path(self, scan: Scan, label: str) -> str:
-        """Ask for the path of the resource's catalog on the server; "" if XNAT does not tell."""
+        """Return the path of the resource's catalog on the server; "" if XNAT does not say it."""
         try:
             item = read_scan(self._session, scan.path)
             children = item["items"][0]["children"]
@@ -227,18 +227,18 @@ def _doubt_of_file(path: Path, file: RemoteFile, series: str) -> _Doubt | None:
 
 
 def state_of(folder: Path, files: Sequence[RemoteFile], *, as_a_whole: bool) -> str:
-    """Return what differs when mounted files do, without reading them.
+    """Return a digest of the state of mounted files; it differs after a file has changed. The files are not read.
 
-    Whoever writes or replaces a file changes its inode or its times: that of the last change cannot be set by hand.
+    Writing or replacing a file changes its inode or its times, and nobody can set the time of the last change (ctime).
 
     Parameters
     ----------
     folder : Path
-        Where they lie.
+        The folder that holds the files.
     files : sequence of RemoteFile
-        Which files.
+        The files.
     as_a_whole : bool
-        Whether the folder itself is handed out: then anything else that lies there counts as well.
+        Whether the folder itself is handed out. Then any other DICOM image in it counts as well.
     """
     told = []
     for file in sorted(files, key=lambda file: file.path):
@@ -268,7 +268,7 @@ def _scan_folders(scan_id: str) -> list[str]:
 
 
 def _difference(folder: Path, files: Sequence[RemoteFile]) -> _Doubt | None:
-    """Return how a folder differs from what XNAT lists by names and sizes; None if it does not."""
+    """Return how a folder differs from the names and sizes that XNAT lists; None if it does not differ."""
     for file in files:
         if ".." in file.path.split("/") or file.path.startswith("/"):
             return _Doubt(f"XNAT lists the name {file.path!r}, which leaves it")
@@ -282,7 +282,7 @@ def _difference(folder: Path, files: Sequence[RemoteFile]) -> _Doubt | None:
 
 
 def _stray_image(folder: Path, files: Sequence[RemoteFile]) -> _Doubt | None:
-    """Return which DICOM image lies in a folder that XNAT does not list there: readers of the folder would read it."""
+    """Return a DICOM image in a folder that XNAT does not list, because readers of the folder would read it, too."""
     from monailabel_xnat.convert.dicom.headers import read_series_uid
 
     listed = {file.path for file in files}
@@ -301,5 +301,5 @@ def _is_digested(files: Sequence[RemoteFile]) -> bool:
 
 
 def _projects(scan: Scan) -> list[str]:
-    """Return the projects that a scan's session may lie in: its owner's, then the one that it is listed under."""
+    """Return the projects whose folders may hold a scan's session: the owner, then the one that it is listed under."""
     return list(dict.fromkeys((scan.owner or scan.image_id.project, scan.image_id.project)))

@@ -1,4 +1,4 @@
-"""The scan for an image file that is added: found or made, filled, and seen to hold no other image."""
+"""Adding an image file: its scan is found or made, the file is uploaded, and the scan must hold no other image then."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 Failure = TypeVar("Failure", bound=ServerError)
 
-# XNAT takes more in labels, but escapes, decodes or searches by some of it.
+# XNAT allows more characters in labels, but treats some of them in a special way.
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _LONGEST_LABEL = 64
 # Types of sessions whose scans have types of other names.
@@ -47,16 +47,16 @@ _KINDS_WITHOUT_SCANS = frozenset({"petmr"})
 
 @dataclass(frozen=True)
 class Place:
-    """Where a new image goes.
+    """The place of a new image in XNAT.
 
     Parameters
     ----------
     project, subject, session, scan : str
-        Labels or IDs of one's own choice; ``scan`` is "" for the next free number.
+        Labels or IDs that the caller chose; ``scan`` is "" for the next free number.
     name : str
-        The name under which the image shall be found; "" where an id was given.
+        The name under which the image can be found later; "" if an id was given.
     is_given : bool
-        Whether somebody chose the name; otherwise that of the file is used.
+        Whether the caller chose the name. Otherwise it is the name of the file.
     """
 
     project: str
@@ -91,15 +91,15 @@ class NewFile:
 
 @dataclass(frozen=True)
 class _Home:
-    """A session: IDs, XNAT's word for its type, and the notes and descriptions of its scans."""
+    """A session: IDs, XNAT's word for its type, and its scans."""
 
     subject: str
     session: str
     kind: str
     scans: dict[str, str]
-    """For each scan the name under which an image was added to it, or ""."""
+    """For each scan id, the name under which an image was added to the scan, or ""."""
     is_of_others: bool = False
-    """Whether it belongs to another subject than the one meant."""
+    """Whether it belongs to another subject than the one that is meant."""
     is_shared: bool = False
     """Whether another project owns it; see :func:`~monailabel_xnat.client.items.scan_path`."""
 
@@ -121,7 +121,7 @@ class NewScans:
     session : Session
         The connection.
     catalog : Catalog
-        Tells which images bear which names.
+        Finds images by their names.
     """
 
     def __init__(self, session: Session, catalog: Catalog) -> None:
@@ -135,11 +135,11 @@ class NewScans:
         Raises
         ------
         ImageConflictError
-            If another image is there, or came there at the same moment from another machine.
+            If another image is there, or another machine added one at the same moment.
         AmbiguousNameError
-            If several images bear the name.
+            If several images have the name.
         AccessDeniedError, ServerError
-            If XNAT refuses or fails; the error names what was made and stays empty.
+            If XNAT refuses or fails. The error names subjects, sessions and scans that were made and stay empty.
         """
         made: list[str] = []
         with adding(self._settings, f"project {place.project}"):
@@ -166,7 +166,7 @@ class NewScans:
         label, own = place.session, _own_label(place)
         home = self._home(place, label)
         if home is not None and (home.is_of_others or set(home.scans.values()) - {"", place.name}):
-            # Two names that make one label must not bring two patients into one session.
+            # Two names that give the same label must not put two patients into one session.
             label = own
             home = self._home(place, label)
         if home is not None:
@@ -176,7 +176,7 @@ class NewScans:
         return self._made(place, label, home, new, made)
 
     def _known(self, place: Place, new: NewFile) -> Scan | None:
-        """Find the image that was added under this name, or without a name as this very file."""
+        """Return the image that was added under this name or, if the caller chose no name, from the same file."""
         if not place.name:
             return None
         named = self._catalog.named(place.name)
@@ -199,7 +199,7 @@ class NewScans:
         return ours[0] if ours else ""
 
     def _scan_of_content(self, home: _Home, new: NewFile) -> str:
-        """Find a scan that holds the file already, among those that bear no other name."""
+        """Return a scan that holds the file already, among the scans without a name; "" if there is none."""
         sizes = {str(new.upload.fingerprint.size), ""}
         digests = {new.upload.fingerprint.md5, ""}
         for scan, path, row in list_files_of_scans(self._session, home.session) if home.scans else ():
@@ -216,12 +216,12 @@ class NewScans:
         return any(holds(self._session, file, new.upload) for file in files)
 
     def _home(self, place: Place, label: str) -> _Home | None:
-        """Find the session of a label; None if there is none.
+        """Return the session with a label; None if there is none.
 
         Raises
         ------
         ImageConflictError
-            If an id names the session of another subject.
+            If an id was given, and its session belongs to another subject.
         """
         try:
             item = read_session(self._session, place.project, label)["items"][0]
@@ -248,14 +248,14 @@ class NewScans:
             return True
         if session.get("project") == project:
             return False
-        try:  # a session that is shared without its subject: only the owner's label is known
+        try:  # a session may be shared without its subject; then only the label in the owner's project is known
             item = read_subject(self._session, owner)
         except (NotInArchiveError, AccessDeniedError):
             return False
         return bool(item["items"][0]["data_fields"].get("label") == subject)
 
     def _subject(self, project: str, label: str) -> str:
-        """Return the ID of the subject of a label; "" if there is none."""
+        """Return the ID of the subject with a label; "" if there is none."""
         try:
             item = read_subject(self._session, label, project)
         except NotInArchiveError:
@@ -265,7 +265,7 @@ class NewScans:
     # Making what is missing
 
     def _made(self, place: Place, label: str, home: _Home | None, new: NewFile, made: list[str]) -> _Claim:
-        """Make the scan, and the subject and session where they are missing."""
+        """Make the scan, and the subject and the session if they are missing."""
         if home is None:
             subject_label = label if place.name else place.subject
             subject = self._subject(place.project, subject_label)
@@ -304,7 +304,7 @@ class NewScans:
     # Filling it
 
     def _fill(self, claim: _Claim, place: Place, new: NewFile) -> ImageId:
-        """Upload the file, unless the scan holds it, and see that it holds no other image then."""
+        """Upload the file, unless the scan holds it already, and check that the scan holds no other image."""
         before = self._images_in(claim.path)
         others = [file for file in before if not holds(self._session, file, new.upload)]
         if others:
@@ -327,7 +327,7 @@ class NewScans:
         return claim.image
 
     def _images_in(self, path: str) -> list[RemoteFile]:
-        """List the files of a scan that are images to this datastore."""
+        """Return the files of a scan that this datastore takes for images."""
         found = []
         for label, files in list_files_by_resource(self._session, path).items():
             if image_rank(self._settings.image_resource, label):
@@ -347,12 +347,12 @@ class NewScans:
         )
 
     def _require_no_other_image(self, claim: _Claim, new: NewFile) -> None:
-        """See that nobody on another machine stored an image in the same scan meanwhile, for XNAT reserves no scans.
+        """Check that no other machine stored an image in the same scan in the meantime: XNAT cannot reserve scans.
 
         Raises
         ------
         ImageConflictError
-            If there is another image. Ours is deleted again where ``allow_delete`` lets us.
+            If there is another image. Ours is then deleted again, if the setting ``allow_delete`` permits it.
         """
         files = self._images_in(claim.path)
         ours = [file for file in files if holds(self._session, file, new.upload)]
@@ -373,7 +373,7 @@ class NewScans:
         raise ImageConflictError(f"{message}, and this image was taken back", hint="rename it, or try again")
 
     def _left(self, claim: _Claim) -> list[str]:
-        """Delete the scan that was made for an image that did not arrive, where XNAT lets us; list what stays empty."""
+        """Delete the new scan of an image that did not arrive, if XNAT permits it; return what stays empty."""
         image = claim.image
         try:
             if claim.is_new and not any(list_files_by_resource(self._session, claim.path).values()):
@@ -386,7 +386,7 @@ class NewScans:
 
 
 def label_of(text: str) -> str:
-    """Return a label that XNAT takes for a text."""
+    """Return a text as a label that XNAT accepts."""
     return _UNSAFE.sub("_", text).strip("_")[:_LONGEST_LABEL] or "image"
 
 
@@ -396,7 +396,7 @@ def _claimed(place: Place, home: _Home, scan: str) -> _Claim:
 
 
 def _own_label(place: Place) -> str:
-    """Return the label for a name where another name has the usual label already."""
+    """Return the label for a name if another name already has the usual label."""
     mark = text_digest(place.name)[:8]
     return f"{place.session[: _LONGEST_LABEL - len(mark) - 1]}_{mark}"
 
@@ -407,7 +407,7 @@ def _name_of(row: dict[str, str]) -> str:
 
 
 def _leaving(error: Failure, made: list[str]) -> Failure:
-    """Return an error that names what stays empty in XNAT."""
+    """Return an error that also names what stays empty in XNAT."""
     return type(error)(
         f"{error.message}; empty in XNAT stay: {', '.join(made)}",
         hint=f"{error.hint}; the next attempt uses what is empty" if error.hint else "the next attempt uses it",

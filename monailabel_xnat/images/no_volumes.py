@@ -1,4 +1,4 @@
-"""Scans that are no volume: remembered with the reason, so that each is met once and stops nobody."""
+"""Scans that are not a volume. They are remembered with the reason, so that each is tried only once."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ _KIND = "no volume"
 _ERRORS: dict[str, type[ImageError]] = {
     kind.__name__: kind for kind in (ImageError, NoImageError, ImageConversionError)
 }
-# What other processes have met is looked up this often (seconds).
+# The findings of other processes are read this often (seconds).
 _LOOKED_UP_EVERY = 30.0
-# Where the listing does not count files, nothing shows a change: believed for this long (seconds).
+# If the listing does not count files, it shows no change, so a finding counts for this time only (seconds).
 _BELIEVED_FOR = 600.0
 _NAMES_SHOWN = 3
 _LEFT_OUT = "..."
 _REPEATED = re.compile(r"\.\.\.(, \.\.\.)+( and \d+ more)?")
-# Words in series descriptions by which such scans are known.
+# Words in series descriptions that are typical for such scans.
 _USUAL_WORDS = ("localizer", "localiser", "scout", "survey", "topogram", "screen")
 
 
 class _Reason(NamedTuple):
-    """Why a scan is no volume, and what the listing said of it then."""
+    """Why a scan is not a volume, and what the listing showed at that time."""
 
     state: str
     error: tuple[str, str, str]
     noted: float
-    """When this process met it (monotonic); for what others have met 0."""
+    """When this process found it out (monotonic clock); 0 if another process did."""
 
 
 class NoVolumes:
-    """What is known about scans that cannot be given as an image.
+    """Remembers the scans that cannot be used as an image.
 
     Parameters
     ----------
     settings : Settings
-        Which resources are images.
+        The settings, which say which resources are images.
     read_cache : ReadCache
-        Keeps what was met.
+        Keeps the findings on this disk.
     """
 
     def __init__(self, settings: Settings, read_cache: ReadCache) -> None:
@@ -60,14 +60,14 @@ class NoVolumes:
         self._looked_at_again = float("-inf")
 
     def refuse(self, scan: Scan, resource: Resource, form: str) -> None:
-        """Raise the error of a scan that is known to be no volume.
+        """Raise the noted error of a scan that is known not to be a volume.
 
-        After :meth:`look_again` it is silent until the scan was met once more.
+        After :meth:`look_again` nothing is raised until the scan has been tried again.
 
         Raises
         ------
         ImageError
-            The error that was noted.
+            The error that was noted, if the listing shows the scan unchanged.
         """
         reason = self._known().get(_key(scan, form))
         if reason is None or reason.noted <= self._looked_at_again or not self._holds(reason, scan, resource):
@@ -76,7 +76,7 @@ class NoVolumes:
         raise _ERRORS.get(kind, ImageError)(message, hint=hint)
 
     def note(self, scan: Scan, resource: Resource, form: str, error: ImageError) -> ImageError:
-        """Remember that a scan is no volume, and return the error to be raised: it begins with the image's id."""
+        """Remember that a scan is not a volume, and return the error to raise. Its message begins with the image id."""
         image = str(scan.image_id)
         message = error.message.replace(f" of scan {image}", "").replace(f"scan {image}", "the scan")
         hint = "; ".join(filter(None, (error.hint, _how_to_leave_out(scan))))
@@ -97,18 +97,18 @@ class NoVolumes:
             self._read_cache.forget(_KIND, [_key(scan, form)])
 
     def look_again(self) -> None:
-        """Try such scans once more when they are next asked for by name."""
+        """Have all these scans tried again when somebody next asks for them."""
         self._looked_at_again = time.monotonic()
 
     def reasons(self, form: str, find: Callable[[str], Scan | None]) -> dict[str, str]:
-        """Return why scans are no volume, by image id; those that the listing shows changed are not among them.
+        """Return why scans are not a volume, by image id. A scan that the listing shows as changed is left out.
 
         Parameters
         ----------
         form : str
-            In which form images are given.
+            The form of the images: ``nii``, ``nii.gz`` or ``dicom``.
         find : callable
-            Finds a listed scan by its id.
+            Returns a listed scan by its id, or None.
         """
         found = {}
         for key, reason in self._known().items():
@@ -121,7 +121,7 @@ class NoVolumes:
         return found
 
     def close(self) -> None:
-        """Close what is kept on this disk."""
+        """Close the read cache."""
         self._read_cache.close()
 
     def _holds(self, reason: _Reason, scan: Scan, resource: Resource) -> bool:
@@ -130,15 +130,16 @@ class NoVolumes:
         return bool(resource.state) or time.monotonic() - reason.noted < _BELIEVED_FOR
 
     def _state(self, scan: Scan, resource: Resource) -> str:
-        """Return what the listing says of a scan, and what else may turn it into a volume.
+        """Return the facts that, if they change, may turn a scan into a volume.
 
-        A mounted archive may hold other files than XNAT, and a later version of this package may read more.
+        These are what the listing shows, the mounted archive, which may hold other files than XNAT, and the release of
+        this package, because a later one may read more.
         """
         seen = (resource.label, resource.file_count, resource.file_size, scan.frames, scan.series_uid)
         return "|".join(map(str, (*seen, self._settings.asset_path, __version__)))
 
     def _known(self) -> dict[str, _Reason]:
-        """Return what is known, also by other processes of this machine."""
+        """Return all known findings, also those of other processes on this machine."""
         now = time.monotonic()
         if now - self._looked_up >= _LOOKED_UP_EVERY:
             self._looked_up = now
@@ -150,14 +151,14 @@ class NoVolumes:
 
 
 def with_few_names(error: ImageError, names: Iterable[str]) -> ImageError:
-    """Return an error whose message names three files at most.
+    """Return the error with at most three names of files in its message.
 
     Parameters
     ----------
     error : ImageError
         The error.
     names : iterable of str
-        The names of all files.
+        The names of all files of the image.
     """
     ordered = sorted(set(names), key=len, reverse=True)
     pattern = re.compile("|".join(rf"(?<![\w.-]){re.escape(name)}(?![\w-])" for name in ordered) or r"(?!)")
@@ -184,7 +185,7 @@ def _key(scan: Scan, form: str) -> str:
 
 
 def _how_to_leave_out(scan: Scan) -> str:
-    """Return which setting leaves such scans out."""
+    """Return a hint: the setting that leaves such scans out."""
     description = scan.series_description
     word = next((word for word in _USUAL_WORDS if word in description.lower()), "")
     if word or description:

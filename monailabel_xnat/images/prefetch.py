@@ -1,4 +1,4 @@
-"""Images fetched before they are asked for: many at once, or the likely next ones in the background."""
+"""Fetching images before anybody asks for them: many at once, or the likely next ones in the background."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ from monailabel_xnat.values import Secret
 
 logger = logging.getLogger(__name__)
 
-# The likely next images must not push out what is being worked on.
+# Images that are fetched ahead must not push out the images that people work on.
 _SHARE_OF_BUDGET = 0.25
-# A converted image takes about as much as its files, which are on the disk at the same time.
+# A converted image takes about as much space as its files, and both are on the disk at the same time.
 _BYTES_PER_BYTE = 2
 
 _of_this_worker: dict[Settings, ImageSource] = {}
 _of_this_worker_guard = threading.Lock()
-# By server and user. Workers that were forked have it as well; it never travels in a task.
+# Passwords by server and user. Forked workers have a copy; a password is never a part of a task.
 _passwords: dict[tuple[str, str], Secret] = {}
 
 
 class ImageSource(Protocol):
-    """What gives images; :class:`monailabel_xnat.images.images.Images` does."""
+    """An object that fetches images, such as :class:`monailabel_xnat.images.images.Images`."""
 
     def path(self, scan: Scan) -> object:
-        """Fetch an image unless it is here."""
+        """Return an image, which is fetched unless it is here."""
 
     def local(self, scan: Scan) -> object | None:
-        """Return an image that is here."""
+        """Return an image if it is here, else None."""
 
     def elsewhere(self) -> Callable[[Scan], None]:
-        """Return what does the same as ``path`` in another process or machine; can be pickled."""
+        """Return a task that does the same as ``path`` in another process or machine; it can be pickled."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What is told after each image.
+    """How far a prefetch has come, reported after each image.
 
     Parameters
     ----------
     done, total : int
-        Images dealt with so far, failed ones included, and in all.
+        How many images are done, failed ones included, and how many there are in all.
     image_id : str
-        The image just dealt with.
+        The image that was done last.
     error : str
-        Why it failed; empty if it did not.
+        Why it failed; empty if it did not fail.
     """
 
     done: int
@@ -67,7 +67,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class PrefetchReport:
-    """What came of a prefetch.
+    """The result of a prefetch.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class PrefetchReport:
     fetched : tuple of str
         Ids of images that were fetched now.
     failed : dict of str to str
-        Why the others were not, by id.
+        Why the other images could not be fetched, by id.
     """
 
     already_here: tuple[str, ...]
@@ -92,33 +92,33 @@ def prefetch(
     progress: Callable[[Progress], None] | None = None,
     executor: Executor | None = None,
 ) -> PrefetchReport:
-    """Fetch many images, several at a time; one that fails does not keep the others from coming.
+    """Fetch many images, several at a time. If one fails, the others are still fetched.
 
     Parameters
     ----------
     images : Images
-        Where to fetch them.
+        Fetches the images.
     scans : iterable of Scan
-        Whose images.
+        The scans whose images are wanted.
     workers : int
-        How many at a time, where no executor is given. At most ``connections`` of them download at once.
+        How many images are fetched at a time, if no executor is given. At most ``connections`` download at once.
     progress : callable or None
         Called after each image, in this thread.
     executor : Executor or None
-        Does the work instead of threads of this process: a ProcessPoolExecutor, or one that leads to other machines
-        that share the cache folder, such as a Client of Dask. It is not shut down. Its workers open connections of
-        their own. No password is sent to them: they log in with the environment of their own process or ``~/.netrc``,
-        and workers that were forked from this process with what it knows.
+        Does the work instead of threads of this process. It may be a ProcessPoolExecutor, or lead to other machines
+        that share the cache folder, such as a Client of Dask. It is not shut down. Its workers open their own
+        connections. No password is sent to them: they log in with the environment of their own process or
+        ``~/.netrc``. Workers that were forked from this process know its password.
 
     Returns
     -------
     PrefetchReport
-        The ids stand in the order of the scans.
+        The ids are in the order of the scans.
 
     Raises
     ------
     ValueError
-        If there are to be no workers.
+        If ``workers`` is less than 1.
     """
     if workers < 1:
         raise ValueError(f"{workers} workers cannot fetch anything: give at least 1")
@@ -141,21 +141,21 @@ def prefetch(
 
 
 def worker_task(settings: Settings) -> Callable[[Scan], None]:
-    """Return a task for workers, which fetches an image with a connection of their own and holds no password."""
+    """Return a task for workers, which fetches an image over the worker's own connection and holds no password."""
     login = (settings.server, settings.username)
     _passwords[login] = settings.password
     return partial(fetch_in_worker, replace(settings, password=Secret("")))
 
 
 def fetch_in_worker(settings: Settings, scan: Scan) -> None:
-    """Fetch an image in a worker, which keeps one connection for all that it is given.
+    """Fetch an image in a worker, which keeps one connection for all its tasks.
 
     Parameters
     ----------
     settings : Settings
-        Without the password.
+        The settings without the password.
     scan : Scan
-        Whose image.
+        The scan whose image is wanted.
 
     Raises
     ------
@@ -172,20 +172,20 @@ def fetch_in_worker(settings: Settings, scan: Scan) -> None:
             known = _passwords.get((settings.server, settings.username))
             session = Session(replace(settings, password=known) if known else settings.with_login(os.environ))
             images = _of_this_worker[settings] = Images(session, session.settings)
-            # Runs in children of multiprocessing too, which atexit does not.
+            # Unlike atexit, this also runs in child processes of multiprocessing.
             Finalize(None, session.close, exitpriority=10)
     images.path(scan)
 
 
 class BackgroundPrefetch:
-    """Fetches the likely next images one after the other, while nobody waits for them.
+    """Fetches the images that are likely to be next, one after the other, in a background thread.
 
     Parameters
     ----------
     images : Images
-        Where to fetch them.
+        Fetches the images.
     budget : int or None
-        Bytes that the cache may take; what is fetched at a time stays within a quarter of it.
+        Bytes that the cache may take. The images that are fetched ahead take at most a quarter of it.
     """
 
     def __init__(self, images: ImageSource, budget: int | None = None) -> None:
@@ -198,12 +198,13 @@ class BackgroundPrefetch:
         self._closed = False
 
     def expect(self, choose: Callable[[], Sequence[Scan]]) -> None:
-        """Expect other images than before; returns at once.
+        """Fetch other images than before, and return at once.
 
         Parameters
         ----------
         choose : callable
-            Gives the images that are likely next, best first; called in the background, for it may look at all.
+            Returns the images that are likely to be next, best first. It is called in the background, because it may
+            take long.
         """
         with self._wake:
             if self._closed:
@@ -213,7 +214,7 @@ class BackgroundPrefetch:
             self._wake.notify()
 
     def close(self) -> None:
-        """Start nothing more; an image that is under way is not waited for."""
+        """Start no further image. An image that is being fetched now is not waited for."""
         with self._wake:
             self._closed = True
             self._choose, self._expected = None, []
@@ -246,7 +247,7 @@ class BackgroundPrefetch:
                         self._adopt(self._within_budget(choose()))
                     elif scan and self._images.local(scan) is None:
                         self._images.path(scan)
-            except Exception as error:  # noqa: BLE001 - whoever really asks for the image gets it
+            except Exception as error:  # noqa: BLE001 - a caller who asks for the image will get the error
                 logger.debug("an image was not prefetched: %s", error)
 
     def _adopt(self, chosen: list[Scan]) -> None:
@@ -260,7 +261,7 @@ def _ids(scans: Sequence[Scan]) -> tuple[str, ...]:
 
 
 class _Teller:
-    """Counts, and tells the caller."""
+    """Counts the images that are done, and reports each to the caller."""
 
     def __init__(self, progress: Callable[[Progress], None] | None, total: int) -> None:
         self._progress = progress
@@ -276,9 +277,9 @@ class _Teller:
 def _fetched(
     images: ImageSource, scans: Sequence[Scan], workers: int, executor: Executor | None
 ) -> Iterable[tuple[Scan, str]]:
-    """Fetch, and give each scan with what went wrong, in the order in which they are done."""
+    """Fetch images, and return each scan with its error ("" if there is none), in the order in which they are done."""
     if executor is not None:
-        # A Client of Dask gives futures of its own, and an executor of the standard library when it is asked for one.
+        # A Client of Dask returns futures of its own kind, but has a method that returns a standard executor.
         get_executor = getattr(executor, "get_executor", None)
         yield from _done_by(get_executor() if get_executor else executor, images.elsewhere(), scans)
         return
@@ -292,7 +293,7 @@ def _done_by(executor: Executor, task: Callable[[Scan], object], scans: Sequence
         for scan in scans:
             try:
                 futures[executor.submit(task, scan)] = scan
-            except RuntimeError as error:  # it was shut down, or its workers have died
+            except RuntimeError as error:  # the executor was shut down, or its workers have died
                 yield scan, _reason(error)
         for future in as_completed(futures):
             failure = CancelledError("it was cancelled") if future.cancelled() else future.exception()

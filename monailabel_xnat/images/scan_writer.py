@@ -1,4 +1,4 @@
-"""Scans of XNAT written and deleted: images are added as scans, and scans are removed."""
+"""Adding images to XNAT as scans, and deleting scans."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ _PICTURES = ("PNG", "JPEG", "TIFF")
 # Types of sessions and scans that every XNAT knows, by modality.
 _TYPES = {"MR": "mr", "CT": "ct", "PT": "pet"}
 _OTHER_TYPE = "otherDicom"
-# Below any value that an MR image has, and in the air around any CT (Hounsfield units).
+# Hounsfield units. The air around any CT is below this value, and no value of an MR image is.
 _SURELY_CT = -500
-# XNAT stores 255 characters, and more of them than were sent where it escapes some.
+# XNAT stores at most 255 characters, and some characters take several because XNAT escapes them.
 _LONGEST_NAME = 200
 
 
@@ -63,7 +63,7 @@ class ScanWriter:
     session : Session
         The connection; its settings say which project is meant, and what is allowed.
     catalog : Catalog
-        Tells which images there are, and is renewed after an addition.
+        Knows the images; it is renewed after an addition.
     """
 
     def __init__(self, session: Session, catalog: Catalog) -> None:
@@ -73,34 +73,34 @@ class ScanWriter:
         self._new_scans = NewScans(session, catalog)
 
     def add(self, image_id: str | None, path: Path) -> Scan:
-        """Store an image, unless it is there already.
+        """Store an image in XNAT, unless it is there already, and return its scan.
 
-        An image file becomes a resource of a scan, in a subject and session that are made if need be. DICOM goes
-        through XNAT's import service, which numbers the scan by its series; each study gets a session of its own.
+        An image file becomes a resource of a scan, in a subject and a session that are made if need be. DICOM is sent
+        to XNAT's import service, which numbers the scan by its series; each study gets a session of its own.
 
         Parameters
         ----------
         image_id : str or None
-            ``project/subject/experiment/scan`` in labels, or any other text: the name under which the image can be
-            asked for from now on. It is also the label of subject and session, but for DICOM, whose headers name
-            them. None: the name of the file.
+            ``project/subject/experiment/scan`` in labels, or any other text: a name under which the image can be found
+            from now on. The name is also the label of subject and session, except for DICOM, whose headers name these.
+            None stands for the name of the file.
         path : Path
             A NIfTI or other image file; a DICOM file, folder or zip.
 
         Returns
         -------
         Scan
-            The new image; for the same image again the same one. DICOM is known by its SOP Instance UIDs, other files
-            by their bytes.
+            The new image. Adding the same image again returns the same scan. DICOM is recognised by its SOP Instance
+            UIDs, other files by their content.
 
         Raises
         ------
         ReadOnlyError
             If the datastore is read-only.
         NoImageError, ImageError
-            If there is no file, or it is no image. Nothing was written then.
+            If there is no file, or it is not an image. Nothing was written then.
         ImageConflictError
-            If another image has the name, or is in the scan named.
+            If another image has the name, or is in the scan that was named.
         AmbiguousNameError
             If several images have the name.
         SettingsError
@@ -204,7 +204,7 @@ class ScanWriter:
             )
         modality = _checked_modality(path, kind, self._settings)
         resource = next((label for label in wanted if label.upper() == kind), kind)
-        # Of two files of one name XNAT keeps the first, so that two machines cannot bring two images into one scan.
+        # XNAT keeps the first of two files with the same name, so two machines cannot put two images into one scan.
         stem = label_of(place.name or f"scan_{place.scan}")
         new = NewFile(
             Upload(stem + end, path, kind, "RAW"),
@@ -216,7 +216,7 @@ class ScanWriter:
         return new
 
     def _require_listed(self, place: Place, new: NewFile, modality: str) -> None:
-        """Refuse what the filters in the settings would hide as soon as it is stored."""
+        """Refuse an image that the filters in the settings would hide as soon as it is stored."""
         expected = Scan(
             image_id=ImageId(place.project, place.subject, place.session, place.scan or "1"),
             owner=place.project,
@@ -253,7 +253,7 @@ class ScanWriter:
                     )
             imported = DicomImport(self._session, place.project).run(instances, series, explicit)
             if imported.is_new and name and _is_volume(instances, series):
-                # The description is that of the scanner.
+                # The series description comes from the scanner, so the name is stored in the note of the scan.
                 append_note(self._session, imported.image, str(Mark(name=name)))
         return imported.image
 
@@ -267,8 +267,11 @@ def _require_content(path: Path) -> None:
 
 
 def _checked_modality(path: Path, kind: str, settings: Settings) -> str:
-    """Read an image file as a whole, and tell its modality: the only one that is listed, else CT by its values."""
-    # Brings SimpleITK, which takes a while to load; a datastore to which nothing is added never needs it.
+    """Read a whole image file, and return its modality: the only one in the settings, or else CT or MR by its values.
+
+    It is "" for a picture (PNG, JPEG, TIFF).
+    """
+    # This imports SimpleITK, which takes a while; a datastore to which nothing is added never needs it.
     from monailabel_xnat.convert.handout import read_whole_image
 
     wrong = right_ending_if_wrong(path, path.name)
@@ -284,6 +287,6 @@ def _checked_modality(path: Path, kind: str, settings: Settings) -> str:
 
 
 def _is_volume(instances: Sequence[Instance], series: str) -> bool:
-    """Return whether a series is more than one slice of a volume whose other slices may come under other names."""
+    """Return whether a series is a volume, and not a single slice whose other slices may come under other names."""
     images = [instance for instance in instances if instance.series == series]
     return len(images) > 1 or not images[0].is_slice

@@ -1,15 +1,15 @@
-"""Images on this disk: made once, by one thread of one process, whole or not at all.
+"""The folder of images on this disk. A lock lets only one thread of one process make an image, whole or not at all.
 
 ::
 
-    <folder>/                      only for this user, as everything below
-        .locks/<key>.lock          held while an image is being made or removed
-        .leases/                   what processes hold
+    <folder>/                      only this user can read it and all that is in it
+        .locks/<key>.lock          is locked while an image is made or removed
+        .leases/                   which images each process holds
         .sources/<name>            which DICOM images the slices of an image were made of
-        <key>/                     one per image
+        <key>/                     one folder for each image
             <name>                 a file, or a folder of DICOM files
-            <name>.json            its record; written last, so that nothing counts without one
-            .part/                 what is being made; a killed process leaves it behind, and the next clears it
+            <name>.json            its record; it is written last, and an image without a record does not count
+            .part/                 an image that is being made; the next process clears what a killed one left here
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ _LOCKS = ".locks"
 _LEASES = ".leases"
 _PART = ".part"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# The time of last use is noted on disk no more often than this: a warm hit should not write.
+# The time of the last use is written to the disk at most this often (seconds), because most uses should not write.
 _USE_NOTED_EVERY = 30.0
-# Which images are there at all is looked at again after this long, so that asking for each of 20000 costs nothing.
+# The folder is listed again after this time (seconds), so that asking for each of 20000 images in a row is cheap.
 _LOOKED_EVERY = 0.05
 _FRESH_NS = 10**9
-# What other processes add is counted no more often than this, unless the budget is reached.
+# The sizes of all images, also of other processes, are summed up at most this often (seconds) below the budget.
 _COUNTED_EVERY = 60.0
-# An image and the files that it is made from lie on the disk at the same time, and are of about one size.
+# An image and the files that it is made from are on the disk at the same time, and have about the same size.
 _MADE_PER_NEED = 2
-# An image that XNAT has replaced stays for whoever still works with it.
+# An image that was replaced in XNAT stays this long (seconds), because somebody may still work with it.
 _REPLACED_STAYS = 3600.0
 _GIGABYTE = 10**9
 
@@ -68,9 +68,10 @@ class Cache:
     Parameters
     ----------
     folder : Path
-        Made if it does not exist, for this user only.
+        The folder; it is made if it does not exist, for this user only.
     budget : int or None
-        Bytes that the images may take together; the least recently used go first, never one that is in use.
+        Bytes that all images together may take. Beyond that the least recently used ones are removed, but never one
+        that is in use.
 
     Raises
     ------
@@ -95,23 +96,23 @@ class Cache:
 
     @classmethod
     def of(cls, settings: Settings) -> Cache:
-        """Return the cache of the images of a server, in its folder on this machine.
+        """Return the cache for the images of a server.
 
         Parameters
         ----------
         settings : Settings
-            Its ``server_folder`` and ``cache_budget``, of 10**9 bytes each.
+            The ``server_folder`` and the ``cache_budget`` (in units of 10**9 bytes) in it are used.
         """
         return cls(settings.server_folder / "images", budget=int(settings.cache_budget * _GIGABYTE) or None)
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
-        """Keep an image to oneself, across threads and processes; waits until others are done."""
+        """Lock an image against all other threads and processes, after waiting until they are done."""
         with locked(self._lock_file(key)):
             yield
 
     def may_hold(self, key: str) -> bool:
-        """Return quickly whether there may be an image; one that another process has just added may be overlooked."""
+        """Return quickly whether there may be an image. An image that another process just added may be missed."""
         now = time.monotonic()
         if now - self._looked > _LOOKED_EVERY:
             self._look()
@@ -125,15 +126,15 @@ class Cache:
         return sorted(found, key=lambda entry: entry.last_use, reverse=True)
 
     def is_there(self, entry: CachedImage) -> bool:
-        """Return whether an entry known from before is still there."""
+        """Return whether the image of an entry that is known from before still exists."""
         try:
-            os.stat(entry.path)  # noqa: PTH116 - a third of the time of Path.stat, at every warm hit
+            os.stat(entry.path)  # noqa: PTH116 - takes a third of the time of Path.stat, at each use of a cached image
         except OSError:
             return False
         return True
 
     def use(self, entry: CachedImage) -> None:
-        """Note that an entry is given out: it is in use until this thread is given another."""
+        """Note that an entry is used now. It is in use until this thread gets another one."""
         self._leases.use(entry.key)
         now = time.monotonic()
         if now - self._noted.get(entry.path, float("-inf")) > _USE_NOTED_EVERY:
@@ -142,22 +143,22 @@ class Cache:
                 os.utime(entry.record)
 
     def hold(self, keys: Iterable[str]) -> None:
-        """Keep images from eviction while this process lives, instead of those held before."""
+        """Protect images from eviction while this process lives; images that were held before are not held any more."""
         with self._errors("write to"):
             self._leases.hold(keys)
 
     @contextmanager
     def making(self, key: str, need: int = 0) -> Iterator[Path]:
-        """Yield an empty folder to make an image in; what is left in it afterwards is removed.
+        """Yield an empty folder to make an image in. Afterwards the folder is removed with all that is left in it.
 
         The caller holds the lock of the image.
 
         Parameters
         ----------
         key : str
-            Which image.
+            The key of the image.
         need : int
-            Bytes that making it takes, as far as known.
+            How many bytes its files take, as far as it is known.
 
         Raises
         ------
@@ -178,24 +179,24 @@ class Cache:
         finally:
             shutil.rmtree(part, ignore_errors=True)
             with suppress(OSError):
-                part.parent.rmdir()  # only where nothing was made
+                part.parent.rmdir()  # it fails, and does nothing, unless the folder is empty
 
     def put(self, made: Path, entry: CachedImage, sources: bytes = b"") -> CachedImage:
-        """Take in what was made; the caller holds the lock of the image.
+        """Put an image that was made into the cache; the caller holds the lock of the image.
 
         Parameters
         ----------
         made : Path
-            A file or folder below what :meth:`making` gave.
+            A file or folder in the folder that :meth:`making` yielded.
         entry : CachedImage
-            What it is, and where it belongs; size and digest are found out here.
+            The entry for it; its size and digest are filled in here.
         sources : bytes
-            Which DICOM images its slices were made of; empty where that is not known.
+            Which DICOM images its slices were made of; empty if that is not known.
 
         Returns
         -------
         CachedImage
-            The entry, complete.
+            The complete entry.
         """
         with self._errors("write to"):
             size, digest = seal(made)
@@ -214,7 +215,7 @@ class Cache:
         return entry
 
     def renew(self, entry: CachedImage, seen: str, compared: float) -> CachedImage:
-        """Note that an entry is what XNAT has, however the listing looks; the caller holds the lock.
+        """Note that an entry still matches XNAT, although the listing may look different; the caller holds the lock.
 
         Parameters
         ----------
@@ -223,7 +224,12 @@ class Cache:
         seen : str
             The resource as the listing shows it now.
         compared : float
-            When its files were compared with XNAT's list: seconds since 1970.
+            When its files were compared with XNAT's list, in seconds since 1970.
+
+        Returns
+        -------
+        CachedImage
+            The entry with these two facts.
         """
         renewed = replace(entry, seen=seen, compared=compared)
         with self._errors("write to"):
@@ -231,7 +237,7 @@ class Cache:
         return renewed
 
     def remove(self, entry: CachedImage) -> None:
-        """Remove an entry, its record first; the caller holds the lock."""
+        """Remove an entry, beginning with its record; the caller holds the lock of the image."""
         with self._errors("remove from"):
             remove(entry.record)
             remove(entry.path)
@@ -243,22 +249,22 @@ class Cache:
 
     def entries(self) -> list[CachedImage]:
         """Return all complete entries, least recently used first."""
-        # Not by glob, which ends with an error where another process removes an image meanwhile.
+        # Not with glob, which raises an error if another process removes an image at the same time.
         entries = (read_record(record) for folder in paths_in(self.folder) for record in records_in(folder))
         return sorted((entry for entry in entries if entry), key=lambda entry: entry.last_use)
 
     def evict(self, sparing: str = "") -> int:
-        """Remove least recently used images until the budget holds.
+        """Remove the least recently used images until the rest is within the budget.
 
         Parameters
         ----------
         sparing : str
-            Key of an image that stays in any case.
+            Key of an image that must stay.
 
         Returns
         -------
         int
-            The bytes freed.
+            How many bytes were freed.
         """
         if self.budget is None:
             return 0
@@ -271,12 +277,12 @@ class Cache:
             return self._evict(entries, self._size - self.budget, sparing)
 
     def verify(self, *, remove_damaged: bool = False) -> list[CachedImage]:
-        """Read every entry and give those that are not as they were made.
+        """Read all images, and return the entries whose images have changed since they were made.
 
         Parameters
         ----------
         remove_damaged : bool
-            Whether to remove them; the next use fetches them again.
+            Whether to remove these; they are downloaded again at their next use.
         """
         damaged = [entry for entry in self.entries() if not entry.is_intact()]
         for entry in damaged if remove_damaged else ():
@@ -284,12 +290,12 @@ class Cache:
         return damaged
 
     def prune(self) -> int:
-        """Remove what killed processes left behind, and what exceeds the budget.
+        """Remove files that killed processes left behind, and images beyond the budget.
 
         Returns
         -------
         int
-            The bytes freed.
+            How many bytes were freed.
         """
         freed = 0
         for folder in paths_in(self.folder):
@@ -302,20 +308,20 @@ class Cache:
         return freed + self.evict()
 
     def close(self) -> None:
-        """Hold nothing more."""
+        """Hold no images any more."""
         self._leases.close()
 
     def _look(self) -> None:
-        """List the images anew if the folder has changed, or may have without showing it."""
+        """List the images again if the folder has changed, or may have changed without a new time."""
         with suppress(OSError):
             changed = self.folder.stat().st_mtime_ns
             if changed != self._keys_of:
                 self._keys = frozenset(os.listdir(self.folder))  # noqa: PTH208 - thousands of names, nothing else
-                # Two changes in one tick of the disk's clock leave one time: a fresh one is not relied on.
+                # Two changes within one tick of the disk's clock have the same time, so a fresh time proves nothing.
                 self._keys_of = changed if time.time_ns() - changed > _FRESH_NS else 0
 
     def _make_room(self, need: int, sparing: str) -> None:
-        """See that the disk has room for an image, though the budget may allow for more than the disk has."""
+        """Make room on the disk for an image, because the budget may be larger than the disk."""
         missing = need * _MADE_PER_NEED - shutil.disk_usage(self.folder).free
         if missing > 0:
             with self._eviction:
@@ -340,13 +346,13 @@ class Cache:
                 return False
             try:
                 self.remove(entry)
-            except CacheError as error:  # on Windows: somebody has the file open
+            except CacheError as error:  # on Windows a file that is open cannot be removed
                 logger.debug("not evicted: %s", error)
                 return False
             return True
 
     def _retire_replaced(self, new: CachedImage) -> None:
-        """Remove what the image was before, unless somebody may still work with it."""
+        """Remove earlier entries of the image, unless somebody may still work with them."""
         for entry in self.find(new.key, new.form):
             if entry.path != new.path and time.time() - entry.last_use > _REPLACED_STAYS:
                 self.remove(entry)
@@ -377,7 +383,7 @@ class Cache:
 
 
 def _clear_sources(folder: Path) -> None:
-    """Remove what belonged to images that are gone."""
+    """Remove the lists of sources of images that do not exist any more."""
     names = {path.name for image in paths_in(folder.parent) if image != folder for path in paths_in(image)}
     for path in paths_in(folder):
         if path.name not in names:
@@ -385,7 +391,7 @@ def _clear_sources(folder: Path) -> None:
 
 
 def _clear_leftovers(folder: Path) -> int:
-    """Remove from an image's folder what no record vouches for; the caller holds its lock."""
+    """Remove all files from an image's folder that have no record; the caller holds the lock of the image."""
     whole = {entry.path for entry in map(read_record, records_in(folder)) if entry}
     kept = whole | {record_of(path) for path in whole}
     freed = 0

@@ -1,4 +1,4 @@
-"""Which images are in use: by a thread that works with one, or by a process that needs a whole set."""
+"""Which images are in use: a thread uses the image that it works with, and a process can hold a whole set."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _NAMES_SUFFIX = ".json"
 class Leases:
     """Knows which images are in use, by key.
 
-    A thread uses the image it was given last, until it is given another. What a process holds stands in a file beside
-    a lock file, which the system releases when the process ends in whatever way.
+    A thread uses the image that it got last, until it gets another one. The set that a process holds is written to a
+    file beside a lock file. The system releases the lock when the process ends, even after a crash.
 
     Parameters
     ----------
     folder : Path
-        Where processes leave their files.
+        The folder for the files of all processes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,21 +36,21 @@ class Leases:
         self._lock: ProcessLock | None = None
 
     def use(self, key: str) -> None:
-        """Note that this thread now works with an image, and no longer with the one before."""
+        """Note that this thread now works with an image, and not any more with the one before."""
         self._by_thread[threading.get_ident()] = key
 
     def hold(self, keys: Iterable[str]) -> None:
         """Keep a set of images for as long as this process lives, instead of the set held before."""
         with self._guard:
             self._held = frozenset(keys)
-            if self._lock is None or not self._lock.is_held:  # a forked child does not hold its parent's
+            if self._lock is None or not self._lock.is_held:  # a forked child does not hold its parent's lock
                 private_folder(self._folder)
                 self._name = uuid.uuid4().hex
                 self._lock = ProcessLock(self._folder / (self._name + _LOCK_SUFFIX))
             write_whole(self._folder / (self._name + _NAMES_SUFFIX), json.dumps(sorted(self._held)).encode())
 
     def in_use(self) -> set[str]:
-        """Return the images that are in use by this process or held by another."""
+        """Return the keys of images that this process uses or holds, or that another process holds."""
         alive = {thread.ident for thread in threading.enumerate()}
         current = {key for thread, key in list(self._by_thread.items()) if thread in alive}
         for thread in set(self._by_thread) - alive:
@@ -58,7 +58,7 @@ class Leases:
         return current | self._held | self._held_elsewhere()
 
     def close(self) -> None:
-        """Hold nothing more."""
+        """Hold no images any more."""
         with self._guard:
             self._held = frozenset()
             if self._lock is not None and self._lock.release():
