@@ -109,7 +109,7 @@ def require_private(folder: Path) -> None:
 
 
 def private_opener(path: str, flags: int) -> int:
-    """Return a file handle for ``open(..., opener=private_opener)``: only this user can read a new file (mode 0600)."""
+    """Return a descriptor for ``open(..., opener=private_opener)``: only this user can read a new file (mode 0600)."""
     return os.open(path, flags, 0o600)
 
 

@@ -166,7 +166,7 @@ def splits_of_label_id(text: str) -> Iterator[tuple[str, str | None, str | None,
     """Yield each way to split a text into image, version, ROI collection and scan of a label id.
 
     There can be several ways, because the name of an added image may contain ``#`` and ``@``. In an image id these are
-    encoded, so for an image id the way that comes last is right: it splits at the first ``#``.
+    encoded. So if the image is given by its id, the last way is right: it splits at the first ``#``, if there is one.
     """
     yield text, None, None, None
     image, at_sign, version = text.rpartition("@")
