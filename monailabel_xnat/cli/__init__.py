@@ -1,1 +1,1 @@
-"""The command line: parse, call the library, print, and answer with an exit status."""
+"""The command line: it parses arguments, calls the package, prints the result, and returns an exit status."""

@@ -1,4 +1,4 @@
-"""``monailabel-xnat batch-infer``: a model over all images that nobody has labelled yet."""
+"""``monailabel-xnat batch-infer``: a model labels all images that have no label yet."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from monailabel_xnat.config import CONF_PREFIX, Settings
     help="Folder of the MONAI Label app.",
 )
 @click.option("--model", required=True, help="Name of one of its models.")
-@click.option("--device", default="", help="Where the model runs, such as cuda:0 or cpu; default: as the app chooses.")
-@click.option("--limit", type=click.IntRange(1), help="At most this many images.")
+@click.option("--device", default="", help="Where the model runs, such as cuda:0 or cpu; default: the app chooses.")
+@click.option("--limit", type=click.IntRange(1), help="Label at most this many images.")
 @with_json
 @with_settings
 @click.pass_context
@@ -29,8 +29,8 @@ def command(
 ) -> None:
     """Let a model label the images that have no label yet, and save the results as drafts (tag original).
 
-    Images that have a final label or a draft are left out, so that a run that was ended is repeated to go on. --conf
-    gives the app its own options as well, such as --conf models segmentation. The exit code is 1 if an image got no
+    Images with a final label or a draft are left out. So a run that was interrupted goes on when it is started again.
+    --conf also takes the app's own options, such as --conf models segmentation. The exit code is 1 if an image got no
     label.
 
     Example: monailabel-xnat batch-infer --app apps/radiology --model segmentation --project LIVER

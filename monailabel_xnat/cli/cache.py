@@ -1,4 +1,4 @@
-"""``monailabel-xnat cache``: the images that are kept on this computer."""
+"""``monailabel-xnat cache``: it shows, verifies and prunes the images that are kept on this computer."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def info(settings: Settings, as_json: bool) -> None:
 
 
 @command.command()
-@click.option("--remove", is_flag=True, help="Remove the damaged ones; their next use fetches them again.")
+@click.option("--remove", is_flag=True, help="Remove damaged images; they are fetched again at their next use.")
 @with_json
 @with_settings
 @click.pass_context
 def verify(ctx: click.Context, settings: Settings, remove: bool, as_json: bool) -> None:
-    """Read every image and compare it with its digest. The exit code is 1 if one is damaged and stays."""
+    """Read every image and compare it with its digest. The exit code is 1 if a damaged image stays."""
     from monailabel_xnat.images.cache import Cache
 
     cache = Cache.of(settings)
@@ -70,7 +70,7 @@ def verify(ctx: click.Context, settings: Settings, remove: bool, as_json: bool) 
 @with_json
 @with_settings
 def prune(settings: Settings, as_json: bool) -> None:
-    """Remove what ended processes left behind, and the least recently used images beyond the budget."""
+    """Remove files that ended processes left behind, and the least recently used images beyond the budget."""
     from monailabel_xnat.images.cache import Cache
 
     freed = Cache.of(settings).prune()

@@ -1,4 +1,4 @@
-"""``monailabel-xnat check``: whether everything is set up, line by line, and what helps where it is not."""
+"""``monailabel-xnat check``: a report on whether everything is set up, with a remedy for each problem."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ OK, WARNING, FAILED = "ok", "warning", "failed"
 _COLOURS = {OK: "green", WARNING: "yellow", FAILED: "red"}
 _SUPPORTED = ("1.7", "1.8", "1.9", "1.10")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# A session that ends while someone looks at an image costs one new login, which is no trouble.
+# A session that ends after a longer time without requests is no problem: it costs one new login.
 _SHORT_SESSION_SECONDS = 120
 _LITTLE_SPACE = 10 * 10**9
 _ROI_PLUGIN, _DICOMWEB_PLUGIN = "roi", "dicomweb"
-# Whose versions decide whether MONAI Label runs at all; see the comments in setup.cfg.
+# Packages whose versions decide whether MONAI Label runs at all; see the comments in setup.cfg.
 _PINNED = ("monailabel", "monai", "pydicom", "numpy", "xnat")
 
 
 class Finding(NamedTuple):
-    """One line of the report: what was looked at, how it is, and what helps."""
+    """One line of the report: what was checked, its state, a message, and a remedy."""
 
     subject: str
     state: str
@@ -44,7 +44,7 @@ class Finding(NamedTuple):
 @with_settings
 @click.pass_context
 def command(ctx: click.Context, settings: Settings, write: bool, as_json: bool) -> None:
-    """Check address, login, rights, plugins, folders and versions, and say what helps. Nothing is changed.
+    """Check address, login, rights, plugins, folders and versions, and say how to solve problems. Nothing is changed.
 
     The exit code is 1 if something failed; warnings alone leave it at 0.
 

@@ -1,4 +1,4 @@
-"""What the commands share: which XNAT they work on, the parts of the datastore, JSON, and progress."""
+"""Code that all commands share: options for the settings, the parts of the datastore, JSON, tables and progress."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 Function = Callable[..., Any]
 
-# Where, in click's `meta`, a command finds what was given by the options of :func:`with_settings`.
+# The key in click's `meta` for the values of the options of :func:`with_settings`.
 GIVEN = "monailabel_xnat.given"
-# What was given by --conf, for apps that have options of their own.
+# The key for the values of --conf, which a command passes on to apps with options of their own.
 CONF = "monailabel_xnat.conf"
 _SCHEDULER_SECONDS = 20
 
 
 def with_settings(function: Function) -> Function:
-    """Return a command with the options that say which XNAT it works on, which gets ``settings`` made of them.
+    """Return a command with options that say which XNAT it works on; it gets them as the argument ``settings``.
 
-    A password is no option, for other users of a computer can see the options of a process.
+    There is no option for a password, because other users of a computer can see the options of a process.
     """
 
     @click.option("--studies", metavar="URL", help="Address of the XNAT site, as for MONAI Label.")
@@ -47,7 +47,7 @@ def with_settings(function: Function) -> Function:
         nargs=2,
         multiple=True,
         metavar="xnat_NAME VALUE",
-        help="Any other setting, as for MONAI Label; may be given several times.",
+        help="Any other setting, as in MONAI Label's own --conf; may be given several times.",
     )
     @with_debug
     @functools.wraps(function)
@@ -69,7 +69,7 @@ def with_settings(function: Function) -> Function:
 
 
 def with_debug(function: Function) -> Function:
-    """Return a command with the option ``--debug``, which also stands before the command's name."""
+    """Return a command with the option ``--debug``, which may also be given before the command's name."""
 
     def start_to_log(ctx: click.Context, parameter: click.Parameter, is_given: bool) -> None:
         if is_given:
@@ -91,18 +91,19 @@ def with_json(function: Function) -> Function:
 
 
 def with_scheduler(function: Function) -> Function:
-    """Return a command with the option ``--scheduler``, see :func:`cluster_at`."""
+    """Return a command with the option ``--scheduler``; see :func:`cluster_at`."""
     return click.option(
         "--scheduler",
         metavar="ADDRESS",
-        help="Let the workers of a Dask cluster do it, such as tcp://head:8786. They need this package, the same cache "
-        "folder, and user name and password in their own environment or ~/.netrc.",
+        help="Let the workers of a Dask cluster do the work. ADDRESS is that of its scheduler, such as "
+        "tcp://head:8786. The workers need this package, the same cache folder, and user name and password in their "
+        "own environment or ~/.netrc.",
     )(function)
 
 
 @contextmanager
 def cluster_at(address: str | None) -> Iterator[Any]:
-    """Connect to a Dask cluster, and yield what does its work as an executor of the standard library; None for none.
+    """Connect to a Dask cluster, and yield its client, which works as an executor; None without an address.
 
     Raises
     ------
@@ -135,13 +136,13 @@ class Opened:
     session
         The connection.
     catalog
-        What exists.
+        Lists the images.
     images
-        Files of images.
+        Returns the files of images.
     labels
-        Labels of images, to be read.
+        Reads labels.
     store
-        The same labels, to be saved and changed.
+        Saves and changes labels.
     """
 
     session: Session
@@ -158,7 +159,7 @@ def opened(settings: Settings) -> Iterator[Opened]:
     Parameters
     ----------
     settings : Settings
-        Which XNAT, and which projects of it.
+        The settings, which name the XNAT and its projects.
     """
     from monailabel_xnat.catalog import Catalog
     from monailabel_xnat.client.session import Session
@@ -186,7 +187,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: fitted to a terminal, and with whole cells and tabs between them to a pipe or a file."""
+    """Print a table. On a terminal it is fitted to the width; a pipe or a file gets whole cells, separated by tabs."""
     if not sys.stdout.isatty():
         for row in rows:
             click.echo("\t".join(row))
@@ -197,25 +198,25 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     table = Table(*columns, box=None, header_style="bold", pad_edge=False)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: what XNAT holds may look like markup
+        table.add_row(*(Text(cell) for cell in row))  # Text, because strings from XNAT may look like markup
     Console().print(table)
 
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show how far a command has come, on a terminal only, and not among its output.
+    """Show how far a command has come, on standard error, and only if that is a terminal.
 
     Parameters
     ----------
     title : str
-        What is being done, such as ``"fetching images"``.
+        What the command does, such as ``"fetching images"``.
     total : int
-        How many things there are.
+        How many steps there are.
 
     Yields
     ------
     callable
-        Called after each of them.
+        The caller calls it after each step.
     """
     if not sys.stderr.isatty():
         yield lambda: None

@@ -1,4 +1,4 @@
-"""``monailabel-xnat labels``: what labels hold, their versions, and an earlier one brought back."""
+"""``monailabel-xnat labels``: it shows labels and their versions, compares labels, and restores an earlier version."""
 
 from __future__ import annotations
 
@@ -81,16 +81,17 @@ def restore(settings: Settings, image_id: str, tag: str, version: str) -> None:
 @click.option(
     "--picture",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Also draw the slice on which the first two differ most, as a PNG: orange is in the first only, blue in the "
-    "second only, green in both.",
+    help="Also draw the slice on which the first two labels differ most, as a PNG file. Orange is in the first label "
+    "only, blue in the second only, green in both.",
 )
 @with_json
 @with_settings
 def compare(settings: Settings, image_id: str, which: tuple[str, ...], picture: Path | None, as_json: bool) -> None:
-    """Measure how far labels of an image agree: Dice, volumes and surface distances of each structure.
+    """Measure how well labels of an image agree: Dice, volumes and surface distances of each structure.
 
-    A LABEL is TAG, TAG@VERSION with a version of the history, or TAG:USER for the newest one that a user saved. Without
-    any, the current labels of all tags are compared, or with one tag the newest ones of each user.
+    A LABEL is TAG, TAG@VERSION with a version from the history, or TAG:USER for the newest version that a user saved.
+    Without a LABEL, the current labels of all tags are compared. If the image has labels of one tag only, the newest
+    versions of all users are compared.
 
     Example: monailabel-xnat labels compare PROJECT/SUBJECT/EXPERIMENT/SCAN original final
     """
@@ -117,20 +118,20 @@ def compare(settings: Settings, image_id: str, which: tuple[str, ...], picture: 
 
 
 class _Chosen(NamedTuple):
-    """One label that is compared: what it is called here, its file, and its values by name."""
+    """One label that is compared: its name in the output, its file, and its values by name."""
 
     name: str
     path: Path
     values: dict[str, int]
 
     def values_beside(self, other: _Chosen) -> dict[str, tuple[int, int]]:
-        """Return the values of each structure in this and in the other one, 0 where it has none."""
+        """Return the values of each structure in this label and in the other one; 0 if a label does not have it."""
         names = dict.fromkeys((*self.values, *other.values))
         return {name: (self.values.get(name, 0), other.values.get(name, 0)) for name in names}
 
 
 def _chosen(parts: Opened, scan: Scan, text: str) -> _Chosen:
-    """Find the label that is meant by ``TAG``, ``TAG@VERSION`` or ``TAG:USER``."""
+    """Return the label that ``TAG``, ``TAG@VERSION`` or ``TAG:USER`` stands for."""
     tag, _, version = text.partition("@")
     tag, _, user = tag.partition(":")
     if user:
@@ -146,7 +147,7 @@ def _chosen(parts: Opened, scan: Scan, text: str) -> _Chosen:
 
 
 def _worth_comparing(parts: Opened, scan: Scan) -> list[_Chosen]:
-    """Return the current labels of all tags; where there is one tag only, the newest label of each user."""
+    """Return the current labels of all tags; if there is only one tag, the newest label of each user."""
     tags = sorted(parts.labels.tags(scan))
     if len(tags) != 1:
         return [_loaded(parts, scan, tag, tag, None) for tag in tags]
@@ -189,7 +190,7 @@ def _history(parts: Opened, image: ImageId, tag: str) -> list[dict[str, Any]]:
     scan = parts.catalog.scan(image)
     versions = parts.labels.history(scan, tag)
     if not versions:
-        parts.labels.current(scan, tag)  # says which tags there are, unless it is a drawing, which has no versions
+        parts.labels.current(scan, tag)  # raises an error that lists the tags, unless it is a drawing without versions
     return [summary_of(version) for version in versions]
 
 

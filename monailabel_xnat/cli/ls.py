@@ -18,7 +18,9 @@ _TRAINING_TAG = "final"
 
 @click.command("ls")
 @click.option("--unlabeled", "--unlabelled", is_flag=True, help="Only images that have no label with the tag.")
-@click.option("--tag", help="Only images with a label of this tag; with --unlabeled, without one. [default: final]")
+@click.option(
+    "--tag", help="Only images with a label of this tag; with --unlabeled, those without such a label. [default: final]"
+)
 @with_json
 @with_settings
 def command(settings: Settings, unlabeled: bool, tag: str | None, as_json: bool) -> None:
@@ -58,7 +60,7 @@ def _described(parts: Opened, scan: Scan, problem: str) -> dict[str, Any]:
 
 
 def _label(parts: Opened, scan: Scan, tag: str) -> dict[str, Any]:
-    """Return which version a label is, who saved it and when; or why that is not known."""
+    """Return the version of a label, who saved it and when, or why this is not known."""
     from monailabel_xnat.labels.version import summary_of
 
     try:

@@ -1,7 +1,7 @@
 """The command ``monailabel-xnat`` and the table of its sub-commands.
 
-A sub-command is a module of this package with a click command or group named ``command``, and a row in `COMMANDS`. Its
-module is imported only when it is the one asked for, so that the help comes at once.
+A sub-command is a module of this package with a click command or group named ``command``, and a row in `COMMANDS`. A
+module is imported only when its command is used, so that the help comes at once.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from monailabel_xnat import __version__
 from monailabel_xnat.errors import InvalidIdError, SettingsError, XNATDatastoreError
 
 EXIT_FAILURE = 1
-EXIT_USAGE = 2  # click's own, too
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_USAGE = 2  # the same as click's own
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 EXIT_CODES = (
-    "Exit codes: 0 all is done and well; 1 something failed, or what was looked for is wrong; "
+    "Exit codes: 0 everything succeeded; 1 something failed, or a check found a problem; "
     "2 wrong options or settings; 130 interrupted by Ctrl-C."
 )
 # Each option may be given in the environment, such as MONAILABEL_XNAT_PULL_LAYOUT for `pull --layout`.
@@ -50,7 +50,7 @@ class Command(NamedTuple):
 
 COMMANDS: tuple[Command, ...] = (
     Command("start_server", "monailabel_xnat.cli.start_server", "Start MONAI Label with any app on XNAT."),
-    Command("check", "monailabel_xnat.cli.check", "Check whether everything is set up, and say what helps."),
+    Command("check", "monailabel_xnat.cli.check", "Check whether everything is set up, and say how to solve problems."),
     Command("settings", "monailabel_xnat.cli.settings", "Show all settings and where each value comes from."),
     Command("ls", "monailabel_xnat.cli.ls", "List the images and their labels."),
     Command("report", "monailabel_xnat.cli.report", "Write a page about the work on the projects."),
@@ -73,7 +73,7 @@ class CommandTable(click.Group):
         return [command.name for command in COMMANDS]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Import the module of a command and return the command; None if there is none of that name."""
+        """Return a command, after importing its module; None if there is no command with that name."""
         found = [command for command in COMMANDS if command.name == name]
         if not found:
             return None
@@ -82,7 +82,7 @@ class CommandTable(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the table of commands without importing any of them."""
+        """Write the table of commands without importing their modules."""
         with formatter.section("Commands"):
             formatter.write_dl([(command.name, command.summary) for command in COMMANDS])
 
@@ -96,13 +96,14 @@ class CommandTable(click.Group):
 @click.option("--debug", is_flag=True, help="Log everything, and show the traceback of an error.")
 @click.pass_context
 def program(ctx: click.Context, debug: bool) -> None:
-    """MONAI Label on XNAT: annotate, save and train from the studies in an XNAT archive.
+    """MONAI Label on XNAT: annotate the images in an XNAT archive, save the labels there, and train on them.
 
-    Which XNAT a command works on comes from its options, the environment (MONAI_LABEL_XNAT_SERVER, _USERNAME,
-    _PASSWORD, _PROJECT and so on) or ~/.netrc: see `monailabel-xnat settings`.
+    The address of the XNAT and the login come from the options of a command, from the environment
+    (MONAI_LABEL_XNAT_SERVER, _USERNAME, _PASSWORD, _PROJECT and so on) or from ~/.netrc.
+    See `monailabel-xnat settings`.
     """
     ctx.obj = {"debug": debug}
-    if ctx.invoked_subcommand != "start_server":  # MONAI Label sets up its own log
+    if ctx.invoked_subcommand != "start_server":  # MONAI Label sets up logging itself
         _log_to_stderr(debug)
 
 
@@ -112,12 +113,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv
-        Words after the program's name; default: those of this process.
+        Words after the program's name; by default the arguments of this process.
 
     Returns
     -------
     int
-        Exit status: 0 done, 1 failed, 2 wrong options or settings, 130 interrupted.
+        Exit status: 0 succeeded, 1 failed, 2 wrong options or settings, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -129,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone (`| head`). Python would complain once more when it flushes at exit.
+        # The reader has ended (`| head`). Otherwise Python would report it once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
     except (XNATDatastoreError, OSError) as error:

@@ -17,7 +17,7 @@ EXIT_WAITING = 1
 
 
 class _ListsByDefault(click.Group):
-    """A group that runs its command ``list`` where none is named."""
+    """A group that runs its command ``list`` if no command is named."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
@@ -45,16 +45,16 @@ def list_waiting(settings: Settings, as_json: bool) -> None:
 
 @command.command()
 @click.option(
-    "--as-me", is_flag=True, help="Send also what other accounts saved; who saved it stays in its description."
+    "--as-me", is_flag=True, help="Also send labels of other accounts; their descriptions still say who saved them."
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
+@click.option("--dry-run", is_flag=True, help="Show which labels would be sent, and send none.")
 @with_json
 @with_settings
 @click.pass_context
 def replay(ctx: click.Context, settings: Settings, as_json: bool, as_me: bool, dry_run: bool) -> None:
-    """Send the labels that wait, now. The exit code is 1 if some still wait afterwards.
+    """Send the labels that wait, now. The exit code is 1 if labels still wait afterwards.
 
-    What another account saved waits for that account. Where it was renamed or is gone, --as-me takes over its labels.
+    Labels that another account saved wait for that account. If it was renamed or removed, send them with --as-me.
     """
     from monailabel_xnat.catalog.selection import chosen_by
     from monailabel_xnat.labels.entry import State
@@ -63,7 +63,7 @@ def replay(ctx: click.Context, settings: Settings, as_json: bool, as_me: bool, d
     entries = outbox_of(settings).entries()
     projects = settings.project or tuple(sorted({entry.image_id.project for entry in entries if entry.image_id}))
     is_name_ours = any(entry.state is State.NAMED and entry.chosen_by == chosen_by(settings) for entry in entries)
-    # A name is looked up only among the images that it was given for: those of these settings as they are.
+    # A name of an image is looked up only with the settings that it was saved with, so they are not changed then.
     asking = settings if is_name_ours else replace(settings, project=projects)
     if dry_run:
         _show_what_would_be_sent(replace(asking, read_only=True), as_me, as_json)

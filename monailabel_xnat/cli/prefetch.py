@@ -1,4 +1,4 @@
-"""``monailabel-xnat prefetch``: images fetched and converted before anybody waits for them."""
+"""``monailabel-xnat prefetch``: it fetches and converts images before anybody waits for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from monailabel_xnat.config import Settings
 def command(
     ctx: click.Context, settings: Settings, unlabeled: bool, workers: int, scheduler: str | None, as_json: bool
 ) -> None:
-    """Fetch images into the cache, so that nobody waits for them later. The exit code is 1 if one failed.
+    """Fetch images into the cache, so that nobody waits for them later. The exit code is 1 if an image failed.
 
     Example: monailabel-xnat prefetch --project LIVER --unlabeled
     """

@@ -1,4 +1,4 @@
-"""``monailabel-xnat pull``: images and labels in a folder, as other tools want them."""
+"""``monailabel-xnat pull``: it copies images and labels into a folder, in the layouts of other tools."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ if TYPE_CHECKING:
     default=0.0,
     show_default=True,
     metavar="FRACTION",
-    help="Part of the subjects whose cases are for validation. A subject always stays on its side.",
+    help="Share of the subjects whose cases are for validation. All cases of a subject are on one side, also when the "
+    "pull is repeated.",
 )
-@click.option("--unlabeled", "--unlabelled", is_flag=True, help="Also the images without a label, to predict on.")
+@click.option("--unlabeled", "--unlabelled", is_flag=True, help="Also copy the images without a label, to predict on.")
 @click.option("--name", help="Name of the data set; default: the project.")
 @click.option("--workers", type=click.IntRange(1), default=4, show_default=True, help="How many images at a time.")
 @with_scheduler
@@ -64,15 +65,16 @@ def command(
 ) -> None:
     """Copy the images that have a final label, and their labels, to FOLDER, as compressed NIfTI.
 
-    Repeated, it writes only what is new, and removes what is no longer part of it. monailabel_xnat.json in FOLDER says
-    which image and label version each file is. The exit code is 1 if a case had to be left out.
+    A repeated pull writes only new files, and removes files that do not belong to the data set any more. The file
+    monailabel_xnat.json in FOLDER says from which image and label version each file comes. The exit code is 1 if a case
+    had to be left out.
 
     Example: monailabel-xnat pull liver --layout nnunet --project LIVER --validation 0.2
     """
     from monailabel_xnat.training.dataset import TRAINING_TAG, Dataset, labels_of_model
     from monailabel_xnat.training.export import NNUNET, common_values, export
 
-    # A folder of DICOM files is no NIfTI file.
+    # The images must be NIfTI files, whatever form the settings name.
     with opened(replace(settings, image_format="nifti")) as parts:
         dataset = Dataset(parts.session, parts.catalog, parts.images, parts.labels)
         everything = parts.catalog.scans()
@@ -122,7 +124,7 @@ def command(
 
 
 def _segments(labels: Labels, scans: list[Scan], tag: str) -> list[Any]:
-    """Return the segments of each label, as its description has them; a label that cannot be read has none here."""
+    """Return the segments in the description of each label. A label that cannot be read is left out."""
     from monailabel_xnat.errors import XNATDatastoreError
 
     found = []

@@ -1,4 +1,4 @@
-"""``monailabel-xnat push``: label files saved to the scans that they belong to."""
+"""``monailabel-xnat push``: it saves label files to the scans that they belong to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from monailabel_xnat.catalog import Scan
 
 _LABEL_ENDINGS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".dcm")
-# In the info of a label that was pushed: the SHA-256 of the file, by which it is not pushed twice.
+# The key in the info of a pushed label for the SHA-256 of its file. With it, no file is pushed twice.
 _PUSHED = "pushed_sha256"
 _NEW, _THERE, _SAVED = "new", "there already", "saved"
 
@@ -27,9 +27,9 @@ _NEW, _THERE, _SAVED = "new", "there already", "saved"
 @click.option(
     "--manifest",
     type=click.Path(path_type=Path, exists=True),
-    help="Folder of the pull that the labels were made from, or its monailabel_xnat.json. It says which file is of "
-    "which image, and what the values mean. Default: the nearest one above the files; without one the names of the "
-    "files count.",
+    help="Folder of the pull that the labels were made from, or the monailabel_xnat.json in it. It says to which image "
+    "each file belongs, and what the values mean. Default: the nearest one above the files. Without one, the names of "
+    "the files decide.",
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would be saved.")
 @click.option("--yes", is_flag=True, help="Do not ask before saving.")
@@ -48,8 +48,8 @@ def command(
 ) -> None:
     """Save label FILES, or all label files in folders, as labels of the scans that they belong to.
 
-    It first shows which file goes to which scan, and asks. A label that was pushed before is not saved again, and
-    nothing in XNAT is overwritten. The exit code is 1 if a file belongs to no scan or could not be saved.
+    The command first shows which file goes to which scan, and asks. A label that was pushed before is not saved again,
+    and nothing in XNAT is overwritten. The exit code is 1 if a file belongs to no scan or could not be saved.
 
     Example: monailabel-xnat push predictions --manifest liver --project LIVER --tag original
     """
@@ -58,7 +58,7 @@ def command(
         raise SettingsError("there is no label file among these", hint=f"known are {', '.join(_LABEL_ENDINGS)}")
     places, labels = _manifest_of(paths, manifest, settings.server)
     with opened(settings) as parts:
-        parts.catalog.scans()  # asks XNAT once for all images, among which the files' are then looked for
+        parts.catalog.scans()  # asks XNAT once for all images; the images of the files are looked up among them
         rows = [_planned(parts, path, tag, places) for path in paths]
         if not as_json:
             print_table(("file", "image", "what happens"), [(row["file"], row["image"], row["state"]) for row in rows])
@@ -82,7 +82,7 @@ def _label_files(given: Iterable[Path]) -> set[Path]:
     found: set[Path] = set()
     for path in given:
         inside = path.rglob("*") if path.is_dir() else [path]
-        # macOS leaves files ._NAME beside others, which are none.
+        # macOS leaves files with the names ._NAME beside others; these are not labels.
         found |= {file for file in inside if file.name.endswith(_LABEL_ENDINGS) and not file.name.startswith(".")}
     return found
 
@@ -112,7 +112,7 @@ def _manifest_of(paths: list[Path], manifest: Path | None, server: str) -> tuple
 
 
 def _planned(parts: Opened, path: Path, tag: str, places: dict[str, str]) -> dict[str, Any]:
-    """Return which image a file belongs to, and whether its label is there already."""
+    """Return a row that says which image a file belongs to, and whether its label is in XNAT already."""
     from monailabel_xnat.disk import file_digest
 
     scan = _scan_of(parts, path, places)
@@ -121,7 +121,7 @@ def _planned(parts: Opened, path: Path, tag: str, places: dict[str, str]) -> dic
     row = {"file": str(path), "image": str(scan.image_id), "state": _NEW, "scan": scan, "sha256": file_digest(path)}
     try:
         info = parts.labels.info(scan, tag)
-    except XNATDatastoreError:  # there is none
+    except XNATDatastoreError:  # there is no such label
         info = {}
     if info.get(_PUSHED) == row["sha256"]:
         row["state"] = _THERE

@@ -18,32 +18,32 @@ _USUAL_OUTPUT = Path("report.html")
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The page to write; one that is there is replaced. [default: report.html, or none with --json]",
+    help="The page to write; an existing file is replaced. [default: report.html, or none with --json]",
 )
 @click.option(
     "--thumbnails",
     type=click.IntRange(min=0),
     default=12,
     show_default=True,
-    help="How many labels to draw on their images at most. Images that are not on this computer are fetched.",
+    help="Draw at most this many labels on their images. Images that are not on this computer are fetched.",
 )
 @click.option(
     "--pairs",
     type=click.IntRange(min=0),
     default=20,
     show_default=True,
-    help="How many pairs of labels of two users to compare at most, the newest first.",
+    help="Compare at most this many pairs of labels that two users saved, the newest first.",
 )
 @with_json
 @with_settings
 def command(settings: Settings, output: Path | None, thumbnails: int, pairs: int, as_json: bool) -> None:
     """Write a page about the projects: progress over time, who labelled what, agreement, volumes, outliers, pictures.
 
-    It also says what was left out and why, what waits in the outbox, and how the cache and the connection are. The page
-    is one file that asks nobody for anything when it is opened. Nothing is changed in XNAT.
+    The page also shows what was left out and why, which labels wait in the outbox, and the state of the cache and of
+    the connection. It is one file that loads nothing from the network when it is opened. Nothing is changed in XNAT.
 
-    The ids of subjects, sessions and scans and the descriptions of series are in it, the names and labels that XNAT has
-    for patients are not. Pictures are of patients: give the page only to those who may see the images.
+    The page holds the ids of subjects, sessions and scans and the descriptions of series, but not the names and labels
+    that XNAT has for patients. The pictures show patients: give the page only to people who may see the images.
 
     Example: monailabel-xnat report -o report.html --project LIVER
     """
@@ -53,7 +53,7 @@ def command(settings: Settings, output: Path | None, thumbnails: int, pairs: int
     from monailabel_xnat.report.pictures import draw_pictures
 
     target = output or (None if as_json else _USUAL_OUTPUT)
-    # A folder of DICOM files is no file to draw.
+    # Pictures are drawn from image files, not from folders of DICOM files.
     with opened(replace(settings, read_only=True, image_format="nifti")) as parts:
         facts = gather(parts, most_pairs=pairs, watch=progress)
         if target:

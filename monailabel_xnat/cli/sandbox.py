@@ -1,4 +1,4 @@
-"""``monailabel-xnat sandbox``: an XNAT-compatible server in the foreground."""
+"""``monailabel-xnat sandbox``: it runs an XNAT-compatible server in the foreground."""
 
 from __future__ import annotations
 
@@ -43,19 +43,21 @@ and this into Python:
     type=PATH,
     multiple=True,
     metavar="DICOM_DIR",
-    help="File a folder of DICOM first; may be given several times. Each study becomes a session of its own, named "
-    "by Patient ID and modality where the headers name none: XNAT's own import names sessions by Patient ID alone, "
-    "and refuses the second study of a patient.",
+    help="Import a folder of DICOM files first; may be given several times. Each study becomes a session of its own. "
+    "If the headers name no session, it is named after Patient ID and modality. XNAT's own import uses the Patient ID "
+    "alone, and refuses the second study of a patient.",
 )
-@click.option("--project", help="Project to import into; default: named like the folder.")
+@click.option("--project", help="Project to import into; default: the name of the folder.")
 @click.option("--demo", is_flag=True, help="Fill it with the generated demo project.")
 @click.option("--schemas", type=PATH, help="Folder of XSD files to serve instead of the sandbox's own.")
-@click.option("--user", "users", multiple=True, metavar="NAME=PASSWORD", help="Set a password; default: made up.")
-@click.option("--open", "is_open", is_flag=True, help="Let guests in, who see public projects.")
+@click.option(
+    "--user", "users", multiple=True, metavar="NAME=PASSWORD", help="Set a user's password; default: one is made up."
+)
+@click.option("--open", "is_open", is_flag=True, help="Let guests in without a login; they see public projects.")
 @click.option(
     "--anonymise",
     is_flag=True,
-    help="Anonymise what is archived, as an XNAT that nobody has changed does: archived files are not those sent.",
+    help="Anonymise files in the archive, as XNAT does by default. They then differ from the files that were sent.",
 )
 @click.option("--context", default="", help="Path that the site is deployed under, such as /xnat.")
 @click.option(
@@ -64,7 +66,7 @@ and this into Python:
     default=900.0,
     show_default=True,
     metavar="SECONDS",
-    help="Forget a login that was not used for so long.",
+    help="Forget a login that was not used for this time.",
 )
 @with_debug
 def command(
@@ -93,7 +95,7 @@ def command(
         raise FileNotFoundError(f"no such folder to import: {', '.join(map(str, missing))}")
     if host not in _LOOPBACK:
         click.echo(f"WARNING: {host} shows this archive, and its logins, to other computers", err=True)
-    # Without this, SIGTERM would end the process before a temporary archive is removed.
+    # Otherwise SIGTERM would end the process before a temporary archive is removed.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         sandbox = Sandbox(

@@ -1,4 +1,4 @@
-"""``monailabel-xnat settings``: every setting, its value and where that comes from."""
+"""``monailabel-xnat settings``: all settings, their values, and where each value comes from."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def command(ctx: click.Context, settings: Settings, as_json: bool) -> None:
 
 
 def _plain(value: object) -> Any:
-    """Return the value of a setting as JSON knows it; a secret only as stars."""
+    """Return the value of a setting as a JSON value; a secret is returned as stars."""
     if isinstance(value, (bool, int, float, str)) or value is None:
         return value
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""``monailabel-xnat start_server``: MONAI Label's server, with any app, on XNAT."""
+"""``monailabel-xnat start_server``: it starts MONAI Label's server on XNAT, with any app."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import click
 
 @click.command(
     "start_server",
-    # All that follows, --help included, is left to MONAI Label's own parser.
+    # MONAI Label's own parser reads all arguments, also --help.
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
     add_help_option=False,
 )
