@@ -50,7 +50,7 @@ class Comparisons:
         self._failed: dict[Hashable, tuple[float, Exception]] = {}
 
     def expire(self, keys: Iterable[Hashable] | None = None) -> None:
-        """Have some things compared at their next use, or all things (None)."""
+        """Mark some things, or all (None), so that they are compared at their next use."""
         with self._lock:
             now = self.begin()
             if keys is None:

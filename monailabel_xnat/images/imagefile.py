@@ -76,8 +76,8 @@ def ending(path: str) -> str:
 def true_ending(path: Path) -> str:
     """Return the ending that a file's name should have by its content; "" if the content does not show it.
 
-    Readers choose the format by the name: none opens a gzip file that is called ``.nii``. A header whose voxels are in
-    another file gets the same ending as a whole file (``.nrrd``, ``.mha``). ``.dcm`` stands for DICOM.
+    Readers choose the format by the name: no reader opens a gzip file that ends in ``.nii``. A header whose voxels are
+    in another file gets the same ending as a whole file (``.nrrd``, ``.mha``). ``.dcm`` stands for DICOM.
     """
     with path.open("rb") as stream:
         head = stream.read(_HEAD)

@@ -130,7 +130,7 @@ class Images:
         return entry.path if entry else None
 
     def compare_anew(self, scans: Iterable[Scan] | None = None) -> None:
-        """Have images compared with XNAT's list of their files at their next use: some images, or all (None)."""
+        """Mark some images, or all (None), to be compared with XNAT's list of their files when next used."""
         if scans is None:
             self._no_volumes.look_again()
         self._comparisons.expire(None if scans is None else [scan.image_id for scan in scans])

@@ -97,7 +97,7 @@ class NoVolumes:
             self._read_cache.forget(_KIND, [_key(scan, form)])
 
     def look_again(self) -> None:
-        """Have all these scans tried again when somebody next asks for them."""
+        """Mark all scans that are not a volume, so that each is tried again at its next use."""
         self._looked_at_again = time.monotonic()
 
     def reasons(self, form: str, find: Callable[[str], Scan | None]) -> dict[str, str]:

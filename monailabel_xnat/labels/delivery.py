@@ -410,7 +410,7 @@ class Delivery:
         return {**described, "saved_at": known.get("saved_at"), "saved_by": known.get("saved_by", entry.user)}
 
     def _keep(self, entry: WaitingLabel, scan: Scan, version: LabelVersion) -> None:
-        """Keep the file on this machine, so that it need not be downloaded. If the disk is full, it will be."""
+        """Keep the file on this machine, so that it need not be downloaded later; on a full disk nothing is kept."""
         try:
             self._files.keep(scan.image_id, entry.tag, version, entry.file)
         except CacheError as error:

@@ -130,7 +130,7 @@ class Index:
         )
 
     def compare_anew(self, scans: Iterable[Scan] | None = None) -> None:
-        """Have the labels of other programs listed anew at their next use, for some images or for all (None)."""
+        """Mark labels of other programs, on some images or all (None), so that they are listed again when next used."""
         if scans is None:
             self._versions.compare_anew()
             return
@@ -270,7 +270,10 @@ class HalfLabels:
         catalog.subscribe(self.update)
 
     def update(self, images: Collection[str]) -> None:
-        """List such resources of some images, given by their ids. After five seconds this goes on in the background."""
+        """List the label resources with an odd number of files of some images, given by their ids.
+
+        After five seconds this goes on in the background.
+        """
         found = [
             (scan, resource.label)
             for scan in filter(None, map(self._catalog.get, images))

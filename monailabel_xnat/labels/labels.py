@@ -228,7 +228,7 @@ class Labels:
         return self.files.derived(path, f"aligned_{mark_of(grid)}", lambda target: align(path, grid, target))
 
     def compare_anew(self, scans: Iterable[Scan] | None = None) -> None:
-        """Have the labels of other programs compared with XNAT at their next use, for some images or all (None)."""
+        """Mark labels of other programs, on some images or all (None), to be compared with XNAT when next used."""
         self.index.compare_anew(scans)
         self.drawings.ask_again()
 

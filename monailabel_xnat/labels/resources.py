@@ -101,7 +101,7 @@ class StoredVersions:
         return self._listed(scan, resource, pattern, known)
 
     def compare_anew(self, key: tuple[ImageId, str, str] | None = None) -> None:
-        """Have the files of other programs in a resource listed anew at their next use.
+        """Mark the files of other programs in a resource, so that they are listed again at their next use.
 
         Parameters
         ----------

@@ -371,7 +371,7 @@ class LabelStore:
             self._outbox.remove(entry)
 
     def _accept(self, draft: WaitingLabel, description: Mapping[str, Any]) -> WaitingLabel:
-        """Give the version in a draft its name, commit the draft, and return the entry."""
+        """Name the version in a draft, commit the draft, and return the entry."""
         now, sha256 = datetime.now(timezone.utc), file_digest(draft.file)
         newest = self._outbox.of(draft.image_id, draft.tag)[:1] if draft.image_id else []
         name = version_name(now, sha256, after=newest[0].version if newest else "")

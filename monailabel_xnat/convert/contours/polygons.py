@@ -184,10 +184,10 @@ def _touched(starts: Floats, ends: Floats, window: Window) -> Mask:
 def _counted(
     first: npt.NDArray[np.int64], last: npt.NDArray[np.int64]
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Count from ``first`` up to, but without, ``last`` for each edge.
+    """Return, for each edge, the whole numbers from ``first`` up to ``last``, without ``last`` itself.
 
-    Return pairs of arrays: indices of edges, each repeated for each of its numbers, and the numbers. They come in
-    parts, because thousands of edges that each cross the whole picture would take gigabytes at once.
+    They come as pairs of arrays: the index of the edge for each number, and the numbers. There are several pairs,
+    because thousands of edges that each cross the whole picture would take gigabytes at once.
     """
     counts = np.maximum(last - first, 0)
     totals = np.cumsum(counts)

@@ -149,7 +149,7 @@ def plane_position(plane: Plane) -> Items:
 
 
 def derived_uid(instance_uid: str, purpose: str) -> str:
-    """Return a further UID for an object. The same two arguments always give the same UID."""
+    """Return a further UID for an object. For the same two arguments it is always the same UID."""
     return str(generate_uid(entropy_srcs=[instance_uid, purpose]))
 
 

@@ -181,7 +181,7 @@ class FramePlace:
 
 @dataclass
 class Contradictions:
-    """Collects the frames that do not lie where the images lie that they refer to.
+    """Collects the frames whose place differs from the place of the images that they refer to.
 
     Parameters
     ----------
