@@ -27,7 +27,7 @@ from monailabel_xnat.config import CONF_PREFIX, Settings
 def command(
     ctx: click.Context, settings: Settings, folder: Path, model: str, device: str, limit: int | None, as_json: bool
 ) -> None:
-    """Let a model label the images that have no label yet, and save the results as drafts (tag original).
+    """Label the images that have no label yet with a model, and save the results as drafts (tag original).
 
     Images with a final label or a draft are left out. So a run that was interrupted goes on when it is started again.
     --conf also takes the app's own options, such as --conf models segmentation. The exit code is 1 if an image got no

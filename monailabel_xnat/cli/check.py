@@ -44,7 +44,7 @@ class Finding(NamedTuple):
 @with_settings
 @click.pass_context
 def command(ctx: click.Context, settings: Settings, write: bool, as_json: bool) -> None:
-    """Check address, login, rights, plugins, folders and versions, and say how to solve problems. Nothing is changed.
+    """Check address, login, rights, plugins, folders and versions, and show how to solve problems. Nothing is changed.
 
     The exit code is 1 if something failed; warnings alone leave it at 0.
 

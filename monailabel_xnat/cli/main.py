@@ -50,14 +50,14 @@ class Command(NamedTuple):
 
 COMMANDS: tuple[Command, ...] = (
     Command("start_server", "monailabel_xnat.cli.start_server", "Start MONAI Label with any app on XNAT."),
-    Command("check", "monailabel_xnat.cli.check", "Check whether everything is set up, and say how to solve problems."),
+    Command("check", "monailabel_xnat.cli.check", "Check the whole setup, and show how to solve problems."),
     Command("settings", "monailabel_xnat.cli.settings", "Show all settings and where each value comes from."),
     Command("ls", "monailabel_xnat.cli.ls", "List the images and their labels."),
     Command("report", "monailabel_xnat.cli.report", "Write a page about the work on the projects."),
     Command("prefetch", "monailabel_xnat.cli.prefetch", "Fetch images before anybody waits for them."),
     Command("pull", "monailabel_xnat.cli.pull", "Copy images and labels to a folder, for other tools to train on."),
     Command("push", "monailabel_xnat.cli.push", "Save label files to the scans that they belong to."),
-    Command("batch-infer", "monailabel_xnat.cli.batch_infer", "Let a model label the images that have no label yet."),
+    Command("batch-infer", "monailabel_xnat.cli.batch_infer", "Label images that have no label yet with a model."),
     Command("labels", "monailabel_xnat.cli.labels", "Show, compare and restore versions of labels."),
     Command("outbox", "monailabel_xnat.cli.outbox", "List or send the labels that are not in XNAT yet."),
     Command("cache", "monailabel_xnat.cli.cache", "Look after the images that are kept on this computer."),
