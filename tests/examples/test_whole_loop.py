@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-DEMO = Path(__file__).parents[2] / "examples" / "demo"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_demo_trains_from_labels_in_xnat_and_a_second_server_sees_them(tmp_path):
-    command = [sys.executable, str(DEMO), "--check", "--epochs", "15", "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "monailabel_xnat.demo.loop", "--check", "--epochs", "15"]
+    command += ["--output", str(tmp_path / "out")]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1400, check=False)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())

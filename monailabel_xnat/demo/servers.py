@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import requests
 
@@ -20,7 +21,7 @@ from monailabel_xnat import XNATDatastore
 from monailabel_xnat.sandbox import Sandbox
 from monailabel_xnat.sandbox.demo import DemoCase, DemoData, write_demo
 
-APP = Path(__file__).parents[1] / "organs_app"
+APP = Path(__file__).with_name("organs_app")
 # The demo's user may read, write and change, but not delete: what an annotation service should be in XNAT.
 USER = "member"
 START_SECONDS = 180.0
@@ -56,12 +57,12 @@ def save_labels(sandbox: Sandbox, demo: DemoData, cache: Path) -> None:
         datastore.close()
 
 
-def image_ids(everything: dict) -> dict[str, str]:
+def image_ids(everything: dict[str, Any]) -> dict[str, str]:
     """Give the image id of each patient, from what MONAI Label answers to ``GET /datastore/?output=all``."""
     return {item["image"]["info"]["PatientID"]: image for image, item in everything["objects"].items()}
 
 
-def label_info(demo: DemoData) -> dict:
+def label_info(demo: DemoData) -> dict[str, Any]:
     """Say which voxel value is which organ, as 3D Slicer does when it submits a label."""
     return {"label_info": [{"name": name, "idx": value} for name, value in demo.labels.items()], "client_id": "demo"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import nibabel as nib
@@ -13,6 +14,7 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
+from matplotlib.patches import Rectangle
 
 COLOURS = ("#00000000", "#d1495b", "#edae49", "#30638e", "#66a182")
 WINDOW_HU = (-160.0, 240.0)
@@ -33,7 +35,8 @@ def dice_by_organ(truth: Path, found: Path, labels: dict[str, int]) -> dict[str,
     RuntimeError
         If they do not.
     """
-    one, other = nib.load(truth), nib.load(found)
+    one: Any = nib.load(truth)
+    other: Any = nib.load(found)
     if one.shape != other.shape or not np.allclose(one.affine, other.affine, atol=1e-2):
         raise RuntimeError(f"{found} is not on the grid of {truth}: {other.shape} instead of {one.shape}")
     arrays = [np.asarray(image.dataobj).astype(np.int64) for image in (one, other)]
@@ -59,10 +62,11 @@ def mean(scores: dict[str, dict[str, float]]) -> float:
 
 def picture(target: Path, image: Path, maps: dict[str, Path], labels: dict[str, int], title: str) -> Path:
     """Draw one axial and one coronal slice of an image, plain and under each label map."""
-    volume = nib.as_closest_canonical(nib.load(image))
+    canonical: Any = nib.as_closest_canonical
+    volume = canonical(nib.load(image))
     voxels = np.asarray(volume.dataobj, dtype=np.float32)
     spacing = volume.header.get_zooms()
-    overlays = {name: np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj) for name, path in maps.items()}
+    overlays = {name: np.asarray(canonical(nib.load(path)).dataobj) for name, path in maps.items()}
     truth = next(iter(overlays.values()))
     axial = int(np.argmax((truth > 0).sum(axis=(0, 1))))
     coronal = int(np.argmax((truth > 0).sum(axis=(0, 2))))
@@ -73,9 +77,11 @@ def picture(target: Path, image: Path, maps: dict[str, Path], labels: dict[str, 
     figure, axes = plt.subplots(2, len(columns), figsize=size, squeeze=False, gridspec_kw=rows, layout="constrained")
     colours = ListedColormap(COLOURS)
     for column, (name, overlay) in enumerate(columns):
-        for row, (cut, ratio) in enumerate(
-            ((np.s_[:, :, axial], spacing[1] / spacing[0]), (np.s_[:, coronal, :], spacing[2] / spacing[0]))
-        ):
+        cuts: tuple[tuple[Any, float], ...] = (
+            (np.s_[:, :, axial], spacing[1] / spacing[0]),
+            (np.s_[:, coronal, :], spacing[2] / spacing[0]),
+        )
+        for row, (cut, ratio) in enumerate(cuts):
             axis = axes[row][column]
             axis.imshow(voxels[cut].T[::-1, ::-1], cmap="gray", vmin=WINDOW_HU[0], vmax=WINDOW_HU[1], aspect=ratio)
             if overlay is not None:
@@ -91,7 +97,7 @@ def picture(target: Path, image: Path, maps: dict[str, Path], labels: dict[str, 
                 )
             axis.set_axis_off()
         axes[0][column].set_title(name)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[value]) for value in labels.values()]
+    handles = [Rectangle((0, 0), 1, 1, color=COLOURS[value]) for value in labels.values()]
     figure.legend(handles, list(labels), loc="outside lower center", ncols=len(labels), frameon=False)
     figure.suptitle(title)
     figure.savefig(target, dpi=110, bbox_inches="tight")

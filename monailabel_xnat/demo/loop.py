@@ -15,13 +15,22 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import requests
-from client import MODEL, Client
-from report import dice_by_organ, mean, picture, table
-from servers import USER, MonaiLabelServer, archive, case_of, free_port, image_ids, label_info
 
 from monailabel_xnat import XNATDatastoreError
+from monailabel_xnat.demo.client import MODEL, Client
+from monailabel_xnat.demo.scores import dice_by_organ, mean, picture, table
+from monailabel_xnat.demo.servers import (
+    USER,
+    MonaiLabelServer,
+    archive,
+    case_of,
+    free_port,
+    image_ids,
+    label_info,
+)
 from monailabel_xnat.sandbox import Sandbox
 from monailabel_xnat.sandbox.demo import DemoData
 
@@ -87,7 +96,7 @@ def say(text: str) -> None:
     print(f"[{time.monotonic() - _STARTED:5.0f} s] {text}", flush=True)
 
 
-def loop(client: Client, demo: DemoData, work: Path, options: argparse.Namespace) -> dict:
+def loop(client: Client, demo: DemoData, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """List, infer, annotate, train and infer again; give what came of it."""
     output = options.output
     say(f"{client.info()['name']}: {client.counts()}")
@@ -128,7 +137,9 @@ def loop(client: Client, demo: DemoData, work: Path, options: argparse.Namespace
     return summary
 
 
-def predict(client: Client, demo: DemoData, images: dict[str, str], output: Path, name: str) -> dict:
+def predict(
+    client: Client, demo: DemoData, images: dict[str, str], output: Path, name: str
+) -> dict[str, dict[str, float]]:
     """Segment the held-out cases over the REST API and compare with the known truth."""
     scores = {}
     for case in demo.cases:
@@ -157,7 +168,7 @@ def annotate(client: Client, demo: DemoData, images: dict[str, str], work: Path)
     return sample
 
 
-def check_restart(client: Client, summary: dict) -> None:
+def check_restart(client: Client, summary: dict[str, Any]) -> None:
     """See that a second server knows the labels and what was handed out, which are in XNAT.
 
     Raises
@@ -184,7 +195,6 @@ Try:
   curl {server.url}/info/
   curl '{server.url}/datastore/?output=all'
   curl -X POST {server.url}/activelearning/random
-  curl -u {USER} '{sandbox.url}/data/projects/{demo.project}/experiments?format=json'
   3D Slicer: module MONAI Label, server {server.url}, Next Sample
 """,
         flush=True,

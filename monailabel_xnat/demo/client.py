@@ -73,7 +73,8 @@ class Client:
             raise RuntimeError("the training failed:\n" + "\n".join(lines))
 
     def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        return self._request(method, path, **options).json()
+        answer: dict[str, Any] = self._request(method, path, **options).json()
+        return answer
 
     def _request(self, method: str, path: str, **options: Any) -> requests.Response:
         response = self._http.request(method, self._url + path, timeout=TIMEOUT, **options)
