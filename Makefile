@@ -32,10 +32,10 @@ $(INSTALLED): setup.cfg constraints.txt
 	@touch $@
 
 demo: $(INSTALLED) ## the whole loop on this computer: archive, annotate, train; stays up to play with
-	@$(BIN)/python -m monailabel_xnat.demo.loop
+	@$(BIN)/monailabel-xnat demo
 
 demo-check: $(INSTALLED) ## the same without staying up; fails if anything does not work
-	@$(BIN)/python -m monailabel_xnat.demo.loop --check
+	@$(BIN)/monailabel-xnat demo --check
 
 test: $(INSTALLED) ## all tests
 	$(BIN)/python -m pytest --numprocesses $(WORKERS)

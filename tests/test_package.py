@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import configparser
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 import zipfile
 from email import message_from_bytes
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -45,8 +49,8 @@ OFFLINE = "--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-vers
 BUILD_SDIST = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
 
 
-def run(*command, cwd=None):
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
+def run(*command, cwd=None, env=None, timeout=120):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -104,6 +108,11 @@ def test_the_description_of_the_package_leads_to_nothing_in_the_repository(wheel
     assert (about["Version"], about["Description-Content-Type"]) == (__version__, "text/markdown")
     assert "# monailabel_xnat" in text
     assert re.findall(r"\]\((?!https://)[^)]*\)", text) == []
+    assert re.findall(r"(?:src|href)=\"(?!https://)[^\"]*\"|^\[[^\]]+\]: (?!https://).*", text, re.MULTILINE) == []
+    # In the repository the pictures stand in the README; elsewhere they would be dead.
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {"docs/demo.png", "docs/report.png"} <= set(re.findall(r"\]\(([^)]*)\)", readme))
+    assert "demo.png" not in text
     assert "build-constraint" in text
 
 
@@ -118,6 +127,7 @@ def test_the_wheel_holds_the_package_its_types_and_schemas_and_nothing_else(whee
     files = (path for path in (ROOT / "monailabel_xnat").rglob("*") if path.suffix in KINDS)
     expected = {path.relative_to(ROOT).as_posix() for path in files}
     assert {"monailabel_xnat/py.typed", "monailabel_xnat/sandbox/schemas/xnat.xsd"} <= expected
+    assert {"monailabel_xnat/demo/organs_app/main.py", "monailabel_xnat/demo/organs_app/lib/train.py"} <= expected
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 
@@ -128,6 +138,30 @@ def test_the_wheel_brings_the_command_and_the_pytest_plugin(wheel):
         entries.read_string(archive.read(name).decode())
     assert dict(entries["console_scripts"]) == {"monailabel-xnat": "monailabel_xnat.cli.main:main"}
     assert dict(entries["pytest11"]) == {"monailabel_xnat": "monailabel_xnat.pytest_plugin"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.skipif(find_spec("torch") is None, reason="the demo trains")
+def test_the_demo_of_the_wheel_trains_in_an_empty_folder_and_a_second_server_sees_the_labels(wheel, tmp_path):
+    """The whole loop as a newcomer runs it, with fewer epochs; what the wheel requires is borrowed from this Python."""
+    venv.create(tmp_path / "env", with_pip=False)
+    (packages,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(packages)
+    (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    (tmp_path / "empty").mkdir()
+    python = str(tmp_path / "env" / "bin" / "python")
+    words = "-m", "monailabel_xnat", "demo", "--check", "--epochs", "15", "--output", "out"
+    said = run(python, *words, cwd=tmp_path / "empty", env=environ, timeout=1400)
+    summary = json.loads((tmp_path / "empty" / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["counts"]["label_tags"]["final"] == 6
+    assert summary["mean_after"] > summary["mean_before"] + 0.3
+    assert (tmp_path / "empty" / "out" / "demo.png").stat().st_size > 10_000
+    assert "it does" in said
+    log = (tmp_path / "empty" / "out" / "monailabel.log").read_text(encoding="utf-8")
+    assert str(Path(__file__).parents[1] / "monailabel_xnat") not in log
 
 
 @pytest.mark.slow

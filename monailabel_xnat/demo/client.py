@@ -59,7 +59,7 @@ class Client:
             )
 
     def train(self, max_epochs: int) -> Iterator[str]:
-        """Train; give what the training says, line by line, while it goes on."""
+        """Train, and yield what the training says, line by line, while it goes on."""
         self._request("POST", f"/train/{MODEL}", json={"max_epochs": max_epochs})
         seen: list[str] = []
         while True:
@@ -84,7 +84,7 @@ class Client:
 
 
 def _new_lines(lines: list[str], seen: list[str]) -> Iterator[str]:
-    """Give the lines that were not there the last time; MONAI Label shows the last twenty."""
+    """Yield the lines that were not there the last time. MONAI Label shows the last twenty."""
     known = set(seen)
     for line in lines:
         if line not in known:

@@ -1,25 +1,18 @@
-"""The whole loop on one computer: an XNAT, MONAI Label on it, annotate, train, and segment better than before.
-
-Run by ``make demo``, which stays up to play with, and ``make demo-check``, which exits with a status.
-"""
+"""The loop of the demo: annotate, train, segment again, and find it all in XNAT after a restart."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
-import signal
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import requests
+import click
 
-from monailabel_xnat import XNATDatastoreError
 from monailabel_xnat.demo.client import MODEL, Client
 from monailabel_xnat.demo.scores import dice_by_organ, mean, picture, table
 from monailabel_xnat.demo.servers import (
@@ -34,50 +27,59 @@ from monailabel_xnat.demo.servers import (
 from monailabel_xnat.sandbox import Sandbox
 from monailabel_xnat.sandbox.demo import DemoData
 
-EPOCHS = 30
 # "Clearly above": an untrained network is near 0.05 and a trained one near 0.9.
 LEAST_GAIN = 0.3
 
 _STARTED = time.monotonic()
 
 
-def main() -> int:
-    """Run the demo."""
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--check", action="store_true", help="exit when done; fail if anything did not work")
-    arguments.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of training; default: %(default)s")
-    arguments.add_argument("--output", type=Path, default=Path("demo-output"), help="default: %(default)s")
-    options = arguments.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
+def run_demo(output: Path, epochs: int, *, stays_up: bool) -> None:
+    """Run the whole loop on servers that end with it, and write what came of it to a folder.
+
+    Parameters
+    ----------
+    output : Path
+        Folder for the predictions (NIfTI), ``summary.json``, ``demo.png`` and the log of MONAI Label; made if missing.
+    epochs : int
+        How many epochs to train.
+    stays_up : bool
+        Whether both servers stay up at the end, until KeyboardInterrupt, which then means that all is done.
+
+    Raises
+    ------
+    RuntimeError
+        If anything did not work, or training did not help.
+    KeyboardInterrupt
+        If it was interrupted before the end.
+    """
+    output.mkdir(parents=True, exist_ok=True)
     leave_the_user_out()
-    # Without this, SIGTERM would leave the servers behind.
-    signal.signal(signal.SIGTERM, _interrupt)
     work = Path(tempfile.mkdtemp(prefix="monailabel-xnat-demo-"))
-    done = False
+    is_done = False
     try:
         with archive(work) as (sandbox, demo):
             say(f"XNAT sandbox at {sandbox.url}: project {demo.project} with {len(demo.cases)} CT sessions")
             say("starting MONAI Label with --conf datastore xnat (some 20 s)")
             port = free_port()
             with MonaiLabelServer(sandbox, demo.project, work, port) as server:
-                invite(sandbox, demo, server, with_password=not options.check)
-                summary = loop(Client(server.url), demo, work, options)
+                invite(sandbox, demo, server, with_password=stays_up)
+                summary = loop(Client(server.url), demo, work, output, epochs)
             say("starting MONAI Label anew: it should know the labels and the samples handed out")
             # A cache of its own shows that this comes from XNAT, not from a file of the first server.
             shutil.rmtree(work / "cache", ignore_errors=True)
             with MonaiLabelServer(sandbox, demo.project, work, port) as server:
                 check_restart(Client(server.url), summary)
-                done = True
-                if not options.check:
+                is_done = True
+                if stays_up:
                     say("both servers stay up until Ctrl-C")
                     threading.Event().wait()
     except KeyboardInterrupt:
-        return 0 if done else 130
+        if not is_done:
+            raise
     finally:
         if (work / "monailabel.log").exists():
-            shutil.copy(work / "monailabel.log", options.output)
+            shutil.copy(work / "monailabel.log", output)
         shutil.rmtree(work, ignore_errors=True)
-    return 0
 
 
 def leave_the_user_out() -> None:
@@ -87,26 +89,21 @@ def leave_the_user_out() -> None:
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 def say(text: str) -> None:
     """Print a line with the seconds since the start."""
-    print(f"[{time.monotonic() - _STARTED:5.0f} s] {text}", flush=True)
+    click.echo(f"[{time.monotonic() - _STARTED:5.0f} s] {text}")
 
 
-def loop(client: Client, demo: DemoData, work: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """List, infer, annotate, train and infer again; give what came of it."""
-    output = options.output
+def loop(client: Client, demo: DemoData, work: Path, output: Path, epochs: int) -> dict[str, Any]:
+    """List, infer, annotate, train and infer again; return what came of it."""
     say(f"{client.info()['name']}: {client.counts()}")
     images = image_ids(client.everything())
     held_out = [case for case in demo.cases if case.held_out]
     say(f"segmenting {len(held_out)} held-out cases with the untrained network")
     before = predict(client, demo, images, output, "before")
     sample = annotate(client, demo, images, work)
-    say(f"training {options.epochs} epochs on {client.counts()['completed']} labelled images from XNAT")
-    for line in client.train(options.epochs):
+    say(f"training {epochs} epochs on {client.counts()['completed']} labelled images from XNAT")
+    for line in client.train(epochs):
         if "Metrics" in line:
             say(f"  {line.partition('- INFO - ')[2] or line}")
     say("segmenting the held-out cases again")
@@ -119,19 +116,19 @@ def loop(client: Client, demo: DemoData, work: Path, options: argparse.Namespace
         "after training": output / f"after_{case.subject}.nii.gz",
     }
     drawn = picture(output / "demo.png", image, maps, demo.labels, f"{case.subject}, held out from training")
-    print(f"\nDice on held-out cases, before -> after training:\n{table(before, after)}\n", flush=True)
-    summary = {
+    click.echo(f"\nDice on held-out cases, before -> after training:\n{table(before, after)}\n")
+    summary: dict[str, Any] = {
         "dice_before": before,
         "dice_after": after,
         "mean_before": mean(before),
         "mean_after": mean(after),
-        "epochs": options.epochs,
+        "epochs": epochs,
         "seconds": round(time.monotonic() - _STARTED),
         "sample": sample,
         "counts": client.counts(),
     }
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    say(f"picture: {drawn}; numbers: {output / 'summary.json'}")
+    say(f"numbers: {output / 'summary.json'}; picture: {drawn or 'none, because matplotlib is not installed'}")
     if summary["mean_after"] < summary["mean_before"] + LEAST_GAIN:
         raise RuntimeError(f"training did not help: mean Dice {mean(before):.3f} before, {mean(after):.3f} after")
     return summary
@@ -150,7 +147,7 @@ def predict(
 
 
 def annotate(client: Client, demo: DemoData, images: dict[str, str], work: Path) -> str:
-    """Take the next samples as an annotator would, and submit corrected labels; give the last sample's id."""
+    """Take the next samples as an annotator would, and submit corrected labels; return the last sample's id."""
     sample = ""
     wanted = sum(not case.labelled and not case.held_out for case in demo.cases)
     for _ in range(len(demo.cases) * 4):
@@ -185,24 +182,22 @@ def check_restart(client: Client, summary: dict[str, Any]) -> None:
 
 def invite(sandbox: Sandbox, demo: DemoData, server: MonaiLabelServer, *, with_password: bool) -> None:
     """Say where the servers are and what to try."""
-    password = f", password {sandbox.users[USER]}" if with_password else ""
-    print(
+    password = sandbox.users[USER] if with_password else "..."
+    click.echo(
         f"""
-  XNAT sandbox    {sandbox.url}   project {demo.project}, user {USER}{password}
+  XNAT sandbox    {sandbox.url}   project {demo.project}, user {USER}
   MONAI Label     {server.url}   its API: {server.url}/docs
 
-Try:
+To look at it while it runs, paste this into another terminal:
+
+  export MONAI_LABEL_XNAT_SERVER={sandbox.url} MONAI_LABEL_XNAT_PROJECT={demo.project}
+  export MONAI_LABEL_XNAT_USERNAME={USER} MONAI_LABEL_XNAT_PASSWORD='{password}'
+  export MONAI_LABEL_XNAT_CACHE_PATH='{server.log.parent}/client-cache'
+  monailabel-xnat ls
   curl {server.url}/info/
   curl '{server.url}/datastore/?output=all'
   curl -X POST {server.url}/activelearning/random
-  3D Slicer: module MONAI Label, server {server.url}, Next Sample
-""",
-        flush=True,
+
+or open {server.url} in the module MONAI Label of 3D Slicer, and ask for the next sample.
+"""
     )
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (RuntimeError, OSError, XNATDatastoreError, requests.RequestException) as error:
-        sys.exit(f"demo failed: {error}")

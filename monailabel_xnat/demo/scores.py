@@ -5,16 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-
-mpl.use("Agg")
-
-from matplotlib import pyplot as plt
-from matplotlib.colors import ListedColormap
-from matplotlib.patches import Rectangle
 
 COLOURS = ("#00000000", "#d1495b", "#edae49", "#30638e", "#66a182")
 WINDOW_HU = (-160.0, 240.0)
@@ -60,8 +53,23 @@ def mean(scores: dict[str, dict[str, float]]) -> float:
     return float(np.mean([value for organs in scores.values() for value in organs.values()]))
 
 
-def picture(target: Path, image: Path, maps: dict[str, Path], labels: dict[str, int], title: str) -> Path:
-    """Draw one axial and one coronal slice of an image, plain and under each label map."""
+def picture(target: Path, image: Path, maps: dict[str, Path], labels: dict[str, int], title: str) -> Path | None:
+    """Draw one axial and one coronal slice of an image, plain and under each label map.
+
+    Returns
+    -------
+    Path or None
+        `target`, or None where matplotlib is not installed, which only this picture needs.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        return None
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Rectangle
+
     canonical: Any = nib.as_closest_canonical
     volume = canonical(nib.load(image))
     voxels = np.asarray(volume.dataobj, dtype=np.float32)

@@ -58,12 +58,12 @@ def save_labels(sandbox: Sandbox, demo: DemoData, cache: Path) -> None:
 
 
 def image_ids(everything: dict[str, Any]) -> dict[str, str]:
-    """Give the image id of each patient, from what MONAI Label answers to ``GET /datastore/?output=all``."""
+    """Return the image id of each patient, from what MONAI Label answers to ``GET /datastore/?output=all``."""
     return {item["image"]["info"]["PatientID"]: image for image, item in everything["objects"].items()}
 
 
 def label_info(demo: DemoData) -> dict[str, Any]:
-    """Say which voxel value is which organ, as 3D Slicer does when it submits a label."""
+    """Return which voxel value is which organ, as 3D Slicer does when it submits a label."""
     return {"label_info": [{"name": name, "idx": value} for name, value in demo.labels.items()], "client_id": "demo"}
 
 
@@ -90,7 +90,7 @@ class MonaiLabelServer:
     def __init__(self, sandbox: Sandbox, project: str, work: Path, port: int) -> None:
         self._app = work / "organs_app"
         if not self._app.exists():
-            shutil.copytree(APP, self._app, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(APP, self._app, ignore=shutil.ignore_patterns("__pycache__", "model"))
         self.log = work / "monailabel.log"
         self.url = f"http://127.0.0.1:{port}"
         # A login and a password never go on a command line, nor into --conf, which MONAI Label logs.

@@ -159,6 +159,16 @@ def test_the_command_gets_its_arguments_and_gives_the_status(command):
     assert cli.main(["try", "--depth", "7"]) == 7
 
 
+@pytest.mark.parametrize("name", ["torch", "monai", "monailabel"])
+def test_the_demo_names_what_is_not_installed(monkeypatch, capsys, name, tmp_path):
+    monkeypatch.setitem(sys.modules, name, None)  # as if it were not there
+    assert cli.main(["demo", "--output", str(tmp_path / "out")]) == cli.EXIT_USAGE
+    said = capsys.readouterr().err
+    assert f"the demo trains a model, and {name} cannot be imported" in said
+    assert "pip install monailabel-xnat" in said
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_control_c_is_quiet():
     command = [sys.executable, "-m", "monailabel_xnat", "sandbox"]
