@@ -90,7 +90,7 @@ class Settings:
     cache_budget: float = _setting(
         limit_in("gigabytes"),
         50.0,
-        "gigabytes of images kept on disk per server, least recently used go first; 0: no limit",
+        "gigabytes of images kept on disk, of all servers together, least recently used go first; 0: no limit",
     )
     image_format: str = _setting(
         one_of("nifti", "dicom"), "nifti", "what get_image_uri gives: a NIfTI file, or the folder of DICOM files"

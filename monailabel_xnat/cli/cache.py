@@ -26,7 +26,7 @@ def command() -> None:
 @with_json
 @with_settings
 def info(settings: Settings, as_json: bool) -> None:
-    """Show where the cache is, how large it is, and how much it may take."""
+    """Show where the cache is, how large it is, and how much the images of all servers may take together."""
     from monailabel_xnat.images.cache import Cache
 
     cache = Cache.of(settings)
@@ -36,13 +36,18 @@ def info(settings: Settings, as_json: bool) -> None:
         "folder": str(cache.folder),
         "images": len(entries),
         "bytes": size,
+        "bytes_of_all_servers": cache.size_of_all(),
         "budget_gigabytes": settings.cache_budget or None,
     }
     if as_json:
         print_json(facts)
         return
     limit = f" of at most {settings.cache_budget:g} GB" if settings.cache_budget else ""
-    click.echo(f"{facts['folder']}\n{len(entries)} images, {size / _MEGABYTE:.1f} MB{limit}")
+    all_bytes = cache.size_of_all()
+    click.echo(
+        f"{cache.folder}\n{len(entries)} images, {size / _MEGABYTE:.1f} MB; "
+        f"with those of other servers {all_bytes / _MEGABYTE:.1f} MB{limit}"
+    )
 
 
 @command.command()

@@ -153,6 +153,7 @@ def test_asking_for_an_image_keeps_it(tmp_path):
 
 def test_an_eviction_that_meets_the_removal_of_another_process_goes_on(tmp_path):
     cache = Cache(tmp_path / "images", budget=1)
+    cache.folder.mkdir()
     stop = threading.Event()
 
     def come_and_go():
@@ -381,3 +382,43 @@ def test_a_forked_child_is_not_stuck_on_a_lock_of_its_parent(cache):
             with cache.lock("two"):
                 os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_the_images_of_all_servers_share_one_budget(tmp_path):
+    other = Cache(tmp_path / "one-server" / "images", budget=2500, beside=tmp_path)
+    cache = Cache(tmp_path / "another-server" / "images", budget=2500, beside=tmp_path)
+    unused_since(make(other, "old", bytes(1000)), 500)
+    unused_since(make(other, "older", bytes(1000)), 900)
+    make(cache, "new", bytes(1000))
+    assert (keys(other), keys(cache)) == ({"old"}, {"new"})
+    assert cache.size_of_all() == other.size_of_all() == 2000
+    assert Cache(cache.folder).size_of_all() == 1000
+
+
+def test_what_a_process_holds_of_another_server_is_not_evicted(tmp_path):
+    other = Cache(tmp_path / "one-server" / "images", beside=tmp_path)
+    unused_since(make(other, "held", bytes(1000)), 900)
+    other.hold(["held"])
+    cache = Cache(tmp_path / "another-server" / "images", budget=1500, beside=tmp_path)
+    make(cache, "new", bytes(1000))
+    assert keys(other) == {"held"}
+    other.close()
+    cache.evict()
+    assert keys(other) == set()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of folders")
+def test_the_folder_of_a_server_that_others_may_write_to_is_left_alone(tmp_path):
+    other = Cache(tmp_path / "one-server" / "images", beside=tmp_path)
+    unused_since(make(other, "theirs", bytes(1000)), 900)
+    other.folder.chmod(0o777)
+    make(Cache(tmp_path / "another-server" / "images", budget=1500, beside=tmp_path), "new", bytes(1000))
+    assert keys(other) == {"theirs"}
+
+
+def test_a_server_that_gave_no_image_leaves_no_folder(tmp_path):
+    cache = Cache(tmp_path / "base" / "server" / "images", budget=1, beside=tmp_path / "base")
+    assert (cache.find("one", "nii"), cache.entries(), cache.evict(), cache.prune()) == ([], [], 0, 0)
+    assert not cache.may_hold("one")
+    cache.close()
+    assert list(tmp_path.iterdir()) == []

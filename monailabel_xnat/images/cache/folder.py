@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from monailabel_xnat.config import Settings
-from monailabel_xnat.disk import locked, private_folder, write_whole
+from monailabel_xnat.disk import locked, private_folder, require_private, write_whole
 from monailabel_xnat.errors import CacheError
 from monailabel_xnat.images.cache.entry import (
     SOURCES_FOLDER,
@@ -68,20 +68,25 @@ class Cache:
     Parameters
     ----------
     folder : Path
-        The folder; it is made if it does not exist, for this user only.
+        The folder; it is made with the first image, for this user only, so that a server that never answered leaves
+        none.
     budget : int or None
         Bytes that all images together may take. Beyond that the least recently used ones are removed, but never one
         that is in use.
+    beside : Path or None
+        Folder with the folders of all servers, in which `folder` is one level below that of its server; the images of
+        all of them share the budget. None: the budget is for `folder` alone.
 
     Raises
     ------
     CacheError
-        If the folder cannot be made or written.
+        If the folder could not be made or written.
     """
 
-    def __init__(self, folder: Path, *, budget: int | None = None) -> None:
+    def __init__(self, folder: Path, *, budget: int | None = None, beside: Path | None = None) -> None:
         self.folder = folder
         self.budget = budget
+        self._beside = beside
         self._leases = Leases(folder / _LEASES)
         self._noted: dict[Path, float] = {}
         self._size = 0
@@ -90,9 +95,13 @@ class Cache:
         self._keys: frozenset[str] = frozenset()
         self._looked = float("-inf")
         self._keys_of = 0
+        nearest = next(place for place in (folder, *folder.parents) if place.exists())
         with self._errors("make"):
-            private_folder(folder)
-            private_folder(folder / _LOCKS)
+            require_private(folder)
+            if not nearest.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(nearest, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     @classmethod
     def of(cls, settings: Settings) -> Cache:
@@ -101,13 +110,18 @@ class Cache:
         Parameters
         ----------
         settings : Settings
-            The ``server_folder`` and the ``cache_budget`` (in units of 10**9 bytes) in it are used.
+            The ``server_folder`` and the ``cache_budget`` (in units of 10**9 bytes) in it are used. The budget holds for
+            the images of all servers below one cache folder.
         """
-        return cls(settings.server_folder / "images", budget=int(settings.cache_budget * _GIGABYTE) or None)
+        server = settings.server_folder
+        return cls(server / "images", budget=int(settings.cache_budget * _GIGABYTE) or None, beside=server.parent)
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Lock an image against all other threads and processes, after waiting until they are done."""
+        with self._errors("make"):
+            private_folder(self.folder)
+            private_folder(self.folder / _LOCKS)
         with locked(self._lock_file(key)):
             yield
 
@@ -253,8 +267,12 @@ class Cache:
         entries = (read_record(record) for folder in paths_in(self.folder) for record in records_in(folder))
         return sorted((entry for entry in entries if entry), key=lambda entry: entry.last_use)
 
+    def size_of_all(self) -> int:
+        """Return the bytes of all images that share the budget, those of other servers included."""
+        return sum(entry.size for _, entry in self._entries_of_all())
+
     def evict(self, sparing: str = "") -> int:
-        """Remove the least recently used images until the rest is within the budget.
+        """Remove the least recently used images, of whichever server, until the rest is within the budget.
 
         Parameters
         ----------
@@ -271,8 +289,8 @@ class Cache:
         with self._eviction:
             if self._size <= self.budget and time.monotonic() - self._counted < _COUNTED_EVERY:
                 return 0
-            entries = self.entries()
-            self._size = sum(entry.size for entry in entries)
+            entries = self._entries_of_all()
+            self._size = sum(entry.size for _, entry in entries)
             self._counted = time.monotonic()
             return self._evict(entries, self._size - self.budget, sparing)
 
@@ -325,17 +343,31 @@ class Cache:
         missing = need * _MADE_PER_NEED - shutil.disk_usage(self.folder).free
         if missing > 0:
             with self._eviction:
-                self._evict(self.entries(), missing, sparing)
+                self._evict(self._entries_of_all(), missing, sparing)
         if need > shutil.disk_usage(self.folder).free:
             raise self._full(need)
 
-    def _evict(self, entries: list[CachedImage], excess: int, sparing: str) -> int:
+    def _entries_of_all(self) -> list[tuple[Cache, CachedImage]]:
+        """Return all entries that share the budget, each with the cache of its server, least recently used first."""
+        caches = [self]
+        for server in paths_in(self._beside) if self._beside else ():
+            folder = server / self.folder.name
+            if server != self.folder.parent and folder.is_dir():
+                with suppress(CacheError):  # a folder that others may write to is none of ours
+                    caches.append(Cache(folder))
+        entries = [(cache, entry) for cache in caches for entry in cache.entries()]
+        return sorted(entries, key=lambda found: found[1].last_use)
+
+    def _evict(self, entries: list[tuple[Cache, CachedImage]], excess: int, sparing: str) -> int:
         freed = 0
         if excess > 0:
-            kept = self._leases.in_use() | {sparing}
-            for entry in entries:
-                if freed < excess and entry.key not in kept and entry.size and self._remove_if_idle(entry):
+            kept = {cache: cache._leases.in_use() for cache in {cache for cache, _ in entries}}
+            for cache, entry in entries:
+                is_kept = entry.key in kept[cache] or (cache is self and entry.key == sparing)
+                if freed < excess and not is_kept and entry.size and cache._remove_if_idle(entry):
                     freed += entry.size
+                    if cache is not self:
+                        self._size -= entry.size
             if freed < excess:
                 logger.warning("the image cache takes %s too much, all in use", _megabytes(excess - freed))
         return freed
