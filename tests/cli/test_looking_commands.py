@@ -84,6 +84,23 @@ def test_ls_takes_the_filters_of_the_settings(labelled, words, capsys):
     assert found["series_description"] == "[red]head"
 
 
+def test_ls_all_says_which_settings_leave_a_scan_out(labelled, words, capsys):
+    filters = ["--conf", "xnat_series_description", "*head", "--conf", "xnat_image_resource", "NIFTI,!DICOM"]
+    _, (image, other) = answer(capsys, "ls", "--all", *words, *filters)
+    assert (image["series_description"], image["left_out"]) == ("[red]head", "")
+    assert other["image_id"] == labelled
+    assert other["left_out"] == "the setting series_description='*head' leaves out 'abdomen'"
+    assert main(["ls", "--all", *words, *filters]) == 0
+    assert "left out: the setting series_description='*head'" in capsys.readouterr().out.splitlines()[1]
+    assert answer(capsys, "ls", "--all", *words)[1][0]["left_out"] == ""
+
+
+@pytest.mark.parametrize("more", [["--unlabeled"], ["--tag", "final"]])
+def test_ls_all_is_not_about_labels(words, capsys, more):
+    assert main(["ls", "--all", *more, *words]) == 2
+    assert "goes with neither" in capsys.readouterr().err
+
+
 def test_ls_prints_whole_cells_to_a_pipe(labelled, words, capsys):
     assert main(["ls", *words]) == 0
     first, second = capsys.readouterr().out.splitlines()
@@ -185,6 +202,7 @@ def test_the_cache_is_counted_verified_and_pruned(archive, labelled, words, caps
         path = datastore.get_image_uri(labelled)
     _, facts = answer(capsys, "cache", "info", *words)
     assert (facts["images"], facts["bytes"]) == (1, os.path.getsize(path))
+    assert facts["bytes_of_all_servers"] == facts["bytes"]
     assert answer(capsys, "cache", "verify", *words) == (0, {"damaged": [], "removed": False})
     with open(path, "r+b") as stream:
         stream.seek(400)
@@ -193,6 +211,12 @@ def test_the_cache_is_counted_verified_and_pruned(archive, labelled, words, caps
     assert answer(capsys, "cache", "verify", "--remove", *words)[0] == 0
     assert answer(capsys, "cache", "info", *words)[1]["images"] == 0
     assert answer(capsys, "cache", "prune", *words) == (0, {"freed_bytes": 0})
+
+
+def test_a_server_that_does_not_answer_leaves_no_folder(tmp_path, capsys):
+    assert main(["ls", "--studies", "http://127.0.0.1:9", "--project", "P", "--cache-path", str(tmp_path / "c")]) == 1
+    assert "cannot reach" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_options_come_from_the_environment(labelled, words, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import requests
@@ -351,6 +353,63 @@ def test_the_command_remembers_users(folder, tmp_path):
         process.terminate()
         process.communicate(timeout=30)
     assert len(re.findall(r"\(as before\)", text)) == 5
+
+
+@contextmanager
+def started(*words, environment=None):
+    """Run the command until the end of the block; yields what it has printed."""
+    command = [sys.executable, "-m", "monailabel_xnat", "sandbox", *words]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        text = ""
+        while "Ctrl-C" not in text:
+            text += process.stdout.readline()
+            assert process.poll() is None
+        yield text
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def test_an_archive_that_is_kept_keeps_its_port_and_the_passwords_given(folder):
+    with started("--data", str(folder), "--user", "admin=kept") as text:
+        url = re.search(r"http://\S+", text)[0]
+    with started("--data", str(folder)) as text:
+        assert re.search(r"http://\S+", text)[0] == url
+        assert get(url, "/data/auth", ("admin", "kept")).status_code == 200
+        command = [sys.executable, "-m", "monailabel_xnat", "sandbox", "--port", url.rpartition(":")[2]]
+        second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 2
+    assert f"another program listens at {url}" in second.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_prints_what_works_when_it_is_pasted_and_leaves_no_cache(folder, tmp_path):
+    homes = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_DATA_HOME": str(tmp_path / "share")}
+    with started("--demo", "--data", str(folder), "--user", "owner=given", environment=homes) as text:
+        assert "LABELLED: 4 sessions, 5 labels were saved" in text
+        pasted = [line.strip() for line in text.splitlines() if line.startswith("  ") and "password" not in line[:30]]
+        exports = "\n".join(line for line in pasted if line.startswith("export"))
+        python = "\n".join(line for line in pasted if line.startswith(("from", "datastore", "print")))
+        ls = f"'{sys.executable}' -m monailabel_xnat ls --project LABELLED --json"
+        environment = {**os.environ, **homes}
+        done = subprocess.run(
+            ["bash", "-c", f"{exports}\n{ls}"], capture_output=True, text=True, timeout=120, env=environment
+        )
+        listed = json.loads(done.stdout)
+        assert [sorted(image["labels"]) for image in listed] == [["final"], ["final", "original"], ["final"], []]
+        assert {image["labels"]["final"]["saved_by"] for image in listed[:3]} == {"member"}
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", python], capture_output=True, text=True, timeout=120, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        assert "'label':" in done.stdout
+    # Nothing in the folders of the user: what clients cached lies with the archive.
+    assert not (tmp_path / "cache").exists()
+    with started("--demo", "--data", str(folder), "--user", "member=again", environment=homes) as text:
+        assert "LABELLED: 4 sessions, 0 labels were saved" in text
+        assert "USERNAME=member MONAI_LABEL_XNAT_PASSWORD='again'" in text
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,8 @@ class Cache:
         Parameters
         ----------
         settings : Settings
-            The ``server_folder`` and the ``cache_budget`` (in units of 10**9 bytes) in it are used. The budget holds for
-            the images of all servers below one cache folder.
+            The ``server_folder`` and the ``cache_budget`` (in units of 10**9 bytes) in it are used. The budget holds
+            for the images of all servers below one cache folder.
         """
         server = settings.server_folder
         return cls(server / "images", budget=int(settings.cache_budget * _GIGABYTE) or None, beside=server.parent)
