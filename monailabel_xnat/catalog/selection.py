@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -65,13 +65,45 @@ class Selection:
             Labels that projects give to sessions shared into them, by experiment ID. Filters are compared with these
             labels as well.
         """
-        filters = [
-            _Applied(name, _chosen_patterns(name, names_of, self._settings, scans.values()), names_of)
+        filters = self._filters(scans.values(), shared)
+        chosen = {image: scan for image, scan in scans.items() if self._is_image(scan) and _passes(scan, filters)}
+        return Choice(chosen, "" if chosen else self._why_none(scans.values(), filters))
+
+    def reasons(self, scans: Mapping[str, Scan], shared: Mapping[str, Sequence[Names]]) -> dict[str, tuple[str, ...]]:
+        """Return by id why each scan that :meth:`of` does not choose is left out; each of several reasons is named.
+
+        Parameters
+        ----------
+        scans, shared
+            As for :meth:`of`.
+        """
+        filters = self._filters(scans.values(), shared)
+        found = {image: tuple(self._reasons_of(scan, filters)) for image, scan in scans.items()}
+        return {image: reasons for image, reasons in found.items() if reasons}
+
+    def _reasons_of(self, scan: Scan, filters: list[_Applied]) -> Iterator[str]:
+        if _is_derived(scan.modality, scan.type):
+            yield f"{scan.modality or scan.type} is no image"
+            return
+        for name, patterns, names_of in filters:
+            if not matches(patterns, *names_of(scan)):
+                is_called = repr(names_of(scan)[0]) if names_of(scan)[0] else "a scan without it"
+                yield f"{_shown(self._settings, name)} leaves out {is_called}"
+        if not _has_files(scan):
+            yield "it has no files"
+        elif not image_resources(scan, self._settings):
+            held = ", ".join(repr(resource.label) for resource in scan.resources)
+            yield f"{_shown(self._settings, 'image_resource')} leaves out {held}"
+        if scan.frames is not None and scan.frames < self._settings.min_frames:
+            yield f"the setting min_frames={self._settings.min_frames} leaves out {scan.frames}"
+
+    def _filters(self, scans: Collection[Scan], shared: Mapping[str, Sequence[Names]]) -> list[_Applied]:
+        """Return the filters that are set."""
+        return [
+            _Applied(name, _chosen_patterns(name, names_of, self._settings, scans), names_of)
             for name, names_of in _name_filters(shared).items()
             if getattr(self._settings, name)
         ]
-        chosen = {image: scan for image, scan in scans.items() if self._is_image(scan) and _passes(scan, filters)}
-        return Choice(chosen, "" if chosen else self._why_none(scans.values(), filters))
 
     def _is_image(self, scan: Scan) -> bool:
         if _is_derived(scan.modality, scan.type) or (

@@ -21,15 +21,21 @@ _TRAINING_TAG = "final"
 @click.option(
     "--tag", help="Only images with a label of this tag; with --unlabeled, those without such a label. [default: final]"
 )
+@click.option("--all", "everything", is_flag=True, help="Also the scans that are no images here, and why.")
 @with_json
 @with_settings
-def command(settings: Settings, unlabeled: bool, tag: str | None, as_json: bool) -> None:
+def command(settings: Settings, unlabeled: bool, tag: str | None, everything: bool, as_json: bool) -> None:
     """List the images: what they show, their labels, who saved them and when, and what is wrong with them.
 
-    The settings choose which scans are images, such as --conf xnat_modality MR.
+    The settings choose which scans are images, such as --conf xnat_modality MR. --all names for each other scan the
+    settings that leave it out.
 
     Example: monailabel-xnat ls --project LIVER --unlabeled
     """
+    if everything and (unlabeled or tag):
+        raise click.UsageError("--all also lists what is no image, and goes with neither --unlabeled nor --tag")
+    from monailabel_xnat.catalog.left_out import scans_left_out
+
     with opened(settings) as parts:
         scans = parts.catalog.scans()
         if unlabeled or tag:
@@ -37,7 +43,12 @@ def command(settings: Settings, unlabeled: bool, tag: str | None, as_json: bool)
             scans = [scan for scan in scans if (str(scan.image_id) in labelled) is not unlabeled]
         reasons = parts.images.no_volumes(parts.catalog.get)
         parts.labels.load_infos(scans)
-        found = [_described(parts, scan, reasons.get(str(scan.image_id), "")) for scan in scans]
+        found = [_described(parts, scan, problem=reasons.get(str(scan.image_id), "")) for scan in scans]
+        if everything:
+            found += [
+                _described(parts, scan, left_out=reason)
+                for scan, reason in scans_left_out(parts.session, parts.catalog)
+            ]
     if as_json:
         print_json(found)
         return
@@ -46,7 +57,9 @@ def command(settings: Settings, unlabeled: bool, tag: str | None, as_json: bool)
         click.echo("No image fits.", err=True)
 
 
-def _described(parts: Opened, scan: Scan, problem: str) -> dict[str, Any]:
+def _described(parts: Opened, scan: Scan, problem: str = "", left_out: str = "") -> dict[str, Any]:
+    """Return what the list says of a scan; `left_out` is why it is no image here."""
+    tags = [] if left_out else sorted(parts.labels.tags(scan))
     return {
         "image_id": str(scan.image_id),
         "subject": scan.subject_label,
@@ -54,8 +67,9 @@ def _described(parts: Opened, scan: Scan, problem: str) -> dict[str, Any]:
         "series_description": scan.series_description,
         "modality": scan.modality,
         "frames": scan.frames,
-        "labels": {tag: _label(parts, scan, tag) for tag in sorted(parts.labels.tags(scan))},
+        "labels": {tag: _label(parts, scan, tag) for tag in tags},
         "problem": problem,
+        "left_out": left_out,
     }
 
 
@@ -79,4 +93,5 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
         for tag, label in item["labels"].items()
     )
     frames = "" if item["frames"] is None else str(item["frames"])
-    return item["image_id"], item["series_description"], item["modality"], frames, labels, item["problem"]
+    note = f"left out: {item['left_out']}" if item["left_out"] else item["problem"]
+    return item["image_id"], item["series_description"], item["modality"], frames, labels, note

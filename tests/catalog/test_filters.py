@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 from archive_rows import make_scan
 
+from monailabel_xnat.catalog import Catalog
+from monailabel_xnat.catalog.left_out import scans_left_out
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.config import Settings
 from monailabel_xnat.values import matches, split
 
 BRAIN = "[BR-DY_CTAC] Brain Dynamic"
@@ -138,3 +142,43 @@ def test_the_problem_goes_when_there_are_images(archive, open_xnat_datastore):
     datastore.refresh()
     assert "filters" not in datastore.status()
     assert scans_of(datastore) == ["2"]
+
+
+REASONS = {
+    "derived": ("SEG is no image",),
+    "quality": ("the setting quality='!unusable' leaves out 'unusable'",),
+    "two": (
+        "the setting series_description='*axial*' leaves out 'localizer'",
+        "the setting modality='CT' leaves out 'MR'",
+    ),
+    "nameless": ("the setting series_description='*axial*' leaves out a scan without it",),
+    "empty": ("it has no files",),
+    "own": ("it has no files",),
+    "resource": ("the setting image_resource='DICOM' leaves out 'SNAPSHOTS'",),
+    "short": ("the setting min_frames=2 leaves out 1",),
+}
+
+
+def test_each_scan_that_is_no_image_has_its_reasons(archive, xnat_sandbox, tmp_path):
+    make_scan(archive, "image", frames="9")
+    make_scan(archive, "derived", modality="SEG")
+    make_scan(archive, "quality", quality="unusable")
+    make_scan(archive, "two", modality="MR", series_description="localizer")
+    make_scan(archive, "nameless", series_description="")
+    make_scan(archive, "empty", resources=())
+    make_scan(archive, "own", resources=("MONAILABEL_final",))
+    make_scan(archive, "resource", resources=("SNAPSHOTS",))
+    make_scan(archive, "short", frames="1")
+    chosen = {"series_description": "*axial*", "modality": "CT", "min_frames": 2, "image_resource": "DICOM"}
+    login = {"server": xnat_sandbox.url, "username": xnat_sandbox.username, "password": xnat_sandbox.password}
+    given = {**login, "project": "P", "cache_path": tmp_path, "quality": "!unusable", **chosen}
+    settings = Settings.load(given, environ={})
+    session = Session(settings)
+    catalog = Catalog(session)
+    try:
+        found = {scan.image_id.scan: reason for scan, reason in scans_left_out(session, catalog)}
+        assert [image.rpartition("/")[2] for image in catalog.ids()] == ["image"]
+        assert found == {scan: "; ".join(reasons) for scan, reasons in REASONS.items()}
+    finally:
+        catalog.close()
+        session.close()
