@@ -312,6 +312,24 @@ def origins(
     return named
 
 
+def as_conf(
+    arguments: Mapping[str, Any], conf: Mapping[str, Any], environ: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the settings that are given anywhere as ``--conf`` would give them, for the app of another machine.
+
+    Secrets are left out: that machine has its own login. So is what conf holds besides settings.
+
+    Parameters
+    ----------
+    arguments, conf, environ
+        As for :meth:`Settings.load`; values are texts, as a command has them.
+    """
+    environ = os.environ if environ is None else environ
+    names = [item.name for item in fields(Settings) if item.name not in (*_SECRETS, "server")]
+    given = {name: _first_given(name, arguments, conf, environ)[1] for name in names}
+    return {CONF_PREFIX + name: str(value) for name, value in given.items() if value is not None}
+
+
 def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
     """Refuse keywords that are not settings.
 

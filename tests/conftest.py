@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -67,3 +72,34 @@ def put_scans():
                 admin.put(file, data=image, headers=headers).raise_for_status()
 
     return put
+
+
+@pytest.fixture(scope="session")
+def dask_cluster():
+    """What runs a Dask scheduler and two workers, each a process, and yields its address and the workers."""
+
+    @contextmanager
+    def cluster(environ, folder):
+        contact = folder / "scheduler.json"
+
+        def start(*words):
+            command = [sys.executable, "-m", *words]
+            return subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+        own = ["--host", "127.0.0.1", "--scheduler-file", str(contact)]
+        own_dashboard = ["--dashboard-address", "127.0.0.1:0"]  # it is made anyway, and must not be seen by others
+        running = [start("distributed.cli.dask_scheduler", *own, "--port", "0", *own_dashboard)]
+        try:
+            for _ in range(2):
+                alone = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(folder)]
+                running.append(start("distributed.cli.dask_worker", *own, *alone))
+            until = time.monotonic() + 120
+            while not contact.exists() and time.monotonic() < until:
+                time.sleep(0.1)
+            yield json.loads(contact.read_text())["address"], running[1:]
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+
+    return cluster

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "monailabel_xnat"
 
 # From the ground up: a part may import from its own layer and those before it.
 LAYERS = (
-    {"ids", "errors", "jsonable", "values", "background"},
+    {"ids", "errors", "jsonable", "values", "background", "executors"},
     {"disk"},
     {"config"},
     {"client"},

@@ -8,15 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from monailabel.interfaces.app import MONAILabelApp
-from monailabel.interfaces.datastore import DefaultLabelTag
 
+from monailabel_xnat.app.jobs import SAVED, WAITS
 from monailabel_xnat.app.launcher import app_on_xnat
 from monailabel_xnat.errors import LabelNotUploadedError, SettingsError
+from monailabel_xnat.labels.index import DRAFT_TAG
 
 logger = logging.getLogger(__name__)
-
-DRAFT_TAG = str(DefaultLabelTag.ORIGINAL.value)
-SAVED, WAITS = "saved", "waits for XNAT in the outbox"
 
 
 def open_app(folder: Path, studies: str, conf: Mapping[str, str]) -> MONAILabelApp:
@@ -80,19 +78,31 @@ def infer_all(
     SettingsError
         If the app has no such model.
     """
-    models = sorted(app.info()["models"])
-    if model not in models:
-        raise SettingsError(f"the app has no model {model!r}", hint=f"it has {', '.join(models)}")
-    request = {"model": model, "save_label": True, "label_tag": DRAFT_TAG, **({"device": device} if device else {})}
+    request = request_for(app, model, device)
     outcomes = {}
     for image in images:
-        outcomes[image] = _inferred(app, {**request, "image": image})
+        outcomes[image] = inferred(app, {**request, "image": image})
         if done:
             done(image, outcomes[image])
     return outcomes
 
 
-def _inferred(app: MONAILabelApp, request: dict[str, object]) -> str:
+def request_for(app: MONAILabelApp, model: str, device: str) -> dict[str, object]:
+    """Return the request for a model, but for the image.
+
+    Raises
+    ------
+    SettingsError
+        If the app has no such model.
+    """
+    models = sorted(app.info()["models"])
+    if model not in models:
+        raise SettingsError(f"the app has no model {model!r}", hint=f"it has {', '.join(models)}")
+    return {"model": model, "save_label": True, "label_tag": DRAFT_TAG, **({"device": device} if device else {})}
+
+
+def inferred(app: MONAILabelApp, request: dict[str, object]) -> str:
+    """Run a model over an image, save what it finds, and return the outcome as :func:`infer_all` has it."""
     try:
         result = app.infer(request)
     except LabelNotUploadedError as error:

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.util import Finalize
@@ -17,6 +17,7 @@ from monailabel_xnat.catalog.scan import Scan
 from monailabel_xnat.client.pace import background_work
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
+from monailabel_xnat.executors import completed
 from monailabel_xnat.values import Secret
 
 logger = logging.getLogger(__name__)
@@ -279,29 +280,9 @@ def _fetched(
 ) -> Iterable[tuple[Scan, str]]:
     """Fetch images, and return each scan with its error ("" if there is none), in the order in which they are done."""
     if executor is not None:
-        # A Client of Dask returns futures of its own kind, but has a method that returns a standard executor.
-        get_executor = getattr(executor, "get_executor", None)
-        yield from _done_by(get_executor() if get_executor else executor, images.elsewhere(), scans)
+        for scan, done in completed(executor, images.elsewhere(), scans):
+            yield scan, done.reason
         return
     with ThreadPoolExecutor(workers, thread_name_prefix="xnat-prefetch") as pool:
-        yield from _done_by(pool, images.path, scans)
-
-
-def _done_by(executor: Executor, task: Callable[[Scan], object], scans: Sequence[Scan]) -> Iterable[tuple[Scan, str]]:
-    futures: dict[Future[object], Scan] = {}
-    try:
-        for scan in scans:
-            try:
-                futures[executor.submit(task, scan)] = scan
-            except RuntimeError as error:  # the executor was shut down, or its workers have died
-                yield scan, _reason(error)
-        for future in as_completed(futures):
-            failure = CancelledError("it was cancelled") if future.cancelled() else future.exception()
-            yield futures[future], _reason(failure) if failure else ""
-    finally:
-        for future in futures:
-            future.cancel()
-
-
-def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+        for scan, done in completed(pool, images.path, scans):
+            yield scan, done.reason

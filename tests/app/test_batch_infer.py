@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import signal
 import subprocess
 import sys
+import threading
+import time
+from functools import partial
 
 import nibabel
 import numpy as np
@@ -18,7 +23,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
 APP = """
+import os
 import tempfile
+import time
 
 import SimpleITK
 from monailabel.interfaces.app import MONAILabelApp
@@ -73,18 +80,20 @@ def archive(put_scans):
         yield sandbox
 
 
-def test_one_bad_case_does_not_end_a_batch_and_a_second_run_goes_on(archive, tmp_path):
-    app = tmp_path / "app"
-    app.mkdir()
-    (app / "main.py").write_text(APP)
-    environ = {
-        **os.environ,
-        "MONAI_LABEL_XNAT_USERNAME": archive.username,
-        "MONAI_LABEL_XNAT_PASSWORD": archive.password,
-        "XDG_DATA_HOME": str(tmp_path / "data"),
-        "PYTHONWARNINGS": "ignore",
-    }
+@pytest.fixture
+def app(tmp_path):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "main.py").write_text(APP)
+    return tmp_path / "app"
 
+
+@pytest.fixture
+def environ(archive, tmp_path):
+    login = {"MONAI_LABEL_XNAT_USERNAME": archive.username, "MONAI_LABEL_XNAT_PASSWORD": archive.password}
+    return {**os.environ, **login, "XDG_DATA_HOME": str(tmp_path / "data"), "PYTHONWARNINGS": "ignore"}
+
+
+def test_one_bad_case_does_not_end_a_batch_and_a_second_run_goes_on(archive, app, environ, tmp_path):
     def run(*words):
         command = [sys.executable, "-m", "monailabel_xnat", "batch-infer", "--app", str(app), "--model", "bright"]
         command += [
@@ -115,3 +124,89 @@ def test_one_bad_case_does_not_end_a_batch_and_a_second_run_goes_on(archive, tmp
         label = np.asarray(nibabel.load(datastore.get_label_uri(drafts[0], "original")).dataobj)
         assert int(label.sum()) == 12
         assert datastore.get_labeled_images() == []
+
+
+# On many machines
+
+MANY = 6
+
+
+def test_a_cluster_labels_what_a_killed_worker_did_not(put_scans, dask_cluster, app, tmp_path):
+    pytest.importorskip("distributed")
+    # The model takes a while, and notes which process ran it, so that a worker is killed while it works.
+    note = "with open(NOTES, 'a') as notes: notes.write(f'{os.getpid()} ')"
+    slow = APP.replace("        image =", f"        {note}\n        time.sleep(2)\n        image =", 1)
+    notes = tmp_path / "notes"
+    notes.touch()
+    (app / "main.py").write_text(slow.replace("NOTES", repr(str(notes))))
+    image = nibabel.Nifti1Image(np.full((4, 4, 3), 80, np.int16), AFFINE).to_bytes()
+    with Sandbox() as sandbox:
+        put_scans(sandbox, {str(n): image for n in range(1, MANY + 1)})
+        environ = {
+            **os.environ,
+            "MONAI_LABEL_XNAT_USERNAME": sandbox.username,
+            "MONAI_LABEL_XNAT_PASSWORD": sandbox.password,
+            "XDG_DATA_HOME": str(tmp_path / "data"),
+            "PYTHONWARNINGS": "ignore",
+        }
+        with dask_cluster(environ, tmp_path) as (address, workers):
+
+            def kill_who_works():
+                while not notes.read_text().split():
+                    time.sleep(0.05)
+                victim = int(notes.read_text().split()[0])
+                assert victim in {worker.pid for worker in workers}
+                os.kill(victim, signal.SIGKILL)
+
+            killer = threading.Thread(target=kill_who_works)
+            killer.start()
+            command = [sys.executable, "-m", "monailabel_xnat", "batch-infer", "--app", str(app), "--model", "bright"]
+            command += ["--studies", sandbox.url, "--project", "P", "--cache-path", str(tmp_path / "cache"), "--json"]
+            done = subprocess.run(
+                [*command, "--scheduler", address],
+                capture_output=True,
+                text=True,
+                env=environ,
+                timeout=400,
+                check=False,
+            )
+            killer.join()
+        assert done.returncode == 0, done.stderr + done.stdout
+        outcomes = json.loads(done.stdout)
+        assert [int(image.rpartition("/")[2]) for image in outcomes] == list(range(1, MANY + 1))
+        assert set(outcomes.values()) == {"saved"}
+        assert len(set(notes.read_text().split())) == 2
+        given = {"project": "P", "cache_path": tmp_path / "datastore", "environ": {}}
+        with XNATDatastore(sandbox.url, sandbox.username, sandbox.password, **given) as datastore:
+            assert sorted(datastore.get_labeled_images("original")) == sorted(outcomes)
+
+
+@pytest.mark.filterwarnings("ignore")  # those of torch, when MONAI Label is imported
+def test_a_task_for_a_worker_is_small_and_holds_no_password(archive, app, monkeypatch):
+    from monailabel_xnat.app.jobs import Job, infer_in_worker
+    from monailabel_xnat.config import as_conf
+
+    monkeypatch.setenv("MONAI_LABEL_XNAT_PASSWORD", "not-to-be-sent")
+    given = {"server": archive.url, "username": "ann", "project": "P", "password": "nor-this"}
+    conf = as_conf(given, {"xnat_modality": "CT", "models": "bright"}, {"MONAI_LABEL_XNAT_QUALITY": "usable"})
+    assert conf == {"xnat_username": "ann", "xnat_project": "P", "xnat_modality": "CT", "xnat_quality": "usable"}
+    task = partial(infer_in_worker, Job(str(app), archive.url, tuple(conf.items()), "bright"))
+    sent = pickle.dumps((task, "P/XNAT_S00001/XNAT_E00001/1"))
+    assert len(sent) < 700
+    assert b"not-to-be-sent" not in sent
+    assert b"nor-this" not in sent
+
+
+@pytest.mark.filterwarnings("ignore")  # those of torch, when MONAI Label is imported
+def test_a_worker_that_does_not_see_the_app_says_so_for_each_image(archive, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from monailabel_xnat.app.jobs import Job, infer_elsewhere
+
+    job = Job(str(tmp_path / "nowhere"), archive.url, (("xnat_project", "P"),), "bright")
+    told = []
+    with ThreadPoolExecutor(1) as pool:
+        outcomes = infer_elsewhere(pool, job, ["b", "a"], lambda image, outcome: told.append(image))
+    assert list(outcomes) == ["b", "a"]
+    assert sorted(told) == ["a", "b"]
+    assert all("there is no MONAI Label app in" in outcome for outcome in outcomes.values())

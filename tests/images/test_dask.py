@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
-import time
 
 import nibabel
 import numpy as np
@@ -34,35 +31,11 @@ def archive(put_scans):
 
 
 @pytest.fixture
-def cluster(archive, tmp_path):
-    """A scheduler and two workers, each a process, started by Dask's own commands; yields address and workers."""
-    environ = {
-        **os.environ,
-        "MONAI_LABEL_XNAT_USERNAME": archive.username,
-        "MONAI_LABEL_XNAT_PASSWORD": archive.password,
-        "PYTHONWARNINGS": "ignore",
-    }
-    contact = tmp_path / "scheduler.json"
-
-    def start(*words):
-        command = [sys.executable, "-m", *words]
-        return subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    own = ["--host", "127.0.0.1", "--scheduler-file", str(contact)]
-    own_dashboard = ["--dashboard-address", "127.0.0.1:0"]  # it is made anyway, and must not be seen by others
-    running = [start("distributed.cli.dask_scheduler", *own, "--port", "0", *own_dashboard)]
-    try:
-        for _ in range(2):
-            alone = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(tmp_path)]
-            running.append(start("distributed.cli.dask_worker", *own, *alone))
-        until = time.monotonic() + 120
-        while not contact.exists() and time.monotonic() < until:
-            time.sleep(0.1)
-        yield json.loads(contact.read_text())["address"], running[1:]
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
+def cluster(archive, dask_cluster, tmp_path):
+    """A scheduler and two workers; yields address and workers."""
+    login = {"MONAI_LABEL_XNAT_USERNAME": archive.username, "MONAI_LABEL_XNAT_PASSWORD": archive.password}
+    with dask_cluster({**os.environ, **login, "PYTHONWARNINGS": "ignore"}, tmp_path) as found:
+        yield found
 
 
 @pytest.fixture
