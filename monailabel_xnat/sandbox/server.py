@@ -209,14 +209,19 @@ class Sandbox:
         ------
         RuntimeError
             If it serves already, was stopped before, or does not come up.
+        OSError
+            If it cannot listen there; a temporary archive is removed then, as by :meth:`stop`.
         """
         if self._server is not None:
             raise RuntimeError(f"the sandbox serves already, on {self.url}")
         if not self._lock.is_locked:
             raise RuntimeError("the sandbox was stopped and its archive is closed; make another one: Sandbox(...)")
-        self._listen()
-        config = self._config()
-        self._server = uvicorn.Server(config)
+        try:
+            self._listen()
+        except OSError:
+            self.stop()
+            raise
+        self._server = uvicorn.Server(self._config())
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="xnat-sandbox", daemon=True
         )
@@ -273,7 +278,13 @@ class Sandbox:
             # With its protocol named, asyncio sends small answers at once instead of waiting for Nagle's algorithm.
             self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind((self._host, self._port))
+            try:
+                self._socket.bind((self._host, self._port))
+            except OSError as error:
+                self._socket.close()
+                self._socket = None
+                reason = f"cannot listen on {self._host}, port {self._port}: {error.strerror or error}"
+                raise OSError(error.errno, f"{reason}; choose another port, or 0 for any free one") from None
             # Whoever connects before the server runs waits for it.
             self._socket.listen()
             self._port = self._socket.getsockname()[1]

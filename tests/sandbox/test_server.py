@@ -479,3 +479,30 @@ def test_a_sandbox_that_serves_or_was_stopped_is_not_started_again():
         sandbox.stop()
     with pytest.raises(RuntimeError, match="was stopped"):
         sandbox.start()
+
+
+def test_a_port_in_use_is_named_and_nothing_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    with Sandbox() as first:
+        port = int(first.url.rpartition(":")[2])
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1, port {port}: .* choose another port"):
+            Sandbox(port=port).start()
+        assert list(tmp_path.iterdir()) == [first.folder]
+
+
+def test_the_command_names_a_port_in_use(tmp_path):
+    with Sandbox() as first:
+        port = first.url.rpartition(":")[2]
+        command = [sys.executable, "-m", "monailabel_xnat", "sandbox", "--port", port]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, env={**os.environ, "TMPDIR": str(tmp_path)}
+        )
+    assert (done.returncode, f"port {port}" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_dicom_is_named(tmp_path, xnat_sandbox):
+    with pytest.raises(ValueError, match=f"no DICOM file in {tmp_path}"):
+        xnat_sandbox.import_dicom(tmp_path, "P")
+    assert xnat_sandbox.archive.project("P") is None
