@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import tarfile
+import zipfile
 
 import pytest
 import requests
@@ -241,6 +244,48 @@ def test_forms_put_files_below_every_object(admin, made, parent):
     assert admin.get(f"{files}/sub/", format="zip").content.count(b"PK\x01\x02") == 2
     assert admin.delete(f"{files}/sub/folder").status_code == 200
     assert len(admin.rows(f"{files}/sub/")) == 1
+
+
+@pytest.mark.claim(
+    "files",
+    "TestFileUpload.testMRResourceUploadZip",
+    "TestFileUpload.testMRResourceUploadTar",
+    "TestFileUpload.testMRResourceUploadTarGz",
+    "TestFileUpload.testMRResourceUploadTgz",
+    "TestFileUpload.testScanResourceUploadZip",
+    "TestFileUpload.testScanResourceUploadTar",
+    "TestFileUpload.testScanResourceUploadTarGz",
+    "TestFileUpload.testScanResourceUploadTgz",
+    "TestFileUpload.testSubjectResourceUploadZip",
+    "TestFileUpload.testSubjectResourceUploadTar",
+    "TestFileUpload.testSubjectResourceUploadTarGz",
+    "TestFileUpload.testSubjectResourceUploadTgz",
+    "TestFileUpload.testProjectResourceUploadZip",
+    "TestFileUpload.testProjectResourceUploadTar",
+    "TestFileUpload.testProjectResourceUploadTarGz",
+    "TestFileUpload.testProjectResourceUploadTgz",
+)
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tgz"])
+@pytest.mark.parametrize("parent", ["session", "subject", "project", "scan"])
+def test_archives_are_unpacked_below_every_object(admin, made, parent, kind):
+    where = {"session": made.long, "subject": SUBJECT, "project": "/data/projects/P", "scan": made.scan}[parent]
+    names = ["mr_1/1.dcm", "mr_1/2.dcm"]
+    target = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(target, "w") as archive:
+            for name in names:
+                archive.writestr(name, name)
+    else:
+        with tarfile.open(fileobj=target, mode="w" if kind == "tar" else "w:gz") as archive:
+            for name in names:
+                info = tarfile.TarInfo(name)
+                info.size = len(name)
+                archive.addfile(info, io.BytesIO(name.encode()))
+    form = {"file": (f"mr_1.{kind}", target.getvalue())}
+    address = f"{admin.url}{where}/resources/TEST/files/mr_1.{kind}"
+    assert admin.http.put(address, params={"extract": "true"}, files=form, timeout=30).status_code == 200
+    rows = admin.rows(f"{where}/resources/TEST/files")
+    assert [admin.get(row["URI"]).text for row in rows] == names
 
 
 @pytest.mark.claim("files", "TestFileUpload.testMRResourcesTotalRecordsCount")

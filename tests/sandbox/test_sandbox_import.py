@@ -360,6 +360,26 @@ def test_scans_have_what_their_headers_say(admin, project, demo_dicom):
     assert (scan["parameters/voxelRes/x"], scan["parameters/voxelRes/y"]) == (spacing[1], spacing[0])
 
 
+@pytest.mark.claim("import and prearchive", "TestDicomDataExtraction.testCTDicomExtraction")
+def test_parameters_of_a_ct_scan_are_those_of_its_headers(admin, project, demo_dicom):
+    values = {"AcquisitionNumber": 1, "ScanOptions": "HELICAL MODE", "DataCollectionDiameter": "500"}
+    values |= {"DistanceSourceToDetector": "949.075012", "DistanceSourceToPatient": "541", "TableHeight": "174.699997"}
+    values |= {"RotationDirection": "CW", "Exposure": 14, "FilterType": "BODY FILTER", "GeneratorPower": 52800}
+    values |= {"SingleCollimationWidth": 7.0, "TotalCollimationWidth": 49.0, "TableSpeed": 30.0, "CTDIvol": 3.22}
+    values |= {"TableFeedPerRotation": 98.0, "SpiralPitchFactor": 2.0, "RescaleIntercept": "-1024", "RescaleSlope": "1"}
+    values["ImageOrientationPatient"] = [1, 0, 0, 0, 1, 0]
+    body = zipped(changed(series_files(demo_dicom)[0], **values))
+    address = admin.post(IMPORT, body, dest="/archive/projects/P").text.strip()
+    scan = admin.get(f"{address}/scans/2", format="json").json()["items"][0]["data_fields"]
+    expected = {"acquisitionNumber": 1, "options": "HELICAL MODE", "collectionDiameter": 500, "exposure": 14}
+    expected |= {"distanceSourceToDetector": 949.075012, "distanceSourceToPatient": 541, "tableHeight": 174.699997}
+    expected |= {"rotationDirection": "CW", "filter": "BODY FILTER", "generatorPower": 52800, "ctDIvol": 3.22}
+    expected |= {"collimationWidth/single": 7, "collimationWidth/total": 49, "tableSpeed": 30, "pitchFactor": 2}
+    expected |= {"tableFeedPerRotation": 98, "rescale/intercept": "-1024", "rescale/slope": "1", "orientation": "Tra"}
+    found = {name.partition("/")[2]: value for name, value in scan.items() if name.startswith("parameters/")}
+    assert {name: found.get(name) for name in expected} == expected
+
+
 # The site's anonymisation
 
 

@@ -320,6 +320,6 @@ def _simple_type(node: ElementTree.Element) -> str | None:
         if found is not None:
             declared = found.get("base") or ""
     prefix, _, local = declared.rpartition(":")
-    if node.tag == f"{XS}attribute" and not declared:
+    if not declared and (node.tag == f"{XS}attribute" or node.find(f"{XS}complexType") is None):
         return "string"
     return local if prefix in ("xs", "xsd") else None

@@ -15,7 +15,7 @@ from monailabel_xnat.sandbox.archive.datatypes import DataTypes
 from monailabel_xnat.sandbox.archive.model import Experiment, Fields, Scan
 from monailabel_xnat.sandbox.archive.resources import Resources, owner_of
 from monailabel_xnat.sandbox.dicom.naming import scan_xsi_type, xnat_label
-from monailabel_xnat.sandbox.dicom.series import SeriesFiles, element_text, read_series, without_warnings
+from monailabel_xnat.sandbox.dicom.series import CT_PARAMETERS, SeriesFiles, element_text, read_series, without_warnings
 from monailabel_xnat.sandbox.http.messages import HTTPError, Request
 
 # Where XNAT looks for "Project:P Subject:S Session:E", in this order.
@@ -154,6 +154,16 @@ def _thickness(series: SeriesFiles) -> str:
     return detail("SliceThickness")(series) or detail("SpacingBetweenSlices")(series)
 
 
+def _orientation(series: SeriesFiles) -> str:
+    """Return the plane in which the slices lie most: ``Sag``, ``Cor`` or ``Tra``."""
+    try:
+        a, b, c, d, e, f = (float(text) for text in detail("ImageOrientationPatient")(series).split("\\"))
+    except ValueError:
+        return ""
+    normal = {"Sag": b * f - c * e, "Cor": c * d - a * f, "Tra": a * e - b * d}
+    return max(normal, key=lambda plane: abs(normal[plane]))
+
+
 SESSION_FIELDS: dict[str, Read] = {
     "UID": lambda series: series.study_uid,
     "date": lambda series: series.study_date,
@@ -210,6 +220,8 @@ SCAN_FIELDS: dict[str, Read] = {
     "parameters/exposureTime": _number(detail("ExposureTime")),
     "parameters/xrayTubeCurrent": _number(detail("XRayTubeCurrent")),
     "parameters/convolutionKernel": detail("ConvolutionKernel"),
+    "parameters/orientation": _orientation,
+    **{f"parameters/{path}": detail(keyword) for path, keyword in CT_PARAMETERS.items()},
 }
 
 

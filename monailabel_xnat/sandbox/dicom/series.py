@@ -53,6 +53,27 @@ _TAGS = (
     "InstanceNumber",
     "NumberOfFrames",
 )
+# Parameters of a CT scan, and the element that each is (XNAT's CTScanAttributes).
+CT_PARAMETERS = {
+    "acquisitionNumber": "AcquisitionNumber",
+    "options": "ScanOptions",
+    "collectionDiameter": "DataCollectionDiameter",
+    "distanceSourceToDetector": "DistanceSourceToDetector",
+    "distanceSourceToPatient": "DistanceSourceToPatient",
+    "tableHeight": "TableHeight",
+    "rotationDirection": "RotationDirection",
+    "exposure": "Exposure",
+    "filter": "FilterType",
+    "generatorPower": "GeneratorPower",
+    "collimationWidth/single": "SingleCollimationWidth",
+    "collimationWidth/total": "TotalCollimationWidth",
+    "tableSpeed": "TableSpeed",
+    "tableFeedPerRotation": "TableFeedPerRotation",
+    "pitchFactor": "SpiralPitchFactor",
+    "ctDIvol": "CTDIvol",
+    "rescale/intercept": "RescaleIntercept",
+    "rescale/slope": "RescaleSlope",
+}
 # Of the sequence, the station and who ran it; `details` of a series holds their values, those of a list as "1\\2".
 _DETAILS = (
     "StationName",
@@ -84,6 +105,8 @@ _DETAILS = (
     "ExposureTime",
     "XRayTubeCurrent",
     "ConvolutionKernel",
+    "ImageOrientationPatient",
+    *CT_PARAMETERS.values(),
 )
 
 _WARNING_FILTERS = threading.Lock()
