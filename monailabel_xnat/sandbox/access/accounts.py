@@ -156,12 +156,9 @@ class Accounts:
     def issue_token(self, user: User) -> dict[str, Any]:
         """Make an alias token; the secret is in the answer and nowhere else."""
         alias, secret, now = str(uuid.uuid4()), secrets.token_hex(32), self._clock()
-        with self._store.write() as db:
-            cursor = db.execute(
-                "INSERT INTO tokens (alias, secret, login, created, expires) VALUES (?, ?, ?, ?, ?)",
-                (alias, secret_digest(secret), user.login, now, now + TOKEN_SECONDS),
-            )
-        return {**_token_json(cursor.lastrowid or 0, alias, user.login, now, now + TOKEN_SECONDS), "secret": secret}
+        row = {"alias": alias, "secret": secret_digest(secret), "login": user.login}
+        number = self._store.insert("tokens", {**row, "created": now, "expires": now + TOKEN_SECONDS})
+        return {**_token_json(number, alias, user.login, now, now + TOKEN_SECONDS), "secret": secret}
 
     def token(self, alias: str) -> dict[str, Any] | None:
         """Return a token that is still good, or None."""

@@ -10,7 +10,7 @@ import binascii
 import re
 import time
 from functools import cached_property
-from urllib.parse import parse_qs, parse_qsl, unquote
+from urllib.parse import parse_qsl, unquote
 
 from monailabel_xnat.sandbox.access.accounts import ANONYMOUS, PROVIDER, Accounts, Session, Sessions, User
 from monailabel_xnat.sandbox.archive.archive import Archive
@@ -192,14 +192,7 @@ def _unauthorized() -> HTTPError:
 
 
 def _form_token(request: Request) -> str | None:
-    if request.content_type != "application/x-www-form-urlencoded":
-        return None
-    form = parse_qs(request.body.read(_LARGEST_FORM).decode("utf-8", "replace"))
-    request.body.seek(0)
-    return form.get("XNAT_CSRF", [None])[0]
-
-
-_TABLE_FORMATS = ("json", "html", "xml", "csv")
+    return request.form().get("XNAT_CSRF")
 
 
 class SiteCalls(Handlers):
@@ -294,7 +287,7 @@ class SiteCalls(Handlers):
             {"xdat_user_id": str(user.number), **{name: getattr(user, name) for name in names}}
             for user in self._accounts.all()
         ]
-        return Table(("xdat_user_id", *names), rows).reply(request.format(_TABLE_FORMATS), request.query)
+        return Table(("xdat_user_id", *names), rows).answer(request)
 
     def scanners(self, request: Request, words: list[str]) -> Reply:
         """Answer ``GET /data/scanners``."""
@@ -307,7 +300,7 @@ class SiteCalls(Handlers):
     def _distinct(self, request: Request, field: str) -> Reply:
         """List the values that a field of the scans has in readable projects."""
         rows: list[Row] = [{field: value} for value in self._archive.scan_values(field, self._may.readable())]
-        return Table((field,), rows).reply(request.format(_TABLE_FORMATS), request.query)
+        return Table((field,), rows).answer(request)
 
 
 def _csrf(request: Request, session: Session) -> str:

@@ -61,14 +61,9 @@ class Archive:
         self, project_id: str, user: User = SYSTEM, accessibility: str = "private", **fields: Any
     ) -> Project:
         """Make a project; its maker owns it, and users with a standing role get that role."""
-        now = timestamp()
         fields = {"name": project_id, "secondary_ID": project_id, **fields}
         with self.store.write() as db:
-            db.execute(
-                "INSERT INTO projects (id, accessibility, fields, insert_date, insert_user, last_modified)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (project_id, accessibility, json.dumps(fields), now, user.login, now),
-            )
+            self._insert("projects", user, fields, id=project_id, accessibility=accessibility)
             db.execute(
                 "INSERT INTO memberships SELECT ?, login, standing_role FROM users WHERE standing_role != ''",
                 (project_id,),
@@ -84,20 +79,18 @@ class Archive:
         """Return whether a project had this ID and was deleted."""
         return self.store.one("SELECT 1 FROM retired_projects WHERE id = ?", (project_id,)) is not None
 
-    def set_quarantine_code(self, project: str, code: int) -> None:
-        """Set whether new sessions that are imported are quarantined: 1, or 0 for not."""
-        with self.store.write() as db:
-            db.execute("UPDATE projects SET quarantine_code = ? WHERE id = ?", (code, project))
-
-    def set_prearchive_code(self, project: str, code: int) -> None:
-        """Set what happens to what is imported: 0 stays in the prearchive, 4 and 5 are archived."""
-        with self.store.write() as db:
-            db.execute("UPDATE projects SET prearchive_code = ? WHERE id = ?", (code, project))
-
     def set_accessibility(self, project: str, level: str) -> None:
         """Make a project private, protected or public."""
+        self.set_project(project, "accessibility", level)
+
+    def set_project(self, project: str, setting: str, value: Any) -> None:
+        """Set how open a project is (``accessibility``), or one of its codes.
+
+        A ``quarantine_code`` of 1 quarantines new sessions that are imported; with a ``prearchive_code`` of 0 what is
+        imported stays in the prearchive, with 4 and 5 it is archived.
+        """
         with self.store.write() as db:
-            db.execute("UPDATE projects SET accessibility = ? WHERE id = ?", (level, project))
+            db.execute(f"UPDATE projects SET {setting} = ? WHERE id = ?", (value, project))  # noqa: S608 - of three names
 
     def set_member(self, project: str, login: str, role: str | None) -> None:
         """Set the role of a user in a project, or take it away."""
@@ -143,14 +136,9 @@ class Archive:
 
     def create_subject(self, project: str, label: str, user: User = SYSTEM, **fields: Any) -> Subject:
         """Make a subject."""
-        now = timestamp()
-        with self.store.write() as db:
+        with self.store.write():
             number = f"{SITE_ID}_S{self.store.next_value('subject'):05d}"
-            db.execute(
-                "INSERT INTO subjects (id, project, label, fields, insert_date, insert_user, last_modified)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (number, project, label, json.dumps(fields), now, user.login, now),
-            )
+            self._insert("subjects", user, fields, id=number, project=project, label=label)
         return _there(self.subject(number))
 
     # Experiments: sessions and assessors
@@ -182,14 +170,10 @@ class Archive:
         **fields: Any,
     ) -> Experiment:
         """Make an experiment of a subject, or an assessor of a session."""
-        now = timestamp()
-        with self.store.write() as db:
+        held = {"project": project, "label": label, "xsi_type": xsi_type, "subject_id": subject, "session_id": session}
+        with self.store.write():
             number = experiment_id or f"{SITE_ID}_E{self.store.next_value('experiment'):05d}"
-            db.execute(
-                "INSERT INTO experiments (id, project, label, xsi_type, subject_id, session_id, fields, insert_date,"
-                " insert_user, last_modified) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (number, project, label, xsi_type, subject, session, json.dumps(fields), now, user.login, now),
-            )
+            self._insert("experiments", user, fields, id=number, **held)
         return _there(self.experiment(number))
 
     # Scans
@@ -201,13 +185,7 @@ class Archive:
 
     def create_scan(self, experiment: str, scan_id: str, xsi_type: str, user: User = SYSTEM, **fields: Any) -> Scan:
         """Make a scan."""
-        now = timestamp()
-        with self.store.write() as db:
-            db.execute(
-                "INSERT INTO scans (experiment, id, xsi_type, fields, insert_date, insert_user, last_modified)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (experiment, scan_id, xsi_type, json.dumps(fields), now, user.login, now),
-            )
+        self._insert("scans", user, fields, experiment=experiment, id=scan_id, xsi_type=xsi_type)
         return next(scan for scan in self.scans(experiment) if scan.id == scan_id)
 
     def scan_values(self, field: str, projects: Collection[str]) -> list[str]:
@@ -216,6 +194,11 @@ class Archive:
         return sorted({row["value"] for row in rows if row["project"] in projects})
 
     # All kinds
+
+    def _insert(self, table: str, user: User, fields: Fields, **values: Any) -> None:
+        now = timestamp()
+        made = {"fields": json.dumps(fields), "insert_date": now, "insert_user": user.login, "last_modified": now}
+        self.store.insert(table, {**values, **made})
 
     def counts(self) -> dict[str, int]:
         """Return the number of objects of each data type."""

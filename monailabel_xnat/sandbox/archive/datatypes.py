@@ -7,12 +7,13 @@ server given a plugin's schema knows the plugin's types.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 
+T = TypeVar("T")
 XS = "{http://www.w3.org/2001/XMLSchema}"
 
 PROJECT = "xnat:projectData"
@@ -165,8 +166,7 @@ class DataTypes:
 
     def casing(self, name: str, path: str) -> str:
         """Return a field path as the schema spells it; unchanged when the schema does not have it."""
-        wanted = path.lower()
-        return next((item.casing[wanted] for item in self.lineage(name) if wanted in item.casing), path)
+        return self._nearest(name, path, lambda item: item.casing, path)
 
     def has_field(self, name: str, path: str) -> bool:
         """Return whether a type has a simple field."""
@@ -180,13 +180,16 @@ class DataTypes:
 
     def longest(self, name: str, path: str) -> int:
         """Return how many characters a field holds: what the schema says, else 255, as XNAT's database."""
-        wanted = path.lower()
-        return next((item.lengths[wanted] for item in self.lineage(name) if wanted in item.lengths), _LENGTH)
+        return self._nearest(name, path, lambda item: item.lengths, _LENGTH)
 
     def simple_type(self, name: str, path: str) -> str:
         """Return the XSD type of a field, such as ``integer``; ``string`` for an unknown one."""
+        return self._nearest(name, path, lambda item: item.fields, "string")
+
+    def _nearest(self, name: str, path: str, table: Callable[[DataType], dict[str, T]], default: T) -> T:
+        """Return what the nearest type in a lineage says about a path."""
         wanted = path.lower()
-        return next((item.fields[wanted] for item in self.lineage(name) if wanted in item.fields), "string")
+        return next((table(item)[wanted] for item in self.lineage(name) if wanted in table(item)), default)
 
     def is_attribute(self, name: str, path: str) -> bool:
         """Return whether a field is written as an XML attribute."""

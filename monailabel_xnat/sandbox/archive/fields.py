@@ -28,7 +28,16 @@ from monailabel_xnat.sandbox.archive.datatypes import (
     DataTypes,
 )
 from monailabel_xnat.sandbox.archive.model import WRITTEN, Fields
-from monailabel_xnat.sandbox.http.messages import MULTIPART, HTTPError, Reply, Request, as_json, form_files, text
+from monailabel_xnat.sandbox.http.messages import (
+    MULTIPART,
+    HTTPError,
+    Reply,
+    Request,
+    as_json,
+    form_files,
+    parsed_xml,
+    text,
+)
 from monailabel_xnat.sandbox.http.paths import Target, locate
 from monailabel_xnat.sandbox.http.router import Handlers
 
@@ -148,12 +157,7 @@ class FieldReader:
     # The document
 
     def _document(self, text: bytes) -> Content:
-        if b"<!DOCTYPE" in text:
-            raise HTTPError(400, "A document type declaration is refused")
-        try:
-            root = ElementTree.fromstring(text)  # noqa: S314 - entities need the declaration refused above
-        except ElementTree.ParseError as error:
-            raise HTTPError(400, f"Not an XML document: {error}") from None
+        root = parsed_xml(text)
         return self._content_of(root, self._types.element_type(self._types.qualified(root.tag)) or "")
 
     def _content_of(self, node: ElementTree.Element, kind: str) -> Content:

@@ -37,6 +37,10 @@ from monailabel_xnat.sandbox.http.tables import Page, Row, Table
 _PROJECT_DEFAULTS = ("ID", "secondary_ID", "name", "description", "pi_firstname", "pi_lastname")
 _SUBJECT_DEFAULTS = ("ID", "project", "label", "insert_date", "insert_user")
 _SCAN_DEFAULTS = ("xnat_imagescandata_id", "ID", "type", "quality", "xsiType", "note", "series_description")
+_ROLE_COLUMNS = (
+    *("id", "secondary_id", "name", "description", "pi", "project_invs", "project_access"),
+    *("insert_date", "insert_user"),
+)
 # Any of these makes XNAT answer from another query, with other columns.
 _DISPLAY_QUERIES = (*ROLES, "accessible", "data", "prearc_code", "activeSince", "recent", "favorite", "admin", "users")
 
@@ -93,8 +97,8 @@ class Lists(Handlers):
 
     def _projects_by_role(self, query: Mapping[str, str]) -> Table:
         rows = [self._role_row(project) for project in self._archive.projects() if self._is_asked(project, query)]
-        names = list(self._role_row(Project("", "private", 0, {}, {}, "", "", "")))
-        return Table(names, rows, "Projects")
+        number = self._may.user.number
+        return Table([*_ROLE_COLUMNS, f"user_role_{number}", f"last_accessed_{number}", "URI"], rows, "Projects")
 
     def _is_asked(self, project: Project, query: Mapping[str, str]) -> bool:
         granted = self._may.granted_role(project.id)

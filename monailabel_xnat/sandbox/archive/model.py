@@ -18,37 +18,38 @@ LEVELS = ("private", "protected", "public")
 ROLE_NAMES = {"owner": "Owners", "member": "Members", "collaborator": "Collaborators"}
 
 
-@dataclass(frozen=True)
-class Project:
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """What every object has: its fields, its custom fields as one JSON object, who made it and when it was changed."""
+
+    fields: Fields
+    custom_fields: Fields
+    insert_date: str
+    insert_user: str
+    last_modified: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project(Stored):
     """A project; `accessibility` is ``private``, ``protected`` or ``public``."""
 
     id: str
     accessibility: str
     prearchive_code: int
-    fields: Fields
-    custom_fields: Fields
-    insert_date: str
-    insert_user: str
-    last_modified: str
     quarantine_code: int = 0
 
 
-@dataclass(frozen=True)
-class Subject:
+@dataclass(frozen=True, kw_only=True)
+class Subject(Stored):
     """A subject; `project` is its primary project."""
 
     id: str
     project: str
     label: str
-    fields: Fields
-    custom_fields: Fields
-    insert_date: str
-    insert_user: str
-    last_modified: str
 
 
-@dataclass(frozen=True)
-class Experiment:
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Stored):
     """An experiment: an image session or another subject assessor, or an image assessor (then with `session_id`)."""
 
     id: str
@@ -58,26 +59,16 @@ class Experiment:
     subject_id: str | None
     session_id: str | None
     status: str
-    fields: Fields
-    custom_fields: Fields
-    insert_date: str
-    insert_user: str
-    last_modified: str
 
 
-@dataclass(frozen=True)
-class Scan:
+@dataclass(frozen=True, kw_only=True)
+class Scan(Stored):
     """A scan; `pk` is its site-wide number, `id` its name inside the session."""
 
     pk: int
     experiment: str
     id: str
     xsi_type: str
-    fields: Fields
-    custom_fields: Fields
-    insert_date: str
-    insert_user: str
-    last_modified: str
 
 
 Item = Project | Subject | Experiment | Scan

@@ -18,7 +18,13 @@ from monailabel_xnat.sandbox.http.paths import NOT_FOUND, Finder, Target
 from monailabel_xnat.sandbox.http.router import Handlers, Visit
 from monailabel_xnat.sandbox.http.tables import Table
 
-_PREARCHIVE_CODES = ("0", "1", "4", "5", "11")
+# The settings of a project, and what each may be.
+_SETTINGS = {
+    "accessibility": LEVELS,
+    "prearchive_code": ("0", "1", "4", "5", "11"),
+    "quarantine_code": ("0", "1"),
+    "current_arc": (ARCHIVE_FOLDER,),
+}
 
 
 class ProjectSettings(Handlers):
@@ -32,31 +38,26 @@ class ProjectSettings(Handlers):
         HTTPError
             400 where there is no such thing.
         """
-        handlers = {
-            "accessibility": self._accessibility,
-            "users": self._users,
-            "prearchive_code": self._prearchive_code,
-            "quarantine_code": self._quarantine_code,
-            "current_arc": self._current_arc,
-        }
-        if word not in handlers:
+        if word not in ("users", *_SETTINGS):
             raise HTTPError(400)
         if request.method not in ("GET", "HEAD", "PUT", "DELETE"):
             raise HTTPError(405)
-        return handlers[word](request, project, [text_of(name) for name in names])
+        given = [text_of(name) for name in names]
+        return self._users(request, project, given) if word == "users" else self._setting(request, project, word, given)
 
     def _require_owner(self, project: Project) -> None:
         if not self._may.may_delete(project.id):
             raise HTTPError(403)
 
-    def _accessibility(self, request: Request, project: Project, names: list[str]) -> Reply:
-        if request.method == "PUT":
-            self._require_owner(project)
-            if names[:1] == [] or names[0] not in LEVELS:
-                raise HTTPError(400, f"Unknown accessibility; there are {', '.join(LEVELS)}")
-            self._archive.set_accessibility(project.id, names[0])
-            return text(names[0])
-        return text(project.accessibility)
+    def _setting(self, request: Request, project: Project, word: str, given: list[str]) -> Reply:
+        if request.method != "PUT":
+            return text(str(getattr(project, word, ARCHIVE_FOLDER)))  # there is one folder of archives
+        self._require_owner(project)
+        if given[:1] == [] or given[0] not in _SETTINGS[word]:
+            raise HTTPError(400, f"Unknown {word}; there are {', '.join(_SETTINGS[word])}")
+        if word != "current_arc":
+            self._archive.set_project(project.id, word, given[0])
+        return text(given[0] if word == "accessibility" else "")
 
     def _users(self, request: Request, project: Project, names: list[str]) -> Reply:
         if request.method in ("PUT", "DELETE"):
@@ -66,7 +67,7 @@ class ProjectSettings(Handlers):
             raise HTTPError(403)
         rows = [self._user_row(project.id, login, role) for login, role in self._archive.members(project.id)]
         columns = ("GROUP_ID", "displayname", "login", "firstname", "lastname", "email")
-        return Table(columns, rows).reply(request.format(("json", "html", "xml", "csv")), request.query)
+        return Table(columns, rows).answer(request)
 
     def _change_user(self, method: str, project: Project, names: list[str]) -> None:
         group = names[0].lower() if names else ""
@@ -92,33 +93,6 @@ class ProjectSettings(Handlers):
             "email": user.email if user else "",
         }
 
-    def _prearchive_code(self, request: Request, project: Project, names: list[str]) -> Reply:
-        if request.method == "PUT":
-            self._require_owner(project)
-            if names[:1] == [] or names[0] not in _PREARCHIVE_CODES:
-                raise HTTPError(400, f"Unknown code; there are {', '.join(_PREARCHIVE_CODES)}")
-            self._archive.set_prearchive_code(project.id, int(names[0]))
-            return text()
-        return text(str(project.prearchive_code))
-
-    def _quarantine_code(self, request: Request, project: Project, names: list[str]) -> Reply:
-        if request.method == "PUT":
-            self._require_owner(project)
-            if names not in (["0"], ["1"]):
-                raise HTTPError(400, "Unknown code; there are 0, 1")
-            self._archive.set_quarantine_code(project.id, int(names[0]))
-            return text()
-        return text(str(project.quarantine_code))
-
-    def _current_arc(self, request: Request, project: Project, names: list[str]) -> Reply:
-        """Return the archive folder, of which the sandbox has one."""
-        if request.method == "PUT":
-            self._require_owner(project)
-            if names != [ARCHIVE_FOLDER]:
-                raise HTTPError(400, f"The sandbox has one archive folder, {ARCHIVE_FOLDER}")
-            return text()
-        return text(ARCHIVE_FOLDER)
-
 
 Shared = Subject | Experiment | Scan
 
@@ -129,7 +103,7 @@ class Sharing(Handlers):
     def handle(self, request: Request, item: Shared, names: list[str]) -> Reply:
         """List the projects of an object, show it in another one, or take it out of that."""
         if request.method in ("GET", "HEAD"):
-            return self._table(item).reply(request.format(("json", "html", "xml", "csv")), request.query)
+            return self._table(item).answer(request)
         project = self._archive.project(text_of(names[0])) if names else None
         if project is None:
             raise HTTPError(404, NOT_FOUND["projects"])
@@ -228,20 +202,10 @@ class Removal(Handlers):
             raise HTTPError(403)
 
     def _found(self, target: Target) -> Item:
-        found: dict[str, Item | None] = {
-            "projects": target.project,
-            "subjects": target.subject,
-            "experiments": target.experiment,
-            "assessors": target.assessor,
-            "scans": target.scans[0] if len(target.scans) == 1 else None,
-        }
-        item = found[target.kind]
-        if item is not None and not target.missing and not target.new_subject:
-            return item
-        if target.kind == "projects":
+        if target.kind == "projects" and (target.project is None or target.missing):
             # A project is looked up before the right to see it.
             raise HTTPError(403 if self._archive.project(target.missing) else 400)
-        raise HTTPError(404, NOT_FOUND[target.kind])
+        return found_item(target)
 
     def _drop(self, item: Item) -> None:
         if isinstance(item, Scan):
@@ -266,7 +230,6 @@ class Removal(Handlers):
         return [*self._archive.experiments_of("project", item.id), *subjects]
 
 
-_TABLE_FORMATS = ("json", "html", "xml", "csv")
 # No JSON: items want it said with format=json.
 _ITEM_FORMATS = ("html", "xml")
 
@@ -310,7 +273,7 @@ class Objects(Handlers):
             raise HTTPError(405, headers=[("Allow", "GET, HEAD, POST")])
         if target.project and target.collection != "projects" and not self._may.may_read(target.project.id):
             raise HTTPError(403)
-        return self._table(request, target).reply(request.format(_TABLE_FORMATS), request.query)
+        return self._table(request, target).answer(request)
 
     def _table(self, request: Request, target: Target) -> Table:
         lists, query = Lists(self._visit), request.query
@@ -342,7 +305,7 @@ class Objects(Handlers):
         fields = {name.lower(): str(value) for name, value in self._items.fields(item).items()}
         names = [name for name in request.query.get("columns", "").split(",") if name] or list(self._items.fields(item))
         row = {name: fields.get((name.partition("/")[2] if ":" in name else name).lower(), "") for name in names}
-        return Table(names, [row]).reply(request.format(_TABLE_FORMATS), request.query)
+        return Table(names, [row]).answer(request)
 
     def _below(self, request: Request, target: Target) -> Reply:
         """Answer for what follows an object where XNAT has no route: some handlers use it, others refuse it."""

@@ -166,15 +166,10 @@ class Resources:
         **values
             ``format``, ``content``, ``description``, ``tags``, ``series_uid``.
         """
-        columns = (values.get(name, "") for name in ("format", "content", "description", "tags", "series_uid"))
-        with self._store.write() as db:
-            folder = self._free_folder(f"{owner.folder}/{segment(label)}")
-            cursor = db.execute(
-                "INSERT INTO resources (kind, parent, label, folder, format, content, description, tags, series_uid)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (owner.kind, owner.parent, label, folder, *columns),
-            )
-            number = cursor.lastrowid or 0
+        row = {"kind": owner.kind, "parent": owner.parent, "label": label, **values}
+        with self._store.write():
+            row["folder"] = self._free_folder(f"{owner.folder}/{segment(label)}")
+            number = self._store.insert("resources", row)
             self.changes.note(number, made=True)
         return self.get(number)
 
@@ -306,7 +301,7 @@ class Resources:
                         raise ConcurrentModificationError(
                             f"the catalog of resource {resource.id} was changed meanwhile"
                         )
-                    self._enter(db, resource.id, stored, user)
+                    self._enter(resource.id, stored, user)
                     self._count(db, resource.id, update_stats)
                 return there
         finally:
@@ -315,16 +310,13 @@ class Resources:
                     "DELETE FROM pending_files WHERE staged = ?", [(item.staged.path.name,) for _, item in wanted]
                 )
 
-    @staticmethod
-    def _enter(db: Any, resource: int, files: Iterable[tuple[str, Incoming]], user: str) -> None:
+    def _enter(self, resource: int, files: Iterable[tuple[str, Incoming]], user: str) -> None:
         now = timestamp()
         for path, item in files:
-            given = (item.values.get(name, "") for name in _ENTRY_COLUMNS)
-            db.execute(
-                "INSERT OR REPLACE INTO files (resource, path, size, digest, created, created_by, format, content,"
-                " description, tags, sop_uid, instance_number) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (resource, path, item.staged.size, item.staged.digest, now, user, *given),
-            )
+            row = {"resource": resource, "path": path, "size": item.staged.size, "digest": item.staged.digest}
+            row |= {"created": now, "created_by": user}
+            row |= {name: item.values[name] for name in _ENTRY_COLUMNS if name in item.values}
+            self._store.insert("files", row, replace=True)
 
     def remove(self, entries: Collection[FileEntry], *, keep_files: bool = False) -> None:
         """Remove entries from their catalogs, and their files from disk unless told otherwise."""
@@ -369,7 +361,7 @@ class Resources:
                 if known and not self.staging.holds(row["staged"]) and target.exists():
                     staged = Staged(target, row["size"], row["digest"])
                     item = Incoming(row["path"], staged, json.loads(row["entry"]))
-                    self._enter(db, row["resource"], [(row["path"], item)], row["user"])
+                    self._enter(row["resource"], [(row["path"], item)], row["user"])
                     self._count(db, row["resource"])
             db.execute("DELETE FROM pending_files")
         self.staging.clear()

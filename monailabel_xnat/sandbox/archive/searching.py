@@ -21,11 +21,10 @@ from monailabel_xnat.sandbox.archive.datatypes import (
     DataTypes,
 )
 from monailabel_xnat.sandbox.archive.listings import object_values, scan_values
-from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, form_files
+from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, form_files, parsed_xml
 from monailabel_xnat.sandbox.http.router import Handlers
 from monailabel_xnat.sandbox.http.tables import Row, Table
 
-_TABLE_FORMATS = ("json", "html", "xml", "csv")
 _SPACE = "{http://nrg.wustl.edu/security}"
 # Display fields of XNAT's data types, by the path of what they show; those of one type come before those of all.
 _OF_ALL = {
@@ -313,13 +312,13 @@ class SearchCalls(Handlers):
     def elements(self, request: Request, words: list[str]) -> Reply:
         """Answer ``/data/search/elements[/TYPE]``: the data types of the site, or the display fields of one."""
         table = self._search_fields(unquote(words[0])) if words else self._elements(request.query)
-        return table.reply(request.format(_TABLE_FORMATS), request.query)
+        return table.answer(request)
 
     def run(self, request: Request, words: list[str]) -> Reply:
         """Answer ``POST /data/search``."""
         with form_files(request) as files:
             table = Search(self._archive, self._may).run(files[0][1].read())
-        return table.reply(request.format(_TABLE_FORMATS), request.query)
+        return table.answer(request)
 
     def _elements(self, query: Mapping[str, str]) -> Table:
         counts = self._archive.counts()
@@ -394,12 +393,7 @@ def _comparison(kind: str, value: str, *, is_empty_other: bool = True) -> Callab
 
 
 def _parsed(document: bytes) -> ElementTree.Element:
-    if b"<!DOCTYPE" in document:
-        raise HTTPError(422, "A document type declaration is refused")
-    try:
-        root = ElementTree.fromstring(document)  # noqa: S314 - entities need the declaration refused above
-    except ElementTree.ParseError as error:
-        raise HTTPError(422, f"Not an XML document: {error}") from None
+    root = parsed_xml(document, 422)
     if root.tag.rpartition("}")[2] not in ("bundle", "search", "stored_search"):
         raise HTTPError(422, "Not a search document")
     return root

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -140,11 +140,7 @@ class Prearchive:
 
     def _enter(self, waiting: Waiting) -> Waiting:
         """Enter a session whose files are there."""
-        with self._store.write() as db:
-            cursor = db.execute(
-                "INSERT INTO prearchive VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(waiting)[1:]
-            )
-        return self._get(cursor.lastrowid or 0)
+        return self._get(self._store.insert("prearchive", {**asdict(waiting), "id": None}))
 
     def _get(self, number: int) -> Waiting:
         found = self._store.one("SELECT * FROM prearchive WHERE id = ?", (number,))

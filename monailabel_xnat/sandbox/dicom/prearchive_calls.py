@@ -7,22 +7,16 @@ from urllib.parse import unquote
 
 from monailabel_xnat.sandbox.archive.staging import zip_blocks
 from monailabel_xnat.sandbox.archive.transfers import file_reply
-from monailabel_xnat.sandbox.dicom.filing import ConflictError, Filing, LockedError, merge_of
+from monailabel_xnat.sandbox.dicom.filing import ConflictError, LockedError, merge_of
 from monailabel_xnat.sandbox.dicom.headers import Place
-from monailabel_xnat.sandbox.dicom.prearchive import CONFLICT, READY, UNASSIGNED, Prearchive, Waiting, WaitingScan
-from monailabel_xnat.sandbox.dicom.services import archived_address
+from monailabel_xnat.sandbox.dicom.prearchive import CONFLICT, READY, UNASSIGNED, Waiting, WaitingScan
+from monailabel_xnat.sandbox.dicom.services import Filers
 from monailabel_xnat.sandbox.http import tables
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, text
-from monailabel_xnat.sandbox.http.router import Handlers, Visit
 
 
-class PrearchiveCalls(Handlers):
+class PrearchiveCalls(Filers):
     """The handlers, for one request's user."""
-
-    def __init__(self, visit: Visit) -> None:
-        super().__init__(visit)
-        self._filing = Filing(visit.archive, visit.resources)
-        self._prearchive = Prearchive(visit.archive)
 
     # What waits
 
@@ -205,16 +199,14 @@ class PrearchiveCalls(Handlers):
             raise HTTPError(403)
         try:
             merge = merge_of(query.get("overwrite", ""), overwrite_files=request.flag("overwrite_files"))
-            made = self._filing.file_study(series, place, request.user, merge)
+            address = self._filed(request, series, place, merge)
         except ConflictError as error:
             self._prearchive.set_status(waiting, CONFLICT)
             raise HTTPError(409, str(error)) from error
         except LockedError as error:
             raise HTTPError(423, str(error)) from error
-        if request.flag("quarantine"):
-            self._archive.set_status(made.id, "quarantine")
         self._prearchive.delete(waiting)
-        return archived_address(self._archive, made)
+        return address
 
     def _delete(self, request: Request, waiting: Waiting) -> str:
         self._prearchive.delete(waiting)

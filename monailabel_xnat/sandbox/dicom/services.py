@@ -15,8 +15,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.errors import InvalidDicomError
 
-from monailabel_xnat.sandbox.archive.archive import Archive
-from monailabel_xnat.sandbox.archive.model import Experiment, Project, Scan
+from monailabel_xnat.sandbox.archive.model import Project, Scan
 from monailabel_xnat.sandbox.archive.resources import owner_of
 from monailabel_xnat.sandbox.archive.staging import unpack
 from monailabel_xnat.sandbox.dicom.filing import FILL, ConflictError, Filing, LockedError, Merge, by_study, merge_of
@@ -41,13 +40,26 @@ class _Destination:
     to_archive: bool | None
 
 
-class Import(Handlers):
-    """The service, for one request's user."""
+class Filers(Handlers):
+    """Handlers that file DICOM into the archive."""
 
     def __init__(self, visit: Visit) -> None:
         super().__init__(visit)
         self._filing = Filing(visit.archive, visit.resources)
         self._prearchive = Prearchive(visit.archive)
+
+    def _filed(self, request: Request, series: Sequence[SeriesFiles], place: Place, merge: Merge) -> str:
+        """File a study, and return the address of its session as imports tell it, by labels."""
+        made = self._filing.file_study(series, place, request.user, merge)
+        if request.flag("quarantine"):
+            self._archive.set_status(made.id, "quarantine")
+        subject = self._archive.subject(made.subject_id or "")
+        label = subject.label if subject else ""
+        return f"/data/archive/projects/{made.project}/subjects/{label}/experiments/{made.label}"
+
+
+class Import(Filers):
+    """The service, for one request's user."""
 
     def handle(self, request: Request, words: list[str]) -> Reply:
         """Answer ``POST /data/services/import``: the addresses of the sessions, a line each.
@@ -135,20 +147,10 @@ class Import(Handlers):
                 raise HTTPError(400, str(error)) from error
         merge = _merge(request, project, destination)
         try:
-            made = self._filing.file_study(study, place, request.user, merge)
+            return self._filed(request, study, place, merge)
         except ConflictError:
             self._prearchive.add(study, place, CONFLICT)
             raise
-        if request.flag("quarantine"):
-            self._archive.set_status(made.id, "quarantine")
-        return archived_address(self._archive, made)
-
-
-def archived_address(archive: Archive, session: Experiment) -> str:
-    """Return the address of a session as imports tell it, by labels."""
-    subject = archive.subject(session.subject_id or "")
-    label = subject.label if subject else ""
-    return f"/data/archive/projects/{session.project}/subjects/{label}/experiments/{session.label}"
 
 
 def _is_archived(project: Project, destination: _Destination) -> bool:

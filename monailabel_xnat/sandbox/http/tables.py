@@ -12,11 +12,12 @@ from itertools import islice
 from typing import TypeVar
 from xml.sax.saxutils import escape
 
-from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, html
+from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, html
 
 Row = dict[str, str]
 T = TypeVar("T")
 _DEFAULT_LIMIT = 100
+_FORMATS = ("json", "html", "xml", "csv")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ class Table:
     is_page: bool = False
     columns: Sequence[Mapping[str, str]] | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
+
+    def answer(self, request: Request) -> Reply:
+        """Write the table in the format that a request asks for or accepts."""
+        return self.reply(request.format(_FORMATS), request.query)
 
     def reply(self, kind: str, query: Mapping[str, str]) -> Reply:
         """Write the table as ``json``, ``csv``, ``xml`` or ``html``, sorted by ``sortBy`` and ``sortOrder``."""
