@@ -1,8 +1,7 @@
 """Reading a DICOM file: its top-level elements, and whether its pixel data is complete.
 
-A walk over the file finds the few elements that matter in a fraction of the time that pydicom takes to parse all of
-them. The walk knows only the common encodings. A file with anything else (functional groups, big endian or deflated
-content, damage) is read by pydicom.
+A walk over the file (:mod:`monailabel_xnat.convert.dicom.walk`) finds the few elements that matter. A file that the
+walk cannot read is read by pydicom.
 """
 
 from __future__ import annotations
@@ -21,6 +20,18 @@ from typing import BinaryIO
 import pydicom
 
 from monailabel_xnat.convert.dicom.elements import ElementError, Elements
+from monailabel_xnat.convert.dicom.walk import (
+    DOUBLE_PIXEL_DATA,
+    FLOAT_PIXEL_DATA,
+    MAGIC_OFFSET,
+    PIXEL_DATA,
+    START,
+    UNDEFINED_LENGTH,
+    Buffer,
+    CutError,
+    UnplainError,
+    find,
+)
 from monailabel_xnat.errors import ImageConversionError, XNATDatastoreError
 
 RESTORE = "download the scan again, or restore the file in the archive"
@@ -31,26 +42,9 @@ EXPLICIT = "1.2.840.10008.1.2.1"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 
-FLOAT_PIXEL_DATA = 0x7FE00008
-DOUBLE_PIXEL_DATA = 0x7FE00009
-PIXEL_DATA = 0x7FE00010
-UNDEFINED_LENGTH = 0xFFFFFFFF
-
-_MAGIC_OFFSET = 128
 _DICOM_SUFFIXES = frozenset(("", ".dcm", ".dicom", ".dic", ".ima", ".img"))
-_PIXELS = frozenset((FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA, PIXEL_DATA))
-_MEDIA_CLASS = 0x00020002
-_SYNTAX = 0x00020010
-_FUNCTIONAL_GROUPS = frozenset((0x52009229, 0x52009230))
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_LONG_FORMS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
-_SHORT_FORMS = frozenset(
-    (
-        b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
-        b"ST", b"TM", b"UI", b"UL", b"US",
-    )
-)  # fmt: skip
-
+MEDIA_CLASS = 0x00020002
+SYNTAX = 0x00020010
 _ALWAYS_BELIEVED = 1 << 28
 """How many bytes of pixels a file may promise, however few bytes its compressed pixels have: black slices are stored
 in very few bytes."""
@@ -60,8 +54,6 @@ _HIGHEST_RATIO = 1000
 
 _LARGEST_INFLATED = 1 << 30
 """How many bytes a deflated file may hold. pydicom inflates all of it before anything can be read."""
-
-_Buffer = mmap.mmap | bytes
 
 
 @dataclass(frozen=True)
@@ -86,14 +78,6 @@ class DicomFile:
     end: int
 
 
-class _UnplainError(Exception):
-    """The walk met something that it cannot read; pydicom reads the file instead."""
-
-
-class _CutError(Exception):
-    """An element seems to end beyond the end of the file."""
-
-
 def read_dicom(path: Path, stream: BinaryIO, wanted: Collection[int]) -> DicomFile | None:
     """Return elements of a file; None if it is not a DICOM file.
 
@@ -111,19 +95,19 @@ def read_dicom(path: Path, stream: BinaryIO, wanted: Collection[int]) -> DicomFi
     ImageConversionError
         If the file is truncated or damaged.
     """
-    start = stream.read(_MAGIC_OFFSET + 4)
+    start = stream.read(START)
     if not _looks_like_dicom(start):
-        if not start.strip(b"\0") and len(start) < _MAGIC_OFFSET + 4 and path.suffix.lower() in _DICOM_SUFFIXES:
+        if not start.strip(b"\0") and len(start) < START and path.suffix.lower() in _DICOM_SUFFIXES:
             raise ImageConversionError(f"{path.name} is truncated: it has {len(start)} bytes", hint=RESTORE)
         return None
     cut = False
-    if start[_MAGIC_OFFSET:] == b"DICM":
+    if start[MAGIC_OFFSET:] == b"DICM":
         with _content(stream) as buffer:
             try:
                 return _walk(buffer, wanted)
-            except _UnplainError:
+            except UnplainError:
                 pass
-            except (_CutError, struct.error):
+            except (CutError, struct.error):
                 cut = True
             except RecursionError:
                 pass  # sequences are nested too deeply; pydicom refuses the file for it, too
@@ -136,7 +120,7 @@ def read_dicom(path: Path, stream: BinaryIO, wanted: Collection[int]) -> DicomFi
 
 
 @contextmanager
-def _content(stream: BinaryIO) -> Iterator[_Buffer]:
+def _content(stream: BinaryIO) -> Iterator[Buffer]:
     if isinstance(stream, io.BytesIO):
         yield stream.getvalue()
     else:
@@ -149,12 +133,12 @@ def _looks_like_dicom(start: bytes) -> bool:
 
     Old files lack the former (the preamble of DICOM PS3.10).
     """
-    if start[_MAGIC_OFFSET:] == b"DICM":
+    if start[MAGIC_OFFSET:] == b"DICM":
         return True
-    if len(start) < _MAGIC_OFFSET or start[:2] not in (b"\x02\x00", b"\x08\x00"):
+    if len(start) < MAGIC_OFFSET or start[:2] not in (b"\x02\x00", b"\x08\x00"):
         return False
     element, length = struct.unpack_from("<HI", start, 2)
-    return element <= 0x70 and ((start[4:6].isalpha() and start[4:6].isupper()) or length < _MAGIC_OFFSET)
+    return element <= 0x70 and ((start[4:6].isalpha() and start[4:6].isupper()) or length < MAGIC_OFFSET)
 
 
 @contextmanager
@@ -182,19 +166,19 @@ def _parse(stream: BinaryIO, wanted: Collection[int]) -> DicomFile:
     return DicomFile(dataset, str(meta.get("MediaStorageSOPClassUID", "")), syntax, stream.tell())
 
 
-def _walk(buffer: _Buffer, wanted: Collection[int]) -> DicomFile:
+def _walk(buffer: Buffer, wanted: Collection[int]) -> DicomFile:
     """Read elements without pydicom."""
-    meta, position = _find(buffer, _MAGIC_OFFSET + 4, True, (_MEDIA_CLASS, _SYNTAX), group=2)
-    syntax = meta.get(_SYNTAX, b"").decode("ascii", "replace").strip("\0 ")
+    meta, position = find(buffer, START, True, (MEDIA_CLASS, SYNTAX), group=2)
+    syntax = meta.get(SYNTAX, b"").decode("ascii", "replace").strip("\0 ")
     if syntax == DEFLATED:
         _refuse_swollen(buffer, position)
     if syntax in ("", DEFLATED, BIG_ENDIAN):
-        raise _UnplainError
-    found, end = _find(buffer, position, syntax != IMPLICIT, wanted)
-    return DicomFile(found, meta.get(_MEDIA_CLASS, b"").decode("ascii", "replace").strip("\0 "), syntax, end)
+        raise UnplainError
+    found, end = find(buffer, position, syntax != IMPLICIT, wanted)
+    return DicomFile(found, meta.get(MEDIA_CLASS, b"").decode("ascii", "replace").strip("\0 "), syntax, end)
 
 
-def _refuse_swollen(buffer: _Buffer, position: int) -> None:
+def _refuse_swollen(buffer: Buffer, position: int) -> None:
     """Refuse deflated content of more than `_LARGEST_INFLATED` bytes."""
     inflater, found, step = zlib.decompressobj(-zlib.MAX_WBITS), 0, 1 << 16
     for start in range(position, len(buffer), step):
@@ -219,97 +203,16 @@ def require_bounded(stream: BinaryIO) -> None:
     ImageConversionError
         If the content has more than `_LARGEST_INFLATED` bytes once it is inflated.
     """
-    start = stream.read(_MAGIC_OFFSET + 4)
-    if start[_MAGIC_OFFSET:] == b"DICM":
+    start = stream.read(START)
+    if start[MAGIC_OFFSET:] == b"DICM":
         with _content(stream) as buffer:
             try:
-                meta, position = _find(buffer, _MAGIC_OFFSET + 4, True, (_SYNTAX,), group=2)
-            except (_UnplainError, _CutError, struct.error):
+                meta, position = find(buffer, START, True, (SYNTAX,), group=2)
+            except (UnplainError, CutError, struct.error):
                 meta, position = {}, 0
-            if meta.get(_SYNTAX, b"").strip(b"\0 ") == DEFLATED.encode():
+            if meta.get(SYNTAX, b"").strip(b"\0 ") == DEFLATED.encode():
                 _refuse_swollen(buffer, position)
     stream.seek(0)
-
-
-def _find(
-    buffer: _Buffer, position: int, explicit: bool, wanted: Collection[int], group: int = 0
-) -> tuple[dict[int, bytes], int]:
-    """Return the wanted elements before the pixel data, or before the end of the file or ``group``, and that place."""
-    found: dict[int, bytes] = {}
-    size = len(buffer)
-    while position < size:
-        # Stop at the end of the group: what follows may be deflated.
-        if group and struct.unpack_from("<H", buffer, position) != (group,):
-            break
-        tag, length, value = _element(buffer, position, explicit)
-        if tag in _PIXELS:
-            break
-        if tag in _FUNCTIONAL_GROUPS:
-            raise _UnplainError
-        if length == UNDEFINED_LENGTH:
-            if tag in wanted:
-                raise _UnplainError
-            position = _skip_items(buffer, value, explicit)
-            continue
-        position = value + length
-        if position > size:
-            raise _CutError
-        if tag in wanted:
-            found[tag] = buffer[value:position]
-    return found, position
-
-
-def _element(buffer: _Buffer, position: int, explicit: bool) -> tuple[int, int, int]:
-    """Return the tag and the length of an element, and the position of its value."""
-    group, number, length = struct.unpack_from("<HHI", buffer, position)
-    tag = group << 16 | number
-    if not explicit or group == 0xFFFE:
-        return tag, length, position + 8
-    kind = buffer[position + 4 : position + 6]
-    if kind in _LONG_FORMS:
-        (length,) = struct.unpack_from("<I", buffer, position + 8)
-        if kind == b"UN" and length == UNDEFINED_LENGTH:
-            raise _UnplainError  # Its content is in implicit VR, even if the file is in explicit VR.
-        return tag, length, position + 12
-    if kind not in _SHORT_FORMS:
-        return tag, *_unknown_form(buffer, position, tag)
-    return tag, length >> 16, position + 8
-
-
-def _unknown_form(buffer: _Buffer, position: int, tag: int) -> tuple[int, int]:
-    """Return the length and the position of a value whose VR is unknown.
-
-    An element has one of two forms. The right one is the one after which another element follows.
-    """
-    lengths = struct.unpack_from("<H", buffer, position + 6)[0], struct.unpack_from("<I", buffer, position + 8)[0]
-    for length, value in ((lengths[1], position + 12), (lengths[0], position + 8)):
-        after = value + length
-        if after == len(buffer):
-            return length, value
-        if after + 8 <= len(buffer):
-            group, number = struct.unpack_from("<2H", buffer, after)
-            if group << 16 | number > tag and bytes(buffer[after + 4 : after + 6]) in _LONG_FORMS | _SHORT_FORMS:
-                return length, value
-    raise _UnplainError
-
-
-def _skip_items(buffer: _Buffer, position: int, explicit: bool) -> int:
-    """Return the position of the end of a sequence of undefined length."""
-    while True:
-        tag, length, value = _element(buffer, position, explicit)
-        if tag == _SEQUENCE_END:
-            return value
-        if tag != _ITEM:
-            raise _UnplainError
-        position = value + length
-        if length == UNDEFINED_LENGTH:
-            position = value
-            while True:
-                tag, length, value = _element(buffer, position, explicit)
-                if tag == _ITEM_END:
-                    position = value
-                    break
-                position = _skip_items(buffer, value, explicit) if length == UNDEFINED_LENGTH else value + length
 
 
 def file_size(stream: BinaryIO) -> int:
