@@ -139,8 +139,8 @@ def axis_codes(affine: Floats) -> str:
 def has_possible_sizes(sizes: npt.ArrayLike) -> bool:
     """Return whether voxel sizes (mm) are numbers within `VOXEL_SIZES`."""
     smallest, largest = VOXEL_SIZES
-    # NaN compares as false, so it is refused as well.
-    return bool(np.all((np.asarray(sizes) >= smallest) & (np.asarray(sizes) <= largest)))
+    # NaN compares as false, so it is refused as well. For a few numbers this is faster than numpy's comparison.
+    return all(smallest <= size <= largest for size in np.ravel(sizes).tolist())
 
 
 def is_possible(affine: Floats) -> bool:

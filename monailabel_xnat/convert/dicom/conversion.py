@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from monailabel_xnat.convert.dicom.headers import ImageHeader, OtherFile, read_header
+from monailabel_xnat.convert.dicom.alike import HeaderReader
+from monailabel_xnat.convert.dicom.headers import ImageHeader, OtherFile
 from monailabel_xnat.convert.dicom.pixels import SliceValues, common_dtype
 from monailabel_xnat.convert.dicom.series import Source, choose_series, list_files, where
 from monailabel_xnat.convert.dicom.slices import SliceReader, is_plain
@@ -133,6 +134,7 @@ class Conversion:
         self._place = place
         self._likely = series_uid
         self._headers: dict[Path, ImageHeader | OtherFile | Exception] = {}
+        self._reader = HeaderReader()
         self._slices = SliceReader()
 
     def __enter__(self) -> Conversion:
@@ -150,7 +152,7 @@ class Conversion:
             The file, which must be complete.
         """
         with self._noting(path):
-            header = self._headers[path] = read_header(path)
+            header = self._headers[path] = self._reader.read(path)
             if self._is_likely(header):
                 self._slices.start(header)
 
@@ -167,12 +169,11 @@ class Conversion:
             Its content.
         """
         with self._noting(path):
-            header = self._headers[path] = read_header(path, content)
-            if self._is_likely(header) and is_plain(header):
-                header = self._headers[path] = replace(header, held=content)
-            elif isinstance(header, ImageHeader):
+            header = self._headers[path] = self._reader.read(path, content)
+            if isinstance(header, ImageHeader) and not (self._is_likely(header) and is_plain(header)):
                 private_folder(path.parent)
                 write_whole(path, content)
+                header = self._headers[path] = replace(header, held=None)
             if self._is_likely(header):
                 self._slices.start(header)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from pydicom.datadict import dictionary_description
@@ -26,7 +27,7 @@ class ElementError(ValueError):
 
 def _value(source: Elements, tag: int) -> Any:
     """Return the value of an element, as bytes if pydicom has not converted it yet; None if it is absent."""
-    if not isinstance(source, Dataset):
+    if type(source) is dict or not isinstance(source, Dataset):  # the first costs a fraction of the second
         return source.get(tag)
     element = source.get_item(Tag(tag)) if Tag(tag) in source else None
     return None if element is None else element.value
@@ -68,18 +69,30 @@ def decimals(source: Elements, tag: int, count: int = 0) -> tuple[float, ...] | 
     ElementError
         If a value is not a finite number, or the number of values is wrong.
     """
-    parts = texts(source, tag)
-    if not any(parts):
+    value = _value(source, tag)
+    if value is None:
         return None
-    try:
-        values = tuple(float(part) for part in parts)
-    except ValueError:
-        values = (math.nan,)
+    values = _numbers(value if isinstance(value, bytes) else text(source, tag))
+    if values is None:
+        return None
     if not all(map(math.isfinite, values)):
         raise ElementError(f"{_name(tag)} is not a list of numbers: {text(source, tag)!r}")
     if count and len(values) != count:
         raise ElementError(f"{_name(tag)} has {len(values)} values instead of {count}")
     return values
+
+
+@lru_cache(1024)  # most are the same in all files of a series
+def _numbers(value: bytes | str) -> tuple[float, ...] | None:
+    """Return the numbers of a decimal or integer string, None for none, and not a number if one is none."""
+    whole = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    parts = [part.strip() for part in whole.strip(" \0").split("\\")]
+    if not any(parts):
+        return None
+    try:
+        return tuple(float(part) for part in parts)
+    except ValueError:
+        return (math.nan,)
 
 
 def decimal(source: Elements, tag: int) -> float | None:

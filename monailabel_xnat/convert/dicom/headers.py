@@ -76,11 +76,15 @@ _MODALITY_LUT = 0x00283000
 _DOSE_GRID_SCALING = 0x3004000E
 # A private element of United Imaging: how many slices are tiled into one picture.
 _IMAGES_IN_GRID = 0x00651050
-_TAGS = frozenset((
+TAGS = frozenset((
     _SOP_CLASS, _SOP_INSTANCE, _IMAGE_TYPE, _MODALITY, _SERIES_DESCRIPTION, _STUDY, _SERIES, _SERIES_NUMBER,
     _INSTANCE_NUMBER, _SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES, _ROWS, _COLUMNS, _BITS_ALLOCATED, _BITS_STORED,
     _HIGH_BIT, _SIGNED, _MODALITY_LUT, _DOSE_GRID_SCALING, _IMAGES_IN_GRID, *FRAME_TAGS,
 ))  # fmt: skip
+"""All that is read of a header, by top-level tag."""
+
+OF_EACH_FILE = frozenset((_SOP_INSTANCE, _INSTANCE_NUMBER, *FRAME_TAGS)) - {_IMAGE_TYPE}
+"""Those that `placed` reads."""
 
 MOSAIC = "MOSAIC"
 """The value in Image Type that marks a mosaic."""
@@ -126,7 +130,7 @@ class ImageHeader:
     dose_scaling : str
         Dose Grid Scaling, as written; "" for an image that is not a dose.
     held : bytes or None
-        The content of the file, if the file is not on the disk.
+        The content of the file, if it was not read from the disk.
     """
 
     path: Path
@@ -197,7 +201,7 @@ def read_header(path: Path, content: bytes | None = None) -> ImageHeader | Other
         If the file is a DICOM image that is truncated, has no pixel data, or has a header that makes no sense.
     """
     with path.open("rb") if content is None else io.BytesIO(content) as stream:
-        file = read_dicom(path, stream, _TAGS)
+        file = read_dicom(path, stream, TAGS)
         if file is None:
             return OtherFile(path, "not DICOM")
         with damage_named(path):
@@ -232,17 +236,48 @@ def _image_or_other(path: Path, stream: BinaryIO, file: DicomFile) -> ImageHeade
     image = _image(path, file.elements, sop_class, file.syntax)
     if image.columns < 1:
         raise ElementError(f"Columns is {image.columns}, but at least 1 is expected")
+    image = placed(image, path, stream, file.elements)
+    return untiled(image, stream) if is_mosaic(image.image_type) and len(image.frames) == 1 else image
+
+
+def placed(image: ImageHeader, path: Path, stream: BinaryIO, found: Elements) -> ImageHeader:
+    """Return a header with what each file of a series has of its own: its name, its frames, and where its pixels are.
+
+    Parameters
+    ----------
+    image : ImageHeader
+        The header so far.
+    path : Path
+        The file.
+    stream : binary file
+        The open file, or a BytesIO, at the end of the header.
+    found : mapping of int to bytes, or Dataset
+        The elements of its header.
+
+    Raises
+    ------
+    ImageConversionError
+        If the pixels are not all there.
+    ElementError
+        If a number in the header is none.
+    """
     # Only pixel data of the right size proves that the stated number of frames is true.
-    count = frame_count(file.elements)
+    count = frame_count(found)
     bits = image.rows * image.columns * max(1, image.samples) * max(1, image.bits_allocated) * count
     expected = (bits + 7) // 8
     if image.photometric == "YBR_FULL_422":
         expected = expected * 2 // 3
-    offset, length = locate_pixel_data(path, stream, file.syntax, expected, count)
-    order = elements.decimal(file.elements, _INSTANCE_NUMBER) or 0.0
-    frames = read_frames(path, file.elements, count, order)
-    image = replace(image, pixel_offset=offset, pixel_length=length, frames=frames)
-    return untiled(image, stream) if is_mosaic(image.image_type) and len(image.frames) == 1 else image
+    offset, length = locate_pixel_data(path, stream, image.transfer_syntax, expected, count)
+    order = elements.decimal(found, _INSTANCE_NUMBER) or 0.0
+    return replace(
+        image,
+        path=path,
+        sop_instance_uid=elements.text(found, _SOP_INSTANCE),
+        pixel_offset=offset,
+        pixel_length=length,
+        frames=read_frames(path, found, count, order),
+        held=stream.getvalue() if isinstance(stream, io.BytesIO) else None,
+    )
 
 
 def _image(path: Path, dataset: Elements, sop_class: str, syntax: str) -> ImageHeader:
@@ -254,7 +289,7 @@ def _image(path: Path, dataset: Elements, sop_class: str, syntax: str) -> ImageH
     return ImageHeader(
         path=path,
         sop_class=sop_class,
-        sop_instance_uid=elements.text(dataset, _SOP_INSTANCE),
+        sop_instance_uid="",
         series_uid=elements.text(dataset, _SERIES),
         study_uid=elements.text(dataset, _STUDY),
         modality=elements.text(dataset, _MODALITY),

@@ -14,7 +14,8 @@ from typing import Any, Union
 
 import pydicom
 
-from monailabel_xnat.convert.dicom.headers import ImageHeader, OtherFile, is_mosaic, read_header
+from monailabel_xnat.convert.dicom.alike import HeaderReader
+from monailabel_xnat.convert.dicom.headers import ImageHeader, OtherFile, is_mosaic
 from monailabel_xnat.convert.geometry import LPS_TO_RAS
 from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.itk import itk_affine, simpleitk
@@ -72,7 +73,8 @@ def read_series(source: Source, series_uid: str | None = None, *, one_scan: bool
         If a file is damaged, if there are several series and no ``series_uid``, or if the images are mosaics without
         Siemens' header or differ in size.
     """
-    headers = [read_header(path) for path in list_files(source)]
+    reader = HeaderReader()
+    headers = [reader.read(path) for path in list_files(source)]
     return choose_series(headers, where(source), series_uid, one_scan=one_scan)
 
 
