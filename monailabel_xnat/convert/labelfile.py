@@ -176,7 +176,7 @@ def whole_numbers(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Notes]:
         raise ValueError(f"it holds values above {LARGEST_VALUE}, up to {high:g}")
     dtype = np.uint8 if high < np.iinfo(np.uint8).max + 0.5 else np.uint16
     if values.dtype.kind != "f":
-        return values.astype(dtype), ()
+        return values.astype(dtype, copy=False), ()
     rounded = np.rint(values)
     whole = rounded.astype(dtype)
     if np.array_equal(rounded, values):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from itk_reference import assert_qform, simpleitk_affine
 
 from monailabel_xnat.convert import Grid, LabelMap, Segment, read_label, to_grid, write_label
+from monailabel_xnat.convert.labelmap import voxel_counts
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 ARRAY = np.random.default_rng(3).integers(0, 5, (7, 6, 5)).astype(np.uint8)
@@ -379,3 +380,13 @@ def test_components_that_no_segment_claims_are_refused_with_their_voxels(tmp_pat
         read_label(path)
     if "component" in message and "should" not in message:
         assert "voxels)" in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.24, 0.26, 1.0])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_voxels_are_counted_whatever_share_of_them_is_labelled(dtype, share, order):
+    random = np.random.default_rng(1)
+    values = np.where(random.random((30, 20, 5)) < share, random.integers(1, 200, (30, 20, 5)), 0)
+    array = np.asarray(values, dtype, order=order)
+    assert np.array_equal(voxel_counts(array), np.bincount(array.ravel()))
