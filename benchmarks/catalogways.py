@@ -67,8 +67,8 @@ def ours(given: Given) -> Steps:
     yield INFO, lambda: datastore.get_image_info(image)
     yield REFRESH, datastore.refresh
     yield EMPTY, lambda: opened.append(_ours(given, EMPTY_PROJECT))
-    yield FIRST_SAMPLE, lambda: _next_sample(datastore)
-    yield SAMPLE, lambda: _next_sample(datastore)
+    yield FIRST_SAMPLE, lambda: _next_sample_of_app(datastore)
+    yield SAMPLE, lambda: _next_sample_of_app(datastore)
     for datastore in opened:
         datastore.close()
 
@@ -165,7 +165,18 @@ def _next_sample(datastore: Any) -> None:
     """What MONAI Label's server does for a client that wants the next image."""
     from monailabel.tasks.activelearning.random import Random
 
-    chosen = Random()({"strategy": "random"}, datastore)["id"]
+    _hand_out(datastore, Random()({"strategy": "random"}, datastore)["id"])
+
+
+def _next_sample_of_app(datastore: Any) -> None:
+    """The same in an app with the mixin, as the launcher starts it: the image is claimed as well."""
+    from monailabel_xnat.app.strategies import choose_at_random
+
+    request = {"strategy": "random"}
+    _hand_out(datastore, datastore.hand_out(lambda: choose_at_random(request, datastore), "bench")["id"])
+
+
+def _hand_out(datastore: Any, chosen: str) -> None:
     strategy = datastore.get_image_info(chosen).get("strategy", {})
     strategy["random"] = {"ts": int(time.time()), "client_id": "bench"}
     datastore.update_image_info(chosen, {"strategy": strategy})

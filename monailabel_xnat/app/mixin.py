@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from monailabel.config import settings as monailabel_settings
 
 from monailabel_xnat.app import volumes
+from monailabel_xnat.app.strategies import quick_choice
 from monailabel_xnat.config import ENVIRONMENT_PREFIX
 from monailabel_xnat.datastore import XNATDatastore
 from monailabel_xnat.errors import ImageError, UnknownImageError, XNATDatastoreError
@@ -243,7 +244,8 @@ class _Claiming:
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> Any:
         if not isinstance(datastore, XNATDatastore):
             return self._strategy(request, datastore)
-        return datastore.hand_out(lambda: self._strategy(request, datastore), str(request.get("client_id") or ""))
+        choose = quick_choice(self._strategy) or self._strategy
+        return datastore.hand_out(lambda: choose(request, datastore), str(request.get("client_id") or ""))
 
     def __getattr__(self, name: str) -> Any:
         if name == "_strategy":  # a copy that is still being made has no strategy yet

@@ -104,7 +104,12 @@ def upload(
 
 
 def upload_files(
-    session: Session, resource: str, uploads: Sequence[Upload], *, overwrite: bool = False
+    session: Session,
+    resource: str,
+    uploads: Sequence[Upload],
+    *,
+    overwrite: bool = False,
+    exists: bool | None = None,
 ) -> list[RemoteFile]:
     """Store files in a resource, in the given order, and make sure that XNAT has them.
 
@@ -121,6 +126,9 @@ def upload_files(
         The files.
     overwrite : bool
         Whether files with these names but other content may be replaced.
+    exists : bool or None
+        Whether the resource exists, as far as known. Only for files with names that nobody else uses: they are sent
+        without a look at what is there. None: XNAT is asked first.
 
     Returns
     -------
@@ -137,11 +145,11 @@ def upload_files(
         If XNAT fails.
     """
     with writing(session.settings, resource):
-        listing = list_files(session, resource)
+        listing = list_files(session, resource) if exists is None else []
         missing = _missing(session, uploads, listing)
         if not overwrite:
             _require_free_names(missing, listing, resource)
-        if not listing and missing:
+        if not (exists or listing) and missing:
             _create_resource(session, resource, missing[0])
         failure: ServerError | None = None
         for attempt in range(_ATTEMPTS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from monailabel_xnat.errors import InvalidIdError, LabelFileError, SettingsError
 from monailabel_xnat.facade.client_errors import errors_for_clients
 from monailabel_xnat.ids import LabelId
 from monailabel_xnat.images import Images
+from monailabel_xnat.images.info import ImageInfos
 from monailabel_xnat.labels import Labels
 from monailabel_xnat.labels.description import describe
 from monailabel_xnat.labels.incoming import read_incoming
@@ -34,6 +35,7 @@ class XnatSide:
     _catalog: Catalog
     _graph: Graph
     _images: Images
+    _infos: ImageInfos
     _labels: Labels
     _next: NextSamples
     _session: Session
@@ -180,6 +182,20 @@ class XnatSide:
                     hint="set MONAI_LABEL_QIDO_PREFIX and MONAI_LABEL_WADO_PREFIX to xapi/dicomweb/projects/<project>",
                 )
             return read_dicomweb(self._session, root or root_of(self._settings.project[0]), path, query, accept)
+
+    def info_values(self, image_ids: Collection[str], *keys: str) -> dict[str, Any]:
+        """Return one value of what is stored with many images, by the ids of those that have it.
+
+        Parameters
+        ----------
+        image_ids : collection of str
+            Which images, by their ids as in :meth:`list_images`.
+        *keys : str
+            Where the value stands among what was stored with the image: ``"epistemic_entropy"``, or
+            ``"strategy", "random", "ts"``.
+        """
+        with errors_for_clients():
+            return self._infos.values(image_ids, keys)
 
     def hand_out(self, choose: Callable[[], Any], client_id: str = "") -> Any:
         """Return the next sample that a strategy chooses, and claim it on all servers.

@@ -70,8 +70,9 @@ class Claims:
         self._again_at = 0.0
 
     def note(self, image: ImageId, files: Iterable[RemoteFile]) -> None:
-        """Note the claims among the files in the info resource of an image."""
-        found = tuple(claim for file in files if (claim := _claim_of(file.path)))
+        """Note the claims among the files in the info resource of an image, except those that have ended."""
+        claims = (_claim_of(file.path) for file in files)
+        found = tuple(claim for claim in claims if claim and not self._has_ended(claim))
         with self._lock:
             if found:
                 self._known[image] = found
@@ -81,6 +82,8 @@ class Claims:
     def of_others(self, owner: str) -> dict[str, float]:
         """Return when images were last claimed by others (seconds since 1970), by id; makes no request."""
         with self._lock:
+            for image in [image for image, claims in self._known.items() if all(map(self._has_ended, claims))]:
+                del self._known[image]
             known = dict(self._known)
         lasting = {image: self._lasting(claims, owner) for image, claims in known.items()}
         return {str(image): max(claim.made for claim in claims) for image, claims in lasting.items() if claims}
@@ -96,7 +99,8 @@ class Claims:
             return shown
         try:
             path = resource_path(scan.path, INFO_RESOURCE)
-            files = upload_files(self._session, path, [Upload(claim.file, _CONTENT, "JSON", "MONAILABEL")])
+            item = Upload(claim.file, _CONTENT, "JSON", "MONAILABEL")
+            files = upload_files(self._session, path, [item], exists=bool(shown.file_count))
         except XNATDatastoreError as error:
             logger.warning("next samples are handed out without claims for a while: %s", type(error).__name__)
             logger.info("why there are no claims: %s", error)
@@ -117,8 +121,11 @@ class Claims:
 
     def _lasting(self, claims: Iterable[Claim], owner: str) -> list[Claim]:
         """Return the claims of others that have not ended."""
-        now, longest = time.time(), self._session.settings.claim_time
-        return [claim for claim in claims if claim.owner != owner and -_AHEAD < now - claim.made < longest]
+        latest, theirs = time.time() + _AHEAD, [claim for claim in claims if claim.owner != owner]
+        return [claim for claim in theirs if claim.made < latest and not self._has_ended(claim)]
+
+    def _has_ended(self, claim: Claim) -> bool:
+        return time.time() - claim.made >= self._session.settings.claim_time
 
 
 def _claim_of(name: str) -> Claim | None:

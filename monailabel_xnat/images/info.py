@@ -17,7 +17,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -69,9 +69,12 @@ class ImageInfos:
         self._is_recalled = False
         self._lock = threading.RLock()
         self._loading = threading.Lock()
-        # The info of each image, and the resource as the listing showed it when the info was read (None: it changed).
-        self._stored: dict[ImageId, tuple[Resource | None, dict[str, Any]]] = {}
+        # The info of each image by its id as text, and the resource as the listing showed it when the info was read
+        # (None: it changed).
+        self._stored: dict[str, tuple[Resource | None, dict[str, Any]]] = {}
         self._unread: dict[ImageId, tuple[Resource, float]] = {}
+        # Ids of images that the listing may show as changed. To look at all images would take too long.
+        self._changed: set[str] = set()
         self._pending: dict[ImageId, dict[str, Any]] = {}
         self._written: dict[ImageId, tuple[dict[str, Any], dict[str, Any]]] = {}
         self._wake = threading.Event()
@@ -82,6 +85,7 @@ class ImageInfos:
         self._writing = threading.Lock()
         self._writer = Background("xnat-info", background_work()(self._write_in_background))
         self.claims = Claims(session, catalog)
+        catalog.subscribe(self._note_changed)
         self.problem = ""
         """Why changes wait; empty if no changes wait."""
         if not session.settings.read_only:
@@ -94,12 +98,32 @@ class ImageInfos:
     def get(self, scan: Scan) -> dict[str, Any]:
         """Return a copy of the info of an image; XNAT is asked only for infos that the listing shows as changed."""
         if self._is_stale(scan):
+            self._note_changed([str(scan.image_id)])
             self._load_changed()
         with self._lock:
-            stored, pending = self._stored.get(scan.image_id), self._pending.get(scan.image_id)
-            if not stored and not pending:
-                return {}
-            return copy.deepcopy(with_changes(stored[1] if stored else {}, pending or {}))
+            return copy.deepcopy(self._merged(str(scan.image_id), self._pending.get(scan.image_id)))
+
+    def values(self, images: Collection[str], keys: Sequence[str]) -> dict[str, Any]:
+        """Return one value of the infos of many images, as :meth:`get` would, by the ids of those that have it.
+
+        Parameters
+        ----------
+        images : collection of str
+            Canonical ids of the images.
+        keys : sequence of str
+            Where the value stands: a top-level key, then that of what stands there, and so on.
+        """
+        self.load()
+        found = {}
+        with self._lock:
+            pending = {str(image): changes for image, changes in self._pending.items()}
+            for image in (self._stored.keys() | pending.keys()).intersection(images):
+                value: Any = self._merged(image, pending.get(image))
+                for key in keys:
+                    value = value.get(key) if isinstance(value, dict) else None
+                if value is not None:
+                    found[image] = copy.deepcopy(value) if isinstance(value, (dict, list)) else value
+        return found
 
     @property
     def unread(self) -> int:
@@ -121,24 +145,25 @@ class ImageInfos:
         before = scan.resource(INFO_RESOURCE)
         claimed = self.claims.take(scan, owner)
         with self._lock:
-            stored = self._stored.get(scan.image_id)
+            stored = self._stored.get(str(scan.image_id))
             is_known = before is None or (stored is not None and stored[0] == before)
             if claimed and is_known and self.claims.is_all_that_is_new(before, claimed):
-                self._stored[scan.image_id] = (claimed, stored[1] if stored else {})
+                self._stored[str(scan.image_id)] = (claimed, stored[1] if stored else {})
         return claimed is not None
 
     def load(self) -> None:
         """Read every info that the listing shows as changed, and the claims beside it."""
-        if any(self._is_stale(scan) for scan in self._catalog.scans()):
+        if len(self._catalog) and self._changed:
             self._load_changed()
 
     def handed_out(self) -> dict[str, float]:
         """Return when a strategy last handed out each image (seconds since 1970), by id; makes no request."""
         with self._lock:
             strategies = {image: info.get("strategy") for image, (_, info) in self._stored.items()}
-            strategies.update((image, info["strategy"]) for image, info in self._pending.items() if "strategy" in info)
+            waiting = [(str(image), info["strategy"]) for image, info in self._pending.items() if "strategy" in info]
+        strategies.update(waiting)
         times = {
-            str(image): max(map(time_of, entries.values()), default=0.0)
+            image: max(map(time_of, entries.values()), default=0.0)
             for image, entries in strategies.items()
             if isinstance(entries, dict)
         }
@@ -164,7 +189,7 @@ class ImageInfos:
     def forget(self, image: ImageId) -> None:
         """Forget all that is known about an image that was removed, waiting changes included."""
         with self._lock:
-            self._stored.pop(image, None)
+            self._stored.pop(str(image), None)
             self._pending.pop(image, None)
             self._unread.pop(image, None)
             self._journal.put(image, {})
@@ -260,7 +285,7 @@ class ImageInfos:
             logger.info("why image info waits: %s", error)
             return isinstance(error, ServerError) and error.may_pass_later
         with self._lock:
-            self._stored[image] = (written, merged)
+            self._stored[str(image)] = (written, merged)
             self._unread.pop(image, None)
             self._written[image] = (before, {key: merged[key] for key in changes})
             waiting = self._pending.get(image, {})
@@ -312,10 +337,20 @@ class ImageInfos:
         if resource is None or resource.file_count == 0:
             return False
         with self._lock:
-            stored, unread = self._stored.get(scan.image_id), self._unread.get(scan.image_id)
+            stored, unread = self._stored.get(str(scan.image_id)), self._unread.get(scan.image_id)
         if stored is not None and stored[0] == resource:
             return False
         return unread is None or unread[0] != resource or time.monotonic() - unread[1] > _RETRY_SECONDS
+
+    def _merged(self, image: str, changes: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return an info with the changes to it that wait, not to be changed itself; the caller holds the lock."""
+        stored = self._stored.get(image)
+        known = stored[1] if stored else {}
+        return with_changes(known, changes) if changes else known
+
+    def _note_changed(self, images: Collection[str]) -> None:
+        with self._lock:
+            self._changed.update(images)
 
     def _load_changed(self) -> None:
         """Read, in parallel, every info that the listing shows as changed."""
@@ -323,25 +358,38 @@ class ImageInfos:
             if not self._is_recalled:
                 self._recall()
                 self._is_recalled = True
-            changed = [scan for scan in self._catalog.scans() if self._is_stale(scan)]
-            if not changed:
-                return
-            with ThreadPoolExecutor(min(self._session.settings.connections, len(changed))) as pool:
-                failures = [(scan, error) for scan, error in zip(changed, pool.map(self._load, changed)) if error]
+            with self._lock:
+                candidates, self._changed = self._changed, set()
+            try:
+                failures = self._load_stale(candidates)
+            except BaseException:
+                self._note_changed(candidates)
+                raise
+            with self._lock:  # what could not be read is read again after a while
+                self._changed.update(map(str, self._unread))
         if failures:
             logger.warning("%d image infos could not be read, what was known of them before is used", len(failures))
         for scan, error in failures:
             logger.info("the info of %s could not be read: %s", scan.image_id, error)
 
+    def _load_stale(self, images: Collection[str]) -> list[tuple[Scan, XNATDatastoreError]]:
+        """Read those of the infos that the listing shows as changed, and return which failed, and why."""
+        scans = [scan for scan in map(self._catalog.get, images) if scan and self._is_stale(scan)]
+        if not scans:
+            return []
+        with ThreadPoolExecutor(min(self._session.settings.connections, len(scans))) as pool:
+            return [(scan, error) for scan, error in zip(scans, pool.map(self._load, scans)) if error]
+
     def _recall(self) -> None:
         """Take the infos that this machine has read before. They are read again if the listing shows a change."""
         remembered = self._read_cache.all(_KIND)
         for scan in self._catalog.scans() if remembered else ():
-            resource, fact = scan.resource(INFO_RESOURCE), remembered.get(str(scan.image_id))
+            image = str(scan.image_id)
+            resource, fact = scan.resource(INFO_RESOURCE), remembered.get(image)
             if resource and fact and isinstance(fact.content, dict):
                 state = resource if resource.state == fact.state else None
                 with self._lock:
-                    self._stored.setdefault(scan.image_id, (state, fact.content))
+                    self._stored.setdefault(image, (state, fact.content))
 
     def _load(self, scan: Scan) -> XNATDatastoreError | None:
         """Read one info; return the error if that fails. Then the old info stays, and it is read again later."""
@@ -362,7 +410,7 @@ class ImageInfos:
         if size == resource.file_size:  # otherwise it was written later than the listing was made
             self._read_cache.put(_KIND, str(scan.image_id), resource.state, info)
         with self._lock:
-            self._stored[scan.image_id] = (resource, info)
+            self._stored[str(scan.image_id)] = (resource, info)
             self._unread.pop(scan.image_id, None)
         return None
 

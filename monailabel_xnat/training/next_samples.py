@@ -94,8 +94,11 @@ class NextSamples:
         """
         out = {*self._labels.images(TRAINING_TAG), *self._images.no_volumes(self._catalog.get), str(scan.image_id)}
         handed_out = self._infos.handed_out()
-        left = (image for image in self._catalog.ids() if image not in out)
-        chosen = heapq.nsmallest(count, left, key=lambda image: (handed_out.get(image, 0.0), image))
+        left = [image for image in self._catalog.ids() if image not in out]
+        chosen = heapq.nsmallest(count, (image for image in left if image not in handed_out))
+        if len(chosen) < count:
+            others = ((handed_out[image], image) for image in left if image in handed_out)
+            chosen += [image for _, image in heapq.nsmallest(count - len(chosen), others)]
         return [found for found in map(self._catalog.get, chosen) if found]
 
     def _claimed_first(self, choose: Callable[[], Any], owner: str) -> Any:

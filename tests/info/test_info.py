@@ -79,6 +79,20 @@ def test_infos_are_read_in_bulk_and_only_once(xnat_sandbox, open_datastore, tmp_
     assert len(asked) == 2 * len(images)
 
 
+def test_one_value_of_many_images_is_what_each_info_holds(open_datastore):
+    writer, reader = open_datastore(), open_datastore()
+    first, second, _ = images = reader.list_images()
+    writer.update_image_info(first, {"strategy": {"s": {"ts": 7}}, "dice": 0.5})
+    writer._infos.flush()
+    reader.refresh()
+    reader.update_image_info(second, {"dice": 0.25})
+    assert reader.info_values(images, "dice") == {first: 0.5, second: 0.25}
+    assert reader.info_values(images, "strategy", "s", "ts") == {first: 7}
+    assert reader.info_values([second, "no/such/image/1"], "dice") == {second: 0.25}
+    reader.info_values(images, "strategy")[first].clear()
+    assert reader.get_image_info(first)["strategy"] == {"s": {"ts": 7}}
+
+
 def test_many_changes_to_one_image_are_gathered(xnat_sandbox, open_datastore):
     datastore = open_datastore()
     image = datastore.list_images()[0]
