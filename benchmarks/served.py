@@ -8,8 +8,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlencode
+
+import requests
 
 PROJECT = "BENCH"
 EMPTY_PROJECT = "EMPTY"
@@ -46,6 +49,13 @@ def served_sessions(sessions: int, scans: int) -> Iterator[Server]:
 
 
 @contextmanager
+def served_images(image: str, count: int) -> Iterator[Server]:
+    """Serve a project of many sessions of one scan each, which holds an image file; all hold the same."""
+    with _running("--images", image, str(count)) as server:
+        yield server
+
+
+@contextmanager
 def _running(*words: str) -> Iterator[Server]:
     program = [sys.executable, "-W", "ignore", __file__, *words]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -66,6 +76,11 @@ def main() -> None:
             for project in (PROJECT, EMPTY_PROJECT):
                 sandbox.archive.create_project(project)
             sandbox.archive.seed_sessions(PROJECT, sessions=int(sys.argv[2]), scans=int(sys.argv[3]))
+        elif sys.argv[1:2] == ["--images"]:
+            sandbox.archive.create_project(PROJECT)
+            sandbox.archive.seed_sessions(PROJECT, sessions=int(sys.argv[3]), scans=1, resources=())
+            _put_into_all(sandbox, Path(sys.argv[2]).read_bytes())
+            sandbox.requests.clear()
         else:
             for folder in sys.argv[1:]:
                 session = sandbox.import_dicom(folder, PROJECT)[0].rpartition("/")[2]
@@ -76,6 +91,18 @@ def main() -> None:
             largest = max(log, key=lambda request: request.bytes_out, default=None)
             address = f"{largest.path}?{urlencode(largest.query)}" if largest else ""
             _say({"requests": len(log), "bytes": sum(request.bytes_out for request in log), "largest": address})
+
+
+def _put_into_all(sandbox: Any, image: bytes) -> None:
+    """Put an image file into the one scan of each session."""
+    with requests.Session() as admin:
+        admin.auth = (sandbox.username, sandbox.password)
+        query = {"format": "json", "columns": "ID"}
+        rows = admin.get(f"{sandbox.url}/data/projects/{PROJECT}/experiments", params=query, timeout=600).json()
+        for row in rows["ResultSet"]["Result"]:
+            file = f"{sandbox.url}/data/experiments/{row['ID']}/scans/1/resources/NIFTI/files/image.nii.gz"
+            headers = {"Content-Type": "application/octet-stream"}
+            admin.put(file, data=image, headers=headers, timeout=600).raise_for_status()
 
 
 def _say(answer: dict[str, Any]) -> None:
