@@ -221,3 +221,15 @@ def test_projects_by_what_may_be_done(projects):
 def test_projects_are_filtered_by_their_fields(projects):
     assert ids(projects.rows("/data/projects", name="PUB*"), "ID") == {"PUBLIC"}
     assert ids(projects.rows("/data/projects", ID="OWNED,READ"), "ID") == {"OWNED", "READ"}
+
+
+@pytest.mark.claim("lists", "XMLPathShortcuts", "pyxnat")
+def test_a_list_of_projects_has_their_aliases(projects, admin):
+    """pyxnat's resources_test reads the aliases of a project out of the list of all."""
+    for project, alias in (("OWNED", "one"), ("JOINED", "two")):
+        admin.made(f"/data/projects/{project}", alias=alias)
+    rows = admin.rows("/data/projects", columns="alias")
+    found = {row["ID"]: row["alias"] for row in rows}
+    assert (found["OWNED"], found["JOINED"], found["READ"]) == ("one", "two", "")
+    assert [row["ID"] for row in admin.rows("/data/projects", alias="two", columns="ID")] == ["JOINED"]
+    assert len(admin.rows("/data/projects")) == 6

@@ -37,6 +37,7 @@ from monailabel_xnat.sandbox.http.tables import Page, Row, Table
 _PROJECT_DEFAULTS = ("ID", "secondary_ID", "name", "description", "pi_firstname", "pi_lastname")
 _SUBJECT_DEFAULTS = ("ID", "project", "label", "insert_date", "insert_user")
 _SCAN_DEFAULTS = ("xnat_imagescandata_id", "ID", "type", "quality", "xsiType", "note", "series_description")
+_ALIAS = "aliases/alias/alias"
 _ROLE_COLUMNS = (
     *("id", "secondary_id", "name", "description", "pi", "project_invs", "project_access"),
     *("insert_date", "insert_user"),
@@ -67,10 +68,15 @@ class Lists(Handlers):
             query.get("restrict", ""), self._may.may_see_id
         )
         rows = []
+        is_by_alias = any(
+            column.path == _ALIAS for column in [*level.columns, *(column for column, _ in level.filters)]
+        )
         for row in self._archive.store.all("SELECT * FROM projects ORDER BY id"):
-            cells = level.take(object_values(row)) if is_listed(row["id"]) else None
-            if cells is not None:
-                rows.append({**cells, "URI": f"/data/projects/{row['id']}"})
+            if is_listed(row["id"]):
+                # A row for each alias, as of every table that is joined.
+                aliases = (is_by_alias and json.loads(row["fields"]).get("aliases/alias")) or [{"alias": ""}]
+                found = level.take_all(object_values(row, **{_ALIAS: each["alias"]}) for each in aliases)
+                rows += [{**cells, "URI": f"/data/projects/{row['id']}"} for cells in found]
         return Table([*(column.key for column in level.columns), "URI"], rows, "Projects")
 
     def _projects_by_permission(self, query: Mapping[str, str]) -> Table:
