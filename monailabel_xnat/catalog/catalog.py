@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from monailabel_xnat.background import Background
 from monailabel_xnat.catalog.drawn_collections import DrawnCollections
-from monailabel_xnat.catalog.drawn_scans import DrawnOn, DrawnScans
+from monailabel_xnat.catalog.drawn_scans import DrawnScans
 from monailabel_xnat.catalog.image_index import ImageIndex
 from monailabel_xnat.catalog.listing import Names
 from monailabel_xnat.catalog.projects import Listed, Projects, each_once
@@ -342,7 +342,7 @@ class Catalog:
         for image in drawn.not_images & choice.images.keys():
             del choice.images[image]
         if self._settings.roi_tag:
-            self._add_drawings(choice.images, listings, drawn)
+            self._rois.join(choice.images, listings, drawn)
         return _Found(ImageIndex(choice.images), listed, shared_into, choice.problem, self._clock() - began)
 
     def _names_of_shared(self, listings: dict[str, dict[str, Scan]]) -> dict[str, dict[str, Names] | None]:
@@ -395,27 +395,6 @@ class Catalog:
             "it may be left out by the filters in the settings, have no image files, or not be visible to "
             "this user; refresh() shows what is new"
         )
-
-    def _add_drawings(self, images: dict[str, Scan], projects: Collection[str], drawn: DrawnOn) -> None:
-        """Put the drawings into the images. XNAT lists the ROI collections of a shared session in its owner project."""
-        owners = {scan.owner for scan in images.values()}
-        found = self._rois.look([*projects, *sorted(owners.difference(projects))])
-        told = found.by_series, found.unread, found.unlisted, drawn.by_image, drawn.unread, drawn.lost
-        is_anything = any(told)
-        for image, scan in images.items():
-            if not (is_anything or scan.drawings or scan.unread):
-                continue  # nobody has drawn anything: skip the rest, which is slow for large projects
-            session = scan.image_id.experiment
-            drawings: tuple[Drawing, ...] = (
-                *found.by_series.get((session, scan.series_uid), ()),
-                *drawn.by_image.get(image, ()),
-            )
-            unread = *found.unread.get(session, ()), *drawn.unread.get(session, ()), *drawn.lost.get(image, ())
-            for project in found.unlisted.keys() & {scan.owner, scan.image_id.project}:
-                unread = (*unread, found.unlisted[project])
-            # Scans of a project that could not be listed now come from the old index, with their old drawings.
-            if drawings != scan.drawings or unread != scan.unread:
-                images[image] = scan._replace(drawings=drawings, unread=unread)
 
     def _edit(self, image: ImageId, edit: _Edit) -> None:
         """Change the index, and also the one that a renewal is making just now."""

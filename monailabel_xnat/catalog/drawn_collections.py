@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 from monailabel_xnat.catalog.background_reading import BackgroundReader
+from monailabel_xnat.catalog.drawn_scans import DrawnOn
 from monailabel_xnat.catalog.read_cache import Fact, ReadCache
+from monailabel_xnat.catalog.scan import Scan
 from monailabel_xnat.catalog.selection import is_of_unread_kind, may_be_drawn_label
-from monailabel_xnat.client.drawn import UnreadDrawing
+from monailabel_xnat.client.drawn import Drawing, UnreadDrawing
 from monailabel_xnat.client.roi import (
     CollectionFacts,
     RoiCollection,
@@ -102,6 +104,27 @@ class DrawnCollections:
         drawn = self._grouped(collections, unlisted)
         self._note_unread(drawn)
         return drawn
+
+    def join(self, images: dict[str, Scan], projects: Collection[str], drawn: DrawnOn) -> None:
+        """Put the drawings into the images. XNAT lists the ROI collections of a shared session in its owner project."""
+        owners = {scan.owner for scan in images.values()}
+        found = self.look([*projects, *sorted(owners.difference(projects))])
+        told = found.by_series, found.unread, found.unlisted, drawn.by_image, drawn.unread, drawn.lost
+        is_anything = any(told)
+        for image, scan in images.items():
+            if not (is_anything or scan.drawings or scan.unread):
+                continue  # nobody has drawn anything: skip the rest, which is slow for large projects
+            session = scan.image_id.experiment
+            drawings: tuple[Drawing, ...] = (
+                *found.by_series.get((session, scan.series_uid), ()),
+                *drawn.by_image.get(image, ()),
+            )
+            unread = *found.unread.get(session, ()), *drawn.unread.get(session, ()), *drawn.lost.get(image, ())
+            for project in found.unlisted.keys() & {scan.owner, scan.image_id.project}:
+                unread = (*unread, found.unlisted[project])
+            # Scans of a project that could not be listed now come from the old index, with their old drawings.
+            if drawings != scan.drawings or unread != scan.unread:
+                images[image] = scan._replace(drawings=drawings, unread=unread)
 
     def _read(self, collection: RoiCollection) -> CollectionFacts:
         return read_facts(self._session, collection)
