@@ -17,6 +17,7 @@ from monailabel_xnat.catalog.projects import Listed, Projects, each_once
 from monailabel_xnat.catalog.read_cache import ReadCache
 from monailabel_xnat.catalog.scan import Resource, Scan
 from monailabel_xnat.catalog.selection import Selection
+from monailabel_xnat.catalog.shared_names import SharedNames, by_session
 from monailabel_xnat.client.drawn import Drawing
 from monailabel_xnat.client.pace import background_work
 from monailabel_xnat.client.session import Session
@@ -83,7 +84,7 @@ class Catalog:
         self._background = Background("xnat-catalog", background_work()(self._try_to_renew))
         self.read_cache = ReadCache(session.settings)
         self._projects = Projects(session, self.read_cache, clock)
-        self._shared_into: dict[str, dict[str, Names] | None] = {}
+        self._shared = SharedNames(session.settings, self._projects.listing)
         self._lost: dict[str, str] = {}
         self._rois = DrawnCollections(session, self.read_cache, self._renew_in_background)
         self.drawn = DrawnScans(session, self.read_cache, self._renew_in_background)
@@ -126,7 +127,7 @@ class Catalog:
             If several images have the name.
         """
         try:
-            found = self._current().find(image) or self._find_shared(image)
+            found = self._current().find(image) or self._shared.find(image, self._current())
         except UnknownImageError:
             if not self._list_anew_for(image, insist):
                 raise
@@ -302,7 +303,7 @@ class Catalog:
             changed = index.take_over(before)
             self._index, self._taken = index, self._clock()
             self._cost = self._taken - started - (0.0 if len(before) else found.reading)
-            self._shared_into = found.shared_into
+            self._shared.into = found.shared_into
             self._lost = {project: str(error) for project, error in found.listed.lost.items()}
             self.problem = "; ".join(filter(None, (found.listed.problem, self._rois.problem)))
             is_new, self.filter_problem = self.filter_problem != found.filter_problem, found.filter_problem
@@ -334,9 +335,9 @@ class Catalog:
         if failure is not None and (self._index is None or not (listed.scans or listed.lost)):
             raise failure
         listings = {**listed.scans, **{project: before.of_project(project) for project in listed.failing}}
-        shared_into = self._names_of_shared(listings)
+        shared_into = self._shared.list(listings)
         everything = each_once(listings)
-        choice = self._selection.of(everything, _names_by_session(shared_into))
+        choice = self._selection.of(everything, by_session(shared_into))
         began = self._clock()
         drawn = self.drawn.look(listed.scans, everything)
         for image in drawn.not_images & choice.images.keys():
@@ -344,12 +345,6 @@ class Catalog:
         if self._settings.roi_tag:
             self._rois.join(choice.images, listings, drawn)
         return _Found(ImageIndex(choice.images), listed, shared_into, choice.problem, self._clock() - began)
-
-    def _names_of_shared(self, listings: dict[str, dict[str, Scan]]) -> dict[str, dict[str, Names] | None]:
-        """Return the names that projects give to sessions shared into them; None for a project if not needed yet."""
-        shared = [project for project, scans in listings.items() if any(scan.is_shared for scan in scans.values())]
-        is_needed = self._settings.subject or self._settings.session
-        return {project: self._projects.listing.names(project) if is_needed else None for project in shared}
 
     def _list_anew_for(self, image: ImageId | str, insist: bool) -> bool:
         """List again because of an unknown name, which another server may just have given; return whether we did.
@@ -365,25 +360,6 @@ class Catalog:
             logger.debug("a name could not be looked for: %s", type(error).__name__)
             return False
         return True
-
-    def _find_shared(self, image: ImageId | str) -> Scan | None:
-        """Return an image by the labels that a project gives to a session that is shared into it."""
-        try:
-            wanted = image if isinstance(image, ImageId) else ImageId.parse(image)
-        except InvalidIdError:
-            return None
-        if wanted.project not in self._shared_into:
-            return None
-        names = self._shared_into[wanted.project]
-        if names is None:
-            names = self._shared_into[wanted.project] = self._projects.listing.names(wanted.project)
-        for experiment, name in names.items():
-            if name.session == wanted.experiment:
-                # The ID finds the session in any project. The subject may have a name of its own in each project.
-                found = self._current().by_session(experiment, wanted.scan)
-                if found and wanted.subject in (name.subject, found.subject_label, found.image_id.subject):
-                    return found
-        return None
 
     def _why_unknown(self, image: ImageId | str) -> str:
         project = image.project if isinstance(image, ImageId) else str(image).partition("/")[0]
@@ -419,11 +395,3 @@ def _apply(edit: _Edit, image: str, index: ImageIndex) -> None:
         index.put(edited)
     elif scan is not None:
         index.drop(image)
-
-
-def _names_by_session(shared_into: dict[str, dict[str, Names] | None]) -> dict[str, list[Names]]:
-    found: dict[str, list[Names]] = {}
-    for names in shared_into.values():
-        for experiment, name in (names or {}).items():
-            found.setdefault(experiment, []).append(name)
-    return found
