@@ -299,7 +299,7 @@ class Catalog:
         with self._lock:
             self._edits = [edit for edit in self._edits if edit[0] >= started]
             for _, image, edit in self._edits:
-                _apply(edit, image, index)
+                index.edit(image, edit)
             changed = index.take_over(before)
             self._index, self._taken = index, self._clock()
             self._cost = self._taken - started - (0.0 if len(before) else found.reading)
@@ -378,7 +378,7 @@ class Catalog:
         with self._lock:
             self._edits.append((self._clock(), name, edit))
             if self._index is not None:
-                _apply(edit, name, self._index)
+                self._index.edit(name, edit)
             if not self._renewal.locked():
                 self._edits.clear()
         self._tell([name])
@@ -386,12 +386,3 @@ class Catalog:
     def _tell(self, changed: Collection[str]) -> None:
         for listener in self._listeners if changed else ():
             listener(changed)
-
-
-def _apply(edit: _Edit, image: str, index: ImageIndex) -> None:
-    scan = index.get(image)
-    edited = edit(scan) if scan else None
-    if edited is not None:
-        index.put(edited)
-    elif scan is not None:
-        index.drop(image)

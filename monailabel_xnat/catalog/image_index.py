@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from monailabel_xnat.catalog.scan import Scan
 from monailabel_xnat.errors import AmbiguousNameError, UnknownImageError
@@ -78,13 +78,14 @@ class ImageIndex:
         found = (self._scans.get(image) for image in self._other_names().by_alias.get(name, ()))
         return [scan for scan in found if scan is not None]
 
-    def put(self, scan: Scan) -> None:
-        """Put a changed scan into the index, in place of the one with the same id."""
-        self._scans[str(scan.image_id)] = scan
-
-    def drop(self, image: str) -> None:
-        """Remove an image."""
-        self._scans.pop(image, None)
+    def edit(self, image: str, change: Callable[[Scan], Scan | None]) -> None:
+        """Replace an image, given by its id, by what a change makes of it; remove it if that is nothing."""
+        scan = self._scans.get(image)
+        changed = change(scan) if scan else None
+        if changed is not None:
+            self._scans[str(changed.image_id)] = changed
+        elif scan is not None:
+            self._scans.pop(image, None)
 
     def take_over(self, before: ImageIndex) -> list[str]:
         """Use the objects of an earlier index for scans that have not changed, to save memory.
