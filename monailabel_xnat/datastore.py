@@ -123,7 +123,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         self._facts = Facts(self._images, self._labels, self._infos)
         self._dataset = Dataset(session, self._catalog, self._images, self._labels)
         self._next = NextSamples(settings, self._catalog, self._images, self._labels, self._infos)
-        self._texts = DatastoreTexts(session, self._catalog.read_cache)
+        self._texts = DatastoreTexts(session, self._catalog)
         self._graph = Graph(session)
         self._session = session
         self._first_listing = FirstListing(self._catalog)

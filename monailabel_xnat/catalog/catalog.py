@@ -12,6 +12,7 @@ from monailabel_xnat.background import Background
 from monailabel_xnat.catalog.drawn_collections import DrawnCollections
 from monailabel_xnat.catalog.drawn_scans import DrawnScans
 from monailabel_xnat.catalog.image_index import ImageIndex
+from monailabel_xnat.catalog.kept_listing import REFUSED, KeptListing
 from monailabel_xnat.catalog.listing import Names
 from monailabel_xnat.catalog.projects import Listed, Projects, each_once
 from monailabel_xnat.catalog.read_cache import ReadCache
@@ -21,7 +22,14 @@ from monailabel_xnat.catalog.shared_names import SharedNames, by_session
 from monailabel_xnat.client.drawn import Drawing
 from monailabel_xnat.client.pace import background_work
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.errors import InvalidIdError, ServerError, UnknownImageError, XNATDatastoreError, restored
+from monailabel_xnat.errors import (
+    AmbiguousNameError,
+    InvalidIdError,
+    ServerError,
+    UnknownImageError,
+    XNATDatastoreError,
+    restored,
+)
 from monailabel_xnat.ids import EXPECTED_FORM, ImageId, LabelId, splits_of_label_id
 
 __all__ = ["Catalog", "Resource", "Scan"]
@@ -89,10 +97,12 @@ class Catalog:
         self._rois = DrawnCollections(session, self.read_cache, self._renew_in_background)
         self.drawn = DrawnScans(session, self.read_cache, self._renew_in_background)
         self._listeners: list[Callable[[Collection[str]], None]] = []
+        self._served = ""
         self.problem = ""
         self.filter_problem = ""
-        # While FirstListing waits for the first listing: the reason why there is none.
+        self._kept: KeptListing | None = None
         self.absence: ServerError | None = None
+        """Why XNAT has listed nothing since the start; None once it has."""
 
     def __len__(self) -> int:
         """Return the number of images; 0 while the first listing is still awaited."""
@@ -128,10 +138,13 @@ class Catalog:
         """
         try:
             found = self._current().find(image) or self._shared.find(image, self._current())
-        except UnknownImageError:
-            if not self._list_anew_for(image, insist):
+        except (UnknownImageError, AmbiguousNameError) as error:
+            self.require_answer()
+            if isinstance(error, AmbiguousNameError) or not self._list_anew_for(image, insist):
                 raise
             found = self._current().find(image)
+        if found is None or (insist and str(image) != str(found.image_id)):
+            self.require_answer()  # an earlier run's listing proves neither that there is none, nor whose a name is now
         if found is None:
             raise UnknownImageError(
                 f"no image {str(image)!r} on {self._settings.server}", hint=self._why_unknown(image)
@@ -165,6 +178,37 @@ class Catalog:
     def named(self, name: str) -> list[Scan]:
         """Return the images that were added under a name: more than one only if they were added at the same moment."""
         return self._current().named(name)
+
+    def keep_listings(self) -> None:
+        """Keep each listing on this disk from now on, for a start while XNAT is away; none of somebody else's login."""
+        if self._session.owner is None:
+            self._kept = KeptListing(self._settings)
+
+    def wait_for(self, error: ServerError, since: str) -> None:
+        """Note why XNAT has listed nothing since the start; what was kept of an earlier run is served until it does.
+
+        A user whom XNAT refuses is shown nothing.
+        """
+        if self.absence is None and self._index is not None:
+            return  # it has answered to somebody else meanwhile
+        self.absence = error
+        if self._index is None and self._kept and not isinstance(error, REFUSED):
+            kept = self._kept.read()
+            if kept:
+                self._index, self._served = kept.images, f"; what is shown was listed at {kept.listed}"
+                self._tell(kept.images.ids())
+        self.problem = f"XNAT has not answered since this server started at {since}{self._served}: {error}"
+
+    def require_answer(self) -> None:
+        """Refuse to go on with images that XNAT has not listed since the start.
+
+        Raises
+        ------
+        ServerError
+            Why it has not.
+        """
+        if self.absence:
+            raise restored(type(self.absence), self.absence.args, dict(self.absence.__dict__))
 
     def subscribe(self, listener: Callable[[Collection[str]], None]) -> None:
         """Call a listener after each change, with the ids of the images that are new, have changed or are gone.
@@ -245,21 +289,24 @@ class Catalog:
             self.drawn.require_compared(self.scan(scan.image_id))
 
     def close(self) -> None:
-        """Close the read cache."""
+        """Close what is kept on this disk: the last listing and the read cache."""
+        if self._kept:
+            self._kept.close()
         self.read_cache.close()
 
     def _current(self) -> ImageIndex:
         """Return the index. The first one is made here; the renewal of an old one is started in the background."""
-        if self._index is None:
-            if self.absence:
-                raise restored(type(self.absence), self.absence.args, dict(self.absence.__dict__))
+        index = self._index
+        if index is None:
+            self.require_answer()
             with self._renewal:
                 if self._index is None:
                     self._renew_index()
-        elif self._clock() - self._taken > self._longest_age:
+                index = self._index
+        elif not self.absence and self._clock() - self._taken > self._longest_age:
             self._renew_in_background()
-        assert self._index is not None  # noqa: S101 - there is one now; it is never reset to None
-        return self._index
+        assert index is not None  # noqa: S101 - there is one now
+        return index
 
     @property
     def _longest_age(self) -> float:
@@ -277,8 +324,9 @@ class Catalog:
                 self._renew_index()
         # Any error is noted here: otherwise each later call would start the renewal again, and nobody would know why.
         except Exception as error:
-            self.problem = str(error) if isinstance(error, XNATDatastoreError) else f"{type(error).__name__}: {error}"
-            logger.warning("the listing of XNAT could not be renewed, the old one is used: %s", self.problem)
+            problem = str(error) if isinstance(error, XNATDatastoreError) else f"{type(error).__name__}: {error}"
+            self.problem = self.problem if self.absence else problem
+            logger.warning("the listing of XNAT could not be renewed, the old one is used: %s", problem)
             if not isinstance(error, XNATDatastoreError):
                 logger.info("why the listing could not be renewed", exc_info=True)
             with self._lock:
@@ -287,14 +335,18 @@ class Catalog:
 
     def _renew_index(self) -> None:
         """Make a new index from XNAT. The caller holds ``_renewal``, and must not hold ``_lock``."""
-        if self._index is None and self._settings.username:
-            _ = self._session.user  # log in now, so that the time for the login does not count for the listing
-        started = self._clock()
         before = self._index or ImageIndex({})
-        found = self._list(before)
-        if found.images.lost_since(before) and not self._session.verify_login():
-            # On an open site an expired login does not fail: it reads as a guest, who sees less.
+        try:
+            if not self._taken and self._settings.username:
+                _ = self._session.user  # log in now, so that the time for it does not count for the listing
+            started = self._clock()
             found = self._list(before)
+            if found.images.lost_since(before) and not self._session.verify_login():
+                # On an open site an expired login does not fail: it reads as a guest, who sees less.
+                found = self._list(before)
+        except REFUSED:
+            self._withdraw()
+            raise
         index = found.images
         with self._lock:
             self._edits = [edit for edit in self._edits if edit[0] >= started]
@@ -306,13 +358,24 @@ class Catalog:
             self._shared.into = found.shared_into
             self._lost = {project: str(error) for project, error in found.listed.lost.items()}
             self.problem = "; ".join(filter(None, (found.listed.problem, self._rois.problem)))
+            self.absence = None
             is_new, self.filter_problem = self.filter_problem != found.filter_problem, found.filter_problem
         logger.info("listed %d images", len(index))
         if is_new and self.filter_problem:
             logger.warning("no image is left by the filters: %s", self.filter_problem)
         self._tell(changed)
+        if self._kept and (found.listed.lost or not found.listed.failing):
+            self._kept.keep(index)
         if found.listed.error is not None:
             raise found.listed.error
+
+    def _withdraw(self) -> None:
+        """Remove what was kept of what XNAT refuses now; where it is served, it is served no longer."""
+        if self._kept:
+            self._kept.remove()
+        if self.absence and self._index is not None:
+            gone, self._index, self._served = self._index.ids(), None, ""
+            self._tell(gone)
 
     def _list(self, before: ImageIndex) -> _Found:
         """Return the images of all projects, with their drawings.

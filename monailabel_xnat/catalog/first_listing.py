@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from datetime import datetime, timezone
 
 from monailabel_xnat.background import Background
 from monailabel_xnat.catalog.catalog import Catalog
+from monailabel_xnat.catalog.kept_listing import told
 from monailabel_xnat.errors import LoginError, ServerError
 
 logger = logging.getLogger(__name__)
@@ -21,12 +23,13 @@ class FirstListing:
     Parameters
     ----------
     catalog : Catalog
-        The catalog to fill. Until XNAT has answered, each use of it raises the reason.
+        The catalog to fill. Until XNAT has answered, it serves what an earlier run kept, or else raises the reason.
     """
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._closed = threading.Event()
+        self._started = told(datetime.now(timezone.utc))
         self._background = Background("xnat-start", self._list_at_last)
 
     def take(self, *, wait: bool) -> None:
@@ -35,7 +38,8 @@ class FirstListing:
         Parameters
         ----------
         wait : bool
-            Whether to return if XNAT cannot be reached. Then it is asked again in the background.
+            Whether to return if XNAT cannot be reached. Then it is asked again in the background. Each listing is kept
+            for such a start.
 
         Raises
         ------
@@ -44,6 +48,8 @@ class FirstListing:
         ServerError
             If XNAT fails and ``wait`` is False, or if the failure will not pass by itself.
         """
+        if wait:
+            self._catalog.keep_listings()
         try:
             self._catalog.scans()
         except ServerError as error:
@@ -71,6 +77,7 @@ class FirstListing:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _note(self, error: ServerError) -> None:
-        if self._catalog.problem != str(error):
-            logger.warning("XNAT cannot be used yet: %s", error)
-        self._catalog.absence, self._catalog.problem = error, str(error)
+        before = self._catalog.problem
+        self._catalog.wait_for(error, self._started)
+        if self._catalog.problem != before:
+            logger.warning("XNAT cannot be used yet: %s", self._catalog.problem)

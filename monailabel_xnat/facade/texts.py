@@ -6,7 +6,7 @@ import json
 import threading
 from typing import Any
 
-from monailabel_xnat.catalog.read_cache import ReadCache
+from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client.files import Counts, find_object
 from monailabel_xnat.client.items import list_projects, project_path, resource_path
 from monailabel_xnat.client.session import Session
@@ -29,18 +29,21 @@ class DatastoreTexts:
     ----------
     session : Session
         The connection. If several projects are configured, the first one holds the texts.
-    read_cache : ReadCache
-        Keeps the texts on this machine, for :meth:`known`.
+    catalog : Catalog
+        Its read cache keeps the texts on this machine, for :meth:`known`. It knows whether XNAT has answered.
     """
 
-    def __init__(self, session: Session, read_cache: ReadCache) -> None:
+    def __init__(self, session: Session, catalog: Catalog) -> None:
         self._session = session
-        self._read_cache = read_cache
+        self._catalog = catalog
+        self._read_cache = catalog.read_cache
         self._lock = threading.Lock()
         self._texts: dict[str, str] | None = None
 
     def get(self, key: str, default: str) -> str:
         """Return a text, or the default if none was set or the project was lost. XNAT is asked only once.
+
+        As long as XNAT has not answered since the start it is the one that is known, and the description says so.
 
         Raises
         ------
@@ -49,6 +52,9 @@ class DatastoreTexts:
         ServerError
             If XNAT fails.
         """
+        if self._catalog.absence:
+            text = self.known(key, default)
+            return f"{text}. {self._catalog.problem}" if key == "description" else text
         with self._lock:
             if self._texts is None:
                 try:

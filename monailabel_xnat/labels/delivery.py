@@ -279,6 +279,7 @@ class Delivery:
         if not series:
             return []
         try:
+            self._catalog.require_answer()
             scans = self._catalog.scans()
         except ServerError:  # XNAT has not answered since the start
             return []

@@ -178,6 +178,7 @@ class Dataset:
 
     def _collect(self) -> tuple[list[dict[str, str]], dict[str, Any]]:
         """Return the pairs and their manifest."""
+        self._catalog.require_answer()
         self._catalog.settle()
         self._labels.compare_drawn()
         scans = sorted(self.labelled(), key=lambda scan: scan.image_id)

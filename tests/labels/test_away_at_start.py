@@ -1,6 +1,10 @@
-"""XNAT is away when a datastore opens: a server comes up all the same, and says why it shows nothing yet."""
+"""XNAT is away when a datastore opens: a server comes up all the same, shows what it knows, and says what is wrong."""
 
 from __future__ import annotations
+
+import re
+import stat
+from dataclasses import fields
 
 import nibabel
 import numpy as np
@@ -12,8 +16,10 @@ from test_delivery import wait_until
 
 from monailabel_xnat import XNATDatastore
 from monailabel_xnat.catalog import first_listing
+from monailabel_xnat.catalog.kept_listing import DECIDING
 from monailabel_xnat.cli.main import main
 from monailabel_xnat.client.pace import Backoff
+from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import LabelFileError, LabelNotUploadedError, LoginError, ServerError
 
 AFFINE = np.diag([-2.0, -2.0, 3.0, 1.0])
@@ -187,3 +193,126 @@ def test_a_datastore_that_is_not_to_wait_fails_at_once(open_away, gate):
 def test_a_wrong_password_is_no_reason_to_wait(open_away):
     with pytest.raises(LoginError):
         open_away(wait=True, password="wrong")
+
+
+@pytest.fixture
+def start_server(open_away, tmp_path):
+    """Start a server; all have one cache folder, as the later runs of one server."""
+    return lambda **settings: open_away(**{"wait": True, "cache_path": tmp_path / "server", **settings})
+
+
+@pytest.fixture
+def kept(start_server, gate, draw, tmp_path):
+    """What a server had in its cache, with the label of an image, when it ended; XNAT is away now."""
+    server = start_server()
+    image = server.list_images()[0]
+    server.save_label(image, str(draw(5)), "final", {"n": 5})
+    server.refresh()
+    server.get_image_uri(image)
+    server.get_label_uri(image, "final")
+    server.close()
+    gate.shut()
+    (file,) = (tmp_path / "server").glob("*/listing-*.json")
+    return image, file
+
+
+def test_a_server_that_starts_while_xnat_is_away_shows_what_it_had_before(kept, start_server, gate, draw):
+    image, file = kept
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    server = start_server()
+    assert len(server.list_images()) == server.status()["total"] == 2
+    assert server.get_labeled_images() == [image]
+    assert voxels(server.get_image_uri(image)).shape == (7, 6, 5)
+    np.testing.assert_array_equal(voxels(server.get_label_uri(image, "final")), voxels(draw(5)))
+    for told in (server.status()["xnat"], server.description()):
+        assert re.search(r"not answered since .* UTC; what is shown was listed at 20\d\d-.* UTC: .*127\.0\.0\.1", told)
+    with pytest.raises(LabelNotUploadedError):
+        server.save_label(image, str(draw(6)), "final", {"n": 6})
+    gate.open()
+    wait_until(lambda: "xnat" not in server.status() and not server.status().get("outbox"), seconds=30)
+    assert server.get_label_info(image, "final")["n"] == 6
+    assert "not answered" not in server.description()
+
+
+def test_what_an_earlier_run_listed_is_shown_to_no_other_user_and_with_no_other_filter(kept, start_server):
+    image, _ = kept
+    for other in ({"username": "ann", "password": "x"}, {"project": "OTHER"}, {"modality": "MR"}, {"project": ""}):
+        server = start_server(**other)
+        assert server.status()["total"] == 0
+        with pytest.raises(ServerError):
+            server.list_images()
+        with pytest.raises(ServerError):
+            server.get_image_uri(image)
+
+
+def test_what_an_earlier_run_listed_is_withdrawn_from_a_user_whom_xnat_refuses(kept, start_server, gate):
+    image, file = kept
+    server = start_server(password="changed")
+    assert server.list_images()
+    gate.open()
+    wait_until(lambda: not file.exists() and server.status()["total"] == 0)
+    for use in (server.list_images, lambda: server.get_image_uri(image), lambda: server.get_label_uri(image, "final")):
+        with pytest.raises(LoginError):
+            use()
+    assert server.status()["label_tags"] == {}
+
+
+def test_what_an_earlier_run_listed_is_gone_once_the_project_is_lost(kept, start_server, gate, sandbox, project):
+    requests.delete(f"{sandbox.url}/data/projects/{project}", auth=(sandbox.username, sandbox.password))
+    server = start_server()
+    assert server.list_images()
+    gate.open()
+    wait_until(lambda: server.status()["total"] == 0)
+    server.close()
+    gate.shut()
+    again = start_server()
+    assert again.status()["total"] == 0
+
+
+def test_nothing_is_trained_on_by_what_an_earlier_run_listed(kept, start_server):
+    server = start_server()
+    for use in (server.datalist, server.training_set, server.refresh):
+        with pytest.raises(ServerError):
+            use()
+
+
+def test_a_name_is_not_looked_up_in_what_an_earlier_run_listed(start_server, gate, mask, tmp_path):
+    server = start_server()
+    image = add_named(server, tmp_path, "volume_1")
+    server.close()
+    gate.shut()
+    server = start_server()
+    assert image in server.list_images()
+    with pytest.raises(ServerError):
+        server.get_image_uri("volume_2")
+    with pytest.raises(LabelNotUploadedError, match="sent again by itself"):
+        server.save_label("volume_1", mask, "final", {})
+    assert server.status()["outbox_waits"][0]["state"] == "named"
+
+
+@pytest.mark.parametrize("damage", [lambda text: text.replace("CT", "MR"), lambda text: text[:-9], lambda _: ""])
+def test_a_damaged_listing_of_an_earlier_run_is_not_shown(kept, start_server, damage):
+    _, file = kept
+    file.write_text(damage(file.read_text()))
+    server = start_server()
+    with pytest.raises(ServerError):
+        server.list_images()
+
+
+def test_a_setting_that_decides_what_is_listed_cannot_be_forgotten():
+    others = {
+        *(
+            "password",
+            "asset_path",
+            "cache_path",
+            "data_path",
+            "cache_budget",
+            "image_format",
+            "gantry_tilt",
+            "compress",
+        ),
+        *("prefetch", "labels", "label_resource", "roi_write", "label_scan", "read_only", "allow_delete"),
+        *("keep_versions", "connections", "rate_limit", "timeout", "deadline", "wait", "max_age", "claim_time"),
+        *("verify_age", "verify_tls", "ca_bundle", "client_certificate"),
+    }
+    assert {item.name for item in fields(Settings)} == {*DECIDING, *others}
