@@ -131,6 +131,9 @@ class Settings:
     )
     label_scan: tuple[str, ...] = _setting(as_names, (), "tags of labels stored as a SEG scan as well; empty: none")
     read_only: bool = _setting(as_flag, False, "refuse everything that would write to XNAT")
+    dry_run: bool = _setting(
+        as_flag, False, "check and tell what would be written to XNAT, and refuse it as read_only does"
+    )
     allow_delete: bool = _setting(as_flag, False, "let remove_image delete the scan in XNAT")
     keep_versions: int = _setting(at_least(0), 0, "how many versions of a label to keep in XNAT; 0: all")
     connections: int = _setting(at_least(1), 4, "requests at a time, transfers included")
@@ -266,6 +269,11 @@ class Settings:
         folder = base / f"{re.sub(r'[^A-Za-z0-9.-]', '_', urlsplit(self.server).netloc)}-{digest}"
         require_private(folder)
         return folder
+
+    @property
+    def sends_nothing(self) -> bool:
+        """Whether nothing is sent that changes XNAT: because of ``read_only``, or of ``dry_run``."""
+        return self.read_only or self.dry_run
 
     @property
     def label_values(self) -> dict[str, int]:

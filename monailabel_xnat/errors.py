@@ -26,6 +26,7 @@
     ├── UnknownLabelError        (KeyError)           the image has no such label
     ├── LabelNotUploadedError    (OSError)            a label is safe on disk, but not yet in XNAT
     ├── ReadOnlyError            (PermissionError)    the datastore was opened read-only
+    │   └── DryRunError                               in a dry run nothing is sent, and nothing is kept
     └── CacheError               (OSError)            the cache folder cannot be used
 
 Every error has a ``hint``: what the reader can do next. Messages and hints never contain secrets.
@@ -176,6 +177,10 @@ class LabelNotUploadedError(XNATDatastoreError, OSError):
 
 class ReadOnlyError(XNATDatastoreError, PermissionError):
     """The datastore was opened read-only."""
+
+
+class DryRunError(ReadOnlyError):
+    """In a dry run nothing is sent, and nothing is kept; it says what would be sent."""
 
 
 class CacheError(XNATDatastoreError, OSError):

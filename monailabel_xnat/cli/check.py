@@ -118,7 +118,7 @@ def _site(parts: Opened, settings: Settings) -> Iterator[Finding]:
         if role in ("Owners", "Members"):
             rest = "" if role == "Owners" else ", who may save but not delete"
             yield Finding(f"rights in {project}", OK, f"one of the {role.lower()}{rest}")
-        elif not settings.read_only:
+        elif not settings.sends_nothing:
             message = f"{f'one of the {role.lower()}' if role else 'no role of its own'}: saving may be refused"
             remedy = f"ask an owner of {project} to make this user a member of it, or set read_only to true"
             yield Finding(f"rights in {project}", WARNING, message, remedy)

@@ -8,7 +8,7 @@ through which all their requests pass.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -26,6 +26,7 @@ from monailabel_xnat.errors import LoginError, XNATDatastoreError
 _LOGIN_FORM = re.compile(
     rb"""<form\b[^>]*\baction\s*=\s*["']?[^"'\s>]*\b(?:login|j_spring_security_check)["'\s>]""", re.IGNORECASE
 )
+_READING = ("GET", "HEAD", "OPTIONS")
 _LOGIN_ADDRESS = re.compile(r"/(login|login\.vm)$", re.IGNORECASE)
 
 
@@ -67,13 +68,18 @@ class Guard(BaseAdapter):
         Limits how many requests are under way.
     login : Renewable
         The login that is used.
+    require_writable : callable
+        Called before each request that changes XNAT, with what is sent and where to; it raises if that is not wanted.
     """
 
-    def __init__(self, patient: PatientAdapter, pace: Pace, login: Renewable) -> None:
+    def __init__(
+        self, patient: PatientAdapter, pace: Pace, login: Renewable, require_writable: Callable[[str, str], None]
+    ) -> None:
         super().__init__()
         self._patient = patient
         self._pace = pace
         self._login = login
+        self._require_writable = require_writable
 
     def send(
         self,
@@ -90,7 +96,13 @@ class Guard(BaseAdapter):
         ------
         ServerError
             If there is no answer, or the login fails. The error is also a :class:`requests.RequestException`.
+        ReadOnlyError
+            If the request changes XNAT and the settings do not allow that; then nothing is sent.
         """
+        if request.method not in _READING:
+            size = request.headers.get("Content-Length")
+            detail = f" to {urlsplit(str(request.url)).path}{f' of {size} bytes' if size else ''}"
+            self._require_writable(f"send a {request.method}", detail)
         options = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
         slot = self._pace.take()
         try:

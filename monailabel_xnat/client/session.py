@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import weakref
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.util import Finalize, register_after_fork
@@ -26,7 +27,14 @@ from monailabel_xnat.client.pace import Backoff, Pace
 from monailabel_xnat.client.patience import Limits, PatientAdapter
 from monailabel_xnat.client.transport import own_cookies, own_transport, twin_of
 from monailabel_xnat.config import Settings
-from monailabel_xnat.errors import AccessDeniedError, ReadOnlyError, SettingsError, TransferError, XNATDatastoreError
+from monailabel_xnat.errors import (
+    AccessDeniedError,
+    DryRunError,
+    ReadOnlyError,
+    SettingsError,
+    TransferError,
+    XNATDatastoreError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +45,6 @@ Query = Mapping[str, str]
 Writable = BinaryIO | io.RawIOBase
 
 _OCTETS = "application/octet-stream"
-_READING = ("GET", "HEAD")
 
 _open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
@@ -71,6 +78,7 @@ class Session:
         self._settings = settings
         self.backoff = backoff or Backoff()
         self.pace = Pace(settings.connections, settings.rate_limit, self.backoff.sleep, idle_limit=settings.timeout)
+        self._dry_run: Counter[str] = Counter()
         self._sockets = self._new_sockets()
         self._watch = Watch()
         limits = Limits(min(settings.deadline, settings.timeout), settings.timeout, self._watch)
@@ -84,7 +92,7 @@ class Session:
             self._transport = twin_of(self._beside)
             user = str(owner.logged_in_user or "")
             self._login = SharedLogin(settings, self._transport, self._patient, self.pace, user)
-        self._transport.mount_everywhere(Guard(self._patient, self.pace, self._login))
+        self._transport.mount_everywhere(Guard(self._patient, self.pace, self._login, self.require_writable))
         self._connection = Connection(settings, self._transport, self._login)
         self._heartbeat = Heartbeat(self) if owner is not None else None
         _open_sessions.add(self)
@@ -105,6 +113,44 @@ class Session:
     def known_user(self) -> str:
         """The user name, as far as it is known without a request."""
         return self._login.known_user or self._settings.username
+
+    @property
+    def report(self) -> dict[str, dict[str, Any]]:
+        """The state of the requests, and in a dry run how often something was not done."""
+        return {"connection": self.pace.summary(), "dry_run": dict(self._dry_run)}
+
+    def require_writable(self, what: str, detail: str = "") -> None:
+        """Refuse to change XNAT where the settings say so.
+
+        Parameters
+        ----------
+        what : str
+            What is to be done, without ids: ``"save a label"``. It follows "would".
+        detail : str
+            More for the error, which may hold ids.
+
+        Raises
+        ------
+        ReadOnlyError
+            With the setting ``read_only``.
+        DryRunError
+            With the setting ``dry_run``; see :meth:`note_dry_run`.
+        """
+        if self._settings.read_only:
+            raise ReadOnlyError(
+                f"the datastore is read-only and does not {what}{detail}", hint="open it without the setting read_only"
+            )
+        if self._settings.dry_run:
+            self.note_dry_run(what)
+            raise DryRunError(
+                f"this is a dry run: it would {what}{detail}. Nothing was sent, and nothing is kept",
+                hint="open the datastore without the setting dry_run",
+            )
+
+    def note_dry_run(self, what: str) -> None:
+        """Note in the log, and in :attr:`report`, what a dry run has not done."""
+        self._dry_run[what] += 1
+        logger.info("dry run: it would %s", what)
 
     @property
     def connection(self) -> Connection:
@@ -211,15 +257,10 @@ class Session:
         Raises
         ------
         ReadOnlyError
-            If the setting ``read_only`` is on and the method changes XNAT; then nothing is sent.
+            If the method changes XNAT and the settings do not allow that; see :meth:`require_writable`.
         LoginError, AccessDeniedError, NotInArchiveError, ServerTimeoutError, ServerError
             According to the status of the answer, or if there is no answer.
         """
-        if self._settings.read_only and method not in _READING:
-            raise ReadOnlyError(
-                f"the datastore is read-only: {method} {path} was not sent",
-                hint="open it without the setting read_only",
-            )
         asked = dict(query or {})
         connection = self._connection
         with self._our_errors(path):

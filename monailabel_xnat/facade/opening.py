@@ -53,6 +53,7 @@ class SettingArguments(TypedDict, total=False):
     roi_write: Several | None
     label_scan: Several | None
     read_only: bool | None
+    dry_run: bool | None
     allow_delete: bool | None
     keep_versions: int | None
     connections: int | None

@@ -88,7 +88,7 @@ class ImageInfos:
         catalog.subscribe(self._note_changed)
         self.problem = ""
         """Why changes wait; empty if no changes wait."""
-        if not session.settings.read_only:
+        if not session.settings.sends_nothing:
             self._pending = self._journal.take_over()
             if self._pending:
                 logger.info("changes to %d image infos wait since an earlier process ended", len(self._pending))
@@ -180,7 +180,9 @@ class ImageInfos:
         changes = plain(info)
         with self._lock:
             pending = self._pending[scan.image_id] = with_changes(self._pending.get(scan.image_id, {}), changes)
-            if self._session.settings.read_only:
+            if self._session.settings.sends_nothing:
+                if self._session.settings.dry_run:
+                    self._session.note_dry_run("write the info of an image")
                 return
             self._journal.put(scan.image_id, pending)
             self._writer.start()
@@ -196,7 +198,7 @@ class ImageInfos:
 
     def flush(self) -> None:
         """Write the waiting changes to XNAT. Changes that cannot be written still wait, and the log says why."""
-        if self._session.settings.read_only:
+        if self._session.settings.sends_nothing:
             return
         with self._writing:
             waiting = deque(self._writable())
@@ -226,12 +228,12 @@ class ImageInfos:
         """Write the waiting changes, within ten seconds; the remaining changes are written at the next start."""
         self._closed = True
         self._wake.set()
-        if self._pending and not self._session.settings.read_only:
+        if self._pending and not self._session.settings.sends_nothing:
             if self._writer.start():
                 self._writer.join(_CLOSE_SECONDS)
             else:  # Python is ending
                 self.flush()
-        if self._pending and not self._session.settings.read_only:
+        if self._pending and not self._session.settings.sends_nothing:
             logger.warning("changes to %d image infos wait on this disk: %s", len(self._pending), self.problem)
         self._journal.close()
 

@@ -310,7 +310,7 @@ class Delivery:
         pause : float
             Seconds before the first attempt. It is ignored if the thread is already running.
         """
-        if self._session.settings.read_only:
+        if self._session.settings.sends_nothing:
             return
         with self._start:
             if self._stop.is_set() or self._background.is_running:

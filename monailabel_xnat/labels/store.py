@@ -31,7 +31,6 @@ from monailabel_xnat.errors import (
     LabelGeometryError,
     MalformedFileError,
     NotInArchiveError,
-    ReadOnlyError,
     ServerError,
     UnknownImageError,
 )
@@ -111,7 +110,7 @@ class LabelStore:
         ReadOnlyError
             If the datastore was opened read-only.
         """
-        self._require_writable("send labels")
+        self._session.require_writable("send labels")
         return self._delivery.replay(as_me=as_me)
 
     def would_send(self, *, as_me: bool = False) -> list[dict[str, Any]]:
@@ -177,13 +176,16 @@ class LabelStore:
         CacheError
             If it cannot even be written to the outbox.
         """
-        self._require_writable("save labels")
+        if not self._settings.dry_run:
+            self._session.require_writable("save labels")
         tag = text_of(tag)
-        resource_of(tag)
+        resource = resource_of(tag)
         facts = plain_info(info)
         incoming = read_incoming(source, lambda: self._images.grid(scan))
         if isinstance(incoming.problem, NotInArchiveError):
             reason = unknown_error(scan.image_id, incoming.problem)
+            if self._settings.dry_run:
+                raise reason
             entry = self._unplaced.keep(scan.image_id, "", tag, incoming.file_type, source, facts, reason)
             raise add_place(reason, entry)
         description = describe(
@@ -196,6 +198,8 @@ class LabelStore:
         )
         for note in description["notes"]:
             logger.warning("a label is stored with a difference: %s", note)
+        size = source.stat().st_size
+        self._session.require_writable("save labels", f": {size} bytes in resource {resource} of {scan.image_id}")
         with self._outbox.draft() as draft:
             state = State.RAW if incoming.raw else State.UNCHECKED if incoming.problem else State.READY
             entry = WaitingLabel(draft, scan.image_id, tag, "", incoming.suffix, self._user(), state)
@@ -226,11 +230,11 @@ class LabelStore:
         try:
             scan = find()
         except (UnknownImageError, AmbiguousNameError, InvalidIdError) as error:
-            if self._settings.read_only:
+            if self._settings.sends_nothing:
                 raise
             self._unplaced.keep_unassigned(given, tag, source, info, error)
         except ServerError as error:
-            self._require_writable("save labels")
+            self._session.require_writable("save labels")
             try:
                 self._unplaced.keep_until_found(given, tag, source, info, error)
             finally:
@@ -246,7 +250,7 @@ class LabelStore:
         ReadOnlyError, LabelError, LabelNotUploadedError, CacheError
             As for :meth:`save`. The label then stays in the outbox, even if it does not fit the image.
         """
-        self._require_writable("assign labels")
+        self._session.require_writable("assign labels")
         return self._send(self._outbox.assign(entry, scan.image_id), scan, is_kept=True)
 
     def update_info(self, scan: Scan, tag: str, info: Mapping[str, Any]) -> None:
@@ -263,7 +267,7 @@ class LabelStore:
         ServerError
             If XNAT fails.
         """
-        self._require_writable("change label infos")
+        self._session.require_writable("change label infos")
         tag = text_of(tag)
         changes = plain_info(info)
         scan = self._labels.compared(scan) if tag == self._settings.roi_tag else scan
@@ -307,7 +311,7 @@ class LabelStore:
         ReadOnlyError, LabelNotUploadedError, CacheError, ServerError
             As for :meth:`save` and :meth:`~monailabel_xnat.labels.labels.Labels.path`.
         """
-        self._require_writable("restore labels")
+        self._session.require_writable("restore labels")
         tag = text_of(tag)
         found = self._index.find(scan, tag, version)
         file = self._labels.path(scan, tag, found.name)
@@ -339,7 +343,7 @@ class LabelStore:
         ServerError
             If XNAT fails.
         """
-        self._require_writable("remove labels")
+        self._session.require_writable("remove labels")
         tag = text_of(tag)
         if not is_tag(tag):
             return
@@ -431,9 +435,3 @@ class LabelStore:
         path = self._labels.drawings.path(scan, drawn)
         info = info_of(self._labels.drawings.description(scan, drawn))
         self.save(scan, tag, path, {**info, **changes})
-
-    def _require_writable(self, what: str) -> None:
-        if self._settings.read_only:
-            raise ReadOnlyError(
-                f"the datastore is read-only and does not {what}", hint="open it without the setting read_only"
-            )

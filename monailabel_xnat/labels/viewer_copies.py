@@ -147,7 +147,7 @@ class ViewerCopies:
 
     def resume(self) -> None:
         """Store, in the background, the copies that an earlier process did not store."""
-        left = [(copy, True) for copy in self._queue.all()] if not self._settings.read_only else []
+        left = [(copy, True) for copy in self._queue.all()] if not self._settings.sends_nothing else []
         if left:
             self._enqueue(left)
 

@@ -65,7 +65,7 @@ class NextSamples:
         client : str
             The client that asks; "" if it is not known: then all such users of this server count as one.
         """
-        if not self._settings.claim_time or self._settings.read_only:
+        if not self._settings.claim_time or self._settings.sends_nothing:
             return choose()
         owner = text_digest(f"{self._server} {client}")[:12]
         self._infos.load()

@@ -311,7 +311,7 @@ def test_a_setting_that_decides_what_is_listed_cannot_be_forgotten():
             "gantry_tilt",
             "compress",
         ),
-        *("prefetch", "labels", "label_resource", "roi_write", "label_scan", "read_only", "allow_delete"),
+        *("prefetch", "labels", "label_resource", "roi_write", "label_scan", "read_only", "dry_run", "allow_delete"),
         *("keep_versions", "connections", "rate_limit", "timeout", "deadline", "wait", "max_age", "claim_time"),
         *("verify_age", "verify_tls", "ca_bundle", "client_certificate"),
     }
