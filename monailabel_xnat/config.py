@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import platformdirs
 
-from monailabel_xnat.disk import require_private
+from monailabel_xnat.disk import require_own_place, require_private
 from monailabel_xnat.errors import SettingsError, UnknownSettingError
 from monailabel_xnat.values import (
     Patterns,
@@ -236,8 +236,8 @@ class Settings:
         Raises
         ------
         CacheError
-            If it exists and other users may have put something into it; see
-            :func:`~monailabel_xnat.disk.require_private`.
+            If it exists and other users may have put something into it, or if everybody may replace it; see
+            :func:`~monailabel_xnat.disk.require_private` and :func:`~monailabel_xnat.disk.require_own_place`.
         """
         return self._below(self.cache_path or platformdirs.user_cache_path("monailabel_xnat"))
 
@@ -267,6 +267,7 @@ class Settings:
     def _below(self, base: Path) -> Path:
         digest = hashlib.sha256(self.server.encode()).hexdigest()[:12]
         folder = base / f"{re.sub(r'[^A-Za-z0-9.-]', '_', urlsplit(self.server).netloc)}-{digest}"
+        require_own_place(base, folder)
         require_private(folder)
         return folder
 

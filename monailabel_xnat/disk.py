@@ -80,7 +80,9 @@ def require_private(folder: Path) -> None:
     """Refuse a folder for patients' data if other users may have put something into it.
 
     A folder that does not exist passes. If others can read this user's folder but not write to it, its mode is set to
-    0700. On Windows nothing is checked.
+    0700. So is the mode of a folder that Kubernetes has opened to the group of a volume (``fsGroup``), as it does with
+    all folders in the volume whenever it is mounted: members of that group are the containers that whoever set the
+    group trusts with the volume. On Windows nothing is checked.
 
     Raises
     ------
@@ -98,14 +100,54 @@ def require_private(folder: Path) -> None:
         raise CacheError(f"{folder} is a symbolic link, and is not used", hint=f"put a folder there, or {another}")
     if found.st_uid != os.geteuid():
         raise CacheError(f"{folder} belongs to another user (uid {found.st_uid}), and is not used", hint=another)
-    if found.st_mode & 0o022:
+    if found.st_mode & 0o022 and not _is_opened_by_volume(folder, found):
         raise CacheError(
             f"others may write to {folder}, and it is not used",
             hint=f"see that all in it is yours, then close it with `chmod 700 {folder}`, or {another}",
         )
     if found.st_mode & 0o077:
         folder.chmod(0o700)
-        logger.warning("others could read %s; it is closed to them now", folder)
+        logger.warning("others could look into %s; it is closed to them now", folder)
+
+
+def _is_opened_by_volume(folder: Path, found: os.stat_result) -> bool:
+    """Return whether a folder looks as Kubernetes leaves it: for a group of ours, as what is above it, and only for it.
+
+    What we make has mode 0700, and nobody but us and root can have changed that.
+    """
+    is_for_group = found.st_mode & stat.S_ISGID and not found.st_mode & 0o002
+    groups = {os.getegid(), *os.getgroups()}
+    return bool(is_for_group and found.st_gid in groups and folder.parent.stat().st_gid == found.st_gid)
+
+
+def require_own_place(base: Path, folder: Path) -> None:
+    """Refuse to keep a folder of patients' data where everybody may put another one in its place.
+
+    Who may write to the folder above ours matters only there: what is ours cannot be looked into, and what others put
+    in its place is found to be theirs. A volume of a container, which is often open to everybody, passes, for nobody
+    else is in the container.
+
+    Parameters
+    ----------
+    base : Path
+        The folder above, which somebody has chosen.
+    folder : Path
+        Ours in it.
+
+    Raises
+    ------
+    CacheError
+        If everybody may write to it, and it has no sticky bit.
+    """
+    try:
+        mode = base.stat().st_mode
+    except OSError:
+        return
+    if os.name != "nt" and mode & 0o002 and not mode & stat.S_ISVTX and not base.is_mount():
+        raise CacheError(
+            f"everybody may write to {base}, and could replace {folder.name} in it",
+            hint=f"`chmod o-w {base}` or `chmod +t {base}`, or choose another folder with cache_path and data_path",
+        )
 
 
 def private_opener(path: str, flags: int) -> int:

@@ -68,6 +68,63 @@ def test_a_folder_that_others_may_write_is_refused_with_the_remedy(use, folder, 
     assert use()
 
 
+@pytest.fixture
+def volume(folder):
+    """Make the folders look as Kubernetes leaves a volume with fsGroup each time that it is mounted."""
+
+    def mount(group=4242):
+        for path in (folder.parent, *folder.parent.rglob("*")):
+            os.chown(path, -1, group)
+            path.chmod(path.stat().st_mode | (0o2770 if path.is_dir() else 0o660))
+
+    groups = os.getgroups()
+    os.setgroups([*groups, 4242])
+    folder.parent.chmod(0o770)
+    yield mount
+    os.setgroups(groups)
+
+
+as_root = pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can join a group")
+
+
+@as_root
+def test_a_volume_of_kubernetes_with_fsgroup_can_be_used_also_after_the_pod_has_restarted(use, folder, volume):
+    volume()
+    image = use()
+    assert mode(folder) & 0o777 == 0o700
+    volume()
+    assert mode(folder) == 0o2770
+    assert use() == image
+    assert mode(folder) == 0o700
+    assert mode(folder.parent) == 0o2770
+
+
+@as_root
+def test_a_folder_in_a_volume_of_another_group_is_refused(use, folder, volume):
+    use()
+    volume(group=4343)
+    with pytest.raises(CacheError, match=f"chmod 700 {folder}"):
+        use()
+
+
+@as_root
+@pytest.mark.parametrize("bits", [0o770, 0o2777])
+def test_a_folder_in_a_volume_that_kubernetes_would_leave_otherwise_is_refused(use, folder, volume, bits):
+    use()
+    volume()
+    folder.chmod(bits)
+    with pytest.raises(CacheError, match=f"chmod 700 {folder}"):
+        use()
+
+
+def test_where_everybody_may_replace_our_folder_it_is_refused_with_the_remedy(use, folder):
+    folder.parent.chmod(0o777)
+    with pytest.raises(CacheError, match=r"everybody may write to .*chmod \+t"):
+        use()
+    folder.parent.chmod(0o1777)
+    assert use()
+
+
 def test_a_folder_that_is_a_symbolic_link_is_refused(use, folder, tmp_path):
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     folder.symlink_to(tmp_path / "elsewhere")
