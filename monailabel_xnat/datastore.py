@@ -392,6 +392,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             "unassigned": self._store.unassigned(),
             **self._dataset.outcome,
             "image_notes": self._images.notes,
+            **self._store.copies,
             **self._session.report,
         }
         return {**status, **{key: value for key, value in details.items() if value}}

@@ -10,7 +10,7 @@ import stat
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from weakref import WeakSet, WeakValueDictionary
 
@@ -64,6 +64,8 @@ def private_folder(folder: Path) -> Path:
 
     Folders above it that are missing are made with the same mode.
 
+    Their names survive a power cut, as what is put into them with ``durable`` does.
+
     Raises
     ------
     CacheError
@@ -72,6 +74,8 @@ def private_folder(folder: Path) -> Path:
     # Path.mkdir(parents=True) would ignore the mode for the folders above, and use the umask.
     for missing in reversed([parent for parent in (folder, *folder.parents) if not parent.exists()]):
         missing.mkdir(mode=0o700, exist_ok=True)
+        with suppress(OSError):  # where we may not read the folder above, its names cannot be flushed
+            flush(missing.parent)
     require_private(folder)
     return folder
 

@@ -5,7 +5,8 @@
     <folder>/<name>.lock           the lock of the process that owns the folder with the same name
     <folder>/<name>/<image>.json   the changes to the info of one image
 
-If a process leaves changes behind, even after a crash, the next process that opens the journal takes them over.
+If a process leaves changes behind, even after a crash, the next process that opens the journal takes them over. They are
+on the disk itself (fsync) when :meth:`InfoJournal.put` returns, as labels are in the outbox.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from monailabel_xnat.disk import ProcessLock, locked, private_folder, write_whole
+from monailabel_xnat.disk import ProcessLock, flush, locked, private_folder, write_whole
 from monailabel_xnat.errors import InvalidIdError
 from monailabel_xnat.ids import ImageId
 
@@ -50,9 +51,11 @@ class InfoJournal:
         try:
             if changes:
                 file = self._own_folder() / f"{image.file_stem}.json"
-                write_whole(file, json.dumps({"image": str(image), "changes": changes}).encode())
+                content = json.dumps({"image": str(image), "changes": changes}).encode()
+                write_whole(file, content, durable=True)
             elif self._own is not None:
                 (self._own / f"{image.file_stem}.json").unlink(missing_ok=True)
+                flush(self._own)  # what came back after a power cut would be written over what is newer
         except OSError as error:
             logger.warning("changes to an image info are kept in memory only: %s", error.strerror or error)
 

@@ -98,6 +98,11 @@ class LabelStore:
         """Return how many waiting labels are unassigned: a person must say which image they belong to."""
         return sum(entry.state is State.UNASSIGNED for entry in self._outbox.entries())
 
+    @property
+    def copies(self) -> dict[str, int | str]:
+        """What became of the copies for viewers; see :attr:`ViewerCopies.report`."""
+        return self._viewer.report
+
     def report(self) -> list[dict[str, Any]]:
         """Return the labels that wait and what they wait for, as far as this machine knows; see `Outbox.report`."""
         return self._outbox.report(self._session.known_user)

@@ -127,6 +127,8 @@ class ViewerCopies:
         self._start = threading.Lock()
         self._background = Background("xnat-viewer", self._work)
         self._deadline: float | None = None
+        self._failed = 0
+        self._problem = ""
 
     def offer(self, scan: Scan, tag: str, version: LabelVersion) -> None:
         """Queue a label to be stored for viewers, if the settings say so and its image is a DICOM series."""
@@ -144,6 +146,11 @@ class ViewerCopies:
         for kind in kinds:
             copy = WantedCopy(image, tag, version.name, kind, user, dict(version.description))
             self._enqueue([(copy, self._queue.add(copy))])
+
+    @property
+    def report(self) -> dict[str, int | str]:
+        """The number of copies that this process could not store, and the reason for the last one, as XNAT gave it."""
+        return {"viewer_copies_failed": self._failed, "viewer_copies_problem": self._problem}
 
     def resume(self) -> None:
         """Store, in the background, the copies that an earlier process did not store."""
@@ -202,14 +209,18 @@ class ViewerCopies:
             except UnknownLabelError:
                 self._queue.remove(copy)
             except XNATDatastoreError as error:
-                if not is_away(error):  # an XNAT that does not answer is no reason to give up a copy
-                    self._queue.note_failure(copy)
-                logger.warning("a label is safe in XNAT, but the viewer does not show it: %s", type(error).__name__)
-                logger.info("why the viewer does not show a label: %s", error)
+                self._note_failure(copy, error, is_final=not is_away(error))
             except Exception as error:  # no error may keep the next labels from being stored
-                self._queue.note_failure(copy)
-                logger.warning("a label is safe in XNAT, but the viewer does not show it: %s", type(error).__name__)
-                logger.info("why the viewer does not show a label", exc_info=True)
+                self._note_failure(copy, error)
+                logger.info("where that came from", exc_info=True)
+
+    def _note_failure(self, copy: WantedCopy, error: Exception, *, is_final: bool = True) -> None:
+        """Note why a copy was not stored. An XNAT that does not answer is no reason to give it up in the end."""
+        if is_final:
+            self._queue.note_failure(copy)
+        self._failed, self._problem = self._failed + 1, str(error)
+        logger.warning("a label is safe in XNAT, but the viewer does not show it: %s", type(error).__name__)
+        logger.info("why the viewer does not show a label: %s", error)
 
     def _make(self, wanted: WantedCopy, is_kept: bool) -> None:
         """Store a label for a viewer, unless another process has done it or there is a later label."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -41,6 +42,30 @@ def test_infos_that_xnat_does_not_take_are_written_at_the_next_start(xnat_sandbo
     assert journal_of(again) == []
     elsewhere = open_datastore(cache_path=again._settings.server_folder.parent / "another machine")
     assert [elsewhere.get_image_info(image)["dice"] for image in images] == [0.0, 0.1, 0.2]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows flushes folders by itself")
+def test_an_info_that_was_accepted_survives_a_power_cut(xnat_sandbox, open_datastore, monkeypatch):
+    datastore = open_datastore()
+    image = datastore.list_images()[0]
+    xnat_sandbox.faults.add("MONAILABEL_info", status=503, times=None)
+    flushed, flush = {}, os.fsync
+
+    def fsync(handle):
+        flush(handle)
+        found = os.fstat(handle)
+        flushed[found.st_ino] = found.st_size
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    datastore.update_image_info(image, {"dice": 0.5})
+    (file,) = journal_of(datastore)
+    assert flushed[file.stat().st_ino] == file.stat().st_size
+    assert {folder.stat().st_ino for folder in (file.parent, *file.parent.parents[:2])} <= flushed.keys()
+    xnat_sandbox.faults.clear()
+    flushed.clear()
+    datastore._infos.flush()
+    assert not file.exists()
+    assert file.parent.stat().st_ino in flushed
 
 
 def test_what_a_living_process_has_still_to_write_is_left_to_it(xnat_sandbox, open_datastore):
