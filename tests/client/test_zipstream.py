@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import struct
 import zipfile
 
@@ -92,6 +93,53 @@ def test_a_flipped_bit_in_a_member_is_noticed(packed, streamed):
     data[150_000] ^= 4
     with pytest.raises(BadZipError):
         unpacked(bytes(data))
+
+
+SMALL = {"a.dcm": b"first", "sub folder/é": b"PK\x07\x08" * 30, "noise": random.Random(1).randbytes(3000), "empty": b""}
+VARIANTS = [
+    make_zip(SMALL, head="", packed=packed, streamed=streamed) for packed in (False, True) for streamed in (False, True)
+]
+DAMAGES = st.tuples(
+    st.sampled_from(["flip", "number", "cut", "repeat", "end"]), st.integers(0, 4000), st.integers(0, 255)
+)
+
+
+def damaged(data: bytes, damages: list[tuple[str, int, int]]) -> bytes:
+    """Damage an archive, most often in its headers: its members are large."""
+    changed = bytearray(data)
+    heads = [found.start() for found in re.finditer(b"PK", data)]
+    for kind, place, value in damages:
+        at = (heads[place % len(heads)] + value % 50 if place % 4 else place) % max(1, len(changed))
+        if kind == "flip":
+            changed[at : at + 1] = bytes([value])
+        elif kind == "number":
+            changed[at : at + 4] = [b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\0", b"PK\3\4"][value % 4]
+        elif kind == "cut":
+            del changed[at : at + 1 + value]
+        elif kind == "repeat":
+            changed[at:at] = changed[at : at + 1 + value]
+        else:
+            del changed[at:]
+    return bytes(changed)
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.sampled_from(VARIANTS), damages=st.lists(DAMAGES, min_size=1, max_size=3), piece=st.integers(1, 4000))
+def test_a_damaged_archive_is_refused_or_its_members_are_whole(data, damages, piece):
+    changed = damaged(data, damages)
+    try:
+        found = unpacked(changed, piece)
+    except BadZipError:
+        return
+    assert all(content in SMALL.values() for content in found.values())
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["sizes before", "sizes behind"])
+def test_a_small_archive_of_much_is_read_piece_by_piece(streamed):
+    data = make_zip({"much": bytes(50_000_000)}, head="", packed=True, streamed=streamed)
+    assert len(data) < 300_000
+    (sizes,) = [[len(block) for block in member.content] for member in zip_members([data])]
+    assert (sum(sizes), max(sizes) <= 1 << 24) == (50_000_000, True)
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>", b"PK", b"\x1f\x8b\x08 a gzip file", b"{}" * 100])

@@ -170,6 +170,19 @@ def test_a_failure_harms_no_label(viewer, xnat_sandbox, datastore, tmp_path, cap
     assert collections(viewer) == []
 
 
+def test_a_copy_that_xnat_refuses_says_in_the_status_what_xnat_said(viewer, xnat_sandbox, datastore, tmp_path, caplog):
+    xnat_sandbox.faults.add("/xapi/roi/", method="PUT", status=413, times=None)
+    with caplog.at_level(logging.INFO):
+        for value in (1, 2):
+            datastore.save_label(only(datastore), own_label(viewer, tmp_path, value), "final", {})
+            datastore._store._viewer._background.join(20)
+    status = datastore.status()
+    assert status["viewer_copies_failed"] == 2
+    assert "answered 413 to PUT /xapi/roi/" in status["viewer_copies_problem"]
+    assert f"why the viewer does not show a label: {status['viewer_copies_problem']}" in caplog.text
+    assert "outbox" not in status
+
+
 def test_the_label_does_not_wait_for_the_viewer(viewer, xnat_sandbox, datastore, tmp_path):
     xnat_sandbox.faults.add("/xapi/roi/", delay=1.5)
     started = time.monotonic()
