@@ -5,8 +5,8 @@
     <folder>/<name>.lock           the lock of the process that owns the folder with the same name
     <folder>/<name>/<image>.json   the changes to the info of one image
 
-If a process leaves changes behind, even after a crash, the next process that opens the journal takes them over. They are
-on the disk itself (fsync) when :meth:`InfoJournal.put` returns, as labels are in the outbox.
+If a process leaves changes behind, even after a crash, the next process that opens the journal takes them over. They
+are on the disk itself (fsync) when :meth:`InfoJournal.put` returns, as labels are in the outbox.
 """
 
 from __future__ import annotations

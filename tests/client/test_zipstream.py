@@ -123,7 +123,7 @@ def damaged(data: bytes, damages: list[tuple[str, int, int]]) -> bytes:
     return bytes(changed)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(data=st.sampled_from(VARIANTS), damages=st.lists(DAMAGES, min_size=1, max_size=3), piece=st.integers(1, 4000))
 def test_a_damaged_archive_is_refused_or_its_members_are_whole(data, damages, piece):
     changed = damaged(data, damages)
