@@ -387,12 +387,10 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
             "xnat": self._catalog.problem,
             "filters": self._catalog.filter_problem,
             "no_volume": self._images.no_volumes(self._catalog.get),
-            "outbox": self._store.waiting(),
+            **self._store.counts,
             "outbox_waits": self._store.report()[:MOST_LISTED],
-            "unassigned": self._store.unassigned(),
             **self._dataset.outcome,
             "image_notes": self._images.notes,
-            **self._store.copies,
             **self._session.report,
         }
         return {**status, **{key: value for key, value in details.items() if value}}

@@ -99,9 +99,9 @@ class LabelStore:
         return sum(entry.state is State.UNASSIGNED for entry in self._outbox.entries())
 
     @property
-    def copies(self) -> dict[str, int | str]:
-        """What became of the copies for viewers; see :attr:`ViewerCopies.report`."""
-        return self._viewer.report
+    def counts(self) -> dict[str, int | str]:
+        """The counts of labels that wait and of copies for viewers that failed; see :attr:`ViewerCopies.report`."""
+        return {"outbox": self.waiting(), "unassigned": self.unassigned(), **self._viewer.report}
 
     def report(self) -> list[dict[str, Any]]:
         """Return the labels that wait and what they wait for, as far as this machine knows; see `Outbox.report`."""
