@@ -30,6 +30,9 @@ _ESCAPED = re.compile(r"\\([" + re.escape(_SPECIAL) + "])")
 _SEPARATOR = re.compile(r"((?:\\[" + re.escape(_SPECIAL) + r"]|[^,])*),?")
 _GLOB = frozenset("*?[")
 
+# No count, size or number in XNAT has more. Python refuses to read thousands of digits (ValueError).
+_MOST_DIGITS = 18
+
 
 class Patterns(tuple[str, ...]):
     """Patterns, and the text from which they were read.
@@ -271,6 +274,11 @@ def as_server(value: object) -> str:
         raise ValueError("expected an address without user name and password, which would end up in logs")
     path = re.sub(r"/(app|data|xapi|REST)(/.*)?$", "", parts.path).rstrip("/")
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def whole_number(text: str) -> int | None:
+    """Return the number that a text of decimal digits says; None for any other text, and for more than 18 digits."""
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 def as_folder(value: object) -> Path | None:

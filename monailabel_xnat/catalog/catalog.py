@@ -197,7 +197,8 @@ class Catalog:
             if kept:
                 self._index, self._served = kept.images, f"; what is shown was listed at {kept.listed}"
                 self._tell(kept.images.ids())
-        self.problem = f"XNAT has not answered since this server started at {since}{self._served}: {error}"
+        told = f"XNAT has not answered since this server started at {since}{self._served}: {error}"
+        self.problem = str(error) if isinstance(error, REFUSED) else told
 
     def require_answer(self) -> None:
         """Refuse to go on with images that XNAT has not listed since the start.

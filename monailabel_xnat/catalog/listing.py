@@ -15,6 +15,7 @@ from monailabel_xnat.client.rows import Row, read_sessions, walk
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import InvalidIdError, NotInArchiveError, ServerError
 from monailabel_xnat.ids import ImageId, id_text
+from monailabel_xnat.values import whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -268,15 +269,11 @@ class _OfFew(dict[Value, Value]):
         return value
 
 
-# Longer texts are not read as numbers; Python raises an error for thousands of digits.
-_LONGEST_NUMBER = 20
-
-
 class _Numbers(dict[str, "int | None"]):
     """A table of numbers by their text, because counts and sizes repeat; None for a text that is not a number."""
 
     def __missing__(self, text: str) -> int | None:
-        found = self[text] = int(text) if text.isdecimal() and len(text) < _LONGEST_NUMBER else None
+        found = self[text] = whole_number(text)
         return found
 
 

@@ -400,7 +400,7 @@ def make_seg_scan(session: Session, image: ImageId, name: str, description: str)
         If XNAT fails, the user may not make a scan, or no number is free.
     """
     taken = {row["ID"] for row in list_scans(session, image.experiment)}
-    digits = re.match(r"\d+", image.scan)
+    digits = re.match(r"\d{1,18}", image.scan)
     suffix = f"{int(digits[0]):02d}" if digits else _UNSAFE.sub("_", image.scan)
     number = next((f"{prefix}{suffix}" for prefix in _PREFIXES if f"{prefix}{suffix}" not in taken), None)
     if number is None:

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.errors import MalformedFileError, NotInArchiveError, ServerError, TransferError
+from monailabel_xnat.values import whole_number
 
 Content = TypeVar("Content")
 _CHUNK = 1 << 20
@@ -221,10 +222,9 @@ def _remote_file(row: dict[str, str], resource: str) -> RemoteFile:
     # Only the URI contains the sub-folders, after the numeric id of the resource (XNAT's class FileList).
     _, _, path = row["URI"].partition("/files/")
     path = path or row["Name"]
-    size = str(row.get("Size") or "")
     return RemoteFile(
         path=path,
-        size=int(size) if size.isdecimal() else None,
+        size=whole_number(str(row.get("Size") or "")),
         md5=(row.get("digest") or "").lower(),
         uri=f"{resource}/files{quoted(*path.split('/'))}",
     )
@@ -439,5 +439,6 @@ def _ask_counts(session: Session, parent: str, label: str) -> Counts:
 
 
 def _sum(rows: Sequence[dict[str, str]], column: str) -> int | None:
-    texts = [str(row.get(column) or "") for row in rows]
-    return sum(map(int, texts)) if all(text.isdecimal() for text in texts) else None
+    numbers = [whole_number(str(row.get(column) or "")) for row in rows]
+    known = [number for number in numbers if number is not None]
+    return sum(known) if len(known) == len(numbers) else None

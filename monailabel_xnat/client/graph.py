@@ -11,13 +11,13 @@ from urllib.parse import unquote, urlsplit
 
 import xnat
 from xnat.core import XNATBaseObject
-from xnat.exceptions import XNATResponseError
+from xnat.exceptions import XNATError, XNATResponseError
 from xnat.mixin import ExperimentData, ImageScanData, ProjectData, SubjectData
 from xnat.session import BaseXNATSession
 
 from monailabel_xnat.client.answers import failure_of_transfer, plain
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.errors import InvalidIdError, UnknownLabelError, XNATDatastoreError
+from monailabel_xnat.errors import InvalidIdError, TransferError, UnknownLabelError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId
 
 Result = TypeVar("Result")
@@ -173,18 +173,29 @@ class Graph:
         function is called a second time.
         """
         try:
-            with self._lock:
-                return ask()
-        except XNATDatastoreError as error:
-            raise plain(error) from error.__cause__
+            return self._ask_once(path, ask)
         except XNATResponseError as error:
             if self._session.owner is None or self._session.verify_login():
                 raise failure_of_transfer(error, self.server + path) from None
         try:
-            with self._lock:
-                return ask()
+            return self._ask_once(path, ask)
         except XNATResponseError as error:
             raise failure_of_transfer(error, self.server + path) from None
+
+    def _ask_once(self, path: str, ask: Callable[[], Result]) -> Result:
+        try:
+            with self._lock:
+                return ask()
+        except XNATDatastoreError as error:
+            raise plain(error) from error.__cause__
+        except XNATResponseError:
+            raise
+        except (XNATError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise TransferError(
+                f"XNAT answered what xnatpy cannot read, when it was asked for {path}: {type(error).__name__}",
+                hint="it may have broken off: try again",
+                url=path,
+            ) from error
 
     def _require_ours(self, item: XNATBaseObject) -> None:
         session = item.xnat_session

@@ -100,8 +100,8 @@ class Guard(BaseAdapter):
             If the request changes XNAT and the settings do not allow that; then nothing is sent.
         """
         if request.method not in _READING:
-            size = request.headers.get("Content-Length")
-            detail = f" to {urlsplit(str(request.url)).path}{f' of {size} bytes' if size else ''}"
+            size = request.headers.get("Content-Length", "0")
+            detail = f" to {urlsplit(str(request.url)).path}" + ("" if size == "0" else f" of {size} bytes")
             self._require_writable(f"send a {request.method}", detail)
         options = {"stream": stream, "timeout": timeout, "verify": verify, "cert": cert, "proxies": proxies}
         slot = self._pace.take()

@@ -51,6 +51,7 @@ UNKNOWN_TIMES = _FIRST, _LAST
 """The earliest and the latest time of something if nothing is known about its time."""
 
 _UUID_ROOT = "2.25."
+_LONGEST_UUID = 39
 _MARK_BITS = 62
 _MARK = b"monailabel_xnat ROI collection "
 
@@ -391,7 +392,7 @@ def marked_uid(identity: str) -> str:
 def is_marked(uid: str) -> bool:
     """Return whether a UID was made by :func:`marked_uid`."""
     number = uid[len(_UUID_ROOT) :]
-    if not uid.startswith(_UUID_ROOT) or not number.isdecimal():
+    if not uid.startswith(_UUID_ROOT) or not number.isdecimal() or len(number) > _LONGEST_UUID:
         return False
     high, low = divmod(int(number), 1 << 64)
     return low == 0b10 << _MARK_BITS | _mark_of(high)

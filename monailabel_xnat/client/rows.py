@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from monailabel_xnat.client.items import Fields, list_session_names, read_anywhere, read_subject
 from monailabel_xnat.client.session import Query, Session, quoted
 from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError, TransferError
+from monailabel_xnat.values import whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ def _require_result_set(envelope: str, path: str, rows: int = 0) -> None:
     if not isinstance(answer["ResultSet"].get("Result"), list):
         raise _no_listing(path)
     counted = str(answer["ResultSet"].get("totalRecords", ""))
-    if counted.isdecimal() and int(counted) != rows:
+    if counted.isdecimal() and whole_number(counted) != rows:
         raise TransferError(
             f"XNAT answered GET {path} with {rows} rows and says that they are {counted}",
             hint="it may have broken off: try again",

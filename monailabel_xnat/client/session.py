@@ -35,6 +35,7 @@ from monailabel_xnat.errors import (
     TransferError,
     XNATDatastoreError,
 )
+from monailabel_xnat.values import whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +221,7 @@ class Session:
             raise TransferError(
                 f"XNAT answered GET {path} with something that is not a listing", hint="try again", url=path
             )
-        if counted.isdecimal() and int(counted) != len(rows):
+        if counted.isdecimal() and whole_number(counted) != len(rows):
             raise TransferError(
                 f"XNAT answered GET {path} with {len(rows)} rows and says that they are {counted}",
                 hint="it may have broken off: try again",

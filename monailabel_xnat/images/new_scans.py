@@ -33,6 +33,7 @@ from monailabel_xnat.disk import text_digest
 from monailabel_xnat.errors import AccessDeniedError, ImageConflictError, NotInArchiveError, ServerError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.images.imagefile import ending, holds_dicom
+from monailabel_xnat.values import whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -277,7 +278,7 @@ class NewScans:
             query = {"xsiType": session_type, "req_format": "qs", f"{session_type}/label": label}
             session = self._put(session_path(path, label), query, place, made, f"session {label}")
             home = _Home(subject, session, new.kind, {})
-        numbers = [int(scan) for scan in home.scans if scan.isdecimal()]
+        numbers = filter(None, map(whole_number, home.scans))
         scan = place.scan or str(max(numbers, default=0) + 1)
         image = ImageId(place.project, home.subject, home.session, scan)
         scan_type = f"xnat:{home.kind or new.kind}ScanData"

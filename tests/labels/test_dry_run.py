@@ -48,7 +48,7 @@ def changes(sandbox):
     def changes():
         return [
             (sent.method, sent.path)
-            for sent in sandbox.requests[start:]
+            for sent in list(sandbox.requests)[start:]
             if sent.method not in ("GET", "HEAD") and not sent.path.endswith(_LOGIN)
         ]
 
@@ -101,7 +101,7 @@ def test_a_dry_run_says_what_would_be_sent_to_the_client_in_the_log_and_in_the_s
     assert isinstance(caught.value, HTTPException)
     assert (caught.value.status_code, "MONAILABEL_final" in caught.value.detail) == (403, True)
     datastore.update_image_info(image, {"dice": 0.5})
-    with pytest.raises(DryRunError, match=r"would send a PUT to .* of "):
+    with pytest.raises(DryRunError, match="would send a PUT to /data/projects/"):
         datastore.set_name("mine")
     assert datastore.status()["dry_run"] == {"save labels": 1, "write the info of an image": 1, "send a PUT": 1}
     assert "dry run: it would save labels" in caplog.text
