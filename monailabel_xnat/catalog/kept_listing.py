@@ -40,6 +40,7 @@ REFUSED = (LoginError, AccessDeniedError, NotInArchiveError)
 
 # Whoever has the fields in another order, or other fields, does not read it.
 _FORMAT = [1, *(list(kind._fields) for kind in (Scan, Resource, RoiCollection, DrawnScan, UnreadDrawing))]
+_IMAGE, _DRAWINGS, _UNREAD = map(Scan._fields.index, ("image_id", "drawings", "unread"))
 _KINDS: dict[str, type[RoiCollection] | type[DrawnScan]] = {"collection": RoiCollection, "scan": DrawnScan}
 # A process that ends waits so long, in seconds, for a listing that is being written.
 _LONGEST_WRITE = 10.0
@@ -149,28 +150,26 @@ def told(time: datetime) -> str:
 
 def _row_of(scan: Scan) -> list[Any]:
     """Return a scan as plain JSON, value by value."""
-    image = scan.image_id
-    values: dict[str, Any] = {
-        **scan._asdict(),
-        "image_id": [image.project, image.subject, image.experiment, image.scan],
-        "drawings": [_row_of_drawing(drawing) for drawing in scan.drawings],
-        "unread": [[*item[:2], _row_of_drawing(item.drawing) if item.drawing else None] for item in scan.unread],
-    }
-    return list(values.values())
+    image, row = scan.image_id, list[Any](scan)
+    row[_IMAGE] = [image.project, image.subject, image.experiment, image.scan]
+    if scan.drawings:
+        row[_DRAWINGS] = [_row_of_drawing(drawing) for drawing in scan.drawings]
+    if scan.unread:
+        row[_UNREAD] = [[*item[:2], _row_of_drawing(item.drawing) if item.drawing else None] for item in scan.unread]
+    return row
 
 
 def _row_of_drawing(drawing: Drawing) -> list[Any]:
     return ["collection" if isinstance(drawing, RoiCollection) else "scan", *drawing]
 
 
-def _scan_from(row: Sequence[Any]) -> Scan:
-    values = dict(zip(Scan._fields, row, strict=True))
-    values["image_id"] = ImageId(*values["image_id"])
-    values["resources"] = tuple(Resource(*resource) for resource in values["resources"])
-    values["drawings"] = tuple(map(_drawing_from, values["drawings"]))
-    unread = ((name, why, _drawing_from(kept) if kept else None) for name, why, kept in values["unread"])
-    values["unread"] = tuple(UnreadDrawing(*item) for item in unread)
-    return Scan(**values)
+def _scan_from(row: list[Any]) -> Scan:
+    row[_IMAGE] = ImageId(*row[_IMAGE])
+    unread = ((name, why, _drawing_from(kept) if kept else None) for name, why, kept in row[_UNREAD])
+    row[_UNREAD] = tuple(UnreadDrawing(*item) for item in unread)
+    row[_DRAWINGS] = tuple(map(_drawing_from, row[_DRAWINGS]))
+    scan = Scan(*row)
+    return scan._replace(resources=tuple(Resource(*resource) for resource in scan.resources))
 
 
 def _drawing_from(row: Sequence[Any]) -> Drawing:

@@ -16,11 +16,16 @@ from test_delivery import wait_until
 
 from monailabel_xnat import XNATDatastore
 from monailabel_xnat.catalog import first_listing
-from monailabel_xnat.catalog.kept_listing import DECIDING
+from monailabel_xnat.catalog.image_index import ImageIndex
+from monailabel_xnat.catalog.kept_listing import DECIDING, KeptListing
+from monailabel_xnat.catalog.scan import Resource, Scan
 from monailabel_xnat.cli.main import main
+from monailabel_xnat.client.drawn import DrawnScan, UnreadDrawing
 from monailabel_xnat.client.pace import Backoff
+from monailabel_xnat.client.roi import RoiCollection
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import LabelFileError, LabelNotUploadedError, LoginError, ServerError
+from monailabel_xnat.ids import ImageId
 
 AFFINE = np.diag([-2.0, -2.0, 3.0, 1.0])
 
@@ -297,6 +302,25 @@ def test_a_damaged_listing_of_an_earlier_run_is_not_shown(kept, start_server, da
     server = start_server()
     with pytest.raises(ServerError):
         server.list_images()
+
+
+def test_a_kept_listing_comes_back_as_it_was(tmp_path):
+    collection, drawn = (
+        RoiCollection("X_1", "liver", "E", "SEG"),
+        DrawnScan("3001", "E", "SEG", stored="2026-01-01T00:00:00"),
+    )
+    unread = tuple(UnreadDrawing("odd \ud800", "no reason", drawing) for drawing in (None, collection, drawn))
+    resources = Resource("DICOM", 2, 99), Resource("odd", None, None)
+    texts = "P", "s", "e", "xnat:ctSessionData", "", "CT", "é", "usable", "CT", "1.2", "1", None
+    plain = Scan(ImageId("P", "S", "E", "1/2"), *texts, resources)
+    scans = [plain, plain._replace(image_id=ImageId("P", "S", "E", "2"), drawings=(collection, drawn), unread=unread)]
+    login = {"server": "http://127.0.0.1:9", "username": "u", "password": "p"}
+    listing = KeptListing(Settings.load({**login, "cache_path": tmp_path}, environ={}))
+    listing.keep(ImageIndex({str(scan.image_id): scan for scan in scans}))
+    listing.close()
+    assert listing.read().images.scans() == scans
+    listing.remove()
+    assert listing.read() is None
 
 
 def test_a_setting_that_decides_what_is_listed_cannot_be_forgotten():
