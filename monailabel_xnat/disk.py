@@ -111,7 +111,9 @@ def require_private(folder: Path) -> None:
         )
     if found.st_mode & 0o077:
         folder.chmod(0o700)
-        logger.warning("others could look into %s; it is closed to them now", folder)
+        # Kubernetes opens it again and again, and nobody need do anything about that.
+        level = logging.INFO if found.st_mode & 0o022 else logging.WARNING
+        logger.log(level, "others could look into %s; it is closed to them now", folder)
 
 
 def _is_opened_by_volume(folder: Path, found: os.stat_result) -> bool:
