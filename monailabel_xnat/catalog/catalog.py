@@ -192,11 +192,9 @@ class Catalog:
         if self.absence is None and self._index is not None:
             return  # it has answered to somebody else meanwhile
         self.absence = error
-        if self._index is None and self._kept and not isinstance(error, REFUSED):
-            kept = self._kept.read()
-            if kept:
-                self._index, self._served = kept.images, f"; what is shown was listed at {kept.listed}"
-                self._tell(kept.images.ids())
+        if self._index is None and self._kept and not isinstance(error, REFUSED) and (kept := self._kept.read()):
+            self._index, self._served = kept.images, f"; what is shown was listed at {kept.listed}"
+            self._tell(kept.images.ids())
         told = f"XNAT has not answered since this server started at {since}{self._served}: {error}"
         self.problem = str(error) if isinstance(error, REFUSED) else told
 
