@@ -179,6 +179,7 @@ def datastore(xnat_sandbox, demo_dicom, open_xnat_datastore):
     return open_xnat_datastore(project="P")
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=IDS, tag=IDS)
 def test_any_text_for_an_id_is_an_unknown_image_or_label_and_leads_nowhere(xnat_sandbox, datastore, text, tag):

@@ -40,7 +40,8 @@ def open_away(sandbox, project, gate, tmp_path, monkeypatch):
 
     def open_away(**settings):
         given = {"project": project, "environ": {}, "cache_path": tmp_path / "away", "timeout": 5, **settings}
-        opened.append(XNATDatastore(gate.url, sandbox.username, given.pop("password", sandbox.password), **given))
+        login = given.pop("username", sandbox.username), given.pop("password", sandbox.password)
+        opened.append(XNATDatastore(gate.url, *login, **given))
         return opened[-1]
 
     yield open_away

@@ -178,7 +178,8 @@ def test_a_copy_that_xnat_refuses_says_in_the_status_what_xnat_said(viewer, xnat
             datastore._store._viewer._background.join(20)
     status = datastore.status()
     assert status["viewer_copies_failed"] == 2
-    assert "answered 413 to PUT /xapi/roi/" in status["viewer_copies_problem"]
+    assert "answered 413 to PUT" in status["viewer_copies_problem"]
+    assert "Request Entity Too Large" in status["viewer_copies_problem"]
     assert f"why the viewer does not show a label: {status['viewer_copies_problem']}" in caplog.text
     assert "outbox" not in status
 
