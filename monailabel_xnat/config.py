@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import platformdirs
 
-from monailabel_xnat.disk import require_own_place, require_private
+from monailabel_xnat.disk import require_own_place
 from monailabel_xnat.errors import SettingsError, UnknownSettingError
 from monailabel_xnat.values import (
     Patterns,
@@ -73,11 +73,7 @@ class Settings:
 
     server: str = _setting(as_server, "", "address of the XNAT site")
     username: str = _setting(as_text, "", "user name, or alias of an XNAT alias token; none: guest")
-    password: Secret = _setting(
-        as_secret,
-        Secret(""),
-        "password, or secret of the alias token; never through --conf",
-    )
+    password: Secret = _setting(as_secret, Secret(""), "password, or secret of the alias token; never through --conf")
     auth_provider: str = _setting(as_text, "", "XNAT's authentication provider to log in with, as in xnat.connect")
     project: tuple[str, ...] = _setting(as_names, (), "project IDs, comma-separated; none: all that can be read")
     asset_path: Path | None = _setting(as_folder, None, "folder where XNAT's archive is mounted on this machine")
@@ -131,9 +127,7 @@ class Settings:
     )
     label_scan: tuple[str, ...] = _setting(as_names, (), "tags of labels stored as a SEG scan as well; empty: none")
     read_only: bool = _setting(as_flag, False, "refuse everything that would write to XNAT")
-    dry_run: bool = _setting(
-        as_flag, False, "check and tell what would be written to XNAT, and refuse it as read_only does"
-    )
+    dry_run: bool = _setting(as_flag, False, "check and tell what would be written to XNAT, and refuse to write it")
     allow_delete: bool = _setting(as_flag, False, "let remove_image delete the scan in XNAT")
     keep_versions: int = _setting(at_least(0), 0, "how many versions of a label to keep in XNAT; 0: all")
     connections: int = _setting(at_least(1), 4, "requests at a time, transfers included")
@@ -153,9 +147,7 @@ class Settings:
     )
     max_age: float = _setting(as_seconds, 60.0, "seconds after which XNAT is listed anew; 5 where that is quick")
     claim_time: float = _setting(
-        limit_in("seconds"),
-        1800.0,
-        "seconds for which no server gives a next sample to others; 0: they may",
+        limit_in("seconds"), 1800.0, "seconds for which no server gives a next sample to others; 0: they may"
     )
     verify_age: float = _setting(
         as_seconds,
@@ -237,7 +229,7 @@ class Settings:
         ------
         CacheError
             If it exists and other users may have put something into it, or if everybody may replace it; see
-            :func:`~monailabel_xnat.disk.require_private` and :func:`~monailabel_xnat.disk.require_own_place`.
+            :func:`~monailabel_xnat.disk.require_own_place`.
         """
         return self._below(self.cache_path or platformdirs.user_cache_path("monailabel_xnat"))
 
@@ -267,8 +259,7 @@ class Settings:
     def _below(self, base: Path) -> Path:
         digest = hashlib.sha256(self.server.encode()).hexdigest()[:12]
         folder = base / f"{re.sub(r'[^A-Za-z0-9.-]', '_', urlsplit(self.server).netloc)}-{digest}"
-        require_own_place(base, folder)
-        require_private(folder)
+        require_own_place(folder)
         return folder
 
     @property

@@ -126,34 +126,26 @@ def _is_opened_by_volume(folder: Path, found: os.stat_result) -> bool:
     return bool(is_for_group and found.st_gid in groups and folder.parent.stat().st_gid == found.st_gid)
 
 
-def require_own_place(base: Path, folder: Path) -> None:
-    """Refuse to keep a folder of patients' data where everybody may put another one in its place.
+def require_own_place(folder: Path) -> None:
+    """Refuse a folder for patients' data as :func:`require_private` does, or because everybody may replace it.
 
-    Who may write to the folder above ours matters only there: what is ours cannot be looked into, and what others put
-    in its place is found to be theirs. A volume of a container, which is often open to everybody, passes, for nobody
-    else is in the container.
-
-    Parameters
-    ----------
-    base : Path
-        The folder above, which somebody has chosen.
-    folder : Path
-        Ours in it.
+    Other users who may write to the folder above cannot look into this one, and what they put in its place is found to
+    be theirs. But everybody must not be able to. A volume of a container, which is often open to everybody, passes,
+    because nobody else is in the container.
 
     Raises
     ------
     CacheError
-        If everybody may write to it, and it has no sticky bit.
+        Also if everybody may write to the folder above, and it has no sticky bit.
     """
-    try:
-        mode = base.stat().st_mode
-    except OSError:
-        return
-    if os.name != "nt" and mode & 0o002 and not mode & stat.S_ISVTX and not base.is_mount():
+    above = folder.parent
+    mode = above.stat().st_mode if above.exists() else 0
+    if os.name != "nt" and mode & 0o002 and not mode & stat.S_ISVTX and not above.is_mount():
         raise CacheError(
-            f"everybody may write to {base}, and could replace {folder.name} in it",
-            hint=f"`chmod o-w {base}` or `chmod +t {base}`, or choose another folder with cache_path and data_path",
+            f"everybody may write to {above}, and could replace {folder.name} in it",
+            hint=f"`chmod o-w {above}` or `chmod +t {above}`, or choose another folder with cache_path and data_path",
         )
+    require_private(folder)
 
 
 def private_opener(path: str, flags: int) -> int:
