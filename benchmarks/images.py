@@ -3,7 +3,10 @@
 Each way is a process of its own, so that wall time, processor time and memory are that way's alone; imports and logins
 are paid before the clock starts. Needs curl and dcm2niix (Debian packages); a way whose program is absent is left out.
 
-    python benchmarks/images.py [--repeat 3] [--series "CT 512x512x200"] [--syntax plain] [--workers]
+    python benchmarks/images.py [--repeat 3] [--series "CT 512x512x200"] [--syntax plain] [--workers] [--line 1000]
+
+With --line the server is reached over a line of so many Mbit/s (line.py), so that one sees what a first image costs
+where the server is not on the same machine.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
+from line import line
 from series import SERIES, SYNTAXES, write_series
 from served import served
 from ways import WAYS
@@ -33,24 +38,27 @@ def main() -> None:
     arguments.add_argument("--series", choices=SERIES, action="append")
     arguments.add_argument("--syntax", choices=SYNTAXES, action="append")
     arguments.add_argument("--workers", action="store_true", help=f"only {IMAGES} images with 1, 2 and 4 workers")
+    arguments.add_argument("--line", type=float, metavar="MBIT", help="only the series, over a line of so many Mbit/s")
     options = arguments.parse_args()
     for name in [] if options.workers else options.series or SERIES:
         for syntax in options.syntax or SYNTAXES:
-            measure_series(name, syntax, options.repeat)
-    measure_workers()
+            measure_series(name, syntax, options.repeat, options.line)
+    if not options.line:
+        measure_workers()
 
 
-def measure_series(name: str, syntax: str, repeat: int) -> None:
+def measure_series(name: str, syntax: str, repeat: int, mbit: float | None = None) -> None:
     """Measure every way on one series; they take turns, so that a busy machine is busy for all."""
     figures: dict[str, list[Figures]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as scratch:
         folder = write_series(Path(scratch, "series"), name, syntax)
-        with served(str(folder)) as login:
+        with served(str(folder)) as login, line(login["url"], mbit) if mbit else nullcontext(login["url"]) as url:
             for _ in range(repeat):
                 for way in WAYS:
-                    found = measure(way, {**login, "folder": str(folder)}, Path(scratch, "work"))
+                    found = measure(way, {**login, "url": url, "folder": str(folder)}, Path(scratch, "work"))
                     figures[way] += [found] if found else []
-    print(f"\n{name}, {syntax}: medians of {repeat}\n")
+    over = f" over {mbit:g} Mbit/s" if mbit else ""
+    print(f"\n{name}, {syntax}{over}: medians of {repeat}, load {os.getloadavg()[0]:.0f}\n")
     print(f"  {'':<28}{'wall s':>9}{'cpu s':>9}{'MB':>7}{'wall / ours':>13}")
     ours = statistics.median(one["wall"] for one in figures["ours"])
     for way, runs in figures.items():
