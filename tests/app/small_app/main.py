@@ -1,18 +1,24 @@
 """An app of which nothing takes long: what is bright is an organ, and training counts its cases."""
 
+import importlib.util
 import json
 import logging
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import SimpleITK
+import torch
+from monai.data import MetaTensor
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.tasks.activelearning.epistemic import Epistemic
 from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
 from monailabel.tasks.scoring.dice import Dice
+from monailabel.tasks.scoring.epistemic_v2 import EpistemicScoring
 from monailabel.tasks.scoring.sum import Sum
 
 logger = logging.getLogger(__name__)
@@ -42,6 +48,23 @@ class Threshold(InferTask):
         return result, {"label_names": {"organ": 1}, "size": list(image.GetSize())}
 
 
+class Doubt(Threshold):
+    """What MONAI Label's EpistemicScoring asks of a model; how sure it is follows the brightness of the image."""
+
+    output_label_key = "pred"
+
+    def get_path(self):
+        return None
+
+    def clear_cache(self):
+        pass
+
+    def __call__(self, request):
+        voxels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(request["image"]))
+        sure = float(voxels.mean()) / 100
+        return None, {"pred": MetaTensor(torch.full((1, *voxels.shape), sure))}
+
+
 class Counting(TrainTask):
     """Writes down which cases there were."""
 
@@ -55,6 +78,15 @@ class Counting(TrainTask):
         self._report.write_text(json.dumps(cases))
         logger.info("%d cases", len(cases))
         return {"cases": len(cases)}
+
+
+def last_of_radiology():
+    """Load the strategy ``last`` of MONAI Label's sample app radiology, which no package holds."""
+    file = Path(sys.prefix, "monailabel", "sample-apps", "radiology", "lib", "activelearning", "last.py")
+    spec = importlib.util.spec_from_file_location("last", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Last()
 
 
 class SmallApp(MONAILabelApp):
@@ -71,7 +103,7 @@ class SmallApp(MONAILabelApp):
         return {"threshold": Counting(self._report)}
 
     def init_strategies(self):
-        return {"random": Random(), "first": First()}
+        return {"random": Random(), "first": First(), "last": last_of_radiology(), "epistemic": Epistemic()}
 
     def init_scoring_methods(self):
-        return {"dice": Dice(), "sum": Sum()}
+        return {"dice": Dice(), "sum": Sum(), "epistemic": EpistemicScoring(Doubt(), max_samples=0)}
