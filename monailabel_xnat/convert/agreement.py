@@ -135,7 +135,7 @@ def _read_pair(first: Path, second: Path) -> tuple[Any, Any]:
 
 def _require_one_grid(one: Any, other: Any) -> None:
     frames = [(*image.GetOrigin(), *image.GetSpacing(), *image.GetDirection()) for image in (one, other)]
-    is_one = one.GetSize() == other.GetSize() and all(abs(a - b) <= _TOLERANCE for a, b in zip(*frames))
+    is_one = one.GetSize() == other.GetSize() and all(abs(a - b) <= _TOLERANCE for a, b in zip(*frames, strict=True))
     if not is_one:
         raise LabelGeometryError(
             f"the two cannot be compared: one has {one.GetSize()} voxels and the other {other.GetSize()}, "

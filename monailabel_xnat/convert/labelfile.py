@@ -339,7 +339,7 @@ def merge_components(
     """
     count = stack.shape[3]
     layers, values = _layers(fields, count), _values(fields, count)
-    segments = [Segment(value, field.name, field.colour) for value, field in zip(values, fields)]
+    segments = [Segment(value, field.name, field.colour) for value, field in zip(values, fields, strict=True)]
     if count == 1:
         whole = stack[..., 0]
         # Some writers list the background as a segment.
@@ -362,7 +362,7 @@ def _layers(fields: Sequence[SegmentField], count: int) -> list[int]:
         layers = list(range(len(fields)))
     else:
         layers = [field.layer or 0 for field in fields]
-    for field, layer in zip(fields, layers):
+    for field, layer in zip(fields, layers, strict=True):
         if not 0 <= layer < count:
             raise ValueError(f"segment {field.name!r} should lie in component {layer}, but it has {count}, from 0 on")
     return layers
@@ -384,7 +384,7 @@ def _values(fields: Sequence[SegmentField], count: int) -> list[int]:
 def _refuse_unclaimed(stack: npt.NDArray[Any], segments: Sequence[Segment], layers: Sequence[int]) -> None:
     problems = []
     for component in range(stack.shape[3]):
-        known = [segment for segment, layer in zip(segments, layers) if layer == component]
+        known = [segment for segment, layer in zip(segments, layers, strict=True) if layer == component]
         missing = unclaimed(stack[..., component], known)
         if missing:
             problems.append(f"component {component}, value {missing}")
@@ -406,7 +406,7 @@ def _merged(
     for layer in range(stack.shape[3]):
         ranks = np.zeros(LARGEST_VALUE + 1, dtype=np.uint32)
         is_shared = np.zeros(LARGEST_VALUE + 1, dtype=bool)
-        for rank, (segment, place) in enumerate(zip(segments, layers), start=1):
+        for rank, (segment, place) in enumerate(zip(segments, layers, strict=True), start=1):
             if place == layer and segment.value <= LARGEST_VALUE:
                 is_shared[segment.value] |= ranks[segment.value] > 0
                 ranks[segment.value] = rank
@@ -417,7 +417,7 @@ def _merged(
     count = int(np.count_nonzero(overlap))
     if count:
         notes.append(f"{count} voxels belong to several segments: each has the later one in the header")
-    renumbered = tuple(replace(segment, value=value) for segment, value in zip(segments, values))
+    renumbered = tuple(replace(segment, value=value) for segment, value in zip(segments, values, strict=True))
     return merged, renumbered, tuple(notes)
 
 

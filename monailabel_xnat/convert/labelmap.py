@@ -170,7 +170,7 @@ def _fitted(label: LabelMap, grid: Grid, tolerance: float) -> LabelMap | None:
         return None
     fitted = np.zeros(grid.shape, dtype=label.array.dtype, order="F")
     there, here = [], []
-    for start, size, new in zip(offset, label.array.shape, grid.shape):
+    for start, size, new in zip(offset, label.array.shape, grid.shape, strict=True):
         low, high = max(0, start), max(0, start, min(new, start + size))
         there.append(slice(low, high))
         here.append(slice(low - start, high - start))

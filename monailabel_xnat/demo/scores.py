@@ -44,7 +44,9 @@ def table(before: dict[str, dict[str, float]], after: dict[str, dict[str, float]
     for case in before:
         values = [*(before[case][organ] for organ in organs), mean({case: before[case]})]
         better = [*(after[case][organ] for organ in organs), mean({case: after[case]})]
-        lines.append(f"  {case:<8}" + "".join(f"{one:>9.3f} -> {two:.3f}" for one, two in zip(values, better)))
+        lines.append(
+            f"  {case:<8}" + "".join(f"{one:>9.3f} -> {two:.3f}" for one, two in zip(values, better, strict=True))
+        )
     return "\n".join(lines)
 
 

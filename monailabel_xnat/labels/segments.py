@@ -116,7 +116,7 @@ def _label_info(entries: Any, present: Sequence[int]) -> list[Segment]:
     values = list(places) if by_place else numbers
     return [
         Segment(value, str(item["name"]), _colour(item.get("color") or item.get("colour")))
-        for value, item in zip(values, items)
+        for value, item in zip(values, items, strict=True)
     ]
 
 

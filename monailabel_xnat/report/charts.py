@@ -39,7 +39,7 @@ def progress_chart(days: Sequence[Day], images: int, title: str) -> Markup:
     def area(counts: Iterable[int]) -> str:
         """Return the SVG path of an area with steps: each count holds from its day to the next one."""
         corners = [f"M{_LEFT} {_BOTTOM}"]
-        for day, count in zip(days, counts):
+        for day, count in zip(days, counts, strict=True):
             corners.append(f"H{across(day.date)}V{up(count)}")
         return "".join([*corners, f"H{_RIGHT}V{_BOTTOM}Z"])
 

@@ -169,7 +169,7 @@ def _upright(slab: Any, interpolator: int) -> Any:
         slab = turned
     flat = sitk.GetImageFromArray(sitk.GetArrayFromImage(slab)[0])
     flat.SetSpacing(slab.GetSpacing()[:2])
-    sides = [size * spacing for size, spacing in zip(flat.GetSize(), flat.GetSpacing())]
+    sides = [size * spacing for size, spacing in zip(flat.GetSize(), flat.GetSpacing(), strict=True)]
     pixel = max(sides) / _LONGEST_SIDE
     size = [max(1, round(side / pixel)) for side in sides]
     resample = sitk.ResampleImageFilter()

@@ -77,7 +77,7 @@ def _progress(
         draft=len(labelled) - len(finished),
         final=len(finished),
         undated=sum(not first for first in labelled),
-        days=tuple(Day(day, some - final, final) for day, (some, final) in zip(days, counts)),
+        days=tuple(Day(day, some - final, final) for day, (some, final) in zip(days, counts, strict=True)),
     )
 
 
@@ -156,5 +156,5 @@ def _measured(project: str, structure: str, values: list[Volume]) -> StructureVo
     if has_fences:
         reach = _RANGES * (third - first) + _ROUNDING * third
         sides = ["small" if size < first - reach else "large" if size > third + reach else "" for size in sizes]
-        values = [replace(value, side=side) for value, side in zip(values, sides)]
+        values = [replace(value, side=side) for value, side in zip(values, sides, strict=True)]
     return StructureVolumes(project, structure, tuple(values), first, median, third, has_fences)

@@ -185,7 +185,7 @@ def _within(blob: _Blob, columns: list[NDArray[np.float32]]) -> NDArray[np.bool_
     """Find which points lie inside a superquadric."""
     squared = blob.exponent == 2.0
     total = np.zeros(len(columns[0]), np.float32)
-    for column, centre, radius in zip(columns, blob.centre, blob.radii):
+    for column, centre, radius in zip(columns, blob.centre, blob.radii, strict=True):
         scaled = np.abs(column - np.float32(centre)) / np.float32(radius)
         total += scaled * scaled if squared else scaled ** np.float32(blob.exponent)
     inside: NDArray[np.bool_] = total < 1

@@ -137,7 +137,7 @@ class Dataset:
         """
         pairs, manifest = self._collect()
         path = write_manifest(self._session.settings.server_folder / "manifests", manifest)
-        cases = [case_from_entry(pair, entry) for pair, entry in zip(pairs, manifest["cases"])]
+        cases = [case_from_entry(pair, entry) for pair, entry in zip(pairs, manifest["cases"], strict=True)]
         return TrainingSet(cases, path, manifest["left_out"])
 
     def archive(self, limit: int | None, metadata: Mapping[str, Any]) -> Path:
@@ -188,7 +188,7 @@ class Dataset:
         values = _of_model.get() if not self._session.settings.label_values else {}
         with ThreadPoolExecutor(self._workers, thread_name_prefix="xnat-datalist") as pool:
             found = list(pool.map(lambda scan: self._case(scan, values), scans))
-        failures = {str(scan.image_id): case for scan, case in zip(scans, found) if isinstance(case, str)}
+        failures = {str(scan.image_id): case for scan, case in zip(scans, found, strict=True) if isinstance(case, str)}
         notes = {
             str(case[1]["image_id"]): "; ".join(case[1]["label"]["notes"])
             for case in found

@@ -183,7 +183,7 @@ def export(
             )
         removed, changed = _remove_others(folder, files, planned)
         texts = {path: _written_text(folder / path, text) for path, text in made.texts.items()}
-        known = {path: entry for path, (entry, _) in zip(made.sources, entries)}
+        known = {path: entry for path, (entry, _) in zip(made.sources, entries, strict=True)}
         known.update((path, {"sha256": digest}) for path, digest in texts.items())
         _write_json(folder / MANIFEST, {**head, "complete": True, "cases": made.described, "files": known})
     kept = sum(is_kept for _, is_kept in entries)

@@ -28,7 +28,7 @@ def archive(put_scans):
 
 @pytest.fixture
 def words(archive, tmp_path, monkeypatch):
-    for name, value in zip(ENVIRONMENT, (archive.username, archive.password)):
+    for name, value in zip(ENVIRONMENT, (archive.username, archive.password), strict=True):
         monkeypatch.setenv(name, value)
     return ["--studies", archive.url, "--cache-path", str(tmp_path / "cache")]
 

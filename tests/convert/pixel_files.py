@@ -136,7 +136,7 @@ class Pixels:
 
 def palette() -> dict[str, np.ndarray]:
     tables = np.random.default_rng(5).integers(0, 65536, (3, 256))
-    return dict(zip(("Red", "Green", "Blue"), tables))
+    return dict(zip(("Red", "Green", "Blue"), tables, strict=True))
 
 
 def _rgb(values: np.ndarray) -> np.ndarray:

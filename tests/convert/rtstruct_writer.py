@@ -63,7 +63,7 @@ def _roi_contours(roi: Roi) -> Dataset:
                 NumberOfContourPoints=len(corners),
                 ContourData=[f"{value:.8g}" for value in np.ravel(corners)],
             )
-            for kind, corners in zip(kinds, roi.contours)
+            for kind, corners in zip(kinds, roi.contours, strict=True)
         ]
     )
     return item

@@ -214,7 +214,7 @@ def test_enhanced_frames_with_a_slope_each_keep_their_values(tmp_path, syntax):
     stack = random_stack((3, 32, 40))
     SeriesWriter(tmp_path / "dicom", syntax=syntax).write_enhanced(stack, scaling=scaling)
     volume = dicom_to_nifti(tmp_path / "dicom", tmp_path / "image.nii")
-    expected = np.stack([frame * slope + offset for frame, (slope, offset) in zip(stack, scaling)])
+    expected = np.stack([frame * slope + offset for frame, (slope, offset) in zip(stack, scaling, strict=True)])
     np.testing.assert_array_equal(voxels(volume.path), expected.transpose(2, 1, 0))
 
 

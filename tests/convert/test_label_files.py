@@ -41,7 +41,7 @@ def test_a_label_with_another_extent_on_the_same_lattice_is_cropped_and_padded(l
     world = np.zeros(np.add(SHAPE, 20), np.uint8)
     inside = tuple(slice(3, 3 + n) for n in SHAPE)
     world[inside] = np.random.default_rng(seed).integers(0, 3, SHAPE)
-    part = tuple(slice(start + 3, start + 3 + n) for start, n in zip(low, size))
+    part = tuple(slice(start + 3, start + 3 + n) for start, n in zip(low, size, strict=True))
     cut = world[part]
     affine = moved(AFFINE, low)
     for axis in flips:

@@ -353,7 +353,7 @@ def test_a_value_that_no_segment_claims_is_kept_and_noted_with_its_voxels(tmp_pa
     label = read_label(write_seg_nrrd(tmp_path / "a.seg.nrrd", [ARRAY], named(0, "liver", LabelValue="1")))
     np.testing.assert_array_equal(label.array, ARRAY)
     counts = [np.count_nonzero(value == ARRAY) for value in (2, 3, 4)]
-    expected = ", ".join(f"{value} ({count} voxels)" for value, count in zip((2, 3, 4), counts))
+    expected = ", ".join(f"{value} ({count} voxels)" for value, count in zip((2, 3, 4), counts, strict=True))
     assert label.notes == (f"values that no segment of the file claims are kept: {expected}",)
 
 

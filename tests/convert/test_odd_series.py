@@ -502,7 +502,7 @@ def test_directions_that_are_no_unit_vectors_at_right_angles_are_refused(folder,
 
 def _traits(writer, volumes, setters, number=lambda volume, k: k + 1):
     """Write volumes that lie at the same positions; a setter for each writes what tells it apart."""
-    for volume, (stack, setter) in enumerate(zip(volumes, setters)):
+    for volume, (stack, setter) in enumerate(zip(volumes, setters, strict=True)):
 
         def change(dataset, k, volume=volume, setter=setter):
             setter(dataset)

@@ -37,7 +37,7 @@ corners = st.lists(st.tuples(*[st.floats(-3, 15, allow_nan=False)] * 2), min_siz
 def test_filling_agrees_with_a_crossing_test_for_each_pixel(polygons, coarse):
     polygons = [np.round(np.array(polygon), 0 if coarse else 2) for polygon in polygons]
     found = filled(polygons)
-    edges = [edge for polygon in polygons for edge in zip(polygon, np.roll(polygon, -1, axis=0))]
+    edges = [edge for polygon in polygons for edge in zip(polygon, np.roll(polygon, -1, axis=0), strict=True)]
     for x, y in np.ndindex(SHAPE):
         nearest = min(distance(np.array((x, y)), start, end) for start, end in edges)
         if nearest <= ON_CONTOUR / 2:

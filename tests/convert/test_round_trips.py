@@ -190,7 +190,7 @@ def test_a_mask_whose_axes_run_in_any_order_and_direction_comes_back(tmp_path, a
     grid = Grid((4, 5, 6), np.array([[-2, 0, 0, 20], [0, -2.5, 0, 30], [0, 0, 3, -40], [0, 0, 0, 1.0]]))
     mask = np.random.default_rng(4).random(grid.shape) < 0.5
     image = nibabel.Nifti1Image(mask.astype(np.uint8), grid.affine)
-    turned = image.as_reoriented(np.array([[axis, flip] for axis, flip in zip(axes, flips)]))
+    turned = image.as_reoriented(np.array([[axis, flip] for axis, flip in zip(axes, flips, strict=True)]))
     nibabel.save(turned, tmp_path / "label.nii.gz")
     assert np.array_equal(to_grid(read_label(tmp_path / "label.nii.gz", grid), grid).array > 0, mask)
 

@@ -353,7 +353,7 @@ def test_contours_far_from_the_images_that_they_refer_to_are_noted(tmp_path):
 
     def refer(*places):
         dataset = pydicom.dcmread(path)
-        for contour, place in zip(dataset.ROIContourSequence[0].ContourSequence, places):
+        for contour, place in zip(dataset.ROIContourSequence[0].ContourSequence, places, strict=True):
             image = Dataset()
             image.ReferencedSOPInstanceUID = f"1.2.5.{place}"
             contour.ContourImageSequence = [image]

@@ -234,7 +234,7 @@ def test_enhanced_images_are_referred_to_by_frame(tmp_path, places):
     np.testing.assert_array_equal(read_seg(target, grid).array, array)
     dataset = pydicom.dcmread(target)
     masks = dataset.pixel_array
-    for mask, frame in zip(masks, dataset.PerFrameFunctionalGroupsSequence):
+    for mask, frame in zip(masks, dataset.PerFrameFunctionalGroupsSequence, strict=True):
         image = frame.DerivationImageSequence[0].SourceImageSequence[0]
         assert image.ReferencedSOPInstanceUID == volume.sop_instance_uids[0]
         k = volume.frame_numbers.index(int(image.ReferencedFrameNumber))

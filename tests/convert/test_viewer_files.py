@@ -29,7 +29,7 @@ def plastic(tmp_path_factory):
     painted = np.frombuffer(gzip.decompress((CASES / "PLASTIC_CT1_truth.raw.gz").read_bytes()), np.uint8)
     painted = painted.reshape(truth["n"], truth["rows"], truth["columns"])
     expected = np.zeros(grid.shape, np.uint8)
-    for picture, uid in zip(painted, truth["sops"]):
+    for picture, uid in zip(painted, truth["sops"], strict=True):
         expected[:, :, sources[uid, 1]] = picture.T
     return grid, expected
 

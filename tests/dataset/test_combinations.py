@@ -84,7 +84,7 @@ def require_pairs_on_one_grid(pairs, reader="ITKReader"):
         from monai.transforms import LoadImaged
 
         read = [LoadImaged(["image", "label"], reader=reader, image_only=True)(pair) for pair in pairs]
-    for pair, data in zip(pairs, read):
+    for pair, data in zip(pairs, read, strict=True):
         assert data["image"].shape == data["label"].shape, pair
         assert np.allclose(data["image"].affine, data["label"].affine, atol=1e-3), pair
         assert data["label"].sum() > 0
@@ -112,7 +112,7 @@ def trains_or_says_why(datastore, caplog):
 @pytest.mark.slow
 def test_every_combination_of_settings_trains_or_says_why_not(site, caplog):
     for values in itertools.product(*SETTINGS.values()):
-        settings = dict(zip(SETTINGS, values))
+        settings = dict(zip(SETTINGS, values, strict=True))
         trains = 0 if settings["labels"] == {"heart": 1} else 1 if settings["image_resource"] == "NIFTI" else 3
         mounted = settings.pop("asset_path")
         datastore = site(mounted=mounted, prefetch=0, **settings)

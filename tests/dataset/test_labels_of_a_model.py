@@ -20,7 +20,7 @@ def open_datastore(xnat_sandbox, demo_dicom, open_xnat_datastore, tmp_path):
     datastore = open_xnat_datastore(project="DEMO", series_description="!*localizer*")
     images = {datastore.get_image_info(image)["PatientID"]: image for image in datastore.list_images()}
     named = {"label_info": [{"name": name, "idx": value} for name, value in NAMES.items()]}
-    for case, info, kept in zip(demo_dicom.cases, (named, named, {}), ((1, 2, 3), (3,), (1, 2, 3))):
+    for case, info, kept in zip(demo_dicom.cases[:3], (named, named, {}), ((1, 2, 3), (3,), (1, 2, 3)), strict=True):
         truth = nibabel.load(case.truth)
         voxels = np.asarray(truth.dataobj)
         label = nibabel.Nifti1Image(np.where(np.isin(voxels, kept), voxels, 0).astype(np.uint8), truth.affine)

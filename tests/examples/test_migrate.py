@@ -35,7 +35,7 @@ def script():
 def write(folder: Path, number: int) -> tuple[str, str]:
     """Write an image and its label, and return their paths."""
     paths = [folder / f"{kind}{number}.nii.gz" for kind in ("image", "label")]
-    for path, voxels in zip(paths, train_site.ball(number)):
+    for path, voxels in zip(paths, train_site.ball(number), strict=True):
         nibabel.save(nibabel.Nifti1Image(voxels, train_site.AFFINE), path)
     return str(paths[0]), str(paths[1])
 

@@ -51,9 +51,9 @@ def loop(demo_dicom, tmp_path_factory):
     shutil.copytree(APP, folder / "app", ignore=shutil.ignore_patterns("__pycache__", "model"))
     oblique = next(case for case in demo_dicom.cases if case.oblique)
     labelled = [case for case in demo_dicom.cases if case is not oblique][:2]
-    for name, case in zip(("waiting", "one", "two"), (oblique, *labelled)):
+    for name, case in zip(("waiting", "one", "two"), (oblique, *labelled), strict=True):
         write_image(case.dicom, studies / f"{name}.nii.gz")
-    for name, case in zip(("one", "two"), labelled):
+    for name, case in zip(("one", "two"), labelled, strict=True):
         shutil.copy(case.truth, studies / "labels" / "final" / f"{name}.nii.gz")
     words = {"app": folder / "app", "studies": studies, "results": results, "dicom": oblique.dicom}
     run = subprocess.run(

@@ -36,7 +36,7 @@ def fill(sandbox, folder: Path) -> dict[str, np.ndarray]:
     with XNATDatastore(sandbox.url, project=PROJECT, cache_path=cache, environ={}, roi_write=[], **login) as datastore:
         for number, name in enumerate((*LABELLED, UNLABELLED)):
             paths = []
-            for kind, voxels in zip(("image", "label"), ball(number)):
+            for kind, voxels in zip(("image", "label"), ball(number), strict=True):
                 paths.append(folder / f"{kind}.nii.gz")
                 nibabel.save(nibabel.Nifti1Image(voxels, AFFINE), paths[-1])
             image = datastore.add_image(f"{PROJECT}/{name.split('_')[0]}/{name}/1", str(paths[0]), {})

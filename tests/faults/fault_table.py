@@ -53,7 +53,7 @@ the disk is full            | C M M C M C C C M M R R K C C M
 EXPECTED: dict[str, dict[str, str]] = {operation.name: {} for operation in OPERATIONS}
 for _row in TABLE.strip().splitlines():
     _fault, _, _codes = _row.partition("|")
-    for _operation, _code in zip(EXPECTED, _codes.split()):
+    for _operation, _code in zip(EXPECTED, _codes.split(), strict=True):
         EXPECTED[_operation][_fault.strip()] = OUTCOMES[_code]
 
 _HEAD = """# What happens when things go wrong

@@ -205,7 +205,7 @@ def test_many_threads_lose_nothing(open_labels, draw):
         versions = list(pool.map(lambda source: opened.store.save(opened.scan, "final", source, {}), sources))
     assert len({version.name for version in versions}) == 8
     assert len(stored(opened)) == 16
-    for version, source in zip(versions, sources):
+    for version, source in zip(versions, sources, strict=True):
         np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final", version.name)), voxels(source))
 
 

@@ -350,7 +350,9 @@ def test_of_several_labels_of_the_built_in_datastore_the_newest_counts(open_labe
     opened = open_labels()
     labels = {name: draw(seed, name).read_bytes() for seed, name in enumerate(["a.nii.gz", "b.nii.gz"])}
     scans = [opened.catalog.scan(f"{opened.settings.project[0]}/s1/e1/{scan}") for scan in (1, 2)]
-    orders = {scan.image_id: names for scan, names in zip(scans, (sorted(labels), sorted(labels, reverse=True)))}
+    orders = {
+        scan.image_id: names for scan, names in zip(scans, (sorted(labels), sorted(labels, reverse=True)), strict=True)
+    }
     for turn in (0, 1):
         for scan in scans:
             name = orders[scan.image_id][turn]

@@ -88,7 +88,7 @@ def painted(name: str, image: str, dicom: Path) -> Any:
     headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in dicom.rglob("*") if path.is_file()]
     places = {header.SOPInstanceUID: header.ImagePositionPatient for header in headers}
     expected = np.zeros(volume.shape, np.uint8)
-    for picture, uid in zip(pictures, truth["sops"]):
+    for picture, uid in zip(pictures, truth["sops"], strict=True):
         x, y, z = places[uid]
         voxel = np.linalg.inv(volume.affine) @ (-x, -y, z, 1)
         expected[:, :, round(voxel[2])] = picture.T

@@ -206,7 +206,7 @@ def test_dates_and_times_are_iso(tmp_path, date, time, expected):
 
 def test_order_does_not_depend_on_where_files_lie(tmp_path):
     for folder, names in (("one", "abc"), ("two", "cba")):
-        for name, number in zip(names, (10, 9, 1)):
+        for name, number in zip(names, (10, 9, 1), strict=True):
             write(
                 tmp_path / folder / name,
                 SeriesNumber=number,

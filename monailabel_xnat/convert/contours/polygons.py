@@ -204,7 +204,7 @@ def _counted(
 def _mark_path(polygon: Floats, window: Window, mask: Mask) -> None:
     """Mark the pixels that a polygon without area runs through."""
     origin = np.array([part.start for part in window])
-    for start, end in zip(polygon, np.roll(polygon, -1, axis=0)):
+    for start, end in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
         for middle in _pieces(start - origin, end - origin, mask.shape):
             low = np.ceil(middle - 0.5 - ON_CONTOUR).astype(int)
             high = np.floor(middle + 0.5 + ON_CONTOUR).astype(int)

@@ -93,7 +93,10 @@ def decode_file(header: ImageHeader) -> list[SliceValues]:
     values = _meant(_checked(_stored(header), header), header)
     is_scaled = values.ndim == 3 and header.photometric != PALETTE and not header.modality_lut
     scalings = [(frame.slope, frame.intercept) if is_scaled else (1.0, 0.0) for frame in header.frames]
-    return [SliceValues.of(values[frame.index], *scaling).compact() for frame, scaling in zip(header.frames, scalings)]
+    return [
+        SliceValues.of(values[frame.index], *scaling).compact()
+        for frame, scaling in zip(header.frames, scalings, strict=True)
+    ]
 
 
 def decode(header: ImageHeader) -> Array:

@@ -257,7 +257,7 @@ def _plane(position: Elements, orientation: Elements, measures: Elements) -> Pla
     if max(map(abs, cross(cosines[:3], cosines[3:]))) < 1e-3:
         raise elements.ElementError(f"Image Orientation (Patient) spans no plane: {cosines}")
     lengths = [math.hypot(*cosines[:3]), math.hypot(*cosines[3:])]
-    slant = sum(one * other for one, other in zip(cosines[:3], cosines[3:]))
+    slant = sum(one * other for one, other in zip(cosines[:3], cosines[3:], strict=True))
     if max(abs(length - 1.0) for length in lengths) > _COSINE_ERROR or abs(slant) > _COSINE_ERROR:
         raise elements.ElementError(f"Image Orientation (Patient) is not two unit vectors at right angles: {cosines}")
     spacing = _spacing(measures) or (1.0, 1.0)

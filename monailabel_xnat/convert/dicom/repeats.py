@@ -57,7 +57,7 @@ def drop_identical_files(images: Sequence[ImageHeader]) -> tuple[list[ImageHeade
 def _same_pixels(one: ImageHeader, other: ImageHeader) -> bool:
     headers = {one.path: one, other.path: other}
     values = [read_slices(image.frames, headers) for image in (one, other)]
-    return all(left.equals(right) for left, right in zip(*values))
+    return all(left.equals(right) for left, right in zip(*values, strict=True))
 
 
 def order_repeats(groups: Sequence[Group], headers: Headers) -> tuple[list[Frame], list[str]]:
@@ -98,13 +98,16 @@ def order_repeats(groups: Sequence[Group], headers: Headers) -> tuple[list[Frame
         raise _irregular(groups)
     if traits:
         values = _values_together(groups, traits)
-        ordered, apart = [_sorted_by(group, keys) for group, keys in zip(groups, values)], " x ".join(traits)
+        ordered, apart = (
+            [_sorted_by(group, keys) for group, keys in zip(groups, values, strict=True)],
+            " x ".join(traits),
+        )
         if len(traits) > 1 and _are_numbered_alike(groups, ordered):
             ordered, apart = _numbered_volumes(groups)
     else:
         ordered, apart = _numbered_volumes(groups)
     notes.append(f"{len(ordered[0])} volumes at {len(groups)} positions, told apart by {apart}")
-    return [frame for volume in zip(*ordered) for frame in volume], notes
+    return [frame for volume in zip(*ordered, strict=True) for frame in volume], notes
 
 
 def _drop_copies(groups: Sequence[Group], headers: Headers) -> tuple[list[list[Frame]], list[str]]:
@@ -137,7 +140,7 @@ def _without_copies(group: Group, headers: Headers) -> list[Frame]:
     if len(group) == 1:
         return list(group)
     kept: list[tuple[Frame, SliceValues]] = []
-    for frame, values in zip(group, read_slices(group, headers)):
+    for frame, values in zip(group, read_slices(group, headers), strict=True):
         if not any(values.equals(earlier) for _, earlier in kept):
             kept.append((frame, values))
     return [frame for frame, _ in kept]
@@ -178,7 +181,7 @@ def _separate(values: Sequence[Sequence[object]]) -> bool:
 def _values_together(groups: Sequence[Group], names: Sequence[str]) -> list[list[tuple[Trait | None, ...]]]:
     """Return the values of several traits for each frame, grouped by position."""
     columns = [_trait_values(groups, name) for name in names]
-    return [list(zip(*values)) for values in zip(*columns)]
+    return [list(zip(*values, strict=True)) for values in zip(*columns, strict=False)]
 
 
 def _numbered_volumes(groups: Sequence[Group]) -> tuple[list[list[Frame]], str]:
@@ -189,7 +192,7 @@ def _numbered_volumes(groups: Sequence[Group]) -> tuple[list[list[Frame]], str]:
     one_file = len({frame.path for group in groups for frame in group}) == 1
     numbers = [[(frame.order, frame.index) for frame in group] for group in groups]
     if (len(groups) > 1 or one_file) and all(len(set(keys)) == len(keys) for keys in numbers):
-        ordered = [_sorted_by(group, keys) for group, keys in zip(groups, numbers)]
+        ordered = [_sorted_by(group, keys) for group, keys in zip(groups, numbers, strict=True)]
         return ordered, "frame number" if one_file else "Instance Number"
     raise ImageConversionError(
         f"{len(groups[0])} different images at each of {len(groups)} positions, first at "
@@ -205,7 +208,7 @@ def _are_numbered_alike(groups: Sequence[Group], ordered: Sequence[Sequence[Fram
     except ImageConversionError:
         return False
     volumes, others = (
-        {frozenset((frame.path, frame.index) for frame in volume) for volume in zip(*stacks)}
+        {frozenset((frame.path, frame.index) for frame in volume) for volume in zip(*stacks, strict=True)}
         for stacks in (ordered, numbered)
     )
     return volumes == others

@@ -125,7 +125,7 @@ def _is_as_decoded(frame: Frame, copied: SliceValues, headers: Headers) -> bool:
 
 def _refuse_other_sizes(frames: Sequence[Frame], slices: Sequence[SliceValues]) -> None:
     first = slices[0].stored.shape
-    for frame, part in zip(frames, slices):
+    for frame, part in zip(frames, slices, strict=True):
         if part.stored.shape != first:
             raise ImageConversionError(
                 f"{frame.path.name} decodes to {part.stored.shape}, {frames[0].path.name} to {first}",

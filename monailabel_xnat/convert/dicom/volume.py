@@ -250,7 +250,7 @@ def sources_of(instance_uids: Sequence[str], frame_numbers: Sequence[int], slice
     slices : int
         How many slices a volume has.
     """
-    images = enumerate(zip(instance_uids, frame_numbers))
+    images = enumerate(zip(instance_uids, frame_numbers, strict=True))
     return {(uid, frame): place % slices for place, (uid, frame) in images if frame}
 
 

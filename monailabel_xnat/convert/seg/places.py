@@ -88,7 +88,7 @@ def place_plane(plane: Plane, rows: int, columns: int, grid: Grid) -> Placement:
     axes = int(np.argmax(np.abs(along_column))), int(np.argmax(np.abs(along_row)))
     start = np.rint(first)
     steps = np.zeros((2, 3))
-    for step, axis, way in zip(steps, axes, (along_column, along_row)):
+    for step, axis, way in zip(steps, axes, (along_column, along_row), strict=True):
         step[axis] = np.sign(way[axis])
     corners = np.array([[0, 0], [0, columns - 1], [rows - 1, 0], [rows - 1, columns - 1], [1, 1]], dtype=np.float64)
     found = first + corners @ np.array([along_column, along_row])
@@ -98,7 +98,7 @@ def place_plane(plane: Plane, rows: int, columns: int, grid: Grid) -> Placement:
         raise _off_grid(plane, rows, columns, grid, off)
     index: list[int | slice] = [int(value) for value in start]
     window = []
-    for axis, step, count in zip(axes, steps, (rows, columns)):
+    for axis, step, count in zip(axes, steps, (rows, columns), strict=True):
         covered, inside = _overlap(int(start[axis]), int(step[axis]), count, grid.shape[axis])
         index[axis] = covered
         window.append(inside)

@@ -101,7 +101,7 @@ def anonymised(series: Sequence[SeriesFiles], place: Place, folder: Path) -> lis
     found: list[SeriesFiles] = []
     for number, item in enumerate(series):
         copies = [replace(file, path=folder / f"{number:05d}-{at:07d}") for at, file in enumerate(item.files)]
-        for file, copy in zip(item.files, copies):
+        for file, copy in zip(item.files, copies, strict=True):
             _write(file.path, copy.path, values)
         found.append(
             replace(

@@ -181,7 +181,8 @@ def _destination(request: Request) -> _Destination:
     waiting: list[str] = []
     if words[:2] == ["prearchive", "projects"] and len(words) == 5:
         words, waiting = words[:3], words[3:]
-    named = dict(zip(words[1::2], words[2::2]))
+    # A last word without a value, as in "projects/P/subjects", names nothing.
+    named = dict(zip(words[1::2], words[2::2], strict=False))
     if words[0] not in ("", "archive", "prearchive") or not named.keys() <= {"projects", "subjects", "experiments"}:
         raise HTTPError(400, f"Unknown destination: {query['dest']}")
     place = Place(
@@ -197,7 +198,7 @@ def _destination(request: Request) -> _Destination:
 def _require_only_dicom(series: Sequence[SeriesFiles], paths: Sequence[Path], names: Sequence[str]) -> None:
     """Refuse an upload with other files; a second file of one instance and a DICOMDIR are passed over."""
     read = {file.path for item in series for file in item.files}
-    for path, name in zip(paths, names):
+    for path, name in zip(paths, names, strict=True):
         if path not in read and name.rpartition("/")[2].upper() != "DICOMDIR" and not _has_dicom_preamble(path):
             last = name.rpartition("/")[2]
             raise HTTPError(400, f"unable to read DICOM object {last}; Ignore-Unparsable=true passes over such files")

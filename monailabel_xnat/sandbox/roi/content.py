@@ -340,5 +340,5 @@ def _in_patient(image: Dataset, x: float, y: float) -> Sequence[float]:
     down, right = image.PixelSpacing
     return [
         float(start) + x * float(right) * float(along) + y * float(down) * float(across)
-        for start, along, across in zip(image.ImagePositionPatient, row, column)
+        for start, along, across in zip(image.ImagePositionPatient, row, column, strict=True)
     ]
