@@ -193,7 +193,11 @@ class DrawnScans:
     def _may_hold_drawing(self, scan: Scan) -> bool:
         if is_drawn_scan(scan):
             return bool(self._settings.roi_tag) and is_usable(scan, self._settings)
-        return scan.is_untold and _has_one_file(scan)
+        if not scan.is_untold:
+            return False
+        # A scan that says nothing of what it is may hold a drawing if it has one DICOM file and no more.
+        counts = [found.file_count for found in scan.resources if found.label.upper() in _DICOM_RESOURCES]
+        return any(count != 0 for count in counts) and all(count in (None, 0, 1) for count in counts)
 
     def _read_new(self, candidates: Mapping[str, Scan]) -> None:
         known = self._known()
@@ -281,7 +285,7 @@ class DrawnScans:
                 self._empty.add(key)
             raise TransferError(f"the scan {scan.image_id.scan!r} holds no file now", hint="it is asked again")
         self._empty.discard(key)
-        if facts.kind and not facts.problem and not self._has_series(scan, facts):
+        if facts.kind and not facts.problem and not Targets(self._everything, [facts]).of(scan, facts):
             facts = facts._replace(images=find_images(self._session, scan, facts, self._everything.values()))
             self._searched.add(key)
         return wanted.state, facts
@@ -289,9 +293,6 @@ class DrawnScans:
     def _targets(self, candidates: Iterable[str]) -> Targets:
         known = self._known()
         return Targets(self._everything, (known[key][1] for key in candidates if key in known))
-
-    def _has_series(self, scan: Scan, facts: ScanFacts) -> bool:
-        return bool(Targets(self._everything, [facts]).of(scan, facts))
 
     def _keep(self, found: dict[str, tuple[str, ScanFacts]]) -> None:
         self._facts = {**self._known(), **found}
@@ -329,12 +330,6 @@ def _state(scan: Scan) -> str:
         for resource in sorted(scan.resources)
         if resource.file_count != 0 and not resource.label.upper().startswith(OWN_RESOURCES)
     )
-
-
-def _has_one_file(scan: Scan) -> bool:
-    """Return whether a scan may hold exactly one DICOM file, as a drawn scan does."""
-    counts = [found.file_count for found in scan.resources if found.label.upper() in _DICOM_RESOURCES]
-    return any(count != 0 for count in counts) and all(count in (None, 0, 1) for count in counts)
 
 
 def _key(drawing: DrawnScan) -> str:

@@ -149,7 +149,10 @@ class Listing:
             return found
         scans = self._of_site(project) or fold(walk(self._session, project), project)
         if not scans:
-            self._require(project)
+            try:
+                read_project(self._session, project)
+            except NotInArchiveError as error:
+                raise self._unknown(project, error) from None
         elif known is None or self._clock() >= known.until:
             # A server that fails for a moment answers like one that cannot join scans. The other way costs two lists of
             # the whole site, so the short way is tried again, after longer and longer pauses.
@@ -198,12 +201,6 @@ class Listing:
                 raise
             return {}
         return {**owned, **{image: scan for image, scan in shared.items() if scan.owner != project}}
-
-    def _require(self, project: str) -> None:
-        try:
-            read_project(self._session, project)
-        except NotInArchiveError as error:
-            raise self._unknown(project, error) from None
 
     def _unknown(self, project: str, error: NotInArchiveError) -> NotInArchiveError:
         return NotInArchiveError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from monailabel_xnat.catalog.listing import Listing
@@ -110,7 +110,9 @@ class Projects:
             try:
                 found.scans[project] = self._listing.scans(project)
             except _LOST as error:
-                if not self._was_seen(project):
+                user = self._session.settings.username
+                was_seen = project in self._seen or self._read_cache.get(_KIND, project, user)
+                if not was_seen:
                     raise
                 found.lost[project] = error
             except ServerError as error:
@@ -143,10 +145,6 @@ class Projects:
             logger.warning("XNAT shows this user no project")
         return found
 
-    def _was_seen(self, project: str) -> bool:
-        user = self._session.settings.username
-        return project in self._seen or bool(self._read_cache.get(_KIND, project, user))
-
     def _note(self, found: Listed) -> None:
         new = found.scans.keys() - self._seen
         if self._session.settings.project:
@@ -167,14 +165,9 @@ def each_once(listings: dict[str, dict[str, Scan]]) -> dict[str, Scan]:
     if len(listings) == 1:
         return next(iter(listings.values()))
     found: dict[tuple[str, str], tuple[str, Scan]] = {}
-    for image, scan in (*_owned(listings), *_shared(listings)):
+    listed = [(project, *item) for project, scans in listings.items() for item in scans.items()]
+    owned = [(image, scan) for project, image, scan in listed if scan.owner == project]
+    shared = [(image, scan) for _, image, scan in listed if scan.owner not in listings]
+    for image, scan in owned + shared:
         found.setdefault((scan.image_id.experiment, scan.image_id.scan), (image, scan))
     return dict(found.values())
-
-
-def _owned(listings: dict[str, dict[str, Scan]]) -> Iterator[tuple[str, Scan]]:
-    return (item for project, scans in listings.items() for item in scans.items() if item[1].owner == project)
-
-
-def _shared(listings: dict[str, dict[str, Scan]]) -> Iterator[tuple[str, Scan]]:
-    return (item for scans in listings.values() for item in scans.items() if item[1].owner not in listings)

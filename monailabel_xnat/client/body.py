@@ -87,7 +87,8 @@ def hold(response: requests.Response, slot: Slot) -> None:
 def beginning(response: requests.Response) -> bytes:
     """Return the decoded beginning of the body of an answer. Afterwards the whole body can still be read."""
     if response.raw is None or response.raw.closed:
-        return response.content[:_LONGEST_PAGE] if _was_read(response) else b""
+        was_read = getattr(response, "_content", False) is not False
+        return response.content[:_LONGEST_PAGE] if was_read else b""
     raw: Any = response.raw
     try:
         first: bytes = raw.read(_LONGEST_PAGE, decode_content=False)
@@ -102,10 +103,6 @@ def beginning(response: requests.Response) -> bytes:
         return bytes(shown.read(decode_content=True))
     except urllib3.exceptions.HTTPError:
         return first
-
-
-def _was_read(response: requests.Response) -> bool:
-    return getattr(response, "_content", False) is not False
 
 
 class _Rejoined(io.RawIOBase):

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
@@ -95,7 +96,7 @@ def dicom_instances(path: Path) -> Iterator[list[Instance]]:
         with archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
             try:
-                found = _instances([_member_opener(archive, member) for member in members], path)
+                found = _instances([partial(archive.open, member) for member in members], path)
             except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
                 raise _damaged(path, error) from None
             yield found
@@ -138,10 +139,6 @@ def pack(instances: Iterable[Instance], target: Path) -> None:
 
 def _opener(file: Path) -> Callable[[], IO[bytes]]:
     return lambda: file.open("rb")
-
-
-def _member_opener(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], IO[bytes]]:
-    return lambda: archive.open(member)
 
 
 def _instances(openers: Iterable[Callable[[], IO[bytes]]], path: Path) -> list[Instance]:

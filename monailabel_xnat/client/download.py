@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import queue
 import threading
 import unicodedata
@@ -19,6 +18,7 @@ from urllib3.exceptions import HTTPError
 from monailabel_xnat.client.files import RemoteFile
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.zipstream import BadZipError, Buffer, zip_members
+from monailabel_xnat.disk import private_opener
 from monailabel_xnat.errors import NotInArchiveError, TransferError
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,12 @@ def download_file(session: Session, file: RemoteFile, target: Path) -> None:
     ServerError
         If XNAT fails.
     """
-    _repeated_once(session, lambda: _download_one(session, file, target))
+
+    def download() -> None:
+        with session.stream(file.uri) as response, _Writer() as writer:
+            writer.write(_blocks(response), _CheckedFile(file, target))
+
+    _repeated_once(session, download)
 
 
 def _repeated_once(session: Session, download: Callable[[], None]) -> None:
@@ -124,11 +129,6 @@ def _download_alone(session: Session, file: RemoteFile, target: Path) -> bool:
     except NotInArchiveError:
         return False
     return True
-
-
-def _download_one(session: Session, file: RemoteFile, target: Path) -> None:
-    with session.stream(file.uri) as response, _Writer() as writer:
-        writer.write(_blocks(response), _CheckedFile(file, target))
 
 
 def _download_zip(
@@ -184,7 +184,7 @@ class _CheckedFile:
             self._measure(blocks)
             if self._stream is None:
                 self._target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._stream = open(self._target, "wb", opener=_private)  # noqa: SIM115 - closed in two places
+                self._stream = open(self._target, "wb", opener=private_opener)  # noqa: SIM115 - closed in two places
             for block in blocks:
                 self._stream.write(block)
         except BaseException:
@@ -295,10 +295,6 @@ def _path_in_resource(name: str, expected: Iterable[str]) -> str:
 
 def _normal(path: str) -> str:
     return unicodedata.normalize("NFC", path)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _check_path(file: RemoteFile, resource: str) -> None:

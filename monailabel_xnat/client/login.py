@@ -384,9 +384,11 @@ def _open_session(transport: requests.Session, settings: Settings) -> str:
 def _session_id(response: requests.Response, settings: Settings) -> str:
     _require_here(response, settings.server)
     if response.status_code in (401, 403):
-        raise LoginError(
-            _refusal(settings), hint=_login_hint(settings), url=settings.server, status=response.status_code
-        )
+        refusal, hint = f"{settings.server} does not let guests in", LOGIN_HINT
+        if settings.username:
+            refusal = f"{settings.server} refused the login of user {settings.username!r}"
+            hint = "check user name and password (MONAI_LABEL_XNAT_USERNAME and MONAI_LABEL_XNAT_PASSWORD, or ~/.netrc)"
+        raise LoginError(refusal, hint=hint, url=settings.server, status=response.status_code)
     if response.status_code == requests.codes.not_found:
         raise ServerError(
             f"there is no XNAT at {settings.server}: it answered 404 to the login",
@@ -399,15 +401,3 @@ def _session_id(response: requests.Response, settings: Settings) -> str:
     if is_page(response) or "<" in response.text:
         raise page_failure(response)
     return response.text.partition(";")[0].strip()
-
-
-def _refusal(settings: Settings) -> str:
-    if settings.username:
-        return f"{settings.server} refused the login of user {settings.username!r}"
-    return f"{settings.server} does not let guests in"
-
-
-def _login_hint(settings: Settings) -> str:
-    if settings.username:
-        return "check user name and password (MONAI_LABEL_XNAT_USERNAME and MONAI_LABEL_XNAT_PASSWORD, or ~/.netrc)"
-    return LOGIN_HINT

@@ -103,7 +103,8 @@ def gather(parts: Parts, *, most_pairs: int, watch: Watch) -> Report:
         images=images,
         labels=tuple(labels),
         projects=progress_of(images, labels, now.date().isoformat()),
-        people=people_of(label for label in labels if not _is_unread(label)),
+        # Of a label whose versions could not be listed there is only the problem.
+        people=people_of(label for label in labels if label.version or not label.problem),
         pairs=tuple(pairs),
         agreement=agreement_of(pairs),
         volumes=volumes_of(labels),
@@ -145,7 +146,8 @@ def _versions(labels: Labels, scan: Scan, tag: str) -> list[SavedLabel | None]:
         if tag in labels.tags(scan):
             current = labels.current(scan, tag).name
     except XNATDatastoreError as error:
-        found.append(_unread(scan, tag, error))
+        image = scan.image_id
+        found.append(SavedLabel(str(image), image.project, tag, "", "", "", "", True, True, (), str(error)))
     for version in versions:
         found.append(None if version.is_hidden else _saved(labels, scan, tag, version, version.name == current))
     if current and current not in {version.name for version in versions}:
@@ -176,16 +178,6 @@ def _saved(labels: Labels, scan: Scan, tag: str, version: LabelVersion | None, i
         segments=tuple(_segments(description)),
         problem=problem,
     )
-
-
-def _unread(scan: Scan, tag: str, error: XNATDatastoreError) -> SavedLabel:
-    image = scan.image_id
-    return SavedLabel(str(image), image.project, tag, "", "", "", "", True, True, (), str(error))
-
-
-def _is_unread(label: SavedLabel) -> bool:
-    """Return whether not even the versions of a label could be listed."""
-    return not label.version and bool(label.problem)
 
 
 def _segments(description: dict[str, Any]) -> Iterable[Segment]:
