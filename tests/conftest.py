@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from filelock import FileLock
 
 from monailabel_xnat.sandbox.demo import write_demo
 
@@ -49,8 +52,14 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def demo_dicom(tmp_path_factory):
-    """The demo project on disk (see DemoData), written once; not to be changed."""
-    return write_demo(tmp_path_factory.mktemp("demo"))
+    """The demo project on disk (see DemoData), written once for all test processes of a run; not to be changed."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    written = shared / "demo.pickle"
+    with FileLock(shared / "demo.lock"):
+        if not written.exists():
+            written.write_bytes(pickle.dumps(write_demo(shared / "demo")))
+        return pickle.loads(written.read_bytes())
 
 
 @pytest.fixture(scope="session")

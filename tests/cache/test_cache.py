@@ -299,6 +299,7 @@ def count_up(folder: str, path: str, times: int) -> None:
             Path(path).write_text(str(number + 1))
 
 
+@pytest.mark.slow
 def test_the_lock_holds_between_threads_and_processes(tmp_path):
     counter = tmp_path / "counter"
     counter.write_text("0")

@@ -258,6 +258,7 @@ def written(tmp_path, rois):
         return StructureSetWriter().write(tmp_path / "rt.dcm", rois)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["CLOSED_PLANAR", "OPEN_PLANAR"])
 def test_a_structure_set_of_100000_zigzags_is_refused_at_once(tmp_path, kind):
     closed = in_patient(np.array([[1, 1], [5, 1], [5, 5], [1, 5.0]]))

@@ -77,7 +77,7 @@ def check(tmp_path, pixels):
     np.testing.assert_allclose(found, pixels.truth(values), rtol=0, atol=tolerance, err_msg=str(pixels))
 
 
-@pytest.mark.parametrize("kinds", [greys, colours, palettes])
+@pytest.mark.parametrize("kinds", [palettes, colours, pytest.param(greys, marks=pytest.mark.slow)])
 def test_every_kind_of_pixel_has_the_values_that_were_stored(tmp_path, kinds):
     for pixels in kinds():
         check(tmp_path, pixels)
