@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +17,8 @@ import pytest
 import requests
 from filelock import FileLock
 
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.config import Settings
 from monailabel_xnat.sandbox.demo import write_demo
 
 pytest_plugins = ["pytester"]
@@ -60,6 +62,18 @@ def demo_dicom(tmp_path_factory):
         if not written.exists():
             written.write_bytes(pickle.dumps(write_demo(shared / "demo")))
         return pickle.loads(written.read_bytes())
+
+
+@pytest.fixture
+def open_session(tmp_path):
+    """Open a connection with some settings, and a cache in the folder of the test; it is closed after the test."""
+    with ExitStack() as opened:
+
+        def open_session(backoff=None, owner=None, environ=None, **settings):
+            loaded = Settings.load({"cache_path": tmp_path, **settings}, environ=environ or {})
+            return opened.enter_context(closing(Session(loaded, backoff, owner=owner)))
+
+        yield open_session
 
 
 @pytest.fixture(scope="session")

@@ -23,19 +23,13 @@ def archive(xnat_sandbox):
 
 
 @pytest.fixture
-def open_catalog(xnat_sandbox, tmp_path):
-    sessions = []
-
+def open_catalog(xnat_sandbox, open_session):
     def make(clock=time.monotonic, **settings):
-        given = {"server": xnat_sandbox.url, "username": xnat_sandbox.username, "password": xnat_sandbox.password}
-        given.update({"cache_path": tmp_path, "project": "P", **settings})
-        session = Session(Settings.load(given, environ={}), Backoff(sleep=lambda seconds: None))
-        sessions.append(session)
+        login = {"server": xnat_sandbox.url, "username": xnat_sandbox.username, "password": xnat_sandbox.password}
+        session = open_session(Backoff(sleep=lambda seconds: None), **{**login, "project": "P", **settings})
         return Catalog(session, clock)
 
-    yield make
-    for session in sessions:
-        session.close()
+    return make
 
 
 class Clock:

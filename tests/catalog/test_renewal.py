@@ -11,8 +11,6 @@ from archive_rows import make_scan
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client import rows
 from monailabel_xnat.client.pace import Backoff
-from monailabel_xnat.client.session import Session
-from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import ServerError, TransferError
 
 
@@ -39,18 +37,13 @@ def clock():
 
 
 @pytest.fixture
-def open_catalog(xnat_sandbox, archive, tmp_path, clock):
-    sessions = []
-
+def open_catalog(xnat_sandbox, archive, open_session, clock):
     def open_catalog(**settings):
-        given = {"server": xnat_sandbox.url, "username": xnat_sandbox.username, "password": xnat_sandbox.password}
-        loaded = Settings.load({**given, "cache_path": tmp_path, "project": "P", **settings}, environ={})
-        sessions.append(Session(loaded, Backoff(sleep=lambda seconds: None)))
-        return Catalog(sessions[-1], clock)
+        login = {"server": xnat_sandbox.url, "username": xnat_sandbox.username, "password": xnat_sandbox.password}
+        session = open_session(Backoff(sleep=lambda seconds: None), **{**login, "project": "P", **settings})
+        return Catalog(session, clock)
 
-    yield open_catalog
-    for session in sessions:
-        session.close()
+    return open_catalog
 
 
 @pytest.fixture

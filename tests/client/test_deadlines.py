@@ -20,26 +20,18 @@ from monailabel_xnat.client.download import download_file
 from monailabel_xnat.client.files import RemoteFile
 from monailabel_xnat.client.pace import Pace
 from monailabel_xnat.client.rows import read_listing
-from monailabel_xnat.client.session import Session
-from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import ServerTimeoutError
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
 @pytest.fixture
-def connect(tmp_path):
-    sessions = []
-
+def connect(open_session):
     def make(server, owner=None, **settings):
-        given = {"server": server, "username": "u", "password": "pw", "cache_path": tmp_path, "deadline": 1.0}
-        session = Session(Settings.load({**given, "timeout": 1.5, **settings}, environ={}), owner=owner)
-        sessions.append(session)
-        return session
+        given = {"server": server, "username": "u", "password": "pw", "deadline": 1.0, "timeout": 1.5}
+        return open_session(owner=owner, **{**given, **settings})
 
-    yield make
-    for session in sessions:
-        session.close()
+    return make
 
 
 @pytest.fixture

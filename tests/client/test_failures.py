@@ -17,26 +17,19 @@ from odd_server import LISTING, OddServer, answer, redirect
 
 from monailabel_xnat.client.pace import Backoff
 from monailabel_xnat.client.rows import read_listing
-from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import upload
-from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import AccessDeniedError, ServerError, ServerTimeoutError, SettingsError
 
 TOKEN = "0123abcd-0123-0123-0123-0123456789ab"
 
 
 @pytest.fixture
-def connect(tmp_path):
-    sessions = []
-
+def connect(open_session):
     def make(server, sleep=lambda seconds: None, **settings):
-        given = {"server": server, "username": "u", "password": "hunter2", "cache_path": tmp_path, **settings}
-        sessions.append(Session(Settings.load(given, environ={}), Backoff(sleep=sleep)))
-        return sessions[-1]
+        given = {"server": server, "username": "u", "password": "hunter2", **settings}
+        return open_session(Backoff(sleep=sleep), **given)
 
-    yield make
-    for session in sessions:
-        session.close()
+    return make
 
 
 @pytest.fixture

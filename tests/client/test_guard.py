@@ -23,25 +23,14 @@ PAGE = b"<!DOCTYPE html>\n<html><body><form action='/search'>A report. Please lo
 
 
 @pytest.fixture
-def connect(xnat_sandbox, tmp_path):
+def connect(xnat_sandbox, open_session):
     xnat_sandbox.archive.create_project("P")
-    sessions = []
 
     def make(**settings):
-        given = {
-            "server": xnat_sandbox.url,
-            "username": xnat_sandbox.username,
-            "password": xnat_sandbox.password,
-            "cache_path": tmp_path,
-            **settings,
-        }
-        session = Session(Settings.load(given, environ={}), Backoff(first_pause=0.01))
-        sessions.append(session)
-        return session
+        login = {"server": xnat_sandbox.url, "username": xnat_sandbox.username, "password": xnat_sandbox.password}
+        return open_session(Backoff(first_pause=0.01), **{**login, **settings})
 
-    yield make
-    for session in sessions:
-        session.close()
+    return make
 
 
 @pytest.fixture

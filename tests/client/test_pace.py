@@ -10,26 +10,16 @@ from email.utils import format_datetime
 import pytest
 
 from monailabel_xnat.client.pace import Backoff, Pace, background_work, requested_pause
-from monailabel_xnat.client.session import Session
-from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import ServerError, SettingsError
 
 
 @pytest.fixture
-def connect(xnat_sandbox, tmp_path):
-    sessions = []
-
+def connect(xnat_sandbox, open_session):
     def make(sleep=time.sleep, **settings):
         login = {"server": xnat_sandbox.url, "username": xnat_sandbox.username, "password": xnat_sandbox.password}
-        session = Session(
-            Settings.load({**login, "cache_path": tmp_path, **settings}, environ={}), Backoff(sleep=sleep)
-        )
-        sessions.append(session)
-        return session
+        return open_session(Backoff(sleep=sleep), **{**login, **settings})
 
-    yield make
-    for session in sessions:
-        session.close()
+    return make
 
 
 def in_threads(count, work):

@@ -10,8 +10,7 @@ import pytest
 import requests
 
 from monailabel_xnat.client.pace import Backoff
-from monailabel_xnat.client.session import Session, quoted
-from monailabel_xnat.config import Settings
+from monailabel_xnat.client.session import quoted
 from monailabel_xnat.errors import (
     AccessDeniedError,
     LoginError,
@@ -39,18 +38,12 @@ def open_sandbox():
 
 
 @pytest.fixture
-def connect(tmp_path):
-    sessions = []
-
+def connect(tmp_path, open_session):
     def make(server, username=None, password=None, sleep=lambda seconds: None, **settings):
-        given = {"server": server, "username": username, "password": password, "cache_path": tmp_path, **settings}
-        session = Session(Settings.load(given, environ={"NETRC": str(tmp_path / "none")}), Backoff(sleep=sleep))
-        sessions.append(session)
-        return session
+        given = {"server": server, "username": username, "password": password, **settings}
+        return open_session(Backoff(sleep=sleep), environ={"NETRC": str(tmp_path / "none")}, **given)
 
-    yield make
-    for session in sessions:
-        session.close()
+    return make
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from monailabel_xnat.client.files import list_files
 from monailabel_xnat.client.pace import Backoff
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, project_of, remove_file, upload, upload_files, writing
-from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError, TransferError
 from monailabel_xnat.sandbox import Sandbox
 
@@ -22,24 +21,18 @@ def archive():
 
 
 @pytest.fixture
-def open_session(archive, tmp_path):
-    sessions = []
+def open_as(archive, open_session):
+    def open_as(username="admin") -> Session:
+        login = {"server": archive.url, "username": username, "password": archive.users[username]}
+        return open_session(Backoff(first_pause=0.01), **login)
 
-    def open_session(username="admin") -> Session:
-        given = {"server": archive.url, "username": username, "password": archive.users[username]}
-        settings = Settings.load({**given, "cache_path": tmp_path}, environ={})
-        sessions.append(Session(settings, Backoff(first_pause=0.01)))
-        return sessions[-1]
-
-    yield open_session
+    yield open_as
     archive.faults.clear()
-    for session in sessions:
-        session.close()
 
 
 @pytest.fixture
-def session(open_session):
-    return open_session()
+def session(open_as):
+    return open_as()
 
 
 @pytest.fixture
@@ -98,8 +91,8 @@ def test_a_resource_is_made_once(session, resource):
     assert [row["label"] for row in session.rows(parent)] == ["FILES"]
 
 
-def test_threads_that_write_at_once_make_one_resource_with_all_files(session, open_session, resource):
-    sessions = [session, open_session(), open_session()]
+def test_threads_that_write_at_once_make_one_resource_with_all_files(session, open_as, resource):
+    sessions = [session, open_as(), open_as()]
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda n: put(sessions[n % 3], resource, f"{n}.txt"), range(12)))
     assert len(list_files(session, resource)) == 12
@@ -107,12 +100,12 @@ def test_threads_that_write_at_once_make_one_resource_with_all_files(session, op
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_who_may_not_write_is_told_so_aloud(session, open_session, resource, archive, exists):
+def test_who_may_not_write_is_told_so_aloud(session, open_as, resource, archive, exists):
     if exists:  # then XNAT answers 200 and stores nothing
         put(session, resource, "other.txt")
     project = project_of(resource)
     session.request("PUT", f"/data/projects/{project}/accessibility/public")
-    reader = open_session("collaborator")
+    reader = open_as("collaborator")
     with pytest.raises(AccessDeniedError, match=rf"'collaborator' has no permission to edit in project '{project}'"):
         put(reader, resource)
 
