@@ -197,6 +197,13 @@ Send = Callable[[Message], Awaitable[None]]
 _SPOOLED = 1 << 20
 
 
+class _Spool(tempfile.SpooledTemporaryFile[bytes]):
+    """The body of a request. Before Python 3.11 such files do not say that they can be sought, which zipfile asks."""
+
+    def seekable(self) -> bool:
+        return True
+
+
 class Application:
     """The ASGI application over one archive.
 
@@ -238,7 +245,7 @@ class Application:
             await _lifespan(receive, send)
             return
         started = time.perf_counter()
-        with tempfile.SpooledTemporaryFile(_SPOOLED, dir=str(self._archive.folder)) as body:
+        with _Spool(_SPOOLED, dir=str(self._archive.folder)) as body:
             began = self.resources.changes.now
             size = await _receive_body(receive, body)
             if size is None:
