@@ -380,7 +380,7 @@ class ImageInfos:
         if not scans:
             return []
         with ThreadPoolExecutor(min(self._session.settings.connections, len(scans))) as pool:
-            return [(scan, error) for scan, error in zip(scans, pool.map(self._load, scans)) if error]
+            return [(scan, error) for scan, error in zip(scans, pool.map(self._load, scans), strict=True) if error]
 
     def _recall(self) -> None:
         """Take the infos that this machine has read before. They are read again if the listing shows a change."""

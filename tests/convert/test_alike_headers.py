@@ -64,7 +64,7 @@ def test_files_of_two_series_and_what_is_no_image_may_be_mixed(tmp_path):
     other = SeriesWriter(tmp_path / "other", modality="MR", bits=8).write(random_stack((6, 16, 20), 0, 255))
     page = tmp_path / "page.dcm"
     page.write_bytes(b"")
-    assert_as_alone([path for pair in zip(one, other) for path in (*pair, page)], from_disk=True)
+    assert_as_alone([path for pair in zip(one, other, strict=True) for path in (*pair, page)], from_disk=True)
 
 
 @pytest.fixture(scope="module", params=["implicit", "explicit", "JPEG-LS"])

@@ -100,7 +100,9 @@ class _Layout:
         """Take in the header of another file; False if its elements, or what must be equal in them, differ."""
         if [(one.tag, one.explicit) for one in found] != [(one.tag, one.explicit) for one in self._found]:
             return False
-        differing = {at for at, (one, other) in enumerate(zip(found, self._found)) if one.whole != other.whole}
+        differing = {
+            at for at, (one, other) in enumerate(zip(found, self._found, strict=True)) if one.whole != other.whole
+        }
         if any(found[at].tag in _SAME for at in differing):
             return False
         self._differing |= differing
