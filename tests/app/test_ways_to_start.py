@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +14,8 @@ import requests
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "convert"))
 
-from clinic import clinic, drawn_on
+from clinic import PROJECT, clinic, drawn_on
+from label_server import COMMAND, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -39,3 +42,32 @@ def test_two_workers_serve_one_archive(server, tmp_path):
         seen = seen + 1 if completed == 1 else 0
         assert time.monotonic() < until, "a worker does not show what another one has saved"
         time.sleep(0.2)
+
+
+def test_torchrun_starts_processes_of_an_unmodified_app_that_train_on_the_archive(server, tmp_path):
+    """With what ``--dryrun`` writes for the shell: the environment that a server gives to its own training process."""
+    image = server.image()
+    label = drawn_on(server.get("/datastore/image", image=image).content, tmp_path)
+    server.save_label(image, label).raise_for_status()
+    # No server is there that could be asked for scores after the training.
+    without_server = {"MONAI_LABEL_AUTO_UPDATE_SCORING": "false", "OMP_NUM_THREADS": "1"}
+    environ = {**environment(server.sandbox, tmp_path), **without_server}
+    options = ["--app", server.app, "--studies", server.sandbox.url, "--conf", "xnat_project", PROJECT, "--dryrun"]
+    words = [sys.executable, "-c", COMMAND, "start_server", *options]
+    subprocess.run(words, cwd=tmp_path, env=environ, check=True, capture_output=True, timeout=300)
+
+    script = '. ./.env; exec "$0" --standalone --nproc_per_node 2 -m monailabel.interfaces.utils.app -m train -r "$1"'
+    torchrun, request = str(Path(sys.executable).with_name("torchrun")), json.dumps({"model": "threshold"})
+    run = subprocess.run(
+        ["bash", "-c", script, torchrun, request],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    first, second = json.loads((server.app / "cases.json").read_text())
+    assert first == second
+    assert all(Path(case["image"]).is_file() and Path(case["label"]).is_file() for case in first)
+    assert any(Path(case["image"]).name.startswith(PROJECT) for case in first)

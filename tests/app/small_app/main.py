@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -66,7 +67,7 @@ class Doubt(Threshold):
 
 
 class Counting(TrainTask):
-    """Writes down which cases there were."""
+    """Writes down which cases there were; of several processes that torchrun started, the first does for all."""
 
     def __init__(self, report):
         super().__init__("counts the cases")
@@ -75,9 +76,20 @@ class Counting(TrainTask):
     def __call__(self, request, datastore):
         cases = datastore.datalist()
         time.sleep(float(request.get("seconds", 0)))
-        self._report.write_text(json.dumps(cases))
-        logger.info("%d cases", len(cases))
-        return {"cases": len(cases)}
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            cases = self._cases_of_all(cases)
+        if cases is not None:
+            self._report.write_text(json.dumps(cases))
+            logger.info("%d cases", len(cases))
+        return {"cases": len(cases or ())}
+
+    def _cases_of_all(self, cases):
+        torch.distributed.init_process_group("gloo")
+        everyones = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everyones, cases)
+        is_first = torch.distributed.get_rank() == 0
+        torch.distributed.destroy_process_group()
+        return everyones if is_first else None
 
 
 def last_of_radiology():
