@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 from monailabel_xnat.client.session import Session, quoted
-from monailabel_xnat.errors import MalformedFileError, NotInArchiveError, ServerError, TransferError
+from monailabel_xnat.errors import ServerError, TransferError
 from monailabel_xnat.values import whole_number
 
 Content = TypeVar("Content")
@@ -291,110 +290,6 @@ def list_whole(session: Session, parent: str, label: str, shown: Counts, wanted:
     )
 
 
-def read_small(session: Session, file: RemoteFile) -> bytes:
-    """Return the content of a small file after comparing its size and MD5 with XNAT's list, as far as it has them.
-
-    Raises
-    ------
-    NotInArchiveError
-        If the file no longer exists.
-    TransferError
-        If XNAT sends something else.
-    ServerError
-        If XNAT fails.
-    """
-    with _no_page():
-        content = session.request("GET", file.uri).content
-    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if file.size not in (None, len(content)) or file.md5 not in ("", digest):
-        listed = f"{file.size} bytes" if file.size is not None else "a file of unknown size"
-        raise TransferError(
-            f"XNAT sent {len(content)} bytes (MD5 {digest}) for {unquote(file.path)}, of which it lists {listed} "
-            f"(MD5 {file.md5 or 'unknown'})",
-            hint="try again; if it stays, look for a proxy or sign-on page that changes answers",
-            url=file.uri,
-        )
-    return content
-
-
-def read_object(session: Session, file: RemoteFile, check: Callable[[dict[str, Any]], Content]) -> Content:
-    """Return the content of a small JSON file, after :func:`read_small` and ``check`` have both accepted it.
-
-    Parameters
-    ----------
-    session : Session
-        The connection.
-    file : RemoteFile
-        The file, as XNAT lists it.
-    check : callable
-        Gets the JSON object, and returns what the caller needs from it. If the object does not have the expected form,
-        it raises a ValueError that says what is wrong.
-
-    Raises
-    ------
-    MalformedFileError
-        If the file is the one that XNAT lists, but is not such an object.
-    NotInArchiveError, TransferError, ServerError
-        As for :func:`read_small`.
-    """
-    content = read_small(session, file)
-    try:
-        found = json.loads(content)
-        if not isinstance(found, dict):
-            raise ValueError(f"a JSON object was expected, not a {type(found).__name__}")
-        return check(found)
-    except (ValueError, RecursionError) as error:
-        reason = "it is not JSON" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise MalformedFileError(
-            f"XNAT holds {unquote(file.path)} in a form that cannot be used: {reason}",
-            hint="try again; if it stays, the file was damaged or replaced in XNAT",
-            url=file.uri,
-        ) from None
-
-
-def find_object(
-    session: Session, parent: str, label: str, name: str, shown: Counts, check: Callable[[dict[str, Any]], Content]
-) -> tuple[RemoteFile, Content] | None:
-    """Return a small JSON file of a resource, as XNAT lists it now, and its content; None if there is none.
-
-    If the file differs from the list, both are read once more: somebody may have written in between.
-
-    Parameters
-    ----------
-    session : Session
-        The connection.
-    parent, label, shown
-        As for :func:`list_whole`.
-    name : str
-        Path of the file in the resource.
-    check : callable
-        As for :func:`read_object`.
-
-    Raises
-    ------
-    TransferError
-        If the file differs in size or MD5 from XNAT's list, has not the expected form (MalformedFileError), or if the
-        list is not complete.
-    ServerError
-        If XNAT fails.
-    """
-    tries = 0
-    while True:
-        tries += 1
-        files = list_whole(session, parent, label, shown, wanted=name)
-        file = next((file for file in files if file.path == name), None)
-        if file is None:
-            return None
-        try:
-            return file, read_object(session, file, check)
-        except (NotInArchiveError, TransferError) as error:
-            if tries < _TRIES:
-                continue
-            if isinstance(error, NotInArchiveError):
-                raise lost(file) from error
-            raise
-
-
 def lost(file: RemoteFile) -> TransferError:
     """Return the error for a file that XNAT lists but does not have."""
     return TransferError(
@@ -405,7 +300,7 @@ def lost(file: RemoteFile) -> TransferError:
 
 
 @contextmanager
-def _no_page() -> Iterator[None]:
+def no_page() -> Iterator[None]:
     """Raise a TransferError for a web page that comes with status 200: it is not what was asked for."""
     try:
         yield
@@ -416,7 +311,7 @@ def _no_page() -> Iterator[None]:
 
 
 def _list(session: Session, resource: str) -> list[RemoteFile]:
-    with _no_page():
+    with no_page():
         return list_files(session, resource)
 
 
@@ -433,7 +328,7 @@ def _is_short(files: Sequence[RemoteFile], counts: Counts) -> bool:
 
 def _ask_counts(session: Session, parent: str, label: str) -> Counts:
     """Return XNAT's counts of a resource. Two simultaneous first writers can make two of one label: these are added."""
-    with _no_page():
+    with no_page():
         rows = [row for row in session.rows(f"{parent}/resources") if row.get("label") == label]
     return Counts(*(_sum(rows, column) for column in ("file_count", "file_size")))
 

@@ -7,7 +7,8 @@ import threading
 from typing import Any
 
 from monailabel_xnat.catalog import Catalog
-from monailabel_xnat.client.files import Counts, find_object
+from monailabel_xnat.client.documents import find_object
+from monailabel_xnat.client.files import Counts
 from monailabel_xnat.client.items import list_projects, project_path, resource_path
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import upload

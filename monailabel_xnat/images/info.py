@@ -5,8 +5,10 @@ They are stored in XNAT and served from memory. The info of an image is the file
 before writing, the info in XNAT is read again, and only our keys are replaced. Writers on one machine take turns. A
 writer on another machine may still write between our reading and our writing. So a moment later the info is read once
 more, and our change is written again if it has gone. A file that differs in size or MD5 from XNAT's list is not used
-and not written back: changes wait, and what was known before stays. Waiting changes are also on disk
-(:mod:`~monailabel_xnat.images.info_journal`), because they must not be lost when this process ends.
+and not written back: changes wait, and what was known before stays. If the file has not changed for a minute, XNAT was
+interrupted between storing and listing it: then it is merged and written anew, which makes the list right. Waiting
+changes are also on disk (:mod:`~monailabel_xnat.images.info_journal`), because they must not be lost when this process
+ends.
 """
 
 from __future__ import annotations
@@ -23,12 +25,19 @@ from typing import Any
 
 from monailabel_xnat.background import Background
 from monailabel_xnat.catalog import Catalog, Resource, Scan
-from monailabel_xnat.client.files import RemoteFile, find_object, list_files
+from monailabel_xnat.client.documents import find_object, read_settled
+from monailabel_xnat.client.files import RemoteFile, list_files
 from monailabel_xnat.client.items import resource_path
 from monailabel_xnat.client.pace import background_work, is_background
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, upload_files, writing
-from monailabel_xnat.errors import AccessDeniedError, ServerError, UnknownImageError, XNATDatastoreError
+from monailabel_xnat.errors import (
+    AccessDeniedError,
+    ServerError,
+    TransferError,
+    UnknownImageError,
+    XNATDatastoreError,
+)
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.images.claims import INFO_RESOURCE, Claims
 from monailabel_xnat.images.info_journal import InfoJournal, time_of, with_changes
@@ -49,6 +58,8 @@ _REFUSED_SECONDS = 600.0
 _CLOSE_SECONDS = 10.0
 # Longer than another server takes to read and write: after this time, nobody overwrites our change any more.
 _CONFIRM_SECONDS = 2.0
+# A file that has not changed for so long is not being written; XNAT writes a file of this size within a second.
+_SETTLED_SECONDS = 60.0
 
 
 class ImageInfos:
@@ -270,7 +281,7 @@ class ImageInfos:
         try:
             scan = self._catalog.scan(image)
             with writing(self._session.settings, _resource(scan)):
-                file, merged = self._read_again(scan)
+                file, merged = self._read_to_change(scan)
                 before = {key: merged.get(key) for key in changes}
                 merged = with_changes(merged, changes)
                 written = self._store(scan, merged, (file.size or 0) if file else 0, overwrite=file is not None)
@@ -332,6 +343,26 @@ class ImageInfos:
         """Return the file and the info that XNAT holds now; (None, {}) if there is none."""
         found = find_object(self._session, scan.path, INFO_RESOURCE, INFO_FILE, scan.counts(INFO_RESOURCE), dict)
         return found or (None, {})
+
+    def _read_to_change(self, scan: Scan) -> tuple[RemoteFile | None, dict[str, Any]]:
+        """Return the file and the info that XNAT holds now, also if XNAT's list has not fitted the file for a while.
+
+        Otherwise nothing could ever be written to that image again. Writing the info anew makes the list right.
+        """
+        try:
+            return self._read_again(scan)
+        except TransferError:
+            settled = read_settled(self._session, _resource(scan), INFO_FILE, _SETTLED_SECONDS)
+            if settled is None:
+                raise
+        file, content = settled
+        try:
+            info = dict(json.loads(content))
+        except (ValueError, TypeError, RecursionError):
+            with self._lock:
+                _, info = self._stored.get(scan.image_id, (None, {}))
+        logger.warning("XNAT's list of files did not fit an image info, or the info was damaged; it is written anew")
+        return file, dict(info)
 
     def _is_stale(self, scan: Scan) -> bool:
         """Return whether an info must be read from XNAT, because the listing shows another one than was read."""

@@ -37,7 +37,8 @@ from typing import Any
 
 from monailabel_xnat.catalog.read_cache import ReadCache
 from monailabel_xnat.catalog.scan import Scan
-from monailabel_xnat.client.files import RemoteFile, find_object, lost, read_object
+from monailabel_xnat.client.documents import find_object, read_object
+from monailabel_xnat.client.files import RemoteFile, lost
 from monailabel_xnat.client.items import resource_path
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, upload_files

@@ -106,3 +106,26 @@ def test_two_servers_that_hand_an_image_out_by_two_strategies_keep_both(open_dat
     assert other.get_image_info(image)["strategy"] == strategies
     one.refresh()
     assert one.get_image_info(image)["strategy"] == strategies
+
+
+@pytest.mark.parametrize("content", [b'{"theirs": 1, "dice": 0.1}', b'{"theirs": 1, "di'], ids=["whole", "torn"])
+def test_a_file_that_does_not_fit_the_list_keeps_changes_waiting_for_ever(
+    xnat_sandbox, open_datastore, monkeypatch, content
+):
+    """XNAT was killed after it had stored the file, and before it had listed it."""
+    datastore = open_datastore()
+    image = datastore.list_images()[0]
+    datastore.update_image_info(image, {"dice": 0.25})
+    datastore._infos.flush()
+    (file,) = xnat_sandbox.folder.rglob("image.json")
+    file.write_bytes(content)
+    datastore.update_image_info(image, {"dice": 0.5})
+    datastore._infos.flush()
+    assert datastore.status()["infos_waiting"] == 1  # somebody may be writing it just now
+    assert file.read_bytes() == content
+    monkeypatch.setattr(info, "_SETTLED_SECONDS", -2.0)
+    datastore._infos.flush()
+    assert "infos_waiting" not in datastore.status()
+    found = open_datastore(cache_path=datastore._settings.server_folder.parent / "other machine").get_image_info(image)
+    assert found["dice"] == 0.5
+    assert ("theirs" in found) == (content[-1:] == b"}")

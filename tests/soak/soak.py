@@ -141,6 +141,10 @@ class Worker:
                 return
             try:
                 images = self._datastore.list_images()
+                if not images:  # XNAT answered twice that there is no such project
+                    self._note("error", "NoImages")
+                    time.sleep(0.5)
+                    continue
                 if len(images) != SCANS:
                     self._note("bug", f"{len(images)} images are listed")
                 image = f"{images[0].rpartition('/')[0]}/{chosen.randrange(SCANS)}"
