@@ -75,7 +75,6 @@ def is_exclusion(pattern: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-@lru_cache(maxsize=4096)
 def matches(patterns: tuple[str, ...], *texts: str) -> bool:
     """Return whether a text fits a pattern such as ``T1*``, and no text fits an exclusion such as ``!*localizer*``.
 

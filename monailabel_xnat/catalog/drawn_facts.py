@@ -28,6 +28,8 @@ from monailabel_xnat.errors import LabelFileError
 _HEAD = 1 << 14
 # Of the images to which an object refers, this many are kept. They are enough to find the series.
 _SHOWN_INSTANCES = 16
+# Where XNAT stores the DICOM files of an image.
+_OF_IMAGES = ("DICOM", "SECONDARY")
 
 
 class ScanFacts(NamedTuple):
@@ -190,5 +192,6 @@ def _read(session: Session, found: DrawnFile) -> tuple[ScanFacts, str]:
 
 
 def _instances(session: Session, scan: Scan) -> set[str]:
-    folder = next((found for found in scan.resources if found.label.upper() == "DICOM" and found.file_count), None)
-    return sop_uids(session, resource_path(scan.path, folder.label)) if folder else set()
+    # XNAT does not always count files; a folder is passed over only if it is known to be empty.
+    folders = [found.label for found in scan.resources if found.label.upper() in _OF_IMAGES and found.file_count != 0]
+    return set().union(*(sop_uids(session, resource_path(scan.path, folder)) for folder in folders))

@@ -90,8 +90,10 @@ class Projects:
             If no project is configured, and XNAT fails to list the projects or one that was not listed before.
         """
         found = self._try_all()
-        if found.lost.keys() - self._warned and not self._session.verify_login():
-            # On an open site an expired login does not fail: it reads as a guest, who sees fewer projects.
+        if found.lost.keys() - self._warned:
+            # One answer is not enough to stop serving a project. On an open site an expired login does not fail: it
+            # reads as a guest, who sees fewer projects. And a proxy may answer 404 for a moment.
+            self._session.verify_login()
             found = self._try_all()
         self._note(found)
         return found
