@@ -95,7 +95,7 @@ def compare(settings: Settings, image_id: str, which: tuple[str, ...], picture: 
 
     Example: monailabel-xnat labels compare PROJECT/SUBJECT/EXPERIMENT/SCAN original final
     """
-    from monailabel_xnat.convert.agreement import draw_difference
+    from monailabel_xnat.convert.agreement import beside, draw_difference
 
     image, settings = _of(settings, image_id)
     with opened(settings) as parts:
@@ -109,7 +109,8 @@ def compare(settings: Settings, image_id: str, which: tuple[str, ...], picture: 
         found = [_compared(*pair) for pair in pairs]
         if picture:
             first, second = pairs[0]
-            draw_difference(parts.images.path(scan), first.path, second.path, first.values_beside(second), picture)
+            values = beside(first.values, second.values)
+            draw_difference(parts.images.path(scan), first.path, second.path, values, picture)
     if as_json:
         print_json(found)
         return
@@ -122,12 +123,7 @@ class _Chosen(NamedTuple):
 
     name: str
     path: Path
-    values: dict[str, int]
-
-    def values_beside(self, other: _Chosen) -> dict[str, tuple[int, int]]:
-        """Return the values of each structure in this label and in the other one; 0 if a label does not have it."""
-        names = dict.fromkeys((*self.values, *other.values))
-        return {name: (self.values.get(name, 0), other.values.get(name, 0)) for name in names}
+    values: dict[str, tuple[int, ...]]
 
 
 def _chosen(parts: Opened, scan: Scan, text: str) -> _Chosen:
@@ -158,15 +154,17 @@ def _worth_comparing(parts: Opened, scan: Scan) -> list[_Chosen]:
 
 
 def _loaded(parts: Opened, scan: Scan, name: str, tag: str, version: str | None) -> _Chosen:
-    segments = parts.labels.description(scan, tag, version).get("segments") or []
-    values = {str(segment["name"]): int(segment["value"]) for segment in segments}
-    return _Chosen(name, parts.labels.path(scan, tag, version), values)
+    from monailabel_xnat.convert.agreement import values_by_name
+
+    return _Chosen(
+        name, parts.labels.path(scan, tag, version), values_by_name(parts.labels.description(scan, tag, version))
+    )
 
 
 def _compared(first: _Chosen, second: _Chosen) -> dict[str, Any]:
-    from monailabel_xnat.convert.agreement import compare_labels
+    from monailabel_xnat.convert.agreement import beside, compare_labels
 
-    found = compare_labels(first.path, second.path, first.values_beside(second))
+    found = compare_labels(first.path, second.path, beside(first.values, second.values))
     return {"labels": [first.name, second.name], "structures": [asdict(item) for item in found]}
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from monailabel_xnat.convert.itk import simpleitk
 from monailabel_xnat.errors import LabelGeometryError
+
+# The values of one structure in a label map.
+Values: TypeAlias = tuple[int, ...]
 
 # Headers of two files on the same grid may differ in their last digits.
 _TOLERANCE = 1e-4
@@ -44,7 +47,7 @@ class Agreement:
     greatest_distance: float | None
 
 
-def compare_labels(first: Path, second: Path, names: Mapping[str, tuple[int, int]]) -> list[Agreement]:
+def compare_labels(first: Path, second: Path, names: Mapping[str, tuple[Values, Values]]) -> list[Agreement]:
     """Compare two label maps.
 
     Parameters
@@ -52,8 +55,8 @@ def compare_labels(first: Path, second: Path, names: Mapping[str, tuple[int, int
     first, second : Path
         Files of label maps on one voxel grid (slices, rows, columns).
     names : mapping
-        For each name of a structure, its values in the first and in the second label map. The value is 0 where a label
-        map does not have the structure.
+        For each name of a structure, its values in the first and in the second label map: several where a structure
+        was drawn in parts, none where a label map does not have the structure.
 
     Returns
     -------
@@ -66,10 +69,12 @@ def compare_labels(first: Path, second: Path, names: Mapping[str, tuple[int, int
         If the two label maps do not lie on the same grid.
     """
     one, other = _read_pair(first, second)
-    return [_agreement(name, one == here, other == there, here, there) for name, (here, there) in names.items()]
+    return [_agreement(name, _mask(one, here), _mask(other, there)) for name, (here, there) in names.items()]
 
 
-def draw_difference(image: Path, first: Path, second: Path, names: Mapping[str, tuple[int, int]], target: Path) -> None:
+def draw_difference(
+    image: Path, first: Path, second: Path, names: Mapping[str, tuple[Values, Values]], target: Path
+) -> None:
     """Draw the slice on which two label maps differ most, as a PNG.
 
     Voxels of the first label map only are orange, those of the second only are blue, those of both are green.
@@ -95,9 +100,7 @@ def draw_difference(image: Path, first: Path, second: Path, names: Mapping[str, 
     marks = sitk.Image(one.GetSize(), sitk.sitkUInt8)
     marks.CopyInformation(one)
     for here, there in names.values():
-        in_first = (one == here) if here else one * 0
-        in_second = (other == there) if there else other * 0
-        found = sitk.Cast(in_first, sitk.sitkUInt8) * _FIRST_ONLY + sitk.Cast(in_second, sitk.sitkUInt8) * _SECOND_ONLY
+        found = _mask(one, here) * _FIRST_ONLY + _mask(other, there) * _SECOND_ONLY
         marks = sitk.Maximum(marks, found)
     array = sitk.GetArrayViewFromImage(marks)
     differing = ((array == _FIRST_ONLY) | (array == _SECOND_ONLY)).sum(axis=(1, 2))
@@ -106,11 +109,30 @@ def draw_difference(image: Path, first: Path, second: Path, names: Mapping[str, 
     sitk.WriteImage(sitk.LabelOverlay(grey, marks[:, :, slice_index], 0.5, 0, _COLOURS), str(target))
 
 
-def _agreement(name: str, in_first: Any, in_second: Any, here: int, there: int) -> Agreement:
+def values_by_name(description: Mapping[str, Any]) -> dict[str, Values]:
+    """Return the values of a label by the names of its structures; two segments may bear one name."""
+    found: dict[str, Values] = {}
+    for segment in description.get("segments") or ():
+        name = str(segment["name"])
+        found[name] = (*found.get(name, ()), int(segment["value"]))
+    return found
+
+
+def beside(first: Mapping[str, Values], second: Mapping[str, Values]) -> dict[str, tuple[Values, Values]]:
+    """Return the values of each structure in two labels, as :func:`compare_labels` takes them."""
+    return {name: (first.get(name, ()), second.get(name, ())) for name in dict.fromkeys((*first, *second))}
+
+
+def _mask(labels: Any, values: Values) -> Any:
     sitk = simpleitk()
-    # The value 0 means that this label map does not have the structure. It is not the background.
-    one = in_first if here else in_first * 0
-    other = in_second if there else in_second * 0
+    mask = sitk.Cast(labels * 0, sitk.sitkUInt8)
+    for value in values:
+        mask = sitk.Or(mask, labels == value)
+    return mask
+
+
+def _agreement(name: str, one: Any, other: Any) -> Agreement:
+    sitk = simpleitk()
     sizes = tuple(int(sitk.GetArrayViewFromImage(mask).sum()) for mask in (one, other))
     spacing = one.GetSpacing()
     litres = spacing[0] * spacing[1] * spacing[2] / 1000

@@ -292,7 +292,7 @@ def read_whole_image(path: Path) -> npt.NDArray[Any]:
         is not read with it.
     """
     try:
-        if path.name.endswith((".nii", ".nii.gz")):
+        if path.name.lower().endswith((".nii", ".nii.gz")):
             return read_nifti(path)[1]
         return read_itk_file(path).values
     except ValueError as error:

@@ -425,5 +425,5 @@ def _colour(text: str) -> tuple[int, int, int] | None:
     parts = text.split()
     if len(parts) != 3:
         return None
-    red, green, blue = (min(255, max(0, round(float(part) * 255))) for part in parts)
-    return red, green, blue
+    red, green, blue = (min(1.0, max(0.0, float(part))) for part in parts)
+    return round(red * 255), round(green * 255), round(blue * 255)

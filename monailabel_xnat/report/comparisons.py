@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 from monailabel_xnat.catalog import Catalog
-from monailabel_xnat.convert.agreement import compare_labels
+from monailabel_xnat.convert.agreement import Values, beside, compare_labels, values_by_name
 from monailabel_xnat.errors import XNATDatastoreError
 from monailabel_xnat.labels import Labels
 from monailabel_xnat.report.facts import LeftOut, Pair, SavedLabel, StructureAgreement
@@ -57,8 +57,7 @@ def compared(
         try:
             paths = [_file(labels, catalog, label) for label in (first, second)]
             one, other = (_values(labels, catalog, label) for label in (first, second))
-            names = {name: (one.get(name, 0), other.get(name, 0)) for name in dict.fromkeys((*one, *other))}
-            structures = compare_labels(paths[0], paths[1], names)
+            structures = compare_labels(paths[0], paths[1], beside(one, other))
         # SimpleITK raises RuntimeError for a file that it cannot read.
         except (XNATDatastoreError, OSError, RuntimeError) as error:
             what = f"{first.image} {first.tag}: {first.saved_by} and {second.saved_by}"
@@ -83,7 +82,6 @@ def _file(labels: Labels, catalog: Catalog, label: SavedLabel) -> Path:
     return labels.files.path(scan.image_id, label.tag, labels.index.find(scan, label.tag, label.version))
 
 
-def _values(labels: Labels, catalog: Catalog, label: SavedLabel) -> dict[str, int]:
+def _values(labels: Labels, catalog: Catalog, label: SavedLabel) -> dict[str, Values]:
     """Return the values of a label by the names of its structures."""
-    description = labels.description(catalog.scan(label.image), label.tag, label.version)
-    return {str(segment["name"]): int(segment["value"]) for segment in description.get("segments") or ()}
+    return values_by_name(labels.description(catalog.scan(label.image), label.tag, label.version))

@@ -63,9 +63,9 @@ def _progress(
         if image.state != UNLABELLED:
             # If the final label was removed later, it does not count.
             drafts = dates.get((image.image, False), [])
-            labelled.append(min([*drafts, *(finals if image.state == FINAL else ())], default=""))
+            labelled.append(_first([*drafts, *(finals if image.state == FINAL else ())]))
         if image.state == FINAL:
-            finished.append(min(finals, default=""))
+            finished.append(_first(finals))
     days = sorted({day for day in (*labelled, *finished) if day} | {today})
     labelled.sort()
     finished.sort()
@@ -79,6 +79,11 @@ def _progress(
         undated=sum(not first for first in labelled),
         days=tuple(Day(day, some - final, final) for day, (some, final) in zip(days, counts, strict=True)),
     )
+
+
+def _first(days: Iterable[str]) -> str:
+    """Return the earliest of the days that are known, "" if none is."""
+    return min(filter(None, days), default="")
 
 
 def people_of(labels: Iterable[SavedLabel]) -> tuple[Person, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 
 import nibabel
 import numpy as np
@@ -19,6 +20,12 @@ SHAPE = (10, 10, 6)
 
 @pytest.fixture(scope="module")
 def archive(put_scans):
+    with filled(put_scans) as sandbox:
+        yield sandbox
+
+
+@contextmanager
+def filled(put_scans):
     image = nibabel.Nifti1Image(np.arange(600, dtype=np.int16).reshape(SHAPE), AFFINE).to_bytes()
     with Sandbox() as sandbox:
         put_scans(sandbox, {"1": image})
@@ -27,12 +34,13 @@ def archive(put_scans):
         yield sandbox
 
 
-def save(archive, folder, user, tag, array, values):
+def save(archive, folder, user, tag, array, values, names=None):
     given = {"project": "P", "cache_path": folder / user, "environ": {}}
     with XNATDatastore(archive.url, user, archive.users[user], **given) as datastore:
         nibabel.save(nibabel.Nifti1Image(array.astype(np.uint8), AFFINE), folder / "label.nii.gz")
         (image,) = datastore.list_images()
         info = {"label_info": [{"name": name, "idx": value} for name, value in values.items()]}
+        info = {"label_info": names} if names else info
         datastore.save_label(image, str(folder / "label.nii.gz"), tag, info)
         return image
 
@@ -72,6 +80,20 @@ def test_structures_are_matched_by_name_and_measured_in_millimetres(image, words
     assert found["cyst"]["dice"] == 0.0
     assert found["cyst"]["volumes"] == pytest.approx([0.0, 0.01])
     assert found["cyst"]["greatest_distance"] is None
+
+
+def test_a_structure_of_two_values_is_compared_in_its_last_part_only(put_scans, tmp_path, monkeypatch, capsys):
+    parts, whole = np.zeros(SHAPE), np.zeros(SHAPE)
+    parts[0:2, :, 3], parts[2:4, :, 3], whole[0:4, :, 3] = 1, 2, 1
+    named = [{"name": "lesion", "idx": 1}, {"name": "lesion", "idx": 2}]
+    with filled(put_scans) as archive:
+        monkeypatch.setenv("MONAI_LABEL_XNAT_USERNAME", archive.username)
+        monkeypatch.setenv("MONAI_LABEL_XNAT_PASSWORD", archive.password)
+        save(archive, tmp_path, archive.username, "parts", parts, {}, named)
+        image = save(archive, tmp_path, archive.username, "whole", whole, {"lesion": 1})
+        words = ["--studies", archive.url, "--cache-path", str(tmp_path / "cache")]
+        (pair,) = compare(capsys, image, "parts", "whole", *words)
+    assert [(item["name"], item["dice"]) for item in pair["structures"]] == [("lesion", 1.0)]
 
 
 def test_the_labels_of_two_annotators_are_compared(archive, image, words, capsys):

@@ -185,6 +185,12 @@ def write_seg_nrrd(path, layers, fields):
     return path
 
 
+@pytest.mark.parametrize(("text", "colour"), [("inf 0 -inf", (255, 0, 0)), ("1e400 0.5 2", (255, 128, 255))])
+def test_a_colour_without_bounds_is_no_reason_to_fail(tmp_path, text, colour):
+    fields = {**SLICER_FIELDS, "Segment0_Color": text}
+    assert read_label(write_seg_nrrd(tmp_path / "a.seg.nrrd", [ARRAY], fields)).segments[0].colour == colour
+
+
 def test_segments_of_a_slicer_file_have_names_and_colours(tmp_path):
     label = read_label(write_seg_nrrd(tmp_path / "a.seg.nrrd", [ARRAY], SLICER_FIELDS))
     np.testing.assert_array_equal(label.array, ARRAY)
