@@ -26,6 +26,7 @@ from platformdirs import user_data_path
 from monailabel_xnat.app.mixin import DATASTORE_NAME, XNATAppMixin, chosen_datastore, server_environment
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
+from monailabel_xnat.disk import write_whole
 from monailabel_xnat.errors import CacheError, LoginError, ServerError, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -155,9 +156,7 @@ def _stand_in(real: Path) -> Path:
         program = folder / "main.py"
         # Another server of the same app may be reading the file, so it is written only if it differs.
         if not program.is_file() or program.read_text(encoding="utf-8") != text:
-            new = folder / f"main.py.{os.getpid()}"
-            new.write_text(text, encoding="utf-8")
-            new.replace(program)
+            write_whole(program, text.encode())
     except OSError as error:
         raise CacheError(
             f"cannot make the folder {folder}: {error.strerror or error}",

@@ -125,7 +125,8 @@ def prefetch(
         raise ValueError(f"{workers} workers cannot fetch anything: give at least 1")
     wanted = list(dict.fromkeys(scans))
     here = [scan for scan in wanted if images.local(scan) is not None]
-    missing = [scan for scan in wanted if scan not in set(here)]
+    held = set(here)
+    missing = [scan for scan in wanted if scan not in held]
     tell = _Teller(progress, len(wanted))
     for scan in here:
         tell(scan, "")

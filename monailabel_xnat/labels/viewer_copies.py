@@ -66,6 +66,8 @@ logger = logging.getLogger(__name__)
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _LONGEST_NAME = 60
+# What follows the tag, the scan and the author in the name of a copy.
+_TIME_AND_NUMBER = re.compile(r"[0-9]{8}T[0-9]{6}(?:_[0-9]+)?")
 _LONGEST_GOODBYE = 10.0
 _TRIES_FOR_A_NAME = 20
 _IN_USE = (409, 422)
@@ -300,7 +302,7 @@ class ViewerCopies:
             if (
                 isinstance(collection, RoiCollection)
                 and collection.is_ours
-                and collection.label.startswith(stem)
+                and _is_named(collection.label, stem)
                 and self._is_still_ours(collection)
             ):
                 where = (scan.home, image.experiment, collection.label)
@@ -397,6 +399,11 @@ def _title(tag: str, description: Mapping[str, Any]) -> str:
 def _stem(scan: Scan, copy: _Copy) -> str:
     author = _author(copy.tag, copy.version.description)
     return _UNSAFE.sub("_", f"{copy.tag}_{scan.image_id.scan}_{author}")[:_LONGEST_NAME] + "_"
+
+
+def _is_named(label: str, stem: str) -> bool:
+    """Return whether a copy is one author's; the name of another author may begin with the same letters."""
+    return label.startswith(stem) and _TIME_AND_NUMBER.fullmatch(label, len(stem)) is not None
 
 
 def _algorithm(tag: str, description: Mapping[str, Any]) -> tuple[str, str]:

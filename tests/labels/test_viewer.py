@@ -114,6 +114,15 @@ def test_a_later_label_takes_the_place_of_ours_and_of_nobody_elses(viewer, datas
     assert (voxels(datastore.get_label_uri(f"{image}#{name}", "final")) == drawn).all()
 
 
+def test_a_copy_takes_the_place_of_an_author_whose_name_begins_alike(viewer, open_datastore, tmp_path):
+    datastore = open_datastore(roi_write="original")
+    for model, count in (("net_b", 1), ("net", 2), ("net", 2)):
+        datastore.save_label(only(datastore), own_label(viewer, tmp_path), "original", {"model": model})
+        wait_for(viewer, count)
+    datastore.close()
+    assert [name.rpartition("_")[0] for name in collections(viewer)] == ["original_2_net", "original_2_net_b"]
+
+
 def test_a_name_in_use_is_left_to_who_has_it(viewer, open_datastore, tmp_path):
     datastore = open_datastore(roi_write="final")
     now = datetime.now(timezone.utc)
