@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple
 from urllib.parse import unquote
 
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.errors import ServerError, TransferError
 from monailabel_xnat.values import whole_number
 
-Content = TypeVar("Content")
 _CHUNK = 1 << 20
 _TRIES = 2
 _OK = 200
