@@ -360,7 +360,7 @@ class ImageInfos:
             info = dict(json.loads(content))
         except (ValueError, TypeError, RecursionError):
             with self._lock:
-                _, info = self._stored.get(scan.image_id, (None, {}))
+                _, info = self._stored.get(str(scan.image_id), (None, {}))
         logger.warning("XNAT's list of files did not fit an image info, or the info was damaged; it is written anew")
         return file, dict(info)
 
