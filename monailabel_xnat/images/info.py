@@ -31,13 +31,7 @@ from monailabel_xnat.client.items import resource_path
 from monailabel_xnat.client.pace import background_work, is_background
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, upload_files, writing
-from monailabel_xnat.errors import (
-    AccessDeniedError,
-    ServerError,
-    TransferError,
-    UnknownImageError,
-    XNATDatastoreError,
-)
+from monailabel_xnat.errors import AccessDeniedError, ServerError, TransferError, UnknownImageError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.images.claims import INFO_RESOURCE, Claims
 from monailabel_xnat.images.info_journal import InfoJournal, time_of, with_changes
