@@ -36,7 +36,7 @@ from monailabel_xnat.images.scan_writer import ScanWriter
 from monailabel_xnat.labels import Labels, LabelStore
 from monailabel_xnat.labels.tags import text_of
 from monailabel_xnat.labels.version import summary_of
-from monailabel_xnat.training.dataset import TRAINING_TAG, Dataset
+from monailabel_xnat.training.dataset import TRAINING_TAG, TrainingCases
 from monailabel_xnat.training.next_samples import NextSamples
 from monailabel_xnat.training.training_set import TrainingSet
 
@@ -121,7 +121,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         self._store = LabelStore(session, self._catalog, self._images, settings, self._labels)
         self._infos = ImageInfos(session, self._catalog)
         self._facts = Facts(self._images, self._labels, self._infos)
-        self._dataset = Dataset(session, self._catalog, self._images, self._labels)
+        self._dataset = TrainingCases(session, self._catalog, self._images, self._labels)
         self._next = NextSamples(settings, self._catalog, self._images, self._labels, self._infos)
         self._texts = DatastoreTexts(session, self._catalog)
         self._graph = Graph(session)

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,20 @@ def test_no_two_test_files_bear_one_name():
     """pytest imports them by their bare names: the second of two would end the whole run."""
     names = [path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"]
     assert {name for name in names if names.count(name) > 1} == set()
+
+
+def test_a_bundle_that_asks_monai_for_a_name_gets_ours():
+    """MONAI looks for a bare name of a bundle, such as ``Dataset``, in all modules whose name begins with ``monai``.
+
+    ``ComponentLocator`` in monai/bundle/config_item.py (MONAI 1.5) does so, and takes the first of several.
+    """
+    spec = find_spec("monai")
+    if spec is None or spec.origin is None:
+        pytest.skip("MONAI is not installed")
+    assert not _defined_in(Path(spec.origin).parent) & _defined_in(PACKAGE)
+
+
+def _defined_in(folder: Path) -> set[str]:
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    modules = (ast.parse(file.read_bytes()) for file in folder.rglob("*.py"))
+    return {node.name for module in modules for node in module.body if isinstance(node, kinds)}

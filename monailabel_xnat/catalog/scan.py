@@ -55,7 +55,7 @@ class Scan(NamedTuple):
     ``drawings`` are the ROI collections and drawn scans of this scan. ``unread`` are drawings that cannot be read and
     may belong to it as well. ``is_untold`` is True if neither type nor modality say what the scan is.
     ``session_added`` is when the session came into the archive, in the time zone of XNAT's server.
-    ``mark`` is the text of the :class:`Mark` in the note, if this package added the scan.
+    ``mark`` is the text of the :class:`ScanMark` in the note, if this package added the scan.
     """
 
     image_id: ImageId
@@ -137,7 +137,7 @@ class Scan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Mark:
+class ScanMark:
     """The mark of an image that this package added.
 
     Parameters
@@ -170,10 +170,10 @@ def text_of_mark(note: str) -> str:
     return found.group() if found else ""
 
 
-def read_mark(note: str) -> Mark | None:
+def read_mark(note: str) -> ScanMark | None:
     """Return the mark within a note; None if there is none."""
     found = _MARK.search(note) if note else None
     if found is None:
         return None
     fields = dict(field.partition("=")[::2] for field in found["fields"].split(";")[1:])
-    return Mark("named" in fields, unquote(fields.get("name", "")), fields.get("md5", ""))
+    return ScanMark("named" in fields, unquote(fields.get("name", "")), fields.get("md5", ""))

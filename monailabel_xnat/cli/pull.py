@@ -71,12 +71,12 @@ def command(
 
     Example: monailabel-xnat pull liver --layout nnunet --project LIVER --validation 0.2
     """
-    from monailabel_xnat.training.dataset import TRAINING_TAG, Dataset, labels_of_model
+    from monailabel_xnat.training.dataset import TRAINING_TAG, TrainingCases, labels_of_model
     from monailabel_xnat.training.export import NNUNET, common_values, export
 
     # The images must be NIfTI files, whatever form the settings name.
     with opened(replace(settings, image_format="nifti")) as parts:
-        dataset = Dataset(parts.session, parts.catalog, parts.images, parts.labels)
+        dataset = TrainingCases(parts.session, parts.catalog, parts.images, parts.labels)
         everything = parts.catalog.scans()
         scans = dataset.labelled()
         labelled = {scan.image_id for scan in scans}

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from monailabel_xnat.demo.client import MODEL, Client
-from monailabel_xnat.demo.scores import dice_by_organ, mean, picture, table
+from monailabel_xnat.demo.scores import dice_by_organ, mean_dice, picture, table
 from monailabel_xnat.demo.servers import (
     USER,
     MonaiLabelServer,
@@ -120,8 +120,8 @@ def loop(client: Client, demo: DemoData, work: Path, output: Path, epochs: int) 
     summary: dict[str, Any] = {
         "dice_before": before,
         "dice_after": after,
-        "mean_before": mean(before),
-        "mean_after": mean(after),
+        "mean_before": mean_dice(before),
+        "mean_after": mean_dice(after),
         "epochs": epochs,
         "seconds": round(time.monotonic() - _STARTED),
         "sample": sample,
@@ -130,7 +130,8 @@ def loop(client: Client, demo: DemoData, work: Path, output: Path, epochs: int) 
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     say(f"numbers: {output / 'summary.json'}; picture: {drawn or 'none, because matplotlib is not installed'}")
     if summary["mean_after"] < summary["mean_before"] + LEAST_GAIN:
-        raise RuntimeError(f"training did not help: mean Dice {mean(before):.3f} before, {mean(after):.3f} after")
+        gain = f"mean Dice {mean_dice(before):.3f} before, {mean_dice(after):.3f} after"
+        raise RuntimeError(f"training did not help: {gain}")
     return summary
 
 

@@ -42,15 +42,15 @@ def table(before: dict[str, dict[str, float]], after: dict[str, dict[str, float]
     head = "  case    " + "".join(f"{organ:>18}" for organ in [*organs, "mean"])
     lines = [head]
     for case in before:
-        values = [*(before[case][organ] for organ in organs), mean({case: before[case]})]
-        better = [*(after[case][organ] for organ in organs), mean({case: after[case]})]
+        values = [*(before[case][organ] for organ in organs), mean_dice({case: before[case]})]
+        better = [*(after[case][organ] for organ in organs), mean_dice({case: after[case]})]
         lines.append(
             f"  {case:<8}" + "".join(f"{one:>9.3f} -> {two:.3f}" for one, two in zip(values, better, strict=True))
         )
     return "\n".join(lines)
 
 
-def mean(scores: dict[str, dict[str, float]]) -> float:
+def mean_dice(scores: dict[str, dict[str, float]]) -> float:
     """Average over cases and organs."""
     return float(np.mean([value for organs in scores.values() for value in organs.values()]))
 

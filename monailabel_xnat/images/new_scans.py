@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.catalog.image_index import ambiguous
-from monailabel_xnat.catalog.scan import Mark, Scan, read_mark
+from monailabel_xnat.catalog.scan import Scan, ScanMark, read_mark
 from monailabel_xnat.catalog.selection import image_rank
 from monailabel_xnat.client.files import RemoteFile, list_files_by_resource
 from monailabel_xnat.client.items import (
@@ -282,7 +282,7 @@ class NewScans:
         scan = place.scan or str(max(numbers, default=0) + 1)
         image = ImageId(place.project, home.subject, home.session, scan)
         scan_type = f"xnat:{home.kind or new.kind}ScanData"
-        mark = Mark(is_named=bool(place.name), md5=new.upload.fingerprint.md5)
+        mark = ScanMark(is_named=bool(place.name), md5=new.upload.fingerprint.md5)
         fields = {
             "type": new.resource,
             "quality": "usable",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.catalog.image_index import ambiguous
-from monailabel_xnat.catalog.scan import Mark, Resource, Scan
+from monailabel_xnat.catalog.scan import Resource, Scan, ScanMark
 from monailabel_xnat.catalog.selection import Selection, image_rank
 from monailabel_xnat.client.dicom_import import DicomImport
 from monailabel_xnat.client.dicom_source import Instance, dicom_instances, is_dicom, main_series
@@ -254,7 +254,7 @@ class ScanWriter:
             imported = DicomImport(self._session, place.project).run(instances, series, explicit)
             if imported.is_new and name and _is_volume(instances, series):
                 # The series description comes from the scanner, so the name is stored in the note of the scan.
-                append_note(self._session, imported.image, str(Mark(name=name)))
+                append_note(self._session, imported.image, str(ScanMark(name=name)))
         return imported.image
 
 

@@ -233,10 +233,10 @@ def _key(image: ImageId, resource: str, pattern: str) -> str:
 
 def _foreign(labels: Sequence[RemoteFile]) -> list[LabelVersion]:
     """Return the label files of another program as versions."""
-    return [LabelVersion(f"{_FOREIGN_TIME}-{_identity(file)}", LABEL_MAP, file) for file in labels]
+    return [LabelVersion(f"{_FOREIGN_TIME}-{_identity_of(file)}", LABEL_MAP, file) for file in labels]
 
 
-def _identity(file: RemoteFile) -> str:
+def _identity_of(file: RemoteFile) -> str:
     text = file.md5 or f"{file.path} {file.size}"
     return text[:12] if file.md5 else text_digest(text)[:12]
 

@@ -44,9 +44,9 @@ _of_model: ContextVar[Mapping[str, int]] = ContextVar("labels of the model", def
 
 @contextmanager
 def labels_of_model(values: Mapping[str, int]) -> Iterator[None]:
-    """Make training sets within the block and in this thread for a model with these values; see :meth:`Dataset.pairs`.
+    """Make training sets for a model with these values, within the block and in this thread.
 
-    ``values`` has the voxel value of each structure of the model, by name.
+    ``values`` has the voxel value of each structure of the model, by name; see :meth:`TrainingCases.pairs`.
     """
     token = _of_model.set(dict(values))
     try:
@@ -55,7 +55,7 @@ def labels_of_model(values: Mapping[str, int]) -> Iterator[None]:
         _of_model.reset(token)
 
 
-class Dataset:
+class TrainingCases:
     """Makes training sets from the images that have a final label.
 
     Parameters

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "convert"))
 
 from label_server import COMMAND, copied_app, environment, label_server
 from series_writer import SeriesWriter
+from small_bundle import write_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -161,6 +162,26 @@ def test_each_sample_app_starts_on_the_archive(archive, tmp_path, name, conf):
     with label_server(copied_app(name, tmp_path), archive.url, conf, environment(archive, tmp_path)) as url:
         status = datastore_of(url)
     assert (status["total"], status["completed"]) == (3, 2)
+
+
+@pytest.mark.parametrize("name", ["monaibundle", "vista2d"])
+def test_an_app_for_bundles_infers_with_and_trains_one_that_stands_in_its_folder(archive, tmp_path, name):
+    app = copied_app(name, tmp_path)
+    model = write_bundle(app / "model" / "small_bundle") / "models" / "model.pt"
+    untrained = model.read_bytes()
+    conf = {"xnat_project": "SPLEENS", "zoo_source": "ngc", "sam2": "false", "models": "small_bundle"}
+    with label_server(app, archive.url, conf, environment(archive, tmp_path)) as url:
+        query = {"image": unlabelled(url), "output": "image"}
+        answer = requests.post(f"{url}/infer/small_bundle", params=query, timeout=600)
+        assert answer.status_code == 200, answer.text
+        assert len(answer.content) > 1000
+
+        request = {"max_epochs": 1, "val_split": 0, "device": "cpu"}
+        assert requests.post(f"{url}/train/small_bundle", json=request, timeout=300).ok
+        training = finished(url, "train")
+    assert training["status"] == "DONE", "\n".join(training["details"])
+    assert "liver became background in 2 of 2 cases: the model has spleen" in "\n".join(training["details"])
+    assert model.read_bytes() != untrained
 
 
 def test_the_options_are_those_of_monai_label():

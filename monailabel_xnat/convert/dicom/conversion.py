@@ -15,7 +15,7 @@ import numpy.typing as npt
 from monailabel_xnat.convert.dicom.alike import HeaderReader
 from monailabel_xnat.convert.dicom.headers import ImageHeader, OtherFile
 from monailabel_xnat.convert.dicom.pixels import SliceValues, common_dtype
-from monailabel_xnat.convert.dicom.series import Source, choose_series, list_files, where
+from monailabel_xnat.convert.dicom.series import Source, choose_series, list_files, name_of_source
 from monailabel_xnat.convert.dicom.slices import SliceReader, is_plain
 from monailabel_xnat.convert.dicom.volume import VolumePlan, plan_volume
 from monailabel_xnat.convert.geometry import LPS_TO_RAS, Floats
@@ -110,7 +110,7 @@ def dicom_to_nifti(
         If the images do not make one volume or a 4-D image, or a file is damaged. The message names files and numbers.
     """
     target = _checked_target(out_path)
-    with Conversion(where(source), series_uid=series_uid) as conversion:
+    with Conversion(name_of_source(source), series_uid=series_uid) as conversion:
         for path in list_files(source):
             conversion.add(path)
         return conversion.finish(target, series_uid=series_uid, gantry_tilt=gantry_tilt)

@@ -75,7 +75,7 @@ def read_series(source: Source, series_uid: str | None = None, *, one_scan: bool
     """
     reader = HeaderReader()
     headers = [reader.read(path) for path in list_files(source)]
-    return choose_series(headers, where(source), series_uid, one_scan=one_scan)
+    return choose_series(headers, name_of_source(source), series_uid, one_scan=one_scan)
 
 
 def choose_series(
@@ -135,7 +135,7 @@ def list_files(source: Source) -> list[Path]:
     return sorted(paths)
 
 
-def where(source: Source) -> str:
+def name_of_source(source: Source) -> str:
     """Return how messages call the place of the files: the path, or "the given files"."""
     return str(source) if isinstance(source, (str, os.PathLike)) else "the given files"
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from monailabel_xnat.sandbox.access.accounts import USER_SQL, User, user_of
 from monailabel_xnat.sandbox.archive.datatypes import DataTypes
-from monailabel_xnat.sandbox.archive.model import Experiment, Fields, Project, Scan, Subject, load, merged
+from monailabel_xnat.sandbox.archive.model import Experiment, Fields, Project, Scan, Subject, load_row, merged
 from monailabel_xnat.sandbox.archive.store import SITE_ID, Store, seed_sessions
 
 SYSTEM = User("admin", is_admin=True)
@@ -48,14 +48,14 @@ class Archive:
 
     def projects(self) -> list[Project]:
         """List all projects, by ID."""
-        return [load(Project, row) for row in self.store.all("SELECT * FROM projects ORDER BY id")]
+        return [load_row(Project, row) for row in self.store.all("SELECT * FROM projects ORDER BY id")]
 
     def project(self, name: str) -> Project | None:
         """Find a project by its ID, or by an alias."""
         row = self.store.one("SELECT * FROM projects WHERE id = ?", (name,))
         if row is None:
             row = self.store.one(_BY_ALIAS, (name,))
-        return load(Project, row) if row else None
+        return load_row(Project, row) if row else None
 
     def create_project(
         self, project_id: str, user: User = SYSTEM, accessibility: str = "private", **fields: Any
@@ -119,7 +119,7 @@ class Archive:
     def subjects(self, project: str | None = None) -> list[tuple[Subject, str]]:
         """List subjects with the label they have: of one project, shared ones included, or of the site."""
         if project is None:
-            found = [load(Subject, row) for row in self.store.all("SELECT * FROM subjects ORDER BY id")]
+            found = [load_row(Subject, row) for row in self.store.all("SELECT * FROM subjects ORDER BY id")]
             return [(subject, subject.label) for subject in found]
         rows = self.store.all(
             "SELECT subjects.*, shares.label AS shared_label FROM subjects LEFT JOIN shares"
@@ -132,7 +132,7 @@ class Archive:
     def subject(self, name: str, project: str | None = None) -> Subject | None:
         """Find a subject by ID, or within a project by ID or label."""
         row = self.store.one(*_lookup("subjects", name, project))
-        return load(Subject, row) if row else None
+        return load_row(Subject, row) if row else None
 
     def create_subject(self, project: str, label: str, user: User = SYSTEM, **fields: Any) -> Subject:
         """Make a subject."""
@@ -146,16 +146,16 @@ class Archive:
     def experiment(self, name: str, project: str | None = None) -> Experiment | None:
         """Find an experiment by ID, or within a project, shared ones included, by ID or label."""
         row = self.store.one(*_lookup("experiments", name, project))
-        return load(Experiment, row) if row else None
+        return load_row(Experiment, row) if row else None
 
     def experiments_of(self, column: str, value: str) -> list[Experiment]:
         """List what belongs to a project (`column`: ``project``) or a subject (``subject_id``), assessors last."""
-        return [load(Experiment, row) for row in self.store.all(_EXPERIMENTS_SQL[column], (value,))]
+        return [load_row(Experiment, row) for row in self.store.all(_EXPERIMENTS_SQL[column], (value,))]
 
     def assessors(self, session: str) -> list[Experiment]:
         """List the assessors of a session."""
         rows = self.store.all("SELECT * FROM experiments WHERE session_id = ? ORDER BY id", (session,))
-        return [load(Experiment, row) for row in rows]
+        return [load_row(Experiment, row) for row in rows]
 
     def create_experiment(
         self,
@@ -181,7 +181,7 @@ class Archive:
     def scans(self, experiment: str) -> list[Scan]:
         """List the scans of a session."""
         rows = self.store.all("SELECT * FROM scans WHERE experiment = ? ORDER BY pk", (experiment,))
-        return [load(Scan, row) for row in rows]
+        return [load_row(Scan, row) for row in rows]
 
     def create_scan(self, experiment: str, scan_id: str, xsi_type: str, user: User = SYSTEM, **fields: Any) -> Scan:
         """Make a scan."""
@@ -380,5 +380,5 @@ def timestamp() -> str:
 def _with_label(kind: Any, row: Any) -> tuple[Any, str]:
     values = dict(row)
     shared = values.pop("shared_label")
-    item = load(kind, values)
+    item = load_row(kind, values)
     return item, shared or item.label

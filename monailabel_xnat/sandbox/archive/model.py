@@ -121,7 +121,7 @@ class FileEntry:
         return self.path.rpartition("/")[2]
 
 
-def load(kind: Any, row: Any) -> Any:
+def load_row(kind: Any, row: Any) -> Any:
     """Make a value of `kind` from a row of its table."""
     values = dict(row)
     for name in ("fields", "custom_fields"):

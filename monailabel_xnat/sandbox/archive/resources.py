@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from monailabel_xnat.sandbox.archive.archive import Archive, timestamp
-from monailabel_xnat.sandbox.archive.model import Experiment, FileEntry, Item, Project, Resource, Scan, Subject, load
+from monailabel_xnat.sandbox.archive.model import (
+    Experiment,
+    FileEntry,
+    Item,
+    Project,
+    Resource,
+    Scan,
+    Subject,
+    load_row,
+)
 from monailabel_xnat.sandbox.archive.staging import Staged, Staging, checked_path
 
 ARCHIVE_FOLDER = "arc001"
@@ -140,7 +149,7 @@ class Resources:
         rows = self._store.all(
             "SELECT * FROM resources WHERE kind = ? AND parent = ? ORDER BY id", (owner.kind, owner.parent)
         )
-        return [load(Resource, row) for row in rows]
+        return [load_row(Resource, row) for row in rows]
 
     def find(self, owner: Owner, name: str) -> Resource | None:
         """Find a resource of an object by number or label; digits are taken for a number, as XNAT does."""
@@ -151,7 +160,7 @@ class Resources:
 
     def get(self, number: int) -> Resource:
         """Return a resource by its number."""
-        resource: Resource = load(Resource, self._store.one("SELECT * FROM resources WHERE id = ?", (number,)))
+        resource: Resource = load_row(Resource, self._store.one("SELECT * FROM resources WHERE id = ?", (number,)))
         return resource
 
     def create(self, owner: Owner, label: str, **values: str) -> Resource:
@@ -221,12 +230,12 @@ class Resources:
     def files(self, resource: Resource) -> list[FileEntry]:
         """List the catalog of a resource."""
         rows = self._store.all("SELECT * FROM files WHERE resource = ? ORDER BY path", (resource.id,))
-        return [load(FileEntry, row) for row in rows]
+        return [load_row(FileEntry, row) for row in rows]
 
     def file(self, resource: Resource, path: str) -> FileEntry | None:
         """Find an entry of a catalog."""
         row = self._store.one("SELECT * FROM files WHERE resource = ? AND path = ?", (resource.id, path))
-        return load(FileEntry, row) if row else None
+        return load_row(FileEntry, row) if row else None
 
     def folder(self, resource: Resource) -> Path:
         """Return where the files of a resource lie."""
