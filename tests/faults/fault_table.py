@@ -47,7 +47,7 @@ JSON of another shape       | S M S T M K K T M T T T K T L R
 JSON that is a list         | S M S T M K K T M T T T K T L R
 the body stalls             | D M D D M K K D M D D D K D L R
 no answer in time           | D M D D M K K D M D D D K D L R
-the disk is full            | C M M C M C C C M M R R K C C M
+the disk is full            | R M M C M C C C M M R R K C C M
 """
 
 EXPECTED: dict[str, dict[str, str]] = {operation.name: {} for operation in OPERATIONS}
