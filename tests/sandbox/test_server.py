@@ -498,7 +498,7 @@ def test_the_command_names_a_port_in_use(tmp_path):
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=60, env={**os.environ, "TMPDIR": str(tmp_path)}
         )
-    assert (done.returncode, f"port {port}" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
+    assert (done.returncode, f":{port} " in done.stderr, "Traceback" in done.stderr) == (2, True, False)
     assert list(tmp_path.iterdir()) == []
 
 
