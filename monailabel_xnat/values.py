@@ -12,6 +12,8 @@ import numbers
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from fnmatch import translate
 from functools import lru_cache
 from pathlib import Path
@@ -278,6 +280,15 @@ def as_server(value: object) -> str:
 def whole_number(text: str) -> int | None:
     """Return the number that a text of decimal digits says; None for any other text, and for more than 18 digits."""
     return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
+
+
+def http_time(header: str) -> datetime | None:
+    """Return the time in an HTTP header such as ``Last-Modified``, UTC; None if there is none (RFC 9110, 5.6.7)."""
+    try:
+        time_of = parsedate_to_datetime(header)
+    except (TypeError, ValueError):
+        return None
+    return time_of.astimezone(timezone.utc) if time_of.tzinfo else time_of.replace(tzinfo=timezone.utc)
 
 
 def as_folder(value: object) -> Path | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from monailabel_xnat.client.files import Counts, RemoteFile, list_files, list_whole, lost, no_page
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import MalformedFileError, NotInArchiveError, TransferError
+from monailabel_xnat.values import http_time
 
 Content = TypeVar("Content")
 
@@ -33,7 +33,7 @@ def read_small(session: Session, file: RemoteFile) -> bytes:
     with no_page():
         content = session.request("GET", file.uri).content
     digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if file.size not in (None, len(content)) or file.md5 not in ("", digest):
+    if not file.fits(len(content), digest):
         listed = f"{file.size} bytes" if file.size is not None else "a file of unknown size"
         raise TransferError(
             f"XNAT sent {len(content)} bytes (MD5 {digest}) for {unquote(file.path)}, of which it lists {listed} "
@@ -153,8 +153,7 @@ def read_settled(session: Session, resource: str, name: str, age: float) -> tupl
         return None
     with no_page():
         answer = session.request("GET", file.uri)
-    try:
-        changed, now = (parsedate_to_datetime(answer.headers.get(key, "")) for key in ("Last-Modified", "Date"))
-    except ValueError:
+    changed, now = (http_time(answer.headers.get(key, "")) for key in ("Last-Modified", "Date"))
+    if changed is None or now is None or (now - changed).total_seconds() < age:
         return None
-    return (file, answer.content) if (now - changed).total_seconds() >= age else None
+    return file, answer.content

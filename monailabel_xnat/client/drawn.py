@@ -16,13 +16,13 @@ from monailabel_xnat.client.roi import (
     RoiCollection,
     inserted_at,
     is_marked,
-    last_modified,
 )
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import upload
 from monailabel_xnat.disk import text_digest
 from monailabel_xnat.errors import NotInArchiveError, ServerError, TransferError
 from monailabel_xnat.ids import ImageId
+from monailabel_xnat.values import http_time
 
 PREFIX = "scan:"
 """The prefix of a drawn scan's name. It tells drawn scans from ROI collections where both are named."""
@@ -303,7 +303,7 @@ def stored_when(inserted: str, modified: str, now: datetime) -> str:
     exact = inserted_at(inserted, modified)
     if exact is not None:
         return exact.isoformat()
-    second = last_modified(modified)
+    second = http_time(modified)
     # The time is known to the second only. If a label was stored in the same second, the drawing counts as the later.
     return min(second + _ONE_SECOND, max(now.astimezone(timezone.utc), second)).isoformat() if second else ""
 
@@ -327,7 +327,7 @@ def _last_modified_of(session: Session, files: Sequence[RemoteFile]) -> str:
     if len(files) > _ASKED_FILES:
         return ""
     headers = [session.request("HEAD", file.uri).headers.get("Last-Modified", "") for file in files]
-    times = [(last_modified(header), header) for header in headers]
+    times = [(http_time(header), header) for header in headers]
     known = [(time, header) for time, header in times if time is not None]
     return max(known)[1] if known and len(known) == len(times) else ""
 

@@ -9,14 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from urllib.parse import unquote
 
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.errors import ServerError, TransferError
-from monailabel_xnat.values import whole_number
+from monailabel_xnat.values import http_time, whole_number
 
 _CHUNK = 1 << 20
 _TRIES = 2
@@ -43,6 +42,10 @@ class RemoteFile:
     size: int | None
     md5: str
     uri: str
+
+    def fits(self, size: int, md5: str) -> bool:
+        """Return whether a content is the one that XNAT lists, as far as XNAT says its size and MD5."""
+        return self.size in (None, size) and self.md5 in ("", md5)
 
 
 def list_files(session: Session, resource: str) -> list[RemoteFile]:
@@ -153,7 +156,7 @@ def fetch_listed(session: Session, file: RemoteFile, target: Path, what: str) ->
         for chunk in response.iter_content(_CHUNK):
             measured.write(chunk)
         modified: str = response.headers.get("Last-Modified", "")
-    if file.md5 not in ("", measured.result.md5) or file.size not in (None, measured.result.size):
+    if not file.fits(measured.result.size, measured.result.md5):
         raise TransferError(
             f"XNAT sent something else than it lists for {what}",
             hint="try again; if it stays, save it again from the viewer",
@@ -172,10 +175,7 @@ def read_digests(session: Session, file: RemoteFile) -> Fetched:
 def modified_at(session: Session, file: RemoteFile) -> datetime | None:
     """Return when a file was stored, in whole seconds; None if XNAT does not say. This takes a request."""
     answer = session.request("HEAD", file.uri)
-    try:
-        return parsedate_to_datetime(answer.headers.get("Last-Modified", ""))
-    except (TypeError, ValueError):
-        return None
+    return http_time(answer.headers.get("Last-Modified", ""))
 
 
 class _Measured(io.RawIOBase):

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from monailabel_xnat.errors import ServerError, ServerTimeoutError
+from monailabel_xnat.values import http_time
 
 # A request that gets one of these is repeated after a short pause; every other status is XNAT's answer. 504 is not
 # among them: the proxy has stopped waiting, but XNAT may still be working on the request. Such a request may work later
@@ -77,17 +77,9 @@ def requested_pause(retry_after: str | None, date: str | None = None) -> float |
     try:
         seconds = float(text)
     except ValueError:
-        then, now = _time_of(text), _time_of(date or "") or datetime.now(timezone.utc)
+        then, now = http_time(text), http_time(date or "") or datetime.now(timezone.utc)
         return max(0.0, (then - now).total_seconds()) if then else None
     return seconds if 0 <= seconds < float("inf") else None
-
-
-def _time_of(text: str) -> datetime | None:
-    try:
-        time_of = parsedate_to_datetime(text)
-    except (TypeError, ValueError):
-        return None
-    return time_of if time_of.tzinfo else time_of.replace(tzinfo=timezone.utc)
 
 
 @contextmanager

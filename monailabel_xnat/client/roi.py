@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.disk import text_digest
 from monailabel_xnat.errors import LabelFileError, NotInArchiveError, TransferError
 from monailabel_xnat.ids import ImageId
+from monailabel_xnat.values import http_time
 
 DICOM_SUFFIX = ".dcm"
 
@@ -294,15 +294,7 @@ def stored_at(collection: RoiCollection, modified: str = "") -> datetime:
         The HTTP header ``Last-Modified`` of its file: UTC, in whole seconds.
     """
     exact = inserted_at(collection.inserted, modified)
-    return exact or last_modified(modified) or _time_of(collection.inserted) or datetime.fromtimestamp(0, timezone.utc)
-
-
-def last_modified(header: str) -> datetime | None:
-    """Return the time in an HTTP header ``Last-Modified``, UTC; None if there is none."""
-    try:
-        return parsedate_to_datetime(header).astimezone(timezone.utc)
-    except (TypeError, ValueError):
-        return None
+    return exact or http_time(modified) or _time_of(collection.inserted) or datetime.fromtimestamp(0, timezone.utc)
 
 
 def inserted_at(inserted: str, modified: str) -> datetime | None:
@@ -317,7 +309,7 @@ def inserted_at(inserted: str, modified: str) -> datetime | None:
     modified : str
         The HTTP header ``Last-Modified`` of its file.
     """
-    first, second = _time_of(inserted), last_modified(modified)
+    first, second = _time_of(inserted), http_time(modified)
     if first is None or second is None:
         return None
     zone = round((second - first) / _ZONE_STEP) * _ZONE_STEP
