@@ -90,11 +90,19 @@ class Projects:
             If no project is configured, and XNAT fails to list the projects or one that was not listed before.
         """
         found = self._try_all()
-        if found.lost.keys() - self._warned:
+        new = found.lost.keys() - self._warned
+        if new:
             # One answer is not enough to stop serving a project. On an open site an expired login does not fail: it
             # reads as a guest, who sees fewer projects. And a proxy may answer 404 for a moment.
-            self._session.verify_login()
-            found = self._try_all()
+            if self._session.verify_login() and self._session.settings.project:
+                again = self._try_each(sorted(new))  # the login was right, and so were the other answers
+                found = Listed(
+                    {**found.scans, **again.scans},
+                    {project: why for project, why in found.lost.items() if project not in new} | again.lost,
+                    {**found.failing, **again.failing},
+                )
+            else:
+                found = self._try_all()
         self._note(found)
         return found
 
