@@ -127,7 +127,7 @@ def resident_memory(given: Given) -> Steps:
 
 
 def _memory(given: Given, taken: Callable[[], float]) -> Steps:
-    """Tell how memory grows with a project, and with thousands of calls; nothing is timed."""
+    """Measure how memory grows with a project, and with thousands of calls; nothing is timed."""
     _ours(given, EMPTY_PROJECT).close()  # what modules take when first used is not the project's
     gc.collect()
     before = taken()

@@ -22,7 +22,7 @@ _BLOCK = 1 << 15
 
 @contextmanager
 def line(url: str, mbit: float) -> Iterator[str]:
-    """Give the address of a server over a line, in a process of its own."""
+    """Yield the address of a server over a line, in a process of its own."""
     program = [sys.executable, __file__, url, str(mbit)]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None

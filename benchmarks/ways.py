@@ -147,7 +147,7 @@ def memory_of(field: str, process: int | str = "self") -> float:
 
 
 def processor_time() -> float:
-    """Give the processor time of this process and of the programs it ran, in seconds."""
+    """Return the processor time of this process and of the programs it ran, in seconds."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 

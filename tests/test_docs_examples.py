@@ -69,7 +69,7 @@ PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.m
 
 @pytest.fixture(scope="module")
 def site(demo_dicom, tmp_path_factory):
-    """Give a sandbox with the projects of the examples, and a home with the login of its administrator."""
+    """Yield a sandbox with the projects of the examples, and a home with the login of its administrator."""
     home = tmp_path_factory.mktemp("home")
     case = next(case for case in demo_dicom.cases if case.labelled)
     with Sandbox(users={"admin": "admin"}) as sandbox:

@@ -53,7 +53,7 @@ _one_at_a_time = threading.Lock()
 def infer_elsewhere(
     executor: Executor, job: Job, images: Sequence[str], done: Callable[[str, str], None] | None = None
 ) -> dict[str, str]:
-    """Have workers run a model over images; each of them opens the app once, and saves what its model finds.
+    """Run a model over images in workers; each of them opens the app once, and saves what its model finds.
 
     A task holds the job and an image id. Dask gives the tasks of a worker that died to another one, which leaves an
     image alone that has a label by then.

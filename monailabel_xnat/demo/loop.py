@@ -182,7 +182,7 @@ def check_restart(client: Client, summary: dict[str, Any]) -> None:
 
 
 def invite(sandbox: Sandbox, demo: DemoData, server: MonaiLabelServer, *, with_password: bool) -> None:
-    """Say where the servers are and what to try."""
+    """Print where the servers are and what to try."""
     password = sandbox.users[USER] if with_password else "..."
     click.echo(
         f"""

@@ -15,7 +15,7 @@ LABELS = ("subj", "Subject 7", "x_y-z", "Ünal", "100%", "a.b")
 
 @pytest.fixture
 def no_joins(xnat_sandbox):
-    """Have the server refuse every list with columns of scans, as one does that does not know them."""
+    """Make the server refuse every list with columns of scans, as one does that does not know them."""
 
     def refuse():
         xnat_sandbox.faults.add(JOINED, status=400, query="imagescandata", times=None)

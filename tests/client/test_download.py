@@ -98,7 +98,7 @@ def test_a_listed_name_that_leaves_the_folder_is_refused(archive, session, folde
 
 
 def answer_once(archive, path, answer):
-    """Give one odd answer, then the right ones."""
+    """Send one odd answer, then the right ones."""
 
     def first():
         del archive.answers[path]

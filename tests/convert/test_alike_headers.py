@@ -69,7 +69,7 @@ def test_files_of_two_series_and_what_is_no_image_may_be_mixed(tmp_path):
 
 @pytest.fixture(scope="module", params=["implicit", "explicit", "JPEG-LS"])
 def learnt(request, tmp_path_factory):
-    """Give a reader that has learnt a series, and one file of it."""
+    """Return a reader that has learnt a series, and one file of it."""
     folder = tmp_path_factory.mktemp("series")
     paths = SeriesWriter(folder, syntax=request.param).write(random_stack((8, 4, 4)), change=vary)
     reader = HeaderReader()

@@ -318,7 +318,7 @@ sys.addaudithook(_refuse_when_full)
 
 @contextmanager
 def _happening(fault: Fault, world: World) -> Iterator[Callable[[], bool]]:
-    """Have a fault happen within the block; what is given tells whether anything met it."""
+    """Make a fault happen within the block; what is given tells whether anything met it."""
     faults, log = world.sandbox.faults, world.sandbox.requests
     if fault is FULL_DISK:
         _refused.clear()

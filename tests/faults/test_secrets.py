@@ -81,7 +81,7 @@ def forms():
 
 @pytest.fixture
 def all_logs(caplog):
-    """Have all loggers note everything, whatever they were set to."""
+    """Make all loggers note everything, whatever they were set to."""
     caplog.set_level(logging.DEBUG)
     for name in ("", "urllib3", "requests", "xnat", "monailabel_xnat", "monailabel"):
         caplog.set_level(logging.DEBUG, logger=name or None)

@@ -11,7 +11,7 @@ SHAPE = (6, 5, 4)
 
 
 def nifti(value: int, shape: tuple[int, ...] = SHAPE, affine: np.ndarray = AFFINE, kind: str = "int16") -> bytes:
-    """Give a file of one value."""
+    """Return a file of one value."""
     return nibabel.Nifti1Image(np.full(shape, value, kind), affine).to_bytes()
 
 

@@ -22,7 +22,7 @@ def uid_of(series: dict[str, bytes]) -> str:
 
 
 def another_patient(series: dict[str, bytes]) -> dict[str, bytes]:
-    """Give files of the same names and sizes, of another series with other voxels."""
+    """Return files of the same names and sizes, of another series with other voxels."""
     uid = uid_of(series)
     other = uid[:-4] + ("1234" if uid[-4:] != "1234" else "4321")
     return {name: content[:-240].replace(uid.encode(), other.encode()) + bytes(240) for name, content in series.items()}
@@ -72,7 +72,7 @@ def series(tmp_path):
 
 
 def last_rows(path) -> np.ndarray:
-    """Give the voxels that differ between the two patients."""
+    """Return the voxels that differ between the two patients."""
     return np.asarray(nibabel.load(path).dataobj)[:, -1]
 
 

@@ -65,7 +65,7 @@ class Meddler:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def change(self, path: str, how: Callable[[Answer], Answer], method: str = "GET") -> None:
-        """Have answers changed from now on: those to requests whose path holds a regular expression."""
+        """Change answers from now on: those to requests whose path holds a regular expression."""
         self._rules.append(_Rule(method, re.compile(path), how))
 
     def stop(self) -> None:

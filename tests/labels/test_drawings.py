@@ -189,7 +189,7 @@ def test_it_is_not_ours_to_remove(viewer, open_datastore):
 
 
 def square(viewer, low, high, k):
-    """Give the corners of a square in a slice, LPS in mm, around the voxels from one index up to another."""
+    """Return the corners of a square in a slice, LPS in mm, around the voxels from one index up to another."""
     corners = [(low, low), (high, low), (high, high), (low, high)]
     points = np.array([[i - 0.5, j - 0.5, k, 1] for i, j in corners]) @ viewer.grid.affine.T
     return [f"{value:.4f}" for point in points for value in point[:3] * (-1, -1, 1)]

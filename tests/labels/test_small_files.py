@@ -33,7 +33,7 @@ class Archive:
         return self.open_datastore(**given)
 
     def files(self, image, resource):
-        """Give the names of the files of a resource, and what is in them."""
+        """Return the names of the files of a resource, and what is in them."""
         place = self.place(image, resource)
         rows = self.admin.get(f"{place}/files?format=json").json()["ResultSet"]["Result"]
         return {row["Name"]: self.admin.get(f"{place}/files/{row['Name']}").content for row in rows}

@@ -24,7 +24,7 @@ def meddler(xnat_sandbox):
 
 @pytest.fixture
 def collections(viewer):
-    """Give the ids of the ROI collections by their labels."""
+    """Return the ids of the ROI collections by their labels."""
 
     def collections():
         query = {"xsiType": "icr:roiCollectionData", "project": PROJECT}
@@ -220,7 +220,7 @@ def test_measurements_are_no_labels(two, meddler, open_datastore):
 
 
 def of_kind(body, kind):
-    """Give a list of ROI collections in which the second one is of another kind."""
+    """Return a list of ROI collections in which the second one is of another kind."""
     listing = json.loads(body)
     for row in listing["ResultSet"]["Result"]:
         if row.get("label") == "SEG_2":

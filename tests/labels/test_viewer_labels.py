@@ -17,7 +17,7 @@ NAMES = [{"name": "liver", "idx": 1}, {"name": "spleen", "idx": 2}]
 
 @pytest.fixture
 def images(xnat_sandbox, demo_dicom):
-    """Bring the image of a case to XNAT, and give its DICOM files."""
+    """Import the image of a case into XNAT, and return its DICOM files."""
 
     def images(case):
         folder = PLASTIC if case.startswith("PLASTIC") else demo_dicom.cases[4].dicom

@@ -40,14 +40,14 @@ class Viewer:
         self.folder = folder
 
     def draw(self, **boxes: tuple[int, int]) -> tuple[Any, tuple[Segment, ...]]:
-        """Give an array with one box for each name, from one corner index to another on all axes."""
+        """Return an array with one box for each name, from one corner index to another on all axes."""
         array = np.zeros(self.grid.shape, np.uint8)
         for value, (low, high) in enumerate(boxes.values(), 1):
             array[low:high, low:high, low:high] = value
         return array, tuple(Segment(value, name.replace("_", " ")) for value, name in enumerate(boxes, 1))
 
     def seg(self, name: str = "drawn", **boxes: tuple[int, int]) -> tuple[Any, bytes]:
-        """Give an array of boxes, and a SEG of it."""
+        """Return an array of boxes, and a SEG of it."""
         array, segments = self.draw(**(boxes or {"liver": (3, 9)}))
         target = self.folder / "seg.dcm"
         write_seg(
@@ -77,7 +77,7 @@ class Viewer:
 
 
 def only(datastore: Any) -> str:
-    """Give the id of the only image."""
+    """Return the id of the only image."""
     (image,) = datastore.list_images()
     return str(image)
 

@@ -80,7 +80,7 @@ class Person:
 
 
 def painted(name: str, image: str, dicom: Path) -> Any:
-    """Give what was painted, on the grid of an image (NIfTI) that was made of DICOM files."""
+    """Return what was painted, on the grid of an image (NIfTI) that was made of DICOM files."""
     truth = json.loads((CASES / f"{name}_truth.json").read_text())
     pictures = np.frombuffer(gzip.decompress((CASES / f"{name}_truth.raw.gz").read_bytes()), np.uint8)
     pictures = pictures.reshape(truth["n"], truth["rows"], truth["columns"])

@@ -79,7 +79,7 @@ def use_all(datastore):
 
 
 def about_single_scans(sandbox):
-    """Give what was asked about single scans, but for the lists of images' files that a training compares."""
+    """Return what was asked about single scans, but for the lists of images' files that a training compares."""
     asked = [served.path for served in sandbox.requests if "/scans/" in served.path or "/assessors/" in served.path]
     return [path for path in asked if not path.endswith("/resources/NIFTI/files")]
 

@@ -66,7 +66,7 @@ class Made:
 
 @pytest.fixture
 def user(xnat_sandbox):
-    """Give what a user of the sandbox asks, by login."""
+    """Return what a user of the sandbox asks, by login."""
     opened = []
 
     def open_api(login: str = "admin") -> Api:
@@ -85,7 +85,7 @@ def admin(user) -> Api:
 
 @pytest.fixture
 def anonymising():
-    """Give a sandbox whose site anonymises, with what its administrator asks."""
+    """Yield a sandbox whose site anonymises, with what its administrator asks."""
     with Sandbox(anonymise=True) as sandbox:
         api = Api(sandbox)
         yield sandbox, api
@@ -104,7 +104,7 @@ def made(admin) -> Made:
 
 @pytest.fixture
 def shared() -> Path:
-    """Give the folder of real data beside the repository."""
+    """Return the folder of real data beside the repository."""
     folder = Path(__file__).parents[2].parent / "shared"
     if not folder.is_dir():
         pytest.skip("no folder of shared data")

@@ -227,7 +227,7 @@ class Trouble:
         return sandbox
 
     def one(self) -> None:
-        """Have the next thing go wrong."""
+        """Make the next thing go wrong."""
         if self._chosen.random() < 0.03:
             self.sandbox.stop()
             time.sleep(self._chosen.uniform(0, 2))

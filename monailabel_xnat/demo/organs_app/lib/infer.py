@@ -58,7 +58,7 @@ class OrganInference(BasicInferTask):
         return SlidingWindowInferer(roi_size=PATCH, overlap=0.25, mode="gaussian")
 
     def post_transforms(self, data: dict[str, Any] | None = None) -> list[Callable]:
-        """Bring the probabilities back to the scan's grid and give each voxel its likeliest label.
+        """Resample the probabilities back to the scan's grid and give each voxel its likeliest label.
 
         Resampling probabilities instead of labels keeps the borders smooth when the scan is finer than
         the network's grid.

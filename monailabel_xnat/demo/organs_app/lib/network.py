@@ -54,7 +54,7 @@ def load_transforms(keys: list[Hashable]) -> list[MapTransform]:
 
 
 def network_grid_transforms(keys: list[Hashable], modes: list[str]) -> list[MapTransform]:
-    """Bring volumes to the orientation, voxel size and intensity the network is trained on.
+    """Transform volumes to the orientation, voxel size and intensity the network is trained on.
 
     Parameters
     ----------
