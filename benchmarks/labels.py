@@ -96,7 +96,7 @@ def measure(way: str, given: dict[str, str], work: Path, stand_in: str | None) -
 
 
 def stand_in_for_converter(folder: Path) -> str | None:
-    """Return the folder of a stand-in for the built-in datastore's converter; "" if it is there itself, None: neither."""
+    """Return the folder of a stand-in for the built-in converter; "" if that is there itself, None if neither is."""
     if shutil.which(CONVERTER):
         return ""
     if importlib.util.find_spec("pydicom_seg") is None or not _STAND_IN.exists():

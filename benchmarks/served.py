@@ -27,7 +27,7 @@ class Server:
     answers: IO[str]
 
     def take_log(self) -> dict[str, Any]:
-        """Return what was served since the last time: ``requests``, ``bytes``, and path and query of the ``largest``."""
+        """Return what was served since the last time: ``requests``, ``bytes``, path and query of the ``largest``."""
         self.commands.write("log\n")
         self.commands.flush()
         log: dict[str, Any] = json.loads(self.answers.readline())
