@@ -1,6 +1,6 @@
-"""An XNAT-compatible server in a box: for demos, for tests, for everyone who writes code against XNAT.
+"""A server that behaves like XNAT, for demos, for tests, and for everyone who writes code against XNAT.
 
-It is a sandbox, not an archive for patients.
+It is a sandbox. Do not use it as an archive for data of patients.
 """
 
 from monailabel_xnat.sandbox.server import Sandbox

@@ -1,4 +1,4 @@
-"""The demo project: CT sessions of made-up people, as proper DICOM, with the truth beside them."""
+"""The demo project: CT sessions of made-up people as valid DICOM files, with the true label maps beside them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _NOISE_HU = 22.0
 
 @dataclass(frozen=True)
 class DemoCase:
-    """One CT series of the demo with its truth.
+    """One CT series of the demo with its true label map.
 
-    `labelled` cases come with the truth as their label; `held_out` ones are for the final test and get no
-    label; the rest wait to be annotated. `truth` is a NIfTI label map (uint8, values of `DemoData.labels`) on
-    the grid that MONAI's ITKReader and SimpleITK give for the files in `dicom`.
+    `labelled` cases come with the truth as their label. `held_out` cases are for the final test and get no label.
+    The other cases wait to be annotated. `truth` is a NIfTI label map (uint8, values of `DemoData.labels`) on the
+    grid that MONAI's ITKReader and SimpleITK return for the files in `dicom`.
     """
 
     subject: str
@@ -58,7 +58,7 @@ class DemoData:
 
 @dataclass(frozen=True)
 class _Grid:
-    """Where a stack of slices lies: the columns of `axes` are the directions of row, column and normal."""
+    """The position of a stack of slices. The columns of `axes` are the directions of row, column and normal."""
 
     axes: NDArray[np.float64]
     spacing: NDArray[np.float64]
@@ -72,18 +72,18 @@ class _Grid:
         spacing: tuple[float, float, float],
         shape: tuple[int, int, int],
     ) -> _Grid:
-        """Lay a grid around a centre; everything is rounded so that DICOM's decimal strings hold it exactly."""
+        """Return a grid around a centre. All values are rounded so that DICOM's decimal strings hold them exactly."""
         steps, directions = np.asarray(spacing), axes.round(10)
         half = directions @ (steps * (np.asarray(shape) - 1) / 2)
         return _Grid(directions, steps, shape, (centre - half).round(4))
 
     def position(self, slice_index: int) -> NDArray[np.float64]:
-        """Place the first voxel of a slice, mm, LPS."""
+        """Return the position of the first voxel of a slice, mm, LPS."""
         normal: NDArray[np.float64] = self.axes[:, 2] * self.spacing[2] * slice_index
         return (self.first + normal).round(6)
 
     def points(self) -> NDArray[np.float64]:
-        """Place all voxels: (slices, rows, columns, 3), mm, LPS."""
+        """Return the positions of all voxels: (slices, rows, columns, 3), mm, LPS."""
         k, j, i = np.indices(self.shape[::-1])
         steps = np.stack([i, j, k], axis=-1) * self.spacing
         points: NDArray[np.float64] = self.first + steps @ self.axes.T
@@ -91,20 +91,20 @@ class _Grid:
 
 
 def write_demo(folder: Path, sessions: int = 8, seed: int = 0) -> DemoData:
-    """Write the demo project: DICOM files and truth, the same for the same arguments.
+    """Write the demo project: DICOM files and true label maps. The same arguments write the same files.
 
-    Each session has an axial CT series as scan 2; the first one a three-plane localizer besides, as scan 1.
-    The third session is oblique, the last one doubly so. The first half of the sessions is labelled, the
-    last quarter held out.
+    Each session has an axial CT series as scan 2. The first session also has a three-plane localizer as scan 1.
+    The third session is tilted about one axis, and the last one about two. The first half of the sessions is
+    labelled, and the last quarter is held out.
 
     Parameters
     ----------
     folder
-        Where to write ``dicom/<subject>/<session>/<scan>/`` and ``truth/<session>.nii.gz``; made if missing.
+        Where to write ``dicom/<subject>/<session>/<scan>/`` and ``truth/<session>.nii.gz``. It is made if missing.
     sessions
-        How many sessions, one subject each, 1 to 99.
+        The number of sessions, 1 to 99. Each session has a subject of its own.
     seed
-        Another seed gives other people and other UIDs.
+        Another seed makes other people and other UIDs.
 
     Returns
     -------
@@ -131,7 +131,7 @@ def write_demo(folder: Path, sessions: int = 8, seed: int = 0) -> DemoData:
 
 
 def _write_session(folder: Path, index: int, sessions: int, seed: int) -> DemoCase:
-    """Write the series of one session and the truth of the main one."""
+    """Write the series of one session, and the true label map of the main series."""
     person = _Person(index, seed)
     phantom = Phantom(person.body_seed)
     study = folder / "dicom" / person.subject / person.session
@@ -158,7 +158,7 @@ def _write_session(folder: Path, index: int, sessions: int, seed: int) -> DemoCa
 
 
 def _main_grid(index: int, sessions: int, person: _Person) -> tuple[_Grid, bool]:
-    """Choose the grid of a session's main series: field of view, voxel size, tilt."""
+    """Return the grid of a session's main series: its field of view, voxel size and tilt."""
     random = np.random.default_rng([person.body_seed, 0x61])
     tilts = (0.0, 0.0)
     if index == 2:
@@ -173,7 +173,7 @@ def _main_grid(index: int, sessions: int, person: _Person) -> tuple[_Grid, bool]
 
 
 def _turn(axis: int, degrees: float) -> NDArray[np.float64]:
-    """Make the matrix that turns about one patient axis."""
+    """Return the matrix of a rotation about one axis of the patient."""
     cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     matrix = np.eye(3)
     first, second = (axis + 1) % 3, (axis + 2) % 3
@@ -183,7 +183,7 @@ def _turn(axis: int, degrees: float) -> NDArray[np.float64]:
 
 
 def _write_localizer(folder: Path, person: _Person, phantom: Phantom) -> None:
-    """Write a few slices in each of the three planes as one series: what is not a volume."""
+    """Write a few slices in each of the three planes as one series, which is not a volume."""
     stacks = []
     for number, axes in enumerate((_AXIAL, _CORONAL, _SAGITTAL)):
         grid = _Grid.around(np.zeros(3), axes, (6.0, 6.0, 30.0), (64, 64, 3))
@@ -218,7 +218,7 @@ class _Person:
         self.frame_uid = self.uid("frame of reference")
 
     def uid(self, *what: object) -> UID:
-        """Make a UID that is always the same for the same thing."""
+        """Return a UID that is always the same for the same thing."""
         return generate_uid(entropy_srcs=[self._entropy, *(str(part) for part in what)])
 
 
@@ -230,7 +230,7 @@ class _Series:
         self.uid = person.uid("series", number)
 
     def write(self, folder: Path, stacks: list[tuple[_Grid, NDArray[np.int16]]], head_first: bool = False) -> None:
-        """Write stacks (slices, rows, columns), HU, one file a slice; `head_first` numbers them downwards."""
+        """Write stacks (slices, rows, columns), HU, one file for each slice; `head_first` numbers them downwards."""
         folder.mkdir(parents=True, exist_ok=True)
         slices = [(grid, index, pixels[index]) for grid, pixels in stacks for index in range(len(pixels))]
         for instance, (grid, index, pixels) in enumerate(slices[::-1] if head_first else slices, start=1):
@@ -260,7 +260,7 @@ class _Series:
 
 
 def _new_file(instance_uid: UID) -> FileDataset:
-    """Start a CT Image Storage file (PS3.10 7.1)."""
+    """Return the beginning of a CT Image Storage file (PS3.10 7.1)."""
     meta = FileMetaDataset()
     meta.FileMetaInformationGroupLength = 0
     meta.FileMetaInformationVersion = b"\x00\x01"
@@ -278,7 +278,7 @@ def _new_file(instance_uid: UID) -> FileDataset:
 def _describe_patient_and_study(dataset: Dataset, person: _Person) -> None:
     """Fill the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1).
 
-    The comment tells a real XNAT where to file the session, as its default routing reads it.
+    A real XNAT reads the comment with its default routing, to know where to file the session.
     """
     dataset.PatientID = person.subject
     dataset.PatientName = person.name

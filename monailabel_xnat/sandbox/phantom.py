@@ -1,9 +1,8 @@
-"""A made-up abdomen whose anatomy is known exactly: what the demo's CT series show.
+"""A made-up abdomen whose anatomy is known exactly. The CT series of the demo show it.
 
-The anatomy is defined in space, not on a grid: ask for any points and get CT numbers and labels. So axial,
-oblique and localizer series of one subject show the same body, and the truth fits each of them by
-construction. Coordinates are the patient's, in mm, LPS (x to the left, y to the back, z to the head), with
-the origin in the middle of the body.
+The anatomy is defined in space, not on a grid: for any points, it returns CT numbers and labels. So axial, oblique
+and localizer series of one subject show the same body, and the true label map fits each of them. Coordinates are
+the patient's, in mm, LPS (x to the left, y to the back, z to the head), with the origin in the middle of the body.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class _Blob:
     wobble: bool = True
 
 
-#: The average body, back to front in painting order: what comes later covers what came before.
+#: The average body. The parts are painted in this order: a later part covers the earlier ones.
 _BLOBS = (
     _Blob((-72, 2, 122), (58, 82, 66), _LUNG),
     _Blob((72, 2, 122), (58, 82, 66), _LUNG),
@@ -61,12 +60,12 @@ _BOWEL_LOOPS = 20
 
 
 class Phantom:
-    """The body of one subject: the average anatomy, varied at random within what is natural.
+    """The body of one subject: the average anatomy, with random variation that is natural.
 
     Parameters
     ----------
     seed
-        The same seed gives the same body.
+        The same seed makes the same body.
     """
 
     def __init__(self, seed: int) -> None:
@@ -89,7 +88,7 @@ class Phantom:
         Returns
         -------
         hu
-            CT numbers (...), HU, free of noise.
+            CT numbers (...), HU, without noise.
         labels
             Values of `LABELS` (...), 0 outside these organs.
         """
@@ -119,7 +118,7 @@ class Phantom:
         return hu, labels
 
     def _ribs(self, points: NDArray[np.float64], depth: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Find the ribs: bands in the wall of the chest, falling to the front."""
+        """Return which points lie in the ribs: bands in the wall of the chest that slope down to the front."""
         x, y, z = points.T
         band = np.sin(2 * np.pi * (z - 0.35 * y) / 30 + self._rib_phase) > 0.45
         wall = (depth > self._fat + 2) & (depth < self._fat + 10)
@@ -128,7 +127,7 @@ class Phantom:
 
 
 def add_noise(hu: NDArray[np.float32], sigma: float, seed: int) -> NDArray[np.int16]:
-    """Add the grain of a CT scanner, a little smooth within a slice, and round.
+    """Return CT numbers with the noise of a CT scanner, which is a little smooth within a slice, rounded.
 
     Parameters
     ----------
@@ -137,7 +136,7 @@ def add_noise(hu: NDArray[np.float32], sigma: float, seed: int) -> NDArray[np.in
     sigma
         Standard deviation of the noise, HU.
     seed
-        The same seed gives the same noise.
+        The same seed makes the same noise.
 
     Returns
     -------
@@ -152,7 +151,7 @@ def add_noise(hu: NDArray[np.float32], sigma: float, seed: int) -> NDArray[np.in
 
 
 class _Waves:
-    """A smooth random vector field: a few plane waves."""
+    """A smooth random vector field: the sum of a few plane waves."""
 
     def __init__(self, random: np.random.Generator, count: int, lengths: tuple[float, float], amplitude: float) -> None:
         directions = random.normal(size=(count, 3))
@@ -162,13 +161,13 @@ class _Waves:
         self._pushes = random.normal(0, amplitude * np.sqrt(2 / count), size=(count, 3))
 
     def __call__(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Evaluate at points (n, 3), mm; the values (n, 3) are in the unit of the amplitude."""
+        """Return the values (n, 3) at points (n, 3), mm. The values are in the unit of the amplitude."""
         values: NDArray[np.float64] = np.sin(points @ self._numbers.T + self._phases) @ self._pushes
         return values
 
 
 def _depth(points: NDArray[np.float64], girth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Measure roughly how far below the skin points (n, 3) lie, mm; negative outside the body."""
+    """Return roughly how far below the skin points (n, 3) lie, mm; negative outside the body."""
     x, y, z = points.T
     waist = 1 + 0.03 * np.cos(z / 60)
     radius = (np.abs(x / (girth[0] * waist)) ** 2.4 + np.abs(y / (girth[1] * waist)) ** 2.4) ** (1 / 2.4)
@@ -177,12 +176,12 @@ def _depth(points: NDArray[np.float64], girth: NDArray[np.float64]) -> NDArray[n
 
 
 def _columns(points: NDArray[np.float64]) -> list[NDArray[np.float32]]:
-    """Lay out points (n, 3) as x, y and z, which is quicker to compute with."""
+    """Return points (n, 3) as separate x, y and z, which is quicker to compute with."""
     return [np.ascontiguousarray(column, np.float32) for column in points.T]
 
 
 def _within(blob: _Blob, columns: list[NDArray[np.float32]]) -> NDArray[np.bool_]:
-    """Find which points lie inside a superquadric."""
+    """Return which points lie inside a superquadric."""
     squared = blob.exponent == 2.0
     total = np.zeros(len(columns[0]), np.float32)
     for column, centre, radius in zip(columns, blob.centre, blob.radii, strict=True):
@@ -193,7 +192,7 @@ def _within(blob: _Blob, columns: list[NDArray[np.float32]]) -> NDArray[np.bool_
 
 
 def _vary(blob: _Blob, random: np.random.Generator) -> _Blob:
-    """Move, scale and brighten a part of the average body at random."""
+    """Return a part of the average body, moved, scaled and brightened at random."""
     if not blob.wobble:
         return blob
     centre = np.asarray(blob.centre) + random.normal(0, 4, 3)
@@ -202,7 +201,7 @@ def _vary(blob: _Blob, random: np.random.Generator) -> _Blob:
 
 
 def _bowel(random: np.random.Generator) -> list[_Blob]:
-    """Scatter bowel loops over the lower abdomen: wall, contents, contrast medium or gas."""
+    """Return bowel loops, scattered over the lower abdomen, each with a wall and contents, contrast medium or gas."""
     loops = []
     for _ in range(_BOWEL_LOOPS):
         centre = (random.uniform(-95, 95), random.uniform(-75, 5), random.uniform(-115, 0))

@@ -1,4 +1,4 @@
-"""The sandbox as a server: on a thread for tests, in the foreground for the command line."""
+"""The sandbox as a server. It runs on a thread for tests, and in the foreground for the command line."""
 
 from __future__ import annotations
 
@@ -27,45 +27,45 @@ _START_SECONDS = 20.0
 
 
 class Sandbox:
-    """An XNAT-compatible server on this computer.
+    """A server on this computer that behaves like XNAT.
 
     Use it as a context manager, or with :meth:`start` and :meth:`stop`.
 
     Parameters
     ----------
     data
-        Folder of the archive, made if absent and kept; None: a private temporary one, removed at the end.
+        Folder of the archive, made if absent and kept. None makes a private temporary folder, removed at the end.
     port
-        Where to listen; 0: any free port.
+        The port to listen on; 0 for any free port.
     host
-        Address to listen on; anything but loopback is your decision.
+        The address to listen on. Use another address than loopback only if others may reach the sandbox.
     users
-        Passwords by login, for ``admin``, ``owner``, ``member``, ``collaborator``, ``none`` and any others. Of those
-        five, whoever has none yet gets one that is made up; who has one from an earlier start on the same `data` keeps
-        it.
+        Passwords by login, for ``admin``, ``owner``, ``member``, ``collaborator``, ``none`` and any others. A user of
+        those five who has no password yet gets a made-up one. A user who has one from an earlier start on the same
+        `data` keeps it.
     require_login
-        False: an open site, where who is not logged in is a guest.
+        False makes an open site: a user who is not logged in is a guest.
     session_timeout
-        Seconds after which an unused login is forgotten.
+        Seconds without a request after which a login ends.
     schemas
-        Folder of XSD files to serve instead of the sandbox's own.
+        Folder of XSD files to serve instead of those of the sandbox.
     roi_plugin
         Whether the OHIF viewer's plugin is installed.
     context
-        Path that the site is deployed under, such as ``/xnat``.
+        The path below which the site is deployed, such as ``/xnat``.
     anonymise
-        Whether the site's anonymisation script is on, as it is on an XNAT that nobody has changed: what is archived
-        is not what was sent, because Study Description, Patient's Name and Patient ID are set to the project's ID and
-        the labels of subject and session.
+        Whether the site's anonymisation script is on, as it is on an XNAT with default settings. Then archived files
+        differ from the files that were sent: Study Description, Patient's Name and Patient ID are set to the ID of the
+        project and the labels of subject and session.
 
     Raises
     ------
     PermissionError
-        If the folder can be read by others.
+        If other users can read the folder.
     BlockingIOError
         If another sandbox is using the folder.
     ValueError
-        If the folder was written by another version, or a login or password cannot be used.
+        If another version wrote the folder, or a login or password cannot be used.
 
     Examples
     --------
@@ -123,7 +123,7 @@ class Sandbox:
 
     @property
     def password(self) -> str:
-        """Password of the user ``admin``.
+        """The password of the user ``admin``.
 
         Raises
         ------
@@ -139,12 +139,12 @@ class Sandbox:
 
     @property
     def logins(self) -> list[str]:
-        """Everybody who can log in, also those whose password was set at an earlier start."""
+        """The logins of all users, also of those whose password was set at an earlier start."""
         return [user.login for user in self._accounts.all()]
 
     @property
     def url(self) -> str:
-        """Where the server listens."""
+        """The address of the server."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._port}{self._context}"
 
@@ -155,11 +155,11 @@ class Sandbox:
 
     @property
     def faults(self) -> Faults:
-        """The failures that tests ask for."""
+        """The failures that tests have asked for."""
         return self._application.faults
 
     def reset(self) -> None:
-        """Empty the archive, log everybody out, take back the failures; who was a user at the start stays one."""
+        """Empty the archive, log everybody out and remove all faults. The users of the start stay."""
         from monailabel_xnat.sandbox.dicom.prearchive import Prearchive
 
         self.expire_sessions()
@@ -173,7 +173,7 @@ class Sandbox:
         self.requests.clear()
 
     def expire_sessions(self) -> None:
-        """Forget every login, as a restart does."""
+        """End every login, as a restart does."""
         self._sessions.close_all()
 
     def import_dicom(self, folder: str | Path, project: str | None = None) -> list[str]:
@@ -184,7 +184,7 @@ class Sandbox:
         folder
             Any folder of DICOM files.
         project
-            Where to; default: a project named like the folder.
+            The project to file it in. Default: a project with the name of the folder.
 
         Returns
         -------
@@ -194,7 +194,7 @@ class Sandbox:
         Raises
         ------
         ValueError
-            If there is no DICOM in it.
+            If the folder holds no DICOM.
         """
         from monailabel_xnat.sandbox.dicom.filing import Filing, project_id
 
@@ -203,14 +203,14 @@ class Sandbox:
         return [f"/data/experiments/{session.id}" for session in made]
 
     def start(self) -> Sandbox:
-        """Start to serve on a thread; returns when the server answers.
+        """Start to serve on a thread. The method returns when the server answers.
 
         Raises
         ------
         RuntimeError
-            If it serves already, was stopped before, or does not come up.
+            If the sandbox serves already, was stopped before, or does not start.
         OSError
-            If it cannot listen there; a temporary archive is removed then, as by :meth:`stop`.
+            If the sandbox cannot listen on the port. Then a temporary archive is removed, as :meth:`stop` does.
         """
         if self._server is not None:
             raise RuntimeError(f"the sandbox serves already, on {self.url}")
@@ -245,7 +245,7 @@ class Sandbox:
             self.stop()
 
     def stop(self) -> None:
-        """End the server and close the archive; a temporary one is removed."""
+        """End the server and close the archive. A temporary archive is removed."""
         if self._server is not None:
             self._server.should_exit = True
         if self._thread is not None:
@@ -269,13 +269,13 @@ class Sandbox:
         self.stop()
 
     def listen(self) -> None:
-        """Take the port, so that :attr:`url` is known before :meth:`serve`."""
+        """Open the port, so that :attr:`url` is known before :meth:`serve`."""
         self._listen()
 
     def _listen(self) -> None:
         if self._socket is None:
             family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-            # With its protocol named, asyncio sends small answers at once instead of waiting for Nagle's algorithm.
+            # The protocol is named so that asyncio switches Nagle's algorithm off. Then small answers are sent at once.
             self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -285,7 +285,7 @@ class Sandbox:
                 self._socket = None
                 reason = f"cannot listen on {self._host}, port {self._port}: {error.strerror or error}"
                 raise OSError(error.errno, f"{reason}; choose another port, or 0 for any free one") from None
-            # Whoever connects before the server runs waits for it.
+            # A client that connects before the server runs waits for it.
             self._socket.listen()
             self._port = self._socket.getsockname()[1]
 
@@ -300,7 +300,7 @@ class Sandbox:
         )
 
     def _make_users(self, given: Mapping[str, str]) -> dict[str, str]:
-        """Set the passwords given, make up those that nobody has yet; give them all."""
+        """Set the passwords given, make up the missing ones, and return all of them."""
         passwords = dict(given)
         for login in (ADMIN, *STANDING_USERS):
             if login not in passwords and self._accounts.get(login) is None:
@@ -326,12 +326,12 @@ def _require_private(folder: Path) -> None:
 
 
 def _locked(folder: Path) -> FileLock:
-    """Keep other sandboxes out of a folder; the system takes the lock away from a process that is killed.
+    """Lock a folder against other sandboxes. If the process is killed, the system releases the lock.
 
     Raises
     ------
     BlockingIOError
-        If another one is in it.
+        If another sandbox uses the folder.
     """
     lock = FileLock(folder / "lock", timeout=0)
     try:

@@ -1,1 +1,1 @@
-"""Who gets in, what he may do, and what belongs to the site and its projects besides data."""
+"""Who is let in, what each user may do, and what belongs to the site and its projects besides data."""

@@ -1,4 +1,4 @@
-"""Users, their server sessions and their alias tokens."""
+"""The users, their sessions on the server, and their alias tokens."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SCRYPT = {"n": 2**13, "r": 8, "p": 1, "dklen": 32}
 
 @dataclass(frozen=True)
 class User:
-    """Who asks; `standing_role` is the group that the user gets in projects the sandbox itself makes."""
+    """A user. `standing_role` is the group that the user gets in projects that the sandbox itself makes."""
 
     login: str
     is_admin: bool = False
@@ -72,7 +72,7 @@ class Accounts:
         self._failures: dict[str, tuple[int, float]] = {}
 
     def add(self, login: str, password: str, is_admin: bool = False, standing_role: str = "") -> User:
-        """Create a user, or give an existing one a new password.
+        """Create a user, or set a new password for an existing one.
 
         Raises
         ------
@@ -105,7 +105,7 @@ class Accounts:
         return [user_of(row) for row in self._store.all("SELECT rowid AS number, * FROM users ORDER BY login")]
 
     def keep_only(self, logins: Collection[str]) -> None:
-        """Remove all users but these, and forget failed logins."""
+        """Remove all users except these, and forget failed logins."""
         self._failures.clear()
         with self._store.write() as db:
             for user in self.all():
@@ -113,7 +113,7 @@ class Accounts:
                     db.execute("DELETE FROM users WHERE login = ?", (user.login,))
 
     def check(self, login: str, password: str) -> User | None:
-        """Return the user whom name and password (or alias and secret) belong to, or None."""
+        """Return the user to whom a name and password (or an alias and secret) belong, or None."""
         provider, _, login = login.rpartition("/")
         if provider not in ("", PROVIDER) or self._is_locked(login):
             return None
@@ -138,7 +138,7 @@ class Accounts:
         row = self._store.one(USER_SQL, (login,))
         if row is None:
             return None
-        # scrypt is slow on purpose; a login seen before is recognised by a keyed digest that never leaves memory.
+        # scrypt is slow on purpose. A login seen before is recognised by a keyed digest, which stays in memory.
         digest = hmac.new(self._key, f"{row['password']}\n{password}".encode(), "sha256").digest()
         if hmac.compare_digest(self._verified.get(login, b""), digest):
             return user_of(row)
@@ -154,19 +154,19 @@ class Accounts:
         return self.get(token["login"])
 
     def issue_token(self, user: User) -> dict[str, Any]:
-        """Make an alias token; the secret is in the answer and nowhere else."""
+        """Make and return an alias token. Only this answer holds the secret."""
         alias, secret, now = str(uuid.uuid4()), secrets.token_hex(32), self._clock()
         row = {"alias": alias, "secret": secret_digest(secret), "login": user.login}
         number = self._store.insert("tokens", {**row, "created": now, "expires": now + TOKEN_SECONDS})
         return {**_token_json(number, alias, user.login, now, now + TOKEN_SECONDS), "secret": secret}
 
     def token(self, alias: str) -> dict[str, Any] | None:
-        """Return a token that is still good, or None."""
+        """Return a token that is still valid, or None."""
         row = self._store.one("SELECT * FROM tokens WHERE alias = ? AND expires > ?", (alias, self._clock()))
         return dict(row) if row else None
 
     def tokens(self, user: User) -> list[dict[str, Any]]:
-        """Return the good tokens of a user, without their secrets."""
+        """Return the valid tokens of a user, without their secrets."""
         rows = self._store.all("SELECT * FROM tokens WHERE login = ? AND expires > ?", (user.login, self._clock()))
         return [_token_json(row["id"], row["alias"], row["login"], row["created"], row["expires"]) for row in rows]
 
@@ -177,12 +177,12 @@ class Accounts:
 
 
 class Sessions:
-    """The server's sessions: in memory, ended by time, by logout or all at once.
+    """The sessions of the server. They are in memory, and end after a time, by logout, or all at once.
 
     Parameters
     ----------
     timeout
-        Seconds without a request after which a session is unknown.
+        Seconds without a request after which a session ends.
     """
 
     def __init__(self, timeout: float, clock: Callable[[], float] = time.time) -> None:
@@ -192,7 +192,7 @@ class Sessions:
         self._sessions: dict[str, Session] = {}
 
     def open(self, user: User, opened_as: str = "") -> Session | None:
-        """Open a session; None when the user has too many already. Guests have no such limit."""
+        """Open and return a session, or None if the user has too many already. Guests have no such limit."""
         with self._lock:
             self._drop_expired()
             count = sum(item.user.login == user.login for item in self._sessions.values())
@@ -203,7 +203,7 @@ class Sessions:
             return session
 
     def touch(self, session_id: str) -> Session | None:
-        """Return a live session and restart its time, or None."""
+        """Return a live session and start its time again, or return None."""
         with self._lock:
             session = self._sessions.get(session_id)
             if session is None:
@@ -255,7 +255,7 @@ class Sessions:
 
 
 def require_valid_user(login: str, password: str) -> None:
-    """Refuse what cannot be a user.
+    """Check that a login and a password can be used.
 
     Raises
     ------
@@ -280,12 +280,12 @@ def _matches(password: str, stored: str) -> bool:
 
 
 def secret_digest(secret: str) -> str:
-    """Return what is stored of a token's secret, which is random enough for a plain hash."""
+    """Return the hash that is stored of a token's secret. The secret is random, so a plain hash is enough."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def user_of(row: Any) -> User:
-    """Make a user of a row of `USER_SQL`."""
+    """Return the user that a row of `USER_SQL` describes."""
     names = ("firstname", "lastname", "email", "standing_role", "number")
     return User(row["login"], bool(row["is_admin"]), *(row[name] for name in names))
 

@@ -1,6 +1,7 @@
-"""Who asks, whether they are let in, and what they may do; and the calls below ``/data`` about that.
+"""Who sends a request, whether it is let in, what its user may do; and the calls below ``/data`` about that.
 
-Cookies, Basic credentials, guests, browsers and CSRF (XnatSecureGuard); logging in, tokens, users.
+Letting in follows XnatSecureGuard: cookies, Basic credentials, guests, browsers and CSRF. The calls are for logging
+in, tokens and users.
 """
 
 from __future__ import annotations
@@ -44,43 +45,49 @@ class Permissions:
         return self._roles.get(project)
 
     def role(self, project: str) -> str | None:
-        """Return the role that the user acts in; administrators own all."""
+        """Return the role in which the user acts. Administrators own all projects."""
         return "owner" if self.user.is_admin else self._roles.get(project)
 
     def may_see(self, project: Project) -> bool:
-        """Return whether the project itself, not its data, can be read."""
+        """Return whether the user may read the project itself; its data is another question."""
         return self.may_see_id(project.id)
 
     def may_see_id(self, project: str) -> bool:
-        """Return whether the project with an ID, not its data, can be read."""
+        """Return whether the user may read the project with this ID; its data is another question."""
         return bool(self.role(project)) or self._accessibility.get(project) in ("public", "protected")
 
     def may_read(self, project: str) -> bool:
-        """Return whether the data of a project can be read."""
+        """Return whether the user may read the data of a project."""
         return bool(self.role(project)) or self._accessibility.get(project) == "public"
 
     def may_edit(self, project: str) -> bool:
-        """Return whether data of a project can be made and changed."""
+        """Return whether the user may create and change data of a project."""
         return self.role(project) in ("owner", "member")
 
     def may_delete(self, project: str) -> bool:
-        """Return whether data of a project can be deleted: members cannot."""
+        """Return whether the user may delete data of a project. Members may not."""
         return self.role(project) == "owner"
 
     def may_read_item(self, item: Owned) -> bool:
-        """Return whether a subject or experiment can be read, by its project or one that it is shared into."""
+        """Return whether the user may read a subject or experiment.
+
+        The right comes from its project, or from a project that it is shared into.
+        """
         return self.may_read(item.project) or any(self.may_read(project) for project in self._archive.shares(item.id))
 
     def may_edit_item(self, item: Owned) -> bool:
-        """Return whether a subject or experiment can be changed: by its own project, and only while it is active."""
+        """Return whether the user may change a subject or experiment.
+
+        The right comes from its own project only, and it must be active.
+        """
         return self.may_edit(item.project) and (isinstance(item, Subject) or item.status == ACTIVE)
 
     def readable(self) -> set[str]:
-        """Return the IDs of the projects whose data can be read."""
+        """Return the IDs of the projects whose data the user may read."""
         return {project for project in self._accessibility if self.may_read(project)}
 
 
-# Settings of the site that anybody may read.
+# The settings of the site that everybody may read.
 PUBLIC = frozenset(("siteId",))
 USERS_FOR_ADMINS = "restrictUserListAccessToAdmins"
 LOGIN_PATH = "/app/template/Login.vm"
@@ -92,14 +99,14 @@ _LARGEST_FORM = 65536
 
 
 class Gate:
-    """The way in.
+    """Lets requests in, or refuses them.
 
     Parameters
     ----------
     accounts, sessions
-        Users, and who is logged in.
+        The users, and who is logged in.
     require_login
-        False: an open site, where who is not logged in is a guest.
+        False makes an open site: a user who is not logged in is a guest.
     """
 
     def __init__(self, accounts: Accounts, sessions: Sessions, require_login: bool) -> None:
@@ -108,12 +115,12 @@ class Gate:
         self._require_login = require_login
 
     def admit(self, request: Request) -> Reply | None:
-        """Set the user and the session of a request; give an answer where it is not let in.
+        """Set the user and the session of a request. Return an answer if the request is not let in, else None.
 
         Raises
         ------
         HTTPError
-            401 for wrong credentials, on every path; 403 where a browser comes without its CSRF token.
+            401 for wrong credentials, on every path; 403 if a browser comes without its CSRF token.
         """
         session = self._session(request)
         if session is not None:
@@ -121,7 +128,7 @@ class Gate:
         if request.user.is_guest and self._is_closed_to_guests(request):
             return self._turned_away(request)
         if request.session is None and not self._require_login:
-            # The container starts an anonymous session for whom it does not know.
+            # The container starts an anonymous session for a client that it does not know.
             request.session = self._sessions.open(ANONYMOUS)
         self._check_csrf(request)
         return None
@@ -129,7 +136,7 @@ class Gate:
     def cookies(self, request: Request) -> list[tuple[bytes, bytes]]:
         """Return the ``Set-Cookie`` headers that go with every answer."""
         now, timeout = int(time.time() * 1000), int(self._sessions.timeout * 1000)
-        # The container quotes the value because of its comma, and xnatpy knows it only so.
+        # The container quotes the value because of its comma, and xnatpy reads only the quoted form.
         cookies = [f'SESSION_EXPIRATION_TIME="{now},{timeout}"; Path={request.context}/']
         if request.session is not None and request.session.id != _cookie(request):
             cookies.append(f"JSESSIONID={request.session.id}; Path={request.context or '/'}; HttpOnly")
@@ -161,7 +168,7 @@ class Gate:
         raise _unauthorized()
 
     def _check_csrf(self, request: Request) -> None:
-        """Refuse what another site may have made a browser send; scripts, by their User-Agent, are exempt."""
+        """Refuse a request that another site may have made a browser send. Scripts, known by User-Agent, are exempt."""
         if request.method not in ("POST", "PUT", "DELETE") or not request.session:
             return
         if not _BROWSERS.search(request.headers.get("user-agent", "")) or request.words[1:3] == ["services", "auth"]:
@@ -176,7 +183,7 @@ def _cookie(request: Request) -> str:
 
 
 def _credentials(request: Request) -> tuple[str, str] | None:
-    """Read the Basic header; None where there is none."""
+    """Return the login and password of the Basic header, or None if there is no such header."""
     kind, _, encoded = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "basic":
         return None
@@ -196,7 +203,7 @@ def _form_token(request: Request) -> str | None:
 
 
 class SiteCalls(Handlers):
-    """The site's own calls below ``/data``."""
+    """The calls below ``/data`` about the site itself."""
 
     def __init__(self, visit: Visit) -> None:
         super().__init__(visit)
@@ -206,7 +213,7 @@ class SiteCalls(Handlers):
     # Sessions
 
     def jsession(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``/data/JSESSION[/ID]``: the ID of the session, or its end."""
+        """Answer ``/data/JSESSION[/ID]``: return the ID of the session, or end the session."""
         session = request.session
         if session is None:
             raise HTTPError(401)
@@ -216,7 +223,7 @@ class SiteCalls(Handlers):
         return text(session.id + _csrf(request, session))
 
     def auth(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``GET /data/auth``: who is logged in."""
+        """Answer ``GET /data/auth`` with the user who is logged in."""
         if request.session is None:
             raise HTTPError(401)
         if request.user.is_guest:
@@ -224,7 +231,7 @@ class SiteCalls(Handlers):
         return text(f"User '{request.user.login}' is logged in{_csrf(request, request.session)}")
 
     def log_in(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``PUT /data/services/auth``: a new session, for a form with name and password."""
+        """Answer ``PUT /data/services/auth``, a form with name and password, with a new session."""
         pairs = parse_qsl(request.body.read(_LARGEST_FORM).decode("utf-8", "replace"), keep_blank_values=True)
         providers = [value for name, value in pairs if name == "provider"]
         if len(providers) > 1 or providers not in ([], [PROVIDER]):
@@ -259,7 +266,7 @@ class SiteCalls(Handlers):
         raise HTTPError(404)
 
     def _token_user(self, request: Request, names: list[str]) -> User:
-        """Return whose tokens are meant: one's own or, for administrators, those of ``user/NAME``."""
+        """Return the user whose tokens are meant: oneself or, for administrators, the user of ``user/NAME``."""
         if not names:
             return request.user
         if not request.user.is_admin:
@@ -298,7 +305,7 @@ class SiteCalls(Handlers):
         return self._distinct(request, "type")
 
     def _distinct(self, request: Request, field: str) -> Reply:
-        """List the values that a field of the scans has in readable projects."""
+        """Answer with the values that a field of the scans has in the projects that the user may read."""
         rows: list[Row] = [{field: value} for value in self._archive.scan_values(field, self._may.readable())]
         return Table((field,), rows).answer(request)
 

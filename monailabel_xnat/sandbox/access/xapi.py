@@ -1,4 +1,4 @@
-"""The site below ``/xapi``: settings, schemas, users, plugins; and the pages that browsers see."""
+"""The calls below ``/xapi`` (settings, schemas, users, plugins), and the pages that browsers see."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _ANONYMISING = "enableSitewideAnonymizationScript"
 
 
 class Preferences:
-    """The settings of a site; changes last until the server ends.
+    """The settings of a site. Changes last until the server ends.
 
     Parameters
     ----------
     archive
         Knows whether the anonymisation script is on.
     require_login
-        Whether the site is closed.
+        Whether the site is closed to guests.
     """
 
     def __init__(self, archive: Archive, require_login: bool) -> None:
@@ -68,13 +68,13 @@ class Preferences:
         }
 
     def change(self, values: Mapping[str, Any]) -> None:
-        """Set some."""
+        """Change some settings."""
         if _ANONYMISING in values:
             self._archive.is_anonymising = str(values[_ANONYMISING]).lower() == "true"
         self._changed.update(values)
 
     def reset(self) -> None:
-        """Take back what was set."""
+        """Undo all changes."""
         self._changed.clear()
 
 
@@ -103,7 +103,7 @@ _NAMES = ("secondary_ID", "name", "description")
 
 
 class Xapi(Handlers):
-    """The handlers below ``/xapi``, and of what browsers see, for one request's user."""
+    """The handlers of the calls below ``/xapi`` and of the pages that browsers see, for the user of one request."""
 
     def __init__(self, visit: Visit) -> None:
         super().__init__(visit)
@@ -113,9 +113,10 @@ class Xapi(Handlers):
         self._plugins = _ROI_PLUGIN if visit.roi_plugin else {}
 
     def front_page(self, request: Request, words: list[str]) -> Reply:
-        """Answer a page for browsers: a guest's, which xnatpy looks for, the log-in form, or that of who is logged in.
+        """Answer with a page for browsers.
 
-        The viewers read ``csrfToken`` out of the page before they save.
+        A guest gets a guest's page, which xnatpy looks for, or the log-in form if the site is closed; a user who is
+        logged in gets a page that says so. The viewers read ``csrfToken`` out of the page before they save.
         """
         if request.user.is_guest and self._visit.require_login:
             return html(LOGIN_PAGE)
@@ -150,7 +151,7 @@ class Xapi(Handlers):
     # The site
 
     def site_config(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``/xapi/siteConfig``, a setting of it, ``buildInfo`` and ``uptime``."""
+        """Answer ``/xapi/siteConfig``, one of its settings, ``buildInfo`` and ``uptime``."""
         names = [unquote(word) for word in words]
         reports = {"buildInfo": build_info(), "uptime": uptime(time.time() - _STARTED)}
         if names[:1] and names[0] in reports:
@@ -231,7 +232,7 @@ class Xapi(Handlers):
         return {login: {"sessions": ids, "count": len(ids)} for login, ids in found.items() if ids}
 
     def _one_user(self, names: list[str]) -> Any:
-        """Return what ``users/NAME``, ``users/NAME/groups``, ``users/profile/NAME`` and the like tell."""
+        """Return the answer to ``users/NAME``, ``users/NAME/groups``, ``users/profile/NAME`` and similar paths."""
         login, what = (names[1], names[0]) if names[0] in ("profile", "active") and names[1:] else (names[0], "")
         named = self._named(self._may.user.login if login == "current" else login)
         tells: dict[str, Callable[[], Any]] = {
@@ -247,7 +248,7 @@ class Xapi(Handlers):
         return tells[what]()
 
     def _named(self, login: str) -> User:
-        """Return a user that the one who asks may know: oneself, or anyone for an administrator."""
+        """Return a user. Everyone may ask about oneself, and administrators about everyone."""
         if login != self._may.user.login:
             self._require_admin()
         found = self._accounts.get(login)
@@ -262,7 +263,7 @@ class Xapi(Handlers):
             raise HTTPError(403)
 
     def access(self, request: Request, words: list[str]) -> Reply:
-        """List the projects in which the user has a group; public ones without are not among them."""
+        """List the projects in which the user has a group, so not the public projects in which the user has none."""
         names = [unquote(word) for word in words]
         if names != ["projects"]:
             raise HTTPError(404)
@@ -293,7 +294,7 @@ def _unauthorized() -> HTTPError:
 
 
 def _posted(request: Request, names: list[str]) -> dict[str, Any]:
-    """Return the settings in the body: a JSON object, or the value of the one that the path names."""
+    """Return the settings in the body: a JSON object, or the value of the setting that the path names."""
     body = request.body.read().decode("utf-8", "replace")
     try:
         given = json.loads(body)
@@ -321,7 +322,7 @@ def _profile(user: User) -> dict[str, Any]:
 
 
 def build_info() -> dict[str, str]:
-    """Return what the server says about itself."""
+    """Return the facts about the build that the server reports."""
     return {
         "version": VERSION,
         "buildNumber": "0",

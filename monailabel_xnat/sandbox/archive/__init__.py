@@ -1,1 +1,1 @@
-"""What an archive holds, and the handlers that list, show, change and delete it."""
+"""What an archive holds, and the handlers that list, show, change and delete its contents."""

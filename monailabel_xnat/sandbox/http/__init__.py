@@ -1,1 +1,1 @@
-"""Requests, answers and paths: from the socket to the handler."""
+"""Requests, answers and paths: the way from the socket to the handler."""

@@ -1,4 +1,4 @@
-"""The sandbox as an ASGI application: who asks, failures on demand, the log of requests. The router knows the rest."""
+"""The sandbox as an ASGI application: it lets requests in, fails on demand and logs. The router does the rest."""
 
 from __future__ import annotations
 
@@ -27,44 +27,45 @@ from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, esc
 
 @dataclass
 class Fault:
-    """One failure.
+    """One failure that a test asks for.
 
     Parameters
     ----------
     path
-        Regular expression that the request's path must hold.
+        Regular expression that must match within the path of the request.
     method
-        HTTP method; empty for all.
+        The HTTP method; empty for all methods.
     query
-        Regular expression that a value of the request's query must hold.
+        Regular expression that must match within a value of the request's query.
     times
-        How often it happens; None: always.
+        How often the failure happens; None for always.
     skip
-        How many matching requests pass before.
+        How many matching requests pass before the first failure.
     status
-        Answer this status instead.
+        Answer with this status instead.
     retry_after
-        ``Retry-After`` header that goes with it.
+        The ``Retry-After`` header of that answer.
     delay
         Seconds to wait before the request is handled.
     drop_after
-        Cut the connection after so many bytes of the answer's body.
+        Cut the connection after this many bytes of the answer's body.
     stall
         Seconds to wait in the middle of the answer's body, after its first byte.
     truncate
-        Leave out the last so many bytes of the answer's body, and end it properly.
+        Leave out this many bytes at the end of the answer's body, but end the answer properly.
     login_page
-        Answer XNAT's login page with status 200.
+        Answer with XNAT's login page and status 200.
     page
-        Answer this web page, a text, with status 200, as a proxy does while the site is being maintained.
+        Answer with this web page (a text) and status 200, as a proxy does during maintenance of the site.
     json
-        Answer this JSON, a text, with status 200.
+        Answer with this JSON (a text) and status 200.
     lose
-        Answer 200 to a write, without doing it.
+        Answer 200 to a write, but do not write.
     expire
         End all sessions before the request is handled.
     stale
-        Let a file PUT find its catalog changed by another writer: 500, the bytes on disk, no entry.
+        Act as if another writer changed the catalog during a PUT of a file: 500, and the bytes are on disk, but the
+        catalog has no entry for them.
     """
 
     path: str = ""
@@ -86,7 +87,7 @@ class Fault:
     stale: bool = False
 
     def spoil(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
-        """Return the blocks of an answer's body, cut where the failure says so."""
+        """Return the blocks of an answer's body, cut as the failure says."""
         if self.truncate:
             blocks = _without_end(blocks, self.truncate)
         return _first(blocks, self.drop_after) if self.drop_after is not None else iter(blocks)
@@ -110,25 +111,25 @@ def _first(blocks: Iterable[bytes], length: int) -> Iterator[bytes]:
 
 @dataclass
 class Faults:
-    """The failures that are set."""
+    """The failures that tests have asked for."""
 
     _faults: list[Fault] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, path: str = "", **what: object) -> Fault:
-        """Set a failure; the parameters are those of :class:`Fault`."""
+        """Add and return a failure. The parameters are those of :class:`Fault`."""
         fault = Fault(path, **what)  # type: ignore[arg-type]
         with self._lock:
             self._faults.append(fault)
         return fault
 
     def clear(self) -> None:
-        """Take all failures back."""
+        """Remove all failures."""
         with self._lock:
             self._faults.clear()
 
     def due(self, method: str, path: str, query: Collection[str] = ()) -> Fault | None:
-        """Return the failure that happens to a request now, and count it."""
+        """Return the failure that this request must meet, or None, and count it."""
         with self._lock:
             for fault in self._faults:
                 if fault.method not in ("", method) or not re.search(fault.path, path):
@@ -151,7 +152,7 @@ _LENGTH = 100_000
 
 @dataclass
 class Served:
-    """One request that was answered; `bytes_out` and `seconds` are there once all is sent."""
+    """One request that was answered. `bytes_out` and `seconds` are set when all is sent."""
 
     method: str
     path: str
@@ -164,19 +165,19 @@ class Served:
 
 
 class RequestLog:
-    """The requests served, oldest first, the last 100,000; safe to read while the server runs."""
+    """The last 100,000 requests that were served, oldest first. It is safe to read while the server runs."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._served: deque[Served] = deque(maxlen=_LENGTH)
 
     def append(self, served: Served) -> None:
-        """Note a request."""
+        """Add a request."""
         with self._lock:
             self._served.append(served)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all requests."""
         with self._lock:
             self._served.clear()
 
@@ -198,7 +199,7 @@ _SPOOLED = 1 << 20
 
 
 class _Spool(tempfile.SpooledTemporaryFile[bytes]):
-    """The body of a request. Before Python 3.11 such files do not say that they can be sought, which zipfile asks."""
+    """The body of a request. Before Python 3.11 such files have no method ``seekable``, which zipfile calls."""
 
     def seekable(self) -> bool:
         return True
@@ -210,13 +211,13 @@ class Application:
     Parameters
     ----------
     archive, accounts, sessions
-        What is served, and to whom.
+        The archive to serve, its users, and their sessions.
     require_login
-        False: an open site, where who is not logged in is a guest.
+        False makes an open site: a user who is not logged in is a guest.
     roi_plugin
         Whether the OHIF viewer's plugin is installed.
     context
-        Path that the site is deployed under, such as ``/xnat``; empty for the root.
+        The path below which the site is deployed, such as ``/xnat``; empty for the root.
     """
 
     def __init__(
@@ -257,7 +258,7 @@ class Application:
                 await asyncio.sleep(fault.delay)
             reply = await run_in_threadpool(self._answer, request, fault)
             served = Served(request.method, request.path, request.query, request.user.login, reply.status, size)
-            # Noted before the first byte leaves: who has the answer finds the request in the log.
+            # It is added before the first byte is sent, so that a client with an answer finds its request in the log.
             self.requests.append(served)
             try:
                 served.bytes_out = await self._send(reply, request, fault, send)
@@ -280,7 +281,7 @@ class Application:
                 block, sent = block[1:], 1
             sent += len(block)
             await send({"type": "http.response.body", "body": block, "more_body": True})
-        # Uvicorn closes the connection of an answer that was left unfinished.
+        # If an answer is left unfinished, Uvicorn closes its connection.
         if fault is None or fault.drop_after is None or sent < fault.drop_after:
             await send({"type": "http.response.body", "body": b""})
         return sent
@@ -339,7 +340,7 @@ def _request(scope: Message, body: Any, context: str, began: int) -> Request:
 
 
 async def _receive_body(receive: Receive, body: Any) -> int | None:
-    """Take the body to its end; None where the client went away before."""
+    """Receive the whole body and return its length, or None if the client went away before the end."""
     size, more = 0, True
     while more:
         message = await receive()

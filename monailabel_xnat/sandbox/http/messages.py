@@ -1,6 +1,6 @@
 """What handlers get and what they answer: requests with their files and fields, answers, and XNAT's error pages.
 
-XNAT's ``/data`` errors are Restlet's HTML status page, with the message in ``<h3>``; ``/xapi`` errors are plain text.
+XNAT's errors below ``/data`` are Restlet's HTML status page, with the message in ``<h3>``; below ``/xapi``, plain text.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Reply:
     Parameters
     ----------
     body
-        The bytes, or an iterable of blocks (sent chunked unless `length` is given).
+        The bytes, or an iterable of blocks, which is sent chunked unless `length` is given.
     media_type
         ``Content-Type``; empty for none.
     length
-        Number of bytes of an iterable body where it is known beforehand.
+        Number of bytes of an iterable body, if it is known before.
     """
 
     body: bytes | Iterable[bytes] = b""
@@ -61,12 +61,12 @@ class Reply:
         return iter((self.body,)) if isinstance(self.body, bytes) else iter(self.body)
 
     def head(self) -> Reply:
-        """Return the answer to HEAD: the headers alone."""
+        """Return the answer to HEAD, which has only the headers."""
         length = len(self.body) if isinstance(self.body, bytes) else self.length
         return replace(self, body=iter(()), length=length)
 
     def header_list(self) -> list[tuple[bytes, bytes]]:
-        """Return the headers as ASGI wants them, lower-cased names."""
+        """Return the headers as ASGI expects them, with lower-case names."""
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.headers]
         if self.media_type:
             headers.append((b"content-type", self.media_type.encode("latin-1")))
@@ -77,14 +77,14 @@ class Reply:
 
 
 class HTTPError(Exception):
-    """A refusal; the application turns it into XNAT's error page or, under ``/xapi``, into plain text.
+    """A refusal. The application makes XNAT's error page of it or, below ``/xapi``, plain text.
 
     Parameters
     ----------
     status
         HTTP status.
     message
-        What XNAT says; the standard description of the status when empty.
+        XNAT's message. If it is empty, the standard description of the status is used.
     headers
         Further headers, such as ``WWW-Authenticate``.
     """
@@ -110,7 +110,7 @@ class HTTPError(Exception):
 
 
 def _section(status: int) -> str:
-    """Return the place of a status in RFC 2616 section 10, as Restlet links it."""
+    """Return the number of a status's paragraph in RFC 2616 section 10, to which Restlet links."""
     return f"{status // 100}.{status % 100 + 1}"
 
 
@@ -146,27 +146,27 @@ class Request:
     Parameters
     ----------
     method, path
-        As sent; the path still percent-encoded.
+        As the client sent them. The path is still percent-encoded.
     query
-        Decoded parameters.
+        The decoded parameters.
     headers
-        By lower-cased name.
+        The headers, by lower-case name.
     body
-        The body, on disk where it is large.
+        The body. A large body is on disk.
     length
-        Its length; None where it came chunked.
+        The length of the body, or None if it came chunked.
     user, session
-        Who asks.
+        Who sends the request.
     began
-        When the request arrived, in changes of catalogs: a catalog changed since was changed by another writer.
+        The count of changes of catalogs when the request arrived. A later change was made by another writer.
     is_stale
-        Whether another writer is to be pretended, who changes each catalog before this request does.
+        Whether to act as if another writer changed each catalog before this request does.
     context
-        Path that the site is deployed under; `path` starts after it.
+        The path below which the site is deployed. `path` starts after it.
     is_inside
-        Whether the path lies in the site at all.
+        Whether the path lies within the site.
     pairs
-        The parameters in order, with those that come several times.
+        The parameters in order, also those that come several times.
     """
 
     method: str
@@ -193,11 +193,11 @@ class Request:
 
     @property
     def content_type(self) -> str:
-        """The media type of the body without parameters, lower-cased."""
+        """The media type of the body, without parameters, in lower case."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     def flag(self, name: str) -> bool:
-        """Read a boolean parameter: any value but ``false`` and ``0`` is true (SecureResource)."""
+        """Return a boolean parameter. Any value except ``false`` and ``0`` is true (SecureResource)."""
         value = self.query.get(name)
         return value is not None and value.lower() not in ("false", "0")
 
@@ -214,12 +214,12 @@ class Request:
         return [value for key, value in self.pairs if key == name]
 
     def format(self, offered: Sequence[str]) -> str:
-        """Choose the format of the answer: ``format=`` wins, then the header ``Accept``, then the first one offered.
+        """Return the format of the answer: ``format=``, else what ``Accept`` prefers, else the first one offered.
 
         Raises
         ------
         HTTPError
-            406 where none of those offered is acceptable.
+            406 if the client accepts none of the formats offered.
         """
         asked = self.query.get("format", "")
         if asked in MEDIA_TYPES:
@@ -252,22 +252,22 @@ def _quality(media_type: str, ranges: Mapping[str, float]) -> float:
 
 
 def text_of(segment: str) -> str:
-    """Decode a segment of a path; XNAT escapes what it gets, as in HTML."""
+    """Return a segment of a path, decoded. XNAT escapes what it receives, as in HTML."""
     return escaped(unquote(segment))
 
 
 def escaped(text: str) -> str:
-    """Escape ``&``, ``<``, ``>`` and ``"``, as XNAT does with what comes in (``TurbineUtils.escapeParam``)."""
+    """Escape ``&``, ``<``, ``>`` and ``"``, as XNAT does with what it receives (``TurbineUtils.escapeParam``)."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
 def parsed_xml(document: bytes, status: int = 400) -> ElementTree.Element:
-    """Return the root of an XML document that came in.
+    """Return the root of an XML document that a client sent.
 
     Raises
     ------
     HTTPError
-        With the status, for what is no XML and for a document type declaration, which could define entities.
+        With the status, if it is not XML, or has a document type declaration, which could define entities.
     """
     if b"<!DOCTYPE" in document:
         raise HTTPError(status, "A document type declaration is refused")
@@ -282,14 +282,14 @@ MULTIPART = "multipart/form-data"
 
 @contextmanager
 def form_files(request: Request, name: str = "") -> Iterator[list[tuple[str, BinaryIO]]]:
-    """Return name and content of each file of a request.
+    """Yield the name and the content of each file of a request.
 
     Parameters
     ----------
     request
         The request.
     name
-        What the file is called, whatever the form calls it.
+        The name of the file, if it is to have another name than in the form.
 
     Raises
     ------
@@ -299,7 +299,7 @@ def form_files(request: Request, name: str = "") -> Iterator[list[tuple[str, Bin
     if request.content_type != MULTIPART:
         yield [(name, request.body)]
         return
-    # Not at the start, of which it takes a twentieth of a second.
+    # Imported here, because this import would make the start 0.05 seconds longer.
     from python_multipart.exceptions import FormParserError
     from python_multipart.multipart import parse_form
 

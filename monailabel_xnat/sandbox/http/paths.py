@@ -1,4 +1,4 @@
-"""Where in the archive a path points."""
+"""Which object of the archive a path names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.model import Experiment, Project, Scan, Subject
 from monailabel_xnat.sandbox.http.messages import HTTPError, text_of
 
-# What may follow what. There is no projects/P/experiments/E/scans: it ends in the experiment's own handler.
+# Which words may follow a word. There is no route projects/P/experiments/E/scans: the handler of experiments answers it.
 _FILES = frozenset(("resources", "files"))
 
 
@@ -41,12 +41,12 @@ NOT_FOUND = {
 
 @dataclass
 class Target:
-    """What a path names, from the outside in; `missing` is the last name where it does not exist (yet).
+    """What a path names, from the outside in. `missing` is the last name, if it does not exist (yet).
 
-    `scan_name` is the scan as written, which for resources may be a list, a type or ``ALL``; `segments` is the path;
-    `kind` is what the last name is of (``experiments``); `collection` is set where the path ends in a list (``scans``);
-    `new_subject` is the subject of the path where only that is missing; `rest` is what follows ``files``, or an object
-    where XNAT has no such route, still encoded.
+    `scan_name` is the scan as written, which for resources may be a list, a type or ``ALL``. `segments` is the path.
+    `kind` is the kind of the last name (``experiments``). `collection` is set if the path ends in a list (``scans``).
+    `new_subject` is the subject of the path, if only the subject is missing. `rest` is what follows ``files``, or an
+    object where XNAT has no such route, still encoded.
     """
 
     project: Project | None = None
@@ -66,7 +66,7 @@ class Target:
     rest: list[str] = field(default_factory=list)
 
     def with_one_scan(self) -> Target:
-        """Return the target where a scan is meant by its ID alone, as for the object itself."""
+        """Return the target where `scan_name` is an ID and nothing else, as it is for the scan itself."""
         if self.kind != "scans":
             return self
         exact = [scan for scan in self.scans if scan.id == self.scan_name]
@@ -74,7 +74,7 @@ class Target:
 
 
 class Finder:
-    """Follows a path through the archive as one user sees it; what cannot be read is not there."""
+    """Follows a path through the archive as one user sees it. An object that the user may not read does not exist."""
 
     def __init__(self, archive: Archive, permissions: Permissions) -> None:
         self._archive = archive
@@ -86,7 +86,7 @@ class Finder:
         Raises
         ------
         HTTPError
-            404 where something on the way does not exist or may not be read.
+            404 if something on the path does not exist or the user may not read it.
         """
         target = Target(segments=[segment for segment in segments if segment])
         route, position = "", 0
@@ -102,7 +102,7 @@ class Finder:
                 _find_files(_settled(target), segments[position:])
                 return target
             if not any(segments[position + 1 :]):
-                # As long as it is a list, what is missing is the last object before it.
+                # The path ends in a list, so only the last object before it can be missing.
                 _settled(target).collection = word
                 return target
             route = self._step(target, route, word, text_of(segments[position + 1]))
@@ -110,9 +110,9 @@ class Finder:
         return target
 
     def _step(self, target: Target, route: str, word: str, name: str) -> str:
-        """Go one object further; give the route on which that is."""
+        """Go one object further, and return its route."""
         if target.missing and target.kind == "subjects" and word == "experiments":
-            # An experiment of a subject that is not there yet may be put: the subject is made with it.
+            # A client may put an experiment of a subject that does not exist yet. The subject is made with it.
             target.new_subject, target.missing = target.missing, ""
         else:
             _settled(target)
@@ -148,7 +148,7 @@ class Finder:
         if found is None or target.new_subject or not self._reads(found, target):
             return False
         if found.session_id:
-            # An assessor is an experiment too.
+            # An assessor is also an experiment.
             target.assessor, target.experiment = found, self._archive.experiment(found.session_id)
             target.kind = "assessors"
         elif target.subject is None or found.subject_id == target.subject.id:
@@ -205,25 +205,25 @@ _INSIDE_SESSION = ("scans", "assessors")
 
 
 def locate(archive: Archive, may: Permissions, words: list[str]) -> Target:
-    """Find what ``projects/P/experiments/E/scans/S`` or any other path names.
+    """Return what ``projects/P/experiments/E/scans/S`` or any other path names.
 
     Parameters
     ----------
     archive, may
-        Where, and for whom.
+        The archive, and what the user may do.
     words
-        The segments, still percent-encoded.
+        The segments of the path, still percent-encoded.
 
     Raises
     ------
     HTTPError
-        404 where there is no such thing, or not for this user.
+        404 if there is no such object, or the user may not read it.
     """
     if words[:1] == ["projects"] and words[2:3] == ["experiments"] and words[4:5] and words[4] in _INSIDE_SESSION:
         session = Finder(archive, may).find(words[:4]).experiment
         if session is None:
             raise HTTPError(404)
-        # By its ID: it may be shared without its subject.
+        # The session is named by its ID, because it may be shared without its subject.
         words = ["experiments", session.id, *words[4:]]
     if words[:1] == ["experiments"] and words[2:3] == ["assessors"] and len(words) == 4:
         session = Finder(archive, may).find(words[:2]).experiment

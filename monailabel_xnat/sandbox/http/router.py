@@ -1,4 +1,4 @@
-"""The way of each path to its handler: the table in which to look for the answer to a path."""
+"""Which handler answers which path. Look in this table for the code that answers a path."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from monailabel_xnat.sandbox.archive.resources import Resources
 
 Handler = Callable[[Request, list[str]], Reply]
-"""Answers a request; the words are those of its path after what is in the table, still percent-encoded."""
+"""Answers a request. The words are those that follow the table's entry in the path, still percent-encoded."""
 
-# The same handlers under each of these, and most of them below /data/archive as well.
+# Each of these has the same handlers below it, and most of them also answer below /data/archive.
 _DATA = ("data", "REST", "fs")
 _BELOW_ARCHIVE = ("projects", "subjects", "experiments", "scanners", "scan_types")
 _HERE = "monailabel_xnat.sandbox"
@@ -27,7 +27,7 @@ _HERE = "monailabel_xnat.sandbox"
 
 @dataclass(frozen=True)
 class Visit:
-    """What one request works with: the site, and `may`, which is what its user may do there."""
+    """The parts of the site that one request works with, and `may`: what its user may do."""
 
     archive: Archive
     resources: Resources
@@ -40,7 +40,7 @@ class Visit:
 
 
 class Handlers:
-    """A group of handlers, made for one request; `Route` says which of its methods answers which path."""
+    """A group of handlers, made for one request. `Route` says which of its methods answers which path."""
 
     def __init__(self, visit: Visit) -> None:
         self._visit = visit
@@ -51,18 +51,19 @@ class Handlers:
 
 @dataclass(frozen=True)
 class Route:
-    """A path's handler.
+    """The handler of a path.
 
     Parameters
     ----------
     handler
-        ``module:Class.method``, imported when first asked for: pydicom takes half of the sandbox's start otherwise.
+        ``module:Class.method``. It is imported when it is first needed, because else the import of pydicom would take
+        half of the time that the sandbox needs to start.
     methods
-        Those that are allowed; empty where the handler decides. HEAD is allowed where GET is.
+        The methods that are allowed; empty if the handler decides. HEAD is allowed where GET is.
     most
-        How many words may follow the path; None: any number.
+        How many words may follow the path; None for any number.
     of_plugin
-        Whether it is there only with the OHIF viewer's plugin.
+        Whether the path exists only with the OHIF viewer's plugin.
     """
 
     handler: str
@@ -78,7 +79,7 @@ class Route:
         return kind, method
 
     def answer(self, request: Request, visit: Visit, words: list[str]) -> Reply:
-        """Answer a request for a path that goes on with some words."""
+        """Answer a request. The words are those that follow this route's path."""
         if (self.of_plugin and not visit.roi_plugin) or (self.most is not None and len(words) > self.most):
             raise HTTPError(404)
         allowed = self.methods.replace("GET", "GET HEAD").split()
@@ -123,7 +124,7 @@ ROUTES = {
     "data/services/tokens": Route("access.gate:SiteCalls.tokens", "GET"),
     "data/users": Route("access.gate:SiteCalls.users", "GET"),
 }
-"""The handler of each path, which is that of the longest beginning of it that stands here."""
+"""The handlers by path. The longest entry with which a path begins has its handler."""
 
 
 def answer(request: Request, visit: Visit) -> Reply:
@@ -132,7 +133,7 @@ def answer(request: Request, visit: Visit) -> Reply:
     Raises
     ------
     HTTPError
-        404 for a path that the sandbox does not have, 405 for a method, and whatever the handler raises.
+        404 for a path that the sandbox does not have, 405 for a method, and all errors of the handler.
     """
     words = _plain(request.words)
     for length in range(len(words), 0, -1):
@@ -143,7 +144,7 @@ def answer(request: Request, visit: Visit) -> Reply:
 
 
 def _plain(words: list[str]) -> list[str]:
-    """Return a path in the one of its spellings that is in the table."""
+    """Return a path in the spelling that is in the table."""
     if words[:1] and words[0] in _DATA:
         words = ["data", *words[1:]]
         if words[1:2] == ["archive"] and words[2:3] and words[2] in _BELOW_ARCHIVE:

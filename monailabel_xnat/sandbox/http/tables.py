@@ -1,4 +1,4 @@
-"""Tables: the lists of XNAT, all texts, written as JSON, CSV, XML or HTML (XFTTable)."""
+"""XNAT's lists as tables of texts, written as JSON, CSV, XML or HTML (XFTTable)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FORMATS = ("json", "html", "xml", "csv")
 
 @dataclass(frozen=True)
 class Page:
-    """The part of a list that ``limit`` and ``offset`` ask for; either turns paging on."""
+    """The part of a list that ``limit`` and ``offset`` ask for. One of the two is enough to turn paging on."""
 
     offset: int = 0
     limit: int | None = None
@@ -30,12 +30,12 @@ class Page:
 
     @classmethod
     def of(cls, query: Mapping[str, str]) -> Page:
-        """Read the parameters; ``*`` stands for none.
+        """Return the page that the parameters ask for; ``*`` stands for no limit or no offset.
 
         Raises
         ------
         HTTPError
-            400 for what is no number.
+            400 if a parameter is not a number.
         """
         if "limit" not in query and "offset" not in query:
             return cls()
@@ -58,13 +58,13 @@ class Table:
     Parameters
     ----------
     names
-        Column names.
+        The names of the columns.
     rows
         One text for each column.
     title
-        Left out where empty, as XNAT does.
+        The title of the table. If it is empty, it is left out, as in XNAT.
     is_page
-        Whether it is only a part; then ``totalRecords`` is left out.
+        Whether this is only a part of a list. Then ``totalRecords`` is left out.
     columns
         The extra ``Columns`` entry of file tables and of searches.
     extra
@@ -79,11 +79,11 @@ class Table:
     extra: Mapping[str, str] = field(default_factory=dict)
 
     def answer(self, request: Request) -> Reply:
-        """Write the table in the format that a request asks for or accepts."""
+        """Answer with the table in the format that a request asks for or accepts."""
         return self.reply(request.format(_FORMATS), request.query)
 
     def reply(self, kind: str, query: Mapping[str, str]) -> Reply:
-        """Write the table as ``json``, ``csv``, ``xml`` or ``html``, sorted by ``sortBy`` and ``sortOrder``."""
+        """Return the table as ``json``, ``csv``, ``xml`` or ``html``, sorted by ``sortBy`` and ``sortOrder``."""
         rows = _sorted(self.rows, query)
         if kind == "csv":
             return Reply(_csv(self.names, rows).encode(), media_type="text/csv")
@@ -110,7 +110,7 @@ def answer(
     title: str = "",
     columns: Sequence[Mapping[str, str]] | None = None,
 ) -> Reply:
-    """Write rows that all have the same keys, in the format that the query asks for."""
+    """Answer with rows that all have the same keys, in the format that the query asks for."""
     names = list(rows[0]) if rows else []
     return Table(names, rows, title, columns=columns).reply(query.get("format", "json"), query)
 

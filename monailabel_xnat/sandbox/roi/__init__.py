@@ -1,1 +1,1 @@
-"""The OHIF viewer's plugin: collections of regions of interest."""
+"""The plugin of the OHIF viewer: collections of regions of interest (ROIs)."""

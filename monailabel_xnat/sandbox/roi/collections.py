@@ -1,4 +1,4 @@
-"""The OHIF viewer plugin's ROI collections, with the checks that refuse what does not belong to the session."""
+"""ROI collections of the OHIF viewer's plugin, and the checks that a collection belongs to its session."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ _PERMISSION_ELEMENTS = {
     "PETMRSession": "xnat:petmrSessionData",
     "CRSession": "xnat:crSessionData",
 }
-# Sessions whose images lie in space: only there AIM is made an RTSTRUCT of (OhifRoiApi.is3D).
+# Only in sessions of these types does AIM become an RTSTRUCT: their images lie in space (OhifRoiApi.is3D).
 _SPATIAL_TYPES = ("xnat:mrSessionData", "xnat:ctSessionData", "xnat:petSessionData", "xnat:petmrSessionData")
 # A SEG or RTSTRUCT needs a session of modality MR, CT, PT or US.
 _SESSION_TYPES = (*_SPATIAL_TYPES, "xnat:usSessionData")
 
 
 class RoiCollections(Handlers):
-    """The handlers below ``/xapi/roi``, for one request's user."""
+    """The handlers of the calls below ``/xapi/roi``, for the user of one request."""
 
     def handle(self, request: Request, segments: list[str]) -> Reply:
-        """Answer ``/xapi/roi/projects/P/...``; a refusal is text, or JSON for who accepts nothing else."""
+        """Answer ``/xapi/roi/projects/P/...``. A refusal is text, or JSON if the client accepts nothing else."""
         try:
             return self._answer(request, [unquote(segment) for segment in segments])
         except HTTPError as error:
@@ -116,7 +116,7 @@ class RoiCollections(Handlers):
         kind = request.query.get("type") or own
         resource = self._resource(collection, kind)
         if resource is None and (own, kind) == ("AIM", "RTSTRUCT"):
-            # It is made anew, but only for those who may write; the others are told that there is none.
+            # It is made again, but only for users who may write. The others get 404.
             if not self._may.may_edit(project):
                 raise HTTPError(404)
             resource = self._make_rtstruct(collection, request.user.login)
@@ -183,7 +183,7 @@ class RoiCollections(Handlers):
         return found
 
     def _checked(self, kind: str, content: bytes, session: Experiment) -> dict[str, Any]:
-        """Check that a collection belongs to the session, and give the assessor's fields."""
+        """Check that a collection belongs to the session, and return the fields of its assessor."""
         if kind in ("SEG", "RTSTRUCT") and session.xsi_type not in _SESSION_TYPES:
             raise HTTPError(422, f"{kind} is not supported for a session of type {session.xsi_type}")
         try:
@@ -250,7 +250,7 @@ class RoiCollections(Handlers):
         return known
 
     def _make_rtstruct(self, collection: Experiment, login: str) -> Resource | None:
-        """Store the RTSTRUCT of an AIM collection beside it; None where its images have no place in the patient."""
+        """Store and return the RTSTRUCT of an AIM collection, or None if its images have no place in the patient."""
         from monailabel_xnat.sandbox.roi.content import as_rtstruct
 
         session = self._archive.experiment(collection.session_id or "")
@@ -271,7 +271,7 @@ class RoiCollections(Handlers):
         try:
             struct = as_rtstruct(content, files)
         except ValueError as error:
-            # The document itself is stored by now, there as here.
+            # At this point the document itself is stored already, as in XNAT.
             raise HTTPError(500, f"Error converting ROI collection: {error}") from error
         staged = self._resources.stage(io.BytesIO(struct))
         owner, values = owner_of(self._archive, collection), {"format": "DICOM", "content": "EXTERNAL"}

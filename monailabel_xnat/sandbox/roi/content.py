@@ -1,4 +1,4 @@
-"""What a ROI collection says of itself, and the RTSTRUCT that the OHIF viewer's plugin makes of an AIM document."""
+"""What a ROI collection says about itself, and the RTSTRUCT that the OHIF viewer's plugin makes of an AIM document."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SOP_CLASSES = {"SEG": SegmentationStorage, "RTSTRUCT": RTStructureSetStorage}
 
 @dataclass(frozen=True)
 class Roi:
-    """One region: a segment, a contour, an annotation."""
+    """One region: a segment, a contour or an annotation."""
 
     name: str
     uid: str
@@ -37,11 +37,12 @@ class RoiContent:
     Parameters
     ----------
     studies
-        UIDs of the studies it refers to.
+        UIDs of the studies that the collection refers to.
     series
-        UIDs of the SOP instances it refers to, by series UID; under an empty one those of an unnamed series.
+        UIDs of the SOP instances that it refers to, by series UID. The empty UID holds those of an unnamed series.
     uid, name, date, time
-        SOP instance UID (or its like), name, ``YYYY-MM-DD``, ``HH:MM:SS``; empty where it says nothing.
+        SOP instance UID (or the similar UID of another format), name, ``YYYY-MM-DD``, ``HH:MM:SS``; empty where the
+        collection has none.
     rois
         The regions.
     """
@@ -70,7 +71,7 @@ def read_content(kind: str, content: bytes) -> RoiContent:
     Raises
     ------
     ValueError
-        If it is not what it is said to be.
+        If the content is not of this kind.
     """
     if kind in _SOP_CLASSES:
         with without_warnings():
@@ -148,7 +149,7 @@ def _instances(items: Iterable[pydicom.Dataset]) -> Iterator[str]:
 
 
 def _aim(content: bytes) -> RoiContent:
-    """Read AIM 4: ImageAnnotationCollection, with studies, series and images nested in each other."""
+    """Read AIM 4: an ImageAnnotationCollection, with studies, series and images nested in each other."""
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
         raise ValueError("not an AIM document: it has a document type")
     try:
@@ -170,7 +171,7 @@ def _aim(content: bytes) -> RoiContent:
 
 
 def named(element: ElementTree.Element, name: str) -> Iterator[ElementTree.Element]:
-    """Return the descendants of a name in any namespace."""
+    """Return the descendants that have a name, in any namespace."""
     return (item for item in element.iter() if item.tag.rpartition("}")[2] == name and item is not element)
 
 
@@ -179,19 +180,19 @@ def _child(element: ElementTree.Element, name: str) -> ElementTree.Element | Non
 
 
 def root_of(element: ElementTree.Element, name: str) -> str:
-    """Return the attribute ``root`` of a child, by which AIM gives UIDs."""
+    """Return the attribute ``root`` of a child, in which AIM writes UIDs."""
     found = _child(element, name)
     return found.get("root", "") if found is not None else ""
 
 
 def value_of(element: ElementTree.Element, name: str) -> str:
-    """Return the attribute ``value`` of a child, by which AIM gives everything else."""
+    """Return the attribute ``value`` of a child, in which AIM writes everything else."""
     found = _child(element, name)
     return found.get("value", "") if found is not None else ""
 
 
 def _measurements(content: bytes) -> RoiContent:
-    """Read the OHIF viewer's measurement collection."""
+    """Read a measurement collection of the OHIF viewer."""
     try:
         document = json.loads(content)
     except ValueError as error:
@@ -236,11 +237,12 @@ _PATIENT_TAGS = ("StudyInstanceUID", "StudyDate", "StudyTime", "PatientName", "P
 
 
 def as_rtstruct(aim: bytes, files: Mapping[str, Path]) -> bytes:
-    """Return an AIM document as RTSTRUCT: every annotation a ROI, every polyline in it a closed planar contour.
+    """Return an AIM document as RTSTRUCT. Every annotation becomes a ROI, every polyline in it a closed planar contour.
 
-    The plugin takes the points of AIM for multiples of the pixel spacing, counted from the centre of the first pixel
-    (``DicomUtils.imageCoordToPatientCoord3D``), while the viewer has that centre at (0.5, 0.5): the contours lie half a
-    pixel off, here as there. Markups of other shapes, and those on images without a place in the patient, are left out.
+    The plugin reads the points of AIM as multiples of the pixel spacing, counted from the centre of the first pixel
+    (``DicomUtils.imageCoordToPatientCoord3D``), but in the viewer that centre is at (0.5, 0.5). So the contours are
+    half a pixel off, in XNAT as here. Markups of other shapes, and those on images without a place in the patient,
+    are left out.
 
     Parameters
     ----------
@@ -290,7 +292,7 @@ def _frame_of_reference(first: Dataset, images: Iterable[Dataset]) -> Dataset:
         series.append(Dataset())
         series[-1].SeriesInstanceUID, series[-1].ContourImageSequence = uid, references
     study, frame = Dataset(), Dataset()
-    study.ReferencedSOPClassUID = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, as PS3.3 C.8.8.5 asks
+    study.ReferencedSOPClassUID = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, as PS3.3 C.8.8.5 requires
     study.ReferencedSOPInstanceUID, study.RTReferencedSeriesSequence = first.StudyInstanceUID, series
     frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = first.get("FrameOfReferenceUID", ""), [study]
     return frame
@@ -324,7 +326,7 @@ def _add_roi(dataset: Dataset, number: int, annotation: ElementTree.Element, ima
 
 
 def _points(markup: ElementTree.Element) -> list[tuple[float, float]]:
-    """Return the corners of a polyline, each once; none for another shape."""
+    """Return the corners of a polyline, each once, or an empty list for another shape."""
     if not any(value.endswith("TwoDimensionPolyline") for key, value in markup.items() if key.endswith("type")):
         return []
     found = [
@@ -335,7 +337,7 @@ def _points(markup: ElementTree.Element) -> list[tuple[float, float]]:
 
 
 def _in_patient(image: Dataset, x: float, y: float) -> Sequence[float]:
-    """Return the place of a point of an image, in mm, LPS."""
+    """Return the position of a point of an image, in mm, LPS."""
     row, column = image.ImageOrientationPatient[:3], image.ImageOrientationPatient[3:]
     down, right = image.PixelSpacing
     return [

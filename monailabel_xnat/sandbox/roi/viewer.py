@@ -1,4 +1,4 @@
-"""What the XNAT-OHIF viewer asks before it shows a session (OhifViewerApi, OhifViewerConfigApi)."""
+"""The calls that the XNAT-OHIF viewer sends before it shows a session (OhifViewerApi, OhifViewerConfigApi)."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ from monailabel_xnat.sandbox.http.router import Handlers
 _STUDY = ("StudyInstanceUID", "StudyDescription", "StudyDate", "StudyTime", "PatientName", "PatientID")
 _SERIES = ("SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "SeriesDate", "SeriesTime", "Modality")
 _NUMBERS = frozenset(("US", "SS", "UL", "SL", "FL", "FD", "IS", "DS"))
-# Larger values, and lists of items, are no part of what the viewer needs to show an image.
+# The viewer does not need large values and lists of items to show an image.
 _LEFT_OUT = frozenset(("OB", "OW", "OF", "OD", "OL", "UN", "SQ"))
 _PRESETS = ("AIM", "SEG", "MEAS")
 
 
 class Viewer(Handlers):
-    """The handlers below ``/xapi/viewer`` and ``/xapi/viewerConfig``, for one request's user."""
+    """The handlers of the calls below ``/xapi/viewer`` and ``/xapi/viewerConfig``, for the user of one request."""
 
     def handle(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``/xapi/viewer/projects/P/experiments/E[/exists]``: what is in a session, made anew at every call.
+        """Answer ``/xapi/viewer/projects/P/experiments/E[/exists]`` with the contents of a session.
+
+        The answer is made anew at every call.
 
         Raises
         ------
         HTTPError
-            403 without the right; 404 for another path, and for a session that is not of the project; 405 for another
-            method; 422 for what is no image session.
+            403 without the right; 404 for another path, and for a session that is not in the project; 405 for another
+            method; 422 if the experiment is not an image session.
         """
         names = [unquote(word) for word in words]
         if (
@@ -61,7 +63,7 @@ class Viewer(Handlers):
         return as_json({"transactionId": session.id, "studies": self._studies(session)})
 
     def settings(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``/xapi/viewerConfig/projects/P[/roipreset]``: nobody has set anything."""
+        """Answer ``/xapi/viewerConfig/projects/P[/roipreset]`` as a site does where nobody has set anything."""
         if words[:1] != ["projects"] or not words[1:] or words[2:] not in ([], ["roipreset"]):
             raise HTTPError(404)
         if request.method not in ("GET", "HEAD"):
@@ -89,7 +91,7 @@ class Viewer(Handlers):
         return list(studies.values())
 
     def _headers(self, session: Experiment) -> Iterator[tuple[str, pydicom.Dataset]]:
-        """Yield address and header of every image of a session."""
+        """Yield the address and the header of every image of a session."""
         subject = self._archive.subject(session.subject_id or "")
         base = f"/data/archive/projects/{session.project}/subjects/{subject.id if subject else ''}"
         found = defaultdict(list)
@@ -107,7 +109,7 @@ class Viewer(Handlers):
 
 
 def _image_header(path: Any) -> pydicom.Dataset | None:
-    """Return the header of an image; None for what the viewer cannot show: no DICOM, or nothing to see."""
+    """Return the header of an image, or None if the viewer cannot show it: it is not DICOM, or has no picture."""
     with without_warnings():
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True)
@@ -122,7 +124,7 @@ def _is_shown(element: DataElement) -> bool:
 
 
 def _value(element: DataElement) -> Any:
-    """Return a value as naturalised DICOM JSON has it: numbers as numbers, several of them as a list."""
+    """Return a value as in naturalised DICOM JSON: numbers as numbers, and several values as a list."""
     value = element.value
     if isinstance(value, MultiValue):
         return [_plain(part, element.VR) for part in value]
