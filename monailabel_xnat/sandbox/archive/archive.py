@@ -20,12 +20,12 @@ ROLES = ("owner", "member", "collaborator")
 
 
 class Archive:
-    """Metadata of everything that XNAT knows, apart from resources and files.
+    """The metadata of everything that XNAT knows, except resources and files.
 
     Parameters
     ----------
     folder
-        Where the archive lives; made with mode 0700.
+        The folder of the archive. It is made with mode 0700.
     types
         The site's data types.
     anonymise
@@ -51,7 +51,7 @@ class Archive:
         return [load_row(Project, row) for row in self.store.all("SELECT * FROM projects ORDER BY id")]
 
     def project(self, name: str) -> Project | None:
-        """Find a project by its ID, or by an alias."""
+        """Return the project with this ID or alias, or None."""
         row = self.store.one("SELECT * FROM projects WHERE id = ?", (name,))
         if row is None:
             row = self.store.one(_BY_ALIAS, (name,))
@@ -60,7 +60,7 @@ class Archive:
     def create_project(
         self, project_id: str, user: User = SYSTEM, accessibility: str = "private", **fields: Any
     ) -> Project:
-        """Make a project; its maker owns it, and users with a standing role get that role."""
+        """Make a project. The user who makes it owns it, and users with a standing role get that role."""
         fields = {"name": project_id, "secondary_ID": project_id, **fields}
         with self.store.write() as db:
             self._insert("projects", user, fields, id=project_id, accessibility=accessibility)
@@ -86,38 +86,38 @@ class Archive:
     def set_project(self, project: str, setting: str, value: Any) -> None:
         """Set how open a project is (``accessibility``), or one of its codes.
 
-        A ``quarantine_code`` of 1 quarantines new sessions that are imported; with a ``prearchive_code`` of 0 what is
-        imported stays in the prearchive, with 4 and 5 it is archived.
+        With a ``quarantine_code`` of 1, new sessions that are imported are put into quarantine. With a
+        ``prearchive_code`` of 0, imported sessions stay in the prearchive; with 4 and 5 they are archived.
         """
         with self.store.write() as db:
             db.execute(f"UPDATE projects SET {setting} = ? WHERE id = ?", (value, project))  # noqa: S608 - of three names
 
     def set_member(self, project: str, login: str, role: str | None) -> None:
-        """Set the role of a user in a project, or take it away."""
+        """Set the role of a user in a project, or remove it."""
         with self.store.write() as db:
             db.execute("DELETE FROM memberships WHERE project = ? AND login = ?", (project, login))
             if role:
                 db.execute("INSERT INTO memberships VALUES (?, ?, ?)", (project, login, role))
 
     def members(self, project: str) -> list[tuple[str, str]]:
-        """List login and role of the users of a project."""
+        """Return the login and role of each user of a project."""
         rows = self.store.all("SELECT login, role FROM memberships WHERE project = ? ORDER BY login", (project,))
         return [(row["login"], row["role"]) for row in rows]
 
     def roles(self, user: User) -> dict[str, str]:
-        """Return the role of a user in each project in which there is one."""
+        """Return the role of a user by project, for each project in which the user has a role."""
         rows = self.store.all("SELECT project, role FROM memberships WHERE login = ?", (user.login,))
         return {row["project"]: row["role"] for row in rows}
 
     def user(self, login: str) -> User | None:
-        """Find a user."""
+        """Return a user, or None."""
         row = self.store.one(USER_SQL, (login,))
         return user_of(row) if row else None
 
     # Subjects
 
     def subjects(self, project: str | None = None) -> list[tuple[Subject, str]]:
-        """List subjects with the label they have: of one project, shared ones included, or of the site."""
+        """Return all subjects of one project, also shared ones, or of the site. Each comes with its label there."""
         if project is None:
             found = [load_row(Subject, row) for row in self.store.all("SELECT * FROM subjects ORDER BY id")]
             return [(subject, subject.label) for subject in found]
@@ -130,7 +130,7 @@ class Archive:
         return [_with_label(Subject, row) for row in rows]
 
     def subject(self, name: str, project: str | None = None) -> Subject | None:
-        """Find a subject by ID, or within a project by ID or label."""
+        """Return the subject with this ID, or, in a project, with this ID or label."""
         row = self.store.one(*_lookup("subjects", name, project))
         return load_row(Subject, row) if row else None
 
@@ -144,12 +144,12 @@ class Archive:
     # Experiments: sessions and assessors
 
     def experiment(self, name: str, project: str | None = None) -> Experiment | None:
-        """Find an experiment by ID, or within a project, shared ones included, by ID or label."""
+        """Return the experiment with this ID, or, in a project (also shared into it), with this ID or label."""
         row = self.store.one(*_lookup("experiments", name, project))
         return load_row(Experiment, row) if row else None
 
     def experiments_of(self, column: str, value: str) -> list[Experiment]:
-        """List what belongs to a project (`column`: ``project``) or a subject (``subject_id``), assessors last."""
+        """Return the experiments of a project (`column`: ``project``) or a subject (``subject_id``), assessors last."""
         return [load_row(Experiment, row) for row in self.store.all(_EXPERIMENTS_SQL[column], (value,))]
 
     def assessors(self, session: str) -> list[Experiment]:
@@ -189,7 +189,7 @@ class Archive:
         return next(scan for scan in self.scans(experiment) if scan.id == scan_id)
 
     def scan_values(self, field: str, projects: Collection[str]) -> list[str]:
-        """List the values that a field of the scans has in some projects."""
+        """Return the values that a field of the scans has in some projects."""
         rows = self.store.all(_SCAN_VALUES_SQL, (f"$.{field}",))
         return sorted({row["value"] for row in rows if row["project"] in projects})
 
@@ -205,16 +205,16 @@ class Archive:
         return {row["xsi_type"]: row["count"] for row in self.store.all(_COUNTS_SQL)}
 
     def set_fields(self, table: str, key: str, value: Any, fields: Fields) -> None:
-        """Merge fields into an object; None removes one.
+        """Merge fields into an object. None removes a field.
 
         Parameters
         ----------
         table, key
             ``projects``, ``subjects`` or ``experiments`` with ``id``, or ``scans`` with ``pk``.
         value
-            Which one.
+            The ID or number of the object.
         fields
-            What changes.
+            The fields that change.
         """
         select, update = _FIELDS_SQL[table, key]
         with self.store.write() as db:
@@ -223,7 +223,7 @@ class Archive:
                 db.execute(update, (json.dumps(merged(json.loads(row["fields"]), fields)), timestamp(), value))
 
     def set_subject(self, experiment: str, subject: str) -> None:
-        """Make an experiment another subject's."""
+        """Assign an experiment to another subject."""
         with self.store.write() as db:
             db.execute(
                 "UPDATE experiments SET subject_id = ?, last_modified = ? WHERE id = ?",
@@ -238,12 +238,12 @@ class Archive:
             )
 
     def label_owner(self, kind: str, label: str, project: str) -> str:
-        """Return the ID of the subject or experiment (`kind`: the table) with a label in a project, or ""."""
+        """Return the ID of the subject or experiment (`kind` is the table) with a label in a project, or ""."""
         row = self.store.one(_LABEL_SQL[kind], {"project": project, "name": label})
         return row["id"] if row else ""
 
     def rename(self, kind: str, item: str, project: str, label: str) -> None:
-        """Rename a subject or experiment (`kind`: the table) in its own or another project."""
+        """Rename a subject or experiment (`kind` is the table) in its own or another project."""
         with self.store.write() as db:
             if db.execute(
                 "UPDATE shares SET label = ? WHERE item = ? AND project = ?", (label, item, project)
@@ -252,13 +252,13 @@ class Archive:
             db.execute(_RENAME_SQL[kind], (label, timestamp(), item))
 
     def move(self, kind: str, item: str, project: str, label: str) -> None:
-        """Make another project the primary one of a subject or experiment (`kind`: the table)."""
+        """Make another project the primary project of a subject or experiment (`kind` is the table)."""
         with self.store.write() as db:
             db.execute("DELETE FROM shares WHERE item = ? AND project = ?", (item, project))
             db.execute(_MOVE_SQL[kind], (project, label, timestamp(), item))
 
     def drop(self, kind: str, item: Any) -> None:
-        """Delete the row of an object (`kind`: the table) and its shares; what it holds has to be gone before."""
+        """Delete the row of an object (`kind` is the table) and its shares. Delete what the object holds before."""
         with self.store.write() as db:
             db.execute("DELETE FROM shares WHERE item = ?", (str(item) if kind != "scans" else scan_item(item),))
             db.execute(_DROP_SQL[kind], (item,))
@@ -270,12 +270,12 @@ class Archive:
         return item.label if project == item.project else self.shares(item.id).get(project, item.label)
 
     def share(self, item: str, project: str, label: str) -> None:
-        """Show a subject or an experiment in another project, under a label of its own there."""
+        """Share a subject or an experiment into another project, with a label that it has only there."""
         with self.store.write() as db:
             db.execute("INSERT INTO shares VALUES (?, ?, ?)", (item, project, label))
 
     def unshare(self, item: str, project: str) -> None:
-        """End a share, and those of what belongs to it: experiments of a subject, assessors and scans of a session."""
+        """End a share, also of the object's experiments, assessors and scans."""
         with self.store.write() as db:
             db.execute(_UNSHARE_SQL, {"project": project, "item": item})
 
@@ -285,7 +285,7 @@ class Archive:
         return {row["project"]: row["label"] for row in rows}
 
     def seed_sessions(self, project: str, sessions: int, scans: int, resources: Iterable[str] = ("DICOM",)) -> None:
-        """Make many sessions of metadata, without files, in one transaction.
+        """Make many sessions in one transaction. They have metadata, but no files.
 
         Raises
         ------
@@ -329,7 +329,7 @@ _EXPERIMENTS_SQL = {
 
 
 def _of_both(sql: str) -> dict[str, str]:
-    """Return a statement for each of the two tables whose objects have a label and can be shared."""
+    """Return the statement for each of the two tables whose objects have a label and can be shared."""
     return {kind: sql.replace("KIND", kind) for kind in ("subjects", "experiments")}
 
 
@@ -355,12 +355,12 @@ _DROP_SQL = {
 
 
 def scan_item(pk: int) -> str:
-    """Return the name under which shares know a scan."""
+    """Return the name that a scan has in the table of shares."""
     return f"scan:{pk}"
 
 
 def _lookup(kind: str, name: str, project: str | None) -> tuple[str, dict[str, str]]:
-    """Return the SQL, and its arguments, that finds a subject or experiment: by ID, in a project by label too."""
+    """Return the SQL, and its arguments, that finds a subject or experiment by ID or, in a project, also by label."""
     if project is None:
         return _ID_SQL[kind], {"name": name}
     return _NAME_SQL[kind], {"name": name, "project": project}
@@ -373,7 +373,7 @@ def _there(found: T | None) -> T:
 
 
 def timestamp() -> str:
-    """Return the time as XNAT's tables write it."""
+    """Return the current time in the format of XNAT's tables."""
     return datetime.now().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 

@@ -1,4 +1,4 @@
-"""Handlers for resources and files: list, read, zip, delete (CatalogResourceList, FileList, CatalogUtils)."""
+"""Handlers that list, read, zip and delete resources and files (CatalogResourceList, FileList, CatalogUtils)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from monailabel_xnat.sandbox.http.router import Handlers
 
 
 class ResourceCalls:
-    """Answers calls for the resources of some objects; who asks may read them."""
+    """Answers calls for the resources of some objects. The caller has checked that the user may read them."""
 
     def __init__(self, resources: Resources, holders: Sequence[Holder], *, may_edit: bool, may_delete: bool) -> None:
         self._resources = resources
@@ -67,10 +67,10 @@ class ResourceCalls:
         Raises
         ------
         HTTPError
-            400 for a longer path, 403 without the right, 404 for an unknown resource or several scans, 409 for a
-            label that is taken.
+            400 for a longer path, 403 without the right, 404 for an unknown resource or several scans, 409 for a label
+            that exists.
         """
-        if rest or "'" in label or '"' in label:  # quotes are an attempt at SQL injection to XNAT
+        if rest or "'" in label or '"' in label:  # XNAT takes quotes for SQL injection
             raise HTTPError(400)
         found = [resource for holder in self._holders for resource in matching(self._resources, holder, label)]
         if not found and label.isdigit():
@@ -111,7 +111,7 @@ _NO_FILE = "Unable to find file."
 
 
 class _Found(NamedTuple):
-    """One file, and where it was found."""
+    """One file, and the place where it was found."""
 
     holder: Holder
     resource: Resource
@@ -119,7 +119,7 @@ class _Found(NamedTuple):
 
 
 class Files(Handlers):
-    """The handlers, for one request's user."""
+    """The handlers, for the user of one request."""
 
     def handle(self, request: Request, target: Target) -> Reply:
         """Answer a request for resources or files.
@@ -127,7 +127,7 @@ class Files(Handlers):
         Raises
         ------
         HTTPError
-            If it is refused.
+            If the request is refused.
         """
         item = target.assessor or target.experiment or target.subject
         if item is None and target.project is not None and not self._may.may_read(target.project.id):
@@ -253,7 +253,7 @@ class Files(Handlers):
         return file_reply(request, file)
 
     def _stored_member(self, request: Request, selection: _Selection, path: str) -> Reply:
-        """Answer a file inside a stored zip, ``a.zip!/inner/name``."""
+        """Answer with a file from inside a stored zip, ``a.zip!/inner/name``."""
         match = _STORED_ARCHIVE.fullmatch(path)
         found = selection.file(match.group(1)) if match else None
         if match is None or found is None or not zipfile.is_zipfile(self._path(found)):
@@ -280,7 +280,7 @@ class Files(Handlers):
     # Delete
 
     def _delete(self, request: Request, selection: _Selection, path: str, may_delete: bool) -> Reply:
-        """Delete every file whose path starts like this one; XNAT's DELETE goes by prefix, with or without ``*``."""
+        """Delete every file whose path begins with this path. XNAT's DELETE uses prefixes, with or without ``*``."""
         if not may_delete:
             raise HTTPError(403)
         if not selection.resources:
@@ -308,7 +308,7 @@ class _Selection:
         ]
         if not self.resources and names is not None and names.isdigit():
             raise HTTPError(403)
-        # Which form of address a list has depends on it.
+        # The form of the addresses in a list depends on it.
         self.is_one = names is not None and len(holders) == len(self.resources) == 1
         self.name = names if names else "files"
 
@@ -328,5 +328,5 @@ class _Selection:
 
 
 def decoded(path: str) -> str:
-    """Decode a file path as XNAT does: only if ``%20`` or ``%2B`` occurs, and then completely."""
+    """Return a file path, decoded as in XNAT: only if ``%20`` or ``%2B`` occurs, and then completely."""
     return unquote_plus(path) if re.search(r"%20|%2B", path, re.IGNORECASE) else path

@@ -1,4 +1,4 @@
-"""One object as XNAT writes it: JSON with flattened fields and children (ItemJSONBuilder), or XML (SAXWriter)."""
+"""Objects as XNAT writes them: JSON with flattened fields and children (ItemJSONBuilder), or XML (SAXWriter)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monailabel_xnat.sandbox.archive.resources import Owner, Resources, owner_of
 Node = dict[str, Any]
 
 _RESOURCE_ATTRIBUTES = frozenset(("URI", "label", "format", "content", "description", "file_count", "file_size"))
-# What a list of texts holds as its own text; the rest of an entry are attributes.
+# In an entry of these lists, this value is the text of the element. The other values are attributes.
 _TEXTS = ("field", "addField", "seriesUID", "alias")
 _NUMBERED = frozenset(("field", "addParam"))
 _HIDDEN = frozenset(("xnat_abstractresource_id", "xnat_imagescandata_id", "image_session_ID"))
@@ -24,7 +24,7 @@ _LAST = (1 << 30, "xnat")
 
 @dataclass
 class _Element:
-    """An element that is being put together."""
+    """An XML element that is being built."""
 
     text: str = ""
     attributes: dict[str, str] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class _Element:
     written: list[str] = field(default_factory=list)
 
     def below(self, path: list[str]) -> _Element:
-        """Return the element at a path, made where it is not there."""
+        """Return the element at a path. Elements that are missing are made."""
         found = self
         for name in path:
             found = found.children.setdefault(name, _Element())
@@ -40,7 +40,7 @@ class _Element:
 
 
 class ItemXml:
-    """Writes the nodes of the item JSON as XML.
+    """Writes the nodes of an object's JSON as XML.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class ItemXml:
         self._is_concealed = is_concealed
 
     def document(self, node: Node) -> str:
-        """Write a whole document."""
+        """Return a whole document."""
         spaces = {f"xmlns:{prefix}": uri for prefix, uri in sorted(self._types.namespaces.items())}
         tag = self._types.element(node["meta"]["xsi:type"])
         return f'<?xml version="1.0" encoding="UTF-8"?>\n{self._write(tag, self._build(node, spaces), node)}'
@@ -94,12 +94,12 @@ class ItemXml:
         text = next((values.pop(name) for name in _TEXTS if name in values), "")
         if tag.rpartition(":")[2] not in _NUMBERED or self._is_concealed:
             return self._write(tag, _Element(text, values), node)
-        # XNAT writes a comment with the row's number before the text, on a line of its own; pyxnat counts on that.
+        # XNAT writes a comment with the row's number before the text, on a line of its own. pyxnat depends on that.
         comment = f"\n<!--hidden_fields[{tag.rpartition(':')[2]}_id]-->"
         return self._write(tag, _Element("", values, written=[comment, escape(text)]), node)
 
     def _write(self, tag: str, element: _Element, node: Node) -> str:
-        """Write an element of an object, whose children stand in the order of its type."""
+        """Return an element of an object as XML. Its children are in the order of its type."""
         kind = node["meta"]["xsi:type"]
         members = self._types.members(kind) if kind else {}
         names = sorted(element.children, key=lambda name: members.get(name.lower(), _LAST)[0])
@@ -121,34 +121,34 @@ def _tagged(tag: str, element: _Element, inner: str) -> str:
     return f"<{tag}{attributes}>{content}</{tag}>" if content else f"<{tag}{attributes}/>"
 
 
-# The field of an owner in which its resources stand.
+# The field of an owner that lists its resources.
 _RESOURCE_FIELDS = {"scan": "file", "out": "out/file", "in": "in/file"}
 _PARTICIPANT = "xnat:projectParticipant"
 _SHARE = "xnat:experimentData_share"
 
 
 class Items:
-    """Writes objects."""
+    """Writes objects as JSON and as XML."""
 
     def __init__(self, archive: Archive, resources: Resources) -> None:
         self._archive = archive
         self._resources = resources
 
     def json(self, item: Item) -> Node:
-        """Return the JSON of an object."""
+        """Return the JSON for an object."""
         return {"items": [_without_written(self._node(item))]}
 
     def fields(self, item: Item) -> Fields:
-        """Return the fields of an object by path."""
+        """Return the fields of an object, by path."""
         found: Fields = self._node(item)["data_fields"]
         return found
 
     def xml(self, item: Item, *, is_concealed: bool = False) -> str:
-        """Return the XML document of an object, without the comments about hidden fields where `is_concealed`."""
+        """Return the XML document of an object; `is_concealed` leaves out the comments about hidden fields."""
         return ItemXml(self._archive.types, is_concealed=is_concealed).document(self._node(item))
 
     def owner(self, item: Item, direction: str = "out") -> Owner:
-        """Return what the resources of an object belong to."""
+        """Return the owner of the resources of an object."""
         return owner_of(self._archive, item, direction)
 
     def _node(self, item: Item) -> Node:

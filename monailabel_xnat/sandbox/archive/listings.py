@@ -1,4 +1,4 @@
-"""Lists of experiments, with columns of their scans, resources and shares joined in (ExperimentListResource)."""
+"""Lists of experiments, joined with columns of their scans, resources and shares (ExperimentListResource)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _OF_SUBJECT = ("subject_ID", "subject_label")
 _OF_SESSION = ("session_ID", "session_label")
 _RESOURCE_KINDS = frozenset(("experiment", "out"))
 _NOTHING: list[Values] = [{}]
-# json.loads without its checks of what it is given: a list reads tens of thousands of these.
+# This is json.loads without the checks of its argument. A list decodes tens of thousands of texts.
 _decode = json.JSONDecoder().raw_decode
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What a list of experiments is restricted to by its path; `root` is the type it is of by default."""
+    """The part of the archive that the path of a list names; `root` is the default type of the experiments."""
 
     root: str
     project: str = ""
@@ -42,22 +42,22 @@ class Scope:
 
 
 class Experiments:
-    """Rows of experiments, with columns of what hangs on them joined in: one for each combination.
+    """Rows of experiments, joined with columns of the objects below them. There is a row for each combination.
 
     Parameters
     ----------
     archive
-        Where to look.
+        The archive to read.
     root
-        The type they are of.
+        The type of the experiments.
     columns, filters
-        What is shown and tested.
+        The columns to show, and the tests that a row must pass.
     readable
-        IDs of the projects whose data the user may read; None: whatever is in the scope.
+        IDs of the projects whose data the user may read; None for everything in the scope.
     scope
-        What the list is restricted to.
+        The part of the archive that the list covers.
     primary
-        The project that owns them; empty for any.
+        The project that owns the experiments; empty for any project.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Experiments:
         self._readable = readable
         self._scope = scope
         self._primary = primary
-        # Only where the root is the path's own or concrete, and the label is asked for, XNAT puts the names of the
-        # project that the list is of in place of the owner's.
+        # If the label is asked for, XNAT shows the names that an experiment has in the project of the list, not those in
+        # the owner's project. XNAT does so only if the root is the root of the path or a concrete type.
         is_renamed = root == scope.root or root not in ABSTRACT
         self._shows_shares = is_renamed and any(column.key == "label" for column in columns)
         self._levels: dict[str, Level] = defaultdict(Level)
@@ -86,7 +86,7 @@ class Experiments:
             self._levels[column.level].filters.append((column, test))
 
     def rows(self) -> Iterator[tuple[Any, Row, bool]]:
-        """Yield each experiment, as the database has it, with the cells of a row and whether they may be read."""
+        """Yield each experiment as in the database, with the cells of a row, and whether the user may read it."""
         clause, arguments = self._clause()
         shares = _grouped(self._archive, _SHARES, (), "item")
         branches = self._branches(clause, arguments)
@@ -107,7 +107,7 @@ class Experiments:
                 yield row, cells, readable
 
     def empty(self) -> list[Row]:
-        """Return the row of empty cells that a left join makes, unless a filter keeps it out."""
+        """Return the row of empty cells that a left join makes, unless a filter removes that row."""
         return list(product({}, [level.empty() for level in self._levels.values()]))
 
     def _may_read(self, project: str, shares: list[Values]) -> bool:
@@ -116,7 +116,7 @@ class Experiments:
         return any(share["project"] in self._readable for share in shares)
 
     def _head(self, row: Any, shares: list[Values]) -> Row | None:
-        """Return the cells of an experiment, its subject and its session; None where it does not pass the filters."""
+        """Return the cells of an experiment, its subject and its session, or None if a filter removes it."""
         own = {"project": row["project"], "xsitype": row["xsi_type"], "subject_id": row["subject_id"] or ""}
         values = object_values(row, label=row["label"], **own)
         cells = self._levels["object"].take(values)
@@ -132,7 +132,7 @@ class Experiments:
         return cells
 
     def _rename(self, cells: Row, row: Any, shares: list[Values]) -> None:
-        """Put the names of the project that the list is of in place of the owner's, as XNAT does after the query."""
+        """Replace the owner's names with those in the project of the list, as XNAT does after the query."""
         here = next((share["label"] for share in shares if share["project"] == self._scope.project), "")
         names = {"label": here, "project": self._scope.project, "subject_label": row["s_shared_label"]}
         for key, name in names.items() if here else ():
@@ -157,7 +157,7 @@ class Experiments:
         return " WHERE " + " AND ".join(conditions), tuple(arguments)
 
     def _branches(self, clause: str, arguments: tuple[str, ...]) -> list[tuple[dict[str, list[Row]], list[Row]]]:
-        """Return the cells of what hangs on each experiment, by its ID, with those where there is nothing."""
+        """Return the cells of the objects below each experiment, by its ID, and those for one without such objects."""
         found = []
         if self._levels["scan"].is_used or self._levels["scan file"].is_used:
             found.append(self._scans(clause, arguments))
@@ -201,11 +201,11 @@ def experiment_table(archive: Archive, query: Mapping[str, str], readable: set[s
     Parameters
     ----------
     archive
-        Where to look.
+        The archive to read.
     query
-        ``xsiType``, ``columns``, filters, ``limit`` and ``offset`` as XNAT takes them.
+        ``xsiType``, ``columns``, filters, ``limit`` and ``offset``, as for XNAT.
     readable, scope
-        As for `Experiments`; `scope` is what the path says.
+        As for `Experiments`. The path defines `scope`.
     """
     types = archive.types
     root = ColumnNames(types, EXPERIMENT_SHORTCUTS, scope.root).root_of(query)
@@ -224,7 +224,7 @@ def experiment_table(archive: Archive, query: Mapping[str, str], readable: set[s
     rows = ((cells, is_readable) for _, cells, is_readable in found.rows())
     page = Page.of(query)
     if root in ABSTRACT:
-        # XNAT removes what may not be read from an abstract list after it has cut the page.
+        # XNAT first cuts the page. Then it removes from an abstract list what the user may not read.
         chosen = [row for row, is_readable in page.cut(rows) if is_readable]
     else:
         chosen = page.cut(row for row, is_readable in rows if is_readable)
@@ -250,7 +250,7 @@ _IN_PROJECT = "(experiments.project = ? OR here.project IS NOT NULL)"
 
 
 def object_values(row: Any, **more: str) -> dict[str, str]:
-    """Return the values of any object by lower-cased field path: those of its schema, what all have, and `more`."""
+    """Return the values of an object by lower-case field path: its schema's, those of all objects, and `more`."""
     values = flattened(row["fields"])
     values["id"] = row["id"]
     values["insert_date"] = row["insert_date"]
@@ -261,19 +261,19 @@ def object_values(row: Any, **more: str) -> dict[str, str]:
 
 
 def scan_values(row: Any) -> dict[str, str]:
-    """Return the values of a scan by lower-cased field path."""
+    """Return the values of a scan by lower-case field path."""
     own = {"pk": str(row["pk"]), "xsitype": row["xsi_type"], "image_session_id": row["experiment"]}
     return object_values(row, **own)
 
 
 def assessor_values(row: Any) -> dict[str, str]:
-    """Return the values of an assessor by lower-cased field path."""
+    """Return the values of an assessor by lower-case field path."""
     own = {"label": row["label"], "project": row["project"], "xsitype": row["xsi_type"]}
     return object_values(row, imagesession_id=row["session_id"], **own)
 
 
 def session_values(session: Experiment) -> dict[str, str]:
-    """Return the values of a session by lower-cased field path."""
+    """Return the values of a session by lower-case field path."""
     return {
         **{name.lower(): str(value) for name, value in session.fields.items() if not isinstance(value, list)},
         "id": session.id,
@@ -291,7 +291,7 @@ def own_fields(fields: str) -> list[Values]:
 
 
 def flattened(fields: str) -> dict[str, str]:
-    """Return stored fields by lower-cased path; of lists, those entries that have a name."""
+    """Return stored fields by lower-case path. Of lists, only entries with a name are included."""
     values: dict[str, str] = {}
     for key, value in _decode(fields)[0].items():
         if type(value) is str:

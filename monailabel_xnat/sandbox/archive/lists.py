@@ -42,17 +42,17 @@ _ROLE_COLUMNS = (
     *("id", "secondary_id", "name", "description", "pi", "project_invs", "project_access"),
     *("insert_date", "insert_user"),
 )
-# Any of these makes XNAT answer from another query, with other columns.
+# If the query has one of these parameters, XNAT answers from another query, with other columns.
 _DISPLAY_QUERIES = (*ROLES, "accessible", "data", "prearc_code", "activeSince", "recent", "favorite", "admin", "users")
 
 
 class Lists(Handlers):
-    """The tables, for one request's user."""
+    """The tables, for the user of one request."""
 
     # Projects
 
     def projects(self, query: Mapping[str, str]) -> Table:
-        """List the projects that the user can see."""
+        """Return the projects that the user can see."""
         if "permissions" in query:
             return self._projects_by_permission(query)
         if _is_true(query.get("creatableTypes")):
@@ -73,14 +73,14 @@ class Lists(Handlers):
         )
         for row in self._archive.store.all("SELECT * FROM projects ORDER BY id"):
             if is_listed(row["id"]):
-                # A row for each alias, as of every table that is joined.
+                # The list has a row for each alias, because the table of aliases is joined.
                 aliases = (is_by_alias and json.loads(row["fields"]).get("aliases/alias")) or [{"alias": ""}]
                 found = level.take_all(object_values(row, **{_ALIAS: each["alias"]}) for each in aliases)
                 rows += [{**cells, "URI": f"/data/projects/{row['id']}"} for cells in found]
         return Table([*(column.key for column in level.columns), "URI"], rows, "Projects")
 
     def _projects_by_permission(self, query: Mapping[str, str]) -> Table:
-        """List the projects in which the user may do something; without ``dataType`` that is to add sessions."""
+        """Return the projects in which the user has a permission; without ``dataType``, that of adding sessions."""
         tests = {
             "read": self._may.may_read,
             "create": self._may.may_edit,
@@ -140,7 +140,7 @@ class Lists(Handlers):
     # Subjects
 
     def subjects(self, query: Mapping[str, str], project: str = "") -> Table:
-        """List the subjects of the site, or of a project with those shared into it."""
+        """Return the subjects of the site, or of a project, also those shared into it."""
         names = ColumnNames(self._archive.types, SUBJECT_SHORTCUTS, SUBJECT)
         if "fields" in query:
             return Table(("key", "xpath"), names.shortcuts())
@@ -171,7 +171,7 @@ class Lists(Handlers):
     def _joined(
         self, columns: Sequence[Column], filters: Sequence[tuple[Column, Test]], readable: set[str]
     ) -> list[Experiments]:
-        """Return the experiments to be joined to subjects: of each type that a column or a filter names."""
+        """Return the experiments to join to subjects: those of each type that a column or a filter names."""
         used = [*columns, *(column for column, _ in filters)]
         kinds = list(dict.fromkeys(column.level for column in used if column.level.startswith(OF_SUBJECT)))
         types = self._archive.types
@@ -192,7 +192,7 @@ class Lists(Handlers):
     # Scans
 
     def scans(self, query: Mapping[str, str], session: Experiment) -> Table:
-        """List the scans of a session; its filters are not applied (the session's clause replaces them)."""
+        """Return the scans of a session. XNAT ignores the filters: the condition on the session replaces them."""
         types = self._archive.types
         root = ColumnNames(types, SCAN_SHORTCUTS, IMAGE_SCAN).root_of(query)
         names = ColumnNames(types, SCAN_SHORTCUTS, root)
@@ -200,7 +200,7 @@ class Lists(Handlers):
             return Table(("key", "xpath"), names.shortcuts())
         asked = names.asked(query.get("columns", ""), _SCAN_DEFAULTS)
         if not any(column.key == "ID" for column in asked):
-            raise HTTPError(500)  # XNAT makes the URI from this column
+            raise HTTPError(500)  # XNAT needs this column to make the URI
         columns = names.columns([*(column.key for column in asked), f"{root}/xnat_imageScanData_id"])
         kinds = set(types.family(root))
         scan_level, file_level, session_level = (
@@ -226,12 +226,12 @@ class Lists(Handlers):
 
 
 def _as_object(column: Column, kind: str) -> Column:
-    """Return a column of joined experiments as one of a list of these."""
+    """Return a column of joined experiments as a column of a list of experiments."""
     return replace(column, level="object") if column.level == kind else column
 
 
 def _by_subject(experiments: Experiments) -> tuple[dict[str, list[Row]], list[Row]]:
-    """Return the rows of experiments by subject, and those of a subject without any."""
+    """Return the rows of experiments by subject, and the rows for a subject without experiments."""
     found: dict[str, list[Row]] = {}
     for row, cells, is_readable in experiments.rows():
         if is_readable:

@@ -1,4 +1,4 @@
-"""What an archive holds, as plain values read from the store."""
+"""The objects of an archive, as plain values that are read from the store."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 Fields = dict[str, Any]
-"""Schema path to value; a list of objects (``fields/field``, ``references/seriesUID``) is a list of dictionaries."""
+"""Values by schema path. A list of objects (``fields/field``, ``references/seriesUID``) is a list of dictionaries."""
 
-# In an object of a list that came inside a document: the element as it was written.
+# The key of an element as it was written, in an object of a list that came inside a document.
 WRITTEN = "<xml>"
 
-# How open a project is, and what the groups of its users are called.
+# How open a project is, and the names of the groups of its users.
 LEVELS = ("private", "protected", "public")
 ROLE_NAMES = {"owner": "Owners", "member": "Members", "collaborator": "Collaborators"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """What every object has: its fields, its custom fields as one JSON object, who made it and when it was changed."""
+    """What every object has: its fields, its custom fields (one JSON object), who made it and when it changed."""
 
     fields: Fields
     custom_fields: Fields
@@ -76,10 +76,10 @@ Item = Project | Subject | Experiment | Scan
 
 @dataclass(frozen=True)
 class Resource:
-    """A resource catalog of `parent`; `kind` is ``project``, ``subject``, ``experiment``, ``scan``, ``in`` or ``out``.
+    """A resource catalog of `parent`.
 
-    `folder` is relative to the archive folder; `version` counts changes of the catalog; `series_uid` is set for
-    DICOM catalogs.
+    `kind` is ``project``, ``subject``, ``experiment``, ``scan``, ``in`` or ``out``. `folder` is relative to the folder
+    of the archive, `version` counts changes of the catalog, and `series_uid` is set for catalogs of DICOM.
     """
 
     id: int
@@ -99,7 +99,7 @@ class Resource:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A catalog entry: `path` is relative to the resource, `digest` MD5 in hex."""
+    """An entry of a catalog. `path` is relative to the resource, and `digest` is the MD5 in hex."""
 
     id: int
     resource: int
@@ -117,12 +117,12 @@ class FileEntry:
 
     @property
     def name(self) -> str:
-        """Last segment of the path."""
+        """The last segment of the path."""
         return self.path.rpartition("/")[2]
 
 
 def load_row(kind: Any, row: Any) -> Any:
-    """Make a value of `kind` from a row of its table."""
+    """Return the object of type `kind` that a row of its table describes."""
     values = dict(row)
     for name in ("fields", "custom_fields"):
         if name in values:
@@ -131,7 +131,7 @@ def load_row(kind: Any, row: Any) -> Any:
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> Fields:
-    """Change stored fields: None takes one away, entries of a list replace those of the same name."""
+    """Return stored fields with changes. None removes a field; entries of a list replace those of the same name."""
     found = dict(old)
     for key, value in new.items():
         if isinstance(value, list) and any("name" in entry for entry in value):

@@ -1,4 +1,4 @@
-"""Where incoming bytes wait until they are whole; members of archives that come, blocks of those that go."""
+"""Where incoming bytes wait until they are complete; reading of archives that come, writing of archives that go."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from typing import IO, BinaryIO, cast
 
 @dataclass(frozen=True)
 class Staged:
-    """A whole file that waits; `digest` is its MD5 in hex, `size` in bytes."""
+    """A complete file that waits. `digest` is its MD5 in hex, and `size` is in bytes."""
 
     path: Path
     size: int
@@ -30,21 +30,21 @@ class Staged:
 
 
 class Staging:
-    """A folder on the same disk as the archive, so that a file moves into its place in one step."""
+    """A folder on the same disk as the archive, so that a file can be moved to its place in one step."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(mode=0o700, exist_ok=True)
 
     def take(self, source: BinaryIO, *, to_disk: bool = True) -> Staged:
-        """Copy a stream to its end.
+        """Copy a whole stream to a file that waits.
 
         Parameters
         ----------
         source
             The stream.
         to_disk
-            Whether the bytes must have reached the disk, and so outlive the computer, not only the server.
+            Whether the bytes must reach the disk, so that they survive a crash of the computer, not only of the server.
         """
         digest, size = hashlib.md5(usedforsecurity=False), 0
         path = self._folder / secrets.token_hex(16)
@@ -64,37 +64,37 @@ class Staging:
 
     @staticmethod
     def move(staged: Staged, target: Path) -> None:
-        """Put a file into its place."""
+        """Move a file to its place."""
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         staged.path.replace(target)
 
     def drop(self, staged: Staged) -> None:
-        """Forget a file that is not wanted."""
+        """Delete a file that is not wanted."""
         staged.path.unlink(missing_ok=True)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Return a folder for a while."""
+        """Yield a temporary folder."""
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             yield Path(folder)
 
     def clear(self) -> None:
-        """Forget what waits."""
+        """Delete all files that wait."""
         shutil.rmtree(self._folder)
         self._folder.mkdir(mode=0o700)
 
 
 def checked_path(path: str) -> str:
-    """Return a relative path in plain form.
+    """Return a relative path in its plain form.
 
     Raises
     ------
     ValueError
-        If it is empty or leaves its folder.
+        If the path is empty or leaves its folder.
     """
     parts = [part for part in PurePosixPath(path.replace("\\", "/")).parts if part not in ("/", ".")]
     if not parts or ".." in parts or "\0" in path:
-        raise ValueError(f"{path!r} is no path inside a resource")
+        raise ValueError(f"{path!r} is not a path inside a resource")
     return "/".join(parts)
 
 
@@ -103,27 +103,27 @@ _GZIP = b"\x1f\x8b"
 
 
 class BadArchiveError(ValueError):
-    """An upload that is no archive, or a damaged one."""
+    """The upload is not an archive, or is damaged."""
 
 
 def unpack(body: BinaryIO, name: str, take: Callable[[str, BinaryIO], None]) -> None:
-    """Go through the files in a zip or a tar, or the one in a gzip.
+    """Call a function for each file in a zip or a tar, or for the one file in a gzip.
 
     Parameters
     ----------
     body
-        The archive; recognised by its content.
+        The archive. Its kind is recognised by its content.
     name
-        Its name, which names the content of a plain gzip.
+        Its name. The content of a plain gzip gets its name from this.
     take
-        Called with path and content of each file.
+        Called with the path and the content of each file.
 
     Raises
     ------
     BadArchiveError
-        If it is none of these, or damaged.
+        If it is none of these kinds, or damaged.
     ValueError
-        If a path leaves the folder.
+        If a path leaves its folder.
     """
     try:
         for path, content in _members(body, name):
@@ -183,7 +183,7 @@ _BLOCK = 1 << 18
 
 
 class _Pipe:
-    """What the archive is written to. It cannot seek, so a zip puts the sizes of its members behind their bytes."""
+    """The stream that an archive is written to. It cannot seek, so a zip has the sizes of members after their bytes."""
 
     def __init__(self) -> None:
         self._blocks: list[bytes] = []
@@ -193,7 +193,7 @@ class _Pipe:
         return len(block)
 
     def flush(self) -> None:
-        """Do nothing: blocks are taken as they come."""
+        """Do nothing. Blocks are taken when they come."""
 
     def take(self) -> bytes:
         block = b"".join(self._blocks)
@@ -202,12 +202,12 @@ class _Pipe:
 
 
 def zip_blocks(members: Sequence[tuple[str, Path]], level: int = 0) -> Iterator[bytes]:
-    """Return the zip of some files, block by block.
+    """Yield the blocks of a zip of some files.
 
     Parameters
     ----------
     members
-        Name in the zip, and file.
+        The name in the zip and the file, for each member.
     level
         0 stores the bytes as they are, in deflate's uncompressed form, as Java's ZipOutputStream does for XNAT.
     """
@@ -224,17 +224,17 @@ def zip_blocks(members: Sequence[tuple[str, Path]], level: int = 0) -> Iterator[
 
 def _zip_info(name: str, file: Path, level: int) -> zipfile.ZipInfo:
     status = file.stat()
-    # The format cannot tell times before 1980.
+    # The format has no times before 1980.
     info = zipfile.ZipInfo(name, max(time.localtime(status.st_mtime)[:6], (1980, 1, 1, 0, 0, 0)))
     info.compress_type = zipfile.ZIP_DEFLATED
     info._compresslevel = level  # type: ignore[attr-defined]
-    # Known beforehand, it only decides whether the 64-bit form is needed.
+    # The size that is set here only decides whether the 64-bit form is needed.
     info.file_size = status.st_size
     return info
 
 
 def tar_blocks(members: Sequence[tuple[str, Path]], compressed: bool) -> Iterator[bytes]:
-    """Return the tar of some files, block by block; `compressed` with gzip."""
+    """Yield the blocks of a tar of some files; `compressed` uses gzip."""
     pipe = _Pipe()
     target = cast("IO[bytes]", pipe)
     with (

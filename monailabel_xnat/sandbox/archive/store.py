@@ -1,6 +1,6 @@
-"""SQLite under the sandbox: the tables, one connection per thread, short transactions; and archives seeded in bulk.
+"""The sandbox's SQLite database: tables, one connection per thread, short transactions; and large made-up archives.
 
-Write-ahead logging keeps readers and the one writer apart, and what was committed survives a ``kill -9``.
+With write-ahead logging, readers and the one writer do not block each other, and commits survive a ``kill -9``.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ CREATE TABLE IF NOT EXISTS prearchive (
 """
 
 
-# Columns that archives of this format did not always have.
+# Columns that older archives of this format do not have.
 _ADDED = (("projects", "quarantine_code", "INTEGER NOT NULL DEFAULT 0"),)
 
 
 class ArchiveError(ValueError):
-    """What was to be written does not go together with what is in the archive."""
+    """The values to write do not fit what is in the archive."""
 
 
 def _refusal(error: sqlite3.IntegrityError) -> ArchiveError:
@@ -102,7 +102,7 @@ class Store:
     Parameters
     ----------
     path
-        Path of the SQLite file; created when absent.
+        The path of the SQLite file, which is created if it is absent.
     """
 
     def __init__(self, path: Path) -> None:
@@ -126,7 +126,7 @@ class Store:
             db.execute(f"PRAGMA user_version = {FORMAT}")
 
     def _own_connection(self) -> _Held:
-        """Return the connection of this thread, to be used in a ``with`` statement."""
+        """Return the connection of this thread. Use it in a ``with`` statement."""
         held: _Held | None = getattr(self._local, "held", None)
         if held is not None:
             return held
@@ -158,12 +158,12 @@ class Store:
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """Hold one transaction; a nested call joins the outer one.
+        """Hold one transaction. A nested call takes part in the outer one.
 
         Raises
         ------
         ArchiveError
-            If what is written does not go together with what is there; nothing is written then.
+            If the values do not fit what is in the archive. Then nothing is written.
         """
         with self._writer, self._own_connection() as db:
             if self._local.depth:
@@ -185,15 +185,15 @@ class Store:
                 self._local.depth = 0
 
     def insert(self, table: str, values: Mapping[str, Any], *, replace: bool = False) -> int:
-        """Enter a row, by column names, and return its number; `replace`: in place of one with the same key."""
+        """Insert a row, by column names, and return its number. With `replace`, it replaces a row with the same key."""
         names, places = ", ".join(values), ", ".join(f":{name}" for name in values)
         word = "INSERT OR REPLACE" if replace else "INSERT"
         with self.write() as db:
-            # Names of tables and columns are the sandbox's own.
+            # The names of tables and columns come from the sandbox itself, so they cannot inject SQL.
             return db.execute(f"{word} INTO {table} ({names}) VALUES ({places})", values).lastrowid or 0
 
     def next_value(self, sequence: str, count: int = 1) -> int:
-        """Return the first of the next numbers of a sequence; numbers are never given twice."""
+        """Return the first of the next `count` numbers of a sequence. No number is returned twice."""
         with self.write() as db:
             db.execute(
                 "INSERT INTO sequences VALUES (:name, :count) ON CONFLICT (name) DO UPDATE SET value = value + :count",
@@ -203,7 +203,7 @@ class Store:
             return last - count + 1
 
     def clear(self, keep: Sequence[str] = ()) -> None:
-        """Empty the tables but for those named."""
+        """Empty all tables except those named."""
         with self.write() as db:
             tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
             for (name,) in tables:
@@ -211,7 +211,7 @@ class Store:
                     db.execute(f"DELETE FROM {name}")  # noqa: S608 - a name out of the database itself
 
     def close(self) -> None:
-        """Close the connections of all threads, each when its thread has finished the query that it runs."""
+        """Close the connections of all threads, each one when the thread has finished its query."""
         with self._guard:
             self._is_closed = True
             connections = list(self._held)
@@ -220,9 +220,9 @@ class Store:
 
 
 class _Held:
-    """The connection of a thread, closed when the thread ends or when the store is closed, whichever is first.
+    """The connection of a thread. It is closed when the thread ends or the store is closed, whichever is first.
 
-    A connection that two threads close, or that one closes while another uses it, kills the interpreter on Python 3.10.
+    Python 3.10 crashes if two threads close a connection, or if one closes a connection that another uses.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -252,7 +252,7 @@ class _Held:
 
 
 SITE_ID = "XNAT"
-# Numbers no real object reaches, so that seeded ones never meet those of the sequences.
+# The sequences never reach these numbers, so seeded objects never have the number of another object.
 _FIRST = 900_000_000
 _SCANS_OF_SESSION = 1000
 _FILES, _BYTES = 200, 105_000_000
@@ -261,20 +261,20 @@ _FILES, _BYTES = 200, 105_000_000
 def seed_sessions(
     store: Store, project: str, sessions: int, scans: int, resources: Sequence[str], timestamp: str
 ) -> None:
-    """Make many CT sessions, each of a subject of its own, in one transaction.
+    """Make many CT sessions in one transaction. Each session has a subject of its own.
 
     Parameters
     ----------
     store
-        Where to.
+        The store to write to.
     project
-        ID of a project that exists.
+        The ID of a project that exists.
     sessions, scans
-        Number of sessions, and of scans in each.
+        The number of sessions, and of scans in each session.
     resources
-        Labels of the resources of each scan; they have counts, but no files.
+        The labels of the resources of each scan. The resources have counts, but no files.
     timestamp
-        Date and time of their making.
+        The date and time at which they are said to be made.
     """
     with store.write() as db:
         first = store.next_value("seeded", sessions) + _FIRST

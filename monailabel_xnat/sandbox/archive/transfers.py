@@ -1,4 +1,4 @@
-"""The bytes of a file: PUT with its odd rules (FileList, RequestUtil), and the answer to GET, whole or a range."""
+"""The bytes of a file: PUT with XNAT's special rules (FileList, RequestUtil), and GET of a whole file or a range."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class Uploads:
         self._resources = resources
 
     def put(self, request: Request, holder: Holder, label: str, path: str) -> Reply:
-        """Store what a request brings; its right to write is known.
+        """Store the files of a request. The caller has checked the right to write.
 
         Returns
         -------
         Reply
-            200: empty, or with the names that were there already and stay as they are.
+            Status 200. The body is empty, or has the names of files that were there before and were not changed.
 
         Raises
         ------
         HTTPError
-            400 for a body that is no file to XNAT or a path that leaves the resource, 403 for an unknown resource
-            number, 406 for a form in the body, 500 for a body without length, a damaged archive or another writer.
+            400 for a body that XNAT does not take as a file, or a path that leaves the resource, 403 for an unknown number
+            of a resource, 406 for a form in the body, 500 for a body without length, a damaged archive or another writer.
         """
         _require_file(request)
         incoming: list[Incoming] = []
@@ -59,7 +59,7 @@ class Uploads:
                 self._resources.staging.drop(item.staged)
 
     def _resource(self, request: Request, holder: Holder, label: str) -> Resource:
-        """Find the resource as it was when the request arrived, or make it: two who do that at once make two."""
+        """Return the resource that existed when the request arrived, or make one. Two requests at once make two."""
         for found in self._resources.of(holder.owner):
             known = self._resources.changes.existed(found.id, request.began)
             if known and (str(found.id) if label.isdigit() else found.label) == label:
@@ -95,7 +95,7 @@ class Uploads:
 
 
 def _require_file(request: Request) -> None:
-    """Refuse a body that XNAT does not take for a file."""
+    """Refuse a body that is not a file for XNAT."""
     form, in_body = request.content_type == MULTIPART, request.flag("inbody")
     if form and in_body:
         raise HTTPError(406)
@@ -130,7 +130,7 @@ _RANGE = re.compile(r"(\d*)-(\d*)")
 
 
 class _Content:
-    """The bytes of a file as it was when it was opened, even if it is replaced while they are sent."""
+    """The bytes that a file had when it was opened, even if the file is replaced while they are sent."""
 
     def __init__(self, path: Path) -> None:
         self._stream = path.open("rb")
@@ -152,12 +152,12 @@ class _Content:
 
 
 def file_reply(request: Request, path: Path) -> Reply:
-    """Answer GET or HEAD of a file as Restlet does: one range is honoured, several are not, and there is no ETag.
+    """Answer GET or HEAD of a file as Restlet does: it sends one range, but not several, and no ETag.
 
     Raises
     ------
     HTTPError
-        416 for several ranges, or one past the end.
+        416 for several ranges, or for a range past the end.
     """
     content = _Content(path)
     headers = [
@@ -177,7 +177,7 @@ def file_reply(request: Request, path: Path) -> Reply:
 
 
 def media_type(name: str) -> str:
-    """Return the media type that XNAT sends for a file name; DICOM and NIfTI are plain bytes to it."""
+    """Return the media type that XNAT sends for a file name. DICOM and NIfTI are plain bytes for XNAT."""
     return _MEDIA_TYPES.get(PurePosixPath(name).suffix.lower(), "application/octet-stream")
 
 
@@ -189,7 +189,7 @@ def _is_known(since: str, modified: float) -> bool:
 
 
 def _asked_range(header: str, size: int) -> tuple[int, int] | None:
-    """Read a ``Range`` header as start and stop; None where it is none that is understood."""
+    """Return start and stop of a ``Range`` header, or None if it is not understood."""
     unit, _, ranges = header.partition("=")
     if unit.strip().lower() != "bytes":
         return None
@@ -209,5 +209,5 @@ def _asked_range(header: str, size: int) -> tuple[int, int] | None:
 
 
 def _quoted(name: str) -> str:
-    """Make a name fit for a header."""
+    """Return a name that is safe in a header."""
     return name.encode("ascii", "replace").decode().replace("\\", "_").replace('"', "_")

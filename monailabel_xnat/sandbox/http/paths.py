@@ -10,7 +10,7 @@ from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.model import Experiment, Project, Scan, Subject
 from monailabel_xnat.sandbox.http.messages import HTTPError, text_of
 
-# Which words may follow a word. There is no route projects/P/experiments/E/scans: the handler of experiments answers it.
+# Which words may follow a word. There is no route projects/P/experiments/E/scans: the experiment's handler answers it.
 _FILES = frozenset(("resources", "files"))
 
 
