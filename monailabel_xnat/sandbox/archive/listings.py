@@ -75,8 +75,8 @@ class Experiments:
         self._readable = readable
         self._scope = scope
         self._primary = primary
-        # If the label is asked for, XNAT shows the names that an experiment has in the project of the list, not those in
-        # the owner's project. XNAT does so only if the root is the root of the path or a concrete type.
+        # If the label is asked for, XNAT shows the names that an experiment has in the list's project, not those in the
+        # owner's project. XNAT does so only if the root is the root of the path or a concrete type.
         is_renamed = root == scope.root or root not in ABSTRACT
         self._shows_shares = is_renamed and any(column.key == "label" for column in columns)
         self._levels: dict[str, Level] = defaultdict(Level)

@@ -40,8 +40,9 @@ class Uploads:
         Raises
         ------
         HTTPError
-            400 for a body that XNAT does not take as a file, or a path that leaves the resource, 403 for an unknown number
-            of a resource, 406 for a form in the body, 500 for a body without length, a damaged archive or another writer.
+            400 for a body that XNAT does not take as a file, or a path that leaves the resource; 403 for an unknown
+            resource number; 406 for a form in the body; 500 for a body without length, a damaged archive or another
+            writer.
         """
         _require_file(request)
         incoming: list[Incoming] = []
