@@ -1,4 +1,4 @@
-"""The objects with resources that a path names, and their catalogs: as XML, and brought in line with the disk."""
+"""The objects with resources that a path names, and their catalogs: written as XML, and refreshed from the disk."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Holder:
     Parameters
     ----------
     owner
-        What its resources belong to.
+        The owner of its resources.
     project, subject
-        Project ID and subject label, which head the members of a zip with ``structure=improved``.
+        Project ID and subject label. With ``structure=improved``, the names of a zip's members begin with them.
     base, short_base
-        Its address as it was asked for, with IDs in place of labels, and as lists of several resources have it.
+        Its address as in the request, but with IDs in place of labels, and its address in lists of several resources.
     folder
-        Its folder in a zip: ``s1/scans/1-T1``.
+        Its folder in a zip, such as ``s1/scans/1-T1``.
     category, cat_id, cat_desc
-        What resource lists say of it.
+        What lists of resources say about it.
     """
 
     owner: Owner
@@ -46,7 +46,7 @@ class Holder:
     subject: str = ""
 
     def member(self, resource: Resource, path: str, structure: str) -> str:
-        """Return the name of a file in a zip, by the parameter ``structure`` of the call."""
+        """Return the name of a file in a zip, which depends on the parameter ``structure`` of the call."""
         if structure == "simplified":
             parts = [part for part in self.folder.split("/") if part not in ("scans", "out", "in")]
             return "/".join((*parts, resource.label, path))
@@ -59,12 +59,12 @@ class Holder:
 
 
 def holders_of(archive: Archive, request: Request, target: Target) -> list[Holder]:
-    """Return the objects whose resources a path is about; with ``all=true`` a session's scans and assessors too.
+    """Return the objects whose resources a path names; with ``all=true``, also a session's scans and assessors.
 
     Raises
     ------
     HTTPError
-        404 where the path has no object.
+        404 if the path names no object.
     """
     named = _Named(archive, request, target)
     if target.kind == "scans":
@@ -84,12 +84,12 @@ def holders_of(archive: Archive, request: Request, target: Target) -> list[Holde
 
 
 class _Named:
-    """Addresses below one path."""
+    """The objects below one path, with their addresses."""
 
     def __init__(self, archive: Archive, request: Request, target: Target) -> None:
         self._archive = archive
         self._target = target
-        # An assessor may be asked for as an experiment, and without its direction.
+        # A path may name an assessor as an experiment, and without its direction.
         self._below_session = "/assessors/" in request.path
         self._with_direction = f"/{target.direction}/" in request.path
 
@@ -152,7 +152,7 @@ class _Named:
 
 
 def matching(resources: Resources, holder: Holder, names: str) -> list[Resource]:
-    """Return the resources of an object that a path segment names: labels or, of digits only, numbers, by commas."""
+    """Return the resources that a path segment names: labels, or numbers if all are digits, with commas between."""
     wanted = names.split(",")
     return [
         resource
@@ -165,18 +165,18 @@ _NAMESPACES = 'xmlns:cat="http://nrg.wustl.edu/catalog" xmlns:xsi="http://www.w3
 
 
 def catalog_xml(resource: Resource, entries: Iterable[FileEntry], root: str = "") -> str:
-    """Write a catalog; that of a DICOM resource has the series UID and, for imported files, their SOP instance UIDs.
+    """Return a catalog as XML. For DICOM, it has the series UID and the SOP instance UIDs of imported files.
 
     Parameters
     ----------
     resource, entries
         The resource and its files.
     root
-        Folder of the resource on the server, told as a metaField; empty: not told.
+        Folder of the resource on the server, which is written as a metaField. If it is empty, there is no such field.
     """
     kind = "cat:DCMCatalog" if resource.series_uid else "cat:Catalog"
     head = {"ID": str(resource.id), "name": resource.label, "UID": resource.series_uid}
-    # xnatpy recognises the document by how it begins: the declaration, a line end, the element.
+    # xnatpy recognises the document by its beginning: the declaration, a line end, the element.
     return (
         f'<?xml version="1.0" encoding="UTF-8"?>\n<{kind}{_attributes(head)} {_NAMESPACES}>'
         f"{_meta_fields(root)}{_tags(resource.tags)}"
@@ -224,15 +224,15 @@ _BLOCK = 1 << 20
 
 
 class CatalogRefresh(Handlers):
-    """The service, for one request's user."""
+    """The service, for the user of one request."""
 
     def handle(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``POST /data/services/refresh/catalog``; without ``options`` everything is done.
+        """Answer ``POST /data/services/refresh/catalog``. Without ``options``, all actions are done.
 
         Raises
         ------
         HTTPError
-            400 without ``resource``, 403 without the right to edit, 404 for what is not there.
+            400 without ``resource``, 403 without the right to edit, 404 if the object does not exist.
         """
         addresses = request.values("resource")
         if not addresses:

@@ -1,4 +1,4 @@
-"""Columns and filters of lists: shortcut names, XML paths, and the keys they come back under (QueryOrganizer)."""
+"""Columns and filters of lists: shortcut names, XML paths, and the keys of the columns in answers (QueryOrganizer)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from monailabel_xnat.sandbox.http.messages import HTTPError
 
 Test = Callable[[str], bool]
 Values = Mapping[str, str]
-"""One object of a list: lower-cased field path to text."""
+"""One object of a list: texts by lower-case field path."""
 
 _META = {
     "insert_date": "meta/insert_date",
@@ -34,7 +34,7 @@ _META = {
 
 
 def _paths(root: str, *names: str, below: str = "") -> dict[str, str]:
-    """Return the paths of fields that are called like their shortcut."""
+    """Return the paths of fields that have the name of their shortcut."""
     return {name: f"{root}/{below}{name}" for name in names}
 
 
@@ -108,12 +108,12 @@ PROJECT_SHORTCUTS = {
     "note": f"{PROJECT}/fields/field[name=note]/field",
 }
 
-# What every object has besides the fields of its schema.
+# Every object has these fields in addition to those of its schema.
 _OWN_FIELDS = {path: name for name, path in _META.items()}
 _OWN_FIELDS.update({"extension_item/element_name": "xsitype", "xnat_imagescandata_id": "pk"})
-# Levels of columns that are of a type: joined assessors of a session, and joined experiments of a subject.
+# The levels of columns that need a type: those of joined assessors of a session and joined experiments of a subject.
 ASSESSOR, OF_SUBJECT = "assessor ", "experiment "
-# Tables that hang on an object, and the level of their columns.
+# The tables that belong to an object, and the level of their columns.
 _OWN_TABLES = {
     "sharing/share/": "share",
     "resources/resource/": "own file",
@@ -127,12 +127,12 @@ _DATES = frozenset(("date", "dateTime"))
 
 @dataclass(frozen=True)
 class Column:
-    """A column or a filter: where its values stand, and the key they come back under.
+    """A column or a filter: where its values are, and the key of the column in answers.
 
-    `level` is ``object`` (what the list is of), ``scan``, ``scan file`` (a resource of a scan), ``own file`` and ``own
-    field`` (a resource and a custom variable of the object itself), ``share``, ``subject``, ``session``, or `ASSESSOR`
-    or `OF_SUBJECT` with a type; `path` is lower-cased and relative to that;
-    `only` are the types that have the field, lower-cased (none: all); `kind` is its XSD type.
+    `level` is ``object`` (the objects of the list), ``scan``, ``scan file`` (a resource of a scan), ``own file`` and
+    ``own field`` (a resource and a custom variable of the object itself), ``share``, ``subject``, ``session``, or
+    `ASSESSOR` or `OF_SUBJECT` with a type. `path` is in lower case and relative to that level. `only` are the types
+    that have the field, in lower case; none means all types. `kind` is the XSD type of the field.
     """
 
     key: str
@@ -150,7 +150,7 @@ class Column:
 
 @dataclass
 class Level:
-    """The columns and filters of one of the joined tables; complete before it is used."""
+    """The columns and filters of one of the joined tables. All of them are set before it is used."""
 
     columns: list[Column] = field(default_factory=list)
     filters: list[tuple[Column, Test]] = field(default_factory=list)
@@ -161,11 +161,11 @@ class Level:
         return bool(self.columns or self.filters)
 
     def take(self, values: Values) -> dict[str, str] | None:
-        """Return the cells of an object, or None where it does not pass the filters."""
+        """Return the cells of an object, or None if it does not pass the filters."""
         for column, test in self.filters:
             if not test(column.value(values)):
                 return None
-        # Tens of thousands of rows pass here: most columns need no more than a look into the values.
+        # Tens of thousands of rows come here. Most columns need only a look into the values.
         get = values.get
         cells = {key: get(path, "") for key, path in self._plain}
         for column in self._special:
@@ -186,7 +186,7 @@ class Level:
         return [cells for cells in found if cells is not None]
 
     def empty(self) -> list[dict[str, str]]:
-        """Return the row of empty cells that a left join makes, unless a filter keeps it out."""
+        """Return the row of empty cells that a left join makes, unless a filter removes that row."""
         return self.take_all([{}])
 
 
@@ -198,9 +198,9 @@ class ColumnNames:
     types
         The site's data types.
     shortcuts
-        Shortcut name to XML path, of this kind of list.
+        The XML paths of this kind of list, by shortcut name.
     root
-        The type that the list is of.
+        The type of the objects in the list.
     """
 
     def __init__(self, types: DataTypes, shortcuts: Mapping[str, str], root: str) -> None:
@@ -213,7 +213,7 @@ class ColumnNames:
             self._by_path.setdefault(path.lower(), name)
 
     def asked(self, text: str, defaults: tuple[str, ...]) -> list[Column]:
-        """Read the parameter ``columns``; unknown shortcuts are dropped without a word."""
+        """Return the columns of the parameter ``columns``. Unknown shortcuts are silently ignored."""
         names = [name.strip() for name in text.split(",") if name.strip()]
         wanted: list[str] = []
         for name in names or ["DEFAULT"]:
@@ -221,12 +221,12 @@ class ColumnNames:
         return self.columns(wanted)
 
     def columns(self, names: list[str]) -> list[Column]:
-        """Return the columns of some names, each key once."""
+        """Return the columns that some names mean, each key once."""
         found = [self.column(name) for name in names]
         return list({column.key: column for column in found if column is not None}.values())
 
     def column(self, name: str) -> Column | None:
-        """Return the column that a shortcut or an XML path names; None for an unknown shortcut.
+        """Return the column that a shortcut or an XML path names, or None for an unknown shortcut.
 
         Raises
         ------
@@ -240,7 +240,7 @@ class ColumnNames:
         return self._at(self._by_path.get(lower, lower), lower)
 
     def root_of(self, query: Mapping[str, str]) -> str:
-        """Return the type that a list is of: ``xsiType``, else that of a column or filter which extends the root."""
+        """Return the type of a list's objects: ``xsiType``, else that of a column or filter if it extends the root."""
         asked = query.get("xsiType", "")
         if asked and "," not in asked:
             return self._types.canonical(asked) or asked
@@ -253,17 +253,17 @@ class ColumnNames:
         return root
 
     def shortcuts(self) -> list[dict[str, str]]:
-        """Return the table of shortcuts, which lists answer to the parameter ``fields``."""
+        """Return the table of shortcuts, with which lists answer the parameter ``fields``."""
         return [{"key": name, "xpath": path} for name, path in self._shortcuts.items()]
 
     def filters(self, query: Mapping[str, str]) -> list[tuple[Column, Test]]:
-        """Read the filters: every parameter that is a shortcut or a path."""
+        """Return the filters: every parameter that is a shortcut or a path."""
         found = []
         for name, text in query.items():
             if name == "columns" or ("/" not in name and name not in self._shortcuts):
                 continue
             if name == "xsiType" and "," not in text:
-                continue  # the type that the list is of
+                continue  # this parameter is the type of the list
             column = self.column(name)
             if column is not None:
                 found.append((column, make_test(column.kind, text)))
@@ -303,7 +303,7 @@ class ColumnNames:
         return "object", field
 
     def _is_general(self, kind: str, level: str) -> bool:
-        """Return whether every object of a level is of a type, so that it need not be looked at."""
+        """Return whether all objects of a level have a type, so that their types need no check."""
         base = {"scan": self._scan_root, "object": self._root}.get(level)
         return base is None or self._types.is_a(base, kind)
 
@@ -319,9 +319,9 @@ class ColumnNames:
 
 
 def make_test(kind: str, text: str) -> Test:
-    """Make the test of a filter.
+    """Return the test of a filter.
 
-    Commas mean or; ``*`` and ``%`` stand for anything in texts; ``lo-hi`` is a range of numbers or dates.
+    A comma means "or". In texts, ``*`` and ``%`` match anything. ``lo-hi`` is a range of numbers or dates.
 
     Parameters
     ----------
@@ -367,7 +367,7 @@ def number(text: str) -> float | None:
 
 
 def moment(text: str) -> float | None:
-    """Read a date or timestamp as XNAT takes them, ``MM/dd/yyyy`` or ``yyyy-MM-dd``, with or without a time."""
+    """Return a date or timestamp as a number. Like XNAT: ``MM/dd/yyyy`` or ``yyyy-MM-dd``, with or without a time."""
     iso = re.sub(r"^(\d{1,2})/(\d{1,2})/(\d{4})", lambda us: f"{us[3]}-{us[1]:0>2}-{us[2]:0>2}", text)
     try:
         return (datetime.fromisoformat(iso) - datetime(1, 1, 1)).total_seconds()

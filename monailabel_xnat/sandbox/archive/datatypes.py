@@ -1,7 +1,7 @@
 """The data types of the site, read from the XSD files that it serves.
 
-What a type extends, the element it is written as, and the type of its simple fields all come from the schemas, so a
-server given a plugin's schema knows the plugin's types.
+The schemas define what a type extends, the element that it is written as, and the types of its simple fields. So a
+server that has a plugin's schema knows the plugin's types.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ class DataType:
     Parameters
     ----------
     name, base, element
-        The type, the type it extends, the element it is written as.
+        The type, the type that it extends, and the element that it is written as.
     fields, casing
-        Its own simple fields: lower-cased path to XSD type, and to the path in the schema's spelling.
+        Its own simple fields, by lower-case path: their XSD types, and their paths in the spelling of the schema.
     lengths
-        Most characters of those whose schema names them.
+        The greatest number of characters, for the fields for which the schema has one.
     attributes
-        Lower-cased paths of those that are written as XML attributes.
+        Lower-case paths of the fields that are written as XML attributes.
     members
-        Lower-cased names of its own elements in the order of the schema.
+        Lower-case names of its own elements, in the order of the schema.
     """
 
     name: str
@@ -77,7 +77,7 @@ class DataTypes:
     Parameters
     ----------
     folder
-        A tree of ``*.xsd`` files as XNAT keeps them below ``schemas/``.
+        A tree of ``*.xsd`` files, as XNAT has it below ``schemas/``.
 
     Raises
     ------
@@ -103,11 +103,11 @@ class DataTypes:
 
     @property
     def namespaces(self) -> dict[str, str]:
-        """Prefix to namespace, of every schema."""
+        """The namespaces of all schemas, by prefix."""
         return dict(self._namespaces)
 
     def names(self) -> list[str]:
-        """Return the schema names, as ``/xapi/schemas`` lists them."""
+        """Return the names of the schemas, as in ``/xapi/schemas``."""
         return list(self._documents)
 
     def all(self) -> list[str]:
@@ -120,7 +120,7 @@ class DataTypes:
         return path.read_bytes() if path else None
 
     def canonical(self, name: str) -> str | None:
-        """Return a type's name in its own casing, or None for an unknown type."""
+        """Return the name of a type in upper and lower case as the schema writes it, or None for an unknown type."""
         found = self._types.get(name.lower())
         return found.name if found else None
 
@@ -143,7 +143,7 @@ class DataTypes:
         return next((item.name for item in self._types.values() if item.element == element), None)
 
     def lineage(self, name: str) -> Iterator[DataType]:
-        """Yield a type and what it extends, nearest first."""
+        """Yield a type and the types that it extends, nearest first."""
         found = self._types.get(name.lower())
         seen: set[str] = set()
         while found and found.name not in seen:
@@ -157,7 +157,7 @@ class DataTypes:
         return any(item.name.lower() == wanted for item in self.lineage(name))
 
     def family(self, ancestor: str) -> list[str]:
-        """Return a type and all that extend it."""
+        """Return a type and all types that extend it."""
         return [item.name for item in self._types.values() if self.is_a(item.name, ancestor)]
 
     def sessions(self) -> list[str]:
@@ -165,7 +165,7 @@ class DataTypes:
         return [name for name in self.family(IMAGE_SESSION) if name not in ABSTRACT]
 
     def casing(self, name: str, path: str) -> str:
-        """Return a field path as the schema spells it; unchanged when the schema does not have it."""
+        """Return a field path as the schema spells it, or unchanged if the schema does not have it."""
         return self._nearest(name, path, lambda item: item.casing, path)
 
     def has_field(self, name: str, path: str) -> bool:
@@ -179,7 +179,7 @@ class DataTypes:
         return any(known.startswith(start) for item in self.lineage(name) for known in item.fields)
 
     def longest(self, name: str, path: str) -> int:
-        """Return how many characters a field holds: what the schema says, else 255, as XNAT's database."""
+        """Return how many characters a field holds: the number in the schema, else 255, as in XNAT's database."""
         return self._nearest(name, path, lambda item: item.lengths, _LENGTH)
 
     def simple_type(self, name: str, path: str) -> str:
@@ -197,18 +197,18 @@ class DataTypes:
         return any(wanted in item.attributes for item in self.lineage(name))
 
     def members(self, name: str) -> dict[str, tuple[int, str]]:
-        """Return place and namespace prefix of the elements of a type, by lower-cased name, in the schema's order."""
+        """Return position and namespace prefix of a type's elements, by lower-case name, in the order of the schema."""
         lineage = list(self.lineage(name))
         found = [(member, item.name.partition(":")[0]) for item in reversed(lineage) for member in item.members]
         return {member: (place, prefix) for place, (member, prefix) in enumerate(found)}
 
     def typed(self, name: str, path: str, value: str) -> Any:
-        """Return a field's value as the number the schema says, else the text.
+        """Return the value of a field as a number if the schema says so, else as text.
 
         Raises
         ------
         ValueError
-            If the field is a number and the text is none.
+            If the field is a number and the text is not.
         """
         kind = self.simple_type(name, path)
         if kind in _INTEGERS:
@@ -217,7 +217,7 @@ class DataTypes:
 
 
 def schema_name(path: Path) -> str:
-    """Return the name XNAT gives a schema file: its path without ``.xsd``, equal neighbours merged."""
+    """Return the name of a schema file in XNAT: its path without ``.xsd``, with equal neighbours merged."""
     parts: list[str] = []
     for part in path.with_suffix("").parts:
         if not parts or parts[-1] != part:
@@ -231,7 +231,7 @@ class _SchemaDocument:
     def __init__(self, path: Path) -> None:
         self._declared: dict[str, str] = {}
         root: ElementTree.Element | None = None
-        # The operator's own files, not what a client sent.
+        # These files come from the operator, not from a client, so parsing them is safe.
         for event, item in ElementTree.iterparse(path, events=("start-ns", "start")):  # noqa: S314
             if event == "start-ns":
                 self._declared.setdefault(item[0], item[1])
@@ -278,7 +278,7 @@ def _collect(
     prefixes: dict[str, str],
     complex_types: dict[str, Any],
 ) -> None:
-    """Add the simple fields below a complex type; lists and other objects are not descended into."""
+    """Add the simple fields below a complex type, but not those inside lists and other objects."""
     for child in _members(node):
         name = f"{path}{child.get('name')}"
         simple = _simple_type(child)
@@ -304,7 +304,7 @@ def _collect(
 
 
 def _members(node: ElementTree.Element) -> Iterator[ElementTree.Element]:
-    """Yield the elements and attributes of a complex type, through groups and extensions but not into them."""
+    """Yield the elements and attributes of a complex type, also those in its groups and extensions."""
     for child in node:
         if child.tag in (f"{XS}element", f"{XS}attribute") and child.get("name"):
             yield child

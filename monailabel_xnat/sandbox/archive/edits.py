@@ -1,4 +1,4 @@
-"""Making and changing objects: PUT to an object, POST to a list (ProjectResource, SubjectResource, ScanResource)."""
+"""Creating and changing objects: PUT to an object, POST to a list (ProjectResource, SubjectResource, ScanResource)."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _LABEL = re.compile(r"[\w. -]{1,255}")
 
 
 class Edits(Handlers):
-    """The handlers, for one request's user."""
+    """The handlers, for the user of one request."""
 
     def __init__(self, visit: Visit) -> None:
         super().__init__(visit)
         self._reader = FieldReader(visit.archive.types)
 
     def put(self, request: Request, target: Target) -> Reply:
-        """Make or change the object that a path names."""
+        """Create or change the object that a path names."""
         if request.user.is_guest:
             raise HTTPError(403)
         handlers = {
@@ -50,13 +50,13 @@ class Edits(Handlers):
             "assessors": self._assessor,
             "scans": self._scan,
         }
-        # One transaction, in which the path is followed anew: what is found still holds when it is written.
+        # The path is followed again inside one transaction, so that what is found is still true when it is written.
         with self._archive.store.write():
             target = Finder(self._archive, self._may).find(target.segments).with_one_scan()
             return handlers[target.kind](request, target)
 
     def post(self, request: Request, target: Target) -> Reply:
-        """Make an object of a list; the answer is its address."""
+        """Create an object of a list. The answer is its address."""
         if target.collection == "reconstructions":
             raise HTTPError(405)
         if target.project is not None and not self._may.may_edit(target.project.id):
@@ -76,7 +76,7 @@ class Edits(Handlers):
         return answer
 
     def _complete_scan(self, request: Request, session: Experiment) -> None:
-        """Set type and ID of a posted scan, where it has none: its session's, and the next free number."""
+        """Set the type and ID of a posted scan if they are missing: its session's type, and the next free number."""
         identity = self._reader.content(request)
         kind = re.sub("Session(?=Data$)", "Scan", session.xsi_type)
         if not identity.xsi_type and self._archive.types.canonical(kind):
@@ -159,7 +159,7 @@ class Edits(Handlers):
         return text(found.id)
 
     def _rename(self, request: Request, target: Target, found: Subject | Experiment) -> bool:
-        """Rename a subject or experiment, and do nothing else: XNAT drops the other fields of the call."""
+        """Rename a subject or experiment, and do nothing else: XNAT ignores the other fields of the call."""
         label = request.query.get("label", "")
         project = target.project.id if target.project else found.project
         current = found.label if project == found.project else self._archive.shares(found.id).get(project, found.label)
@@ -181,7 +181,7 @@ class Edits(Handlers):
             return session_folder(item)
         return owner_of(self._archive, item).folder
 
-    # Experiments: of a subject, or of a session (assessors)
+    # Experiments of a subject, and those of a session, which are assessors
 
     def _experiment(self, request: Request, target: Target) -> Reply:
         if target.experiment is not None and not target.missing:
@@ -207,7 +207,7 @@ class Edits(Handlers):
         return text(made.id, 201)
 
     def _new_content(self, request: Request, target: Target, base: str) -> Content:
-        """Read what is said about a new experiment, and refuse what cannot be made."""
+        """Return what a request says about a new experiment. Refuse an experiment that cannot be made."""
         project = target.project.id if target.project else target.experiment.project if target.experiment else ""
         if not self._may.may_edit(project):
             raise HTTPError(403)
@@ -224,7 +224,7 @@ class Edits(Handlers):
         return content
 
     def _add_share(self, known: Experiment, target: Target) -> Reply:
-        """Show an experiment of another project here, where the content names it; the path alone is a conflict."""
+        """Share an experiment of another project if the content names it. If only the path does, that is a conflict."""
         project = target.project.id if target.project else ""
         if known.id == target.missing or project == known.project or project in self._archive.shares(known.id):
             raise HTTPError(409, "Specified experiment already exists in another project.")
@@ -291,19 +291,19 @@ class Edits(Handlers):
         return text(found.id)
 
     def _act(self, request: Request, session: Experiment, scan: Scan | None = None) -> None:
-        """Do what a PUT asks for besides fields."""
+        """Do what a PUT asks for in addition to fields."""
         if request.flag("pullDataFromHeaders") or request.flag("fixScanTypes"):
-            # Not at the start: it brings pydicom.
+            # Imported here and not at the start, because it imports pydicom.
             from monailabel_xnat.sandbox.dicom.headers import HeaderActions
 
             HeaderActions(self._archive, self._resources).run(request, session, scan)
 
     def _move_to_subject(self, request: Request, found: Experiment, content: Content) -> None:
-        """Make a session another subject's, where the content names one; an unknown one is made."""
+        """Assign a session to the subject that the content names. An unknown subject is made."""
         name = content.identity.get("subject_ID", "")
         if not name or found.session_id:
             return
-        # By its ID a subject can be one of another project that is shared into this one.
+        # An ID can name a subject of another project that is shared into this project.
         subject = self._archive.subject(name, found.project) or self._archive.subject(name)
         if subject is not None and not self._may.may_read_item(subject):
             raise HTTPError(403)
@@ -312,7 +312,7 @@ class Edits(Handlers):
             self._archive.set_subject(found.id, subject.id)
 
     def _change_scans(self, request: Request, found: Experiment, content: Content) -> None:
-        """Change or make the scans that the document of a session has."""
+        """Change or create the scans in the document of a session."""
         known = {scan.id: scan for scan in self._archive.scans(found.id)}
         for scan in content.scans:
             name = scan.identity.get("ID", "")
@@ -324,7 +324,7 @@ class Edits(Handlers):
     def _set_status(self, request: Request, found: Experiment) -> bool:
         for name, status in _STATUS_ACTIONS.items():
             if request.flag(name):
-                # Only owners activate; a member may put data aside, not bring it back.
+                # Only owners may activate. A member may put data into quarantine, but not take it out.
                 if name == "activate" and not self._may.may_delete(found.project):
                     raise HTTPError(403)
                 self._archive.set_status(found.id, status)
@@ -363,7 +363,7 @@ class Edits(Handlers):
 
 
 def _names_of(name: str, fields: dict[str, object]) -> set[str]:
-    """Return the names that no other project may have, whatever it calls them and however it writes them."""
+    """Return the names that no other project may have, in any of its fields and in upper or lower case."""
     aliases = fields.get("aliases/alias")
     listed = [str(entry.get("alias", "")) for entry in aliases] if isinstance(aliases, list) else []
     own = [name, *listed, *(str(fields.get(key) or "") for key in ("name", "secondary_ID"))]

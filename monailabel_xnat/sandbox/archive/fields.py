@@ -49,7 +49,7 @@ _SHORTCUTS = {
     IMAGE_SCAN: SCAN_SHORTCUTS,
 }
 _IDENTITY = {"id": "ID", "label": "label", "project": "project", "subject_id": "subject_ID"}
-# Elements that hold texts and may be repeated, and the name of the text in the object that each one is.
+# Elements that hold a text and may be repeated. Each one becomes an object, in which the text has this name.
 _TEXT_LISTS = {"references/seriesuid": "seriesUID"}
 _NOT_READ = frozenset(("assessors", "reconstructions", "resources", "sharing", "experiments", "file", "out", "in"))
 _XSI_TYPE = "{http://www.w3.org/2001/XMLSchema-instance}type"
@@ -57,7 +57,7 @@ _INTEGERS = frozenset(("integer", "int", "long", "short", "nonNegativeInteger", 
 _FLOATS = frozenset(("float", "double", "decimal"))
 _BOOLEANS = {"1": "true", "0": "false", "true": "true", "false": "false"}
 _TIME = re.compile(r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?")
-# A time in an element that is kept as it is: XNAT answers it with a T and without a zone.
+# A time in an element that is kept as it was sent. XNAT answers with a T in it and without a zone.
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)Z?")
 _DATE = re.compile(r"(?P<y>\d{4})-(?P<m>\d{1,2})-(?P<d>\d{1,2})|(?P<m2>\d{1,2})/(?P<d2>\d{1,2})/(?P<y2>\d{4})")
 
@@ -66,8 +66,8 @@ _DATE = re.compile(r"(?P<y>\d{4})-(?P<m>\d{1,2})-(?P<d>\d{1,2})|(?P<m2>\d{1,2})/
 class Content:
     """What a request says about an object.
 
-    `identity` are its ``ID``, ``label``, ``project`` and ``subject_ID``; a field that is to be cleared is None; `scans`
-    are those inside the XML document of a session; `is_whole` where fields that it does not have are to be cleared.
+    `identity` holds its ``ID``, ``label``, ``project`` and ``subject_ID``. A field that is to be cleared is None.
+    `scans` are those in the XML document of a session. `is_whole` means that missing fields are to be cleared.
     """
 
     xsi_type: str = ""
@@ -77,26 +77,26 @@ class Content:
     is_whole: bool = False
 
     def over(self, stored: Fields) -> Fields:
-        """Return what changes in the stored fields of an object."""
+        """Return the changes to the stored fields of an object."""
         gone = dict.fromkeys(stored.keys() - self.fields.keys()) if self.is_whole else {}
         return {**gone, **self.fields}
 
 
 class FieldReader:
-    """Reads fields against the site's data types."""
+    """Reads fields with the help of the site's data types."""
 
     def __init__(self, types: DataTypes) -> None:
         self._types = types
 
     def content(self, request: Request, known_type: str = "") -> Content:
-        """Read what a request says, from the XML document in its body and from its query.
+        """Return what a request says, from the XML document in its body and from its query.
 
         Parameters
         ----------
         request
             The request.
         known_type
-            The type of the object where it exists or its path tells; else the document's root or ``xsiType`` does.
+            The object's type, if it exists or its path has the type; else the document's root or ``xsiType`` has it.
 
         Raises
         ------
@@ -121,14 +121,14 @@ class FieldReader:
         for name, value in query.items():
             owner, slash, path = (name if "/" in name else shortcuts.get(name, "")).partition("/")
             if not slash or not self._types.is_a(kind, owner):
-                continue  # a path of another type is ignored without a word
+                continue  # a path of another type is silently ignored
             if ("/" in name or name == "subject_ID") and path.lower() in _IDENTITY:
                 content.identity[_IDENTITY[path.lower()]] = value
             else:
                 self._place(content.fields, kind, path, value)
 
     def _place(self, fields: Fields, kind: str, path: str, value: str) -> None:
-        """Set a field; ``fields/field[name=x]/field`` becomes an entry of a list."""
+        """Set a field. ``fields/field[name=x]/field`` becomes an entry of a list."""
         path = re.sub(r"\[(@xsi:type=[^\]]*|\d+)\]", "", path)
         listed = re.fullmatch(r"(.+)\[name=([^\]]*)\]/(.+)", path)
         text = None if value == CLEARED else value
@@ -189,7 +189,7 @@ class FieldReader:
                 self._read_node(content, child, f"{name}/")
 
     def _keep(self, content: Content, path: str, node: ElementTree.Element) -> None:
-        """Keep an object inside the document that has no fields of its own here, such as a step of a provenance."""
+        """Keep an object of the document for which the sandbox has no fields, such as a step of a provenance."""
         inner = [child for child in node if len(child)]
         for child in inner:
             self._keep(content, f"{path}/{child.tag.rpartition('}')[2]}", child)
@@ -209,12 +209,12 @@ class FieldReader:
     def _read_value(self, content: Content, path: str, value: str) -> None:
         if path.lower() not in _IDENTITY:
             self._place(content.fields, content.xsi_type, path, value)
-        elif value.strip():  # a blank ID or project counts as not given
+        elif value.strip():  # a blank ID or project counts as missing
             content.identity[_IDENTITY[path.lower()]] = value
 
 
 def _document_of(request: Request) -> bytes:
-    """Return the XML document in the body, or in a form that is the body; empty where there is none."""
+    """Return the XML document in the body, or in a form in the body; empty if there is none."""
     kind = request.content_type
     if kind == MULTIPART:
         with form_files(request) as files:
@@ -247,7 +247,7 @@ def _valid(kind: str, text: str) -> str:
     if kind in _INTEGERS:
         return str(int(text))
     if kind in _FLOATS:
-        # As PostgreSQL and Java write them: 12 is 12.0.
+        # PostgreSQL and Java write numbers in this way: 12 is 12.0.
         return repr(float(text))
     if kind == "date":
         return _iso_date(text)
@@ -281,7 +281,7 @@ _UPDATE = {
 
 
 class _Bearer(NamedTuple):
-    """What has the fields: its table and key, and the project that decides who may change them."""
+    """The object that has the fields: its table and key, and the project that decides who may change them."""
 
     table: str
     key: Any
@@ -289,7 +289,7 @@ class _Bearer(NamedTuple):
 
 
 class CustomFields(Handlers):
-    """The handlers, for one request's user."""
+    """The handlers, for the user of one request."""
 
     def handle(self, request: Request, words: list[str]) -> Reply:
         """Answer ``/xapi/custom-fields/.../fields[/NAME]``.
@@ -297,8 +297,8 @@ class CustomFields(Handlers):
         Raises
         ------
         HTTPError
-            400 for a body that is no JSON object; 403 without the right, and for a project, subject or experiment that
-            is not there; 404 for a scan or assessor that is not; 405 for another method, 415 for another content type.
+            400 for a body that is not a JSON object; 403 without the right, and if a project, subject or experiment
+            does not exist; 404 if a scan or assessor does not; 405 for another method; 415 for another content type.
         """
         end = len(words) - 1 if words[-1:] == ["fields"] else len(words) - 2
         if end < 1 or words[end] != "fields":
@@ -315,7 +315,7 @@ class CustomFields(Handlers):
         return self._delete(bearer, name) if name else self._put(request, bearer)
 
     def _may_change(self, bearer: _Bearer) -> bool:
-        """Return whether the user may change the fields: those of a project are its owners'."""
+        """Return whether the user may change the fields. Only its owners may change those of a project."""
         test = self._may.may_delete if bearer.table == "projects" else self._may.may_edit
         return test(bearer.project)
 
@@ -323,7 +323,7 @@ class CustomFields(Handlers):
         inner = next((place for place, word in enumerate(words) if word in ("scans", "assessors")), len(words))
         outer = self._found(words[:inner])
         if outer is None:
-            # Who asks is not told whether it exists; administrators, who see everything, are.
+            # The user must not learn whether the object exists. Administrators may, because they see everything.
             raise HTTPError(404 if self._may.user.is_admin else 403)
         if inner == len(words):
             return self._of(outer)

@@ -1,4 +1,4 @@
-"""Objects of the archive: which handler answers for which path and method; reading, deleting, sharing, settings."""
+"""Objects of the archive: which handler answers which path and method; reading, deleting, sharing, settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from monailabel_xnat.sandbox.http.paths import NOT_FOUND, Finder, Target
 from monailabel_xnat.sandbox.http.router import Handlers, Visit
 from monailabel_xnat.sandbox.http.tables import Table
 
-# The settings of a project, and what each may be.
+# The settings of a project, and the values that each may have.
 _SETTINGS = {
     "accessibility": LEVELS,
     "prearchive_code": ("0", "1", "4", "5", "11"),
@@ -28,15 +28,15 @@ _SETTINGS = {
 
 
 class ProjectSettings(Handlers):
-    """The handlers, for one request's user."""
+    """The handlers, for the user of one request."""
 
     def handle(self, request: Request, project: Project, word: str, names: list[str]) -> Reply:
-        """Answer for ``projects/P/WORD[/NAME...]``.
+        """Answer ``projects/P/WORD[/NAME...]``.
 
         Raises
         ------
         HTTPError
-            400 where there is no such thing.
+            400 if there is no such setting.
         """
         if word not in ("users", *_SETTINGS):
             raise HTTPError(400)
@@ -51,7 +51,7 @@ class ProjectSettings(Handlers):
 
     def _setting(self, request: Request, project: Project, word: str, given: list[str]) -> Reply:
         if request.method != "PUT":
-            return text(str(getattr(project, word, ARCHIVE_FOLDER)))  # there is one folder of archives
+            return text(str(getattr(project, word, ARCHIVE_FOLDER)))  # the sandbox has only one folder of archives
         self._require_owner(project)
         if given[:1] == [] or given[0] not in _SETTINGS[word]:
             raise HTTPError(400, f"Unknown {word}; there are {', '.join(_SETTINGS[word])}")
@@ -98,10 +98,10 @@ Shared = Subject | Experiment | Scan
 
 
 class Sharing(Handlers):
-    """The handlers, for one request's user."""
+    """The handlers, for the user of one request."""
 
     def handle(self, request: Request, item: Shared, names: list[str]) -> Reply:
-        """List the projects of an object, show it in another one, or take it out of that."""
+        """List the projects of an object, share it into another project, or end a share."""
         if request.method in ("GET", "HEAD"):
             return self._table(item).answer(request)
         project = self._archive.project(text_of(names[0])) if names else None
@@ -235,7 +235,7 @@ _ITEM_FORMATS = ("html", "xml")
 
 
 class Objects(Handlers):
-    """The handlers, for one request's user."""
+    """The handlers, for the user of one request."""
 
     def __init__(self, visit: Visit) -> None:
         super().__init__(visit)
@@ -243,7 +243,7 @@ class Objects(Handlers):
         self._edits = Edits(visit)
 
     def handle(self, request: Request, words: list[str]) -> Reply:
-        """Answer for the objects of the archive, lists of them, their resources and files."""
+        """Answer calls for the objects of the archive, for lists of them, and for their resources and files."""
         if not words:
             raise HTTPError(404)
         target = Finder(self._archive, self._may).find(words)
@@ -301,14 +301,14 @@ class Objects(Handlers):
         return html(f"<html><body><h1>{item.id}</h1></body></html>")
 
     def _values(self, request: Request, item: Item) -> Reply:
-        """Answer the fields of one object as a table of one row (ItemValuesRepresentation)."""
+        """Answer with the fields of one object as a table of one row (ItemValuesRepresentation)."""
         fields = {name.lower(): str(value) for name, value in self._items.fields(item).items()}
         names = [name for name in request.query.get("columns", "").split(",") if name] or list(self._items.fields(item))
         row = {name: fields.get((name.partition("/")[2] if ":" in name else name).lower(), "") for name in names}
         return Table(names, [row]).answer(request)
 
     def _below(self, request: Request, target: Target) -> Reply:
-        """Answer for what follows an object where XNAT has no route: some handlers use it, others refuse it."""
+        """Answer a path with more words than XNAT has routes for. Some handlers use them, others refuse them."""
         item = found_item(target)
         word, *names = target.rest
         if isinstance(item, Project):
@@ -322,12 +322,12 @@ class Objects(Handlers):
 
 
 def found_item(target: Target) -> Item:
-    """Return the one object that a path names.
+    """Return the object that a path names.
 
     Raises
     ------
     HTTPError
-        404 where there is none, or not one alone.
+        404 if the path names no object, or several.
     """
     candidates: dict[str, Item | None] = {
         "projects": target.project,

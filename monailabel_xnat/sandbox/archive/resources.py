@@ -1,7 +1,7 @@
-"""Resources and their files: catalog entries in the database, contents as plain files in folders like XNAT's.
+"""Resources and their files. Catalog entries are in the database, contents are plain files in folders like XNAT's.
 
-A file is written beside the archive, brought to disk and moved into its place; what was on its way when the server
-was killed is finished or taken back at the next start. So there is never half a file, and no entry without its file.
+A file is written beside the archive, flushed to disk, and then moved to its place. If the server is killed, the next
+start finishes such a write or undoes it. So there is never half a file, and no entry without its file.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ ARCHIVE_FOLDER = "arc001"
 
 @dataclass(frozen=True)
 class Owner:
-    """What a resource belongs to.
+    """The object that a resource belongs to.
 
-    `kind` is that of `Resource`, `parent` the object's ID (of a scan its site-wide number), `folder` where its
-    resources lie below the root of the files, such as ``P/arc001/s1/SCANS/1``.
+    `kind` is that of `Resource`. `parent` is the object's ID; for a scan, its number in the site. `folder` is the
+    folder of its resources below the root of the files, such as ``P/arc001/s1/SCANS/1``.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class Owner:
 
 
 def owner_of(archive: Archive, item: Item, direction: str = "out") -> Owner:
-    """Return what the resources of an object belong to; assessors have those that went ``in`` and came ``out``."""
+    """Return the owner of an object's resources. Those of an assessor are inputs (``in``) or results (``out``)."""
     if isinstance(item, Project):
         return Owner("project", item.id, f"{segment(item.id)}/resources")
     if isinstance(item, Subject):
@@ -72,24 +72,24 @@ def session_folder(session: Experiment) -> str:
 
 
 def segment(name: str) -> str:
-    """Make a name safe as one segment of a path."""
+    """Return a name that is safe as one segment of a path."""
     safe = re.sub(r"[^\w. -]", "_", name)
     return safe if safe.strip(".") else f"_{safe}"
 
 
-# A moment before every change of a catalog.
+# A moment that is before all changes of catalogs.
 BEFORE_ALL = -1
 CATALOG_SUFFIX = "_catalog.xml"
 _ENTRY_COLUMNS = ("format", "content", "description", "tags", "sop_uid", "instance_number")
 
 
 class ConcurrentModificationError(Exception):
-    """Another writer changed a catalog between its reading and its writing, as in XNAT's CatalogUtils."""
+    """Another writer changed a catalog after it was read and before it was written, as in XNAT's CatalogUtils."""
 
 
 @dataclass(frozen=True)
 class Incoming:
-    """A file on its way into a resource: where to, its content, and the entry's other columns."""
+    """A file that is being added to a resource: its path there, its content, and the other columns of its entry."""
 
     path: str
     staged: Staged
@@ -97,7 +97,7 @@ class Incoming:
 
 
 class Changes:
-    """When catalogs were made and changed, counted in changes since the start of the server."""
+    """When catalogs were made and changed. Time is counted in changes since the start of the server."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -107,17 +107,17 @@ class Changes:
 
     @property
     def now(self) -> int:
-        """How many changes there were."""
+        """The number of changes so far."""
         return self._count
 
     def note(self, resource: int, *, made: bool = False) -> None:
-        """Note a change of a catalog."""
+        """Record a change of a catalog."""
         with self._lock:
             self._count += 1
             (self._made if made else self._changed)[resource] = self._count
 
     def existed(self, resource: int, moment: int) -> bool:
-        """Return whether a catalog was there at a moment."""
+        """Return whether a catalog existed at a moment."""
         return self._made.get(resource, 0) <= moment
 
     def changed_since(self, resource: int, moment: int) -> bool:
@@ -152,7 +152,7 @@ class Resources:
         return [load_row(Resource, row) for row in rows]
 
     def find(self, owner: Owner, name: str) -> Resource | None:
-        """Find a resource of an object by number or label; digits are taken for a number, as XNAT does."""
+        """Return a resource of an object by number or label, or None. As in XNAT, digits are a number."""
         found = self.of(owner)
         if name.isdigit():
             return next((resource for resource in found if resource.id == int(name)), None)
@@ -164,14 +164,14 @@ class Resources:
         return resource
 
     def create(self, owner: Owner, label: str, **values: str) -> Resource:
-        """Make a resource; its counts are unknown until something is written.
+        """Make a resource. Its counts are unknown until a file is written.
 
         Parameters
         ----------
         owner
-            What it belongs to.
+            The object that it belongs to.
         label
-            Its label; nothing forbids two with the same one, as in XNAT.
+            Its label. As in XNAT, two resources may have the same label.
         **values
             ``format``, ``content``, ``description``, ``tags``, ``series_uid``.
         """
@@ -184,11 +184,11 @@ class Resources:
 
     def _free_folder(self, wanted: str) -> str:
         folder, number = wanted, 1
-        # Some disks do not tell upper from lower case.
+        # Some disks do not distinguish upper case from lower case.
         while self._store.one("SELECT 1 FROM resources WHERE folder = ? COLLATE NOCASE", (folder,)):
             number += 1
             folder = f"{wanted}_{number}"
-        # Left by a server that was killed while it deleted.
+        # A server that was killed while it deleted may have left this folder.
         shutil.rmtree(self.root / folder, ignore_errors=True)
         return folder
 
@@ -213,7 +213,7 @@ class Resources:
         Parameters
         ----------
         old, new
-            Folders below the root, such as ``P/arc001/s1``; nothing happens where there is no such folder.
+            Folders below the root, such as ``P/arc001/s1``. If the old folder does not exist, nothing happens.
         """
         with self._store.write() as db:
             db.execute(
@@ -228,25 +228,25 @@ class Resources:
     # Files
 
     def files(self, resource: Resource) -> list[FileEntry]:
-        """List the catalog of a resource."""
+        """Return the entries of a resource's catalog."""
         rows = self._store.all("SELECT * FROM files WHERE resource = ? ORDER BY path", (resource.id,))
         return [load_row(FileEntry, row) for row in rows]
 
     def file(self, resource: Resource, path: str) -> FileEntry | None:
-        """Find an entry of a catalog."""
+        """Return the entry of a catalog with this path, or None."""
         row = self._store.one("SELECT * FROM files WHERE resource = ? AND path = ?", (resource.id, path))
         return load_row(FileEntry, row) if row else None
 
     def folder(self, resource: Resource) -> Path:
-        """Return where the files of a resource lie."""
+        """Return the folder with the files of a resource."""
         return self.root / resource.folder
 
     def path(self, entry: FileEntry) -> Path:
-        """Return where a file's content lies."""
+        """Return the path of a file's content."""
         return self.folder(self.get(entry.resource)) / entry.path
 
     def stage(self, source: BinaryIO) -> Staged:
-        """Write a stream to the disk, beside the archive."""
+        """Write a stream to the disk, beside the archive, and return the file that waits there."""
         return self.staging.take(source)
 
     def put(
@@ -259,37 +259,37 @@ class Resources:
         overwrite: bool = True,
         update_stats: bool = True,
     ) -> list[str]:
-        """Move staged files into a resource and enter them into its catalog, all or none.
+        """Move staged files into a resource and add them to its catalog. Either all files are added, or none.
 
-        Names that end ``_catalog.xml`` are left out, for XNAT never catalogues them.
+        Names that end with ``_catalog.xml`` are left out, because XNAT never adds them to a catalog.
 
         Parameters
         ----------
         resource
-            Where to.
+            The resource to write to.
         files
-            The files; an entry with the same path is replaced.
+            The files. An entry with the same path is replaced.
         user
-            Who writes.
+            The user who writes.
         since
-            Moment (of :attr:`changes`) at which the writer read the catalog; None: no matter.
+            The moment (of :attr:`changes`) at which the writer read the catalog; None if it does not matter.
         overwrite
-            Whether files are replaced. Otherwise those that are there stay as they are. The disk counts, not the
-            catalog: also what a failed writer left there is in the way.
+            Whether existing files are replaced. Otherwise they are not changed. A file exists if it is on the disk,
+            even if it is not in the catalog because a writer failed.
         update_stats
-            Whether count and size of the resource are brought up to date.
+            Whether to update the count and the size of the resource.
 
         Returns
         -------
         list of str
-            The paths that stay as they are, for there are files already.
+            The paths whose files exist already, and are not changed.
 
         Raises
         ------
         ValueError
             If a path leaves the resource.
         ConcurrentModificationError
-            If the catalog was changed since; the files are in their places then, without entries, as in XNAT.
+            If the catalog was changed since. As in XNAT, the files are then in their places, but have no entries.
         """
         wanted = [(checked_path(item.path), item) for item in files if not item.path.endswith(CATALOG_SUFFIX)]
         with self._store.write() as db:
@@ -300,7 +300,7 @@ class Resources:
                 db.execute("INSERT INTO pending_files VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         try:
             with self._store.write() as db:
-                # Looked for while nobody else writes, so that of two who send one name only one is stored.
+                # This looks while nobody else writes. So if two clients send the same name, only one file is stored.
                 there = [] if overwrite else [path for path, _ in wanted if (self.root / folder / path).exists()]
                 stored = [(path, item) for path, item in wanted if path not in there]
                 for path, item in stored:
@@ -328,7 +328,7 @@ class Resources:
             self._store.insert("files", row, replace=True)
 
     def remove(self, entries: Collection[FileEntry], *, keep_files: bool = False) -> None:
-        """Remove entries from their catalogs, and their files from disk unless told otherwise."""
+        """Remove entries from their catalogs and, unless `keep_files`, their files from disk."""
         paths = [self.path(entry) for entry in entries]
         with self._store.write() as db:
             db.executemany("DELETE FROM files WHERE id = ?", [(entry.id,) for entry in entries])
@@ -340,13 +340,13 @@ class Resources:
                 self._drop_empty(path.parent)
 
     def _drop_empty(self, folder: Path) -> None:
-        """Remove a folder that is empty, and those around it; nobody may write meanwhile."""
+        """Remove a folder and the folders above it, as far as they are empty. Nobody may write at the same time."""
         while folder != self.root and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
             folder = folder.parent
 
     def count(self, resource: Resource) -> None:
-        """Count the files and bytes of a resource anew."""
+        """Count the files and bytes of a resource again."""
         with self._store.write() as db:
             self._count(db, resource.id)
 
@@ -361,7 +361,7 @@ class Resources:
         self.changes.note(number)
 
     def _recover(self) -> None:
-        """Finish the writes whose file had reached its place when the server was killed; forget the others."""
+        """Finish the writes whose file was in its place when the server was killed, and undo the others."""
         rows = self._store.all("SELECT * FROM pending_files")
         with self._store.write() as db:
             for row in rows:

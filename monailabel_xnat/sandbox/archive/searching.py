@@ -1,4 +1,4 @@
-"""XNAT's search engine as clients use it: an XML document with fields and criteria (SearchResource)."""
+"""XNAT's search, as clients use it: they send an XML document with fields and criteria (SearchResource)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from monailabel_xnat.sandbox.http.router import Handlers
 from monailabel_xnat.sandbox.http.tables import Row, Table
 
 _SPACE = "{http://nrg.wustl.edu/security}"
-# Display fields of XNAT's data types, by the path of what they show; those of one type come before those of all.
+# Display fields of XNAT's data types, with the paths that they show. A type's own fields win over those of all types.
 _OF_ALL = {
     "ID": "id",
     "PROJECT": "project",
@@ -96,7 +96,7 @@ _DISPLAYED = {
         "SESSION_ID": "image_session_id",
     },
 }
-# What a row always has, asked or not.
+# Every row has these columns, even if the document does not ask for them.
 _KEYS = {
     PROJECT: {"id": "id"},
     SUBJECT: {"subjectid": "id", "project": "project"},
@@ -106,26 +106,26 @@ _KEYS = {
 
 Values = dict[str, str]
 Experiments = dict[str, tuple[str, Values]]
-"""Type and values of experiments by ID."""
+"""Type and values of experiments, by ID."""
 Test = Callable[["_Found"], bool]
 
 
 def display_fields(types: DataTypes, kind: str) -> dict[str, str]:
-    """Return the display fields of a data type: name to the path of what it shows."""
+    """Return the paths that the display fields of a data type show, by the name of the field."""
     base = next((base for base in _DISPLAYED if types.is_a(kind, base)), "")
     return {**_OF_ALL, **_DISPLAYED.get(base, {})}
 
 
 @dataclass
 class _Found:
-    """One object with what hangs on it: the values of each, by the base of its type."""
+    """One object and the objects related to it: the values of each, by the base of its type."""
 
     values: Values
     around: list[tuple[str, Values]] = field(default_factory=list)
 
 
 class Search:
-    """Runs search documents, for one request's user."""
+    """Runs search documents, for the user of one request."""
 
     def __init__(self, archive: Archive, may: Permissions) -> None:
         self._archive = archive
@@ -138,7 +138,7 @@ class Search:
         Raises
         ------
         HTTPError
-            422 for what is no search document, or for a type that cannot be searched.
+            422 if this is not a search document, or its type cannot be searched.
         """
         root = _parsed(document)
         kind = self._types.canonical(_text(root, "root_element_name")) or ""
@@ -168,7 +168,7 @@ class Search:
     # Fields
 
     def _key(self, kind: str, element: str, name: str) -> str:
-        """Return the key under which a field comes back: the name alone for the type itself."""
+        """Return the key of a field in the answer. For fields of the type itself, it is only the name."""
         plain, prefix = (re.sub(r"\W", "_", text.lower()) for text in (name, element))
         return plain if element.lower() == kind.lower() else f"{prefix}_{plain}"
 
@@ -184,7 +184,7 @@ class Search:
         return [values for name, values in found.around if name.lower() in wanted]
 
     def _shown(self, kind: str, found: _Found, element: str, name: str) -> str:
-        # Of several, XNAT shows the latest.
+        # If there are several values, XNAT shows the latest.
         values = self._values(kind, found, element)
         return values[-1].get(self._path(element, name), "") if values else ""
 
@@ -199,13 +199,13 @@ class Search:
         return lambda found: combined(test(found) for test in tests) if tests else True
 
     def _criterion(self, kind: str, node: ElementTree.Element) -> Test:
-        # A display field is written xnat:subjectData.SUB_GROUP, a field of the schema xnat:subjectData/group.
+        # A display field is written as xnat:subjectData.SUB_GROUP, a field of the schema as xnat:subjectData/group.
         element, _, name = re.sub(r"\.", "/", _text(node, "schema_field"), count=1).partition("/")
         path = self._path(element, name)
         if self._types.canonical(element) is None:
             raise HTTPError(422, f"Unknown element: {element}")
         kind_of_test = _text(node, "comparison_type").strip().upper() or "="
-        # Whoever has no value differs from every value of a display field, and from none of a field of the schema.
+        # An object without a value differs from every value of a display field, but from no value of a schema field.
         shows = name in display_fields(self._types, element)
         test = _comparison(kind_of_test, _text(node, "value"), is_empty_other=shows)
         return lambda found: any(test(values.get(path, "")) for values in self._values(kind, found, element) or [{}])
@@ -213,7 +213,7 @@ class Search:
     # Objects
 
     def _objects(self, kind: str, base: str) -> Iterator[_Found]:
-        """Return every object of a type that the user may read, with what it is part of and what is part of it."""
+        """Yield the objects of a type that the user may read, with the objects around them and inside them."""
         if base == PROJECT:
             return self._projects()
         readable = self._may.readable()
@@ -285,7 +285,7 @@ class Search:
         return [(PROJECT, {"id": values["project"], "name": values["project"]})]
 
 
-# The data types that are set up on the site, and what one of each is called.
+# The data types that are set up on the site, and the name of one object of each.
 _SET_UP = {
     PROJECT: "Project",
     SUBJECT: "Subject",
@@ -307,10 +307,10 @@ _SET_UP = {
 
 
 class SearchCalls(Handlers):
-    """The handlers, for one request's user."""
+    """The handlers, for the user of one request."""
 
     def elements(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``/data/search/elements[/TYPE]``: the data types of the site, or the display fields of one."""
+        """Answer ``/data/search/elements[/TYPE]`` with the site's data types, or the display fields of one type."""
         table = self._search_fields(unquote(words[0])) if words else self._elements(request.query)
         return table.answer(request)
 

@@ -1,4 +1,4 @@
-"""DICOMweb, as a plugin for XNAT has it: studies and series of a project, and the headers of a series."""
+"""DICOMweb as in a plugin for XNAT: the studies and series of a project, and the headers of a series."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _VRS = {_STUDY: "UI", _SERIES: "UI", _PATIENT: "LO", _MODALITY: "CS"}
 
 
 class DicomWeb(Handlers):
-    """The handlers below ``/xapi/dicomweb/projects``, for one request's user."""
+    """The handlers of the calls below ``/xapi/dicomweb/projects``, for the user of one request."""
 
     def handle(self, request: Request, words: list[str]) -> Reply:
         """Answer ``studies``, ``studies/UID/series`` and ``studies/UID/series/UID/metadata`` of a project.
@@ -30,7 +30,7 @@ class DicomWeb(Handlers):
         Raises
         ------
         HTTPError
-            403 where the project may not be read, 404 for what there is not.
+            403 if the user may not read the project, 404 if the study, series or path does not exist.
         """
         project, *rest = [unquote(word) for word in words] or [""]
         if not self._may.may_read(project):
@@ -79,7 +79,7 @@ def _attributes(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _listed(request: Request, objects: list[dict[str, Any]]) -> Reply:
-    """Answer those objects that fit the query; 204 where there are none."""
+    """Answer with the objects that match the query, or with 204 if there are none."""
     wanted = {_FILTERS[name]: value for name, value in request.query.items() if name in _FILTERS}
     found = [
         item for item in objects if all(item.get(tag, {}).get("Value") == [value] for tag, value in wanted.items())

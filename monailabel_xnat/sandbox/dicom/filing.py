@@ -1,4 +1,4 @@
-"""DICOM series filed into the archive as XNAT's importer does: patient, study, series to subject, session, scan."""
+"""Filing of DICOM series as by XNAT's importer: patients, studies and series become subjects, sessions and scans."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ REFUSE, REPLACE, KEEP = "refuse", "replace", "keep"
 
 @dataclass(frozen=True)
 class Merge:
-    """How a study goes into a session that exists.
+    """How a study is added to a session that exists.
 
     Parameters
     ----------
     allowed
-        Whether it may at all.
+        Whether it may be added.
     known_files
-        What becomes of instances that are there already: all is refused, they are replaced, or kept as they are.
+        What to do with instances that exist already: refuse the whole study, replace them, or keep them.
     other_study
-        Whether a study of another UID is taken too.
+        Whether a study with another UID is accepted, too.
     """
 
     allowed: bool = True
@@ -53,21 +53,21 @@ FILL = Merge(known_files=KEEP)
 
 
 def merge_of(overwrite: str, *, overwrite_files: bool = False) -> Merge:
-    """Return what the parameters ``overwrite`` and ``overwrite_files`` ask for; unknown values of the first add."""
+    """Return what the parameters ask for. An unknown value of ``overwrite`` means that files are added."""
     if overwrite in ("", "none"):
         return NO_MERGE
     if overwrite in ("delete", "override"):
-        # In spite of its name it deletes nothing: what is there and is not sent again stays.
+        # In spite of its name, this deletes nothing: files that exist and are not sent again stay.
         return Merge(known_files=REPLACE, other_study=True)
     return Merge(known_files=REPLACE if overwrite_files else REFUSE)
 
 
 class ConflictError(ValueError):
-    """What is to be filed does not go together with what is in the archive."""
+    """The study does not fit what is in the archive."""
 
 
 class LockedError(ValueError):
-    """The session in the archive is not to be changed."""
+    """The session in the archive may not be changed."""
 
 
 class Filing:
@@ -78,16 +78,16 @@ class Filing:
         self._resources = resources
 
     def file(self, folder: Path, project: str, user: User = SYSTEM) -> list[Experiment]:
-        """File every series below a folder; what is in the archive already is passed over.
+        """File every series below a folder. Series that are in the archive already are skipped.
 
         Parameters
         ----------
         folder
             Any folder of DICOM files.
         project
-            Where to; made if it does not exist.
+            The project. It is made if it does not exist.
         user
-            Who files.
+            The user who files.
 
         Returns
         -------
@@ -97,7 +97,7 @@ class Filing:
         Raises
         ------
         ValueError
-            If there is no DICOM in the folder, or a session is locked.
+            If the folder holds no DICOM, or a session is locked.
         """
         studies = by_study(read_series(folder))
         if not studies:
@@ -108,7 +108,7 @@ class Filing:
             return [self._file_somewhere(series, project, user, scratch) for series in studies]
 
     def _file_somewhere(self, series: Sequence[SeriesFiles], project: str, user: User, scratch: Path) -> Experiment:
-        """File a study; where its label belongs to another one, it gets a label of its own."""
+        """File a study. If another study has its label, it gets a label of its own."""
         place = self._own_place(series, project)
         try:
             return self.file_study(self.received(series, place, scratch), place, user, FILL)
@@ -118,15 +118,16 @@ class Filing:
             return self.file_study(self.received(series, place, scratch), place, user, FILL)
 
     def received(self, series: Sequence[SeriesFiles], place: Place, scratch: Path) -> Sequence[SeriesFiles]:
-        """Return a study as the site takes it in: anonymised, in a folder below `scratch`, where its script is on."""
+        """Return a study as the site accepts it. A site that anonymises makes copies below `scratch`."""
         if not self._archive.is_anonymising:
             return series
         return anonymised(series, place, Path(tempfile.mkdtemp(dir=scratch)))
 
     def place(self, series: Sequence[SeriesFiles], asked: Place) -> Place:
-        """Complete a place from a study's headers as XNAT does; the project stays empty where none exists.
+        """Return a place, completed from a study's headers as in XNAT.
 
-        What the comments of the headers name comes after what was asked for, and Patient's Name and Patient ID last.
+        The request wins over the comments in the headers; Patient's Name and Patient ID come last. The project stays
+        empty if none exists.
         """
         first = series[0]
         route = read_route(first.files[0].path)
@@ -137,7 +138,7 @@ class Filing:
         return replace(asked, project=project, subject=subject or "unknown", session=session or "dicom_upload")
 
     def _own_place(self, series: Sequence[SeriesFiles], project: str) -> Place:
-        """Choose a place where every study has a session of its own."""
+        """Return a place in which every study has a session of its own."""
         first = series[0]
         route = read_route(first.files[0].path)
         subject = route.subject or xnat_label(first.patient_id or first.patient_name) or "unknown"
@@ -146,7 +147,7 @@ class Filing:
         return Place(project, subject, session or self._free_label(project, subject, first.modality))
 
     def _known_label(self, subject: Subject | None, study_uid: str) -> str:
-        """Return the label of the session that holds a study already."""
+        """Return the label of the session that holds a study already, or an empty text."""
         sessions = self._archive.experiments_of("subject_id", subject.id) if subject else []
         return next((item.label for item in sessions if item.fields.get("UID") == study_uid), "")
 
@@ -162,13 +163,13 @@ class Filing:
         Parameters
         ----------
         series
-            All of one study.
+            All series of one study.
         place
-            Where to, complete.
+            The place to file it, with nothing missing.
         user
-            Who files.
+            The user who files.
         merge
-            What to do with a session that exists.
+            What to do if the session exists.
 
         Returns
         -------
@@ -178,11 +179,11 @@ class Filing:
         Raises
         ------
         ConflictError
-            If the session exists and may not be changed that way; nothing is stored then.
+            If the session exists and may not be changed in that way. Then nothing is stored.
         LockedError
-            If it is locked.
+            If the session is locked.
         """
-        # One study at a time: two who send one would each find nothing there, and make each session and scan twice.
+        # One study at a time. Two clients that send the same study would both find nothing, and make everything twice.
         with self._archive.filing:
             return self._filed(series, place, user, merge)
 
@@ -212,7 +213,7 @@ class Filing:
             raise ConflictError(f"Session already exists: {found.label}, retry with overwrite enabled")
         kind = session_xsi_type(series)
         if kind != found.xsi_type and merge.known_files != KEEP:
-            # XNAT's setting preventCrossModalityMerge, which is on from the start.
+            # This is XNAT's setting preventCrossModalityMerge, which is on by default.
             raise ConflictError(f"session {found.label} is a {found.xsi_type}, what came is a {kind}")
         uid = found.fields.get("UID")
         if uid and uid != series[0].study_uid and not merge.other_study:
@@ -300,7 +301,7 @@ class Filing:
 
 
 def by_study(series: Sequence[SeriesFiles]) -> list[list[SeriesFiles]]:
-    """Group series by study."""
+    """Return series, grouped by study."""
     studies: dict[str, list[SeriesFiles]] = defaultdict(list)
     for item in series:
         studies[item.study_uid].append(item)
@@ -312,12 +313,12 @@ def _resource_label(scan: Scan) -> str:
 
 
 def _file_name(item: SeriesFiles, file: DicomFile) -> str:
-    """Name a file as XNAT's namer does: study, series number, instance number, and a hash of what it is."""
+    """Return a file's name, as XNAT makes it: study, series number, instance number, and a hash of what it is."""
     what = f"{file.sop_class_uid}{file.sop_instance_uid}".encode()
     mark = hashlib.sha1(what, usedforsecurity=False).hexdigest()[:8]
     return xnat_label(f"{item.study_uid}-{item.series_number or 0}-{file.instance_number or 0}-{mark}.dcm")
 
 
 def project_id(folder: Path, given: str | None) -> str:
-    """Choose the project for a folder: the one given, else one named like the folder."""
+    """Return the project for a folder: the one given, else one with the name of the folder."""
     return given or xnat_label(folder.resolve().name).replace(".", "_") or "SANDBOX"

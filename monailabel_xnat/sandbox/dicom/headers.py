@@ -1,4 +1,4 @@
-"""What headers say: where DICOM wants to go, the fields of sessions and scans; and what a site puts into them."""
+"""What headers say: the destination of a study, the fields of sessions and scans; and anonymised copies."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from monailabel_xnat.sandbox.dicom.naming import scan_xsi_type, xnat_label
 from monailabel_xnat.sandbox.dicom.series import CT_PARAMETERS, SeriesFiles, element_text, read_series, without_warnings
 from monailabel_xnat.sandbox.http.messages import HTTPError, Request
 
-# Where XNAT looks for "Project:P Subject:S Session:E", in this order.
+# XNAT looks in these elements for "Project:P Subject:S Session:E", in this order.
 _COMMENTS = ("PatientComments", "StudyComments", "AdditionalPatientHistory")
-# Where it looks for the plain ID of a project.
+# XNAT looks in these elements for the plain ID of a project.
 _PROJECT_FIELDS = ("StudyDescription", "AccessionNumber")
 
 
 @dataclass(frozen=True)
 class Route:
-    """A destination; each part is empty where the headers say nothing."""
+    """A destination. A part is empty if the headers do not name it."""
 
     project: str = ""
     subject: str = ""
@@ -36,9 +36,9 @@ class Route:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a study goes; labels that are empty are made from its headers.
+    """The place where a study is filed. Labels that are empty are made from its headers.
 
-    `moment` and `folder` are the parts of an address in the prearchive, where one was asked for.
+    `moment` and `folder` are the parts of an address in the prearchive, if the request named one.
     """
 
     project: str
@@ -49,12 +49,12 @@ class Place:
 
 
 def read_route(path: Path) -> Route:
-    """Read the destination from the header of a file.
+    """Return the destination that the header of a file names.
 
     Returns
     -------
     Route
-        With `may_be_project`: values that are the ID of a project if there is one of that ID.
+        Its `may_be_project` holds values that are the ID of a project if such a project exists.
     """
     with without_warnings():
         header = pydicom.dcmread(
@@ -71,7 +71,7 @@ def read_route(path: Path) -> Route:
 
 
 def _assigned(name: str, comments: Iterable[str]) -> str:
-    """Find ``Name: value`` in a comment; the value ends at a blank, a comma or a semicolon."""
+    """Return the value of ``Name: value`` in a comment. It ends at a blank, a comma or a semicolon."""
     for comment in comments:
         found = re.search(rf"(?:^|[\s,;]){name}:\s*([\w-]+)(?=[\s,;]|$)", comment, re.IGNORECASE)
         if found:
@@ -85,17 +85,17 @@ def anonymised(series: Sequence[SeriesFiles], place: Place, folder: Path) -> lis
     Parameters
     ----------
     series
-        All of one study.
+        All series of one study.
     place
-        Where it is filed: Study Description becomes the project's ID, Patient's Name the subject's label and Patient
-        ID the session's.
+        The place where the study is filed. Study Description becomes the project's ID, Patient's Name the label of the
+        subject, and Patient ID the label of the session.
     folder
         An empty folder for the copies.
 
     Returns
     -------
     list of SeriesFiles
-        The same series, of the copies.
+        The same series, but of the copies.
     """
     values = {"StudyDescription": place.project, "PatientName": place.subject, "PatientID": place.session}
     found: list[SeriesFiles] = []
@@ -127,7 +127,7 @@ Read = Callable[[SeriesFiles], str]
 
 
 def detail(keyword: str, place: int | None = None) -> Read:
-    """Return what reads an element; `place` chooses one of its values."""
+    """Return a function that reads an element; `place` chooses one of its values."""
 
     def read(series: SeriesFiles) -> str:
         text = series.details.get(keyword, "")
@@ -142,7 +142,7 @@ def detail(keyword: str, place: int | None = None) -> Read:
 def _number(read: Read) -> Read:
     def written(series: SeriesFiles) -> str:
         try:
-            # As XNAT since 1.10 writes what it extracts: 1200, and not 1200.0.
+            # XNAT since 1.10 writes extracted numbers in this way: 1200, and not 1200.0.
             return f"{float(read(series)):.10g}"
         except ValueError:
             return ""
@@ -155,7 +155,7 @@ def _thickness(series: SeriesFiles) -> str:
 
 
 def _orientation(series: SeriesFiles) -> str:
-    """Return the plane in which the slices lie most: ``Sag``, ``Cor`` or ``Tra``."""
+    """Return the plane that is nearest to the slices: ``Sag``, ``Cor`` or ``Tra``."""
     try:
         a, b, c, d, e, f = (float(text) for text in detail("ImageOrientationPatient")(series).split("\\"))
     except ValueError:
@@ -226,13 +226,13 @@ SCAN_FIELDS: dict[str, Read] = {
 
 
 def header_fields(types: DataTypes, kind: str, series: SeriesFiles, table: dict[str, Read]) -> dict[str, str]:
-    """Return the fields of a table that a data type has and the headers fill."""
+    """Return those fields of a table that a data type has and the headers have values for."""
     found = {path: read(series) for path, read in table.items() if types.has_field(kind, path)}
     return {path: _stored(types, kind, path, value) for path, value in found.items() if value}
 
 
 def _stored(types: DataTypes, kind: str, path: str, value: str) -> str:
-    """Return a value as a field of its type holds it."""
+    """Return a value in the form in which a field of its type stores it."""
     try:
         typed = types.typed(kind, path, value)
     except ValueError:
@@ -240,21 +240,21 @@ def _stored(types: DataTypes, kind: str, path: str, value: str) -> str:
     return repr(typed) if isinstance(typed, float) else value
 
 
-# What a person may have said about a scan stays, unless it says nothing.
+# A person may have set these fields of a scan. They do not change, unless they are empty.
 _KEPT = ("type", "quality")
 _SAYS_NOTHING = ("", "Unknown")
 _OF_DICOM = ("DICOM", "secondary")
 
 
 class HeaderActions:
-    """The actions, on an archive."""
+    """The actions that read headers, on an archive."""
 
     def __init__(self, archive: Archive, resources: Resources) -> None:
         self._archive = archive
         self._resources = resources
 
     def run(self, request: Request, session: Experiment, scan: Scan | None = None) -> None:
-        """Do what the request asks for, to one scan or to a session with all its scans."""
+        """Do the actions that the request asks for, on one scan or on a session with all its scans."""
         if request.flag("pullDataFromHeaders"):
             self._pull(session, scan)
         if request.flag("fixScanTypes") and scan is None:
@@ -281,7 +281,7 @@ class HeaderActions:
             self._archive.set_fields("experiments", "id", session.id, dict(fields))
 
     def _fix_types(self, session: Experiment) -> None:
-        """Set the type of scans that have none: that of their like in the project, else their series description."""
+        """Set the type of scans that have none: that of similar scans in the project, else the series description."""
         known: dict[str, Counter[str]] = {}
         rows = self._archive.store.all(_TYPES, (session.project,))
         for row in rows:
@@ -302,7 +302,7 @@ _TYPES = (
 
 
 def _require_same_type(scan: Scan, series: SeriesFiles) -> None:
-    """Refuse files of which XNAT would make a scan of another type (PullScanDataFromHeaders)."""
+    """Refuse files from which XNAT would make a scan of another type (PullScanDataFromHeaders)."""
     kind = scan_xsi_type(series)
     if kind != scan.xsi_type:
         raise HTTPError(500, f"Modification of scan modality ({scan.xsi_type} to {kind}) not supported.")
@@ -317,5 +317,5 @@ def _kept(scan: Scan, fields: dict[str, str]) -> Fields:
 
 
 def _plain(description: str) -> str:
-    """Return a description as XNAT compares them: letters and digits, in one case."""
+    """Return a description in the form that XNAT compares: only letters and digits, in one case."""
     return "".join(letter for letter in description.upper() if letter.isalnum())

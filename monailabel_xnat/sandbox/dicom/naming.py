@@ -1,4 +1,4 @@
-"""How XNAT names what DICOM becomes: types (its library ``dicom-xnat-sop``), scan IDs, labels."""
+"""How XNAT names the objects that it makes of DICOM: types (its library ``dicom-xnat-sop``), scan IDs, labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydicom import uid
 if TYPE_CHECKING:
     from monailabel_xnat.sandbox.dicom.series import SeriesFiles
 
-#: SOP classes with a scan type of their own, strongest first: in a series of several, the first one counts.
+#: SOP classes with a scan type of their own, strongest first. If a series has several classes, the first one counts.
 #: A class that is not here (presentation states, key objects, raw data, ...) is ``otherDicom`` in XNAT.
 _SCAN_TYPES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("pet", (uid.PositronEmissionTomographyImageStorage, uid.EnhancedPETImageStorage)),
@@ -85,7 +85,7 @@ _SCAN_RANK = {kind: rank for rank, (kind, _) in enumerate(_SCAN_TYPES)}
 #: Scan types whose SOP classes decide the session type, strongest first.
 _SESSION_KINDS = ("pet", "mr", "ct", "xa", "us", "cr", "opt", "mg", "dx", "nm", "sm", "gm", "ecg")
 
-#: Modality to session type where no SOP class decides, strongest first (XNAT's lead modalities).
+#: Session types by modality, used if no SOP class decides; strongest first (XNAT's lead modalities).
 _SESSION_OF_MODALITY = {
     "PT": "pet",
     "MR": "mr",
@@ -115,30 +115,30 @@ _SESSION_OF_MODALITY = {
 
 
 def scan_type(sop_class: str) -> str:
-    """Name the scan type of a SOP class, ``xnat:otherDicomScanData`` where XNAT has none for it."""
+    """Return the scan type of a SOP class, or ``xnat:otherDicomScanData`` if XNAT has none for it."""
     return f"xnat:{_SCAN_TYPE_OF.get(sop_class, 'otherDicom')}ScanData"
 
 
 def scan_rank(sop_class: str) -> int:
-    """Rank a SOP class; the lowest of a series names its scan type."""
+    """Return the rank of a SOP class. The class with the lowest rank in a series decides its scan type."""
     return _SCAN_RANK.get(_SCAN_TYPE_OF.get(sop_class, ""), len(_SCAN_RANK))
 
 
 def session_type(sop_classes: Iterable[str], modalities: Iterable[str]) -> str:
-    """Name the session type of a study.
+    """Return the session type of a study.
 
-    PET and MR together are ``xnat:petmrSessionData``; otherwise the strongest SOP class decides (PET,
-    MR, CT, ...), so that PET/CT is ``xnat:petSessionData``; without a known one the modality does.
+    PET and MR together are ``xnat:petmrSessionData``. Otherwise the strongest SOP class decides (PET, MR, CT, ...), so
+    PET/CT is ``xnat:petSessionData``. If no SOP class is known, the modality decides.
 
     Parameters
     ----------
     sop_classes, modalities
-        All that occur in the study.
+        All SOP classes and modalities of the study.
 
     Returns
     -------
     str
-        ``xnat:mrSessionData`` and the like; ``xnat:otherDicomSessionData`` where nothing else fits.
+        A type such as ``xnat:mrSessionData``, or ``xnat:otherDicomSessionData`` if nothing else fits.
     """
     kinds = {_SCAN_TYPE_OF.get(sop_class, "") for sop_class in sop_classes}
     named = set(modalities)
@@ -150,7 +150,7 @@ def session_type(sop_classes: Iterable[str], modalities: Iterable[str]) -> str:
 
 
 def session_xsi_type(series: Iterable[SeriesFiles]) -> str:
-    """Name the XNAT session type of a study, as XNAT's importer does (`session_type`).
+    """Return the XNAT session type of a study, as XNAT's importer does (`session_type`).
 
     Parameters
     ----------
@@ -160,14 +160,14 @@ def session_xsi_type(series: Iterable[SeriesFiles]) -> str:
     Returns
     -------
     str
-        ``xnat:mrSessionData`` and the like; ``xnat:otherDicomSessionData`` where nothing else fits.
+        A type such as ``xnat:mrSessionData``, or ``xnat:otherDicomSessionData`` if nothing else fits.
     """
     studied = list(series)
     return session_type((item.sop_class_uid for item in studied), (item.modality for item in studied))
 
 
 def scan_xsi_type(series: SeriesFiles) -> str:
-    """Name the XNAT scan type of a series by its SOP class, as XNAT's importer does.
+    """Return the XNAT scan type of a series, which XNAT's importer takes from the SOP class.
 
     Parameters
     ----------
@@ -177,16 +177,16 @@ def scan_xsi_type(series: SeriesFiles) -> str:
     Returns
     -------
     str
-        ``xnat:ctScanData`` and the like; ``xnat:otherDicomScanData`` for a SOP class XNAT has no type for.
+        A type such as ``xnat:ctScanData``, or ``xnat:otherDicomScanData`` for a SOP class without a type in XNAT.
     """
     return scan_type(series.sop_class_uid)
 
 
 def scan_ids(series: Iterable[SeriesFiles]) -> dict[str, str]:
-    """Return each series of one study its XNAT scan ID.
+    """Return the XNAT scan ID of each series of one study.
 
-    The ID is the series number; several series with one number become ``4-MR1``, ``4-MR2`` in the order of
-    their UIDs; without a number the ID is the UID with underscores (XNAT's DICOMSessionBuilder).
+    The ID is the series number. Several series with one number become ``4-MR1``, ``4-MR2``, in the order of their UIDs.
+    Without a number, the ID is the UID with underscores (XNAT's DICOMSessionBuilder).
 
     Parameters
     ----------
@@ -213,9 +213,9 @@ def scan_ids(series: Iterable[SeriesFiles]) -> dict[str, str]:
 
 
 def xnat_label(text: str) -> str:
-    """Turn a text into a legal XNAT label: letters, digits, ``_``, ``.`` and ``-``, all else as ``_``.
+    """Return a text as a valid XNAT label: letters, digits, ``_``, ``.`` and ``-``. All else becomes ``_``.
 
-    A text of dots alone, which would be a path, loses them too. An empty text stays empty.
+    Dots are also replaced if the text has nothing else, because it would be a path. An empty text stays empty.
     """
     label = re.sub(r"[^A-Za-z0-9_.-]", "_", text.strip())
     return label if label.strip(".") else "_" * len(label)

@@ -1,4 +1,4 @@
-"""The prearchive: imported sessions that wait to be archived, as folders of DICOM and a row each."""
+"""The prearchive: imported sessions that wait to be archived. Each has a folder of DICOM files and a row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ READY, CONFLICT, RECEIVING = "READY", "CONFLICT", "RECEIVING"
 
 @dataclass(frozen=True)
 class Waiting:
-    """A session in the prearchive; `folder` is its name there, `directory` where its files lie below the archive."""
+    """A session in the prearchive. `folder` is its name there, `directory` the folder of its files in the archive."""
 
     id: int
     project: str
@@ -43,13 +43,13 @@ class Waiting:
 
     @property
     def place(self) -> Place:
-        """Where it is to be archived."""
+        """The place where it is to be archived."""
         return Place(self.project, self.subject, self.name)
 
 
 @dataclass(frozen=True)
 class WaitingScan:
-    """A scan of a session in the prearchive; its files are those of the folder, all in one resource."""
+    """A scan of a session in the prearchive. Its files are those of its folder, all in one resource."""
 
     id: str
     xsi_type: str
@@ -58,30 +58,30 @@ class WaitingScan:
 
 
 class Prearchive:
-    """The prearchive of an archive."""
+    """The prearchive that belongs to an archive."""
 
     def __init__(self, archive: Archive) -> None:
         self._store = archive.store
         self._root = archive.folder / "prearchive"
 
     def add(self, series: Sequence[SeriesFiles], place: Place, status: str, *, any_study: bool = False) -> Waiting:
-        """Take the files of a study in, beside those of it that wait already.
+        """Add the files of a study to those of the same study that wait already.
 
         Parameters
         ----------
         series
-            All of one study; their files are copied.
+            All series of one study. Their files are copied.
         place
-            Where it is to be archived; the project may be unknown.
+            The place where it is to be archived. The project may be unknown.
         status
             ``READY``, ``CONFLICT`` or ``RECEIVING``.
         any_study
-            Whether a session of another study, at the address that was asked for, takes this one too.
+            Whether a session of another study, at the requested address, accepts this study, too.
 
         Raises
         ------
         ValueError
-            If the address that was asked for is another study's.
+            If the requested address belongs to another study.
         """
         known = self._known(series[0], place, any_study)
         waiting = known or self._reserve(series[0], place, status)
@@ -98,7 +98,7 @@ class Prearchive:
         return self._get(known.id)
 
     def _known(self, first: SeriesFiles, place: Place, any_study: bool) -> Waiting | None:
-        """Find the session that a study is gathered in: one of its UID in the same project, whatever it is called."""
+        """Return the session that collects a study: one of its UID in the same project, with any name."""
         if place.moment:
             at = self.find(place.project, place.moment, segment(place.folder or place.session))
             if at is not None and at.study_uid != first.study_uid and not any_study:
@@ -110,7 +110,7 @@ class Prearchive:
         return Waiting(**dict(row)) if row else None
 
     def _reserve(self, first: SeriesFiles, place: Place, status: str) -> Waiting:
-        """Make a folder that no other session has."""
+        """Make a folder that no other session has, and return its session."""
         now, folder = timestamp(), segment(place.folder or place.session)
         home = segment(place.project) if place.project else UNASSIGNED
         moment = datetime.strptime(now, "%Y-%m-%d %H:%M:%S.%f")
@@ -139,7 +139,7 @@ class Prearchive:
         )
 
     def _enter(self, waiting: Waiting) -> Waiting:
-        """Enter a session whose files are there."""
+        """Insert the row of a session whose files are complete."""
         return self._get(self._store.insert("prearchive", {**asdict(waiting), "id": None}))
 
     def _get(self, number: int) -> Waiting:
@@ -149,11 +149,11 @@ class Prearchive:
         return Waiting(**dict(found))
 
     def all(self) -> list[Waiting]:
-        """List what waits, oldest first."""
+        """Return all sessions that wait, oldest first."""
         return [Waiting(**dict(row)) for row in self._store.all("SELECT * FROM prearchive ORDER BY id")]
 
     def find(self, project: str, moment: str, folder: str) -> Waiting | None:
-        """Find a session by the parts of its address."""
+        """Return the session with an address, or None."""
         wanted = "" if project == UNASSIGNED else project
         row = self._store.one(
             "SELECT * FROM prearchive WHERE project = ? AND timestamp = ? AND folder = ?", (wanted, moment, folder)
@@ -161,11 +161,11 @@ class Prearchive:
         return Waiting(**dict(row)) if row else None
 
     def series(self, waiting: Waiting) -> list[SeriesFiles]:
-        """Read the series of a session."""
+        """Return the series of a session, read from its files."""
         return read_series(self._root / waiting.directory)
 
     def scans(self, waiting: Waiting) -> list[WaitingScan]:
-        """List the scans of a session."""
+        """Return the scans of a session."""
         series = self.series(waiting)
         ids = scan_ids(series)
         return [WaitingScan(ids[item.series_uid], scan_xsi_type(item), item, _label(item)) for item in series]
@@ -206,5 +206,5 @@ def _label(item: SeriesFiles) -> str:
 
 
 def _stamp(moment: datetime) -> str:
-    """Write a time as prearchive addresses have it."""
+    """Return a time in the form that addresses in the prearchive use."""
     return f"{moment:%Y%m%d_%H%M%S}{moment.microsecond // 1000:03d}"

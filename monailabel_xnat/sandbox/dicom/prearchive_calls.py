@@ -1,4 +1,4 @@
-"""Handlers for the prearchive: what waits, its files, and its way into the archive (PrearcSessionListResource)."""
+"""Handlers for the prearchive: the sessions that wait, their files, and archiving them (PrearcSessionListResource)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, tex
 
 
 class PrearchiveCalls(Filers):
-    """The handlers, for one request's user."""
+    """The handlers, for the user of one request."""
 
     # What waits
 
     def handle(self, request: Request, words: list[str]) -> Reply:
-        """Answer what is below ``/data/prearchive``; a user sees the sessions of projects that he may edit.
+        """Answer calls below ``/data/prearchive``. Users see the sessions of projects that they may edit.
 
         Raises
         ------
         HTTPError
-            404 for what is not there or not for this user.
+            404 if the session does not exist or the user may not see it.
         """
         names = [unquote(word) for word in words]
         if names[:1] not in ([], ["projects"]):
@@ -127,7 +127,7 @@ class PrearchiveCalls(Filers):
         return tables.answer(rows, request.query)
 
     def _act(self, request: Request, waiting: Waiting) -> Reply:
-        """Do what ``action=`` says with a session; where it moves, 301 tells its new address."""
+        """Do what ``action=`` says with a session. If that moves it, the answer is 301 with the new address."""
         action = request.query.get("action", "")
         if action == "commit" and not (request.flag("AA") or request.flag("auto-archive")):
             action = "build"
@@ -156,7 +156,7 @@ class PrearchiveCalls(Filers):
         Raises
         ------
         HTTPError
-            400 without ``src``, 404 for an unknown session, 409 where the archive has the session already.
+            400 without ``src``, 404 for an unknown session, 409 if the archive has the session already.
         """
         actions: dict[str, Callable[[Request, Waiting], str]] = {
             "archive": self._to_archive,

@@ -1,9 +1,9 @@
-"""DICOM files of any origin, sorted into series.
+"""DICOM files from any source, sorted into series.
 
-The rules are those of XNAT's own importer (``dicom-xnat-sop`` and ``dicom-xnat-mx``): one scan per Series
-Instance UID, its ``xsiType`` from the SOP classes, the session's from the SOP classes and else from the
-modalities, the strongest one winning. Reading is lenient, as archives must be: no file extension is asked
-for, a missing preamble is accepted, and what is not DICOM is passed over.
+The rules are those of XNAT's own importer (``dicom-xnat-sop`` and ``dicom-xnat-mx``). There is one scan for each
+Series Instance UID. The SOP classes decide its ``xsiType``. The SOP classes, or else the modalities, decide the
+session's; the strongest one wins. Reading is tolerant, as an archive's must be: a file needs no extension and no
+preamble, and files that are not DICOM are skipped.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _TAGS = (
     "InstanceNumber",
     "NumberOfFrames",
 )
-# Parameters of a CT scan, and the element that each is (XNAT's CTScanAttributes).
+# Parameters of a CT scan, and the element of each one (XNAT's CTScanAttributes).
 CT_PARAMETERS = {
     "acquisitionNumber": "AcquisitionNumber",
     "options": "ScanOptions",
@@ -74,7 +74,7 @@ CT_PARAMETERS = {
     "rescale/intercept": "RescaleIntercept",
     "rescale/slope": "RescaleSlope",
 }
-# Of the sequence, the station and who ran it; `details` of a series holds their values, those of a list as "1\\2".
+# Elements about the sequence, the station and its operator. `details` of a series holds their values; a list as "1\\2".
 _DETAILS = (
     "StationName",
     "InstitutionName",
@@ -116,7 +116,7 @@ _BARE_STARTS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 
 @dataclass(frozen=True)
 class DicomFile:
-    """One DICOM instance on disk; `instance_number` is "" where the file has none."""
+    """One DICOM instance on disk. `instance_number` is "" if the file has none."""
 
     path: Path
     sop_instance_uid: str
@@ -128,9 +128,9 @@ class DicomFile:
 class SeriesFiles:
     """One DICOM series: its files in acquisition order and what XNAT records about them.
 
-    Texts are stripped and "" where the files say nothing. Dates are ``YYYY-MM-DD``, times ``HH:MM:SS``.
-    `sop_class_uid` is the class that names the scan type; `frames` counts images, each frame of a
-    multi-frame file as one, and a file without frames (SR, RTSTRUCT) as one, as in XNAT.
+    Texts are stripped, and "" if the files have none. Dates are ``YYYY-MM-DD``, times ``HH:MM:SS``. `sop_class_uid` is
+    the class that decides the scan type. As in XNAT, `frames` counts images: each frame of a multi-frame file is one,
+    and a file without frames (SR, RTSTRUCT) is one.
     """
 
     patient_id: str
@@ -156,15 +156,14 @@ class SeriesFiles:
 
 
 class _PassedOverError(Exception):
-    """A file that cannot be filed; the text says why."""
+    """A file cannot be filed. The text says why."""
 
 
 def read_series(folder: Path) -> list[SeriesFiles]:
-    """Sort the DICOM files below a folder into series.
+    """Return the DICOM files below a folder, sorted into series.
 
-    Files are recognised by content, whatever their name; a DICOMDIR and files that are not DICOM are
-    passed over. The files of one series may lie in several folders. Of two files with the same SOP
-    Instance UID the first by path is kept.
+    Files are recognised by content, with any name. A DICOMDIR and files that are not DICOM are skipped. The files of
+    one series may be in several folders. If two files have the same SOP Instance UID, the first one by path is kept.
 
     Parameters
     ----------
@@ -174,8 +173,8 @@ def read_series(folder: Path) -> list[SeriesFiles]:
     Returns
     -------
     list of SeriesFiles
-        Ordered by patient, study date and time, study, series number; the same for the same files
-        wherever they lie.
+        Ordered by patient, study date and time, study, and series number. The same files have the same order in any
+        folder.
 
     Raises
     ------
@@ -204,7 +203,7 @@ def read_series(folder: Path) -> list[SeriesFiles]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the regular files below a folder in a fixed order."""
+    """Yield the regular files below a folder, in a fixed order."""
     for parent, subfolders, names in os.walk(folder):
         subfolders.sort()
         for name in sorted(names):
@@ -214,14 +213,14 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _claim(instance_uid: str, seen: set[str]) -> None:
-    """Mark a SOP instance as read."""
+    """Mark a SOP instance as read, or refuse it if it was read before."""
     if instance_uid in seen:
         raise _PassedOverError("its SOP Instance UID was there already")
     seen.add(instance_uid)
 
 
 def _read_file(path: Path) -> SeriesFiles:
-    """Read one file as a series of one."""
+    """Return one file as a series of one file."""
     try:
         dataset = _read_header(path)
     except (_PassedOverError, InvalidDicomError) as exc:
@@ -234,7 +233,7 @@ def _read_file(path: Path) -> SeriesFiles:
 
 
 def _read_header(path: Path) -> pydicom.Dataset:
-    """Read the wanted elements up to the pixel data."""
+    """Return the elements that are needed, read up to the pixel data."""
     with path.open("rb") as stream:
         start = stream.read(_PREAMBLE_LENGTH + 4)
     bare = start[_PREAMBLE_LENGTH:] != b"DICM"
@@ -246,9 +245,9 @@ def _read_header(path: Path) -> pydicom.Dataset:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Keep pydicom's complaints about single values quiet.
+    """Silence pydicom's warnings about single values.
 
-    The filters are the whole process's: two threads that saved and restored them in turn could leave them off.
+    Warning filters belong to the whole process. If two threads saved and restored them in turn, they could stay off.
     """
     with _WARNING_FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -256,7 +255,7 @@ def without_warnings() -> Iterator[None]:
 
 
 def _describe(path: Path, dataset: pydicom.Dataset) -> SeriesFiles:
-    """Turn a header into a series of one file."""
+    """Return the series of one file that a header describes."""
     with without_warnings():
         text = {keyword: element_text(dataset, keyword) for keyword in _TAGS}
         details = {keyword: _all_values(dataset, keyword) for keyword in _DETAILS if keyword in dataset}
@@ -294,7 +293,7 @@ def _describe(path: Path, dataset: pydicom.Dataset) -> SeriesFiles:
 
 
 def element_text(dataset: Any, keyword: str) -> str:
-    """Read an element as text, its first value if it has several, its raw bytes if it breaks its VR."""
+    """Return an element as text: its first value if it has several, its raw bytes if they do not fit its VR."""
     if dataset is None or keyword not in dataset:
         return ""
     value: Any = None
@@ -312,7 +311,7 @@ def element_text(dataset: Any, keyword: str) -> str:
 
 
 def _all_values(dataset: Any, keyword: str) -> str:
-    """Read an element as text, its values with a backslash between them."""
+    """Return an element as text, with a backslash between its values."""
     try:
         value = dataset[keyword].value
     except Exception:  # noqa: BLE001  # a damaged value can raise anything
@@ -323,7 +322,7 @@ def _all_values(dataset: Any, keyword: str) -> str:
 
 
 def _merge(parts: list[SeriesFiles]) -> SeriesFiles:
-    """Join the files of one series; each text is the first that any file has."""
+    """Return one series from its files. Each text is the first one that any file has."""
     parts = sorted(parts, key=_file_order)
     merged = min(parts, key=lambda part: scan_rank(part.sop_class_uid))
     filled = {
@@ -338,26 +337,26 @@ def _merge(parts: list[SeriesFiles]) -> SeriesFiles:
 
 
 def _file_order(part: SeriesFiles) -> tuple[int, str]:
-    """Order files by instance number, then SOP Instance UID."""
+    """Return a sort key: instance number, then SOP Instance UID."""
     file = part.files[0]
     return _integer(file.instance_number, default=2**31), file.sop_instance_uid
 
 
 def _series_order(item: SeriesFiles) -> tuple[str, str, str, str, int, str, str]:
-    """Order series as a reader of the archive expects them."""
+    """Return a sort key for the order that a reader of the archive expects."""
     number = _integer(item.series_number, default=2**31)
     study = (item.patient_id, item.study_date, item.study_time, item.study_uid)
     return (*study, number, item.series_number, item.series_uid)
 
 
 def _integer(text: str, default: int) -> int:
-    """Read an IS value, `default` where it is none."""
+    """Return an IS value as a number, or `default` if it is not one."""
     match = re.fullmatch(r"[+-]?\d{1,12}", text)
     return int(text) if match else default
 
 
 def _date(text: str) -> str:
-    """Write a DA value (or the ACR-NEMA form with dots) as ``YYYY-MM-DD``, "" where it is no date."""
+    """Return a DA value (or the ACR-NEMA form with dots) as ``YYYY-MM-DD``, or "" if it is not a date."""
     match = re.fullmatch(r"(\d{4})[.-]?(\d\d)[.-]?(\d\d)", text, re.ASCII)
     try:
         return date(*map(int, match.groups())).isoformat() if match else ""
@@ -366,6 +365,6 @@ def _date(text: str) -> str:
 
 
 def _time(text: str) -> str:
-    """Write a TM value as ``HH:MM:SS``, "" where it is no time."""
+    """Return a TM value as ``HH:MM:SS``, or "" if it is not a time."""
     match = re.fullmatch(r"([01]\d|2[0-3]):?([0-5]\d)?:?([0-5]\d|60)?(\.\d*)?", text, re.ASCII)
     return ":".join(part or "00" for part in match.groups()[:3]) if match else ""

@@ -1,4 +1,4 @@
-"""Services on DICOM: the import, to the archive or the prearchive (Importer), and header dumps (DicomDump)."""
+"""Services for DICOM: the import into the archive or the prearchive (Importer), and dumps of headers (DicomDump)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from monailabel_xnat.sandbox.http.paths import locate
 from monailabel_xnat.sandbox.http.router import Handlers, Visit
 
 DICOM_ZIP, SESSION, GRADUAL = "DICOM-zip", "SI", "gradual-DICOM"
-# Project settings: what arrives is held, refuses to overwrite, is archived, or archived over what is there.
+# Project settings: to refuse overwriting, to archive at once, and to archive and overwrite.
 _NO_OVERWRITE, _AUTO_ARCHIVE, _AUTO_OVERWRITE = 1, 4, 5
 
 
 @dataclass(frozen=True)
 class _Destination:
-    """What the call asks for; `to_archive` is None where the project's setting decides."""
+    """The destination that the call asks for. `to_archive` is None if the project's setting decides."""
 
     place: Place
     to_archive: bool | None
@@ -49,7 +49,7 @@ class Filers(Handlers):
         self._prearchive = Prearchive(visit.archive)
 
     def _filed(self, request: Request, series: Sequence[SeriesFiles], place: Place, merge: Merge) -> str:
-        """File a study, and return the address of its session as imports tell it, by labels."""
+        """File a study, and return the address of its session as in answers to imports: with labels."""
         made = self._filing.file_study(series, place, request.user, merge)
         if request.flag("quarantine"):
             self._archive.set_status(made.id, "quarantine")
@@ -59,16 +59,16 @@ class Filers(Handlers):
 
 
 class Import(Filers):
-    """The service, for one request's user."""
+    """The service, for the user of one request."""
 
     def handle(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``POST /data/services/import``: the addresses of the sessions, a line each.
+        """Answer ``POST /data/services/import`` with the addresses of the sessions, one on each line.
 
         Raises
         ------
         HTTPError
-            400 for what is no DICOM, no file or several; 403 without the right; 404 for an unknown project or
-            handler; 409 (``SI``) or 400 for a session that is there already; 423 for one that is locked.
+            400 if the upload is not DICOM, or is no file or several; 403 without the right; 404 for an unknown project
+            or handler; 409 (``SI``) or 400 for a session that exists already; 423 for a locked one.
         """
         handler = _handler(request)
         if handler not in (DICOM_ZIP, SESSION, GRADUAL):
@@ -89,7 +89,7 @@ class Import(Filers):
             raise HTTPError(403)
 
     def _received(self, request: Request, folder: Path, handler: str) -> list[SeriesFiles]:
-        """Unpack what came, and read it."""
+        """Unpack the upload, and return its series."""
         paths: list[Path] = []
 
         def take(name: str, content: BinaryIO) -> None:
@@ -167,13 +167,13 @@ def _merge(request: Request, project: Project, destination: _Destination) -> Mer
     merge = merge_of(request.query.get("overwrite", ""), overwrite_files=request.flag("overwrite_files"))
     if merge.allowed and project.prearchive_code == _NO_OVERWRITE:
         raise HTTPError(400, f"project {project.id} does not allow overwrite")
-    # Single objects are always added; the others only if told so.
+    # Single objects are always added, others only if the request or the project says so.
     automatic = destination.to_archive is None and project.prearchive_code == _AUTO_OVERWRITE
     return FILL if not merge.allowed and (_handler(request) == GRADUAL or automatic) else merge
 
 
 def _destination(request: Request) -> _Destination:
-    """Read ``dest``, or the parameters that name project, subject and session."""
+    """Return the destination in ``dest``, or in the parameters that name project, subject and session."""
     query = request.query
     words = [unquote(word) for word in query.get("dest", "").strip("/").split("/")]
     if words[:1] == ["data"]:
@@ -181,7 +181,7 @@ def _destination(request: Request) -> _Destination:
     waiting: list[str] = []
     if words[:2] == ["prearchive", "projects"] and len(words) == 5:
         words, waiting = words[:3], words[3:]
-    # A last word without a value, as in "projects/P/subjects", names nothing.
+    # A last word without a value, as in "projects/P/subjects", is ignored.
     named = dict(zip(words[1::2], words[2::2], strict=False))
     if words[0] not in ("", "archive", "prearchive") or not named.keys() <= {"projects", "subjects", "experiments"}:
         raise HTTPError(400, f"Unknown destination: {query['dest']}")
@@ -196,7 +196,7 @@ def _destination(request: Request) -> _Destination:
 
 
 def _require_only_dicom(series: Sequence[SeriesFiles], paths: Sequence[Path], names: Sequence[str]) -> None:
-    """Refuse an upload with other files; a second file of one instance and a DICOMDIR are passed over."""
+    """Refuse an upload with other files. A second file of one instance and a DICOMDIR are skipped."""
     read = {file.path for item in series for file in item.files}
     for path, name in zip(paths, names, strict=True):
         if path not in read and name.rpartition("/")[2].upper() != "DICOMDIR" and not _has_dicom_preamble(path):
@@ -214,7 +214,7 @@ _LONGEST_VALUE = 1024
 
 
 class DicomDump(Handlers):
-    """The service, for one request's user."""
+    """The service, for the user of one request."""
 
     def handle(self, request: Request, words: list[str]) -> Reply:
         """Answer ``GET /data/services/dicomdump``.
@@ -222,7 +222,7 @@ class DicomDump(Handlers):
         Raises
         ------
         HTTPError
-            400 without ``src`` or for an unknown field, 404 where there is no DICOM.
+            400 without ``src`` or for an unknown field, 404 if there is no DICOM file.
         """
         words = [word for word in request.query.get("src", "").split("/") if word]
         words = words[1:] if words[:1] == ["data"] else words
@@ -294,5 +294,5 @@ def _row(element: DataElement, outer: str) -> dict[str, str]:
 
 
 def _written(tag: str) -> str:
-    """Write a tag as XNAT does, ``(0008,0060)``."""
+    """Return a tag in XNAT's form, ``(0008,0060)``."""
     return tag.replace(" ", "").upper()
