@@ -451,11 +451,11 @@ def test_seeding_a_project_that_is_not_there_says_so(xnat_sandbox):
 
 def test_what_the_archive_cannot_hold_is_said_in_words(xnat_sandbox):
     archive = xnat_sandbox.archive
-    with pytest.raises(ValueError, match="make the project, subject or session first"):
+    with pytest.raises(ValueError, match="project, subject or session is not in the archive"):
         archive.create_subject("NOWHERE", "s")
     archive.create_project("P")
     archive.create_subject("P", "s")
-    with pytest.raises(ValueError, match="subjects of the archive already with the same project and label"):
+    with pytest.raises(ValueError, match="already has one in subjects with the same project and label"):
         archive.create_subject("P", "s")
     assert len(archive.subjects("P")) == 1
 

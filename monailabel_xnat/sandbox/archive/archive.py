@@ -368,7 +368,7 @@ def _lookup(kind: str, name: str, project: str | None) -> tuple[str, dict[str, s
 
 def _there(found: T | None) -> T:
     if found is None:
-        raise LookupError("what was just made is gone: another request deleted it")
+        raise LookupError("the new object is gone: another request deleted it")
     return found
 
 

@@ -217,7 +217,7 @@ class Edits(Handlers):
         if content.xsi_type in ABSTRACT:
             raise HTTPError(400, f"{content.xsi_type} is abstract")
         if not self._archive.types.is_a(content.xsi_type, base):
-            raise HTTPError(422, f"{content.xsi_type} is no {base}")
+            raise HTTPError(422, f"{content.xsi_type} is not a {base}")
         _require_label(target.missing)
         _require_label(content.identity.get("ID", target.missing))
         _require_same(content, {"label": target.missing, "project": project})

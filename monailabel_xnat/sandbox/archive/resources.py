@@ -62,7 +62,7 @@ def owner_of(archive: Archive, item: Item, direction: str = "out") -> Owner:
 def _session(archive: Archive, session_id: str) -> Experiment:
     session = archive.experiment(session_id)
     if session is None:
-        raise LookupError(f"session {session_id} was deleted meanwhile")
+        raise LookupError(f"session {session_id} has been deleted")
     return session
 
 
@@ -308,7 +308,7 @@ class Resources:
                 if stored:
                     if since is not None and self.changes.changed_since(resource.id, since):
                         raise ConcurrentModificationError(
-                            f"the catalog of resource {resource.id} was changed meanwhile"
+                            f"the catalog of resource {resource.id} was changed by another writer"
                         )
                     self._enter(resource.id, stored, user)
                     self._count(db, resource.id, update_stats)

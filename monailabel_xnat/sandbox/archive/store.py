@@ -92,8 +92,8 @@ def _refusal(error: sqlite3.IntegrityError) -> ArchiveError:
     if columns:
         table = columns.partition(".")[0]
         names = " and ".join(column.partition(".")[2] for column in columns.split(", "))
-        return ArchiveError(f"there is one in the {table} of the archive already with the same {names}")
-    return ArchiveError("what it belongs to is not in the archive: make the project, subject or session first")
+        return ArchiveError(f"the archive already has one in {table} with the same {names}")
+    return ArchiveError("its project, subject or session is not in the archive: make that first")
 
 
 class Store:

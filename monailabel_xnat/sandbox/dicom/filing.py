@@ -214,7 +214,7 @@ class Filing:
         kind = session_xsi_type(series)
         if kind != found.xsi_type and merge.known_files != KEEP:
             # This is XNAT's setting preventCrossModalityMerge, which is on by default.
-            raise ConflictError(f"session {found.label} is a {found.xsi_type}, what came is a {kind}")
+            raise ConflictError(f"session {found.label} is a {found.xsi_type}, the study that was sent is a {kind}")
         uid = found.fields.get("UID")
         if uid and uid != series[0].study_uid and not merge.other_study:
             raise ConflictError(f"session {found.label} holds another study, of UID {uid}")

@@ -145,7 +145,7 @@ class Prearchive:
     def _get(self, number: int) -> Waiting:
         found = self._store.one("SELECT * FROM prearchive WHERE id = ?", (number,))
         if found is None:
-            raise LookupError("the session left the prearchive meanwhile")
+            raise LookupError("the session is no longer in the prearchive")
         return Waiting(**dict(found))
 
     def all(self) -> list[Waiting]:

@@ -178,7 +178,7 @@ class PrearchiveCalls(Filers):
         names = [unquote(word) for word in source.strip("/").split("/")]
         names = names[1:] if names[:1] == ["data"] else names
         if names[:2] != ["prearchive", "projects"] or len(names) != 5:
-            raise HTTPError(400, f"{source} is no session of the prearchive")
+            raise HTTPError(400, f"{source} is not a session of the prearchive")
         return self._find(*names[2:])
 
     def _to_archive(self, request: Request, waiting: Waiting) -> str:

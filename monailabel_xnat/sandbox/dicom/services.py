@@ -102,7 +102,7 @@ class Import(Filers):
         names: list[str] = []
         with form_files(request) as files:
             if len(files) != 1:
-                raise HTTPError(400, f"One file is expected, {len(files)} came.")
+                raise HTTPError(400, f"The import needs one file, and got {len(files)}.")
             try:
                 take(*files[0]) if handler == GRADUAL else unpack(files[0][1], "", take)
             except ValueError as error:
