@@ -8,11 +8,11 @@
 The folder is what MONAI Label was started with as ``--studies``: images, ``datastore_v2.json``, and a folder in
 ``labels`` for each tag. Each image is looked for in XNAT: by the mapping file, else by its name, which may be a
 SeriesInstanceUID, the name under which it was added, the label of a session with one image, or ``<session>_<scan>``.
-What is found must have the same voxels in the same place. Labels keep their tag and their info.
+The image that is found must have the same voxels in the same place. Labels keep their tag and their info.
 
-The report lists every label and what became of it. Where its column ``scan`` is empty, fill in the image id
-(``LIVER/subj01/subj01_CT1/2``), and give the file back as ``--mapping``. The same command can be given again at any
-time: labels that are in XNAT already are left alone, and it goes on with the others.
+The report lists every label and what became of it. If its column ``scan`` is empty, fill in the image id
+(``LIVER/subj01/subj01_CT1/2``), and use the file as ``--mapping``. You can run the same command again at any time:
+labels that are in XNAT already are not changed, and it continues with the others.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from monailabel_xnat import (
 )
 
 ENDINGS = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".mha", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".json")
-"""What names of images and labels end in, longest first."""
+"""The endings of the names of images and labels, longest first."""
 
 DONE = ("saved", "in XNAT already", "on its way", "would be saved")
-"""What may become of a label so that nothing is left to do."""
+"""The outcomes for a label after which nothing is left to do."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class LocalImage:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the report: a label, or an image where ``tag`` is empty."""
+    """A line of the report. It is about a label, or about an image if ``tag`` is empty."""
 
     image: str
     tag: str
@@ -74,10 +74,10 @@ class NoMatchError(LookupError):
 
 
 def read_folder(folder: Path) -> list[LocalImage]:
-    """Return what MONAI Label would list.
+    """Return the images that MONAI Label would list.
 
-    That is what stands in ``datastore_v2.json``, and files that it does not know yet: MONAI Label adds those when it
-    is started. The folder is only read; MONAI Label's own class would write to it.
+    These are the images in ``datastore_v2.json``, and files that are not in it yet: MONAI Label adds those when it
+    starts. The folder is only read; MONAI Label's own class would write to it.
     """
     index: dict[str, Any] = {"objects": {}}
     if (folder / "datastore_v2.json").exists():
@@ -93,7 +93,7 @@ def read_folder(folder: Path) -> list[LocalImage]:
     for tag_folder in sorted(path for path in labels_folder.iterdir() if path.is_dir()):
         for name, path in files_by_name(tag_folder):
             entry = known.get(name, {}).get("labels", {}).get(tag_folder.name)
-            if entry is not None:  # another file of the same name is one that was saved over
+            if entry is not None:  # another file of the same name has been replaced by a later save
                 path = tag_folder / f"{name}{entry['ext']}"
             image = images.get(name) or LocalImage(name, Path(), {}, {})
             labels = {**image.labels, tag_folder.name: (path, entry["info"] if entry else {})}
@@ -147,9 +147,9 @@ def find_scan(datastore: XNATDatastore, project: str, name: str, mapping: Mappin
 
 
 def difference(local: Path, stored: str) -> str:
-    """Return in what two image files differ: "" if they have the same voxels in the same place.
+    """Return how two image files differ: "" if they have the same voxels in the same place.
 
-    Programs store axes in different orders and directions, so that both are compared on axes to the left, to the back
+    Programs store axes in different orders and directions, so both are compared on axes to the left, to the back
     and upwards. Values may differ by rounding.
     """
     ours, theirs = SimpleITK.ReadImage(str(local)), SimpleITK.ReadImage(stored)
@@ -168,8 +168,8 @@ def difference(local: Path, stored: str) -> str:
 def earlier_outcome(datastore: XNATDatastore, image_id: str, tag: str, sha256: str) -> str:
     """Return what became of a file that was saved before; "" if none of the versions is that file.
 
-    The version need not be the newest one any more. One that XNAT did not take yet waits on this computer, and is sent
-    by itself while a datastore is open.
+    The version need not be the newest one any more. A version that XNAT did not accept yet waits on this
+    computer, and is sent automatically while a datastore is open.
     """
     for version in datastore.label_history(image_id, tag):
         info = datastore.get_label_info(f"{image_id}@{version['version']}", tag)
@@ -184,9 +184,9 @@ class Migration:
     Parameters
     ----------
     datastore : XNATDatastore
-        Where to; read-only for a look.
+        The datastore to write to. It is read-only without ``--apply``.
     folder : Path
-        Where from.
+        The folder to read.
     args : argparse.Namespace
         The command line.
     """
@@ -198,7 +198,7 @@ class Migration:
         self.mapping = read_mapping(args.mapping)
 
     def move(self, image: LocalImage) -> Iterator[Row]:
-        """Find the image in XNAT, add it if that is wanted, save its labels, and yield what became of each."""
+        """Find the image in XNAT, add it if requested, save its labels, and yield what became of each."""
         tags = list(image.labels) or [""]
         try:
             image_id = find_scan(self.datastore, self.args.project, image.name, self.mapping)
@@ -212,13 +212,13 @@ class Migration:
             yield from (Row(image.name, tag, "", "failed", str(error)) for tag in tags)
         else:
             if reason:
-                # The column of the scan stays empty, for somebody has to say which one it is.
+                # The column of the scan stays empty, because a person must fill it in.
                 yield from (Row(image.name, tag, "", "not matched", f"{image_id}: {reason}") for tag in tags)
             else:
                 yield from (self._save(image, image_id, tag) for tag in image.labels)
 
     def _add(self, image: LocalImage) -> Iterator[Row]:
-        """Add an image under its name, by which it is found the next time, and save its labels."""
+        """Add an image under its name, so that it is found by that name the next time, and save its labels."""
         if not self.args.apply:
             yield Row(image.name, "", "", "would be added")
             yield from (Row(image.name, tag, "", "would be saved") for tag in image.labels)
@@ -246,7 +246,7 @@ class Migration:
             if earlier:
                 return Row(image.name, tag, image_id, earlier)
             if tag in self.datastore.get_labels_by_image_id(image_id):
-                # To save it would make it the newest one, and hide what somebody has made in XNAT.
+                # Saving it would make it the newest one, and hide the label that somebody has made in XNAT.
                 return Row(image.name, tag, image_id, "conflict", "XNAT has another label with this tag")
             if not self.args.apply:
                 return Row(image.name, tag, image_id, "would be saved")
@@ -281,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Move what can be moved, and return 1 if something is left behind, else 0."""
     args = parse_arguments(arguments)
     rows: list[Row] = []
-    # Read-only, unless asked to write: whatever is wrong in this script, a look changes nothing.
+    # Read-only without --apply: even if this script has an error, nothing is changed.
     with XNATDatastore(project=args.project, image_format="nifti", read_only=not args.apply) as datastore:
         migration = Migration(datastore, args.folder, args)
         for image in read_folder(args.folder):
@@ -289,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows.append(row)
                 print(" ".join(filter(None, (row.image, row.tag, row.scan, f"{row.outcome}:", row.reason))).rstrip(":"))
     if args.report:
-        args.report.touch(mode=0o600)  # it says who was where
+        args.report.touch(mode=0o600)  # it holds ids of patients' images
         with args.report.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, list(Row.__dataclass_fields__))
             writer.writeheader()

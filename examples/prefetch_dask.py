@@ -27,7 +27,7 @@ def show(progress: Progress) -> None:
 
 
 def main() -> int:
-    """Fetch what is missing; 1 if an image could not be fetched."""
+    """Fetch the missing images, and return 1 if an image could not be fetched, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--project", required=True, help="project ID")
     parser.add_argument("--scheduler", help="address of a cluster; default: two workers on this machine")

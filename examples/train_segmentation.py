@@ -8,7 +8,7 @@ The same on two GPUs, or with two processes on a CPU::
 
     torchrun --standalone --nproc-per-node 2 examples/train_segmentation.py --project LIVER ...
 
-A run that was killed goes on when the same command is given again. ``tensorboard --logdir runs`` shows how it does.
+A run that was killed continues when you run the same command again. ``tensorboard --logdir runs`` shows its progress.
 All settings of the datastore can be given as environment variables; docs/settings.md lists them.
 """
 
@@ -63,7 +63,7 @@ Case = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Process:
-    """Which of the processes this one is, and where it computes."""
+    """The number of this process among all processes, and the device that it uses."""
 
     rank: int
     count: int
@@ -115,11 +115,11 @@ def join_processes() -> Process:
 
 
 def fetch_cases(args: argparse.Namespace, process: Process) -> list[Case]:
-    """Fetch all images with a label ``final``, in the first process only, and tell the others what there is.
+    """Fetch all images with a label ``final``, in the first process only, and send the list to the others.
 
-    Only one process asks XNAT. If each asked for itself, a label that is saved between two answers would give them
-    different lists: a patient could be trained on in one process and validated in the other, and processes with
-    different numbers of batches wait for each other for ever. The others read the files in the same cache folder.
+    Only one process asks XNAT. If each process asked by itself, and a label was saved between two answers, they would
+    have different lists. A patient could be trained on in one process and validated in another, and processes with
+    different numbers of batches would wait for each other for ever. The others read the files in the same cache folder.
 
     Returns
     -------
@@ -148,7 +148,7 @@ def fetch_cases(args: argparse.Namespace, process: Process) -> list[Case]:
 
 
 def split_by_patient(cases: Sequence[Case], share: float, seed: int) -> dict[str, dict[str, str]]:
-    """Hold out some patients, with all of their images: two scans of one person are no independent cases.
+    """Hold out some patients, with all of their images: two scans of one person are not independent cases.
 
     Returns
     -------
@@ -196,7 +196,7 @@ class RequireKnownValuesd(MapTransform):
 
 
 def preparing(keys: Sequence[str], spacing: Sequence[float]) -> list[Callable]:
-    """Return the transforms that bring volumes onto the grid of the network: RAS axes and one voxel size.
+    """Return the transforms that put volumes on the grid of the network: RAS axes and one voxel size.
 
     The same ones prepare images for training, validation and prediction. The intensities of each image get mean 0 and
     standard deviation 1, which suits most MR images; for CT, a window of Hounsfield units with ScaleIntensityRanged is
@@ -225,15 +225,15 @@ def make_loaders(
         RandScaleIntensityd("image", factors=0.1, prob=0.5),
         RandShiftIntensityd("image", offsets=0.1, prob=0.5),
     ]
-    # What comes before the first random transform is done once and kept in memory. Each process keeps all cases, for
-    # the sampler gives it others in each epoch; --cache-rate bounds what that takes.
+    # All transforms before the first random one are done once, and the results are kept in memory. Each process keeps
+    # all cases, because the sampler chooses others for it in each epoch; --cache-rate limits the memory for that.
     dataset = CacheDataset(list(training), Compose([*fixed, *varied]), cache_rate=args.cache_rate, progress=False)
     sampler = DistributedSampler(
         dataset, num_replicas=process.count, rank=process.rank, shuffle=True, seed=args.seed, even_divisible=True
     )
     train_loader = DataLoader(dataset, batch_size=args.batch_size, sampler=sampler, num_workers=args.workers)
-    # Each process validates its own share. A sampler would repeat cases until all shares are of one size, and those
-    # would count twice.
+    # Each process validates its own share. A sampler would repeat cases until all shares have the same size, and
+    # these cases would count twice.
     own = list(validation)[process.rank :: process.count]
     own_dataset = CacheDataset(own, Compose(fixed), cache_rate=args.cache_rate, progress=False)
     return train_loader, DataLoader(own_dataset, batch_size=1, num_workers=args.workers)
@@ -278,7 +278,7 @@ def train_epoch(
 
 
 def make_inferer(args: argparse.Namespace) -> SlidingWindowInferer:
-    """Return what moves the network over a whole image, patch by patch, in validation as in prediction."""
+    """Return the inferer that applies the network to a whole image, patch by patch, in validation and prediction."""
     return SlidingWindowInferer(roi_size=args.patch, sw_batch_size=2, overlap=0.25, mode="gaussian")
 
 
@@ -288,7 +288,7 @@ def validate(
 ) -> torch.Tensor:
     """Return the mean Dice of each value from 1 on over the validation cases of all processes.
 
-    A case counts for the values that its label has; NaN stands where no case has a value.
+    A case counts for the values that its label has. A value that no case has gets NaN.
     """
     network.eval()
     metric = DiceMetric(include_background=False, reduction="none")
@@ -305,7 +305,7 @@ def validate(
 
 
 def save_whole(content: Any, path: Path) -> None:
-    """Write a file of torch so that a run that is killed just then leaves the one before."""
+    """Write a file of torch. If the run is killed during that, the file before it stays."""
     part = path.with_suffix(".part")
     torch.save(content, part)
     part.replace(path)
@@ -319,7 +319,7 @@ def train(args: argparse.Namespace, process: Process) -> None:
     split = checkpoint["split"] if checkpoint else split_by_patient(cases, args.validation, args.seed)
     if checkpoint and checkpoint["labels"] != args.labels:
         raise SystemExit(f"{args.output} is a run with other labels: {checkpoint['labels']}; use another --output")
-    # A run that goes on keeps its split, whoever has labelled more meanwhile: no patient may change sides.
+    # A run that continues keeps its split, even if more was labelled since: no patient may change sides.
     training = [case for case in cases if case["image_id"] in split["training"]]
     validation = [case for case in cases if case["image_id"] in split["validation"]]
     train_loader, validation_loader = make_loaders(args, training, validation, process)
@@ -339,17 +339,17 @@ def train(args: argparse.Namespace, process: Process) -> None:
         if changes := changes_since(split, cases):
             print(changes, flush=True)
         (args.output / "split.json").write_text(json.dumps(split, indent=1), encoding="utf-8")
-    # Epochs that were drawn after the last checkpoint are done anew, and drawn anew.
+    # Epochs after the last checkpoint are computed again, so their points are drawn again.
     writer = SummaryWriter(args.output, purge_step=done + 1) if process.rank == 0 else None
 
     for epoch in range(done + 1, args.epochs + 1):
-        # Chance depends on the epoch only, so that a run that was killed goes on as it would have.
+        # Random numbers depend only on the epoch, so a run that was killed continues as it would have without that.
         seed = args.seed + epoch * process.count + process.rank
         torch.manual_seed(seed)
         train_loader.dataset.transform.set_random_state(seed)
         train_loader.sampler.set_epoch(epoch)
         loss = train_epoch(parallel, train_loader, optimizer, scaler, process.device)
-        # Not the parallel one: it would wait for processes that have fewer images to validate.
+        # This is not the parallel network, which would wait for processes that have fewer images to validate.
         classes = max(args.labels.values()) + 1
         dice = validate(network, validation_loader, make_inferer(args), classes, process)
         if writer is None:
@@ -384,7 +384,7 @@ def images_to_predict(datastore: XNATDatastore, args: argparse.Namespace) -> lis
 
 @torch.no_grad()
 def save_predictions(args: argparse.Namespace, device: torch.device) -> None:
-    """Save what the best network makes of images as label ``original``, for people to correct."""
+    """Save the predictions of the best network as label ``original``, for people to correct."""
     network = make_network(args.labels, args.seed).to(device)
     network.load_state_dict(torch.load(args.output / "best.pt", map_location=device, weights_only=True))
     network.eval()
@@ -407,14 +407,14 @@ def save_predictions(args: argparse.Namespace, device: torch.device) -> None:
                 datastore.save_label(image_id, f"{folder}/prediction.nii.gz", "original", info)
                 print(f"saved a draft for {image_id}", flush=True)
             except (ImageError, LabelNotUploadedError) as error:
-                # A scan that is no volume, or a label that waits on this machine until XNAT can take it.
+                # The scan is not a volume, or the label waits on this machine until XNAT accepts it.
                 print(f"{image_id}: {error}", flush=True)
 
 
 def main() -> None:
     """Train, then predict."""
     args = parse_arguments()
-    # It holds ids of images, and what a network remembers of patients.
+    # The folder holds ids of images, and what a network has learned from patients.
     args.output.mkdir(mode=0o700, parents=True, exist_ok=True)
     process = join_processes()
     train(args, process)

@@ -2,7 +2,8 @@
 
     XNAT_HOST=https://xnat.example.org XNAT_USER=ann XNAT_PASS=... python examples/xnatpy_objects.py LIVER
 
-Takes the first unlabelled image of a project, marks everything brighter than its mean, and saves that as a draft.
+This script takes the first unlabelled image of a project, marks everything brighter than its mean, and saves that as a
+draft.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from monailabel_xnat import XNATDatastore
 def main(project: str) -> None:
     """Draft a label for one image of a project, and show where it is."""
     host, login = os.environ["XNAT_HOST"], {"user": os.environ["XNAT_USER"], "password": os.environ["XNAT_PASS"]}
-    # The datastore works beside the session, with its login; neither is in the way of the other.
+    # The datastore works beside the session, with its login. Both can be used at the same time.
     with xnat.connect(host, **login) as session, XNATDatastore(connection=session, project=project) as datastore:
         image_id = datastore.get_unlabeled_images("original")[0]
         scan = datastore.scan(image_id)  # an object of xnatpy
         print(f"{image_id}: scan {scan.id} of {scan.parent.label}, {scan.series_description}")
 
-        image = nibabel.load(datastore.get_image_uri(scan))  # a scan may stand wherever an image id may
+        image = nibabel.load(datastore.get_image_uri(scan))  # a scan can be used like an image id
         voxels = np.asarray(image.dataobj)
         label = nibabel.Nifti1Image((voxels > voxels.mean()).astype(np.uint8), image.affine)
         with tempfile.TemporaryDirectory() as folder:
