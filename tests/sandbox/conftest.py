@@ -12,7 +12,7 @@ from monailabel_xnat.sandbox import Sandbox
 
 
 class Api:
-    """What one user asks a sandbox; each answer as it comes."""
+    """The requests of one user to a sandbox. Each answer is returned as it comes."""
 
     def __init__(self, sandbox, login: str = "admin") -> None:
         self.url = sandbox.url
@@ -40,7 +40,7 @@ class Api:
         return self.ask("DELETE", path, **query)
 
     def made(self, path: str, data=None, **query) -> str:
-        """PUT what must work, and give the answer's text."""
+        """PUT an object, which must succeed, and return the text of the answer."""
         answer = self.put(path, data, **query)
         assert answer.status_code in (200, 201), (path, answer.status_code, answer.text)
         return answer.text
@@ -66,7 +66,7 @@ class Made:
 
 @pytest.fixture
 def user(xnat_sandbox):
-    """Return what a user of the sandbox asks, by login."""
+    """Return a function from a login to the :class:`Api` of that user."""
     opened = []
 
     def open_api(login: str = "admin") -> Api:
@@ -85,7 +85,7 @@ def admin(user) -> Api:
 
 @pytest.fixture
 def anonymising():
-    """Yield a sandbox whose site anonymises, with what its administrator asks."""
+    """Yield a sandbox whose site anonymises, and the :class:`Api` of its administrator."""
     with Sandbox(anonymise=True) as sandbox:
         api = Api(sandbox)
         yield sandbox, api

@@ -1,4 +1,4 @@
-"""MONAI Label's built-in XNATDatastore, as it is, at work on the server named on the command line; prints JSON."""
+"""Use MONAI Label's built-in XNATDatastore, unmodified, on the server named on the command line, and print JSON."""
 
 from __future__ import annotations
 

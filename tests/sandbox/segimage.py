@@ -1,4 +1,4 @@
-"""What the program `itkimage2segimage`, which MONAI Label calls, does: a DICOM SEG from a label map and its series."""
+"""A program like `itkimage2segimage`, which MONAI Label calls: it makes a DICOM SEG of a label map and its series."""
 
 from __future__ import annotations
 

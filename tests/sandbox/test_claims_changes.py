@@ -1,4 +1,4 @@
-"""Renames, deletions, documents and rights as XNAT's own tests claim them; each test names its source."""
+"""Renames, deletions, documents and rights, as XNAT's own tests expect them. Each test names its source."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_experiments_are_deleted_by_their_id_alone(admin, made):
 
 @pytest.mark.claim("objects", "TestDeletionAccuracy.*")
 @pytest.mark.parametrize("neighbour", ["empty session", "with a scan", "with files", "assessor", "subject", "project"])
-def test_deleting_takes_nothing_of_a_neighbour(admin, made, neighbour):
+def test_deleting_an_object_removes_nothing_of_others(admin, made, neighbour):
     files = f"{made.scan}/resources/DICOM/files"
     for number in range(3):
         admin.made(f"{files}/{number}.dcm", str(number).encode())

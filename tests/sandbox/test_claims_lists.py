@@ -1,4 +1,4 @@
-"""Lists as XNAT's own tests and other people's clients claim them; each test names its source."""
+"""Lists, as XNAT's own tests and other people's clients expect them. Each test names its source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ QC = "xnat:qcManualAssessorData"
 
 @pytest.fixture
 def archive(admin):
-    """Project P: subject A with sessions m (MR, two scans, one QC) and c (CT), subject B without any."""
+    """Project P: subject A with sessions m (MR, two scans, one QC) and c (CT), and subject B without sessions."""
     admin.made("/data/projects/P")
     for subject in "AB":
         admin.made(f"/data/projects/P/subjects/{subject}", gender="F")
@@ -37,7 +37,7 @@ def shown(rows, *keys: str) -> list[tuple[str, ...]]:
     "pyxnat",
 )
 def test_subjects_join_their_sessions(archive):
-    """XNAT's QueryOrganizer joins subject assessors to subjects; dax and pyxnat ask for such columns."""
+    """XNAT's QueryOrganizer joins subject assessors to subjects. dax and pyxnat request such columns."""
     column = "xnat:mrsessiondata/label"
     rows = archive.rows("/data/projects/P/subjects", columns=f"label,{column}")
     assert shown(rows, "label", column) == [("A", "m"), ("B", "")]
@@ -65,7 +65,7 @@ def test_subjects_are_filtered_by_what_is_joined(archive):
 
 @pytest.mark.claim("lists", "TestDynamicSearchSubjectAssessors.testStandardDynamicSessionSearchJoinAssessors")
 def test_image_sessions_join_their_assessors(archive):
-    """xnat-rest-tests by way of the joined listing: a row per session and assessor, empty where there is none."""
+    """xnat-rest-tests, the joined listing: a row for each session and assessor, with empty cells if there is none."""
     columns = "label,xnat:imageAssessorData/id,xnat:imageAssessorData/label"
     rows = archive.rows("/data/experiments", xsiType="xnat:imageSessionData", columns=columns)
     key = "xnat:imageassessordata/label"
@@ -75,7 +75,7 @@ def test_image_sessions_join_their_assessors(archive):
 
 @pytest.mark.claim("lists", "QueryOrganizerResource", "yaxil")
 def test_a_shortcut_of_a_type_makes_it_the_root(archive):
-    """QueryOrganizerResource.getRootElementName looks at shortcuts too; yaxil asks for fieldStrength."""
+    """QueryOrganizerResource.getRootElementName also looks at shortcuts. yaxil requests fieldStrength."""
     rows = archive.rows("/data/experiments", columns="label,fieldStrength")
     assert shown(rows, "label", "fieldStrength") == [("m", "3.0")]
     assert "xnat:mrsessiondata/id" in rows[0]
@@ -101,7 +101,7 @@ def test_every_shortcut_of_xnat_is_one_here(archive):
     "TestDynamicSearchScans.testStandardDynamicScanSearchMrScanFilter",
 )
 def test_the_scan_list_always_has_its_primary_key(archive):
-    """ScanList: the key of the root comes along, and xsiType restricts the list and changes the root."""
+    """ScanList: the list includes the key of the root, and xsiType restricts the list and changes the root."""
     scans = "/data/projects/P/subjects/A/experiments/m/scans"
     assert "xnat_imagescandata_id" in archive.rows(scans, columns="ID")[0]
     archive.made(f"{scans}/9", xsiType="xnat:otherDicomScanData")
@@ -164,7 +164,7 @@ def test_one_of_a_list_of_files_is_asked_for_by_its_place(archive):
 
 @pytest.fixture
 def projects(admin, user):
-    """One project for each relation that the user none has to it."""
+    """One project for each relation that the user ``none`` can have to a project."""
     levels = {"OWNED": "private", "JOINED": "private", "READ": "private"}
     levels.update({"PUBLIC": "public", "PROTECTED": "protected", "PRIVATE": "private"})
     for name, level in levels.items():
@@ -225,7 +225,7 @@ def test_projects_are_filtered_by_their_fields(projects):
 
 @pytest.mark.claim("lists", "XMLPathShortcuts", "pyxnat")
 def test_a_list_of_projects_has_their_aliases(projects, admin):
-    """pyxnat's resources_test reads the aliases of a project out of the list of all."""
+    """pyxnat's resources_test reads the aliases of a project from the list of all projects."""
     for project, alias in (("OWNED", "one"), ("JOINED", "two")):
         admin.made(f"/data/projects/{project}", alias=alias)
     rows = admin.rows("/data/projects", columns="alias")

@@ -1,4 +1,4 @@
-"""Objects as XNAT's own tests and other people's clients claim them; each test names its source."""
+"""Objects, as XNAT's own tests and other people's clients expect them. Each test names its source."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def fields(api, path: str) -> dict:
 @pytest.mark.claim("objects", "yaxil")
 @pytest.mark.parametrize("as_form", [False, True], ids=["body", "multipart"])
 def test_blank_names_in_a_document_count_as_not_given(admin, made, as_form):
-    """TestXmlOddities puts documents with a blank ID; yaxil's storerest posts them as multipart."""
+    """TestXmlOddities puts documents with a blank ID. yaxil's storerest posts them as multipart."""
     document = f'<xnat:MRSession ID="" project="" label="m1" {XNAT}><xnat:note>n</xnat:note></xnat:MRSession>'
     path = "/data/projects/P/subjects/sub1/experiments/m1"
     if as_form:
@@ -88,7 +88,7 @@ def test_values_that_a_field_cannot_hold_are_refused(admin, made, wrong):
 @pytest.mark.parametrize("name", ["subject_ID", "xnat:ctSessionData/subject_ID"])
 @pytest.mark.parametrize("target", ["label", "ID", "new"])
 def test_a_session_moves_to_another_subject(admin, made, name, target):
-    """SubjAssessmentResource: subject_ID of an existing session moves it; an unknown one is made."""
+    """SubjAssessmentResource: subject_ID of an existing session moves it, and an unknown subject is made."""
     other = admin.made("/data/projects/P/subjects/other") if target != "new" else ""
     admin.made(made.long, **{name: {"label": "other", "ID": other, "new": "fresh"}[target]})
     (row,) = admin.rows("/data/projects/P/experiments", columns="label,subject_label")
@@ -97,7 +97,7 @@ def test_a_session_moves_to_another_subject(admin, made, name, target):
 
 
 @pytest.mark.claim("objects", "TestArchive.testFixScanTypes")
-def test_types_of_scans_are_taken_from_their_like(admin, made):
+def test_missing_types_of_scans_are_taken_from_similar_scans(admin, made):
     base = "/data/projects/P/subjects/sub1/experiments"
     for label, types in (("m1", ({}, {})), ("m2", ({"type": "MAPPED"},))):
         admin.made(f"{base}/{label}", **MR)
@@ -134,8 +134,8 @@ def test_data_are_pulled_from_headers(admin, made, demo_dicom, of):
 
 
 @pytest.mark.claim("objects", "TestArchive.testSetScanProperties")
-def test_a_scan_that_is_there_may_be_put_without_anything(admin, made):
-    """TestArchive.testSetScanProperties, since 1.8.6; a new one needs a type."""
+def test_an_existing_scan_may_be_put_without_a_type(admin, made):
+    """TestArchive.testSetScanProperties, since 1.8.6. A new scan needs a type."""
     assert admin.put(made.scan).status_code == 200
     assert admin.put(f"{made.long}/scans/9").status_code == 417
 
@@ -163,7 +163,7 @@ def test_a_scan_that_is_posted_gets_the_next_number_and_the_type_of_its_session(
     ],
 )
 def test_what_is_not_served_says_so(admin, made, method, path):
-    """Every answer but a traceback, and never success."""
+    """The answer may be any error except a traceback, and never success."""
     answer = admin.ask(method, made.long + path, data=b"x" if method in ("PUT", "POST") else None)
     assert answer.status_code in (400, 403, 404, 405, 417), (answer.status_code, answer.text)
 
@@ -174,8 +174,8 @@ def test_what_is_not_served_says_so(admin, made, method, path):
 @pytest.mark.claim("objects", "TestProjectValidation.*")
 @pytest.mark.parametrize("taken", ["ID", "name", "secondary_ID", "alias"])
 @pytest.mark.parametrize("wanted", ["ID", "name", "secondary_ID", "alias"])
-def test_names_of_projects_collide_across_what_they_are(admin, taken, wanted):
-    """TestProjectValidation: ID, title, secondary ID and alias, whatever their case."""
+def test_project_names_collide_across_id_title_secondary_id_and_alias(admin, taken, wanted):
+    """TestProjectValidation: ID, title, secondary ID and alias, in upper or lower case."""
     names = {"ID": "ONE", "name": "Title one", "secondary_ID": "RUN1", "alias": "ALIAS1"}
     admin.made("/data/projects/ONE", **{key: value for key, value in names.items() if key != "ID"})
     value = names[taken].lower()
@@ -188,7 +188,7 @@ def test_names_of_projects_collide_across_what_they_are(admin, taken, wanted):
 
 
 @pytest.mark.claim("objects", "TestProjectURIs.testPrearchiveConfig")
-def test_every_code_of_the_prearchive_is_taken(admin, made):
+def test_every_code_of_the_prearchive_is_accepted(admin, made):
     for code in ("4", "0", "11"):
         assert admin.put(f"/data/projects/P/prearchive_code/{code}").status_code == 200
 
@@ -197,7 +197,7 @@ def test_every_code_of_the_prearchive_is_taken(admin, made):
 
 
 @pytest.mark.claim("sharing and rights", "TestSharing.testUnShared")
-def test_unsharing_a_subject_unshares_its_sessions(admin, made):
+def test_ending_the_share_of_a_subject_ends_those_of_its_sessions(admin, made):
     admin.made("/data/projects/Q")
     admin.made("/data/projects/P/subjects/sub1/projects/Q", label="sq")
     admin.made(f"{made.long}/projects/Q", label="eq")

@@ -1,4 +1,4 @@
-"""Searches as XNAT's own tests claim them: every comparison with every kind of value; each test names its source."""
+"""Searches, as XNAT's own tests expect them: every comparison with every kind of value. Each test names its source."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIMES = {"1": "01:23:45", "2": "09:09:09", "3": "10:10:10", "4": "08:08:08", "5"
 
 @pytest.fixture(scope="module")
 def archive(request):
-    """A project whose objects differ in one value of each kind; one object of each has none."""
+    """A project whose objects differ in one value of each kind. One object of each kind has no value."""
     from conftest import Api
 
     from monailabel_xnat.sandbox import Sandbox
@@ -41,7 +41,7 @@ def archive(request):
 
 
 def found(api, root: str, *criteria: tuple[str, str, str]) -> list[str]:
-    """Return the labels of what a search finds, and the IDs of scans."""
+    """Return the labels of the objects that a search finds, and the IDs of scans."""
     shown = {SUBJECT: "SUBJECT_LABEL", SCAN: "ID"}.get(root, "LABEL")
 
     def criterion(field: str, kind: str, value: str) -> str:
@@ -271,8 +271,8 @@ def test_numbers(archive, name, kind, value, expected):
         (SCAN, "STARTTIME", "startTime", "10:10:10", "1 2 4", "5"),
     ],
 )
-def test_what_has_no_value_differs_in_a_display_field_alone(archive, root, display, schema, value, others, empty):
-    """XNAT's tests call it weird."""
+def test_an_object_without_a_value_differs_only_in_display_fields(archive, root, display, schema, value, others, empty):
+    """XNAT's own tests call this behaviour weird."""
     assert found(archive, root, (f"{root}/{schema}", "!=", value)) == others.split()
     assert found(archive, root, (f"{root}.{display}", "!=", value)) == sorted([*others.split(), empty])
 

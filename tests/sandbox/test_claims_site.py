@@ -1,4 +1,7 @@
-"""The site's calls, searches and the prearchive as XNAT's own tests and clients claim them; each names its source."""
+"""The site's calls, searches and the prearchive, as XNAT's own tests and clients expect them.
+
+Each test names its source.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,8 @@ IMPORT = "/data/services/import"
     "TestXapiSiteConfig.testGetSiteConfigPropertyClosedXnat",
     "TestXapiSiteConfig.testPostSiteConfigMapClosedXnat",
 )
-def test_settings_are_shown_to_whom_they_are_for(admin, user):
-    """TestXapiSiteConfig: public, for users, for administrators; siteId needs no login."""
+def test_settings_are_shown_only_to_users_who_may_see_them(admin, user):
+    """TestXapiSiteConfig: some settings are public, some for users, some for administrators. siteId needs no login."""
     given = {"sitewidePetTracers": "PIB", "passwordComplexityMessage": "complex", "ownPreference": "x"}
     assert admin.ask("POST", "/xapi/siteConfig", _json(given), {"Content-Type": "application/json"}).status_code == 200
     everything = admin.get("/xapi/siteConfig").json()
@@ -112,7 +115,7 @@ def test_schemas_are_below_xapi_too(admin):
 
 
 @pytest.mark.claim("ROI collections and viewer", "XNAT-OHIF viewer")
-def test_the_front_page_has_the_token_that_viewers_cut_out(admin):
+def test_the_front_page_has_the_token_that_viewers_read(admin):
     """OHIF viewer and XNAT's own pages: var csrfToken = '...'."""
     token = re.search(r"var csrfToken = '([^']+)'", admin.get("/").text)
     assert token is not None
@@ -179,7 +182,7 @@ def test_searches_for_subjects(archive, criteria, expected):
 
 @pytest.mark.claim("searches", "SearchResource")
 def test_fields_of_other_elements_come_back_with_their_name(archive):
-    """SearchResource.setColumnProperties; of several sessions the latest is shown."""
+    """SearchResource.setColumnProperties. If there are several sessions, the latest is shown."""
     fields = ["xnat:subjectData/SUBJECT_LABEL", "xnat:mrSessionData/LABEL"]
     answer = archive.post("/data/search", search("xnat:subjectData", fields), kind="text/xml", format="json")
     result = answer.json()["ResultSet"]
@@ -228,7 +231,7 @@ def test_pyxnat_searches(archive, xnat_sandbox):
                 [("xnat:subjectData/SUBJECT_LABEL", "=", "A"), "AND"]
             )
             assert [row["subject_label"] for row in table.data] == ["A"]
-            # Of a single match pyxnat makes a text, and takes its letters for subjects.
+            # pyxnat makes a text of a single match, and reads each of its letters as a subject.
             subjects = interface.select("/projects/*/subjects").where([("xnat:subjectData/AGE", "=", "30"), "AND"])
             assert sorted(subject.label() for subject in subjects) == ["A", "B"]
         finally:
@@ -330,7 +333,7 @@ def test_parameters_of_the_archive_service_name_the_session(admin, slices):
 
 @pytest.mark.claim("import and prearchive", "TestImport.testDataProjectExperimentNewExptXSIOverwriteTDeleteF")
 def test_sessions_of_another_modality_are_not_mixed(admin, slices):
-    """TestImport.testDataProjectExperimentNewExptXSIOverwriteTDeleteF: not even with overwrite=delete."""
+    """TestImport.testDataProjectExperimentNewExptXSIOverwriteTDeleteF: not possible even with overwrite=delete."""
     admin.made("/data/projects/P")
     admin.made("/data/projects/P/subjects/s/experiments/e", xsiType="xnat:petSessionData")
     query = {"dest": "/archive/projects/P/subjects/s/experiments/e", "overwrite": "delete"}
@@ -339,7 +342,7 @@ def test_sessions_of_another_modality_are_not_mixed(admin, slices):
 
 @pytest.mark.claim("import and prearchive", "TestImport.testDataProjectExperimentOldRes")
 def test_a_session_that_was_made_by_hand_takes_its_scans(admin, slices):
-    """TestImport.testDataProjectExperimentOldRes: append to a session without a UID, whose date stays."""
+    """TestImport.testDataProjectExperimentOldRes: append to a session without a UID. Its date does not change."""
     admin.made("/data/projects/P")
     admin.made("/data/projects/P/subjects/s/experiments/e", xsiType="xnat:ctSessionData", date="2000-01-01")
     query = {"dest": "/archive/projects/P/subjects/s/experiments/e", "overwrite": "append"}
@@ -350,7 +353,7 @@ def test_a_session_that_was_made_by_hand_takes_its_scans(admin, slices):
 
 @pytest.mark.claim("import and prearchive", "ProjectResource")
 def test_a_project_may_quarantine_what_arrives(admin, slices):
-    """ProjectResource: quarantine_code 1; and a setting that cannot be had is refused."""
+    """ProjectResource: quarantine_code 1. A setting that does not exist is refused."""
     admin.made("/data/projects/P")
     assert admin.put("/data/projects/P/quarantine_code/1").status_code == 200
     assert admin.get("/data/projects/P/quarantine_code").text == "1"
@@ -365,7 +368,7 @@ def test_a_project_may_quarantine_what_arrives(admin, slices):
     "TestImport.testUploadIgnoreUnparsableMissingParam",
     "TestImport.testUploadIgnoreUnparsableTrue",
 )
-def test_what_is_no_dicom_is_named(admin, slices):
+def test_a_file_that_is_not_dicom_is_named(admin, slices):
     admin.made("/data/projects/P")
     body = io.BytesIO(zipped(slices[0]))
     with zipfile.ZipFile(body, "a") as archive:
@@ -383,7 +386,7 @@ def _json(value: object) -> str:
 
 @pytest.mark.claim("other people's clients", "xnat4tests")
 def test_xnat4tests_uploads_dicom(admin, xnat_sandbox, demo_dicom, tmp_path: Path):
-    """The calls of xnat4tests.data: project, subject, import into the archive, triggerPipelines."""
+    """These are the calls of xnat4tests.data: project, subject, import into the archive, triggerPipelines."""
     packed = tmp_path / "dicom.zip"
     packed.write_bytes(zipped(*(path.read_bytes() for path in sorted(demo_dicom.cases[1].dicom.rglob("*.dcm"))[:2])))
     with warnings.catch_warnings():

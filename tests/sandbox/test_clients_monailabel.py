@@ -37,7 +37,7 @@ def run(sandbox, tmp_path, environment, label=""):
 
 
 def test_login_list_download_and_save(tmp_path, program, demo_dicom):
-    # Release 0.8.5 asks for its CSRF token without credentials, which only an open site answers.
+    # Release 0.8.5 requests its CSRF token without credentials. Only an open site answers that.
     with Sandbox(require_login=False) as sandbox:
         case = demo_dicom.cases[0]
         (address,) = sandbox.import_dicom(case.dicom, "DEMO")

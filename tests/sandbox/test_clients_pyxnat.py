@@ -110,7 +110,7 @@ def test_objects_are_shared_and_deleted(interface, scan):
 
 
 def test_a_project_tells_what_it_holds(interface, scan):
-    """pyxnat's repr_test: counts of sessions and owners come from a search over all display fields."""
+    """pyxnat's repr_test: the counts of sessions and the owners come from a search over all display fields."""
     shown = repr(interface.select.project("PYX"))
     assert "Project" in shown
     (row,) = [row for row in interface.select("xnat:projectData").all().data if row["id"] == "PYX"]

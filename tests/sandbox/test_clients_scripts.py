@@ -1,4 +1,4 @@
-"""Calls of packages around xnatpy and requests: xnat4tests uploads a dataset, xnat-tools reads a session."""
+"""Calls of packages that use xnatpy and requests: xnat4tests uploads a dataset, and xnat-tools reads a session."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def shared_schemas():
 
 @pytest.fixture(scope="module", params=["ours", "XNAT's"])
 def server(request):
-    """A sandbox that serves our schemas, and one with those of XNAT."""
+    """A sandbox that serves our schemas, and one that serves those of XNAT."""
     schemas = None
     if request.param != "ours":
         schemas = request.getfixturevalue("shared_schemas")
@@ -35,7 +35,7 @@ def server(request):
 
 @pytest.fixture(scope="module")
 def connection(server):
-    """One connection with the whole model, for all tests: building it takes a second or more."""
+    """One connection with the whole model, for all tests, because building the model takes a second or more."""
     with xnat.connect(server.url, user="owner", password=server.users["owner"], loglevel="ERROR") as found:
         yield found
 
@@ -43,7 +43,7 @@ def connection(server):
 @pytest.fixture
 def project(server, connection):
     server.reset()
-    # The reset has logged everybody out; xnatpy keeps its credentials for itself.
+    # The reset has logged everybody out. xnatpy keeps its credentials and can log in again.
     connection.interface.cookies.clear()
     connection.interface.auth = ("owner", server.users["owner"])
     connection.clearcache()
@@ -57,7 +57,7 @@ def session(connection, project):
     return connection.classes.MrSessionData(parent=subject, label="e1")
 
 
-def test_connect_builds_every_class_and_tells_the_user(connection):
+def test_connect_builds_every_class_and_knows_the_user(connection):
     assert connection.logged_in_user == "owner"
     assert connection.xnat_version.startswith("1.9")
     for name in ("ProjectData", "MrSessionData", "PetmrSessionData", "CtScanData", "SegScanData"):

@@ -1,4 +1,4 @@
-"""The requests of yaxil (harvard-nrg), made without it: each test names the function whose calls it makes."""
+"""The requests of yaxil (harvard-nrg), sent without yaxil. Each test names the function whose calls it makes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_experiments_and_accession(admin, session, query):
     found = {name: row[name] for name in ("ID", "label", "project", "subject_label", "note", "URI")}
     expected = {"ID": session, "label": "m", "project": "P", "subject_label": "A", "note": "n"}
     assert found == {**expected, "URI": f"/data/experiments/{session}"}
-    # Asked for by its path, and read by its shortcut.
+    # The column is requested by its path, and read by its shortcut.
     assert row["subject_ID"].startswith("XNAT_S")
 
 

@@ -13,7 +13,7 @@ from monailabel_xnat.sandbox.demo import write_demo
 from monailabel_xnat.sandbox.dicom import read_series, scan_xsi_type, session_xsi_type, xnat_label
 from monailabel_xnat.sandbox.phantom import LABELS, Phantom, add_noise
 
-# Required of the CT Image IOD: types 1 and 2 of the modules that PS3.3 A.3 makes mandatory.
+# The CT Image IOD requires these: types 1 and 2 of the modules that PS3.3 A.3 makes mandatory.
 CT_ATTRIBUTES = """
 PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID StudyDate StudyTime ReferringPhysicianName
 StudyID AccessionNumber Modality SeriesInstanceUID SeriesNumber PatientPosition FrameOfReferenceUID
@@ -76,7 +76,7 @@ def test_liver_is_right_spleen_is_left_and_lungs_are_up(demo):
         assert kidneys[1] > liver[1]
 
 
-def test_some_are_oblique_and_one_is_so_about_two_axes(demo):
+def test_some_series_are_oblique_and_one_is_oblique_about_two_axes(demo):
     directions = {case.session: np.array(read_volume(case.dicom).GetDirection()) for case in demo.cases}
     tilted = [not np.allclose(np.abs(direction).round(), np.abs(direction)) for direction in directions.values()]
     assert tilted == [case.oblique for case in demo.cases] == [False, False, True, True]

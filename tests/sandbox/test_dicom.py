@@ -74,7 +74,7 @@ def test_second_file_with_a_sop_instance_uid_is_dropped(tmp_path):
     assert [file.path.name for file in series.files] == ["a"]
 
 
-def test_junk_is_passed_over_and_counted(tmp_path, caplog):
+def test_files_that_are_not_dicom_are_skipped_and_counted(tmp_path, caplog):
     write(tmp_path / "good")
     (tmp_path / "empty").touch()
     (tmp_path / "notes.txt").write_text("no DICOM here")
@@ -90,13 +90,13 @@ def test_junk_is_passed_over_and_counted(tmp_path, caplog):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_pipe_does_not_hold_the_reader_up(tmp_path):
+def test_a_pipe_does_not_block_the_reader(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     write(tmp_path / "image")
     assert len(read_series(tmp_path)) == 1
 
 
-def test_dicomdir_is_passed_over(tmp_path):
+def test_dicomdir_is_skipped(tmp_path):
     write(tmp_path / "image")
     write(tmp_path / "DICOMDIR", SOPClassUID=uid.MediaStorageDirectoryStorage)
     (series,) = read_series(tmp_path)
@@ -140,7 +140,7 @@ def test_damaged_files_never_stop_the_import(tmp_path, data):
 
 
 @pytest.mark.parametrize("missing", ["StudyInstanceUID", "SeriesInstanceUID"])
-def test_file_without_hierarchy_uids_is_passed_over(tmp_path, missing):
+def test_file_without_hierarchy_uids_is_skipped(tmp_path, missing):
     write(tmp_path / "file", **{missing: None})
     assert read_series(tmp_path) == []
 
@@ -310,7 +310,7 @@ def test_label_is_legal_and_stable(text):
     assert xnat_label(label) == label
 
 
-def test_label_keeps_what_it_can():
+def test_label_keeps_all_valid_characters():
     assert xnat_label(" DOE^JOHN/2.5-a_ü ") == "DOE_JOHN_2.5-a__"
     assert xnat_label("..") == "__"
 

@@ -17,7 +17,7 @@ SESSIONS = {"project": "P", "xsiType": "xnat:imageSessionData"}
 
 @pytest.fixture
 def archive(admin):
-    """Fill a project P: subject A with MR session a1 (scans 1, 2) and CT session a2 (no scan), subject B with MR b1."""
+    """Fill project P: subject A with MR session a1 (scans 1, 2) and CT session a2 (no scan), subject B with MR b1."""
     admin.made("/data/projects/P")
     admin.made("/data/projects/Q")
     for path, query in (
@@ -227,7 +227,7 @@ def test_point_17_project_lists_include_what_is_shared_in_and_the_filter_misses_
     [("", "a1q"), ("xnat:subjectAssessorData", "a1q"), ("xnat:mrSessionData", "a1q"), ("xnat:imageSessionData", "a1")],
 )
 def test_a_list_of_image_sessions_names_shared_ones_as_their_owner_does(archive, root, label):
-    """XNAT's ProjSubExptList puts in the project's own labels, but does not find the rows under this root."""
+    """XNAT's ProjSubExptList inserts the labels of the list's project, but does not find the rows under this root."""
     archive.made("/data/projects/P/subjects/A/projects/Q", label="AQ")
     archive.made("/data/projects/P/experiments/a1/projects/Q", label="a1q")
     query = {"xsiType": root} if root else {}
@@ -237,7 +237,7 @@ def test_a_list_of_image_sessions_names_shared_ones_as_their_owner_does(archive,
     )
     (row,) = archive.rows("/data/projects/Q/experiments", columns="project", **query)
     assert row["project"] == "P"
-    # The filter works on the owner's label: the other one is put in after the query.
+    # The filter uses the owner's label, because the other one is inserted after the query.
     assert len(archive.rows("/data/projects/Q/experiments", columns="label", label="a1", **query)) == 1
     assert archive.rows("/data/projects/Q/experiments", columns="label", label="a1q", **query) == []
 
@@ -363,7 +363,7 @@ def test_project_list_by_role_has_other_columns(archive, user):
 @pytest.mark.parametrize(("sessions", "scans"), [(5000, 4), (20000, 1)])
 def test_thousands_of_sessions_are_one_request(xnat_sandbox, admin, sessions, scans):
     admin.made("/data/projects/P")
-    # Processor time, for the machine may be busy with something else; it is the server's and the client's.
+    # Processor time is measured, because the machine may be busy. It is that of the server and the client.
     started = time.process_time()
     xnat_sandbox.archive.seed_sessions("P", sessions, scans)
     seeded = time.process_time()

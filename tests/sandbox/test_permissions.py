@@ -1,4 +1,4 @@
-"""Who may do what: owner, member, collaborator, none, admin, guests; private, protected, public; shares."""
+"""Who may do what: owner, member, collaborator, none, admin and guests, in private, protected and public projects."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_point_04_roles_in_a_private_project(everybody, made, login, reads, writ
     for path in (made.long, made.scan, made.session, "/data/projects/P/subjects/sub1"):
         assert api.get(path, format="json").status_code == reads
         written = api.put(path, note="x", group="g").status_code
-        # By its ID alone, what cannot be read is a new experiment without a project.
+        # With only its ID, an experiment that the user cannot read looks like a new one without a project.
         assert written == (422 if path == made.session and writes == 404 else writes)
     for path in (made.scan, made.long, "/data/projects/P/subjects/sub1"):
         assert api.delete(path).status_code == deletes
@@ -126,7 +126,7 @@ def other(admin, made):
 
 @pytest.mark.parametrize("asked", [{}, {"label": "s1q"}], ids=["same label", "own label"])
 def test_a_session_can_be_shared_without_its_subject(admin, other, asked):
-    """xnat-rest-tests TestSharing: the session is in the project, a path through the subject is not."""
+    """xnat-rest-tests TestSharing: the session is in the project, but a path through the subject does not exist."""
     assert admin.put(f"{other.long}/projects/Q", **asked).status_code == 200
     label = asked.get("label", "s1")
     assert [row["label"] for row in admin.rows("/data/projects/Q/experiments")] == [label]

@@ -1,4 +1,4 @@
-"""The pytest fixtures that the package ships, used as other people use them."""
+"""The pytest fixtures of the package, used as other people use them."""
 
 from __future__ import annotations
 

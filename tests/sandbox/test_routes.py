@@ -1,4 +1,7 @@
-"""The table of paths: each handler in it exists, what is not in it is 404, and nothing is loaded before it is asked."""
+"""The table of paths.
+
+Each handler in it exists, a path that is not in it is 404, and nothing is loaded before it is needed.
+"""
 
 from __future__ import annotations
 
@@ -48,20 +51,20 @@ def test_another_method_is_405_and_told_which_there_are(admin, method, path, all
 
 
 def loaded(statement: str) -> set[str]:
-    """The modules that a new process has after a statement."""
+    """Return the modules that a new process has loaded after a statement."""
     program = f"{statement}; import sys; print('\\n'.join(sys.modules))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     return set(run.stdout.split())
 
 
 def test_the_datastore_loads_nothing_of_the_sandbox():
-    """It is an independent witness: what is wrong in both would be seen by no test."""
+    """The sandbox is an independent source: if both shared an error, no test would see it."""
     found = loaded("from monailabel_xnat import XNATDatastore, XNATAppMixin, Settings")
     assert {name for name in found if name.startswith("monailabel_xnat.sandbox")} == set()
 
 
 def test_the_sandbox_loads_nothing_of_the_datastore_and_no_dicom_before_it_is_asked():
-    """It starts in less than a second, of which pydicom would be half."""
+    """The sandbox starts in less than a second. Importing pydicom would take half of that."""
     found = loaded("from monailabel_xnat.sandbox import Sandbox; sandbox = Sandbox().start(); sandbox.stop()")
     assert not {"pydicom", "xnat", "monailabel"} & found
     ours = {name.split(".")[1] for name in found if name.startswith("monailabel_xnat.")}

@@ -17,7 +17,7 @@ def put(api, path: str, fields, kind: str = "application/json"):
 
 @pytest.fixture
 def paths(admin, made) -> dict[str, str]:
-    """Every form of address there is for each kind of object."""
+    """All forms of addresses for each kind of object."""
     item = admin.made(f"{made.long}/assessors/A", xsiType="xnat:qcAssessmentData")
     return {
         "project": "/projects/P",

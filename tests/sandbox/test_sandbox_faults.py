@@ -1,4 +1,4 @@
-"""Failures on demand, and the one nobody asks for: kill -9."""
+"""Failures on demand, and a real one: kill -9."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from monailabel_xnat.sandbox import Sandbox
 
 @pytest.fixture
 def file(admin, made):
-    """Address of a stored file of a million bytes."""
+    """The address of a stored file of a million bytes."""
     address = f"{made.scan}/resources/R/files/a.bin"
     admin.made(address, b"x" * 1_000_000)
     return address
@@ -89,7 +89,7 @@ def test_other_json(admin, file, xnat_sandbox):
     assert answer.headers["Content-Type"].startswith("application/json")
 
 
-def test_a_small_json_can_come_short_and_end_properly(admin, made, xnat_sandbox):
+def test_a_small_json_can_be_cut_and_end_properly(admin, made, xnat_sandbox):
     address = f"{made.scan}/resources/R/files/a.json"
     admin.made(address, b'{"a": 1}   ')
     xnat_sandbox.faults.add(r"a\.json", truncate=4)
@@ -104,7 +104,7 @@ def test_a_lost_write(admin, made, file, xnat_sandbox):
     assert [row["Name"] for row in admin.rows(f"{made.scan}/files")] == ["a.bin"]
 
 
-def test_another_writer_can_be_pretended(admin, made, xnat_sandbox):
+def test_another_writer_can_be_simulated(admin, made, xnat_sandbox):
     address = f"{made.scan}/resources/R/files/a.bin"
     xnat_sandbox.faults.add(r"/files/", method="PUT", stale=True)
     answer = admin.put(address, b"abc")
@@ -142,7 +142,7 @@ sandbox.serve()
 
 
 class Uploader(threading.Thread):
-    """Writes files of half a megabyte, and overwrites them, until the server is gone."""
+    """Writes files of half a megabyte, and overwrites them, until the server has ended."""
 
     def __init__(self, url: str, scan: str, label: str) -> None:
         super().__init__()

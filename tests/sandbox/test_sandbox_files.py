@@ -1,4 +1,4 @@
-"""Resources and files over HTTP, as XNAT handles them where it is unfriendly (xnat-rest.md 9 to 11)."""
+"""Resources and files over HTTP, also where XNAT is unfriendly (xnat-rest.md 9 to 11)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CATALOG = "{http://nrg.wustl.edu/catalog}"
 
 @pytest.fixture
 def files(admin, made):
-    """Address of the files of a scan's resource R, which exists."""
+    """The address of the files of a scan's resource R, which exists."""
     admin.made(f"{made.scan}/resources/R", format="NIFTI", content="SEG")
     return f"{made.scan}/resources/R/files"
 
@@ -450,7 +450,7 @@ def test_point_20_zip_has_no_length_and_starts_with_the_session_label(admin, mad
         (info,) = archive.infolist()
         assert info.filename == "s1/scans/1-T1_w_contrast/resources/R/files/sub/a.txt"
         assert info.compress_size >= info.file_size
-        assert info.flag_bits & 0x08  # sizes behind the bytes, as of a stream
+        assert info.flag_bits & 0x08  # the sizes are after the bytes, as in a stream
         assert archive.read(info) == b"abc" * 1000
     everything = admin.get(f"{made.long}/files", format="zip", all="true")
     with zipfile.ZipFile(io.BytesIO(everything.content)) as archive:
@@ -492,7 +492,7 @@ def test_zip_of_nothing_is_404(admin, made, files):
 
 
 class HalfSent:
-    """A file PUT whose body has not come to its end."""
+    """A PUT of a file whose body is not sent to its end yet."""
 
     def __init__(self, admin, path: str, body: bytes) -> None:
         where = urlsplit(admin.url)
@@ -525,13 +525,13 @@ def test_point_18_the_second_of_two_writers_of_a_catalog_gets_500(admin, files):
     assert answer.startswith(b"HTTP/1.1 500")
     assert b"ConcurrentModificationException" in answer
     assert paths(admin, files) == ["first.txt", "quick.txt"]
-    # The bytes lie on disk without an entry, so a retry must overwrite.
+    # The bytes are on disk without an entry, so a retry must overwrite them.
     assert admin.put(f"{files}/slow.txt", b"slow body").json() == {"duplicates": ["slow.txt"]}
     assert admin.put(f"{files}/slow.txt", b"slow body", overwrite="true").text == ""
     assert admin.get(f"{files}/slow.txt").content == b"slow body"
 
 
-def test_writers_of_different_resources_do_not_meet(admin, made, files):
+def test_writers_of_different_resources_do_not_disturb_each_other(admin, made, files):
     slow = HalfSent(admin, f"{files}/slow.txt", b"slow body")
     admin.made(f"{made.scan}/resources/OTHER/files/quick.txt", b"quick")
     assert slow.finish().startswith(b"HTTP/1.1 200")

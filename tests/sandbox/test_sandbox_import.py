@@ -1,4 +1,4 @@
-"""DICOM through XNAT's import service, the prearchive, and what becomes of it (xnat-rest.md 13)."""
+"""Imports of DICOM through XNAT's import service and the prearchive, and their results (xnat-rest.md 13)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def series_files(demo, number: int = 1) -> list[Path]:
 
 
 def changed(path: Path, **values) -> bytes:
-    """A file with other header values; None deletes one."""
+    """Return a file with other header values. None deletes a value."""
     dataset = pydicom.dcmread(path)
     for name, value in values.items():
         if value is None:
@@ -161,7 +161,7 @@ def test_a_session_that_exists_is_a_conflict(admin, project, slices, handler, st
 @pytest.mark.claim("import and prearchive", "TestImport.testDataScan2partsFilesOverwriteTDeleteF", "xnat4tests")
 @pytest.mark.parametrize("overwrite", ["append", "True", "maybe"])
 def test_append_adds_what_is_missing(admin, project, slices, overwrite):
-    """Unknown values of overwrite, such as the True that a common helper package sends, add too."""
+    """Unknown values of overwrite, such as the True that a common helper package sends, also add files."""
     query = {"dest": "/archive/projects/P", "overwrite": overwrite}
     address = admin.post(IMPORT, zipped(slices[0]), **query).text.strip()
     assert admin.post(IMPORT, zipped(*slices[1:]), **query).text.strip() == address
@@ -318,7 +318,10 @@ def test_comments_name_the_destination(admin, project, demo_dicom, values):
     [("", "Demo_Ben", "a_b"), ("Subject:sub", "sub", "a_b"), ("Session:ses", "Demo_Ben", "ses")],
 )
 def test_labels_are_the_patients_name_and_id(admin, project, demo_dicom, comments, comment, subject, session):
-    """xnat-rest-tests TestImport: subject from Patient's Name, session from Patient ID, what comments say first."""
+    """xnat-rest-tests TestImport: the subject comes from Patient's Name, the session from Patient ID.
+
+    Names in the comments come before these.
+    """
     values = {"PatientComments": "", comments: comment, "PatientID": "a b", "PatientName": "Demo^Ben"}
     body = zipped(changed(series_files(demo_dicom)[0], **values))
     answer = admin.post(IMPORT, body, dest="/archive/projects/P")
@@ -348,7 +351,7 @@ def test_a_folder_of_two_studies_of_a_patient_becomes_two_sessions(xnat_sandbox,
 
 @pytest.mark.claim("import and prearchive", "xnatpy")
 def test_scans_have_what_their_headers_say(admin, project, demo_dicom):
-    """xnatpy's functional tests read field strength and the like of what they import."""
+    """xnatpy's functional tests read the field strength and other fields of the scans that they import."""
     values = {"StationName": "CT99", "InstitutionName": "Somewhere", "GantryDetectorTilt": "1.5"}
     body = zipped(changed(series_files(demo_dicom)[0], **values))
     address = admin.post(IMPORT, body, dest="/archive/projects/P").text.strip()

@@ -1,4 +1,4 @@
-"""ROI collections as the OHIF viewer's plugin takes, checks and gives them (xnat-rest.md 14)."""
+"""ROI collections, as the OHIF viewer's plugin accepts, checks and returns them (xnat-rest.md 14)."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_point_15_references_must_be_in_the_session(admin, session, seg, change,
 
 
 def test_files_put_by_hand_are_no_dicom_catalog(admin, user, made, seg, slices):
-    """SOP instance UIDs stand only in the catalogs of imported series."""
+    """Only the catalogs of imported series have SOP instance UIDs."""
     first = slices[0]
     admin.made(made.long, **{"xnat:ctSessionData/UID": str(first.StudyInstanceUID), "xsiType": "xnat:ctSessionData"})
     admin.made(made.scan, **{"xnat:ctScanData/UID": str(first.SeriesInstanceUID), "xsiType": "xnat:ctScanData"})
@@ -251,7 +251,7 @@ def test_point_15_the_modality_must_fit(admin, made, seg):
 
 
 @pytest.mark.parametrize("kind", ["SEG", "RTSTRUCT", "AIM", "MEAS"])
-def test_what_is_no_collection_is_422(admin, session, kind, slices):
+def test_content_that_is_not_a_collection_is_422(admin, session, kind, slices):
     assert store(admin, session, b"neither DICOM nor XML nor JSON", kind=kind).status_code == 422
 
 
@@ -314,7 +314,7 @@ def test_without_the_plugin_there_is_nothing():
 
 
 def make_contour(slices, points) -> bytes:
-    """Return AIM with one polyline, as the viewer writes it: in pixels, its first point repeated at the end."""
+    """Return AIM with one polyline, as the viewer writes it: in pixels, with its first point repeated at the end."""
     corners = "".join(
         f'<TwoDimensionSpatialCoordinate><coordinateIndex value="{index}"/><x value="{x}"/><y value="{y}"/>'
         "</TwoDimensionSpatialCoordinate>"
@@ -349,8 +349,8 @@ def test_an_aim_collection_also_offers_its_rtstruct(admin, user, session, slices
     np.testing.assert_allclose(np.asarray(contour.ContourData[:3], float), corner, atol=1e-6)
 
 
-def test_an_rtstruct_that_is_gone_is_made_anew_for_editors_alone(admin, user, session, slices):
-    """OhifRoiApi.getCollection: 404 for who may only read, since 403 would say that he may not."""
+def test_a_deleted_rtstruct_is_made_again_only_for_editors(admin, user, session, slices):
+    """OhifRoiApi.getCollection: 404 for a user who may only read, because 403 would say that reading is not allowed."""
     stored = store(admin, session, make_contour(slices, [(2, 3), (6, 3), (6, 9)]), kind="AIM").text
     address = f"/xapi/roi/projects/P/collections/{stored}"
     resource = f"/data/experiments/{session}/assessors/{stored}/out/resources/RTSTRUCT"

@@ -21,7 +21,7 @@ def resource(admin, made) -> str:
 
 @pytest.fixture
 def folder(resource, xnat_sandbox):
-    """The resource's folder on disk, changed behind the server's back."""
+    """The folder of the resource on disk, in which tests change files without the server's knowledge."""
     folder = xnat_sandbox.folder / "files/P/arc001/s1/SCANS/1/R"
     (folder / "lost.txt").unlink()
     (folder / "sub").mkdir()

@@ -1,4 +1,4 @@
-"""The sandbox's XSDs against the parser of the SDK that will read them, and against XNAT's own files."""
+"""The sandbox's XSDs, read by the parser of the SDK and compared with XNAT's own files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ xnat:addField icr:roiCollectionData
 
 
 class Logger(logging.Logger):
-    """xnatpy's logger knows a level more."""
+    """A logger with the additional level of xnatpy's logger."""
 
     def verbose(self, message: str, *args: object) -> None:
         self.debug(message, *args)

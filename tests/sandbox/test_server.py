@@ -1,4 +1,4 @@
-"""The server itself: data on disk, restarts, kills, users, locks, faults, the log, the command line."""
+"""The server itself: data on disk, restarts, kills, users, locks, faults, the log and the command line."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_given_password_replaces_the_old_one(folder):
 
 
 @pytest.mark.parametrize("users", [{"": "x"}, {"a": ""}, {"guest": "x"}, {"a:b": "x"}])
-def test_logins_that_cannot_be(folder, users):
+def test_logins_that_are_refused(folder, users):
     with pytest.raises(ValueError, match="cannot make user"):
         Sandbox(folder, users=users)
     Sandbox(folder).stop()
@@ -357,7 +357,7 @@ def test_the_command_remembers_users(folder, tmp_path):
 
 @contextmanager
 def started(*words, environment=None):
-    """Run the command until the end of the block; yields what it has printed."""
+    """Run the command until the end of the block, and yield what it has printed."""
     command = [sys.executable, "-m", "monailabel_xnat", "sandbox", *words]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -405,7 +405,7 @@ def test_the_demo_prints_what_works_when_it_is_pasted_and_leaves_no_cache(folder
         )
         assert done.returncode == 0, done.stderr
         assert "'label':" in done.stdout
-    # Nothing in the folders of the user: what clients cached lies with the archive.
+    # Nothing is in the folders of the user: the caches of clients are beside the archive.
     assert not (tmp_path / "cache").exists()
     with started("--demo", "--data", str(folder), "--user", "member=again", environment=homes) as text:
         assert "LABELLED: 4 sessions, 0 labels were saved" in text
@@ -449,7 +449,7 @@ def test_seeding_a_project_that_is_not_there_says_so(xnat_sandbox):
         xnat_sandbox.archive.seed_sessions("NOWHERE", 1, 1)
 
 
-def test_what_the_archive_cannot_hold_is_said_in_words(xnat_sandbox):
+def test_values_that_do_not_fit_the_archive_are_an_error_in_plain_words(xnat_sandbox):
     archive = xnat_sandbox.archive
     with pytest.raises(ValueError, match="project, subject or session is not in the archive"):
         archive.create_subject("NOWHERE", "s")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-# In a process of its own, since what used to go wrong ended the interpreter.
+# It runs in a process of its own, because the error that this test looks for ended the interpreter.
 STOPS = """
 import sys, threading, time
 import requests
@@ -41,6 +41,6 @@ print("all stopped")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("times", [3, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_sandbox_that_is_stopped_under_load_does_not_end_the_interpreter(times):
-    """On Python 3.10 it did, with a bus error: threads that ended closed the connection that the stop was closing."""
+    """On Python 3.10 it ended with a bus error: ending threads closed a connection that the stop was closing."""
     run = subprocess.run([sys.executable, "-c", STOPS, str(times)], capture_output=True, text=True, timeout=800)
     assert (run.returncode, run.stdout) == (0, "all stopped\n"), run.stderr[-2000:]

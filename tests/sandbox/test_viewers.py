@@ -1,4 +1,4 @@
-"""What viewers ask before they show a session, and what XNAT Workstation does to save."""
+"""The calls of viewers before they show a session, and those of XNAT Workstation when it saves."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _files(demo_dicom):
 
 @pytest.mark.claim("ROI collections and viewer", "XNAT-OHIF viewer")
 def test_who_may_ask_what_of_the_viewer(admin, user, session):
-    """OhifViewerApi: read for GET, edit for POST; a session of another project is 404."""
+    """OhifViewerApi: GET needs the right to read, POST the right to edit. A session of another project is 404."""
     address = f"/xapi/viewer/projects/P/experiments/{session}"
     reader, nobody = user("collaborator"), user("none")
     assert [reader.get(address + end).status_code for end in ("", "/exists")] == [200, 200]
@@ -60,8 +60,8 @@ def test_who_may_ask_what_of_the_viewer(admin, user, session):
 
 
 @pytest.mark.claim("ROI collections and viewer", "XNAT-OHIF viewer")
-def test_nobody_has_set_presets_of_the_viewer(admin, session):
-    """OhifViewerConfigApi: a list for each type of ROI, and 404 for settings that nobody made."""
+def test_there_are_no_presets_of_the_viewer(admin, session):
+    """OhifViewerConfigApi: a list for each type of ROI, and 404 for settings that nobody has made."""
     assert admin.get("/xapi/viewerConfig/projects/P/roipreset").json() == {"AIM": [], "SEG": [], "MEAS": []}
     assert admin.get("/xapi/viewerConfig/projects/P/roipreset", type="seg").json() == {"SEG": []}
     assert admin.get("/xapi/viewerConfig/projects/P/roipreset", type="x").status_code == 422
@@ -97,7 +97,7 @@ def test_a_segmentation_of_xnat_workstation_is_a_scan(admin, session, workstatio
     assert (entry.get("URI"), entry.get("format"), entry.get("content")) == ("segmentation.dcm", "DICOM", "SEG")
 
 
-def test_a_pull_from_headers_of_nothing_is_no_success(admin, made):
+def test_a_pull_from_headers_without_dicom_is_an_error(admin, made):
     """PullScanDataFromHeaders: "Unable to locate DICOM or ECAT files", which ScanResource answers with 500."""
     assert admin.put(made.scan, pullDataFromHeaders="true").status_code == 500
     assert admin.put(made.long, pullDataFromHeaders="true").status_code == 500
