@@ -2,7 +2,8 @@
 
 Uncompressed slices of a simple kind are copied from the file, which is several times faster than any decoder. As a
 check, SimpleITK also decodes the first and the last slice. If one of them differs from the copy, all slices are
-decoded by :mod:`monailabel_xnat.convert.dicom.decoding`.
+decoded by :mod:`monailabel_xnat.convert.dicom.decoding`. Compressed slices of a usual kind are decoded in groups
+(:mod:`monailabel_xnat.convert.dicom.together`), with the same check.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from monailabel_xnat.convert.dicom.decoding import decode, decode_file
+from monailabel_xnat.convert.dicom.decoding import decode
 from monailabel_xnat.convert.dicom.frames import Frame
 from monailabel_xnat.convert.dicom.headers import ImageHeader
 from monailabel_xnat.convert.dicom.pixels import Array, SliceValues
+from monailabel_xnat.convert.dicom.together import Decoded, Kind, decode_files, kind_of
 from monailabel_xnat.errors import ImageConversionError
 
 logger = logging.getLogger(__name__)
@@ -37,8 +39,10 @@ class SliceReader:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="xnat-decode")
-        self._decoded: dict[Path, Future[list[SliceValues]]] = {}
         self._copied: dict[Path, SliceValues | None] = {}
+        self._waiting: dict[Kind, list[ImageHeader]] = {}
+        # For each file, the group in which it is decoded, and its place there.
+        self._decoded: dict[Path, tuple[Future[list[Decoded]], int]] = {}
 
     def start(self, header: ImageHeader) -> None:
         """Start to read a file that will probably be needed: copy its slice now, or decode it in another thread.
@@ -50,13 +54,20 @@ class SliceReader:
         """
         if is_plain(header):
             self._copied[header.path] = copy_slice(header)
+            return
+        kind = kind_of(header)
+        group = [header] if kind is None else [*self._waiting.pop(kind, ()), header]
+        if kind is None or len(group) >= kind.group:
+            self._decode(group)
         else:
-            self._decoded[header.path] = self._pool.submit(decode_file, header)
+            self._waiting[kind] = group
 
     def forget(self, path: Path) -> None:
         """Forget what was read from a file."""
         self._copied.pop(path, None)
         self._decoded.pop(path, None)
+        for group in self._waiting.values():
+            group[:] = [header for header in group if header.path != path]
 
     def read(self, frames: Sequence[Frame], headers: Headers) -> list[SliceValues]:
         """Return the values of frames, in their order.
@@ -74,24 +85,56 @@ class SliceReader:
             If a file cannot be decoded, or has another size than the others when it is decoded. The message names it.
         """
         paths = list(dict.fromkeys(frame.path for frame in frames))
+        waiting = {header.path for group in self._waiting.values() for header in group}
         for path in paths:
-            if path not in self._copied and path not in self._decoded:
+            if path not in self._copied and path not in self._decoded and path not in waiting:
                 self.start(headers[path])
+        for group in self._waiting.values():  # the last ones, in one part for each thread
+            share = -(-len(group) // DECODING_THREADS)
+            for start in range(0, len(group), share or 1):
+                self._decode(group[start : start + share])
+        self._waiting.clear()
         copied = self._copies(frames, headers)
         if copied is not None:
             return copied
         self._copied.clear()
-        for path in paths:
-            if path not in self._decoded:
-                self._decoded[path] = self._pool.submit(decode_file, headers[path])
-        decoded = {path: self._decoded[path].result() for path in paths}
-        slices = [decoded[frame.path][frame.index] for frame in frames]
+        slices = self._decoded_slices(frames, headers)
+        if any(self._is_of_group(path) for path in paths) and not all(
+            _is_as_decoded(frames[at], slices[at], headers) for at in (0, -1)
+        ):
+            logger.debug("Slices that were decoded in groups differ from single ones, so each is decoded by itself")
+            for path in paths:
+                self._decode([headers[path]])
+            slices = self._decoded_slices(frames, headers)
         _refuse_other_sizes(frames, slices)
         return slices
 
     def close(self) -> None:
         """Wait for running decoders, and drop the ones that have not begun."""
         self._pool.shutdown(cancel_futures=True)
+
+    def _decode(self, group: Sequence[ImageHeader]) -> None:
+        """Decode files of one kind in another thread."""
+        decoded = self._pool.submit(decode_files, group)
+        self._decoded.update((header.path, (decoded, place)) for place, header in enumerate(group))
+
+    def _decoded_slices(self, frames: Sequence[Frame], headers: Headers) -> list[SliceValues]:
+        """Return the decoded values of frames; a file that nobody has begun to decode is decoded now."""
+        paths = list(dict.fromkeys(frame.path for frame in frames))
+        for path in paths:
+            if path not in self._decoded:
+                self._decode([headers[path]])
+        found: dict[Path, list[SliceValues]] = {}
+        for path in paths:
+            group, place = self._decoded[path]
+            values = group.result()[place]
+            if isinstance(values, ImageConversionError):
+                raise values
+            found[path] = values
+        return [found[frame.path][frame.index] for frame in frames]
+
+    def _is_of_group(self, path: Path) -> bool:
+        return len(self._decoded[path][0].result()) > 1
 
     def _copies(self, frames: Sequence[Frame], headers: Headers) -> list[SliceValues] | None:
         """Return the copied slices; None unless all slices were copied and SimpleITK confirms the first and last."""
