@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import logging
 import os
 import stat
 import threading
 import uuid
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from weakref import WeakSet, WeakValueDictionary
@@ -21,6 +24,7 @@ from monailabel_xnat.errors import CacheError, XNATDatastoreError
 logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
+_BLOCKS_AHEAD = 8
 # How often a process looks whether another one has released a lock file. The threads of one process do not poll: the
 # lock in memory wakes them at once.
 _POLL_SECONDS = 0.02
@@ -210,6 +214,49 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+class DigestedFile(io.RawIOBase):
+    """A new file whose SHA-256 is taken while it is written, by a thread of its own. What is written must not change.
+
+    Parameters
+    ----------
+    path : Path
+        The file, which must not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = path.open("xb", buffering=_BLOCK)
+        self._digest = hashlib.sha256()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="xnat-digest")
+        self._waiting: deque[Future[None]] = deque()
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
+        """Write some bytes, and have them added to the digest."""
+        while len(self._waiting) >= _BLOCKS_AHEAD:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(self._digest.update, data))
+        self._file.write(data)
+        return len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        if not self.closed:
+            self._pool.shutdown()
+            self._file.close()
+        super().close()
+
+    @property
+    def sha256(self) -> str:
+        """The hexadecimal digest of all that has been written."""
+        while self._waiting:
+            self._waiting.popleft().result()
+        return self._digest.hexdigest()
 
 
 def text_digest(text: str) -> str:

@@ -21,7 +21,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from monailabel_xnat.convert.forms import Forms, parse_forms, set_affine
 from monailabel_xnat.convert.geometry import Floats
-from monailabel_xnat.disk import whole
+from monailabel_xnat.disk import DigestedFile, whole
 
 # nibabel's own type hints cover only half of it; isal has none.
 _nibabel: Any = nibabel
@@ -55,8 +55,8 @@ def write_nifti(
     affine: Floats,
     dtype: npt.DTypeLike,
     slices: Iterator[npt.NDArray[Any]],
-) -> None:
-    """Write a NIfTI-1 file, compressed if the name ends in ``.gz``.
+) -> str:
+    """Write a NIfTI-1 file, compressed if the name ends in ``.gz``, and return its SHA-256, hexadecimal.
 
     The file appears under its name only when it is whole.
 
@@ -71,7 +71,7 @@ def write_nifti(
     dtype : dtype
         Data type of the voxels.
     slices : iterator of ndarray
-        Blocks of voxels of that type, in the order of the file (i runs fastest).
+        Blocks of voxels of that type, in the order of the file (i runs fastest). They must not be changed later.
     """
     header = _nibabel.Nifti1Header(endianness="<")
     header.set_data_dtype(dtype)
@@ -79,21 +79,22 @@ def write_nifti(
     header.set_slope_inter(1.0, 0.0)
     header["vox_offset"], header["regular"] = _VOXEL_OFFSET, b"r"
     set_affine(header, affine)
-    with whole(path) as temporary, _opened(temporary, str(path).endswith(".gz")) as stream:
-        stream.write(header.binaryblock.ljust(_VOXEL_OFFSET, b"\0"))
-        for block in slices:
-            stream.write(np.ascontiguousarray(block).data.cast("B"))
+    with whole(path) as temporary, DigestedFile(temporary) as file:
+        with _packing(file, str(path).endswith(".gz")) as stream:
+            stream.write(header.binaryblock.ljust(_VOXEL_OFFSET, b"\0"))
+            for block in slices:
+                stream.write(np.ascontiguousarray(block).data.cast("B"))
+        return file.sha256
 
 
 @contextmanager
-def _opened(path: Path, compress: bool) -> Iterator[IO[bytes]]:
-    with path.open("xb", buffering=_BUFFER_BYTES) as raw:
-        if not compress:
-            yield raw
-            return
-        # The gzip header gets no name and no time, so that equal images give equal bytes.
-        with _igzip.IGzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=raw, mtime=0) as packed:
-            yield packed
+def _packing(raw: Any, compress: bool) -> Iterator[Any]:
+    if not compress:
+        yield raw
+        return
+    # The gzip header gets no name and no time, so that equal images give equal bytes.
+    with _igzip.IGzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=raw, mtime=0) as packed:
+        yield packed
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,11 @@ def copy_with_affine(source: Path, target: Path, affine: Floats) -> None:
 
     Nothing else changes. The copy is compressed if its name ends in ``.gz``.
     """
-    with _reading(source) as stream, _opened(target, target.name.endswith(".gz")) as copy:
+    with (
+        _reading(source) as stream,
+        target.open("xb", buffering=_BUFFER_BYTES) as file,
+        _packing(file, target.name.endswith(".gz")) as copy,
+    ):
         header = _header_of(stream)
         set_affine(header, affine)
         copy.write(header.binaryblock)

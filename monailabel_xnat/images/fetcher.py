@@ -53,6 +53,8 @@ class Fetched:
     shear : sequence of float
         For a stack from a tilted gantry: how much further sideways (RAS, mm) each slice truly lies than the slice
         before; else empty.
+    sha256 : str
+        Hexadecimal SHA-256 of a file that was made here; empty for any other.
     """
 
     path: Path
@@ -61,6 +63,7 @@ class Fetched:
     sources: bytes = b""
     others: Sequence[Sequence[Sequence[float]]] = ()
     shear: Sequence[float] = ()
+    sha256: str = ""
 
 
 class Fetcher:
@@ -146,7 +149,9 @@ class Fetcher:
             notes = volume.warnings or (_note(conversion.series_uids, scan),)
             sources = sources_of(volume.sop_instance_uids, volume.frame_numbers, volume.shape[2])
             shear = () if volume.shear is None else tuple(volume.shear.tolist())
-            return Fetched(volume.path, origin, "; ".join(notes), encode_sources(sources), shear=shear)
+            return Fetched(
+                volume.path, origin, "; ".join(notes), encode_sources(sources), shear=shear, sha256=volume.sha256
+            )
 
     def _as_folder(self, scan: Scan, resource: Resource, files: Sequence[RemoteFile], part: Path) -> Fetched:
         from monailabel_xnat.convert.dicom.headers import read_series_uid

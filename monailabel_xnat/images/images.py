@@ -404,7 +404,7 @@ class Images:
                 fingerprint=fingerprint,
                 seen=self._as_seen(resource),
                 size=0,
-                sha256="",
+                sha256=made.sha256,
                 compared=comparison.begun,
                 origin=str(made.origin.folder) if made.origin else "",
                 origin_state=made.origin.state if made.origin else "",

@@ -59,6 +59,8 @@ class ConvertedVolume:
     shear : ndarray (3,) or None
         For slices of a tilted gantry that were stacked straight: how much further (RAS, mm) each slice truly lies
         beside its place in the volume than the slice before. None for any other image.
+    sha256 : str
+        Hexadecimal SHA-256 of the file.
     """
 
     path: Path
@@ -73,6 +75,7 @@ class ConvertedVolume:
     modality: str
     warnings: tuple[str, ...] = ()
     shear: Floats | None = None
+    sha256: str = ""
 
 
 def dicom_to_nifti(
@@ -252,7 +255,7 @@ def _write(target: Path, plan: VolumePlan, slices: Sequence[SliceValues]) -> Con
     first = plan.headers[plan.frames[0].path]
     samples = slices[0].stored.shape[2:]
     shape = _shape(plan, first.columns, first.rows, samples)
-    write_nifti(target, shape, affine, dtype, _blocks(slices, dtype, samples))
+    sha256 = write_nifti(target, shape, affine, dtype, _blocks(slices, dtype, samples))
     return ConvertedVolume(
         path=target,
         shape=shape,
@@ -266,6 +269,7 @@ def _write(target: Path, plan: VolumePlan, slices: Sequence[SliceValues]) -> Con
         modality=first.modality,
         warnings=plan.warnings,
         shear=None if plan.shear is None else LPS_TO_RAS[:3, :3] @ plan.shear,
+        sha256=sha256,
     )
 
 

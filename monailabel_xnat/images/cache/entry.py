@@ -150,8 +150,8 @@ def records_in(folder: Path) -> list[Path]:
     return [path for path in paths_in(folder) if path.name.endswith(RECORD_SUFFIX)]
 
 
-def seal(made: Path) -> tuple[int, str]:
-    """Flush a file or folder to the disk, and return its size in bytes and its digest.
+def seal(made: Path, digest: str = "") -> tuple[int, str]:
+    """Flush a file or folder to the disk, and return its size in bytes and its digest, which may be known already.
 
     For a link they are 0 and "". It leads to files of somebody else, which are neither changed nor read here.
     """
@@ -162,9 +162,9 @@ def seal(made: Path) -> tuple[int, str]:
     try:
         with ThreadPoolExecutor(_SYNCED_AT_A_TIME) as pool:
             sizes = pool.map(_sync_file, files)
-            digest = digest_of(made)
+            digest = digest or digest_of(made)
     except RuntimeError:  # Python is ending and starts no threads any more, but this image is still completed
-        return sum(map(_sync_file, files)), digest_of(made)
+        return sum(map(_sync_file, files)), digest or digest_of(made)
     return sum(sizes), digest
 
 

@@ -203,7 +203,7 @@ class Cache:
         made : Path
             A file or folder in the folder that :meth:`making` yielded.
         entry : CachedImage
-            The entry for it; its size and digest are filled in here.
+            The entry for it; its size, and its digest if it has none, are filled in here.
         sources : bytes
             Which DICOM images its slices were made of; empty if that is not known.
 
@@ -213,7 +213,7 @@ class Cache:
             The complete entry.
         """
         with self._errors("write to"):
-            size, digest = seal(made)
+            size, digest = seal(made, entry.sha256)
             entry = replace(entry, size=size, sha256=digest)
             remove(entry.record)
             remove(entry.path)
