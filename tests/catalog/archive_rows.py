@@ -1,4 +1,4 @@
-"""Scans written straight into the sandbox's archive: what a listing shows of them, without files."""
+"""Scans that are written directly into the sandbox's archive: they appear in listings, but have no files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 def make_scan(
     archive, scan, subject="subj01", session="subj01_CT1", project="P", resources=("DICOM",), count=3, **fields
 ):
-    """Make a scan, with its session and subject if need be; give the IDs of subject and session."""
+    """Make a scan, and its session and subject if they are missing. Return the IDs of subject and session."""
     owner = archive.subject(subject, project) or archive.create_subject(project, subject)
     found = archive.experiment(session, project)
     found = found or archive.create_experiment(project, session, "xnat:ctSessionData", subject=owner.id, UID="1.2.3")

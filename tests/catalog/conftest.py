@@ -1,4 +1,4 @@
-"""What tests of the catalog share."""
+"""Fixtures for the tests of the catalog."""
 
 from __future__ import annotations
 

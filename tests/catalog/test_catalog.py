@@ -1,4 +1,4 @@
-"""The listing of images: what is one, what it may be called, and how few requests it takes."""
+"""The listing of images: which scans are images, which names they may have, and how few requests a listing needs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def open_catalog(xnat_sandbox, open_session):
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock whose seconds pass only when a test says so."""
 
     def __init__(self):
         self.now = 1000.0
@@ -157,7 +157,7 @@ def test_two_requests_list_a_project_of_any_size(xnat_sandbox, archive, open_cat
     archive.seed_sessions("P", sessions=sessions, scans=4)
     catalog = open_catalog()
     assert len(catalog) == 4 * sessions
-    assert len(listings(xnat_sandbox)) == 2  # what is in the project, and its ROI collections
+    assert len(listings(xnat_sandbox)) == 2  # one for the project, and one for its ROI collections
     xnat_sandbox.requests.clear()
     catalog.renew()
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""Filters: what they choose, and what is said when they choose nothing."""
+"""Filters: which images they choose, and the message if they choose none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What MONAI Label asks for on every /info/ and every next sample: answered from memory, and right all the same."""
+"""The calls of MONAI Label on every /info/ and every next sample are answered from memory, and correctly."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def datastore(archive, open_xnat_datastore):
 
 
 def put_resource(archive, scan, label, count):
-    """Write to the archive as another client would."""
+    """Write to the archive, as another client would."""
     with archive.store.write() as db:
         row = db.execute(
             "SELECT pk FROM scans WHERE experiment = ? AND id = ?", (scan.experiment, scan.scan)

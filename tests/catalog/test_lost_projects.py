@@ -1,4 +1,4 @@
-"""Projects that are deleted or withdrawn while they are served, and such as cannot be listed for a while."""
+"""Projects that are deleted or withdrawn while they are served, and projects that cannot be listed for a while."""
 
 from __future__ import annotations
 
@@ -152,10 +152,10 @@ def test_a_misspelt_project_is_an_error_at_the_start(open_abc):
 def test_a_start_after_a_project_was_lost_serves_the_others(archive, open_abc, tmp_path):
     open_abc().close()
     archive.set_member("B", USER, None)
-    datastore = open_abc()  # as the process does that MONAI Label starts for a training
+    datastore = open_abc()  # like the process that MONAI Label starts for a training
     assert projects_of(datastore) == ["A", "C"]
     assert "'B'" in datastore.status()["xnat"]
-    with pytest.raises(NotInArchiveError, match="'B'"):  # another machine cannot tell it from a misspelt one
+    with pytest.raises(NotInArchiveError, match="'B'"):  # for another machine it looks like a misspelt name
         open_abc(cache_path=tmp_path / "other")
 
 

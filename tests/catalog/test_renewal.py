@@ -1,4 +1,4 @@
-"""When the listing is asked for again, and what happens where that fails."""
+"""When the listing is requested again, and what happens if that fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def archive(xnat_sandbox):
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock whose seconds pass only when a test says so."""
 
     def __init__(self):
         self.now = 1000.0

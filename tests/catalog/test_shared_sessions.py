@@ -1,4 +1,4 @@
-"""Sessions that are shared into a project without their subject: all that is listed can be read and written."""
+"""Sessions that are shared into a project without their subject: everything that is listed can be read and written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ READER = "none"
 
 @pytest.fixture
 def shared(xnat_sandbox, demo_dicom):
-    """A session of project A that B sees under another label, without its subject; its canonical id in A."""
+    """A session of project A that B has under another label, without its subject. Return its canonical id in A."""
     archive = xnat_sandbox.archive
     for project in "AB":
         archive.create_project(project)
@@ -42,7 +42,7 @@ def shared(xnat_sandbox, demo_dicom):
 
 @pytest.fixture
 def login(xnat_sandbox):
-    """Make the login of somebody with these roles."""
+    """Make a user with these roles, and return the login."""
 
     def give(**roles):
         for project, role in roles.items():
@@ -99,7 +99,7 @@ def test_all_that_is_written_of_a_shared_session_is_there(
     newest, oldest = datastore.label_history(image, "final")
     datastore.restore_label(image, "final", oldest["version"])
     datastore.close()
-    for project in ("B", "A"):  # whoever looks at it, from which project
+    for project in ("B", "A"):  # the same from both projects
         again = open_xnat_datastore(project=project, cache_path=tmp_path / f"cache of {project}")
         (name,) = again.list_images()
         assert again.get_labels_by_image_id(name) == {"final": name, "original": name}

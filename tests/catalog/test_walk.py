@@ -1,4 +1,4 @@
-"""Where an XNAT cannot list the scans of a project at once, the same images are found from session to session."""
+"""If an XNAT cannot list the scans of a project at once, the same images are found session by session."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LABELS = ("subj", "Subject 7", "x_y-z", "Ünal", "100%", "a.b")
 
 @pytest.fixture
 def no_joins(xnat_sandbox):
-    """Make the server refuse every list with columns of scans, as one does that does not know them."""
+    """Make the server refuse every list with columns of scans, as a server does that does not know them."""
 
     def refuse():
         xnat_sandbox.faults.add(JOINED, status=400, query="imagescandata", times=None)
@@ -24,7 +24,7 @@ def no_joins(xnat_sandbox):
 
 
 def fill(archive, seed):
-    """Make a random archive: two projects, sessions of each, some shared into the other, some empty, odd names."""
+    """Make a random archive: two projects with sessions, some shared into the other project, some empty, odd names."""
     chance = random.Random(seed)
     for project in ("P", "Q"):
         archive.create_project(project)

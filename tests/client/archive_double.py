@@ -1,4 +1,4 @@
-"""A small HTTP server that gives files as XNAT does, in every shape of zip, and breaks off where it is told to."""
+"""A small HTTP server that sends files like XNAT, in every form of zip, and breaks off where a test wants."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class Unseekable(io.RawIOBase):
-    """Makes zipfile write sizes behind the members, as a server does that streams."""
+    """A stream that makes zipfile write sizes after the members, as a streaming server does."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -29,7 +29,7 @@ class Unseekable(io.RawIOBase):
 def make_zip(
     files: dict[str, bytes], *, head="S1/scans/1-T1/resources/DICOM/files/", packed=False, streamed=True
 ) -> bytes:
-    """Zip files as XNAT does: below session, scan and resource."""
+    """Return a zip of files like XNAT's: below session, scan and resource."""
     target = Unseekable() if streamed else io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED) as archive:
         for name, content in files.items():
@@ -38,10 +38,10 @@ def make_zip(
 
 
 class ArchiveDouble:
-    """Serves the resources in ``resources`` (path below the site: {file: content}); a context manager.
+    """A context manager that serves the resources in ``resources`` (path below the site: {file: content}).
 
-    ``answers`` maps a path, with ``?zip`` after it for the zip, to a function that gives (content type, body,
-    announced length or None for chunked); ``asked`` lists the paths that were asked for.
+    ``answers`` maps a path, with ``?zip`` after it for the zip, to a function that returns (content type, body,
+    announced length or None for chunked). ``asked`` lists the paths of the requests.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class ArchiveDouble:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            wbufsize = 1 << 20  # unbuffered, each answer waits 40 ms for an acknowledgement
+            wbufsize = 1 << 20  # without a buffer, each answer waits 40 ms for an acknowledgement
 
             def log_message(self, *_):
                 pass

@@ -1,4 +1,4 @@
-"""A server on a loopback socket that logs everybody in and then behaves as a test wants, down to single bytes."""
+"""A server on a loopback socket that accepts every login and then behaves as a test wants, down to single bytes."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def redirect(status: int, target: str) -> bytes:
 
 
 def drip(connection: socket.socket, content: bytes, seconds: float = 0.2) -> None:
-    """Send a byte now and then, for as long as somebody listens."""
+    """Send a byte now and then, as long as the client listens."""
     for byte in content:
         connection.sendall(bytes([byte]))
         time.sleep(seconds)
 
 
 class OddServer:
-    """Answers requests; a context manager.
+    """A context manager that answers requests.
 
-    ``behave`` is given the connection and the request, whole as it came, for all but the login; what it returns is
-    sent. ``login`` is given both for the login.
+    ``behave`` gets the connection and the whole request, for all requests except the login. What it returns is sent.
+    ``login`` gets both for the login.
     """
 
     def __init__(self, behave: Callable[[socket.socket, bytes], bytes | None] | None = None) -> None:
@@ -75,7 +75,7 @@ class OddServer:
                     if reply is None:
                         return
                     connection.sendall(reply)
-            except OSError:  # the other side has gone
+            except OSError:  # the client has closed the connection
                 return
 
     @staticmethod

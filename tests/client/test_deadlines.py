@@ -1,4 +1,4 @@
-"""Requests that make no progress end, once and in time, whatever the server does."""
+"""Requests that make no progress end in time, with one error, whatever the server does."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def server():
 
 
 def takes(call, least=0.5, most=3.0):
-    """Make a call that is given up, and return the error."""
+    """Make a call that must end with an error, and return the error."""
     started = time.monotonic()
     with pytest.raises((ServerTimeoutError, requests.Timeout)) as caught:
         call()

@@ -1,4 +1,4 @@
-"""Downloads over real HTTP: complete and as listed, or an error."""
+"""Downloads over real HTTP: the files are complete and as listed, or there is an error."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_listed_name_that_leaves_the_folder_is_refused(archive, session, folde
 
 
 def answer_once(archive, path, answer):
-    """Send one odd answer, then the right ones."""
+    """Send one odd answer, and then the right ones."""
 
     def first():
         del archive.answers[path]
@@ -178,7 +178,7 @@ def test_one_file_alone_is_compared_with_the_list(archive, session, folder):
 
 
 class Received:
-    """Notes what it is given."""
+    """Records what it gets."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[str, bytes]] = []

@@ -1,4 +1,4 @@
-"""What users are told when a connection fails: who said it, what exactly, and what to do; and what is sent to whom."""
+"""The messages when a connection fails: who said it, what exactly, and what to do. Also, what is sent to whom."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_login_is_repeated_when_xnat_is_busy_for_a_moment(xnat_sandbox, connec
     assert rows(session) == []
 
 
-# 504 and hard work
+# 504 and long work
 
 
 def test_what_a_proxy_gave_up_is_not_asked_again_for_xnat_is_still_at_work(server, connect):
@@ -103,7 +103,7 @@ def test_a_login_goes_to_no_other_host_and_the_error_names_it(server, other, con
 
 
 def test_no_password_is_sent_in_clear_to_a_site_that_moves_everybody_to_https(server, connect, monkeypatch):
-    """The server stands for a proxy, so that the site has the name of another machine."""
+    """The server acts as a proxy, so that the site can have the name of another machine."""
     monkeypatch.setenv("http_proxy", server.url)
     everything = lambda connection, request: redirect(301, "https://xnat.example.org/login")  # noqa: E731
     server.login = server.behave = everything
@@ -140,7 +140,7 @@ def certificates(tmp_path_factory):
 
 @pytest.fixture
 def secure(certificates):
-    """Start a server with a certificate; return its address."""
+    """Start a server with a certificate, and return its address."""
     running = []
 
     def start(name, wants_certificate=False):
@@ -148,7 +148,7 @@ def secure(certificates):
         tls.load_cert_chain(certificates / f"{name}.pem", certificates / f"{name}.key")
         if wants_certificate:
             tls.verify_mode = ssl.CERT_REQUIRED
-            tls.maximum_version = ssl.TLSVersion.TLSv1_2  # later ones refuse after the handshake
+            tls.maximum_version = ssl.TLSVersion.TLSv1_2  # later versions refuse only after the handshake
             tls.load_verify_locations(certificates / "good.pem")
         server = OddServer()
         serve = server._serve

@@ -1,4 +1,4 @@
-"""Damaged answers of XNAT and strange ids: what is asked for comes right, or with an error of ours, in bounds."""
+"""Damaged answers of XNAT and strange ids: the result is right, or one of our errors, within limits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _HOP = ("connection", "transfer-encoding", "content-length", "content-encoding",
 
 @contextmanager
 def little(megabytes, seconds):
-    """Fail what takes more memory than this beyond what the process has already, or more processor time."""
+    """Fail the test if it takes more additional memory than this, or more processor time."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     begin = time.process_time()
@@ -44,7 +44,7 @@ def little(megabytes, seconds):
 
 
 def damaged(answer, chance):
-    """Put something else in the place of some value of a JSON document, or take it out."""
+    """Replace some value of a JSON document, or remove it."""
     at, above = answer, []
     while isinstance(at, (dict, list)) and at and (not above or chance.random() < 0.85):
         key = chance.choice(list(at)) if isinstance(at, dict) else chance.randrange(len(at))
@@ -61,7 +61,7 @@ def damaged(answer, chance):
 
 
 class DamagingProxy:
-    """Stands before a server and damages some of its JSON answers, told by a seed."""
+    """A proxy in front of a server that damages some of its JSON answers, chosen by a seed."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -86,7 +86,7 @@ class DamagingProxy:
 
 @pytest.fixture
 def filled(xnat_sandbox, demo_dicom, open_xnat_datastore, tmp_path):
-    """An image with a label, its copy for viewers and an info; and both arrays."""
+    """An image with a label, its copy for viewers and an info. Return both arrays."""
     xnat_sandbox.import_dicom(demo_dicom.cases[1].dicom, "P")
     datastore = open_xnat_datastore(project="P", roi_write="final", cache_path=tmp_path / "before")
     (image,) = datastore.list_images()
@@ -102,7 +102,7 @@ def filled(xnat_sandbox, demo_dicom, open_xnat_datastore, tmp_path):
 
 
 def use(datastore, image, volume, label):
-    """Ask for everything; what comes is right, and each failure is an error of this library."""
+    """Use everything. Each result must be right, and each failure must be an error of this library."""
 
     def same(uri, array):
         assert not uri or np.array_equal(np.asarray(nibabel.load(uri).dataobj), array)

@@ -1,4 +1,4 @@
-"""What holds below xnatpy: its own verbs, transfers and objects, through everything that may happen to a request."""
+"""The rules below xnatpy: its own verbs, transfers and objects, with everything that may happen to a request."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def session(connect):
 
 @pytest.fixture
 def xnat(session):
-    """The xnatpy session that stands above the guard."""
+    """The xnatpy session that uses the guard."""
     return session.connection
 
 
@@ -74,7 +74,7 @@ def test_xnatpy_s_transfers_pass_through_what_happens(xnat_sandbox, session, xna
     let_it_happen()
     xnat.upload_stream(f"{FILES}/up.bin", io.BytesIO(b"up" * 1000), overwrite=True)
     target = io.BytesIO()
-    if happens != "dropped connection":  # the body of a stream is in the hands of whoever reads it
+    if happens != "dropped connection":  # the caller reads the body of a stream
         let_it_happen()
     xnat.download_stream(f"{FILES}/up.bin", target)
     assert target.getvalue() == b"up" * 1000
@@ -110,7 +110,7 @@ def test_nothing_is_sent_before_the_first_request_and_no_thread_stays(xnat_sandb
     session = connect()
     assert len(xnat_sandbox.requests) == 0
     session.rows("/data/projects")
-    while threading.active_count() > threads:  # what ends slow requests goes by itself
+    while threading.active_count() > threads:  # the thread that ends slow requests ends by itself
         assert {thread.name for thread in threading.enumerate()} >= {"xnat-deadlines"}
         time.sleep(0.05)
     assert [served.path for served in xnat_sandbox.requests] == ["/data/services/auth", "/data/auth", "/data/projects"]
@@ -337,7 +337,7 @@ def into_prearchive(session, folder):
 
 @pytest.fixture
 def moved_site(xnat_sandbox):
-    """The address that a site had before: everything is redirected to the same place at another port."""
+    """The address that a site had before. Everything is redirected to the same path at another port."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

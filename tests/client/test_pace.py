@@ -1,4 +1,7 @@
-"""A polite client: so many requests at a time and a second, none while XNAT wants rest, one heavy call at a time."""
+"""A polite client.
+
+It limits requests at a time and in a second, sends none while XNAT wants rest, and makes one heavy call at a time.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +82,7 @@ def test_requests_of_all_threads_keep_to_the_rate(xnat_sandbox, connect):
 
 
 def read_many(session, count):
-    """Read in the background, with as many threads as the catalog does; return them."""
+    """Read in the background, with as many threads as the catalog uses, and return them."""
     left = iter(range(count))
 
     def work():

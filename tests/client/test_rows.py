@@ -1,4 +1,4 @@
-"""Listings read while they arrive: the same rows however they are cut, and nothing half."""
+"""Listings that are read while they arrive: the rows are the same for every cut, and never incomplete."""
 
 from __future__ import annotations
 

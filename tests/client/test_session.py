@@ -1,4 +1,4 @@
-"""The connection: logins that expire, servers that fail for a moment, and errors that tell what to do."""
+"""The connection: logins that expire, servers that fail for a moment, and errors that say what to do."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def session(open_as):
 
 @pytest.fixture
 def resource(session):
-    """A resource label that does not exist yet, of a project of its own."""
+    """The label of a resource that does not exist yet, in a project of its own."""
     project = f"/data/projects/U{secrets.token_hex(4)}"
     session.request("PUT", project)
     return f"{project}/resources/FILES"

@@ -1,6 +1,6 @@
-"""What xnatpy does that we do otherwise: each row of docs/xnatpy.md, seen on xnatpy alone.
+"""Facts about xnatpy that we handle in another way: each row of docs/xnatpy.md, shown on xnatpy alone.
 
-A test that fails here shows that xnatpy has mended something: then the exception can go, and its row.
+If a test fails here, xnatpy has fixed the problem. Then the exception and its row can be removed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def connect(site):
 
 @pytest.fixture
 def plain(connect):
-    """A session of xnatpy without anything of ours."""
+    """A plain session of xnatpy, without our code."""
     session = connect()
     session.put("/data/projects/P/resources/R")
     return session

@@ -1,4 +1,4 @@
-"""Zip archives read while they arrive, against those that Python's zipfile writes and reads."""
+"""Zip archives that are read while they arrive, compared with what Python's zipfile writes and reads."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ DAMAGES = st.tuples(
 
 
 def damaged(data: bytes, damages: list[tuple[str, int, int]]) -> bytes:
-    """Damage an archive, most often in its headers: its members are large."""
+    """Damage an archive, most often in its headers, because its members are large."""
     changed = bytearray(data)
     heads = [found.start() for found in re.finditer(b"PK", data)]
     for kind, place, value in damages:

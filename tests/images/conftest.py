@@ -22,5 +22,5 @@ def bench(tmp_path):
 
 @pytest.fixture
 def series(tmp_path):
-    """A small CT series: names to contents."""
+    """A small CT series: contents of files, by name."""
     return make_series(tmp_path / "series")

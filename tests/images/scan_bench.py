@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-# Writers and doubles that the tests of other parts have made.
+# Writers and doubles from the tests of other parts.
 sys.path[:0] = [str(Path(__file__).parents[1] / part) for part in ("client", "convert")]
 
 from archive_double import ArchiveDouble  # noqa: E402
@@ -41,7 +41,7 @@ def make_scan(*resources: Resource, number: str = "1") -> Scan:
 
 
 def fetch(settings, scan, start, paths):
-    """Fetch an image at the same moment as others, in a process of its own."""
+    """Fetch an image in a process of its own, at the same moment as other processes."""
     session = Session(settings)
     images = Images(session, settings)
     start.wait()
@@ -50,7 +50,7 @@ def fetch(settings, scan, start, paths):
 
 
 class Bench:
-    """One archive, one cache, and what a test needs of both."""
+    """One archive, one cache, and the calls of both that a test needs."""
 
     def __init__(self, archive: ArchiveDouble, folder: Path) -> None:
         self.archive = archive
@@ -58,7 +58,7 @@ class Bench:
         self.opened: list[tuple[Session, Images]] = []
 
     def images(self, **values: object) -> Images:
-        """Open images with settings of one's own on the same cache."""
+        """Open images with other settings on the same cache."""
         given = {"server": self.archive.url, "username": "u", "password": "p", "cache_path": self.folder, **values}
         settings = Settings.load(given, {}, {})
         session = Session(settings)
@@ -66,14 +66,14 @@ class Bench:
         return self.opened[-1][1]
 
     def put(self, label: str, files: dict[str, bytes], number: str = "1", *, counted: bool = True) -> Scan:
-        """Put a resource into the archive and give its scan as listed then."""
+        """Put a resource into the archive, and return its scan as it is listed then."""
         size = sum(len(content) for content in files.values())
         scan = make_scan(Resource(label, len(files) if counted else None, size if counted else None), number=number)
         self.archive.resources[scan.path + quoted("resources", label)] = files
         return scan
 
     def downloads(self) -> int:
-        """How often image bytes were asked for."""
+        """How often the bytes of an image were requested."""
         return sum(1 for path in self.archive.asked if not path.endswith("/files"))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Adding images through the datastore: again, at once, under taken names, and DICOM of any number of studies."""
+"""Adding images through the datastore: twice, at the same time, under used names, and DICOM of several studies."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Bench:
         self.opened = []
 
     def open(self, machine="here", user="admin", **settings):
-        """Open a datastore; on another machine nobody waits for the locks of this one."""
+        """Open a datastore. A datastore on another machine does not wait for the locks of this one."""
         given = {"project": self.project, "environ": {}, "cache_path": self.folder / machine, **settings}
         self.opened.append(XNATDatastore(self.sandbox.url, user, self.sandbox.users[user], **given))
         return self.opened[-1]
@@ -115,7 +115,7 @@ def volume(path, seed=0):
 
 
 class Study:
-    """DICOM of one study; its series are written with :meth:`series`."""
+    """The DICOM files of one study. :meth:`series` writes its series."""
 
     made = 0
 
@@ -285,7 +285,7 @@ def test_two_machines_that_make_the_same_subject_session_or_scan_at_once(bench, 
     with ThreadPoolExecutor(2) as pool:
         images = list(pool.map(lambda store: store.add_image(f"{bench.project}/sub/ses/3", str(file), {}), datastores))
     assert len(set(images)) == 1
-    # Two who make a resource at once may make two of one label, as in XNAT; one of them stays empty.
+    # As in XNAT, two clients at once may make two resources with one label. One of them stays empty.
     assert [scan for scan in bench.scans() if scan[-1]] == [("sub", "ses", "3", "1")]
     assert len(bench.rows("/subjects")) == 1
     assert bench.open("reader").get_image_uri(images[0])
@@ -370,7 +370,7 @@ def test_the_session_of_another_subject_is_not_added_to(bench, tmp_path):
     datastore.add_image(f"{bench.project}/one/ses/1", str(volume(tmp_path / "a.nii.gz")), {})
     with pytest.raises(ImageConflictError, match="belongs to another subject"):
         datastore.add_image(f"{bench.project}/two/ses/2", str(volume(tmp_path / "b.nii.gz", 1)), {})
-    # A name is not an order: it gets a session of its own.
+    # The name does not choose the session: the image gets a session of its own.
     datastore.add_image("ses", str(tmp_path / "b.nii.gz"), {})
     assert len({scan[:2] for scan in bench.scans()}) == 2
 
@@ -412,7 +412,7 @@ def test_single_files_of_a_study_meet_in_one_session(any_bench, tmp_path):
     study = Study(tmp_path / "study")
     other = Study(tmp_path / "other")
     images = {}
-    for mine in (study, other):  # of one patient: the second study would go to the prearchive
+    for mine in (study, other):  # both are of one patient, so the second study would go to the prearchive
         for number in (1, 2):
             for path in mine.series(number):
                 image = datastore.add_image(path.stem, str(path), {})
@@ -432,7 +432,7 @@ def test_a_folder_of_several_patients_studies_and_series(any_bench, tmp_path):
         Study(tmp_path / "all" / "1"),
         Study(tmp_path / "all" / "2"),
         Study(tmp_path / "all" / "3", name="Roe^Rob", patient="P2"),
-        Study(tmp_path / "all" / "4", name="Poe^Pat", patient="P1"),  # two hospitals, one number
+        Study(tmp_path / "all" / "4", name="Poe^Pat", patient="P1"),  # two hospitals use the same number
         Study(tmp_path / "all" / "5", name="", patient=""),
         Study(tmp_path / "all" / "6", name="", patient=""),
     ]
@@ -509,7 +509,7 @@ def test_the_labels_that_comments_name_are_kept(any_bench, tmp_path):
 def test_what_lands_in_the_prearchive_is_named_with_the_way_out(any_bench, tmp_path):
     datastore = any_bench.open()
     Study(tmp_path / "a").series()
-    # The site files by rules of its own: the session that this study gets is taken.
+    # The site chooses sessions by rules of its own, and the session for this study is in use already.
     Study(tmp_path / "b", PatientComments="Session:P9").series()
     datastore.add_image(None, str(tmp_path / "b"), {})
     any_bench.sandbox.faults.add("/experiments/P1$", method="GET", status=404, times=1)

@@ -32,7 +32,7 @@ def archive(put_scans):
 
 @pytest.fixture
 def cluster(archive, dask_cluster, tmp_path):
-    """A scheduler and two workers; yields address and workers."""
+    """Start a scheduler and two workers, and yield the address and the workers."""
     login = {"MONAI_LABEL_XNAT_USERNAME": archive.username, "MONAI_LABEL_XNAT_PASSWORD": archive.password}
     with dask_cluster({**os.environ, **login, "PYTHONWARNINGS": "ignore"}, tmp_path) as found:
         yield found
@@ -45,7 +45,7 @@ def words(archive, tmp_path, monkeypatch):
     return ["--studies", archive.url, "--cache-path", str(tmp_path / "cache"), "--project", "P", "--json"]
 
 
-@pytest.mark.filterwarnings("ignore")  # those of Dask
+@pytest.mark.filterwarnings("ignore")  # Dask's own warnings
 def test_a_cluster_fetches_what_a_killed_worker_did_not(archive, cluster, words, tmp_path, capsys):
     address, workers = cluster
     # Answers take a while, so that a worker is killed while it works.

@@ -1,4 +1,4 @@
-"""What the network and the server do to a download, against the sandbox: a whole image or an error, never a part."""
+"""Faults of the network and the server during a download: the result is a whole image or an error, never a part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of scans: fetched once, as they are in XNAT, and found again without a request."""
+"""Images of scans are fetched once, as they are in XNAT, and are found again without a request."""
 
 from __future__ import annotations
 

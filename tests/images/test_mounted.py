@@ -1,4 +1,4 @@
-"""XNAT's archive mounted here: read in place if it is what XNAT lists, else downloaded with a warning."""
+"""A mounted archive: files are read there if they are what XNAT lists, and else downloaded with a warning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A scan that is no volume stops nobody: it is met once, remembered with the reason, and comes back when it changes."""
+"""A scan that is no volume stops nobody.
+
+It causes one error, is remembered with the reason, and comes back when it changes.
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def scans(bench, tmp_path):
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    """What a worker in another process logs in with: no password is sent to it."""
+    """The environment with which a worker in another process logs in, because no password is sent to it."""
     monkeypatch.setenv("MONAI_LABEL_XNAT_USERNAME", "u")
     monkeypatch.setenv("MONAI_LABEL_XNAT_PASSWORD", "p")
 
@@ -118,7 +118,7 @@ def test_the_report_is_in_the_order_of_the_scans(bench, scans):
 
 
 class Inline(Executor):
-    """Does the work where it is asked for; the first of it is cancelled."""
+    """An executor that works in the calling thread. The first task is cancelled."""
 
     def __init__(self):
         self.asked = 0

@@ -1,4 +1,4 @@
-"""Files that are replaced in XNAT by others of equal number and size: noticed, and the old ones are not seen again."""
+"""Files replaced in XNAT by others of equal number and size: this is noticed, and the old ones are not used again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""New images in XNAT, and scans out of it, against the sandbox."""
+"""Adding images to XNAT, and removing scans from it, against the sandbox."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_what_is_no_image_is_refused_before_anything_is_written(open_datastore, 
     elif kind == "cut":
         whole = write_image(path, np.random.default_rng(0).integers(0, 99, (20, 20, 20)).astype(np.int16))
         path.write_bytes(whole.read_bytes()[:-2000])
-    elif kind == "CUT":  # SimpleITK reads it as a NIfTI file all the same, and fills what is missing with zeros
+    elif kind == "CUT":  # SimpleITK still reads it as a NIfTI file, and fills the missing part with zeros
         whole = write_image(path, np.random.default_rng(0).integers(0, 99, (20, 20, 20)).astype(np.int16))
         path = tmp_path / "X.NII.GZ"
         path.write_bytes(whole.read_bytes()[:-2000])

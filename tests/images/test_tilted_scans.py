@@ -51,6 +51,6 @@ def test_a_stacked_series_is_warned_of_wherever_one_looks(open_datastore, caplog
     datastore.save_label(image, str(tmp_path / "mask.nii.gz"), "final", {})
     (pair,) = datastore.datalist()
     np.testing.assert_array_equal(np.asarray(nibabel.load(pair["label"]).dataobj), mask)
-    # Another setting is another image, whatever is in the cache.
+    # With another setting it is another image, even if one is in the cache.
     with pytest.raises(ImageError, match="gantry tilt"):
         open_datastore().get_image_uri(image)

@@ -1,4 +1,4 @@
-"""Two projects with sessions of one label, and scans of equal number, file names and sizes; one archive is mounted."""
+"""Two projects have sessions of one label, with scans of equal number, file names and sizes. One archive is mounted."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def uid_of(series: dict[str, bytes]) -> str:
 
 
 def another_patient(series: dict[str, bytes]) -> dict[str, bytes]:
-    """Return files of the same names and sizes, of another series with other voxels."""
+    """Return files of another series, with the same names and sizes but other voxels."""
     uid = uid_of(series)
     other = uid[:-4] + ("1234" if uid[-4:] != "1234" else "4321")
     return {name: content[:-240].replace(uid.encode(), other.encode()) + bytes(240) for name, content in series.items()}
 
 
 class Site:
-    """The archive, written to as an administrator does."""
+    """The archive, to which tests write as an administrator does."""
 
     def __init__(self, sandbox) -> None:
         self.sandbox = sandbox
@@ -53,7 +53,7 @@ class Site:
             self.put(f"{session}/scans/1/resources/{label}/files/{name}", content)
 
     def forget_digests(self) -> None:
-        """Leave the archive without digests, as a site does that has checksums turned off."""
+        """Remove the digests from the archive, as on a site with checksums turned off."""
         with self.sandbox.archive.store.write() as db:
             db.execute("UPDATE files SET digest = ''")
 
@@ -152,7 +152,7 @@ def test_files_of_another_series_are_an_error_from_a_mount_and_a_note_when_downl
     with pytest.raises(ImageError, match=r"is of the series .*, XNAT lists 1\.2\.3"):
         mounted.get_image_uri(image)
     assert warnings(caplog) == []
-    for _ in range(2):  # the second one finds it here
+    for _ in range(2):  # the second time it is in the cache
         datastore = open_xnat_datastore(project="P", image_format=image_format)
         assert "image_notes" not in datastore.status()
         datastore.get_image_uri(image)

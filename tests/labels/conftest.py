@@ -1,4 +1,4 @@
-"""An archive with small images in it, and datastores' labels over it."""
+"""An archive with small images, and labels of datastores opened on it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sandbox(archive) -> Iterator[Sandbox]:
 
 @pytest.fixture
 def project(archive) -> str:
-    """A project of this test alone."""
+    """A project that only this test uses."""
     project = f"P{secrets.token_hex(4)}"
     with requests.Session() as admin:
         admin.auth = (archive.username, archive.password)
@@ -46,7 +46,7 @@ def project(archive) -> str:
 
 @pytest.fixture
 def gate(sandbox) -> Iterator[Gate]:
-    """A door before the archive, which open_labels goes through when told ``server=gate.url``."""
+    """A gate in front of the archive. open_labels goes through it if called with ``server=gate.url``."""
     gate = Gate(sandbox.url)
     yield gate
     gate.close()
@@ -54,7 +54,7 @@ def gate(sandbox) -> Iterator[Gate]:
 
 @pytest.fixture
 def open_labels(sandbox, project, gate, tmp_path):
-    """Open labels as a datastore does; each call is another process's view unless it shares the folder."""
+    """Open labels as a datastore does. Each call sees what another process would, unless it shares the folder."""
     opened = []
 
     def open_labels(folder="mine", username="", password="", **settings) -> Opened:
@@ -84,7 +84,7 @@ def open_labels(sandbox, project, gate, tmp_path):
 
 @pytest.fixture
 def draw(tmp_path):
-    """Make a label file: some organ in every voxel of one slab, a different one for each seed."""
+    """Make a label file with some organ in every voxel of one slab. Each seed makes another file."""
 
     def draw(seed=0, name="label.nii.gz", shape=SHAPE, affine=AFFINE) -> Path:
         array = np.random.default_rng(seed).integers(0, 3, shape).astype(np.uint8)
@@ -97,7 +97,7 @@ def draw(tmp_path):
 
 @pytest.fixture
 def viewer(xnat_sandbox, demo_dicom, tmp_path) -> Iterator[Viewer]:
-    """Somebody at the viewer, before the only image of a project."""
+    """A person at the viewer, who looks at the only image of a project."""
     series = demo_dicom.cases[1].dicom
     xnat_sandbox.import_dicom(series, PROJECT)
     given = {"server": xnat_sandbox.url, "username": xnat_sandbox.username, "password": xnat_sandbox.password}
@@ -113,7 +113,7 @@ def viewer(xnat_sandbox, demo_dicom, tmp_path) -> Iterator[Viewer]:
 
 @pytest.fixture
 def open_datastore(viewer, open_xnat_datastore):
-    """Open a datastore on the viewer's project; it stores nothing for the viewer unless told to."""
+    """Open a datastore on the viewer's project. By default it stores no copies for the viewer."""
 
     def open_datastore(**settings):
         return open_xnat_datastore(**{"project": PROJECT, "roi_write": "", **settings})

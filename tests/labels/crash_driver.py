@@ -1,7 +1,7 @@
 """Save a label again and again, in a process that dies one step later each time.
 
-A step is whatever touches the disk or the network, as Python's audit events tell. Prints how many steps a whole
-save has.
+A step is everything that touches the disk or the network, as Python's audit events report it. The script prints the
+number of steps of a complete save.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STEPS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "h
 
 
 def die_at(last: int) -> None:
-    """End this process at a step, as a power cut would."""
+    """End this process at one step, as a power cut would."""
     steps = iter(range(last + 1))
 
     def count(event: str, args: object) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of labels share: an archive with small images, and labels opened over it."""
+"""Helpers for the tests of labels: an archive with small images, and labels opened on it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AFFINE = np.array([[-2.0, 0, 0, 30], [0, -2.0, 0, 40], [0, 0, 3.0, -50], [0, 0, 
 
 
 class Opened(NamedTuple):
-    """The labels of one datastore, with what they stand on."""
+    """The labels of one datastore, and the objects that they use."""
 
     labels: Labels
     store: LabelStore
@@ -57,13 +57,13 @@ def voxels(path: Path) -> Any:
 
 
 def stored(opened: Opened, tag: str = "final") -> list[str]:
-    """List the names of the files of a label in XNAT, by asking XNAT."""
+    """Return the names of the files of a label, as XNAT lists them."""
     path = opened.scan.path + quoted("resources", f"MONAILABEL_{tag}")
     return sorted(file.path for file in list_files(opened.session, path))
 
 
 class Gate:
-    """A door before a server: while it is shut, connections are cut as by a server that has gone away."""
+    """A gate in front of a server. While it is shut, connections are cut, as by a server that has gone away."""
 
     def __init__(self, url: str) -> None:
         self._target = (urlsplit(url).hostname, urlsplit(url).port)

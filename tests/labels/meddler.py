@@ -1,4 +1,4 @@
-"""A proxy before a server that changes answers on their way, as broken ones and sign-on pages do."""
+"""A proxy in front of a server that changes answers, as broken proxies and sign-on pages do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NOT_PASSED_ON = {"connection", "content-encoding", "content-length", "transfer-
 
 
 class Answer(NamedTuple):
-    """What a client gets: the body is sent whole, with its right length."""
+    """The answer that a client gets. The body is sent whole, with its right length."""
 
     status: int
     body: bytes
@@ -29,7 +29,7 @@ class _Rule(NamedTuple):
 
 
 class Meddler:
-    """Passes requests on to a server; answers whose path fits a rule are changed.
+    """Passes requests on to a server, and changes answers whose path matches a rule.
 
     Parameters
     ----------
@@ -65,11 +65,11 @@ class Meddler:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def change(self, path: str, how: Callable[[Answer], Answer], method: str = "GET") -> None:
-        """Change answers from now on: those to requests whose path holds a regular expression."""
+        """Change answers from now on, if a regular expression matches the path of the request."""
         self._rules.append(_Rule(method, re.compile(path), how))
 
     def stop(self) -> None:
-        """Change nothing any more."""
+        """Stop changing answers."""
         self._rules.clear()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Save some labels of one image in a process of its own; prints the names of their versions."""
+"""Save some labels of one image in a process of its own, and print the names of their versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""XNAT is away when a datastore opens: a server comes up all the same, shows what it knows, and says what is wrong."""
+"""XNAT is away when a datastore opens: a server starts all the same, shows what it knows, and says what is wrong."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_server_comes_up_while_xnat_is_away_and_connects_by_itself(open_away, 
     assert gate.url in status["xnat"]
     with pytest.raises(ServerError, match=r"127\.0\.0\.1") as caught:
         datastore.list_images()
-    assert isinstance(caught.value, HTTPException)  # so that the viewer shows the sentence
+    assert isinstance(caught.value, HTTPException)  # so the viewer shows the sentence
     gate.open()
     wait_until(lambda: len(listed(datastore)) == 2)
     assert "xnat" not in datastore.status()
@@ -203,13 +203,13 @@ def test_a_wrong_password_is_no_reason_to_wait(open_away):
 
 @pytest.fixture
 def start_server(open_away, tmp_path):
-    """Start a server; all have one cache folder, as the later runs of one server."""
+    """Start a server. All servers have one cache folder, like several runs of one server."""
     return lambda **settings: open_away(**{"wait": True, "cache_path": tmp_path / "server", **settings})
 
 
 @pytest.fixture
 def kept(start_server, gate, draw, tmp_path):
-    """What a server had in its cache, with the label of an image, when it ended; XNAT is away now."""
+    """The cache that a server left, with the label of an image. XNAT is away now."""
     server = start_server()
     image = server.list_images()[0]
     server.save_label(image, str(draw(5)), "final", {"n": 5})

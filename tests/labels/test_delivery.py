@@ -26,7 +26,7 @@ from monailabel_xnat.labels import delivery
 
 @pytest.fixture
 def away(open_labels, gate):
-    """Labels of a datastore that has its image, when XNAT has gone away."""
+    """Labels of a datastore that has its image already. XNAT is away."""
     opened = open_labels(server=gate.url, timeout=5)
     opened.labels._images.path(opened.scan)
     gate.shut()
@@ -95,7 +95,7 @@ def test_a_waiting_label_can_be_removed(away, gate, draw):
     assert away.store.waiting() == 0
 
 
-def test_replay_brings_what_waits_under_the_time_it_was_saved(away, gate, open_labels, draw):
+def test_replay_sends_waiting_labels_with_the_time_at_which_they_were_saved(away, gate, open_labels, draw):
     save_in_vain(away, draw(1))
     pending = away.labels.history(away.scan, "final")[0].name
     gate.open()
@@ -142,7 +142,7 @@ def test_a_read_only_start_replays_nothing(away, gate, open_labels, draw):
     assert again.store.waiting() == 1
 
 
-def test_nobody_sends_what_another_login_saved(away, gate, open_labels, draw):
+def test_labels_are_never_sent_under_another_login(away, gate, open_labels, draw):
     save_in_vain(away, draw())
     away.store.close()
     gate.open()
@@ -283,21 +283,21 @@ def test_a_crash_at_any_point_loses_nothing_that_was_accepted(sandbox, project, 
             with pytest.raises(UnknownLabelError):
                 opened.labels.path(opened.scan, f"t{step}")
         outcomes.append(accepted)
-    # Before the label is accepted nothing of it is there, afterwards all of it: one change, at one step.
+    # Before the label is accepted, nothing of it is there. Afterwards all of it is: there is one change, at one step.
     assert outcomes == sorted(outcomes)
     assert set(outcomes) == {False, True}
 
 
 @pytest.fixture
 def blind(open_labels, gate):
-    """Labels of a datastore that knows which images there are but has none, when XNAT has gone away."""
+    """Labels of a datastore that knows which images exist, but has fetched none. XNAT is away."""
     opened = open_labels(server=gate.url, timeout=5)
     opened.catalog.scans()
     gate.shut()
     return opened
 
 
-def test_a_label_is_safe_even_where_its_image_cannot_be_had(blind, gate, draw):
+def test_a_label_is_safe_even_if_its_image_is_not_available(blind, gate, draw):
     save_in_vain(blind, draw(), info={"n": 1})
     np.testing.assert_array_equal(voxels(blind.labels.path(blind.scan, "final")), voxels(draw()))
     gate.open()
@@ -307,7 +307,7 @@ def test_a_label_is_safe_even_where_its_image_cannot_be_had(blind, gate, draw):
     assert len(stored(blind)) == 2
 
 
-def test_such_a_label_is_turned_to_its_image_before_it_is_stored(blind, gate, draw):
+def test_a_label_saved_without_its_image_is_turned_to_it_before_it_is_stored(blind, gate, draw):
     flipped = AFFINE.copy()
     flipped[:3, 3] += AFFINE[:3, 1] * (SHAPE[1] - 1)
     flipped[:3, 1] *= -1
@@ -319,7 +319,7 @@ def test_such_a_label_is_turned_to_its_image_before_it_is_stored(blind, gate, dr
     assert "reoriented" in blind.labels.description(blind.scan, "final")["notes"][0]
 
 
-def test_such_a_label_that_does_not_fit_is_kept_but_not_served(blind, gate, open_labels, draw):
+def test_a_label_saved_without_its_image_that_does_not_fit_is_kept_but_not_served(blind, gate, open_labels, draw):
     save_in_vain(blind, draw(shape=(9, 9, 9)))
     gate.open()
     (reason,) = blind.store.replay().values()
@@ -330,9 +330,9 @@ def test_such_a_label_that_does_not_fit_is_kept_but_not_served(blind, gate, open
     assert stored(blind) == []
 
 
-def test_who_may_only_read_is_named_and_the_label_waits(open_labels, draw):
+def test_a_user_who_may_only_read_is_named_and_the_label_waits(open_labels, draw):
     opened = open_labels(username="collaborator")
-    for tag in ("final", "original"):  # XNAT refuses a new resource aloud, and a file in one silently
+    for tag in ("final", "original"):  # XNAT refuses a new resource with an error, and a file in an old one silently
         error = save_in_vain(opened, draw(), tag)
         assert isinstance(error.__cause__, AccessDeniedError)
         assert f"'collaborator' has no permission to edit in project {opened.settings.project[0]!r}" in str(error)
@@ -342,7 +342,7 @@ def test_who_may_only_read_is_named_and_the_label_waits(open_labels, draw):
     assert stored(owner) == []
 
 
-def test_who_waits_for_a_permission_can_still_use_the_label(open_labels, draw):
+def test_a_label_that_waits_for_a_permission_can_still_be_used(open_labels, draw):
     opened = open_labels(username="collaborator")
     save_in_vain(opened, draw())
     np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final")), voxels(draw()))
@@ -370,7 +370,7 @@ def test_a_write_that_xnat_lost_is_repeated(open_labels, sandbox, draw):
     np.testing.assert_array_equal(voxels(other.labels.path(other.scan, "final")), voxels(draw()))
 
 
-def test_a_write_that_xnat_keeps_losing_is_no_success(open_labels, sandbox, draw):
+def test_a_write_that_xnat_loses_every_time_is_an_error(open_labels, sandbox, draw):
     opened = open_labels()
     sandbox.faults.add(r"MONAILABEL_final/files/", method="PUT", lose=True, times=None)
     save_in_vain(opened, draw())
@@ -400,7 +400,7 @@ def test_a_login_that_expires_midway_is_renewed(open_labels, sandbox, draw):
 
 
 @pytest.mark.parametrize("fault", [{"truncate": 10}, {"drop_after": 10}])
-def test_a_download_that_breaks_off_is_no_label(open_labels, sandbox, draw, fault):
+def test_a_download_that_breaks_off_is_never_served_as_a_label(open_labels, sandbox, draw, fault):
     owner, other = open_labels("owner"), open_labels("other")
     owner.store.save(owner.scan, "final", draw(), {})
     other.catalog.renew()
@@ -411,7 +411,7 @@ def test_a_download_that_breaks_off_is_no_label(open_labels, sandbox, draw, faul
     np.testing.assert_array_equal(voxels(other.labels.path(other.scan, "final")), voxels(draw()))
 
 
-def test_a_login_page_instead_of_a_label_is_no_label(open_labels, sandbox, draw):
+def test_a_login_page_is_never_served_as_a_label(open_labels, sandbox, draw):
     owner, other = open_labels("owner"), open_labels("other")
     owner.store.save(owner.scan, "final", draw(), {})
     other.catalog.renew()
@@ -441,13 +441,13 @@ def test_a_disk_that_is_full_after_the_upload_does_not_fail_the_save(open_labels
         opened.labels.path(opened.scan, "final")
 
 
-def test_what_waits_for_an_image_goes_with_it(away, draw):
+def test_removing_an_image_removes_the_labels_that_wait_for_it(away, draw):
     save_in_vain(away, draw())
     away.store.forget(away.scan)
     assert away.store.waiting() == 0
 
 
-def test_an_outbox_that_cannot_be_looked_into_is_said(open_labels, tmp_path):
+def test_an_outbox_that_cannot_be_read_is_reported(open_labels, tmp_path):
     opened = open_labels()
     opened.settings.server_folder.mkdir(parents=True, exist_ok=True)
     (opened.settings.server_folder / "outbox").write_text("in the way")

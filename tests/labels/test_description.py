@@ -79,7 +79,7 @@ def test_the_file_itself_is_believed_first_and_the_number_is_the_last_resort():
         {"label_info": [{"name": "a", "idx": 1, "color": ["x", 1, 2]}]},
     ],
 )
-def test_strange_infos_harm_nothing(info):
+def test_strange_infos_cause_no_error(info):
     assert [segment.value for segment in name_segments([1], (), info, {})] == [1]
 
 
@@ -95,6 +95,6 @@ def test_each_rewriting_differs_in_size():
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff"])
-def test_what_is_no_description_is_refused(content):
+def test_json_that_is_not_a_description_is_refused(content):
     with pytest.raises(ValueError):
         decode(content)

@@ -1,4 +1,4 @@
-"""ROI collections saved in the viewer are labels: found, decoded, preferred when newer, and never changed."""
+"""ROI collections saved in the viewer are labels. They are found, decoded, preferred if newer, and never changed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_drawing_is_a_final_label_in_every_way(viewer, open_datastore):
 
 @pytest.mark.parametrize("shift", [0.7, 1.0], ids=["between voxels", "by whole voxels"])
 def test_a_drawing_that_was_decoded_does_not_outlive_its_image(viewer, open_datastore, tmp_path, shift):
-    """The image keeps its UIDs and its shape, and gets a corrected position."""
+    """The position of the image is corrected; its UIDs and its shape stay."""
     viewer.save("SEG_1")
     datastore = open_datastore()
     image = only(datastore)
@@ -74,7 +74,7 @@ def test_a_drawing_that_was_decoded_does_not_outlive_its_image(viewer, open_data
             datastore.get_label_uri(label, "final")
 
 
-def test_it_is_read_once(viewer, xnat_sandbox, open_datastore):
+def test_a_drawing_is_read_once(viewer, xnat_sandbox, open_datastore):
     viewer.save("SEG_1")
     datastore = open_datastore()
     datastore.get_label_uri(only(datastore), "final")
@@ -98,7 +98,7 @@ def test_the_info_is_known_without_reading_the_drawing(viewer, xnat_sandbox, ope
     assert roi_requests(xnat_sandbox) == []
 
 
-def test_of_several_the_newest_counts_and_each_can_be_asked_for(viewer, open_datastore):
+def test_of_several_drawings_the_newest_counts_and_each_can_be_named(viewer, open_datastore):
     older = viewer.save("SEG_1", liver=(3, 9))
     time.sleep(0.01)
     newer = viewer.save("SEG_2", liver=(5, 7))
@@ -111,7 +111,7 @@ def test_of_several_the_newest_counts_and_each_can_be_asked_for(viewer, open_dat
     assert datastore.get_label_info(f"{image}#SEG_3", "final") == {}
 
 
-def test_one_saved_again_in_its_place_is_read_anew(viewer, open_datastore):
+def test_a_drawing_that_was_overwritten_is_read_again(viewer, open_datastore):
     viewer.save("SEG_1", liver=(3, 9))
     datastore = open_datastore()
     datastore.get_label_uri(only(datastore), "final")
@@ -135,7 +135,7 @@ def test_the_newer_of_a_drawing_and_a_label_of_ours_counts(viewer, open_datastor
     assert datastore.get_labels_by_image_id(image) == {"final": image}
 
 
-def test_a_drawing_says_nothing_of_drafts(viewer, open_datastore, tmp_path):
+def test_a_drawing_counts_only_for_its_tag(viewer, open_datastore, tmp_path):
     viewer.save("SEG_1")
     datastore = open_datastore()
     image = only(datastore)
@@ -159,7 +159,7 @@ def test_the_settings_choose_what_counts(viewer, open_datastore, settings, tags)
     assert set(datastore.get_labels_by_image_id(only(datastore))) == tags
 
 
-def test_what_counts_is_told_once(viewer, open_datastore, caplog):
+def test_the_log_says_once_which_drawings_count(viewer, open_datastore, caplog):
     viewer.save("SEG_1")
     with caplog.at_level(logging.INFO):
         datastore = open_datastore()
@@ -169,7 +169,7 @@ def test_what_counts_is_told_once(viewer, open_datastore, caplog):
     assert "1 drawings" in told[0].getMessage()
 
 
-def test_changing_its_info_makes_it_a_label_of_ours(viewer, open_datastore):
+def test_changing_the_info_of_a_drawing_makes_it_a_label_of_ours(viewer, open_datastore):
     array = viewer.save("SEG_1")
     datastore = open_datastore()
     image = only(datastore)
@@ -181,7 +181,7 @@ def test_changing_its_info_makes_it_a_label_of_ours(viewer, open_datastore):
     assert [row["label"] for row in rows] == ["SEG_1"]
 
 
-def test_it_is_not_ours_to_remove(viewer, open_datastore):
+def test_drawings_of_people_cannot_be_removed(viewer, open_datastore):
     viewer.save("SEG_1")
     datastore = open_datastore()
     with pytest.raises(ValueError, match="saved in the viewer"):
@@ -243,7 +243,7 @@ def test_a_drawing_in_a_session_shared_in_is_a_label_there(viewer, xnat_sandbox,
     assert datastore.get_labeled_images() == datastore.list_images() == [str(replace(image, project="R"))]
 
 
-def test_many_new_ones_do_not_hold_up_the_start(viewer, xnat_sandbox, open_datastore, monkeypatch):
+def test_many_new_drawings_do_not_delay_the_start(viewer, xnat_sandbox, open_datastore, monkeypatch):
     monkeypatch.setattr(drawn_collections, "_PATIENCE", 0.05)
     viewer.save("SEG_1")
     xnat_sandbox.faults.add("/data/experiments/RoiCollection", delay=1.0)
@@ -269,7 +269,7 @@ def test_a_nifti_collection_made_by_the_generic_calls_is_read(viewer, open_datas
     assert set(np.unique(voxels(datastore.get_label_uri(only(datastore), "final")))) == {0, 2}
 
 
-def test_what_cannot_be_read_is_left_out_and_named(viewer, open_datastore):
+def test_a_drawing_that_cannot_be_read_is_left_out_and_named(viewer, open_datastore):
     viewer.save("SEG_1")
     (file,) = [file for file in viewer.session.rows(seg_files(viewer)) if file["Name"].endswith(".dcm")]
     headers = {"Content-Type": "application/octet-stream"}
@@ -317,7 +317,7 @@ def test_names_stand_for_the_values_in_the_settings(viewer, open_datastore, capl
     assert any("artefact" in note for note in info["roi_collection"]["notes"])
 
 
-def test_without_any_known_name_it_is_no_label(viewer, open_datastore):
+def test_a_drawing_without_any_known_name_is_not_a_label(viewer, open_datastore):
     viewer.save("SEG_1", Segment_1=(3, 9))
     datastore = open_datastore(labels="spleen=1")
     assert datastore.datalist() == []
@@ -344,13 +344,13 @@ def test_the_mark_of_what_we_write():
         ("", "Mon, 23 Nov 2026 09:15:00 GMT", "2026-11-23T09:15:00+00:00"),
     ],
 )
-def test_when_it_was_stored_whatever_the_time_zone_of_the_server(inserted, modified, expected):
+def test_the_time_of_a_drawing_does_not_depend_on_the_time_zone_of_the_server(inserted, modified, expected):
     collection = RoiCollection("RoiCollection_1", "SEG_1", "E", "SEG", inserted=inserted)
     assert stored_at(collection, modified).isoformat() == expected
 
 
 def mirrored(viewer, label):
-    """Save a SEG as old viewers did: the positions run from the other end than the images that the frames refer to."""
+    """Save a SEG as old viewers did: its positions begin at the opposite end of the images that the frames refer to."""
     viewer.save(label, liver=(3, 9))
     path = viewer.folder / f"{label}.dcm"
     dataset = pydicom.dcmread(path)
@@ -370,7 +370,7 @@ def test_a_drawing_whose_positions_contradict_its_images_is_read_at_neither_plac
     image = only(datastore)
     cached = Path(datastore.get_image_uri(image))
     if not known:
-        # An image that an earlier version kept without saying what its slices were made of.
+        # An earlier version kept the image without a record of what its slices were made of.
         for sources in (cached.parents[1] / ".sources").iterdir():
             sources.unlink()
     assert datastore.datalist() == []

@@ -1,4 +1,7 @@
-"""Scans that hold a DICOM SEG are labels: found, joined to their image, preferred when newer, served as no image."""
+"""Scans that hold a DICOM SEG are labels.
+
+They are found, assigned to their image, preferred if newer, and never served as an image.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,7 @@ def test_the_newest_of_labels_collections_and_scans_wins(viewer, person, open_da
     assert (voxels(datastore.get_label_uri(f"{image}#scan:3001", "final")) == arrays[0]).all()
 
 
-def test_one_that_is_overwritten_is_read_anew_before_it_is_used(viewer, person, xnat_sandbox, open_datastore):
+def test_a_drawn_scan_that_is_overwritten_is_read_again_before_it_is_used(viewer, person, xnat_sandbox, open_datastore):
     array, content = viewer.seg(liver=(3, 9))
     path = person.store_scan("3002", "SEG", content, "drawn")
     datastore = open_datastore(max_age=1e6)
@@ -96,7 +99,7 @@ def test_one_that_is_overwritten_is_read_anew_before_it_is_used(viewer, person, 
     assert len(xnat_sandbox.requests) == before
 
 
-def test_it_is_read_once_by_all_processes(viewer, person, xnat_sandbox, open_datastore):
+def test_a_drawn_scan_is_read_once_by_all_processes(viewer, person, xnat_sandbox, open_datastore):
     _, content = viewer.seg()
     person.store_scan("3002", "SEG", content, "drawn")
     open_datastore()
@@ -109,7 +112,7 @@ def test_it_is_read_once_by_all_processes(viewer, person, xnat_sandbox, open_dat
 @pytest.mark.parametrize("kind", ["xnat:segScanData", "xnat:otherDicomScanData", "xnat:ctScanData"])
 @pytest.mark.parametrize("said", ["", "type", "modality"])
 @pytest.mark.parametrize("roi_tag", ["final", ""])
-def test_it_is_never_an_image(viewer, person, open_datastore, kind, said, roi_tag):
+def test_a_drawn_scan_is_never_an_image(viewer, person, open_datastore, kind, said, roi_tag):
     array, content = viewer.seg()
     path = f"/data/experiments/{person.session()}/scans/9"
     person.put(path, xsiType=kind, **({f"{kind}/{said}": "SEG"} if said else {f"{kind}/note": "x"}))
@@ -148,7 +151,7 @@ def test_the_patterns_of_roi_label_cover_descriptions_and_numbers_of_scans(viewe
     assert open_datastore(roi_label="none").datalist() == []
 
 
-def test_one_of_unusable_quality_is_no_label(viewer, person, open_datastore):
+def test_a_drawn_scan_of_unusable_quality_is_not_a_label(viewer, person, open_datastore):
     _, content = viewer.seg()
     path = person.store_scan("3001", "SEG", content, "drawn")
     person.put(path, xsiType="xnat:segScanData", **{"xnat:segScanData/quality": "unusable"})
@@ -169,7 +172,7 @@ def test_a_collection_that_is_called_like_a_scan_stays_reachable():
     assert str(LabelId(image, collection="scan:3002")) == "P/S/E/2#scan%3A3002"
 
 
-def test_one_of_another_session_belongs_to_the_image_that_it_refers_to(viewer, person, open_datastore):
+def test_a_drawn_scan_of_another_session_belongs_to_the_image_that_it_refers_to(viewer, person, open_datastore):
     array, content = viewer.seg()
     subject = viewer.scan.image_id.subject
     path = f"/data/projects/{PROJECT}/subjects/{subject}/experiments/later"
@@ -188,7 +191,7 @@ def test_images_are_found_by_their_instances_where_the_series_is_not_named(viewe
     assert (label_of(open_datastore()) == array).all()
 
 
-def test_one_that_refers_to_nothing_here_is_counted(viewer, person, open_datastore, caplog):
+def test_a_drawn_scan_that_refers_to_nothing_here_is_counted(viewer, person, open_datastore, caplog):
     def elsewhere(dataset):
         dataset.ReferencedSeriesSequence[0].SeriesInstanceUID = generate_uid()
         for instance in dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence:
@@ -206,7 +209,9 @@ def test_one_that_refers_to_nothing_here_is_counted(viewer, person, open_datasto
 
 
 @pytest.mark.parametrize("content", [b"no DICOM at all", None], ids=["damaged", "another object"])
-def test_a_newer_one_that_cannot_be_read_leaves_the_case_out(viewer, person, open_datastore, tmp_path, caplog, content):
+def test_a_newer_drawn_scan_that_cannot_be_read_leaves_the_case_out(
+    viewer, person, open_datastore, tmp_path, caplog, content
+):
     image = str(viewer.scan.image_id)
     datastore = open_datastore()
     datastore.save_label(image, own_label(viewer, tmp_path), "final", {})
@@ -230,7 +235,7 @@ def test_a_newer_one_that_cannot_be_read_leaves_the_case_out(viewer, person, ope
 
 
 @pytest.mark.parametrize("status", [500, 403, 503])
-def test_one_whose_file_cannot_be_had_leaves_the_case_out_until_it_can(viewer, person, meddler, open_datastore, status):
+def test_a_drawn_scan_without_its_file_leaves_the_case_out(viewer, person, meddler, open_datastore, status):
     viewer.save("SEG_1", liver=(3, 9))
     array, content = viewer.seg(liver=(5, 7))
     person.store_scan("3002", "SEG", content, "drawn")
@@ -243,7 +248,7 @@ def test_one_whose_file_cannot_be_had_leaves_the_case_out_until_it_can(viewer, p
     assert (voxels(datastore.datalist()[0]["label"]) == array).all()
 
 
-def test_one_that_cannot_be_compared_is_not_used(viewer, person, meddler, open_datastore):
+def test_a_drawn_scan_that_cannot_be_compared_is_not_used(viewer, person, meddler, open_datastore):
     array, content = viewer.seg()
     person.store_scan("3002", "SEG", content, "drawn")
     datastore = open_datastore(server=meddler.url, max_age=1e6)
@@ -272,7 +277,7 @@ def test_while_it_is_overwritten_nothing_older_stands_in_for_it(viewer, person, 
     assert (label_of(datastore) == array).all()
 
 
-def test_one_that_is_overwritten_by_a_drawing_on_another_image_is_its_label_no_more(
+def test_a_scan_overwritten_with_a_drawing_on_another_image_leaves_the_first_image(
     viewer, person, demo_dicom, xnat_sandbox, open_datastore
 ):
     _, content = viewer.seg()
@@ -291,7 +296,7 @@ def test_one_that_is_overwritten_by_a_drawing_on_another_image_is_its_label_no_m
     assert datastore.get_labels_by_image_id(image) == {}
 
 
-def test_info_can_be_added_to_one(viewer, person, open_datastore):
+def test_info_can_be_added_to_a_drawn_scan(viewer, person, open_datastore):
     array, content = viewer.seg()
     person.store_scan("3002", "SEG", content, "drawn")
     datastore = open_datastore()
@@ -303,7 +308,7 @@ def test_info_can_be_added_to_one(viewer, person, open_datastore):
     assert np.count_nonzero(array)
 
 
-def test_one_that_is_deleted_is_no_label_any_more(viewer, person, open_datastore, xnat_sandbox):
+def test_a_drawn_scan_that_is_deleted_is_not_a_label_any_more(viewer, person, open_datastore, xnat_sandbox):
     array = viewer.save("SEG_1", liver=(3, 9))
     _, content = viewer.seg(liver=(5, 7))
     path = person.store_scan("3002", "SEG", content, "drawn")
@@ -330,7 +335,7 @@ def test_while_the_list_cannot_be_renewed_what_was_overwritten_is_not_used(viewe
     assert (label_of(datastore) == array).all()
 
 
-def test_several_objects_in_one_scan_are_not_guessed_at(viewer, person, xnat_sandbox, open_datastore):
+def test_a_scan_with_several_objects_is_not_read(viewer, person, xnat_sandbox, open_datastore):
     viewer.save("SEG_1", liver=(3, 9))
     _, content = viewer.seg(liver=(5, 7))
     path = person.store_scan("3002", "SEG", content, "drawn")

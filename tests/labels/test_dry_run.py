@@ -1,4 +1,7 @@
-"""A dry run and a read-only datastore: nothing is sent that changes XNAT; a dry run says what would have been."""
+"""A dry run and a read-only datastore send nothing that changes XNAT.
+
+A dry run says what would have been sent.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def image(open_datastore, draw):
 
 @pytest.fixture
 def changes(sandbox):
-    """List what was sent since that changes XNAT."""
+    """Return the requests sent since then that change XNAT."""
     start = len(sandbox.requests)
 
     def changes():
@@ -56,7 +59,7 @@ def changes(sandbox):
 
 
 def writes(datastore, image, draw):
-    """Everything that would change XNAT, xnatpy's own objects included."""
+    """Return all calls that would change XNAT, also those on objects of xnatpy."""
     version = datastore.label_history(image, "final")[0]["version"]
     return [
         lambda: datastore.save_label(image, str(draw(2)), "final", {}),

@@ -24,7 +24,7 @@ def leave(open_labels):
     return leave
 
 
-def test_they_are_labels_by_tag(open_labels, leave, draw):
+def test_labels_of_other_programs_have_a_tag(open_labels, leave, draw):
     source = draw(1)
     leave("liver_final.nii.gz", source)
     leave("notes.nii.gz", draw(2, "notes.nii.gz"))
@@ -50,7 +50,7 @@ def test_one_resource_may_hold_several_tags(open_labels, leave, draw):
     assert (voxels(opened.labels.path(opened.scan, "original")) == voxels(draw(2))).all()
 
 
-def test_a_label_of_ours_comes_before_them(open_labels, leave, draw):
+def test_a_label_of_ours_wins_over_labels_of_other_programs(open_labels, leave, draw):
     leave("a.nii.gz", draw(1))
     opened = open_labels(label_resource="final:SEG")
     ours = draw(2, "ours.nii.gz")
@@ -76,7 +76,7 @@ def test_one_that_does_not_fit_is_refused_with_the_numbers(open_labels, leave, d
         opened.labels.path(opened.scan, "final")
 
 
-def test_they_are_not_ours_to_remove(open_labels, leave, draw):
+def test_labels_of_other_programs_cannot_be_removed(open_labels, leave, draw):
     leave("a.nii.gz", draw(1))
     opened = open_labels(label_resource="final:SEG:*")
     with pytest.raises(LabelError, match="SEG"):

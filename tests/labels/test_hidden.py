@@ -1,4 +1,4 @@
-"""What somebody removes who may write but not delete is hidden from everybody until it is restored."""
+"""A label removed by a user who may write but not delete is hidden from everybody until it is restored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_what_a_member_removes_is_hidden_from_everybody_and_kept(open_labels, dr
         assert [summary_of(version).get("hidden") for version in history] == [True] * versions
         oldest = opened.labels.path(opened.scan, "final", history[-1].name)
         np.testing.assert_array_equal(voxels(oldest), voxels(draw(0)))
-    member.store.remove(member.scan, "final")  # once more: there is none, and that is no error
+    member.store.remove(member.scan, "final")  # removing it again is no error, although there is none
     member.store.restore(member.scan, "final", history[-1].name)
     assert member.labels.info(member.scan, "final") == {"seed": 0}
     later = open_labels("a third machine", username="member")
@@ -48,7 +48,7 @@ def test_a_label_that_another_machine_saves_meanwhile_is_not_hidden_with_the_oth
     assert again.labels.info(again.scan, "final") == {"seed": 2}
 
 
-def test_who_may_not_write_cannot_hide_either(open_labels, draw):
+def test_a_user_who_may_not_write_cannot_hide_labels(open_labels, draw):
     owner = open_labels("owner", username="owner")
     owner.store.save(owner.scan, "final", draw(), {})
     collaborator = open_labels(username="collaborator")

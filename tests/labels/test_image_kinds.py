@@ -1,4 +1,4 @@
-"""What is handed out can be labelled: images of every kind, with a label saved on the file that was handed out."""
+"""Images of every kind can be labelled, with a label that is saved on the file that was handed out."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ KINDS = {
 
 
 def opened_on(sandbox, open_labels, project, files):
-    """Labels of a project whose first scan holds these files instead of its image."""
+    """Return labels of a project whose first scan holds these files instead of its image."""
     opened = open_labels()
     resource = f"{sandbox.url}{opened.scan.path}/resources/NIFTI"
     with requests.Session() as admin:

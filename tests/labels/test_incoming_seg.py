@@ -20,7 +20,7 @@ LESION = Segment(7, "Läsion 2", (40, 200, 90))
 
 @pytest.fixture
 def array(viewer):
-    """Two segments that leave slices free; the values are not the numbers of the segments."""
+    """Two segments that leave some slices empty. The values are not the numbers of the segments."""
     array = np.zeros(viewer.grid.shape, np.uint8)
     array[3:9, 2:8, 4:8] = LIVER.value
     array[10:12, 2:4, 6:10] = LESION.value
@@ -51,7 +51,7 @@ def test_a_saved_seg_is_a_label_with_the_names_and_colours_of_its_segments(open_
     datastore.save_label(image, str(seg), "final", {"model": "none"})
     stored = np.asarray(nibabel.load(datastore.get_label_uri(image, "final")).dataobj)
     np.testing.assert_array_equal(stored, array)
-    # Another computer's view, from XNAT alone.
+    # The view of another computer, which reads only from XNAT.
     (version,) = open_datastore(roi_tag="", cache_path=seg.parent / "other").label_history(image, "final")
     liver, lesion = version["segments"]
     assert (liver["value"], liver["name"], liver["voxels"]) == (1, "liver", 6 * 6 * 4)
@@ -73,7 +73,7 @@ def test_a_torn_seg_is_refused(viewer, seg):
         read_incoming(seg, lambda: viewer.grid)
 
 
-def test_a_file_called_dcm_that_is_none_is_refused(viewer, tmp_path):
+def test_a_file_called_dcm_that_is_not_dicom_is_refused(viewer, tmp_path):
     (tmp_path / "wrong.dcm").write_bytes(b"no DICOM" * 100)
     with pytest.raises(LabelFileError, match=r"wrong\.dcm is no DICOM file"):
         read_incoming(tmp_path / "wrong.dcm", lambda: viewer.grid)

@@ -1,4 +1,4 @@
-"""Labels as scans, for viewers that read scans only; and copies for viewers that an earlier process did not make."""
+"""Labels as scans, for viewers that read only scans, and copies that an earlier process did not finish."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def person(xnat_sandbox, viewer):
 
 
 def scans(person):
-    """List the SEG scans of the session, as a viewer does: ID, type of data, name."""
+    """Return the SEG scans of the session, as a viewer lists them: ID, type of data, name."""
     columns = "ID,type,xsiType,series_description,UID,modality"
     url = f"{person.url}/data/experiments/{person.session()}/scans?columns={columns}&format=json"
     rows = person.http.get(url).json()["ResultSet"]["Result"]
@@ -29,7 +29,7 @@ def scans(person):
 
 
 def file_of(person, scan):
-    """Fetch the file of a scan as XNAT Workstation does: the first DICOM file that XNAT lists."""
+    """Return the file of a scan that XNAT Workstation fetches: the first DICOM file that XNAT lists."""
     url = f"{person.url}/data/experiments/{person.session()}/scans/{scan}/files?format=json"
     (row,) = person.http.get(url).json()["ResultSet"]["Result"]
     assert (row["collection"], row["file_format"], row["file_content"]) == ("DICOM", "DICOM", "SEG")
@@ -70,7 +70,7 @@ def test_a_label_is_a_scan_that_xnat_workstation_lists_and_loads(viewer, person,
     assert [segment.name for segment in found.segments] == ["liver"]
 
 
-def test_a_later_label_takes_its_place_without_the_right_to_delete(viewer, xnat_sandbox, open_datastore, tmp_path):
+def test_a_later_label_replaces_the_scan_without_the_right_to_delete(viewer, xnat_sandbox, open_datastore, tmp_path):
     person = Person(xnat_sandbox, PROJECT)
     login = next(name for name in xnat_sandbox.users if name != xnat_sandbox.username)
     url = f"{person.url}/data/projects/{PROJECT}/users/Members/{login}"
@@ -84,7 +84,7 @@ def test_a_later_label_takes_its_place_without_the_right_to_delete(viewer, xnat_
     assert (read(viewer, file_of(person, scan["ID"])).array == voxels(label)).all()
 
 
-def test_it_is_not_read_back_as_drawn_unless_somebody_overwrites_it(viewer, person, open_datastore, tmp_path):
+def test_our_scan_does_not_count_as_drawn_unless_somebody_overwrites_it(viewer, person, open_datastore, tmp_path):
     datastore = open_datastore(label_scan="original")
     image = only(datastore)
     datastore.save_label(image, own_label(viewer, tmp_path), "original", {"model": "m"})

@@ -1,4 +1,4 @@
-"""Labels that wait for XNAT: where they lie, what they wait for, and the ways out."""
+"""Labels that wait for XNAT: where they are, what they wait for, and how they get to XNAT."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_what_an_earlier_version_left_in_the_cache_is_served_and_moved(away, gat
     assert len(stored(newer)) == 2
 
 
-def test_a_process_that_is_killed_while_it_moves_a_label_costs_none(
+def test_a_process_that_is_killed_while_it_moves_a_label_loses_none(
     away,  # noqa: F811
     gate,
     open_labels,

@@ -1,4 +1,4 @@
-"""What was done is done once, and what was not done is not said to be."""
+"""Each thing is done only once, and nothing is reported as done that was not done."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_process_that_is_killed_between_upload_and_removal_costs_no_second_ver
         with pytest.raises(KeyboardInterrupt):
             other.store._delivery.send(entry, other.scan)
     assert len(stored(away)) == 2
-    # The process that saved it tries for the first time now.
+    # The process that saved it now tries for the first time.
     away.store._delivery.send(entry, away.scan, first=True)
     assert len(stored(away)) == 2
     assert away.store.waiting() == 0
@@ -56,7 +56,7 @@ def test_a_copy_for_the_viewer_whose_answer_was_lost_is_not_stored_twice(
     assert not name.endswith("_2")
 
 
-def test_a_deletion_that_xnat_did_not_do_is_no_success(open_labels, sandbox, draw):
+def test_a_deletion_that_xnat_did_not_do_is_an_error(open_labels, sandbox, draw):
     opened = open_labels()
     opened.store.save(opened.scan, "final", draw(), {})
     sandbox.faults.add("/files/", method="DELETE", lose=True, times=None)
@@ -68,7 +68,7 @@ def test_a_deletion_that_xnat_did_not_do_is_no_success(open_labels, sandbox, dra
     assert stored(opened) == []
 
 
-def test_a_scan_that_xnat_did_not_delete_is_no_success(open_labels, sandbox):
+def test_a_scan_that_xnat_did_not_delete_is_an_error(open_labels, sandbox):
     opened = open_labels(allow_delete=True)
     writer = ScanWriter(opened.session, opened.catalog)
     sandbox.faults.add("/scans/1$", method="DELETE", lose=True, times=1)

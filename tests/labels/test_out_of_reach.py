@@ -1,4 +1,4 @@
-"""Labels of images that cannot be had, are not known, or not clearly: nothing that was drawn is lost."""
+"""Labels of images that are not available, unknown or ambiguous: no drawing is lost."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def mask(tmp_path):
 
 @pytest.fixture
 def stored(open_datastore, tmp_path):
-    """The id of an image that is in XNAT, and not in the cache of anybody."""
+    """The id of an image that is in XNAT, but not in any cache."""
     return open_datastore(cache_path=tmp_path / "another").add_image("A/s/e/1", image(tmp_path / "image.nii.gz"), {})
 
 

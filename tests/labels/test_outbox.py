@@ -33,7 +33,7 @@ def put(outbox, tag="final", second=1, image=IMAGE, breaks_with=None):
         return outbox.commit(draft, WaitingLabel(draft, image, tag, name, ".nii.gz", "me"), {"info": {"a": 1}})
 
 
-def test_what_was_put_in_is_found_by_another_process(tmp_path, outbox):
+def test_a_label_in_the_outbox_is_found_by_another_process(tmp_path, outbox):
     entry = put(outbox)
     found = Outbox(tmp_path / "outbox", lambda entry: None).entries()
     assert found == [entry]
@@ -62,7 +62,7 @@ def test_a_draft_that_is_not_committed_leaves_nothing(tmp_path, outbox):
     assert list((tmp_path / "outbox").iterdir()) == []
 
 
-def test_removing_is_seen_at_once_and_twice_is_no_error(tmp_path, outbox, gone):
+def test_removing_a_label_twice_is_no_error(tmp_path, outbox, gone):
     entry = put(outbox)
     assert outbox.entries()
     outbox.remove(entry)
@@ -130,7 +130,7 @@ def test_old_drafts_of_a_crash_are_swept_away_and_fresh_ones_stay(tmp_path, outb
     assert {path.name for path in (tmp_path / "outbox").glob(".*")} == {".draft-new"}
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, outbox):
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, outbox):
     with pytest.raises(CacheError, match="No space left"):
         put(outbox, breaks_with=OSError(28, "No space left on device"))
     assert list((tmp_path / "outbox").iterdir()) == []

@@ -1,4 +1,4 @@
-"""Scripts that end without close(): the background work ends in order, and the rest is done at the next start."""
+"""Scripts that end without close(): background work ends cleanly, and the rest is done at the next start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is small and read from XNAT is believed only where proven, never kept otherwise and never written back."""
+"""Small files from XNAT are believed only if they are proven right. Others are never kept and never written back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LABELS = "spleen=1,liver=2"
 
 
 class Archive:
-    """An archive whose answers can be changed on their way, with two images in one session."""
+    """An archive with two images in one session, whose answers can be changed."""
 
     def __init__(self, sandbox, admin, open_datastore):
         self.sandbox, self.admin, self.open_datastore = sandbox, admin, open_datastore
@@ -33,7 +33,7 @@ class Archive:
         return self.open_datastore(**given)
 
     def files(self, image, resource):
-        """Return the names of the files of a resource, and what is in them."""
+        """Return the names of the files of a resource, and their contents."""
         place = self.place(image, resource)
         rows = self.admin.get(f"{place}/files?format=json").json()["ResultSet"]["Result"]
         return {row["Name"]: self.admin.get(f"{place}/files/{row['Name']}").content for row in rows}
@@ -67,7 +67,7 @@ def archive(xnat_sandbox, open_xnat_datastore):
 
 @pytest.fixture
 def images(archive, tmp_path):
-    """Two images with labels: liver has the value 1 in the files, and 2 in the settings."""
+    """Two images with labels. The liver has the value 1 in the files, and 2 in the settings."""
     datastore = archive.open(cache_path=tmp_path / "annotator")
     images = datastore.list_images()
     for value, image in enumerate(images, 1):
@@ -329,7 +329,7 @@ def test_a_short_list_of_files_costs_no_score_and_no_name(archive, images):
     before = archive.files(image, "MONAILABEL_info")["image.json"]
     datastore = archive.open()
     for how in LISTINGS:
-        if how is first_row:  # there is one file only
+        if how is first_row:  # there is only one file
             continue
         archive.meddler.change(r"(/scans/1/.*MONAILABEL_info|MONAILABEL_datastore)/files$", how)
         with pytest.raises(TransferError):
@@ -382,7 +382,7 @@ def test_a_description_of_another_form_or_label_is_not_believed(archive, images,
     own, other = own_description(archive, images), of_another_label(archive, images)
     datastore = archive.open(labels=LABELS)
     for number, wrong in enumerate(WRONG.values()):
-        # Each of a length of its own, as the listing tells a change by.
+        # Each file has another length, by which the listing shows a change.
         content = json.dumps(wrong(own, other)).encode() + b" " * number
         if is_stored:
             archive.replace(image, "MONAILABEL_final", ".json", content)
@@ -547,7 +547,7 @@ def test_a_label_of_another_program_that_ends_early_is_no_label_where_xnat_lists
     assert values(datastore.get_label_uri(image, "other")) == {1}
 
 
-def test_halves_of_labels_are_looked_for_once(archive, images):
+def test_incomplete_labels_are_searched_once(archive, images):
     archive.delete(of(images, 1), "MONAILABEL_final", ".nii.gz")
     archive.open().status()
     archive.sandbox.requests.clear()

@@ -266,7 +266,7 @@ def test_labels_of_the_built_in_datastore_are_read_as_original(open_labels, draw
     np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "original")), voxels(draw(6)))
 
 
-def test_unknown_labels_are_said_with_what_there_is(open_labels, draw):
+def test_the_error_for_an_unknown_label_names_those_that_exist(open_labels, draw):
     opened = open_labels()
     opened.store.save(opened.scan, "original", draw(), {})
     for ask in (opened.labels.path, opened.labels.info, opened.labels.description):
@@ -359,7 +359,7 @@ def test_of_several_labels_of_the_built_in_datastore_the_newest_counts(open_labe
             path = scan.path + quoted("resources", "AI", "files", name)
             headers = {"Content-Type": "application/octet-stream"}
             opened.session.request("PUT", path, body=labels[name], headers=headers)
-        time.sleep(1.1 * (1 - turn))  # XNAT tells the time of a file in whole seconds
+        time.sleep(1.1 * (1 - turn))  # XNAT gives the time of a file in whole seconds
     opened.catalog.renew()
     for scan in opened.catalog.scans():
         newest = orders[scan.image_id][1]
@@ -389,7 +389,7 @@ def test_a_value_that_nobody_named_is_kept_and_noted_with_its_voxels(open_labels
     assert description_of(opened, version)["notes"] == [note]
     assert note in caplog.text
     np.testing.assert_array_equal(voxels(opened.labels.path(opened.scan, "final")), array)
-    # Where nobody names anything, numbers are all there is to say.
+    # If nothing has a name, the description has only numbers.
     assert description_of(opened, opened.store.save(opened.scan, "final", path, {}))["notes"] == []
 
 

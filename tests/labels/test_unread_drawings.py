@@ -1,4 +1,4 @@
-"""An older label never takes the place of what people drew later and cannot be read."""
+"""An older label never replaces a later drawing that cannot be read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def collections(viewer):
 
 @pytest.fixture
 def two(viewer, collections):
-    """Two drawings, one after the other; gives the arrays, and the path of the newer one's item."""
+    """Save two drawings, one after the other. Return the arrays, and the path of the newer one's item."""
     older = viewer.save("SEG_1", liver=(3, 9))
     time.sleep(0.01)
     newer = viewer.save("SEG_2", liver=(5, 7))
@@ -132,7 +132,7 @@ def test_an_older_drawing_never_stands_in_for_the_newest(viewer, two, meddler, o
     again = open_datastore(server=meddler.url)
     assert again.datalist() == []
     meddler.stop()
-    if how == "no series":  # it was whole in itself, and stays what it was until it is saved again
+    if how == "no series":  # it was complete, and does not change until it is saved again
         viewer.save("SEG_2", liver=(5, 7), overwrite=True)
     datastore.refresh()
     assert (voxels(datastore.get_label_uri(image, "final")) == newer).all()
@@ -142,7 +142,7 @@ def test_an_older_drawing_never_stands_in_for_the_newest(viewer, two, meddler, o
     assert "roi_unread" not in status
 
 
-def test_it_is_read_again_by_itself(two, meddler, open_datastore):
+def test_a_drawing_that_could_not_be_read_is_read_again_automatically(two, meddler, open_datastore):
     _, newer, item = two
     meddler.change(item, with_status(500))
     datastore = open_datastore(server=meddler.url, max_age=0.05)
@@ -156,7 +156,7 @@ def test_it_is_read_again_by_itself(two, meddler, open_datastore):
 
 
 @pytest.mark.parametrize("how", ["503", "500", "403", "a page", "short"])
-def test_its_file_that_cannot_be_read_leaves_the_case_out(two, meddler, open_datastore, collections, how):
+def test_a_drawing_whose_file_cannot_be_read_leaves_the_case_out(two, meddler, open_datastore, collections, how):
     _, newer, _ = two
     meddler.change(rf"{collections()['SEG_2']}/.*\.dcm$", ITEMS[how])
     datastore = open_datastore(server=meddler.url)
@@ -195,7 +195,7 @@ def test_a_drawing_that_is_known_to_be_older_does_not_count_against_a_label_of_o
     datastore = open_datastore(server=meddler.url, cache_path=tmp_path / "another machine")
     assert len(datastore.datalist()) == 1
     assert datastore.get_label_info(only(datastore), "final")["mine"]
-    # Unless its time is not known either.
+    # This is different if its time is not known either.
     meddler.change(collections()["SEG_2"], with_status(403), method="HEAD")
     again = open_datastore(server=meddler.url, cache_path=tmp_path / "a third machine")
     assert again.datalist() == []

@@ -1,4 +1,4 @@
-"""Labels for the viewer: stored once more as ROI collections, never in anybody's way and never read back as drawn."""
+"""Copies of labels for the viewer, stored as ROI collections: they disturb nobody and never count as drawn."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_later_label_takes_the_place_of_ours_and_of_nobody_elses(viewer, datas
     found = b""
     while b"label value 2" not in found:
         assert time.monotonic() < deadline
-        with suppress(ServerError):  # for a moment, while it is replaced, it has no file
+        with suppress(ServerError):  # it has no file for a moment, while it is replaced
             found = content(viewer, collections(viewer)[0])
     (name,) = collections(viewer)
     drawn = viewer.save(name, liver=(4, 8), overwrite=True)
@@ -123,7 +123,7 @@ def test_a_copy_takes_the_place_of_an_author_whose_name_begins_alike(viewer, ope
     assert [name.rpartition("_")[0] for name in collections(viewer)] == ["original_2_net", "original_2_net_b"]
 
 
-def test_a_name_in_use_is_left_to_who_has_it(viewer, open_datastore, tmp_path):
+def test_a_copy_never_replaces_a_collection_of_the_same_name(viewer, open_datastore, tmp_path):
     datastore = open_datastore(roi_write="final")
     now = datetime.now(timezone.utc)
     taken = [f"final_2_admin_{now + timedelta(seconds=later):%Y%m%dT%H%M%S}" for later in range(8)]
@@ -143,7 +143,7 @@ def test_the_setting_chooses_the_tags(viewer, open_datastore, tmp_path, settings
     assert collections(viewer) == []
 
 
-def test_what_nobody_foresaw_costs_one_copy_and_logs_no_id(viewer, datastore, tmp_path, monkeypatch, caplog):
+def test_an_unexpected_error_stops_one_copy_and_logs_no_id(viewer, datastore, tmp_path, monkeypatch, caplog):
     make = tempfile.mkdtemp
     full = [OSError(errno.ENOSPC, "No space left on device", f"/cache/{only(datastore)}")]
 
@@ -169,7 +169,7 @@ def test_closing_waits_for_what_is_under_way(viewer, datastore, tmp_path):
     assert len(collections(viewer)) == 1
 
 
-def test_a_failure_harms_no_label(viewer, xnat_sandbox, datastore, tmp_path, caplog):
+def test_a_failed_copy_does_not_change_the_label(viewer, xnat_sandbox, datastore, tmp_path, caplog):
     image = only(datastore)
     xnat_sandbox.faults.add("/xapi/roi/", method="PUT", status=500, times=None)
     datastore.save_label(image, own_label(viewer, tmp_path), "final", {})

@@ -1,4 +1,4 @@
-"""What real viewers saved, stored in XNAT as they store it, comes out of a datastore as it was painted."""
+"""Files that real viewers saved, stored as they store them, come out of a datastore as they were painted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The tables of docs/viewers.md: what each viewer saves is read here as it says, and what we write is where it says."""
+"""The tables of docs/viewers.md.
+
+Files of each viewer are read as the tables say, and our own files are stored where they say.
+"""
 
 from __future__ import annotations
 

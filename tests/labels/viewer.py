@@ -1,4 +1,4 @@
-"""What the tests of ROI collections share: a person at the viewer, who draws and saves."""
+"""A helper for the tests of ROI collections: a person at the viewer, who draws and saves."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Viewer:
         return array, target.read_bytes()
 
     def save(self, label: str, name: str = "drawn", overwrite: bool = False, **boxes: tuple[int, int]) -> Any:
-        """Save boxes as a SEG and give the array."""
+        """Save boxes as a SEG, and return the array."""
         array, segments = self.draw(**(boxes or {"liver": (3, 9)}))
         target = self.folder / f"{label}.dcm"
         drawn = LabelMap(array, self.grid.affine, segments)
@@ -83,7 +83,7 @@ def only(datastore: Any) -> str:
 
 
 def own_label(viewer: Viewer, folder: Path, value: int = 1) -> str:
-    """Make a label file as a client of MONAI Label sends it."""
+    """Return a label file as a client of MONAI Label sends it."""
     array, _ = viewer.draw(own=(1, 4))
     path = folder / f"own{value}.nii.gz"
     nibabel.save(nibabel.Nifti1Image(array * np.uint8(value), viewer.grid.affine), path)

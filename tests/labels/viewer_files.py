@@ -1,4 +1,4 @@
-"""What real viewers saved, with what was painted, and how each of them stores it in XNAT."""
+"""Files that real viewers saved, the masks that were painted, and how each viewer stores its files in XNAT."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ PLASTIC = SHARED / "dicom" / "ct_philips_axial5mm"
 
 
 class Person:
-    """Somebody at a viewer, by their login.
+    """A person at a viewer, with a login.
 
     Parameters
     ----------
     sandbox : Sandbox
         The site.
     project : str
-        Where they work.
+        The project of the person.
     login : str
-        Name of the user; the administrator if empty.
+        The name of the user; the administrator if empty.
     """
 
     def __init__(self, sandbox: Any, project: str, login: str = "") -> None:
@@ -50,19 +50,19 @@ class Person:
         answer.raise_for_status()
 
     def store_collection(self, label: str, kind: str, content: bytes, session: str = "") -> None:
-        """Store as the XNAT-OHIF viewer does."""
+        """Store a collection as the XNAT-OHIF viewer does."""
         path = f"/xapi/roi/projects/{self.project}/sessions/{session or self.session()}/collections/{label}"
         self.put(path, content, "application/octet-stream", type=kind, overwrite="false")
 
     def store_scan(self, scan: str, kind: str, content: bytes, name: str, session: str = "") -> str:
-        """Store as XNAT Workstation does; give the path of the scan."""
+        """Store a scan as XNAT Workstation does, and return its path."""
         session = session or self.session()
         path = f"/data/experiments/{session}/scans/{scan}"
         xsi = {"SEG": "xnat:segScanData", "RTSTRUCT": "xnat:rtImageScanData"}[kind]
         self.put(path, xsiType=xsi, **{f"{xsi}/type": kind, f"{xsi}/series_description": name})
         self.store_file(path, kind, content)
         pulled = self.http.put(self.url + path, params={"pullDataFromHeaders": "true"})
-        assert pulled.status_code in (200, 500)  # XNAT fails where the headers cannot be read; the scan is there then
+        assert pulled.status_code in (200, 500)  # XNAT fails if it cannot read the headers, but the scan exists then
         return path
 
     def store_file(self, path: str, kind: str, content: bytes) -> None:
@@ -73,7 +73,7 @@ class Person:
             self.put(place, content, format="DICOM", content="secondary", label="secondary")
 
     def overwrite_scan(self, path: str, kind: str, content: bytes) -> None:
-        """Overwrite as XNAT Workstation does: the scan and the names of its files stay."""
+        """Overwrite a scan as XNAT Workstation does: the scan and the names of its files stay."""
         resource = "DICOM" if kind == "SEG" else "secondary"
         self.http.delete(f"{self.url}{path}/resources/{resource}/files").raise_for_status()
         self.store_file(path, kind, content)
