@@ -1,4 +1,4 @@
-"""What tests of all parts share; the fixtures around XNAT come from monailabel_xnat.pytest_plugin."""
+"""Fixtures for the tests of all parts. The fixtures for XNAT come from monailabel_xnat.pytest_plugin."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from monailabel_xnat.config import Settings
 from monailabel_xnat.sandbox.demo import write_demo
 
 pytest_plugins = ["pytester"]
-# Apps train; where torch is not installed (see .ci/matrix), all other tests can run.
+# Apps train, which needs torch. If it is not installed (see .ci/matrix), all other tests can run.
 collect_ignore = [] if find_spec("torch") else ["app", "examples"]
 
 
 def pytest_configure():
-    """Let Ctrl-C reach the programs that tests start: what a shell runs in the background is made deaf to it."""
+    """Let Ctrl-C reach the programs that tests start. A shell makes programs in the background ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -38,7 +38,10 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keep, with --quick, the first of the tests that one function makes; those of this folder are cheap, and stay."""
+    """With --quick, keep only the first of the tests that one function makes.
+
+    Tests directly in this folder are cheap, and stay.
+    """
     if not config.getoption("--quick"):
         return
     kept, functions = [], set()
@@ -54,7 +57,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def demo_dicom(tmp_path_factory):
-    """The demo project on disk (see DemoData), written once for all test processes of a run; not to be changed."""
+    """The demo project on disk (see DemoData), written once for all test processes of a run. Do not change it."""
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     written = shared / "demo.pickle"
@@ -66,7 +69,7 @@ def demo_dicom(tmp_path_factory):
 
 @pytest.fixture
 def open_session(tmp_path):
-    """Open a connection with some settings, and a cache in the folder of the test; it is closed after the test."""
+    """Return a function that opens a connection with some settings and a cache of its own, closed after the test."""
     with ExitStack() as opened:
 
         def open_session(backoff=None, owner=None, environ=None, **settings):
@@ -78,7 +81,7 @@ def open_session(tmp_path):
 
 @pytest.fixture(scope="session")
 def put_scans():
-    """What files NIfTI images, as bytes by scan ID, in the CT session ``e`` of subject ``s`` in project ``P``."""
+    """Return a function that stores NIfTI images (bytes by scan ID) in CT session ``e`` of subject ``s`` in ``P``."""
 
     def put(sandbox, images, fields=None):
         with requests.Session() as admin:
@@ -99,7 +102,7 @@ def put_scans():
 
 @pytest.fixture(scope="session")
 def dask_cluster():
-    """What runs a Dask scheduler and two workers, each a process, and yields its address and the workers."""
+    """Return a function that runs a Dask scheduler and two workers, each a process, and yields address and workers."""
 
     @contextmanager
     def cluster(environ, folder):
@@ -110,7 +113,7 @@ def dask_cluster():
             return subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
         own = ["--host", "127.0.0.1", "--scheduler-file", str(contact)]
-        own_dashboard = ["--dashboard-address", "127.0.0.1:0"]  # it is made anyway, and must not be seen by others
+        own_dashboard = ["--dashboard-address", "127.0.0.1:0"]  # it always starts, and must not be visible to others
         running = [start("distributed.cli.dask_scheduler", *own, "--port", "0", *own_dashboard)]
         try:
             for _ in range(2):

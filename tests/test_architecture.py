@@ -16,7 +16,7 @@ from monailabel_xnat.labels.drawings import READERS
 
 PACKAGE = Path(__file__).parents[1] / "monailabel_xnat"
 
-# From the ground up: a part may import from its own layer and those before it.
+# The layers from the bottom to the top. A part may import from its own layer and those before it.
 LAYERS = (
     {"ids", "errors", "jsonable", "values", "background", "executors"},
     {"disk"},
@@ -34,9 +34,9 @@ LAYERS = (
     {"cli", "pytest_plugin"},
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
-# The sandbox stands beside the client side: an independent witness of what XNAT does.
+# The sandbox is beside the client side, as an independent source of what XNAT does.
 WITNESS_MAY_IMPORT = {"sandbox", "ids", "errors"}
-# Who may know which of the large packages.
+# The parts that may import each of the large packages.
 HOMES = {
     "xnat": {"client"},
     "requests": {"client", "demo"},  # the demo asks MONAI Label's server as a viewer does
@@ -46,7 +46,7 @@ HOMES = {
 }
 
 
-# An app of MONAI Label: files that the wheel carries, which only MONAI Label imports.
+# An app of MONAI Label: the wheel contains its files, and only MONAI Label imports them.
 CARRIED = PACKAGE / "demo" / "organs_app"
 
 
@@ -59,7 +59,7 @@ def part_of(path: Path) -> str:
 
 
 def imported(path: Path, *, at_once: bool = False) -> set[str]:
-    """Return what a module imports; ``at_once``: without what its functions import when they are called."""
+    """Return what a module imports; ``at_once`` leaves out imports inside its functions."""
     module = ast.parse(path.read_text(encoding="utf-8"))
     names = set()
     for node in module.body if at_once else ast.walk(module):
@@ -132,7 +132,7 @@ def test_each_kind_of_drawing_that_is_read_has_a_reader():
 
 
 def test_no_two_test_files_bear_one_name():
-    """pytest imports them by their bare names: the second of two would end the whole run."""
+    """pytest imports them by their bare names, so a second file of one name would end the whole run."""
     names = [path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"]
     assert {name for name in names if names.count(name) > 1} == set()
 

@@ -1,4 +1,4 @@
-"""What the documentation says is what the code does: settings, commands, messages, tests, paths, names."""
+"""The documentation agrees with the code: settings, commands, messages, tests, paths, names."""
 
 from __future__ import annotations
 

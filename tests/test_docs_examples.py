@@ -1,4 +1,4 @@
-"""The examples in the documentation work: each is run, page by page, against one sandbox.
+"""The examples in the documentation work. Each one is run, page by page, against one sandbox.
 
 Blocks of Python are run unless the line before them is ``<!-- not run: reason -->``, and blocks of shell commands only
 after ``<!-- run -->``. Blocks of one page share their variables and a folder.
@@ -83,7 +83,7 @@ def site(demo_dicom, tmp_path_factory):
 
 @pytest.fixture
 def folder(site, tmp_path, monkeypatch):
-    """Work in a folder with the files that examples read, as a user who has set nothing."""
+    """Work in a folder with the files that examples read, as a user without any settings."""
     for name in [name for name in os.environ if name.startswith(("MONAI_LABEL_", "MONAILABEL_", "XNAT"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(site.home))
@@ -96,7 +96,7 @@ def folder(site, tmp_path, monkeypatch):
     return tmp_path
 
 
-# MONAI's own, when an app is imported.
+# MONAI's own warning, when an app is imported.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning:torch")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_examples_of_a_page_work(page, site, folder):

@@ -1,4 +1,4 @@
-"""Ids as values: every id survives being written and read."""
+"""Ids are values: every id that is written and read again is the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users install: what wheel and source distribution hold, that they install, and that the types are seen."""
+"""The package: the contents of wheel and source distribution, that they install, and that type checkers see types."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run(*command, cwd=None, env=None, timeout=120):
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory):
-    """Build the source distribution from a copy, since a build leaves folders behind beside the sources."""
+    """Build the source distribution from a copy, because a build leaves folders beside the sources."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
     for name in FILES:
         shutil.copy(ROOT / name, source)
@@ -69,7 +69,7 @@ def sdist(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory):
-    """Build the wheel from the source distribution, as those do who get no wheel."""
+    """Build the wheel from the source distribution, as users do who get no wheel."""
     target = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "pip", "wheel", *OFFLINE, "--wheel-dir", str(target), str(sdist))
     return next(target.glob("*.whl"))
@@ -109,7 +109,7 @@ def test_the_description_of_the_package_leads_to_nothing_in_the_repository(wheel
     assert "# monailabel_xnat" in text
     assert re.findall(r"\]\((?!https://)[^)]*\)", text) == []
     assert re.findall(r"(?:src|href)=\"(?!https://)[^\"]*\"|^\[[^\]]+\]: (?!https://).*", text, re.MULTILINE) == []
-    # In the repository the pictures stand in the README; elsewhere they would be dead.
+    # In the repository, the README has pictures. Elsewhere these links would not work.
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert {"docs/demo.png", "docs/report.png"} <= set(re.findall(r"\]\(([^)]*)\)", readme))
     assert "demo.png" not in text

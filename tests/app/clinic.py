@@ -1,4 +1,4 @@
-"""A MONAI Label server with a small app, on an archive with a few small CT series: what clients are tried against."""
+"""A MONAI Label server with a small app, on an archive with a few small CT series, for tests of clients."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from monailabel_xnat.sandbox import Sandbox
 APP = Path(__file__).parent / "small_app"
 PROJECT, CLOSED = "CLINIC", "CLOSED"
 SHAPE = (6, 10, 9)
-"""Slices, rows, columns of each series."""
+"""The numbers of slices, rows and columns of each series."""
 
 
 @dataclass
 class Clinic:
-    """The server, what stands behind it, and how to talk to it."""
+    """The server, the archive behind it, and calls to it."""
 
     url: str
     sandbox: Sandbox
@@ -64,7 +64,7 @@ class Clinic:
             return self.call("PUT", "/datastore/label", params=query, data={"params": json.dumps(info)}, files=files)
 
     def finished(self, task: str) -> dict:
-        """Wait for a background task (train, batch/infer, scoring) and return what the server tells of it."""
+        """Wait for a background task (train, batch/infer, scoring), and return what the server says about it."""
         until = time.monotonic() + 300
         while time.monotonic() < until:
             answer = self.get(f"/{task}/" if "/" not in task else f"/{task}", all="true")
@@ -118,14 +118,14 @@ def _id_of(sandbox: Sandbox, project: str) -> str:
 
 
 def read_voxels(content: bytes, folder: Path, suffix: str = ".nii.gz") -> np.ndarray:
-    """Read the voxels (slices, rows, columns) of a volume that was downloaded."""
+    """Return the voxels (slices, rows, columns) of a volume that was downloaded."""
     file = folder / f"downloaded{suffix}"
     file.write_bytes(content)
     return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file)))
 
 
 def drawn_on(content: bytes, folder: Path, seed: int = 0, suffix: str = ".nii.gz") -> Path:
-    """Draw on a volume that was downloaded: a file of label values 0 and 1 on its grid."""
+    """Draw on a volume that was downloaded, and return a file with the label values 0 and 1 on its grid."""
     source = folder / "source.nii.gz"
     source.write_bytes(content)
     image = SimpleITK.ReadImage(str(source))

@@ -1,4 +1,4 @@
-"""Starts MONAI Label servers on sample apps that nobody has changed, as a user does from a terminal."""
+"""Starts MONAI Label servers on unmodified sample apps, as a user does from a terminal."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def label_server(
             server.wait(timeout=60)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGKILL)  # what it started for training and scoring
+                os.killpg(server.pid, signal.SIGKILL)  # also the processes that it started for training and scoring
 
 
 def wait_until_up(server: subprocess.Popen, url: str, log: Path) -> None:

@@ -1,4 +1,4 @@
-"""Writes a MONAI bundle as one from the Model Zoo, so small that it learns and infers within seconds."""
+"""Writes a MONAI bundle like one from the Model Zoo, but so small that it learns and infers within seconds."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ _TRAINING: dict[str, Any] = {
 
 
 def write_bundle(folder: Path) -> Path:
-    """Write the bundle into a folder, with a model that takes what is bright for the spleen."""
+    """Write the bundle into a folder, with a model that labels bright voxels as the spleen."""
     size = {"spatial_shape": [16, 16, 16], "dtype": "float32"}
     metadata = {
         "version": "0.1.0",

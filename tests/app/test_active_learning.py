@@ -1,4 +1,4 @@
-"""Active learning of MONAI Label: strategies and scoring, with what they remember in XNAT for all servers."""
+"""Active learning of MONAI Label: strategies and scoring, and the facts that they store in XNAT for all servers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    # Without claims, so that it is the strategies who remember what was handed out.
+    # Claims are off, so that the strategies must remember which images were handed out.
     with clinic(tmp_path_factory.mktemp("clinic"), xnat_claim_time="0") as served:
         yield served
 
@@ -34,7 +34,7 @@ def sample(url, strategy, client="ann"):
 
 
 def in_xnat(server, image, key, patience=60):
-    """Return what XNAT holds of the info of an image, as a process that has just started finds it."""
+    """Return the info of an image that is in XNAT, as a process that has just started reads it."""
     login = server.sandbox.url, server.sandbox.username, server.sandbox.password
     until = time.monotonic() + patience
     while time.monotonic() < until:
@@ -65,7 +65,7 @@ def test_epistemic_gives_what_the_model_doubts_most_and_goes_on_after_a_restart(
     assert len(set(scores.values())) == len(scores)
     most, second, third = sorted(scores, key=scores.get, reverse=True)
 
-    until = time.monotonic() + 60  # another process has scored: the server shows it once it has listed anew
+    until = time.monotonic() + 60  # another process has scored; the server shows that after its next listing
     while server.json("/datastore/image/info", image=third).get("epistemic_entropy") != scores[third]:
         assert time.monotonic() < until, "the server does not show the scores"
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""An app with the mixin: which datastore it gets, in the server's process as in those for training."""
+"""An app with the mixin: which datastore it gets, in the server's process and in those for training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 APP = Path(__file__).parents[2] / "examples" / "organs_app"
 
-# What MONAI Label does at its start and again in each training process; importing it takes some ten seconds.
+# MONAI Label does this at its start and again in each training process. Importing it takes some ten seconds.
 PROGRAM = """
 import json, sys, warnings
 warnings.simplefilter("ignore")

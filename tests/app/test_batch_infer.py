@@ -1,4 +1,4 @@
-"""A model over all images that have no label yet, from the command line."""
+"""Running a model on all images that have no label yet, from the command line."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ MANY = 6
 
 def test_a_cluster_labels_what_a_killed_worker_did_not(put_scans, dask_cluster, app, tmp_path):
     pytest.importorskip("distributed")
-    # The model takes a while, and notes which process ran it, so that a worker is killed while it works.
+    # The model takes a while and records which process ran it, so that the test can kill a worker while it works.
     note = "with open(NOTES, 'a') as notes: notes.write(f'{os.getpid()} ')"
     slow = APP.replace("        image =", f"        {note}\n        time.sleep(2)\n        image =", 1)
     notes = tmp_path / "notes"
@@ -181,7 +181,7 @@ def test_a_cluster_labels_what_a_killed_worker_did_not(put_scans, dask_cluster, 
             assert sorted(datastore.get_labeled_images("original")) == sorted(outcomes)
 
 
-@pytest.mark.filterwarnings("ignore")  # those of torch, when MONAI Label is imported
+@pytest.mark.filterwarnings("ignore")  # torch warns when MONAI Label is imported
 def test_a_task_for_a_worker_is_small_and_holds_no_password(archive, app, monkeypatch):
     from monailabel_xnat.app.jobs import Job, infer_in_worker
     from monailabel_xnat.config import as_conf
@@ -197,7 +197,7 @@ def test_a_task_for_a_worker_is_small_and_holds_no_password(archive, app, monkey
     assert b"nor-this" not in sent
 
 
-@pytest.mark.filterwarnings("ignore")  # those of torch, when MONAI Label is imported
+@pytest.mark.filterwarnings("ignore")  # torch warns when MONAI Label is imported
 def test_a_worker_that_does_not_see_the_app_says_so_for_each_image(archive, tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 

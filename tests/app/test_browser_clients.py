@@ -1,4 +1,4 @@
-"""What viewers in a browser ask: the XNAT-OHIF viewer, and the OHIF viewer that MONAI Label comes with."""
+"""The requests of viewers in a browser: the XNAT-OHIF viewer, and the OHIF viewer that comes with MONAI Label."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_viewer_knows_the_datastore_by_the_info_of_its_own_id(server):
     shown = (info["project"], info["subject"], info["experiment"], info["scan"])
     assert shown == (project, subject, experiment, scan)
     assert info["ts"] > 1_500_000_000
-    # What is not here is no error: the viewer uploads the image instead.
+    # An image that is missing here is no error: the viewer uploads it instead.
     unknown = server.get("/datastore/image/info/", image=f"{project}/{subject}/{experiment}/99")
     assert (unknown.status_code, unknown.json()) == (200, {})
 
@@ -180,11 +180,11 @@ def test_a_dicom_seg_that_cannot_be_given_is_refused_with_a_reason(server):
     assert (uploaded.status_code, "give the id of an image" in uploaded.json()["detail"]) == (400, True)
 
 
-# What no client may reach
+# Paths that no client may reach
 
 
 def raw(server, method, path, **options):
-    """Send a path as it is: requests would take the dots out of it."""
+    """Send a path unchanged. The package requests would remove the dots."""
     prepared = requests.Request(method, server.url, **options).prepare()
     prepared.url = server.url + path
     with requests.Session() as session:
@@ -253,7 +253,7 @@ def test_a_path_among_the_parameters_of_an_inference_is_no_image_either(server):
     assert batch.status_code == 404
 
 
-# What failed, in a status and a sentence
+# Failures are a status and a sentence
 
 
 def test_what_is_not_there_is_404_with_a_sentence(server):

@@ -1,7 +1,7 @@
-"""What MONAI Label's own tests of its endpoints ask: all that passes on LocalDatastore passes on this datastore.
+"""The requests of MONAI Label's own endpoint tests: those that pass on LocalDatastore also pass on this datastore.
 
-Written after tests/unit/endpoints of its repository, which are not part of the package, and which name files of a data
-set of their own. Those of its DICOMweb datastore mock that datastore, and those of models ask for weights.
+They follow tests/unit/endpoints of its repository. These are not part of the package, and name files of a data set of
+their own. The tests of its DICOMweb datastore mock that datastore, and those of models need weights.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an app does with a scan that is no volume: next samples, batch inference and the planner of MONAI Label."""
+"""An app and a scan that is not a volume: next samples, batch inference and the planner of MONAI Label."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ with warnings.catch_warnings():
 
 
 class HeuristicPlanner:
-    """As MONAI Label's planner uses a datastore, which itself reads the images by MONAI."""
+    """Uses a datastore as MONAI Label's planner does, which itself reads the images with MONAI."""
 
     def __init__(self, max_samples=10):
         self.max_samples = max_samples

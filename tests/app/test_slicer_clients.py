@@ -34,7 +34,7 @@ ORGAN = [{"name": "organ", "idx": 1}]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """As most annotators are: the server's account is a member of the project, who may write and not delete."""
+    """A server whose account is a member of the project, as is usual. A member may write, but not delete."""
     with clinic(tmp_path_factory.mktemp("slicer"), series=6) as served:
         yield served
 
@@ -116,7 +116,7 @@ def test_slicer_runs_a_batch_and_scores_it_and_reads_the_log(server, tmp_path):
     while not all("original" in about["labels"] for about in server.objects.values()):
         assert time.monotonic() < until, "the server does not show what another process has saved"
         time.sleep(0.5)
-    # Slicer takes the names from here, and asks a mapping for its keys.
+    # Slicer reads the names from here. If they are a mapping, it uses the keys.
     info = server.objects[image]["labels"]["original"]["info"]
     assert list(info["params"]["label_names"].keys()) == ["organ"]
 
@@ -154,7 +154,7 @@ def test_the_reviewer_approves_a_label_corrects_it_as_a_version_and_removes_that
     meta = server.objects[image]["labels"]["final"]["info"]["segmentationMeta"]
     assert (meta["status"], meta["comment"]) == ("flagged", "the border is wrong")
 
-    # It sends the id as part of the file's name, and does not encode it in the address.
+    # Slicer sends the id as part of the file's name, and does not encode it in the address.
     corrected = drawn_on(original, tmp_path, seed=1, suffix=".nrrd")
     sent = server.save_label(
         image, corrected, "version_1", name=f"{image}.nrrd", segmentationMeta={"status": "approved"}

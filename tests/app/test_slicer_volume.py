@@ -1,4 +1,4 @@
-"""3D Slicer uploads a volume of its own, and goes on under the volume's name, whatever id it was given."""
+"""3D Slicer uploads a volume of its own, and then uses the volume's name, whatever id it got."""
 
 from __future__ import annotations
 

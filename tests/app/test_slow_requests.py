@@ -1,4 +1,4 @@
-"""A slow request does not hold up the quick ones: a real server, whose image takes long to come from XNAT."""
+"""A slow request does not delay the quick ones, on a real server whose image takes long to come from XNAT."""
 
 from __future__ import annotations
 

@@ -17,16 +17,16 @@ with warnings.catch_warnings():
     from monailabel.tasks.activelearning.random import Random
 
 SCANS = 12
-# Python writes no number of more than 4,300 digits, and MONAI Label's own strategy one of as many as there are images.
+# MONAI Label's strategy writes a number with one digit for each image. Python writes at most 4,300 digits.
 MANY = 4_400
 
 
 class KeepingItsChoice(Random):
-    """Chooses as MONAI Label does."""
+    """A strategy that chooses as MONAI Label does."""
 
 
 class Own(Random):
-    """Chooses by itself."""
+    """A strategy that chooses by itself."""
 
     def __call__(self, request, datastore):
         return {"id": "mine"}
@@ -44,7 +44,7 @@ def open_project(xnat_sandbox, open_xnat_datastore):
 
 @pytest.fixture
 def worked_on(open_project):
-    """A project in which some images have scores, and some were handed out, a while ago or just now."""
+    """A project in which some images have scores, and some were handed out, earlier or just now."""
     datastore, now = open_project(), int(time.time())
     for number, image in enumerate(datastore.list_images()[::2]):
         handed_out = {"ts": now - 7 * 60 * number, "client_id": "ann"}

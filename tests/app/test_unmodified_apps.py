@@ -30,7 +30,7 @@ SPLEEN = {"models": "segmentation_spleen", "use_pretrained_model": "false", "sam
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """Three CT series of 100 slices, two of them with a spleen as final label; the network cannot take smaller ones."""
+    """Three CT series of 100 slices, two with a spleen as final label. The network needs this size."""
     folder = tmp_path_factory.mktemp("archive")
     with Sandbox() as sandbox:
         for number in range(3):
@@ -48,7 +48,7 @@ def archive(tmp_path_factory):
 
 
 def organs_on(image, folder):
-    """A label as a viewer numbers it: the liver first, then the spleen, which alone the model knows, as 1."""
+    """A label as a viewer numbers it: first the liver, then the spleen. The model knows only the spleen, as 1."""
     source = SimpleITK.ReadImage(image)
     voxels = np.zeros(source.GetSize()[::-1], np.uint8)
     voxels[:20, 30:60, 30:60] = 1
@@ -64,7 +64,7 @@ def radiology(archive, tmp_path_factory):
     folder = tmp_path_factory.mktemp("radiology")
     conf = {"datastore": "xnat", "xnat_project": "SPLEENS", "skip_scoring": "false", **SPLEEN}
     app = copied_app("radiology", folder)
-    # Scoring is asked for by the test, not started by each training and next sample beside it.
+    # The test starts the scoring. Otherwise each training and next sample would start one, too.
     environ = {**environment(archive, folder), "MONAI_LABEL_AUTO_UPDATE_SCORING": "false"}
     with label_server(app, archive.url, conf, environ) as url:
         yield url, app
@@ -150,14 +150,14 @@ def labels_of(url, image):
     [
         ("radiology", {**SPLEEN, "heuristic_planner": "true"}),
         ("endoscopy", {"models": "deepedit", "use_pretrained_model": "false", "sam2": "false"}),
-        # The models of these come from the internet, or from folders that users put into the app.
+        # The models of these apps come from the internet, or from folders that users put into the app.
         ("monaibundle", {"zoo_source": "ngc", "sam2": "false"}),
         ("pathology", {"sam2": "false"}),
         ("vista2d", {"zoo_source": "ngc"}),
     ],
 )
 def test_each_sample_app_starts_on_the_archive(archive, tmp_path, name, conf):
-    """Without a word about the datastore, too: the address in --studies is that of an XNAT."""
+    """Also without an option that names the datastore: the address in --studies is that of an XNAT."""
     conf = {"xnat_project": "SPLEENS", **conf}
     with label_server(copied_app(name, tmp_path), archive.url, conf, environment(archive, tmp_path)) as url:
         status = datastore_of(url)

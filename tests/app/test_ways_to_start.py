@@ -32,12 +32,12 @@ def test_two_workers_serve_one_archive(server, tmp_path):
         assert time.monotonic() < until, "the second worker did not come up"
         time.sleep(0.5)
     image = server.image()
-    for _ in range(10):  # each a connection of its own, so that both are asked
+    for _ in range(10):  # each time a new connection, so that both processes are asked
         assert requests.get(f"{server.url}/info/", timeout=120).json()["datastore"]["total"] == 3
     content = requests.get(f"{server.url}/datastore/image", params={"image": image}, timeout=120).content
     server.save_label(image, drawn_on(content, tmp_path)).raise_for_status()
     until, seen = time.monotonic() + 60, 0
-    while seen < 10:  # ten times in a row: from both
+    while seen < 10:  # ten times in a row, so from both
         completed = requests.get(f"{server.url}/info/", timeout=120).json()["datastore"]["completed"]
         seen = seen + 1 if completed == 1 else 0
         assert time.monotonic() < until, "a worker does not show what another one has saved"
@@ -45,11 +45,11 @@ def test_two_workers_serve_one_archive(server, tmp_path):
 
 
 def test_torchrun_starts_processes_of_an_unmodified_app_that_train_on_the_archive(server, tmp_path):
-    """With what ``--dryrun`` writes for the shell: the environment that a server gives to its own training process."""
+    """With the file that ``--dryrun`` writes for the shell: the environment of a server's own training process."""
     image = server.image()
     label = drawn_on(server.get("/datastore/image", image=image).content, tmp_path)
     server.save_label(image, label).raise_for_status()
-    # No server is there that could be asked for scores after the training.
+    # There is no server that MONAI Label could ask for scores after the training.
     without_server = {"MONAI_LABEL_AUTO_UPDATE_SCORING": "false", "OMP_NUM_THREADS": "1"}
     environ = {**environment(server.sandbox, tmp_path), **without_server}
     options = ["--app", server.app, "--studies", server.sandbox.url, "--conf", "xnat_project", PROJECT, "--dryrun"]

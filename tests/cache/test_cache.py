@@ -1,4 +1,4 @@
-"""The folder of images: whole entries only, made once, within the budget, for one user."""
+"""The folder of images: its entries are complete, made once, within the budget, and for one user."""
 
 from __future__ import annotations
 

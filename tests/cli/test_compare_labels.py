@@ -1,4 +1,4 @@
-"""How far labels agree: between tags, annotators and versions."""
+"""The command that measures how far labels agree, between tags, annotators and versions."""
 
 from __future__ import annotations
 
@@ -128,5 +128,5 @@ def test_a_picture_shows_where_they_differ(image, words, tmp_path, capsys):
     drawn = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(picture))).astype(int)
     assert drawn.shape == (10, 10, 3)
     blue, green = drawn[:, 4:6].reshape(-1, 3), drawn[:, 2:4].reshape(-1, 3)
-    assert (blue[:, 2] > blue[:, 0]).all()  # in the second only
+    assert (blue[:, 2] > blue[:, 0]).all()  # only in the second
     assert (green[:, 1] > green[:, 0]).all()  # in both

@@ -1,4 +1,4 @@
-"""The commands that look and change nothing: check, settings, ls, cache, labels show."""
+"""The commands that change nothing: check, settings, ls, cache, labels show."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_ls_draws_a_table_on_a_terminal(labelled, words):
     os.close(controller)
     assert done.returncode == 0
     assert "series" in said  # the head of the table
-    assert "[red]head" in said  # what XNAT holds is no markup
+    assert "[red]head" in said  # text from XNAT is not read as markup
 
 
 def test_labels_show_says_what_each_label_holds(labelled, words, capsys):

@@ -26,7 +26,7 @@ def run(*words, text=None):
 
 @pytest.fixture
 def command(monkeypatch):
-    """A sub-command whose body does what the test says."""
+    """A sub-command whose body is defined by the test."""
 
     def install(action):
         module = type(sys)("a_command")
@@ -56,7 +56,7 @@ def all_commands(group=cli.program, words=()):
         found = group.get_command(None, name)
         if isinstance(found, click.Group):
             yield from all_commands(found, (*words, name))
-        if name != "start_server":  # it has MONAI Label's parser, and a test where sample apps are started
+        if name != "start_server":  # it has MONAI Label's parser, and is tested where sample apps start
             yield (*words, name)
 
 

@@ -29,7 +29,7 @@ def archive(put_scans):
 
 @pytest.fixture
 def words(archive, tmp_path, monkeypatch):
-    """Options and environment of a user with a cache folder of this test alone."""
+    """The options and the environment of a user with a cache folder that only this test uses."""
     monkeypatch.setenv("MONAI_LABEL_XNAT_USERNAME", archive.username)
     monkeypatch.setenv("MONAI_LABEL_XNAT_PASSWORD", archive.password)
     return ["--studies", archive.url, "--cache-path", str(tmp_path / "cache")]

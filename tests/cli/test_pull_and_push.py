@@ -1,4 +1,4 @@
-"""Images and labels in a folder for other tools, and label files brought back."""
+"""Images and labels are written to a folder for other tools, and label files are brought back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from monailabel_xnat.training.export import common_values
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
 SHAPE = (4, 5, 3)
 SUBJECTS = ("anna", "bert", "cleo", "dora")
-# What two annotators call their structures, and which values they gave them.
+# The names and values that two annotators gave to their structures.
 LABELS = {"anna": {"liver": 1, "spleen": 2}, "bert": {"spleen": 1, "liver": 2}, "cleo": {"liver": 1, "spleen": 2}}
 
 
@@ -51,7 +51,7 @@ def datastore(archive, tmp_path):
 
 @pytest.fixture
 def images(datastore, tmp_path):
-    """Ids of the images by subject; all but the last subject have a final label."""
+    """The ids of the images, by subject. All subjects except the last one have a final label."""
     found = {datastore.scan(image).parent.subject.label: image for image in datastore.list_images()}
     for subject, values in LABELS.items():
         array = np.zeros(SHAPE, np.uint8)
@@ -92,13 +92,13 @@ def test_a_decathlon_folder_is_read_by_monai_and_means_one_thing(images, words, 
     described = json.loads((tmp_path / "out" / "dataset.json").read_text())
     values = {name: int(value) for value, name in described["labels"].items()}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what MONAI warns of while it is imported is none of ours
+        warnings.simplefilter("ignore")  # warnings of MONAI at its import do not concern us
         from monai.data import load_decathlon_datalist
     cases = load_decathlon_datalist(tmp_path / "out" / "dataset.json", True, "training")
     assert len(cases) == 3
     for case in cases:
         label = voxels(case["label"])
-        # Whoever drew it, one voxel is the liver and 15 are the spleen.
+        # One voxel is the liver and 15 are the spleen, for both annotators.
         assert int((label == values["liver"]).sum()) == 1
         assert int((label == values["spleen"]).sum()) == SHAPE[1] * SHAPE[2]
         assert voxels(case["image"]).shape == label.shape
@@ -157,7 +157,7 @@ def test_a_pull_that_was_interrupted_is_repeated(images, words, tmp_path, capsys
     folder = tmp_path / "out"
     pull(capsys, folder, *words)
     whole = digests(folder)
-    # As it is left by a kill: what is planned is noted, some files are there and one is a part of another.
+    # The folder as a kill leaves it: the plan is written, some files are there, and one is only a part.
     manifest = json.loads((folder / "monailabel_xnat.json").read_text())
     planned = {**manifest, "complete": False, "files": {place: {} for place in manifest["files"]}}
     (folder / "monailabel_xnat.json").write_text(json.dumps(planned))

@@ -1,4 +1,4 @@
-"""One behaviour for MONAI Label's apps and viewers: LocalDatastore is the oracle, ours must do the same."""
+"""One behaviour for MONAI Label's apps and viewers: our datastore must do the same as LocalDatastore."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 
 from monailabel_xnat import XNATDatastore
 
-# Fixtures that are chosen by name do not show that they need a site, by which `pytest --live-xnat` selects tests.
+# `pytest --live-xnat` selects tests that need a site. Fixtures that are chosen by name do not show this need.
 pytestmark = pytest.mark.usefixtures("xnat_site")
 
 
 @pytest.fixture
 def folder_datastore(tmp_path, demo_dicom):
-    """LocalDatastore over two of the demo's images."""
+    """LocalDatastore with two of the demo's images."""
     pytest.importorskip("torch", reason="MONAI Label's own datastore imports torch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -37,7 +37,7 @@ def folder_datastore(tmp_path, demo_dicom):
 
 @pytest.fixture
 def archive_datastore(xnat_site, demo_dicom, tmp_path):
-    """Ours over the same two images, as DICOM in an XNAT."""
+    """Our datastore with the same two images, as DICOM in an XNAT."""
     for case in demo_dicom.cases[:2]:
         xnat_site.import_dicom(case.dicom)
     datastore = XNATDatastore(

@@ -1,4 +1,4 @@
-"""Images stored as files are handed out so that every reader puts image and label at the same place."""
+"""Images stored as files are handed out in a form in which every reader puts image and label at the same place."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def save(path, mask, affine):
 
 
 def assert_alike(pair, mask):
-    """Every reader puts the voxels of image and label at one place, and the label is the mask, voxel by voxel."""
+    """Check that every reader puts image and label at one place, and that the label is the mask, voxel by voxel."""
     image, label = affines(Path(pair["image"])), affines(Path(pair["label"]))
     expected = next(iter(image.values()))
     for found in (image, label):
@@ -142,14 +142,14 @@ def test_a_header_of_one_meaning_is_handed_out_as_it_is(datastore, tmp_path, kin
 )
 def test_a_header_that_cannot_be_placed_is_refused(datastore, tmp_path, kind, named):
     write(tmp_path / "image.nii.gz", **kind)
-    # What no reader could place is refused before it is stored, the others when they are asked for.
+    # An image that no reader could place is refused before it is stored, the others when they are requested.
     with pytest.raises(ImageError, match=named) as caught:
         datastore.get_image_uri(datastore.add_image("case", str(tmp_path / "image.nii.gz"), {}))
     assert caught.value.hint
 
 
 def descriptions(sandbox, image):
-    """Every description of a final label, as XNAT holds it."""
+    """Return every description of a final label in XNAT."""
     _, _, experiment, scan = image.split("/")
     address = f"{sandbox.url}/data/experiments/{experiment}/scans/{scan}/resources/MONAILABEL_final/files"
     login = (sandbox.username, sandbox.password)

@@ -1,4 +1,4 @@
-"""Images and labels that change in XNAT after each other: never a pair of what does not belong together."""
+"""Images and labels that change in XNAT one after the other: files that do not belong together are never a pair."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_label_is_no_pair_with_an_image_of_another_grid(site, open_datastore, 
 def test_a_label_that_was_saved_when_the_image_was_understood_otherwise_is_read_voxel_by_voxel(
     site, open_datastore, save
 ):
-    """The image is the same but for its header, which now states the place of before as its second meaning."""
+    """The image is the same except its header, which now has the earlier position as its second form."""
     datastore = open_datastore()
     save(datastore)
     image = nibabel.Nifti1Image(np.full(SHAPE, 1, np.int16), SHIFTED)

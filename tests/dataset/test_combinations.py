@@ -1,4 +1,4 @@
-"""Whatever settings are combined: the training set has pairs on one grid, or it is said why there is none."""
+"""For all combinations of settings, the training set has pairs on one grid, or says why there is none."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ OTHERS = [
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory, demo_dicom):
-    """A sandbox with labelled images, one stored as DICOM, one as NIfTI, and what opens datastores on it."""
+    """A sandbox with two labelled images, stored as DICOM and as NIfTI, and a function that opens datastores on it."""
     folder = tmp_path_factory.mktemp("site")
     with Sandbox(folder / "archive") as sandbox:
         for case in demo_dicom.cases[:2]:
@@ -162,7 +162,7 @@ def test_a_folder_that_itk_reads_on_another_grid_is_left_out_with_the_reason(
     headers = [pydicom.dcmread(path) for path in files]
     slices = [header for header in headers if "localizer" not in header.SeriesDescription.lower()]
     for number, header in enumerate(sorted(slices, key=lambda header: header.ImagePositionPatient[2])):
-        # ITK takes slices of another thickness for another series, and keeps one of the two.
+        # For ITK, slices of another thickness are another series, and it keeps one of the two.
         header.SliceThickness = 2.5 if number < len(slices) / 2 else 2.0
         header.save_as(source / f"{number}.dcm")
     xnat_sandbox.import_dicom(source, "P")

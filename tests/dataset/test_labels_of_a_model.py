@@ -1,4 +1,4 @@
-"""The training set of a model that means other values than the people who drew: names decide, not numbers."""
+"""The training set of a model that uses other values than the people who drew: names decide, not numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = {"liver": 1, "spleen": 2, "kidneys": 3}
 
 @pytest.fixture
 def open_datastore(xnat_sandbox, demo_dicom, open_xnat_datastore, tmp_path):
-    """Three labelled cases: all organs with names, the kidneys alone with their name, values without names."""
+    """Open a datastore on three cases: all organs with names, only the kidneys with a name, values without names."""
     for case in demo_dicom.cases[:3]:
         xnat_sandbox.import_dicom(case.dicom, "DEMO")
     datastore = open_xnat_datastore(project="DEMO", series_description="!*localizer*")

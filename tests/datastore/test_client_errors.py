@@ -1,4 +1,4 @@
-"""What goes wrong reaches viewers with its status and its reason, not as a bare 500."""
+"""Errors reach viewers with their status and their reason, not as a bare 500."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_errors_of_others_pass_as_they_are():
 
 def test_a_scan_whose_files_are_gone_arrives_as_404_with_the_reason(xnat_sandbox, open_xnat_datastore):
     xnat_sandbox.archive.create_project("P")
-    xnat_sandbox.archive.seed_sessions("P", sessions=1, scans=1)  # what is listed has no files
+    xnat_sandbox.archive.seed_sessions("P", sessions=1, scans=1)  # the listed scan has no files
     datastore = open_xnat_datastore(project="P")
     with pytest.raises(errors.NoImageError, match="holds no files") as caught:
         datastore.get_image_uri(datastore.list_images()[0])

@@ -1,4 +1,4 @@
-"""kill -9 while labels are saved through the public API: what was accepted is there, what was not leaves no half."""
+"""kill -9 while labels are saved through the public API: accepted labels are there, and there are no half labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 PROJECT = "P"
 KILLS = 6
-# Saves label after label, each with its number in every voxel and in its info, and prints the number once accepted.
+# Saves labels with their number in every voxel and in the info, and prints each number once it is accepted.
 SAVER = """
 import sys
 import nibabel

@@ -1,4 +1,4 @@
-"""How many requests each operation sends: a network of a hospital is slow, and an XNAT has many users."""
+"""How many requests each operation sends. A hospital's network is slow, and an XNAT has many users."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def label(demo_dicom, tmp_path):
 
 @pytest.fixture
 def at_most(xnat_sandbox):
-    """Fail where a block sends more requests than it may, and show them."""
+    """Fail if a block sends more requests than it may, and show them."""
 
     @contextmanager
     def at_most(count):

@@ -40,7 +40,7 @@ def site(xnat_sandbox, demo_dicom):
 
 @pytest.fixture
 def datastore(site, open_xnat_datastore, monkeypatch):
-    # What is handed to another process holds no password: there it comes from the environment.
+    # Objects that are sent to another process hold no password: there it comes from the environment.
     monkeypatch.setenv("MONAI_LABEL_XNAT_USERNAME", site.username)
     monkeypatch.setenv("MONAI_LABEL_XNAT_PASSWORD", site.password)
     return open_xnat_datastore(project=PROJECT, prefetch=0, series_description="!*localizer*")

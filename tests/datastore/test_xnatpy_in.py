@@ -1,4 +1,4 @@
-"""A datastore over a session of xnatpy that somebody else has opened, and goes on using."""
+"""A datastore on a session of xnatpy that somebody else has opened and still uses."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_whatever_login_xnatpy_knows_will_do(site, connect, open_over, login):
         owner = connect(site, token["alias"], token["secret"])
     elif login == "jsession":
         owner = connect(site, jsession=connect(site).jsession)
-    else:  # what xnatpy falls back to where there is no session id
+    else:  # xnatpy does this if there is no session id
         owner = connect(site)
         owner.interface.auth = (site.username, site.password)
         owner.interface.cookies.clear()

@@ -1,4 +1,4 @@
-"""xnatpy's objects out of a datastore, and into it wherever an image id may stand."""
+"""Objects of xnatpy from a datastore, and as arguments in every place where an image id is allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A torch dataset over a datastore, in a module of its own, for processes that import it anew."""
+"""A torch dataset on a datastore, in a module of its own, so that other processes can import it."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ class Volumes(torch.utils.data.Dataset):
 
 
 def refuse(datastore, image):
-    """Ask for what cannot be done."""
+    """Request something that cannot be done."""
     datastore.update_image_info(image, {})

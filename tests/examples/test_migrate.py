@@ -1,4 +1,4 @@
-"""A folder of MONAI Label comes to XNAT: what fits, once, with tags and infos; what does not is named."""
+"""A folder of MONAI Label is moved to XNAT: labels that fit are saved once, with tags and infos; others are named."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write(folder: Path, number: int) -> tuple[str, str]:
 
 @pytest.fixture
 def datastore(xnat_sandbox, open_xnat_datastore, tmp_path, monkeypatch):
-    """XNAT with three images, and the settings of who uses the script."""
+    """An XNAT with three images, and the settings of the user of the script."""
     for name, value in train_site.environment(xnat_sandbox, tmp_path / "script cache").items():
         monkeypatch.setenv(name, value)
     xnat_sandbox.archive.create_project("P")
@@ -54,7 +54,7 @@ def datastore(xnat_sandbox, open_xnat_datastore, tmp_path, monkeypatch):
 
 @pytest.fixture
 def local(tmp_path):
-    """Write a folder as MONAI Label's LocalDatastore does, and return its index; XNAT knows the first two names."""
+    """Write a folder as MONAI Label's LocalDatastore does, and return its index. XNAT knows the first two names."""
     studies = tmp_path / "studies"
     infos = {"final": LABEL_INFO, "original": {"params": {"label_names": {"ball": 1}}}}
     for tag in infos:
@@ -138,7 +138,7 @@ def test_a_migration_that_failed_in_the_middle_goes_on(migrate, local, datastore
     assert outcomes["ann_1", "final"] == "saved"
     assert outcomes["ben_1_7", "final"] in ("failed", "on its way")
     xnat_sandbox.faults.clear()
-    until = time.monotonic() + 60  # what waits in the outbox is sent by itself, and is not saved a second time
+    until = time.monotonic() + 60  # the label in the outbox is sent by itself, and not saved a second time
     while migrate("--apply")["ben_1_7", "final"] == "on its way":
         assert time.monotonic() < until
     datastore.refresh()

@@ -1,4 +1,4 @@
-"""The example app on a folder of images, as its authors' copies will start: infer, train, infer again."""
+"""The example app on a folder of images, as copies of it are used first: infer, train, infer again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ APP = Path(__file__).parents[2] / "examples" / "organs_app"
 
 pytestmark = pytest.mark.slow
 
-# MONAI Label and torch are imported in a process of their own: their warnings are not ours to fail for.
+# MONAI Label and torch are imported in a process of their own, so that their warnings are no failures here.
 PROGRAM = """
 import json, shutil, sys, warnings
 warnings.simplefilter("ignore")
@@ -43,7 +43,7 @@ print("ANSWERS" + json.dumps(answers))
 
 @pytest.fixture(scope="module")
 def loop(demo_dicom, tmp_path_factory):
-    """Two labelled cases and one that waits; what the app answered, and its folder."""
+    """Run the app on two labelled cases and one that waits. Return what the app answered, and its folder."""
     folder = tmp_path_factory.mktemp("organs")
     studies, results = folder / "studies", folder / "results"
     (studies / "labels" / "final").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The example bundle trains on what XNAT has, by MONAI's own command."""
+"""The example bundle trains on the labels in XNAT, with MONAI's own command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_the_bundle_trains_on_the_labels_in_xnat(tmp_path):
-    # A copy, for a training writes into the folder of its bundle.
+    # A copy is used, because a training writes into the folder of its bundle.
     bundle = tmp_path / "bundle"
     shutil.copytree(BUNDLE, bundle, ignore=shutil.ignore_patterns("models", "eval"))
     options = {"project": train_site.PROJECT, "labels": "{'ball': 1}", "max_epochs": 2}

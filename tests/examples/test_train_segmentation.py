@@ -1,4 +1,4 @@
-"""The training script runs from the labels in XNAT to drafts in XNAT, also when it is killed, or split up."""
+"""The training script runs from labels in XNAT to drafts in XNAT, also if it is killed or runs as several processes."""
 
 from __future__ import annotations
 
@@ -114,6 +114,6 @@ def test_two_processes_train_on_one_listing(site, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     lines = run(site, tmp_path / "both", "--epochs", "2", "--predict", "nothing", launcher=launcher)
     assert [line.split(":")[0] for line in lines if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
-    # Whoever has logged in logs out again: it was one of the two.
+    # Only one of the two processes has logged in, and it logs out again.
     logouts = [request for request in site.requests if (request.method, request.path) == ("DELETE", "/data/JSESSION")]
     assert len(logouts) == 1

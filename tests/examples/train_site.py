@@ -1,4 +1,4 @@
-"""A small XNAT to train on: bright balls in noise, on grids that are not those of a network."""
+"""A small XNAT to train on: bright balls in noise, on grids that differ from that of a network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ball(number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fill(sandbox, folder: Path) -> dict[str, np.ndarray]:
-    """Add images of five subjects, label those of four, and return the truth by image id."""
+    """Add images of five subjects, label those of four, and return the true masks by image id."""
     sandbox.archive.create_project(PROJECT)
     truths = {}
     login = {"username": sandbox.username, "password": sandbox.password}
@@ -47,7 +47,7 @@ def fill(sandbox, folder: Path) -> dict[str, np.ndarray]:
 
 
 def environment(sandbox, cache: Path) -> dict[str, str]:
-    """Return the variables of somebody who trains on this XNAT, with one thread for each process."""
+    """Return the environment variables of a user who trains on this XNAT, with one thread for each process."""
     return {
         **os.environ,
         "MONAI_LABEL_XNAT_SERVER": sandbox.url,

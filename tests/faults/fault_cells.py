@@ -1,4 +1,7 @@
-"""What can go wrong, what a datastore is asked for, and one cell of the table of both, tried out on the sandbox."""
+"""Faults, operations of a datastore, and one cell of the table of both.
+
+A cell is one operation that meets one fault on the sandbox.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,13 @@ from label_archive import AFFINE, SHAPE
 VOXELS = np.arange(210, dtype=np.int16).reshape(SHAPE)
 LABEL = (VOXELS % 3).astype(np.uint8)
 TAG = "final"
-# A busy machine answers within this; what is slower is the fault of a cell.
+# Even a busy machine answers within this time. A slower answer is the fault of a cell.
 PATIENCE, ANSWER_TAKES = 1.0, 2.5
 MAINTENANCE = "<!DOCTYPE html><html><body><h1>We will be back soon</h1></body></html>"
 
 
 class Fault(NamedTuple):
-    """What goes wrong with every request, or with the first one only."""
+    """A failure of every request, or of the first one only."""
 
     name: str
     what: Mapping[str, Any] = {}
@@ -41,7 +44,7 @@ class Fault(NamedTuple):
 
     @property
     def rests(self) -> bool:
-        """Whether XNAT asks not to be called for longer than anybody waits."""
+        """Whether XNAT asks for a pause that is longer than any caller waits."""
         return self.what.get("retry_after") == "600"
 
 
@@ -105,12 +108,12 @@ class World:
         return self.opened[-1]
 
     def open(self, cache: str = "mine") -> XNATDatastore:
-        """Open a datastore; with the same cache it is the next process after the one before."""
+        """Open a datastore. With the same cache, it acts as the next process after the one before."""
         self.opened.append(self.apart(cache))
         return self.datastore
 
     def apart(self, cache: str) -> XNATDatastore:
-        """Open a datastore of somebody else."""
+        """Open a datastore of another user."""
         login = {"username": self.sandbox.username, "password": self.sandbox.password}
         settings = {"cache_path": self.folder / cache, "timeout": self.timeout, "max_age": 3600.0, "environ": {}}
         return XNATDatastore(self.sandbox.url, project=self.project, roi_write="", prefetch=0, **login, **settings)
@@ -147,13 +150,13 @@ def _nothing(world: World) -> None:
 
 @dataclass(frozen=True)
 class Operation:
-    """What a datastore is asked for: what comes before, the call, and whether what it gave is right."""
+    """An operation of a datastore: the preparation, the call, and the check of its result."""
 
     name: str
     act: Callable[[World], Any]
     is_right: Callable[[World, Any], bool]
     before: Callable[[World], object] = _nothing
-    # What must hold once XNAT is well again and the operation was done once more, or the next process was started.
+    # This must hold once XNAT works again and the operation was repeated, or the next process was started.
     is_whole: Callable[[World], bool] = lambda world: True
     is_repeated: bool = True
 
@@ -207,7 +210,7 @@ def _label_info(world: World) -> dict[str, Any]:
 
 def _update_image_info(world: World) -> None:
     world.datastore.update_image_info(world.image, {"note": "mine"})
-    world.datastore._infos.flush()  # what the background thread does a moment later
+    world.datastore._infos.flush()  # the background thread does this a moment later
 
 
 def _image_info(world: World) -> dict[str, Any]:
@@ -318,7 +321,7 @@ sys.addaudithook(_refuse_when_full)
 
 @contextmanager
 def _happening(fault: Fault, world: World) -> Iterator[Callable[[], bool]]:
-    """Make a fault happen within the block; what is given tells whether anything met it."""
+    """Make a fault happen within the block. The object that is yielded says whether a request met it."""
     faults, log = world.sandbox.faults, world.sandbox.requests
     if fault is FULL_DISK:
         _refused.clear()
@@ -334,7 +337,7 @@ def _happening(fault: Fault, world: World) -> Iterator[Callable[[], bool]]:
     def was_met() -> bool:
         if set_fault.times is not None:
             return set_fault.times == 0
-        # The sandbox notes a request that waits only later.
+        # The sandbox logs a request that waits only later.
         return len(log) > before or (fault.is_slow and time.monotonic() - began > PATIENCE)
 
     try:
@@ -344,13 +347,13 @@ def _happening(fault: Fault, world: World) -> Iterator[Callable[[], bool]]:
 
 
 def outcome(operation: Operation, fault: Fault, world: World) -> str:
-    """Do an operation while a fault happens, and say what came of it; see that nothing is lost afterwards.
+    """Do an operation while a fault happens, return the outcome, and check that nothing is lost afterwards.
 
     Returns
     -------
     str
-        ``right`` (after a repetition, or without what failed), ``memory`` (nothing was asked that could fail), ``kept``
-        (safe on this disk, sent later), ``kept, unassigned`` (a person must say where to), ``left out`` (named in
+        ``right`` (after a repetition, or without the failed part), ``memory`` (no request that could fail), ``kept``
+        (safe on this disk, sent later), ``kept, unassigned`` (a person must name the image), ``left out`` (named in
         ``status()``), or the name of the error.
     """
     world.open()

@@ -1,4 +1,7 @@
-"""What is expected of each operation while each fault happens: the one table, and how docs/faults.md shows it."""
+"""The expected outcome of each operation under each fault.
+
+This is the one table, and docs/faults.md is made from it.
+"""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def certificates(tmp_path_factory):
 
 
 class Hospital:
-    """A sandbox behind nginx; both can be stopped and started again."""
+    """A sandbox behind nginx. Both can be stopped and started again."""
 
     def __init__(self, folder, certificates):
         self._folder = folder
@@ -100,7 +100,7 @@ class Hospital:
         self._target = int(self.sandbox.url.removesuffix(PREFIX).rpartition(":")[2])
 
     def start(self, settings="", limits=""):
-        """Start nginx with settings for the server and for the location, in place of one that runs."""
+        """Start nginx with settings for the server and for the location. A running nginx is replaced."""
         self.stop()
         user = "user root;" if os.geteuid() == 0 else ""
         words = {"port": self._port, "target": self._target, "settings": settings, "limits": limits, "user": user}
@@ -170,7 +170,7 @@ def voxels(path):
 
 
 def require_all_works(datastore, drawn, other):
-    """List, read, save; a datastore with an empty cache reads the same."""
+    """Check that listing, reading and saving work, and that a datastore with an empty cache reads the same."""
     images = datastore.list_images()
     assert len(images) == 2
     for image in images:
@@ -239,7 +239,7 @@ def test_a_label_that_xnat_stores_after_the_proxy_gave_up_is_there_once(hospital
     with pytest.raises(LabelNotUploadedError):
         datastore.save_label(image, drawn, "final", {})
     hospital.sandbox.faults.clear()
-    time.sleep(3.5)  # XNAT carries out what nobody waits for any more
+    time.sleep(3.5)  # XNAT completes the request, although nobody waits for the answer
     datastore.close()
     wait_until_sent(open_datastore())
     require_in_xnat_once(open_datastore("other"), image)

@@ -1,4 +1,4 @@
-"""Every fault meets every operation: what comes of it stands in one table, which docs/faults.md shows."""
+"""Every operation meets every fault. The outcomes are in one table, which docs/faults.md shows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def site():
 
 @pytest.fixture
 def world(site, tmp_path, monkeypatch):
-    """A project of this cell alone, and pauses that take no time."""
+    """A project that only this cell uses, and pauses that take no time."""
     monkeypatch.setenv("MONAI_LABEL_XNAT_PASSWORD", site.password)
     project = f"P{secrets.token_hex(4)}"
     with requests.Session() as admin:

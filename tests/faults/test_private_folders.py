@@ -1,4 +1,4 @@
-"""Folders with patients' data: only ours, only for us; what others have made or could have filled is refused."""
+"""Folders with patients' data are private. A folder that others made or could have filled is refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows keeps who may r
 
 @pytest.fixture
 def folder(xnat_sandbox, tmp_path):
-    """The folder for this server below a cache_path that everybody may look into, as existing ones are."""
+    """The folder for this server, below a cache_path that everybody may read, as existing folders often are."""
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(0o755)
     with requests.Session() as admin:
@@ -70,7 +70,7 @@ def test_a_folder_that_others_may_write_is_refused_with_the_remedy(use, folder, 
 
 @pytest.fixture
 def volume(folder):
-    """Make the folders look as Kubernetes leaves a volume with fsGroup each time that it is mounted."""
+    """Change the folders as Kubernetes does with a volume with fsGroup each time that it is mounted."""
 
     def mount(group=4242):
         for path in (folder.parent, *folder.parent.rglob("*")):

@@ -1,4 +1,4 @@
-"""No output holds a secret: logs at DEBUG, errors, commands, pickles, files on the disk, and what clients are told."""
+"""No output holds a secret: logs at DEBUG, errors, commands, pickles, files on disk, and answers to clients."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def forms():
 
 @pytest.fixture
 def all_logs(caplog):
-    """Make all loggers note everything, whatever they were set to."""
+    """Make all loggers log everything, whatever their level was."""
     caplog.set_level(logging.DEBUG)
     for name in ("", "urllib3", "requests", "xnat", "monailabel_xnat", "monailabel"):
         caplog.set_level(logging.DEBUG, logger=name or None)

@@ -1,4 +1,4 @@
-"""A process that MONAI Label starts for scoring ends as soon as it has the scores: they are in XNAT all the same."""
+"""A process that MONAI Label starts for scoring ends as soon as it has the scores. They still arrive in XNAT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What MONAI Label remembers of images: merged, kept in XNAT, seen by other servers, read in few requests."""
+"""Infos of images: merged, kept in XNAT, seen by other servers, and read with few requests."""
 
 from __future__ import annotations
 

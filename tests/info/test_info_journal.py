@@ -1,4 +1,4 @@
-"""What waits to be written to XNAT about images: kept on disk, written at the next start, told in status()."""
+"""Infos of images that wait for XNAT: kept on disk, written at the next start, and shown in status()."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_two_servers_that_hand_an_image_out_by_two_strategies_keep_both(open_dat
     image = one.list_images()[0]
     one.update_image_info(image, {"strategy": {"random": {"ts": 2, "client_id": "ann"}}})
     one._infos.flush()
-    # As MONAI Label writes all strategies that it has read of an image, of which this server has old ones.
+    # MONAI Label writes all strategies that it has read for an image. This server has old ones.
     other.update_image_info(image, {"strategy": {"random": {"ts": 1}, "first": {"ts": 3, "client_id": "bob"}}})
     other._infos.flush()
     strategies = {"random": {"ts": 2, "client_id": "ann"}, "first": {"ts": 3, "client_id": "bob"}}
@@ -121,7 +121,7 @@ def test_a_file_that_does_not_fit_the_list_keeps_changes_waiting_for_ever(
     file.write_bytes(content)
     datastore.update_image_info(image, {"dice": 0.5})
     datastore._infos.flush()
-    assert datastore.status()["infos_waiting"] == 1  # somebody may be writing it just now
+    assert datastore.status()["infos_waiting"] == 1  # another process may be writing it just now
     assert file.read_bytes() == content
     monkeypatch.setattr(info, "_SETTLED_SECONDS", -2.0)
     datastore._infos.flush()

@@ -1,4 +1,7 @@
-"""What was read once is not read again: not at a renewal, not by another process, as long as XNAT shows no change."""
+"""A file that was read once is not read again, as long as XNAT shows no change.
+
+Neither a renewal nor another process reads it again.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def admin(xnat_sandbox):
 
 @pytest.fixture
 def archive(xnat_sandbox, admin):
-    """A project of small images, each of a session of its own."""
+    """A project of small images, each in a session of its own."""
     project = f"{xnat_sandbox.url}/data/projects/P"
     image = nibabel.Nifti1Image(np.ones(SHAPE, np.int16), np.eye(4)).to_bytes()
     admin.put(project).raise_for_status()
@@ -70,7 +73,7 @@ def write_label(folder, seed):
 
 
 def use_all(datastore):
-    """Ask for everything that a training and a viewer ask for."""
+    """Request everything that a training and a viewer request."""
     images = datastore.list_images()
     pairs = datastore.datalist()
     infos = [datastore.get_image_info(image)["dice"] for image in images]
@@ -79,7 +82,7 @@ def use_all(datastore):
 
 
 def about_single_scans(sandbox):
-    """Return what was asked about single scans, but for the lists of images' files that a training compares."""
+    """Return the requests about single scans, except the lists of images' files that a training compares."""
     asked = [served.path for served in sandbox.requests if "/scans/" in served.path or "/assessors/" in served.path]
     return [path for path in asked if not path.endswith("/resources/NIFTI/files")]
 

@@ -39,9 +39,9 @@ def add_label(admin, url, image, tag, user, day, array, affine, names, model="",
     names : dict
         Name of each value.
     description : bytes or None
-        What to store in the place of its description.
+        The bytes to store in place of its description.
     hidden : bool
-        Whether somebody removed it who may not delete.
+        Whether it was removed by a user who may not delete.
     """
     found = ImageId.parse(image)
     saved = datetime.fromisoformat(f"{day}T12:00:00").replace(tzinfo=timezone.utc)

@@ -1,4 +1,4 @@
-"""The command report: what the page says, that it is one safe file, and how it looks in a browser."""
+"""The command report: what the page says, that it is one safe file, and that it looks right in a browser."""
 
 from __future__ import annotations
 
@@ -194,9 +194,9 @@ def test_no_more_pictures_are_drawn_than_asked_for_and_outliers_come_first(site,
 
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "PLI", "ARS"])
 def test_a_picture_shows_the_patient_as_radiologists_look_at_them(axes, tmp_path):
-    """The right of the patient is on the left, the front at the top, however the voxels are ordered."""
+    """The right of the patient is on the left and the front at the top, in whatever order the voxels are."""
     marks = np.zeros((20, 30, 5))
-    marks[:4, :6, 3] = 1  # right and front, for the axes go to the left, to the back and to the head
+    marks[:4, :6, 3] = 1  # right and front, because the axes go to the left, to the back and to the head
     orient = nibabel.orientations.ornt_transform(
         nibabel.orientations.axcodes2ornt("LPS"), nibabel.orientations.axcodes2ornt(axes)
     )
@@ -263,16 +263,16 @@ def test_the_page_can_be_read_without_seeing_it(shown):
 
 
 def test_a_second_report_asks_nothing_of_labels_that_it_knows(site, made, tmp_path, monkeypatch):
-    """Descriptions and lists of files are remembered: only the listing is asked for again."""
+    """Descriptions and lists of files are remembered. Only the listing is requested again."""
     monkeypatch.setenv("MONAI_LABEL_XNAT_PASSWORD", site.password)
     cache = made[0].parent / "cache"
     words = ["--studies", site.url, "--username", site.username, "--project", "P,Q", "--cache-path", str(cache)]
     site.requests.clear()
     assert main(["report", "-o", str(tmp_path / "r.html"), "--pairs", "0", "--thumbnails", "0", *words]) == 0
     asked = [request.path for request in site.requests if "MONAILABEL_" in request.path]
-    assert [path for path in asked if "MONAILABEL_broken" not in path] == []  # what is broken may be mended
+    assert [path for path in asked if "MONAILABEL_broken" not in path] == []  # a broken file may have been repaired
     changing = [request.path for request in site.requests if request.method not in {"GET", "HEAD"}]
-    assert set(changing) <= {"/data/services/auth", "/data/JSESSION"}  # in and out
+    assert set(changing) <= {"/data/services/auth", "/data/JSESSION"}  # login and logout
 
 
 def test_an_empty_project_has_a_report(site, tmp_path, monkeypatch):

@@ -1,9 +1,9 @@
-"""Hours of a bad day in a few minutes: several processes save and read while XNAT fails, restarts, and they are killed.
+"""A bad day in a few minutes: several processes save and read while XNAT fails and restarts, and they are killed.
 
-Run it with ``make soak SECONDS=600``. Two machines (folders of their own) with two processes of two threads each save
-labels and infos, and read; one more process is never killed and is looked at for what it holds. What happens to XNAT is
-drawn with the seed: the same seed gives the same failures in the same order, though not at the same moments. At the end
-every label that was accepted must be in XNAT once, with its bytes, and nothing else.
+Run it with ``make soak SECONDS=600``. There are two machines (with folders of their own), with two processes of two
+threads each, which save labels and infos, and read. One more process is never killed, and its memory and open files are
+checked. The seed chooses what happens to XNAT: the same seed makes the same failures in the same order, but not at the
+same moments. At the end, every accepted label must be in XNAT once, with its bytes, and nothing else.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from monailabel_xnat.sandbox import Sandbox
 PROJECT, SCANS, TAGS = "SOAK", 12, ("final", "original", "draft")
 SHAPE, AFFINE = (7, 6, 5), np.diag([-2.0, -2.0, 3.0, 1.0])
 MACHINES, PROCESSES, THREADS = 2, 2, 2
-# A process that is younger still loads what it needs.
+# A younger process is still loading what it needs.
 _SETTLED = 120.0
 PASSWORD = "soak-password-1"
-# What XNAT does, and how many requests in a row it may do it to.
+# What XNAT does, and the greatest number of requests in a row to which it does it.
 FAILURES: tuple[tuple[dict[str, Any], int], ...] = (
     ({"status": 500}, 3),
     ({"status": 502}, 6),
@@ -99,10 +99,10 @@ def open_datastore(url: str, folder: Path) -> XNATDatastore:
 
 
 class Worker:
-    """What one process does until it is told to end, or is killed; each thing is noted before and after.
+    """The work of one process until it is told to end, or is killed. Each step is recorded before and after.
 
     Lines of the journal: ``begin N``, ``saved N``, ``refused N``, ``info MACHINE N``, ``read``, ``error KIND``, and
-    ``bug TEXT`` for what must not happen.
+    ``bug TEXT`` for an error that must never happen.
     """
 
     def __init__(self, url: str, folder: Path, machine: int, life: int, seed: int) -> None:
@@ -141,7 +141,7 @@ class Worker:
                 return
             try:
                 images = self._datastore.list_images()
-                if not images:  # XNAT answered twice that there is no such project
+                if not images:  # XNAT answered twice that the project does not exist
                     self._note("error", "NoImages")
                     time.sleep(0.5)
                     continue
@@ -163,7 +163,7 @@ class Worker:
         self._note("begin", number)
         try:
             self._datastore.save_label(image, path, chosen.choice(TAGS), {"number": number})
-        except (LabelNotUploadedError, UnknownImageError) as error:  # kept here, as both say
+        except (LabelNotUploadedError, UnknownImageError) as error:  # both errors say that the label is kept here
             self._note("kept" if "outbox" in str(error) else "bug", number, type(error).__name__)
         except XNATDatastoreError:
             self._note("refused", number)
@@ -195,7 +195,7 @@ class Worker:
         self._note("read")
 
     def _look(self, image: str, chosen: random.Random, number: int) -> None:
-        mine = f"{image.rpartition('/')[0]}/{self._machine}"  # two machines at one info are another matter
+        mine = f"{image.rpartition('/')[0]}/{self._machine}"  # this test does not let two machines change one info
         self._datastore.update_image_info(mine, {f"n{number}": number})
         self._note("info", self._machine, number)
         self._datastore.status()
@@ -205,13 +205,13 @@ class Worker:
 
 
 def work(url: str, folder: str, machine: int, life: int, seed: int, stop: Any) -> None:
-    """Be a worker; this is what a process of its own starts with."""
+    """Run a worker. A new process starts with this function."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Worker(url, Path(folder), machine, life, seed).run(stop)
 
 
 class Trouble:
-    """A sandbox that fails, forgets its logins and restarts, as the seed says."""
+    """A sandbox that fails, ends its logins and restarts, as the seed says."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self._folder = folder
@@ -263,7 +263,7 @@ class Soak:
         self._machines = [folder / f"machine{number}" for number in range(MACHINES + 1)]
 
     def run(self) -> list[str]:
-        """Run, and return what was wrong."""
+        """Run, and return what went wrong."""
         try:
             # The last machine has the process that is never killed.
             workers = {
@@ -356,12 +356,12 @@ class Soak:
         return problems
 
     def _deliver(self, machine: Path) -> list[str]:
-        """Send what still waits on a machine, as its next process does; say what could not be sent."""
+        """Send the labels that still wait on a machine, as its next process does, and return what could not be sent."""
         with closing(open_datastore(self._trouble.sandbox.url, machine)) as heir:
             ends = time.monotonic() + 60
             while {"outbox", "infos_waiting"} & (status := heir.status()).keys() and time.monotonic() < ends:
                 for entry in status.get("outbox_waits", ()):
-                    if entry.get("state") == "unassigned":  # XNAT said 404: a person says that it is there
+                    if entry.get("state") == "unassigned":  # XNAT answered 404; a person would assign it
                         self._assign(machine, entry)
                 time.sleep(0.2)
             status = heir.status()
@@ -417,7 +417,7 @@ class Soak:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What happened, and how often."""
+        """The events so far, and how often each happened."""
         return dict(sorted(self._trouble.counts.items()))
 
 
@@ -427,7 +427,7 @@ def _say(text: str) -> None:
 
 
 def soak(seconds: float, seed: int) -> list[str]:
-    """Run, print the figures, and return what was wrong; the folder stays where something was."""
+    """Run, print the figures, and return what went wrong. If something did, the folder stays."""
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     _say(f"soak: {seconds:g} s, seed {seed}")
     run = Soak(seconds, seed, folder)
