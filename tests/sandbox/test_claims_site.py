@@ -183,12 +183,12 @@ def test_searches_for_subjects(archive, criteria, expected):
 @pytest.mark.claim("searches", "SearchResource")
 def test_fields_of_other_elements_come_back_with_their_name(archive):
     """SearchResource.setColumnProperties. If there are several sessions, the latest is shown."""
-    fields = ["xnat:subjectData/SUBJECT_LABEL", "xnat:mrSessionData/LABEL"]
+    fields = ["xnat:subjectData/SUBJECTID", "xnat:subjectData/PROJECT", "xnat:mrSessionData/LABEL"]
     answer = archive.post("/data/search", search("xnat:subjectData", fields), kind="text/xml", format="json")
     result = answer.json()["ResultSet"]
     assert [row["xnat_mrsessiondata_label"] for row in result["Result"]] == ["a2", ""]
     assert {"subjectid", "project", "quarantine_status"} <= set(result["Result"][0])
-    assert (result["rootElementName"], result["Columns"][1]["key"]) == ("xnat:subjectData", "xnat_mrsessiondata_label")
+    assert (result["rootElementName"], result["Columns"][2]["key"]) == ("xnat:subjectData", "xnat_mrsessiondata_label")
 
 
 @pytest.mark.claim("searches", "TestSearchPermissions.testSessionSearchAccess")
@@ -373,9 +373,10 @@ def test_a_file_that_is_not_dicom_is_named(admin, slices):
     body = io.BytesIO(zipped(slices[0]))
     with zipfile.ZipFile(body, "a") as archive:
         archive.writestr("folder/non_dicom_text_file.dcm", b"I am a text file")
-    answer = admin.post(IMPORT, body.getvalue(), project="P")
+    query = {"import-handler": "DICOM-zip", "project": "P"}
+    answer = admin.post(IMPORT, body.getvalue(), **query)
     assert (answer.status_code, "unable to read DICOM object non_dicom_text_file.dcm" in answer.text) == (400, True)
-    assert admin.post(IMPORT, body.getvalue(), project="P", **{"Ignore-Unparsable": "true"}).status_code == 200
+    assert admin.post(IMPORT, body.getvalue(), **query, **{"Ignore-Unparsable": "true"}).status_code == 200
 
 
 def _json(value: object) -> str:

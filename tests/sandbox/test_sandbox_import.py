@@ -270,10 +270,11 @@ def test_refusals(admin, user, project, slices):
 @pytest.mark.claim("import and prearchive", "TestImport.testUploadIgnoreUnparsableFalse")
 def test_other_files_are_refused_unless_ignored(admin, project, slices):
     body = zipped(slices[0], **{"notes.txt": b"hello"})
-    answer = admin.post(IMPORT, body, dest="/archive/projects/P")
+    query = {"import-handler": "DICOM-zip", "dest": "/archive/projects/P"}
+    answer = admin.post(IMPORT, body, **query)
     assert (answer.status_code, "notes.txt" in answer.text) == (400, True)
     assert admin.rows("/data/projects/P/experiments") == []
-    assert admin.post(IMPORT, body, dest="/archive/projects/P", **{"Ignore-Unparsable": "true"}).status_code == 200
+    assert admin.post(IMPORT, body, **query, **{"Ignore-Unparsable": "true"}).status_code == 200
 
 
 def test_imports_do_not_reach_outside(admin, project, slices, xnat_sandbox):

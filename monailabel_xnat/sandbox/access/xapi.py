@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,7 +38,7 @@ class Preferences:
     Parameters
     ----------
     archive
-        Knows whether the anonymisation script is on.
+        Knows whether the anonymisation script is on, and makes IDs that begin with the site's.
     require_login
         Whether the site is closed to guests.
     """
@@ -71,11 +72,15 @@ class Preferences:
         """Change some settings."""
         if _ANONYMISING in values:
             self._archive.is_anonymising = str(values[_ANONYMISING]).lower() == "true"
+        if "siteId" in values:
+            # New IDs begin with it, without what does not belong into an address.
+            self._archive.site_id = re.sub(r"\W", "", str(values["siteId"])) or SITE_ID
         self._changed.update(values)
 
     def reset(self) -> None:
         """Undo all changes."""
         self._changed.clear()
+        self._archive.site_id = SITE_ID
 
 
 LOGIN_PAGE = (

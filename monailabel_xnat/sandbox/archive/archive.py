@@ -37,6 +37,7 @@ class Archive:
         self.folder = folder
         self.types = types
         self.is_anonymising = anonymise
+        self.site_id = SITE_ID
         self.store = Store(folder / "archive.sqlite")
         self.filing = threading.Lock()  # held while a study is filed
 
@@ -48,7 +49,7 @@ class Archive:
 
     def projects(self) -> list[Project]:
         """List all projects, by ID."""
-        return [load_row(Project, row) for row in self.store.all("SELECT * FROM projects ORDER BY id")]
+        return [load_row(Project, row) for row in self.store.all(_PROJECTS_SQL)]
 
     def project(self, name: str) -> Project | None:
         """Return the project with this ID or alias, or None."""
@@ -137,7 +138,7 @@ class Archive:
     def create_subject(self, project: str, label: str, user: User = SYSTEM, **fields: Any) -> Subject:
         """Make a subject."""
         with self.store.write():
-            number = f"{SITE_ID}_S{self.store.next_value('subject'):05d}"
+            number = f"{self.site_id}_S{self.store.next_value('subject'):05d}"
             self._insert("subjects", user, fields, id=number, project=project, label=label)
         return _there(self.subject(number))
 
@@ -172,7 +173,7 @@ class Archive:
         """Make an experiment of a subject, or an assessor of a session."""
         held = {"project": project, "label": label, "xsi_type": xsi_type, "subject_id": subject, "session_id": session}
         with self.store.write():
-            number = experiment_id or f"{SITE_ID}_E{self.store.next_value('experiment'):05d}"
+            number = experiment_id or f"{self.site_id}_E{self.store.next_value('experiment'):05d}"
             self._insert("experiments", user, fields, id=number, **held)
         return _there(self.experiment(number))
 
@@ -297,6 +298,8 @@ class Archive:
         seed_sessions(self.store, project, sessions, scans, tuple(resources), timestamp())
 
 
+# As a database sorts whose language is English: small and capital letters together.
+_PROJECTS_SQL = "SELECT * FROM projects ORDER BY id COLLATE NOCASE, id"
 _BY_ALIAS = (
     "SELECT projects.* FROM projects, json_each(projects.fields, '$.aliases/alias') AS alias"
     " WHERE json_extract(alias.value, '$.alias') = ?"

@@ -71,7 +71,7 @@ class Lists(Handlers):
         is_by_alias = any(
             column.path == _ALIAS for column in [*level.columns, *(column for column, _ in level.filters)]
         )
-        for row in self._archive.store.all("SELECT * FROM projects ORDER BY id"):
+        for row in self._archive.store.all("SELECT * FROM projects ORDER BY id COLLATE NOCASE, id"):
             if is_listed(row["id"]):
                 # The list has a row for each alias, because the table of aliases is joined.
                 aliases = (is_by_alias and json.loads(row["fields"]).get("aliases/alias")) or [{"alias": ""}]

@@ -46,8 +46,8 @@ _DISPLAYED = {
         **{f"PROJ_{name}_COUNT": f"{name.lower()}_count" for name in ("MR", "CT", "PET", "UT")},
     },
     SUBJECT: {
-        "SUBJECT_ID": "id",
         "SUBJECTID": "id",
+        "SUBJECT_ID": "id",
         "SUBJECT_LABEL": "label",
         "SUB_GROUP": "group",
         "SRC": "src",
@@ -71,8 +71,8 @@ _DISPLAYED = {
         },
     },
     EXPERIMENT: {
-        "EXPT_ID": "id",
         "SESSION_ID": "id",
+        "EXPT_ID": "id",
         "SUBJECT_ID": "subject_id",
         "SUBJECT_LABEL": "subject_label",
         "DATE": "date",
@@ -96,13 +96,15 @@ _DISPLAYED = {
         "SESSION_ID": "image_session_id",
     },
 }
-# Every row has these columns, even if the document does not ask for them.
-_KEYS = {
-    PROJECT: {"id": "id"},
-    SUBJECT: {"subjectid": "id", "project": "project"},
-    EXPERIMENT: {"session_id": "id", "project": "project", "subject_id": "subject_id"},
-    IMAGE_SCAN: {"id": "id", "project": "project"},
+# The columns of a search whose document asks for no field.
+_DEFAULTS = {
+    PROJECT: ("ID",),
+    SUBJECT: ("SUBJECTID", "PROJECT"),
+    EXPERIMENT: ("SESSION_ID", "PROJECT", "SUBJECT_ID"),
+    IMAGE_SCAN: ("ID", "PROJECT"),
 }
+_KINDS = {"int": "integer", "integer": "integer", "float": "float", "double": "float", "date": "date"}
+_FIELD_MAP = "_FIELD_MAP="
 
 Values = dict[str, str]
 Experiments = dict[str, tuple[str, Values]]
@@ -113,7 +115,17 @@ Test = Callable[["_Found"], bool]
 def display_fields(types: DataTypes, kind: str) -> dict[str, str]:
     """Return the paths that the display fields of a data type show, by the name of the field."""
     base = next((base for base in _DISPLAYED if types.is_a(kind, base)), "")
-    return {**_OF_ALL, **_DISPLAYED.get(base, {})}
+    return {**_DISPLAYED.get(base, {}), **_OF_ALL}
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A column of a search: the display field `name` of `element`, which shows the value at `path`."""
+
+    element: str
+    name: str
+    path: str
+    header: str
 
 
 @dataclass
@@ -145,36 +157,56 @@ class Search:
         base = next((base for base in _DISPLAYED if kind and self._types.is_a(kind, base)), "")
         if not base:
             raise HTTPError(422, f"Unknown element: {_text(root, 'root_element_name')}")
-        fields = [
-            (_text(item, "element_name"), _text(item, "field_ID"))
-            for item in sorted(root.iter(f"{_SPACE}search_field"), key=_sequence)
-        ]
-        columns = {self._key(kind, *name): name for name in fields}
+        fields = [self._field(item) for item in sorted(root.iter(f"{_SPACE}search_field"), key=_sequence)]
+        fields = fields or [_Field(kind, name, self._path(kind, name), name) for name in _DEFAULTS[base]]
+        columns = {self._key(kind, shown): shown for shown in fields}
         where = root.find(f"{_SPACE}search_where")
         test = self._criteria(kind, where) if where is not None else _anything
         rows = []
         for found in self._objects(kind, base):
             if test(found):
-                row: Row = {key: self._shown(kind, found, *name) for key, name in columns.items()}
-                keys = {key: found.values.get(path, "") for key, path in _KEYS[base].items()}
-                rows.append({**keys, **row, "quarantine_status": "active"})
-        names = list(dict.fromkeys([*columns, *_KEYS[base], "quarantine_status"]))
-        described = [
-            {"key": key, "element_name": element, "id": name, "xPATH": f"{element}.{name}", "header": name}
-            for key, (element, name) in columns.items()
-        ]
-        return Table(names, rows, columns=described, extra={"rootElementName": kind})
+                row: Row = {key: self._shown(kind, found, shown) for key, shown in columns.items()}
+                rows.append({**row, "quarantine_status": "active"})
+        described = [*(self._described(key, shown) for key, shown in columns.items()), {"key": "quarantine_status"}]
+        return Table([*columns, "quarantine_status"], rows, columns=described, extra={"rootElementName": kind})
 
     # Fields
 
-    def _key(self, kind: str, element: str, name: str) -> str:
+    def _field(self, node: ElementTree.Element) -> _Field:
+        """Return the column that a part of the document asks for, by a display field or by a path of the schema.
+
+        A path stands for the display field that shows it. Where there is none, XNAT makes one: XNAT_COL_, the type,
+        and the path in capital letters. A label always has such a one, because its display field knows of shares.
+        """
+        element, name = _text(node, "element_name"), _text(node, "field_ID")
+        path = self._path(element, name)
+        if ":" in name.partition("/")[0] and _FIELD_MAP not in name:
+            known = (field for field, shown in display_fields(self._types, element).items() if shown == path != "label")
+            space, _, local = element.partition(":")
+            name = next(known, f"{space}_COL_{_plain(local + path)}".upper())
+        return _Field(element, name, path, _text(node, "header") or name)
+
+    def _described(self, key: str, shown: _Field) -> dict[str, str]:
+        kind = _KINDS.get(self._types.simple_type(shown.element, shown.path), "string")
+        path = f"{shown.element}.{shown.name.partition('=')[0]}"
+        element = {"element_name": shown.element, "header": shown.header, "id": shown.name}
+        return {"key": key, "type": kind, "xPATH": path, **element}
+
+    def _key(self, kind: str, shown: _Field) -> str:
         """Return the key of a field in the answer. For fields of the type itself, it is only the name."""
-        plain, prefix = (re.sub(r"\W", "_", text.lower()) for text in (name, element))
-        return plain if element.lower() == kind.lower() else f"{prefix}_{plain}"
+        plain, prefix = (re.sub(r"\W", "_", text.lower()) for text in (shown.name, shown.element))
+        return plain if shown.element.lower() == kind.lower() else f"{prefix}_{plain}"
 
     def _path(self, element: str, name: str) -> str:
         """Return the path that a display field shows, or that a schema path names."""
         path = name.partition("/")[2] if ":" in name.partition("/")[0] else name
+        if _FIELD_MAP in path:
+            return f"fields/field[name={path.partition(_FIELD_MAP)[2].lower()}]/field"
+        space, _, local = element.lower().partition(":")
+        made = f"{space}_col_{local}"
+        if path.lower().startswith(made):
+            paths = ("label", *(known for item in self._types.lineage(element) for known in item.fields))
+            return next((known for known in paths if _plain(known) == path.lower()[len(made) :]), path.lower())
         return display_fields(self._types, element).get(path.upper(), path.lower()) if "/" not in path else path.lower()
 
     def _values(self, kind: str, found: _Found, element: str) -> list[Values]:
@@ -183,10 +215,10 @@ class Search:
         wanted = set(map(str.lower, self._types.family(element)))
         return [values for name, values in found.around if name.lower() in wanted]
 
-    def _shown(self, kind: str, found: _Found, element: str, name: str) -> str:
+    def _shown(self, kind: str, found: _Found, shown: _Field) -> str:
         # If there are several values, XNAT shows the latest.
-        values = self._values(kind, found, element)
-        return values[-1].get(self._path(element, name), "") if values else ""
+        values = self._values(kind, found, shown.element)
+        return values[-1].get(shown.path, "") if values else ""
 
     # Criteria
 
@@ -397,6 +429,11 @@ def _parsed(document: bytes) -> ElementTree.Element:
     if root.tag.rpartition("}")[2] not in ("bundle", "search", "stored_search"):
         raise HTTPError(422, "Not a search document")
     return root
+
+
+def _plain(path: str) -> str:
+    """Return a path without what is neither letter nor digit nor underscore."""
+    return re.sub(r"\W", "", path)
 
 
 def _sequence(node: ElementTree.Element) -> float:

@@ -228,7 +228,8 @@ SCAN_FIELDS: dict[str, Read] = {
 def header_fields(types: DataTypes, kind: str, series: SeriesFiles, table: dict[str, Read]) -> dict[str, str]:
     """Return those fields of a table that a data type has and the headers have values for."""
     found = {path: read(series) for path, read in table.items() if types.has_field(kind, path)}
-    return {path: _stored(types, kind, path, value) for path, value in found.items() if value}
+    # XNAT keeps each backslash between several values doubled.
+    return {path: _stored(types, kind, path, value).replace("\\", "\\\\") for path, value in found.items() if value}
 
 
 def _stored(types: DataTypes, kind: str, path: str, value: str) -> str:

@@ -110,7 +110,8 @@ class Import(Filers):
         series = read_series(folder)
         if not series:
             raise HTTPError(400, "There is no DICOM in the upload.")
-        if not request.flag("Ignore-Unparsable"):
+        # Only this handler looks at each file. What names no handler goes to SI, which takes the DICOM out of any zip.
+        if request.query.get("import-handler") == DICOM_ZIP and not request.flag("Ignore-Unparsable"):
             _require_only_dicom(series, paths, names)
         return series
 
