@@ -138,3 +138,24 @@ def test_data_types_are_inspected_and_archives_are_put_whole(interface, scan, tm
     resource.put_zip(str(source), extract=True)
     assert sorted(resource.files().get()) == ["a.txt", "b.txt"]
     assert [path.rpartition("/")[2] for path in resource.get(str(tmp_path), extract=True)] == ["a.txt", "b.txt"]
+
+
+def test_an_assessor_of_any_type_is_sent_back_with_what_was_done_to_it(interface, scan):
+    """pyxnat's provenance_test: it reads the document of its default type, adds a step, and puts it."""
+    assessor = scan.parent().assessor("a1").insert(use_label=True)
+    step = {
+        "program": "young",
+        "timestamp": "2011-03-01T12:01:01",
+        "user": "angus",
+        "machine": "m",
+        "platform": "linux",
+    }
+    assessor.provenance.set(step)
+    (found,) = assessor.provenance.get()
+    assert (found["program"], found["user"]) == ("young", "angus")
+
+
+def test_the_values_of_a_field_are_asked_for(interface, scan):
+    """pyxnat's search_test: field_values()."""
+    (value,) = interface.inspect.field_values("xnat:subjectData/SUBJECT_ID")
+    assert value.startswith("XNAT_S")

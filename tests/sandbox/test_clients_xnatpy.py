@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
+from datetime import datetime
 from pathlib import Path
 
+import pydicom
 import pytest
 import requests
 import xnat
 from xnat.exceptions import XNATError, XNATLoginFailedError, XNATResponseError
+from xnat.search import CustomFieldSearchField
 
 from monailabel_xnat.sandbox import Sandbox
 
@@ -270,3 +274,128 @@ def test_tables_and_tokens_of_xnatpy(server, connection, project, session):
     token = connection.services.issue_token()
     with xnat.connect(server.url, user=token.alias, password=token.secret, no_parse_model=True) as other:
         assert other.get("/data/auth").text == "User 'owner' is logged in"
+
+
+# The calls of xnatpy's own functional tests (xnat/tests/functional_tests and remote_server in its source distribution)
+
+
+def admin_of(sandbox, **options):
+    return xnat.connect(sandbox.url, user="admin", password=sandbox.password, loglevel="ERROR", **options)
+
+
+def test_projects_come_without_regard_to_capital_letters(xnat_sandbox):
+    """test_existing_data.test_list_projects."""
+    for name in ("dummydicomproject", "TRAINING", "Atlas"):
+        xnat_sandbox.archive.create_project(name)
+    with admin_of(xnat_sandbox) as login:
+        assert [project.id for project in login.projects.values()] == ["Atlas", "dummydicomproject", "TRAINING"]
+
+
+def test_ids_begin_with_the_id_of_the_site(xnat_sandbox):
+    """xnat4tests sets the ID of its site; test_map.test_map_connection."""
+    with admin_of(xnat_sandbox) as login:
+        login.post("/xapi/siteConfig", json={"siteId": "Xnat4 Tests"})
+        login.put("/data/projects/P")
+        subject = login.classes.SubjectData(parent=login.projects["P"], label="s")
+        session = login.classes.MrSessionData(parent=subject, label="e")
+        login.classes.MrScanData(parent=session, id="6", type="T1")
+        address = f"/subjects/{subject.id}/experiments/{session.id}"
+        assert (subject.id, session.id) == ("Xnat4Tests_S00001", "Xnat4Tests_E00001")
+        found = login.map(lambda item: item.label, level="experiment")
+        assert found == {f"/data/archive/projects/P{address}": "e"}
+        assert login.projects["P"].map(lambda item: item.type, level="scan") == {
+            f"/data/projects/P{address}/scans/6": "T1"
+        }
+        (scan,) = login.search(level=xnat.MappingLevel.SCAN, subject="s*", experiment="e")
+        assert scan.id == "6"
+    xnat_sandbox.reset()
+    assert xnat_sandbox.archive.create_subject(xnat_sandbox.archive.create_project("P").id, "s").id == "XNAT_S00001"
+
+
+def test_an_import_takes_the_dicom_out_of_a_zip_of_anything(connection, project, demo_dicom, tmp_path):
+    """test_import.test_import_zip_file: the zip of a session has pictures of its scans; no handler is named."""
+    archive = tmp_path / "session.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        for path in sorted(demo_dicom.cases[1].dicom.rglob("*.dcm"))[:2]:
+            target.write(path, f"session/scans/1/DICOM/{path.name}")
+        target.writestr("session/scans/1/SNAPSHOTS/1_qc.gif", b"GIF89a")
+    made = connection.services.import_(archive, project="P", subject="S", experiment="E", trigger_pipelines=False)
+    assert (made.label, made.project, made.subject.label, len(made.scans)) == ("E", "P", "S", 1)
+    assert [list(scan.resources["DICOM"].files) for scan in made.scans.values()] != [[]]
+
+
+def test_a_query_shows_what_was_asked_for(connection, project, session):
+    """test_search.test_querying: what is no display field of XNAT's comes back as a column that XNAT makes."""
+    sessions = connection.classes.MrSessionData
+    query = sessions.query().filter(sessions.label == "e1")
+    shown = query.view(sessions.PROJECT, sessions.label)
+    assert shown.tabulate_csv() == "project,xnat_col_mrsessiondatalabel,quarantine_status\nP,e1,active\n"
+    result = json.loads(shown.tabulate_json())["ResultSet"]
+    row = {"project": "P", "xnat_col_mrsessiondatalabel": "e1", "quarantine_status": "active"}
+    assert (result["Result"], result["totalRecords"], result["rootElementName"]) == ([row], "1", "xnat:mrSessionData")
+    assert result["Columns"][1:] == [
+        {
+            "key": "xnat_col_mrsessiondatalabel",
+            "type": "string",
+            "xPATH": "xnat:mrSessionData.XNAT_COL_MRSESSIONDATALABEL",
+            "element_name": "xnat:mrSessionData",
+            "header": "url",
+            "id": "XNAT_COL_MRSESSIONDATALABEL",
+        },
+        {"key": "quarantine_status"},
+    ]
+    inserted = sessions.INSERT_DATE
+    today = sessions.query().filter(sessions.PROJECT == "P", inserted >= datetime(2020, 1, 1))
+    assert [found.id for found in today.all()] == [today.first().id] == [today.last().id] == [session.id]
+    assert today.filter(inserted <= datetime(2020, 1, 2)).all() == []
+
+
+def test_custom_variables_are_searched(connection, project, session):
+    session.fields["status"] = "done"
+    sessions = connection.classes.MrSessionData
+    status = CustomFieldSearchField("xnat:mrSessionData", "status")
+    assert [found.label for found in sessions.query().filter(status == "done").all()] == ["e1"]
+    (row,) = sessions.query().view(status).tabulate_dict()
+    assert row["xnat_mrsessiondata_field_map_status"] == "done"
+
+
+PROTOCOL = """<xnat:Project xmlns:xnat="http://nrg.wustl.edu/xnat" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">
+<xnat:PI><xnat:firstname>Ada</xnat:firstname><xnat:lastname>Wong</xnat:lastname></xnat:PI>
+<xnat:studyProtocol xsi:type="xnat:datatypeProtocol" ID="P_xnat_mrSessionData" name="MR Sessions"
+data-type="xnat:mrSessionData">
+<xnat:definitions><xnat:definition ID="ours" data-type="xnat:mrSessionData" description="d" project-specific="1">
+<xnat:fields>
+<xnat:field name="grade" datatype="integer" required="0" xmlPath="xnat:mrSessionData/fields/field[name=grade]/field"/>
+<xnat:field name="plane" datatype="string" required="0" xmlPath="xnat:mrSessionData/fields/field[name=plane]/field">
+<xnat:possibleValues><xnat:possibleValue>axial</xnat:possibleValue></xnat:possibleValues></xnat:field>
+</xnat:fields></xnat:definition></xnat:definitions></xnat:studyProtocol></xnat:Project>"""
+
+
+def test_objects_inside_an_object_are_objects(connection, project, session):
+    """test_server_data.test_project_data and test_server_custom_variables.test_custom_variables."""
+    connection.put("/data/projects/P", data=PROTOCOL, headers={"Content-Type": "text/xml"})
+    session.fields["grade"], session.fields["plane"] = "3", "axial"
+    connection.clearcache()
+    project = connection.projects["P"]
+    assert isinstance(project.pi, connection.classes.InvestigatorData)
+    assert (project.pi.firstname, project.pi.lastname) == ("Ada", "Wong")
+    protocol = project.study_protocol["P_xnat_mrSessionData"]
+    assert (type(protocol), protocol.name) == (connection.classes.DatatypeProtocol, "MR Sessions")
+    (group,) = protocol.definitions
+    assert (group.id, group.description, group.fields["grade"].datatype) == ("ours", "d", "integer")
+    variables = project.experiments["e1"].custom_variables["ours"]
+    assert (variables["grade"], variables["plane"]) == (3, "axial")
+
+
+def test_several_values_of_a_header_are_parted_by_two_backslashes(connection, project, demo_dicom, tmp_path):
+    """test_server_parameters.test_scan_parameters."""
+    archive = tmp_path / "mr.zip"
+    dataset = pydicom.dcmread(sorted(demo_dicom.cases[1].dicom.rglob("*.dcm"))[0])
+    dataset.Modality, dataset.ImageType, dataset.ScanOptions = "MR", ["ORIGINAL", "PRIMARY"], ["FAST", "PFF"]
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = pydicom.uid.MRImageStorage
+    dataset.save_as(tmp_path / "1.dcm")
+    with zipfile.ZipFile(archive, "w") as target:
+        target.write(tmp_path / "1.dcm", "1.dcm")
+    made = connection.services.import_(archive, project="P", subject="S", experiment="E")
+    (scan,) = made.scans
+    assert (scan.parameters.image_type, scan.parameters.scan_options) == (r"ORIGINAL\\PRIMARY", r"FAST\\PFF")

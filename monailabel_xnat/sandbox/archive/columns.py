@@ -119,6 +119,7 @@ _OWN_TABLES = {
     "resources/resource/": "own file",
     "out/file/": "own file",
     "fields/field/": "own field",
+    "provenance/processstep/": "own step",
 }
 _TIMESTAMPS = frozenset(("insert_date", "last_modified"))
 _NUMBERS = frozenset(("integer", "int", "long", "short", "float", "double", "decimal"))
@@ -129,10 +130,11 @@ _DATES = frozenset(("date", "dateTime"))
 class Column:
     """A column or a filter: where its values are, and the key of the column in answers.
 
-    `level` is ``object`` (the objects of the list), ``scan``, ``scan file`` (a resource of a scan), ``own file`` and
-    ``own field`` (a resource and a custom variable of the object itself), ``share``, ``subject``, ``session``, or
-    `ASSESSOR` or `OF_SUBJECT` with a type. `path` is in lower case and relative to that level. `only` are the types
-    that have the field, in lower case; none means all types. `kind` is the XSD type of the field.
+    `level` is ``object`` (the objects of the list), ``scan``, ``scan file`` (a resource of a scan), ``own file``, ``own
+    field`` and ``own step`` (a resource, a custom variable and a step of the processing of the object itself),
+    ``share``, ``subject``, ``session``, or `ASSESSOR` or `OF_SUBJECT` with a type. `path` is in lower case and relative
+    to that level. `only` are the types that have the field, in lower case; none means all types. `kind` is the XSD type
+    of the field.
     """
 
     key: str

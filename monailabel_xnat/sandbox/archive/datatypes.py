@@ -140,7 +140,7 @@ class DataTypes:
 
     def element_type(self, element: str) -> str | None:
         """Return the type of a root element, or None."""
-        return next((item.name for item in self._types.values() if item.element == element), None)
+        return next((item.name for item in self._types.values() if self.element(item.name) == element), None)
 
     def lineage(self, name: str) -> Iterator[DataType]:
         """Yield a type and the types that it extends, nearest first."""

@@ -190,10 +190,10 @@ class FieldReader:
 
     def _keep(self, content: Content, path: str, node: ElementTree.Element) -> None:
         """Keep an object of the document for which the sandbox has no fields, such as a step of a provenance."""
-        inner = [child for child in node if len(child)]
-        for child in inner:
-            self._keep(content, f"{path}/{child.tag.rpartition('}')[2]}", child)
-        if not inner:
+        if not node.attrib and all(map(len, node)):  # nothing but a list of such objects
+            for child in node:
+                self._keep(content, f"{path}/{child.tag.rpartition('}')[2]}", child)
+        else:
             texts = {child.tag.rpartition("}")[2]: (child.text or "").strip() for child in node}
             written = _STAMP.sub(r"\1T\2", self._written(node))
             content.fields.setdefault(path, []).append({**texts, WRITTEN: written})

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
 
 from monailabel_xnat.sandbox.archive.archive import Archive
 from monailabel_xnat.sandbox.archive.datatypes import DEMOGRAPHICS, PROJECT, SUBJECT, DataTypes
 from monailabel_xnat.sandbox.archive.model import WRITTEN, Experiment, Fields, Item, Project, Resource, Scan, Subject
 from monailabel_xnat.sandbox.archive.resources import Owner, Resources, owner_of
+from monailabel_xnat.sandbox.http.messages import parsed_xml
 
 Node = dict[str, Any]
 
@@ -20,6 +22,10 @@ _TEXTS = ("field", "addField", "seriesUID", "alias")
 _NUMBERED = frozenset(("field", "addParam"))
 _HIDDEN = frozenset(("xnat_abstractresource_id", "xnat_imagescandata_id", "image_session_ID"))
 _LAST = (1 << 30, "xnat")
+_INVESTIGATOR = "xnat:investigatorData"
+# Fields that are objects of their own, and their types.
+_OBJECTS = {"demographics": DEMOGRAPHICS, "PI": _INVESTIGATOR, "investigator": _INVESTIGATOR}
+_XSI = "{http://www.w3.org/2001/XMLSchema-instance}"
 
 
 @dataclass
@@ -88,6 +94,8 @@ class ItemXml:
         if WRITTEN in node["data_fields"]:
             return str(node["data_fields"][WRITTEN])
         kind = node["meta"]["xsi:type"]
+        if kind == _INVESTIGATOR:  # the schema says which type it is
+            return self._write(tag, self._build(node, {}), node)
         if kind and not kind.endswith("_share"):
             return self._write(tag, self._build(node, {"xsi:type": kind}), node)
         values = {name: str(value) for name, value in node["data_fields"].items()}
@@ -136,12 +144,14 @@ class Items:
 
     def json(self, item: Item) -> Node:
         """Return the JSON for an object."""
-        return {"items": [_without_written(self._node(item))]}
+        return {"items": [self._without_written(self._node(item))]}
 
     def fields(self, item: Item) -> Fields:
-        """Return the fields of an object, by path."""
-        found: Fields = self._node(item)["data_fields"]
-        return found
+        """Return the fields of an object, by path; also those of the objects inside it that it has once."""
+        node = self._node(item)
+        inner = {child["field"]: child["items"][0] for child in node["children"] if child["field"] in _OBJECTS}
+        own = {f"{field}/{name}": value for field, part in inner.items() for name, value in part["data_fields"].items()}
+        return {**node["data_fields"], **own}
 
     def xml(self, item: Item, *, is_concealed: bool = False) -> str:
         """Return the XML document of an object; `is_concealed` leaves out the comments about hidden fields."""
@@ -190,22 +200,35 @@ class Items:
     def _make(self, xsi_type: str, own: Fields, item: Item) -> Node:
         types = self._archive.types
         fields: Fields = dict(own)
-        demographics: Fields = {}
+        objects: dict[str, Fields] = {}
         children: list[Node] = []
         for name, value in item.fields.items():
             path = types.casing(xsi_type, name)
             if isinstance(value, list):
                 nodes = [{"meta": _meta("", item), "data_fields": entry, "children": []} for entry in value]
                 children.append({"field": path, "items": nodes})
-            elif name.startswith("demographics/"):
-                leaf = name.partition("/")[2]
-                demographics[leaf] = _typed(types, DEMOGRAPHICS, leaf, value)
+            elif path.partition("/")[0] in _OBJECTS and value not in (None, ""):
+                field, _, leaf = path.partition("/")
+                objects.setdefault(field, {})[leaf] = _typed(types, _OBJECTS[field], leaf, value)
             elif value not in (None, ""):
                 fields[path] = _typed(types, xsi_type, path, value)
-        if demographics:
-            node = {"meta": _meta(DEMOGRAPHICS, item), "data_fields": demographics, "children": []}
-            children.append({"field": "demographics", "items": [node]})
+        for field, found in objects.items():
+            node = {"meta": _meta(_OBJECTS[field], item), "data_fields": found, "children": []}
+            children.append({"field": field, "items": [node]})
         return {"meta": _meta(xsi_type, item), "data_fields": fields, "children": [*children, *self._files(item)]}
+
+    def _without_written(self, node: Node) -> Node:
+        """Return a node in which no object is XML any more."""
+        spaces = "".join(f' xmlns:{prefix}="{uri}"' for prefix, uri in self._archive.types.namespaces.items())
+        for child in node["children"]:
+            for place, entry in enumerate(child["items"]):
+                written = entry["data_fields"].get(WRITTEN)
+                if written is not None:
+                    document = f"<x{spaces}>{written}</x>".encode()
+                    child["items"][place] = _read_back(parsed_xml(document)[0], entry["meta"])
+                else:
+                    self._without_written(entry)
+        return node
 
     def _files(self, item: Item) -> list[Node]:
         directions = ("in", "out") if isinstance(item, Experiment) and item.session_id else ("out",)
@@ -232,12 +255,26 @@ class Items:
         return {"meta": _meta("xnat:resourceCatalog", item), "data_fields": kept, "children": []}
 
 
-def _without_written(node: Node) -> Node:
-    for child in node["children"]:
-        for entry in child["items"]:
-            entry["data_fields"].pop(WRITTEN, None)
-            _without_written(entry)
-    return node
+def _read_back(element: ElementTree.Element, meta: Node) -> Node:
+    """Return the node of an object that is kept as XML: attributes and texts are its fields, all else its children."""
+    fields: Fields = {name: value for name, value in element.attrib.items() if not name.startswith("{")}
+    groups: dict[str, list[Node]] = {}
+    for child in element:
+        name = _local(child)
+        if child.attrib:
+            groups.setdefault(name, []).append(_read_back(child, meta))
+        elif not len(child):
+            fields[name] = child.text or ""
+        for inner in () if child.attrib else child:
+            groups.setdefault(f"{name}/{_local(inner)}", []).append(_read_back(inner, meta))
+    if not len(element) and (element.text or "").strip():
+        fields[_local(element)] = element.text
+    children = [{"field": field, "items": items} for field, items in groups.items()]
+    return {"meta": {**meta, "xsi:type": element.get(f"{_XSI}type", "")}, "data_fields": fields, "children": children}
+
+
+def _local(element: ElementTree.Element) -> str:
+    return element.tag.rpartition("}")[2]
 
 
 def _meta(xsi_type: str, item: Item) -> Node:

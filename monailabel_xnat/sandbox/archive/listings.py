@@ -27,6 +27,8 @@ _OF_SUBJECT = ("subject_ID", "subject_label")
 _OF_SESSION = ("session_ID", "session_label")
 _RESOURCE_KINDS = frozenset(("experiment", "out"))
 _NOTHING: list[Values] = [{}]
+# Levels whose values stand in a list in the object itself, and the name of that list.
+_OWN_LISTS = {"own field": "fields/field", "own step": "provenance/processStep"}
 # This is json.loads without the checks of its argument. A list decodes tens of thousands of texts.
 _decode = json.JSONDecoder().raw_decode
 
@@ -90,7 +92,8 @@ class Experiments:
         clause, arguments = self._clause()
         shares = _grouped(self._archive, _SHARES, (), "item")
         branches = self._branches(clause, arguments)
-        share_level, field_level = self._levels["share"], self._levels["own field"]
+        share_level = self._levels["share"]
+        lists = [(self._levels[name], key) for name, key in _OWN_LISTS.items() if self._levels[name].is_used]
         for row in self._archive.store.all(_EXPERIMENTS + _JOINS + clause + " ORDER BY experiments.id", arguments):
             into = shares.get(row["id"], [])
             head = self._head(row, into)
@@ -100,8 +103,7 @@ class Experiments:
             tails = [branch.get(row["id"]) or empty for branch, empty in branches]
             if share_level.is_used:
                 tails.append(share_level.take_all(into or _NOTHING))
-            if field_level.is_used:
-                tails.append(field_level.take_all(own_fields(row["fields"]) or _NOTHING))
+            tails += [level.take_all(own_fields(row["fields"], key) or _NOTHING) for level, key in lists]
             head["URI"] = f"/data/experiments/{row['id']}"
             for cells in product(head, tails):
                 yield row, cells, readable
@@ -284,9 +286,9 @@ def session_values(session: Experiment) -> dict[str, str]:
     }
 
 
-def own_fields(fields: str) -> list[Values]:
-    """Return the custom variables of an object, each with ``name`` and ``field``."""
-    entries = _decode(fields)[0].get("fields/field", ())
+def own_fields(fields: str, key: str = "fields/field") -> list[Values]:
+    """Return the entries of a list in an object: custom variables, each with ``name`` and ``field``, or steps."""
+    entries = _decode(fields)[0].get(key, ())
     return [{key: str(value) for key, value in entry.items()} for entry in entries]
 
 
