@@ -67,7 +67,7 @@ def test_rows_of_one_scan_are_folded(archive, open_catalog):
     assert scan.path == f"/data/projects/P/subjects/{subject}/experiments/{session}/scans/1"
 
 
-def test_what_holds_no_image_is_left_out(archive, open_catalog):
+def test_a_scan_without_an_image_is_left_out(archive, open_catalog):
     make_scan(archive, "1")
     make_scan(archive, "2", resources=())
     make_scan(archive, "3", resources=("SNAPSHOTS",))
@@ -200,7 +200,7 @@ def test_a_listing_that_breaks_off_is_read_again(xnat_sandbox, archive, open_cat
     assert len(listings(xnat_sandbox)) == 3
 
 
-def test_a_listing_that_always_breaks_off_is_no_short_one(xnat_sandbox, archive, open_catalog):
+def test_a_listing_that_always_breaks_off_is_an_error(xnat_sandbox, archive, open_catalog):
     archive.seed_sessions("P", sessions=100, scans=4)
     xnat_sandbox.faults.add("/data/projects/P/experiments", truncate=5000, times=None)
     with pytest.raises(TransferError, match="broken off"):

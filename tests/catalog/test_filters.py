@@ -73,7 +73,7 @@ def test_a_name_is_taken_as_it_stands_before_it_is_a_pattern(described, open_xna
         (r"end\\", "end\\", True),
     ],
 )
-def test_escapes(pattern, text, fits):
+def test_a_backslash_takes_the_next_character_as_it_is(pattern, text, fits):
     assert matches((pattern,), text) is fits
 
 

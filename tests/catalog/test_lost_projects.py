@@ -123,7 +123,7 @@ def test_a_project_that_cannot_be_listed_for_a_while_keeps_its_images(xnat_sandb
     assert "xnat" not in datastore.status()
 
 
-def test_only_if_no_project_is_left_it_is_an_error(archive, open_abc):
+def test_it_is_an_error_only_if_no_project_is_left(archive, open_abc):
     datastore = open_abc()
     for project in "ABC":
         archive.set_member(project, USER, None)
@@ -177,7 +177,7 @@ def test_a_session_of_a_lost_project_that_is_shared_stays_under_the_other(archiv
     assert f"C/{subject}/{session}/2" in datastore.list_images()
 
 
-def test_on_an_open_site_an_expired_login_is_no_lost_project(tmp_path, caplog):
+def test_on_an_open_site_an_expired_login_does_not_look_like_a_lost_project(tmp_path, caplog):
     from monailabel_xnat import XNATDatastore
     from monailabel_xnat.sandbox import Sandbox
 

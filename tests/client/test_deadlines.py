@@ -157,7 +157,7 @@ def test_a_transfer_that_moves_may_take_longer_than_the_deadline(server, connect
     assert len(session.request("GET", "/data/f").content) == 600_000
 
 
-def test_whoever_reads_slowly_is_not_taken_for_a_slow_server(server, connect):
+def test_a_slow_reader_is_not_treated_as_a_slow_server(server, connect):
     session = connect(server.url, deadline=0.3)
     server.behave = lambda connection, request: answer(bytes(300_000), b"application/octet-stream")
     with session.stream("/data/f") as response:
@@ -193,7 +193,7 @@ def test_one_slow_answer_does_not_make_a_server_silent():
     assert pace.patience(45.0) == 45.0
 
 
-def test_hard_work_gets_longer(server, connect):
+def test_long_work_of_xnat_gets_more_time(server, connect):
     def busy(connection, request):
         time.sleep(1.0)
         return answer(LISTING)

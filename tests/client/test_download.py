@@ -45,7 +45,7 @@ def download(session, folder) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_gets_all_files_in_one_request(archive, session, folder):
+def test_all_files_are_downloaded_with_one_request(archive, session, folder):
     assert download(session, folder) == FILES
     assert archive.asked == [f"{RESOURCE}/files", ZIP]
 
@@ -127,7 +127,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("answer", BROKEN.values(), ids=BROKEN)
-def test_what_is_not_as_listed_is_an_error(archive, session, folder, answer):
+def test_a_file_that_is_not_as_listed_is_an_error(archive, session, folder, answer):
     archive.answers[ZIP] = answer
     with pytest.raises(TransferError):
         download(session, folder)
@@ -217,7 +217,7 @@ def test_a_receiver_gets_a_file_again_that_comes_again(archive, session, folder)
     assert [name for name, _ in received.taken] == 2 * list(FILES)
 
 
-def test_an_error_of_the_receiver_is_the_download_s(archive, session, folder, monkeypatch):
+def test_an_error_of_the_receiver_ends_the_download(archive, session, folder, monkeypatch):
     received = Received()
     monkeypatch.setattr(received, "take", lambda path, content: 1 / 0)
     with pytest.raises(ZeroDivisionError):

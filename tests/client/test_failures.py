@@ -168,7 +168,7 @@ def secure(certificates):
         server.__exit__()
 
 
-def test_over_tls_all_is_as_usual(secure, certificates, connect):
+def test_everything_works_over_tls(secure, certificates, connect):
     assert len(rows(connect(secure("good"), ca_bundle=certificates / "good.pem"))) == 1
 
 
@@ -228,7 +228,7 @@ PAGE = b"<html><head><title>%s</title></head><body><center><h1>%s</h1></center><
         (502, "502 Bad Gateway"),
     ],
 )
-def test_what_a_proxy_answers_is_told_as_the_proxy_s(server, connect, status, words):
+def test_the_error_says_that_a_proxy_answered(server, connect, status, words):
     page = PAGE % (words.encode(), words.encode())
     server.behave = lambda connection, request: answer(page, b"text/html").replace(b"200 OK", b"%d Bad" % status)
     with pytest.raises(ServerError, match=f"a proxy before XNAT answered {status} to GET .*: {words}"):

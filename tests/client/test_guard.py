@@ -374,7 +374,7 @@ def test_what_is_written_to_a_site_that_has_moved_arrives_whole(connect, moved_s
 # Errors
 
 
-def test_errors_of_the_adapter_are_ours_and_requests(xnat_sandbox, connect):
+def test_errors_of_the_adapter_are_ours_and_those_of_requests(xnat_sandbox, connect):
     session = connect(password="wrong")
     for call in (session.connection.get_json, session.rows):
         with pytest.raises(LoginError, match="refused the login of user 'admin'") as caught:

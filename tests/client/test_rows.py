@@ -39,13 +39,13 @@ def test_half_a_listing_is_never_taken_for_a_whole_one(rows, around, missing, si
 
 
 @pytest.mark.parametrize("answer", [{}, [], "x", {"items": []}, {"ResultSet": []}, {"ResultSet": {"Result": "x"}}])
-def test_what_is_no_listing_is_said_to_be_none(answer):
+def test_an_answer_that_is_not_a_listing_is_an_error(answer):
     with pytest.raises(ServerError, match="not a listing"):
         list(rows_of([json.dumps(answer).encode()], "/x"))
 
 
 @pytest.mark.parametrize("rows", [["a"], [1, 2], [["a"]], [None]])
-def test_rows_that_are_no_rows_are_no_listing(rows):
+def test_a_listing_with_rows_that_are_not_objects_is_an_error(rows):
     with pytest.raises(ServerError, match="not a listing"):
         list(rows_of([written(rows, {})], "/x"))
 

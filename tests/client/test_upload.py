@@ -100,7 +100,7 @@ def test_threads_that_write_at_once_make_one_resource_with_all_files(session, op
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_who_may_not_write_is_told_so_aloud(session, open_as, resource, archive, exists):
+def test_a_user_who_may_not_write_gets_an_error(session, open_as, resource, archive, exists):
     if exists:  # then XNAT answers 200 and stores nothing
         put(session, resource, "other.txt")
     project = project_of(resource)
@@ -137,7 +137,7 @@ def test_a_refusal_is_not_repeated(session, resource, archive, status):
     assert len(writes(archive)) - before == 1
 
 
-def test_an_object_that_does_not_exist_is_said(session):
+def test_an_object_that_does_not_exist_is_an_error(session):
     with pytest.raises(NotInArchiveError):
         put(session, "/data/projects/NONE/resources/FILES")
 

@@ -189,13 +189,13 @@ def test_a_refused_upload_does_not_say_its_status(plain):
     assert not hasattr(caught.value, "status_code")
 
 
-def test_what_is_no_json_stands_whole_in_the_message_of_the_error(plain):
+def test_the_error_for_text_that_is_not_json_holds_the_whole_answer(plain):
     plain.upload_string(f"{FILES}/words.txt", b"words of a patient")
     with pytest.raises(XNATValueError, match="words of a patient"):
         plain.get_json(f"{FILES}/words.txt")
 
 
-def test_what_was_archived_is_followed_to_its_page(plain, demo_dicom, site):
+def test_a_redirect_to_an_archived_session_is_followed_to_its_page(plain, demo_dicom, site):
     site.import_dicom(demo_dicom.cases[0].dicom, "P")
     plain.put("/data/projects/P/prearchive_code/0")
     waiting = into_prearchive(plain, demo_dicom.cases[1].dicom)

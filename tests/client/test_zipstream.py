@@ -135,7 +135,7 @@ def test_a_damaged_archive_is_refused_or_its_members_are_whole(data, damages, pi
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["sizes before", "sizes behind"])
-def test_a_small_archive_of_much_is_read_piece_by_piece(streamed):
+def test_a_small_archive_of_a_large_file_is_read_piece_by_piece(streamed):
     data = make_zip({"much": bytes(50_000_000)}, head="", packed=True, streamed=streamed)
     assert len(data) < 300_000
     (sizes,) = [[len(block) for block in member.content] for member in zip_members([data])]
@@ -143,7 +143,7 @@ def test_a_small_archive_of_much_is_read_piece_by_piece(streamed):
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>", b"PK", b"\x1f\x8b\x08 a gzip file", b"{}" * 100])
-def test_what_is_no_zip_is_refused(data):
+def test_a_file_that_is_not_a_zip_is_refused(data):
     with pytest.raises(BadZipError, match="starts like no zip"):
         unpacked(data)
 

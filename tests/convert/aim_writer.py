@@ -14,7 +14,7 @@ NAMESPACE = "gme://caCORE.caCORE/4.4/edu.northwestern.radiology.AIM"
 
 @dataclass
 class Markup:
-    """Corners (n, 2) are pixels: the centre of the first pixel is at (0, 0), which AIM calls (0.5, 0.5)."""
+    """Corners (n, 2) are in pixels. The centre of the first pixel is at (0, 0), which AIM writes as (0.5, 0.5)."""
 
     uid: str
     corners: Sequence[Sequence[float]]

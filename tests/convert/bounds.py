@@ -1,4 +1,4 @@
-"""A limit on memory and time, for files that others made."""
+"""A limit on memory and time, for files from other programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def little(megabytes: int = 600, seconds: float = 30.0) -> Iterator[None]:
-    """Fail what takes more memory than this beyond what the process has already, or more time."""
+    """Fail the test if it takes more additional memory than this, or more time."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     begin = time.monotonic()

@@ -1,4 +1,4 @@
-"""Damages a file again and again, reads it with little memory, and prints what came of it that has no type of ours.
+"""Damage a file again and again, read it with little memory, and print each outcome that is not of a type of ours.
 
 Usage: fuzz_driver.py KIND SEED COUNT FOLDER. The folder holds the whole file, and ``grid.json``, that of its image.
 """

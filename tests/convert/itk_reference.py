@@ -1,4 +1,4 @@
-"""What MONAI's ITKReader gives for a DICOM folder."""
+"""The volume that MONAI's ITKReader reads from a DICOM folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HALF_TURN_TOLERANCE = 2e-3
 
 
 def itk_reader(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels and affine (RAS) of `ITKReader().read` on a folder."""
+    """Return voxels and affine (RAS) of `ITKReader().read` on a folder."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reader = pytest.importorskip("monai.data.image_reader").ITKReader()
@@ -33,7 +33,7 @@ def voxels(path: Path) -> np.ndarray:
 
 
 def assert_as_itk_reader(volume: ConvertedVolume, folder: Path) -> None:
-    """The file has voxels, index order and affine of ITKReader, for every reader of NIfTI."""
+    """Check that, for every reader of NIfTI, the file has voxels, index order and affine of ITKReader."""
     array, affine = itk_reader(folder)
     written = voxels(volume.path)
     assert written.shape == array.shape == volume.shape
@@ -44,7 +44,7 @@ def assert_as_itk_reader(volume: ConvertedVolume, folder: Path) -> None:
 
 
 def assert_file_affine(volume: ConvertedVolume) -> None:
-    """The header of the file gives nibabel (sform and qform) and SimpleITK the same affine."""
+    """Check that nibabel (sform and qform) and SimpleITK read the same affine from the header of the file."""
     image = nibabel.load(volume.path)
     assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (1, 1)
     assert image.header.get_xyzt_units()[0] == "mm"
@@ -54,10 +54,10 @@ def assert_file_affine(volume: ConvertedVolume) -> None:
 
 
 def assert_qform(image: nibabel.Nifti1Image, affine: np.ndarray) -> None:
-    """Hold a file's qform against the affine as exactly as the format can tell it.
+    """Compare a file's qform with the affine, as exactly as the format can store it.
 
-    It leaves out the quaternion's first part, the root of what the others lack to 1: as good as float32, but near a
-    half turn, where that part vanishes, only as its root.
+    The format leaves out the first part of the quaternion: the root of what the others lack to 1. In most cases this is
+    as precise as float32. Near a half turn, where that part vanishes, only its square is as precise.
     """
     rest = sum(float(image.header[f"quatern_{part}"]) ** 2 for part in "bcd")
     is_half_turn = max(0.0, 1 - rest) < _HALF_TURN**2

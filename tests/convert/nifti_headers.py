@@ -1,4 +1,4 @@
-"""Writes NIfTI-1 files whose headers say what a test wants, sense or not; and reads files as every reader does."""
+"""Writes NIfTI-1 files whose headers say what a test wants, also nonsense, and reads files as every reader does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPE = (10, 12, 6)
 
 
 def turned(affine: np.ndarray, *degrees: float) -> np.ndarray:
-    """An affine turned about x, y and z."""
+    """Return an affine that is turned about x, y and z."""
     turn = np.eye(4)
     for axis, angle in enumerate(np.radians(degrees)):
         step, (one, two) = np.eye(4), ((axis + 1) % 3, (axis + 2) % 3)
@@ -29,7 +29,7 @@ def turned(affine: np.ndarray, *degrees: float) -> np.ndarray:
 
 
 def write(path, shape=SHAPE, sform=None, sform_code=0, qform=None, qform_code=0, units=2, pixdim=None, dtype=np.int16):
-    """Write a NIfTI-1 file, compressed if its name says so; voxels are numbered."""
+    """Write a NIfTI-1 file with numbered voxels. It is compressed if its name says so."""
     values = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
     plain = Path(path).with_name("plain.nii")
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), plain)
@@ -59,7 +59,7 @@ def write(path, shape=SHAPE, sform=None, sform_code=0, qform=None, qform_code=0,
 
 
 def affines(path: Path) -> dict[str, np.ndarray]:
-    """Voxel index to RAS in mm, as each reader understands a file."""
+    """Return the affines (voxel index to RAS in mm) that each reader finds in a file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         monai = pytest.importorskip("monai.data.image_reader")

@@ -27,7 +27,7 @@ CLASSES = {
 
 @dataclass(frozen=True)
 class Pixels:
-    """What a file holds, and how."""
+    """The pixels of a file, and how they are stored."""
 
     modality: str = "OT"
     syntax: str = "explicit"
@@ -53,7 +53,7 @@ class Pixels:
         return 3 if self.photometric in COLOURS else 1
 
     def random(self, seed: int = 0) -> np.ndarray:
-        """Stored values (frames, rows, columns[, 3]) with the extremes among them."""
+        """Return random stored values (frames, rows, columns[, 3]) that include the extremes."""
         low, high = 0, (1 << self.stored) - 1
         if self.signed:
             low, high = -(1 << (self.stored - 1)), (1 << (self.stored - 1)) - 1
@@ -120,7 +120,7 @@ class Pixels:
             dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
 
     def truth(self, values: np.ndarray) -> np.ndarray:
-        """What the image's values are, computed from the stored ones without any reader: (columns, rows, ...)."""
+        """Return the values of the image (columns, rows, ...), computed from the stored ones without any reader."""
         if self.photometric == "PALETTE COLOR":
             meant = np.stack([table[values] >> 8 for table in palette().values()], -1)
         elif self.photometric in ("YBR_FULL", "YBR_FULL_422"):

@@ -55,7 +55,7 @@ CLASSES = {
 
 
 def rotated(*degrees: float) -> tuple[float, ...]:
-    """Direction cosines of the axial plane turned about x, y and z, as a scanner rounds them."""
+    """Return the direction cosines of the axial plane, turned about x, y and z, and rounded as by a scanner."""
     turn = np.eye(3)
     for axis, angle in enumerate(np.radians(degrees)):
         step = np.eye(3)
@@ -72,7 +72,7 @@ def random_stack(shape: Sequence[int], low: int = 0, high: int = 1000, seed: int
 
 @dataclass
 class SeriesWriter:
-    """One series; slices, (rows, columns) arrays of stored values, are written one file each."""
+    """One series. Slices are (rows, columns) arrays of stored values, and each one is written to a file."""
 
     folder: Path
     modality: str = "CT"
@@ -103,7 +103,7 @@ class SeriesWriter:
         names: Callable[[int], str] = "{:04d}.dcm".format,
         change: Callable[[Dataset, int], None] | None = None,
     ) -> list[Path]:
-        """Write each slice of a stack (slices, rows, columns[, 3]); ``change`` may alter a slice's dataset."""
+        """Write each slice of a stack (slices, rows, columns[, 3]). ``change`` may change a slice's dataset."""
         return [self.write_slice(pixels, number, names(number), change) for number, pixels in enumerate(stack)]
 
     def write_slice(
@@ -182,7 +182,7 @@ class SeriesWriter:
         change: Callable[[Dataset, int], None] | None = None,
         scaling: Sequence[tuple[float, float]] | None = None,
     ) -> Path:
-        """Write an enhanced MR object: frame n lies at ``places[n]`` steps; ``change`` may alter its group."""
+        """Write an enhanced MR object. Frame n is at ``places[n]`` steps. ``change`` may change its group."""
         dataset = self.header(0)
         dataset.SOPClassUID = EnhancedMRImageStorage
         self.set_pixels(dataset, stack)

@@ -1,4 +1,4 @@
-"""AIM 4: contours of the XNAT-OHIF viewer, as pixels of images, filled by the rule of all contours."""
+"""AIM 4: contours of the XNAT-OHIF viewer, in pixels of images, filled by the rule for all contours."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_frames_of_one_file_are_told_apart(tmp_path):
     label = read(tmp_path, {"a": [Markup("1.2.9", box(1, 1, 4, 4), frame=6), Markup("1.2.9", [(7, 7)], frame=1)]}, grid)
     assert label.array[:, :, 0].sum() == 16
     assert label.array[7, 7, 5] == 1
-    # A file with one frame has no other, whatever number is written.
+    # A file with one frame has no other frame, whatever number the document names.
     assert read(tmp_path, {"a": [Markup("1.2.3", box(1, 1, 4, 4), frame=7)]}).array[:, :, 3].sum() == 16
 
 

@@ -1,4 +1,4 @@
-"""Headers read by what was learnt from earlier files are those that each file has when it is read alone."""
+"""Headers read with facts learnt from earlier files are the same as headers of files that are read alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHARED = Path(__file__).parents[2].parent / "shared"
 
 
 def outcome(read, path, content):
-    """Return what a reader says of a file, be it a header or an error, and the content it keeps."""
+    """Return the header or the error that a reader returns for a file, and the content that it keeps."""
     try:
         header = read(path, content)
     except ImageConversionError as error:
@@ -35,7 +35,7 @@ def assert_as_alone(paths, *, from_disk=False):
 
 
 def vary(dataset, number):
-    """Let a header differ from the others as scanners do: in values, in their lengths, in elements and sequences."""
+    """Change a header as scanners do: its values, their lengths, its elements and sequences."""
     dataset.AcquisitionTime = f"1015{number % 60:02d}" + (".25" if number % 3 else "")
     dataset.ImageComments = "1" * (number % 7)
     dataset.SliceLocation = str(number * 1.5)

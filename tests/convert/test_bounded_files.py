@@ -1,4 +1,4 @@
-"""Small files that promise much: each is refused, or read, within bounded memory and time."""
+"""Small files with headers of huge contents: each is refused, or read, within limits of memory and time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def slices_in(folder, count=3, **options):
 
 
 def seg_in(tmp_path, **options):
-    """A SEG of one segment, the grid of its image, and its label map."""
+    """Return a SEG of one segment, the grid of its image, and its label map."""
     images = slices_in(tmp_path / "images", **options)
     volume = dicom_to_nifti(images, tmp_path / "image.nii")
     array = np.zeros(volume.shape, np.uint8)
@@ -212,7 +212,7 @@ def test_a_seg_of_65535_named_segments_is_read_in_linear_time(tmp_path):
     for number in range(1, 65536):
         item = pydicom.Dataset()
         item.SegmentNumber, item.SegmentLabel = number, f"segment {number}"
-        # The last number states the value 1, so that each other one is looked up another value.
+        # The last number has the value 1, so each of the others gets another value.
         item.SegmentDescription = "label value 1" if number == 65535 else ""
         segments.append(item)
     dataset.SegmentSequence = Items(segments)
@@ -242,7 +242,7 @@ def test_a_seg_nrrd_of_thousands_of_segments_in_two_layers_is_read_in_linear_tim
 
 
 def zigzag(points: int) -> np.ndarray:
-    """Corners (n, 2) that run up and down the whole slice of `GRID`."""
+    """Return corners (n, 2) that run up and down the whole slice of `GRID`."""
     x = np.linspace(1, 510, points)
     return np.stack([x, np.where(np.arange(points) % 2, 1.3, 510.3)], axis=1)
 
@@ -253,7 +253,7 @@ def in_patient(corners: np.ndarray, z: float = 0.0) -> np.ndarray:
 
 def written(tmp_path, rois):
     with warnings.catch_warnings():
-        # pydicom warns of a text that is too long for its element; the writers of others do not.
+        # pydicom warns if a text is too long for its element. Other writers do not.
         warnings.simplefilter("ignore")
         return StructureSetWriter().write(tmp_path / "rt.dcm", rois)
 

@@ -1,4 +1,4 @@
-"""Files converted as they arrive: in any order, from the disk or from memory, the same as a folder."""
+"""Files that are converted while they arrive, in any order, from disk or memory, become the same as a folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def arrive(conversion, paths, arrival, spool):
 
 
 def both(folder, tmp_path, arrival):
-    """Convert a folder, and its files as they arrive; give the bytes of both."""
+    """Convert a folder, and its files as they arrive. Return the bytes of both results."""
     expected = dicom_to_nifti(folder, tmp_path / "expected.nii").path
     with Conversion() as conversion:
         arrive(conversion, shuffled(folder), arrival, tmp_path / "spool")
@@ -128,4 +128,4 @@ def test_a_scan_of_many_slices_is_chosen_without_comparing_each_with_each(tmp_pa
     found = choose_series(headers, "the scan", first.series_uid, one_scan=True)
     assert len(found.images) == len(headers)
     assert not found.others
-    assert time.process_time() - begun < 10.0  # each with each took minutes
+    assert time.process_time() - begun < 10.0  # comparing each file with each other one took minutes

@@ -1,4 +1,4 @@
-"""DICOM SEG through dcmjs, the library of the web viewers; needs node, and dcmjs where node finds it (NODE_PATH)."""
+"""DICOM SEG and dcmjs, the library of web viewers. This needs node, and dcmjs where node finds it (NODE_PATH)."""
 
 from __future__ import annotations
 

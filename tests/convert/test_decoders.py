@@ -1,4 +1,4 @@
-"""Every way that pixels are stored gives the values that they mean, as pydicom reads them, or a named error."""
+"""Pixels that are stored in any way have the values that pydicom reads, or are an error that names the reason."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def palettes():
 
 
 def written_by_pydicom(pixels, path):
-    """What pydicom decodes, where it can: stored values."""
+    """Return the stored values that pydicom decodes, where it can."""
     stored = pydicom.dcmread(path).pixel_array
     return stored.reshape(pixels.frames, *stored.shape[-3 if pixels.samples == 3 else -2 :])
 

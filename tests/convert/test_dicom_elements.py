@@ -1,4 +1,4 @@
-"""The walk over a file finds what pydicom finds."""
+"""Walking over a file finds the same elements as pydicom."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain series of every kind become what MONAI's ITKReader reads."""
+"""Regular series of every kind become the volume that MONAI's ITKReader reads."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_volume_tells_where_its_slices_come_from(tmp_path):
     assert (volume.series_uid, volume.study_uid, volume.modality) == (writer.series_uid, writer.study_uid, "CT")
     assert len(set(volume.sop_instance_uids)) == 5
     assert volume.notes == ()
-    # Written downwards, so the last file is the first slice.
+    # The slices are written downwards, so the last file is the first slice.
     last = dicom_to_nifti([tmp_path / "dicom" / "0004.dcm"], tmp_path / "last.nii")
     assert volume.sop_instance_uids[0] == last.sop_instance_uids[0]
 

@@ -1,4 +1,4 @@
-"""Damaged files: each is read, or refused by an error of this library; never anything else, in little memory."""
+"""Damaged files: each is read, or refused with an error of this library, and nothing else, in little memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COUNT = 150
 
 @pytest.fixture
 def whole(tmp_path):
-    """A folder with one whole file of each kind, and the grid of the image."""
+    """A folder with one undamaged file of each kind, and the grid of the image."""
     images = tmp_path / "images"
     images.mkdir()
     SeriesWriter(images).write(random_stack((3, 8, 8)))

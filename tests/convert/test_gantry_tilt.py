@@ -1,4 +1,4 @@
-"""Slices of a tilted gantry: refused, or stacked straight, with labels where the slices truly lie."""
+"""Slices of a tilted gantry: refused, or stacked straight, with labels at the true positions of the slices."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Tilted:
         dataset.FrameOfReferenceUID = "1.2.3.4"
 
     def place(self, number):
-        """Where the first voxel of a slice truly lies, LPS."""
+        """Return the true position of the first voxel of a slice, LPS."""
         return np.array(self.writer.position(number)) + number * self.shift * self.down
 
     def convert(self):

@@ -1,4 +1,4 @@
-"""Honest label files of every kind: read where their meaning is beyond doubt, otherwise refused by what they are."""
+"""Label files of every kind are read if their meaning is certain, and are else refused with their kind."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def moved(affine, offset):
     seed=st.integers(0, 1000),
 )
 def test_a_label_with_another_extent_on_the_same_lattice_is_cropped_and_padded(low, size, order, flips, seed):
-    # What the label covers of a world of voxels in which the image has its place at 3, 3, 3.
+    # The part that the label covers of a large array of voxels, in which the image begins at 3, 3, 3.
     world = np.zeros(np.add(SHAPE, 20), np.uint8)
     inside = tuple(slice(3, 3 + n) for n in SHAPE)
     world[inside] = np.random.default_rng(seed).integers(0, 3, SHAPE)
@@ -121,7 +121,7 @@ def one_hot(array, count=5):
 
 
 def write_channels(path, channels):
-    """As MONAI (4-D NIfTI), nibabel (5-D) or ITK (components) write them."""
+    """Write channels as MONAI (4-D NIfTI), nibabel (5-D) or ITK (components) does."""
     if path.name.endswith(".nii.gz"):
         nibabel.save(nibabel.Nifti1Image(channels, AFFINE), path)
         return path

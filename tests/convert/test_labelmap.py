@@ -1,4 +1,4 @@
-"""Label maps: every format in, the same grid out, nothing resampled, nothing guessed."""
+"""Label maps of every format are put on the same grid, without resampling and without guesses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LABEL = LabelMap(ARRAY, AFFINE)
 
 
 def save(array, path, affine=AFFINE):
-    """Write by nibabel, or by SimpleITK where that is the format's writer."""
+    """Write with nibabel, or with SimpleITK for formats that nibabel does not write."""
     if path.name.endswith((".nii", ".nii.gz")):
         nibabel.save(nibabel.Nifti1Image(array, affine), path)
         return path
@@ -166,7 +166,7 @@ SLICER_FIELDS = {
 
 
 def write_seg_nrrd(path, layers, fields):
-    """A .seg.nrrd as 3D Slicer writes it: layers as first axis, raw encoding."""
+    """Write a .seg.nrrd as 3D Slicer does: layers as first axis, raw encoding."""
     stack = np.stack(layers) if len(layers) > 1 else layers[0]
     lead, kinds = (["none"], ["list"]) if len(layers) > 1 else ([], [])
     lines = [
@@ -366,7 +366,7 @@ def test_a_value_that_no_segment_claims_is_kept_and_noted_with_its_voxels(tmp_pa
 @pytest.mark.parametrize(
     ("layers", "fields", "message"),
     [
-        # A component more than there are segments, as the first segment alone survived from before.
+        # There is one component more than segments, because only the first segment is still described.
         ([ARRAY == 1, ARRAY == 2], named(0, "liver"), "component 1, value 1"),
         ([ARRAY == 1, ARRAY == 2], named(0, "liver", LabelValue="1", Layer="0"), "component 1, value 1"),
         ([(ARRAY == 1) * 5, ARRAY == 2], {**named(0, "liver"), **named(1, "spleen")}, "component 0, value 5"),

@@ -1,4 +1,4 @@
-"""Siemens mosaics become volumes, every voxel at its place in the patient."""
+"""Siemens mosaics become volumes with every voxel at its position in the patient."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPACING = (0.7, 0.9)
 
 
 def csa(**values):
-    """Siemens' image header, version 2, with texts as values."""
+    """Return Siemens' image header, version 2, with texts as values."""
     data = b"SV10\4\3\2\1" + struct.pack("<2I", len(values), 77)
     for name, texts in values.items():
         data += struct.pack("<64si4s3i", name.encode(), len(texts), b"FD\0\0", 4, len(texts), 77)
@@ -33,7 +33,7 @@ def csa(**values):
 
 
 def write(folder, volumes, orientation=AXIAL, sign=1, syntax="explicit", **changes):
-    """Write a mosaic for each volume (slices, rows, columns); the first slice lies at the origin of the writer."""
+    """Write a mosaic for each volume (slices, rows, columns). The first slice is at the origin of the writer."""
     writer = SeriesWriter(folder, modality="MR", orientation=orientation, step=STEP, spacing=SPACING, syntax=syntax)
     count = volumes.shape[1]
     tiles = int(np.ceil(np.sqrt(count)))
@@ -115,7 +115,7 @@ def test_a_mosaic_that_does_not_say_enough_is_refused(tmp_path, changes, named):
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the public series are not here")
 def test_a_real_mosaic_lies_where_dcm2niix_puts_it(tmp_path):
-    """The affine that dcm2niix 1.0.20260724 gives: it turns the rows over, which is undone here."""
+    """The affine is that of dcm2niix 1.0.20260724, which flips the rows. Here they are flipped back."""
     made = dicom_to_nifti(REAL, tmp_path / "image.nii")
     theirs = np.array([[-3, 0, 0, 108], [0, 3, 0, -105], [0, 0, 12, 16], [0, 0, 0, 1.0]])
     turned = theirs @ np.array([[1, 0, 0, 0], [0, -1, 0, 71], [0, 0, 1, 0], [0, 0, 0, 1.0]])

@@ -1,4 +1,4 @@
-"""What is not one volume becomes the right volume, or an error that names what was found."""
+"""A series that is not a regular volume becomes the right volume, or an error that names what was found."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def convert(folder, tmp_path):
 
 
 def refused(convert, *expected, kind=ImageConversionError, **options):
-    """The conversion fails, says all that is expected, and leaves nothing."""
+    """Check that the conversion fails, that the error says all that is expected, and that no file is left."""
     with pytest.raises(kind) as caught:
         convert(**options)
     for part in expected:
@@ -167,7 +167,7 @@ VOLUMES = random_stack((3, 4, 6, 7))
     ],
 )
 def test_a_time_series_is_four_dimensional(folder, convert, name, setter, slices_first):
-    """Volumes are ordered by what tells them apart, whatever the Instance Numbers do."""
+    """Volumes are ordered by the element that tells them apart, whatever the Instance Numbers are."""
     writer = SeriesWriter(folder, modality="MR")
     for t, stack in enumerate(VOLUMES):
 
@@ -501,7 +501,7 @@ def test_directions_that_are_no_unit_vectors_at_right_angles_are_refused(folder,
 
 
 def _traits(writer, volumes, setters, number=lambda volume, k: k + 1):
-    """Write volumes that lie at the same positions; a setter for each writes what tells it apart."""
+    """Write volumes that lie at the same positions. The setter of a volume writes the element that tells it apart."""
     for volume, (stack, setter) in enumerate(zip(volumes, setters, strict=True)):
 
         def change(dataset, k, volume=volume, setter=setter):

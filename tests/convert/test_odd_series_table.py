@@ -1,7 +1,7 @@
 """The table of odd series in docs/conversion.md: each row is a series that is written and converted here.
 
-What a row says under "becomes" and "said" is what came of it. When the table is no longer true, the test shows the one
-that is.
+The columns "becomes" and "said" must agree with the result. If the table is no longer true, the test shows the right
+one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def stack(change=None, count=6, **options) -> Write:
 
 
 def setting(**values) -> Callable[[Dataset, int], None]:
-    """Set elements, or delete those that are None; a callable gives the value for a slice."""
+    """Set elements, or delete those that are None. A callable returns the value for a slice."""
 
     def change(dataset, number):
         for keyword, value in values.items():
@@ -209,7 +209,7 @@ def mosaic_turned(folder):
 
 TILT = setting(ImagePositionPatient=lambda n: [0, n * 5 * np.tan(np.radians(15)), n * 5])
 
-# What a row says of the series, the series themselves, and what they are converted with.
+# The text of a row about the series, the series themselves, and the options of the conversion.
 ROWS: tuple[tuple[str, tuple[Write, ...], dict[str, object]], ...] = (
     (
         "axial, sagittal, coronal, oblique; files in any order, without `.dcm`, in sub-folders",
@@ -325,7 +325,7 @@ ROWS: tuple[tuple[str, tuple[Write, ...], dict[str, object]], ...] = (
 
 
 def outcome(write: Write, folder: Path, options: dict[str, object]) -> tuple[str, str]:
-    """Return what a series becomes, and what is said of it."""
+    """Return what a series becomes, and the remarks or the error about it."""
     source = folder / "series"
     write(source)
     with Conversion("the folder", series_uid=options.get("series_uid")) as conversion:
@@ -342,7 +342,7 @@ def outcome(write: Write, folder: Path, options: dict[str, object]) -> tuple[str
 
 
 def shortened(text: str) -> str:
-    """Return a text as it fits into a table."""
+    """Return a text, shortened so that it fits into a table."""
     text = " ".join(text.partition(": ITK ERROR")[0].split()).replace("|", "/")
     text = re.sub(r"it has \d+ bytes", "it has ... bytes", text)  # UIDs differ in length
     return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN].rpartition(" ")[0] + " ..."

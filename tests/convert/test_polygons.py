@@ -43,7 +43,7 @@ def test_filling_agrees_with_a_crossing_test_for_each_pixel(polygons, coarse):
         if nearest <= ON_CONTOUR / 2:
             assert found[x, y]
         elif nearest > 1:
-            # Nearer ones may be marked by a polygon without area.
+            # Nearer points may be marked by a polygon without area.
             crossings = sum(
                 x1 + (y - y1) * (x2 - x1) / (y2 - y1) < x for (x1, y1), (x2, y2) in edges if (y1 <= y) != (y2 <= y)
             )

@@ -1,4 +1,4 @@
-"""The public series in ../shared/dicom; skipped where they are absent."""
+"""The public series in ../shared/dicom. The tests are skipped if they are absent."""
 
 from __future__ import annotations
 

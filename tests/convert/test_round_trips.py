@@ -1,4 +1,4 @@
-"""A mask goes into each format and comes back voxel by voxel; docs/viewers.md has a table of it, compared with this."""
+"""A mask is written in each format and read again voxel by voxel. A table in docs/viewers.md is compared with this."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Case:
 
     @staticmethod
     def named(dataset, _number):
-        # rt-utils insists on them.
+        # rt-utils needs these elements.
         dataset.StudyDate, dataset.StudyTime, dataset.StudyID = "20200304", "101112", "S1"
         dataset.PatientName, dataset.PatientID = "Nobody", "P-1"
 
@@ -120,7 +120,7 @@ def structure_set(case):
 
 
 def aim_document(case):
-    """A contour along the edges of each run of voxels."""
+    """Return contours along the edges of each run of voxels."""
     markups = []
     for i, j, k in np.argwhere(case.mask):
         corners = [(i - 0.5, j - 0.5), (i + 0.5, j - 0.5), (i + 0.5, j + 0.5), (i - 0.5, j + 0.5)]
@@ -150,7 +150,7 @@ def seen_by_highdicom(case, path):
 HERE = {"write_label": from_label_file, "SEG": lambda case, path: read_seg(path, case.grid).array}
 HERE["RTSTRUCT"] = lambda case, path: read_rtstruct(path, case.grid).array
 HERE["AIM"] = lambda case, path: read_aim(path, case.grid).array
-# What the table calls it, who writes it, who reads it: how it is written, and how read.
+# By name in the table, writer and reader: how the file is written, and how it is read.
 WAYS = {
     ("NIfTI-1", "here", "here"): (lambda case: ours(case, ".nii.gz"), HERE["write_label"]),
     ("NIfTI-1", "here", "nibabel"): (lambda case: ours(case, ".nii.gz"), seen_by_nibabel),

@@ -1,4 +1,4 @@
-"""Positions that were rounded make a regular stack, whatever the spacing; what is irregular is refused all the same."""
+"""Rounded positions make a regular stack, with any spacing. Irregular positions are still refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ORIENTATIONS = (AXIAL, SAGITTAL, CORONAL, rotated(10, -20, 35), rotated(45, 0, 0
 
 
 def convert(folder, places, orientation, decimals, step, spacing=(0.7, 0.9)):
-    """Convert a series with a slice at each of several distances, positions rounded."""
+    """Convert a series with slices at several distances and rounded positions."""
     writer = SeriesWriter(Path(folder) / "dicom", orientation=orientation, step=step, spacing=spacing)
 
     def change(dataset, number):

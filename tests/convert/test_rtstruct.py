@@ -1,4 +1,4 @@
-"""RT structure sets: the analytic shape to within half a voxel, on any grid."""
+"""RT structure sets become the analytic shape, within half a voxel, on any grid."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def grid_of(orientation=AXIAL, reverse=False) -> Grid:
 
 
 def patient(grid: Grid, voxels: np.ndarray) -> np.ndarray:
-    """Take voxel coordinates to LPS, mm."""
+    """Return voxel coordinates as LPS, mm."""
     lps = LPS_RAS @ grid.affine
     return voxels @ lps[:3, :3].T + lps[:3, 3]
 
 
 def circle(centre, radius_mm, k, points=720):
-    """In voxel coordinates; a circle in mm."""
+    """Return, in voxel coordinates, a circle in mm."""
     angles = np.linspace(0, 2 * np.pi, points, endpoint=False)
     x = centre[0] + radius_mm / SPACING[0] * np.cos(angles)
     y = centre[1] + radius_mm / SPACING[1] * np.sin(angles)
@@ -80,7 +80,7 @@ def test_ring_is_filled_to_within_half_a_voxel(tmp_path, orientation, reverse):
             continue
         assert inside[(away < 11.0 - half) & (away > 5.0 + half)].all()
         assert not inside[(away > 11.0 + half) | (away < 5.0 - half)].any()
-        # Better than asked: a polygon of 720 corners is the circle to a thousandth of a voxel.
+        # This is stricter than required: a polygon of 720 corners is the circle to a thousandth of a voxel.
         clear = (np.abs(away - 11.0) > 1e-3) & (np.abs(away - 5.0) > 1e-3)
         np.testing.assert_array_equal(inside[clear], ((away < 11.0) & (away > 5.0))[clear])
 
@@ -97,7 +97,7 @@ def test_a_rectangle_has_the_voxels_whose_centres_it_holds(tmp_path):
 def test_keyhole_contour_leaves_its_hole(tmp_path):
     grid = grid_of()
     outer, inner = box(5.5, 5.5, 25.5, 25.5, 3), box(10.5, 10.5, 20.5, 20.5, 3)
-    # Out along the border, through a channel on a row of centres, round the hole, and back the same way.
+    # The contour goes along the border, through a channel on a row of centres, around the hole, and back the same way.
     channel = np.array([[5.5, 15.0, 3.0], [10.5, 15.0, 3.0]])
     keyhole = np.array(
         [*outer, channel[0], channel[1], inner[3], inner[2], inner[1], inner[0], channel[1], channel[0]], dtype=float
@@ -273,11 +273,11 @@ def test_a_contour_between_the_voxel_centres_is_noted(tmp_path):
 @pytest.mark.parametrize(("orientation", "approximate"), [("axial", False), ("sagittal", True), ("oblique", True)])
 def test_masks_of_any_thickness_come_back_from_rt_utils(tmp_path, orientation, approximate):
     builder = pytest.importorskip("rt_utils", exc_type=ImportError).RTStructBuilder
-    # It mixes up the two pixel spacings, so they are equal here.
+    # The other program mixes up the two pixel spacings, so they are equal here.
     writer = SeriesWriter(tmp_path / "dicom", orientation=ORIENTATIONS[orientation], spacing=(0.7, 0.7))
 
     def change(dataset, _number):
-        # It insists on them.
+        # It needs these elements.
         dataset.StudyDate, dataset.StudyTime, dataset.StudyID = "20200304", "101112", "S1"
         dataset.PatientName, dataset.PatientID = "Nobody", "P-1"
 

@@ -1,4 +1,4 @@
-"""DICOM SEG: ours comes back as it was, everyone's is read, everyone reads ours."""
+"""DICOM SEG: our files come back as they were, files of others are read, and others read our files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from monailabel_xnat.convert.seg.segments import dicom_lab_to_rgb, rgb_to_dicom_
 from monailabel_xnat.errors import ImageError, LabelError, LabelFileError, LabelGeometryError
 
 with warnings.catch_warnings():
-    # It imports modules that pydicom is about to move.
+    # It imports modules that pydicom will move.
     warnings.simplefilter("ignore")
     import pydicom_seg
 
@@ -63,7 +63,7 @@ def add_patient(dataset, _number):
 
 
 class Case:
-    """A series, the NIfTI made of it, and the grid of that."""
+    """A series, the NIfTI file made of it, and its grid."""
 
     def __init__(self, folder, shape=(7, 10, 9), order=None, orientation=AXIAL, **series):
         self.writer = SeriesWriter(folder / "dicom", orientation=orientation, **series)
@@ -122,13 +122,13 @@ def test_any_label_map_comes_back(shape, orientation, step, values, seed, backgr
         np.testing.assert_array_equal(back.affine, case.grid.affine)
         assert [segment.value for segment in back.segments] == sorted(set(array[array > 0].tolist()))
         assert back.notes == ()
-        # The same SEG on a grid that runs otherwise gives the same voxels.
+        # On a grid whose axes run in another way, the same SEG has the same voxels.
         other = read_seg(case.path, label.grid)
         np.testing.assert_array_equal(other.array, label.array)
 
 
 def turned(label, flips, axes):
-    """The same label with its axes in another order and direction."""
+    """Return the same label with its axes in another order and direction."""
     affine = label.affine.copy()
     for axis in flips:
         affine[:3, 3] += affine[:3, axis] * (label.array.shape[axis] - 1)
@@ -252,7 +252,7 @@ def test_enhanced_images_are_referred_to_by_frame(tmp_path, places):
     ],
 )
 def test_names_are_written_as_dcmjs_reads_them_where_they_fit(case, name, charset, stored):
-    # It takes names within sequences for Latin-1, whatever the character set says.
+    # It reads names within sequences as Latin-1, whatever the character set says.
     path = case.write(case.random((0, 1)), [Segment(1, name)])
     dataset = pydicom.dcmread(path)
     assert dataset.SpecificCharacterSet == charset
@@ -261,7 +261,7 @@ def test_names_are_written_as_dcmjs_reads_them_where_they_fit(case, name, charse
     assert read_seg(path, case.grid).segments[0].name == name
 
 
-# What others read of ours
+# Our files, read by others
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -289,11 +289,11 @@ def test_pydicom_seg_reads_ours(tmp_path, orientation, caplog):
     np.testing.assert_allclose(result.spacing, np.linalg.norm(lps[:3, :3], axis=0), atol=1e-5)
 
 
-# What we read of others
+# Files of others, read by us
 
 
 def highdicom_seg(case, masks, kind="BINARY", order=None, **options):
-    """Write masks (slices, rows, columns[, segments]) by highdicom."""
+    """Write masks (slices, rows, columns[, segments]) with highdicom."""
     count = masks.shape[3] if masks.ndim == 4 else int(masks.max())
     tissue = CodedConcept("85756007", "SCT", "Tissue")
     descriptions = [
@@ -419,7 +419,7 @@ def test_seg_of_pydicom_seg_is_read(tmp_path, orientation, caplog):
     caplog.set_level(logging.ERROR)
     case = Case(tmp_path, orientation=ORIENTATIONS[orientation])
     array = case.random((0, 1, 2, 3))
-    # Cropped in plane: only a part of each slice is stored.
+    # The frames are cropped: only a part of each slice is stored.
     array[:2], array[:, 7:], array[:, :, 3] = 0, 0, 0
     label = read_seg(pydicom_seg_of(case, array), case.grid)
     np.testing.assert_array_equal(label.array, array)
@@ -427,11 +427,11 @@ def test_seg_of_pydicom_seg_is_read(tmp_path, orientation, caplog):
 
 
 def edited(case, change, array=None):
-    """Write ours and change its dataset."""
+    """Write one of our files, and change its dataset."""
     dataset = pydicom.dcmread(case.write(case.random() if array is None else array))
     change(dataset)
     with pytest.MonkeyPatch.context() as patch:
-        # pydicom 2 does not know it, and would not write it.
+        # pydicom 2 does not know this, and would not write it.
         patch.setitem(
             UID_dictionary, DEFLATED_FRAMES, ("Deflated Image Frame Compression", "Transfer Syntax", "", "", "")
         )
@@ -440,7 +440,7 @@ def edited(case, change, array=None):
 
 
 def reversed_frames(dataset):
-    """Store the same frames from the last to the first and look at them from the other side."""
+    """Store the same frames from the last to the first, seen from the other side."""
     masks = dataset.pixel_array[::-1]
     dataset.PerFrameFunctionalGroupsSequence = list(reversed(dataset.PerFrameFunctionalGroupsSequence))
     shared = dataset.SharedFunctionalGroupsSequence[0]
@@ -452,7 +452,7 @@ def reversed_frames(dataset):
         position = frame.PlanePositionSequence[0]
         moved = np.array([float(value) for value in position.ImagePositionPatient]) + width
         position.ImagePositionPatient = [f"{value:.10g}" for value in moved]
-    # Mirrored along the rows, then rows and columns exchanged.
+    # The frames are mirrored along the rows. Then rows and columns are exchanged.
     plane.ImageOrientationPatient = [f"{value:.12g}" for value in (*cosines[3:], *-cosines[:3])]
     measures.PixelSpacing = spacing[::-1]
     masks = masks[:, :, ::-1].transpose(0, 2, 1)
@@ -467,7 +467,7 @@ def test_seg_that_runs_the_other_way_is_read(case):
 
 
 def recoded(case, text, encoding, charset):
-    """Put a name into ours as its bytes, under a character set that may be another."""
+    """Put the bytes of a name into our file, under a character set that may be another one."""
     data = text.encode(encoding)
     data += b" " * (len(data) % 2)
     placeholder = "x" * len(data)
@@ -487,7 +487,7 @@ def recoded(case, text, encoding, charset):
 @pytest.mark.parametrize("text", ["Milz größe", "脾臓 1", "Liver"])
 def test_names_that_are_utf8_are_read_as_such_whatever_the_character_set_says(case, text, charset):
     if charset == "GB18030" and text.startswith("Milz"):
-        return  # two bytes may be a Chinese letter as well
+        return  # two bytes may also be a Chinese letter
     assert recoded(case, text, "utf-8", charset) == text
 
 
@@ -516,7 +516,7 @@ def packed(frames):
 
 
 def run_lengths(data):
-    """RLE of one segment, with runs and literals."""
+    """Return the RLE of one segment, with runs and literals."""
     parts, position = [], 0
     while position < len(data):
         run = 1
@@ -629,7 +629,7 @@ def test_edited_seg_keeps_the_values_that_it_states(case):
 
     array = case.random((0, 4, 7, 1))
     label = read_seg(edited(case, rename, array), case.grid)
-    # The first segment was 1, which is its number too.
+    # The first segment had the value 1, which is also its number.
     np.testing.assert_array_equal(label.array, array)
     label = read_seg(edited(case, rename, case.random((0, 4, 1))), case.grid)
     assert [segment.value for segment in label.segments] == [1, 4]

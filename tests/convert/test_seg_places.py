@@ -1,4 +1,4 @@
-"""DICOM SEG whose frames lie elsewhere than the images that they refer to: refused with the numbers."""
+"""A DICOM SEG whose frames lie elsewhere than the images that they refer to is refused with the numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 
 def knowing(grid, volume):
-    """The grid of a volume that knows its images."""
+    """Return the grid of a volume that knows its images."""
     sources = sources_of(volume.sop_instance_uids, volume.frame_numbers, volume.shape[2])
     assert decode_sources(encode_sources(sources)) == sources
     return replace(grid, sources=lambda: sources)
@@ -54,7 +54,7 @@ def set_position(frame, position):
 
 
 def moved(case, place):
-    """Put frame n to slice ``place(n)``."""
+    """Move frame n to slice ``place(n)``."""
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ case.grid.affine
 
     def change(dataset):
@@ -102,7 +102,7 @@ def test_frames_beside_the_images_that_they_refer_to_are_refused_with_the_number
 
 def test_an_orientation_that_contradicts_the_images_is_refused(case):
     def turn(dataset):
-        # From the plane of the slices into one across them.
+        # The frames are turned from the plane of the slices into a plane across them.
         shared = dataset.SharedFunctionalGroupsSequence[0]
         cosines = np.array([float(v) for v in shared.PlaneOrientationSequence[0].ImageOrientationPatient])
         normal = np.cross(cosines[:3], cosines[3:])

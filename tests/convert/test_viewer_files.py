@@ -1,4 +1,4 @@
-"""What real viewers saved, read voxel by voxel as it was painted."""
+"""Files that real viewers saved are read voxel by voxel as they were painted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="no real data here")
 
 @pytest.fixture(scope="module")
 def plastic(tmp_path_factory):
-    """The image of the files called PLASTIC_CT1, and what was painted on it."""
+    """The image of the files with the name PLASTIC_CT1, and the mask that was painted on it."""
     volume = dicom_to_nifti(SHARED / "dicom" / "ct_philips_axial5mm", tmp_path_factory.mktemp("image") / "image.nii")
     sources = sources_of(volume.sop_instance_uids, volume.frame_numbers, volume.shape[2])
     grid = replace(Grid.of_nifti(volume.path), sources=lambda: sources)

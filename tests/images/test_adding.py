@@ -466,7 +466,7 @@ def test_siblings_of_one_study_and_studies_of_one_patient_added_at_once(any_benc
     assert len({scan[1] for scan in any_bench.scans()}) == 2
 
 
-def test_dicom_under_an_id_of_ones_own(any_bench, tmp_path):
+def test_dicom_under_an_id_of_the_caller(any_bench, tmp_path):
     datastore = any_bench.open()
     Study(tmp_path / "a").series(4)
     Study(tmp_path / "b").series(4)
@@ -506,7 +506,7 @@ def test_the_labels_that_comments_name_are_kept(any_bench, tmp_path):
     assert second[1].startswith("E7_")
 
 
-def test_what_lands_in_the_prearchive_is_named_with_the_way_out(any_bench, tmp_path):
+def test_a_study_in_the_prearchive_is_named_with_the_way_to_archive_it(any_bench, tmp_path):
     datastore = any_bench.open()
     Study(tmp_path / "a").series()
     # The site chooses sessions by rules of its own, and the session for this study is in use already.

@@ -74,7 +74,7 @@ def test_the_client_of_dask_is_taken_as_an_executor(archive, cluster, words, tmp
         assert report.failed == {}
 
 
-def test_a_scheduler_that_is_not_there_is_said_in_one_line(words, capsys, monkeypatch):
+def test_a_missing_scheduler_is_an_error_of_one_line(words, capsys, monkeypatch):
     monkeypatch.setattr("monailabel_xnat.cli.common._SCHEDULER_SECONDS", 1)
     assert main(["prefetch", "--scheduler", "tcp://127.0.0.1:9", *words]) == 2
     assert "no Dask scheduler answers" in capsys.readouterr().err

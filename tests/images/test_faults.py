@@ -48,7 +48,7 @@ PASSING = {
 
 
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
-def test_what_passes_is_got_over(sandbox, datastore, fault):
+def test_a_passing_fault_of_a_download_is_repeated(sandbox, datastore, fault):
     images, scan = datastore
     sandbox.faults.add(ZIP, method="GET", **fault)
     assert images.grid(scan).shape == (10, 12, 4)
@@ -64,7 +64,7 @@ LASTING = {
 
 
 @pytest.mark.parametrize(("fault", "error"), LASTING.values(), ids=LASTING)
-def test_what_lasts_is_an_error_and_nothing_is_kept(sandbox, datastore, fault, error):
+def test_a_lasting_fault_of_a_download_is_an_error_and_nothing_is_kept(sandbox, datastore, fault, error):
     images, scan = datastore
     sandbox.faults.add(ZIP, method="GET", times=None, **fault)
     with pytest.raises(error):

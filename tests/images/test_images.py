@@ -145,7 +145,7 @@ def test_where_xnat_counts_nothing_the_list_is_compared_once_in_a_while(bench, s
     assert bench.images().path(scan) != path
 
 
-def test_where_xnat_counts_nothing_and_is_away_what_is_here_is_given(bench, series):
+def test_where_xnat_counts_no_files_and_is_away_the_cached_image_is_served(bench, series):
     scan = bench.put("DICOM", series, counted=False)
     path = bench.images().path(scan)
     bench.archive.answers[scan.path + "/resources/DICOM/files"] = lambda: ("text/plain", b"broken", -1, 500)
@@ -312,14 +312,14 @@ def test_several_images_are_named(bench):
 
 
 @pytest.mark.parametrize("others", [["brain_mask.nii"], ["seg-brain.nii.gz", "labels.nii"], ["brain.nrrd"]])
-def test_one_that_is_clearly_the_image_is_taken(bench, tmp_path, others):
+def test_the_file_that_is_clearly_the_image_is_used(bench, tmp_path, others):
     content = nifti(VOXELS, tmp_path / "x.nii")
     files = {"brain.nii": content, **dict.fromkeys(others, b"other")}
     assert bench.images().path(bench.put("NIFTI", files)).read_bytes() == content
 
 
 @pytest.mark.parametrize(("label", "name"), [("NIFTI", "a.nii.gz"), ("NRRD", "a.nrrd"), ("PNG", "a.png")])
-def test_a_file_that_is_no_image_is_an_error_and_is_not_kept(bench, label, name):
+def test_a_file_that_is_not_an_image_is_an_error_and_is_not_kept(bench, label, name):
     images = bench.images()
     scan = bench.put(label, {name: b"no image at all" * 100})
     with pytest.raises(ImageError, match="cannot be read as an image"):
@@ -328,7 +328,7 @@ def test_a_file_that_is_no_image_is_an_error_and_is_not_kept(bench, label, name)
     assert images.cache.entries() == []
 
 
-def test_files_that_are_no_dicom_are_an_error_and_nothing_is_kept(bench):
+def test_files_that_are_not_dicom_are_an_error_and_nothing_is_kept(bench):
     images = bench.images()
     with pytest.raises(NoImageError):
         images.path(bench.put("DICOM", {"a.dcm": b"no", "b.dcm": b"dicom"}))
@@ -418,7 +418,7 @@ def each_with_its_own_series(series, uid="", change=lambda dataset, number: None
 
 
 @pytest.mark.parametrize("listed", ["1.2.3", "9.9.9", ""])
-def test_slices_with_a_series_uid_each_are_joined_and_said(bench, series, caplog, listed):
+def test_slices_with_a_series_uid_each_are_joined_with_a_note(bench, series, caplog, listed):
     scan = bench.put("DICOM", each_with_its_own_series(series, "1.2.3"))._replace(series_uid=listed)
     images = bench.images()
     assert images.grid(scan).shape == (10, 12, 4)

@@ -102,7 +102,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("prepare", WRONG.values(), ids=WRONG)
-def test_what_differs_is_downloaded_with_a_warning_that_names_the_path(bench, series, tmp_path, caplog, prepare):
+def test_a_mounted_file_that_differs_is_downloaded_with_a_warning_that_names_the_path(
+    bench, series, tmp_path, caplog, prepare
+):
     folder = tmp_path / "mount/P/arc001/ses 1/SCANS/1/DICOM"
     (tmp_path / "mount").mkdir()
     prepare(folder, series)

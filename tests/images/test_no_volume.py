@@ -68,7 +68,7 @@ def test_the_error_begins_with_the_id_names_three_files_and_says_what_helps(open
     assert sorted([*left, image]) == sorted(datastore.list_images())
 
 
-def test_other_processes_and_later_starts_know_it(archive, open_datastore):
+def test_other_processes_and_later_starts_know_that_a_scan_is_no_volume(archive, open_datastore):
     first = open_datastore()
     image = localizer(first)
     meet(first, image)
@@ -80,7 +80,7 @@ def test_other_processes_and_later_starts_know_it(archive, open_datastore):
     assert len(archive.requests) == 0
 
 
-def test_it_is_back_when_its_listing_changes(archive, open_datastore, demo_dicom, tmp_path):
+def test_a_localizer_is_an_image_again_when_its_listing_changes(archive, open_datastore, demo_dicom, tmp_path):
     datastore = open_datastore()
     image = localizer(datastore)
     meet(datastore, image)
@@ -135,7 +135,7 @@ def test_a_resource_that_holds_no_files_is_remembered_too(archive, open_datastor
     assert image not in datastore.get_unlabeled_images()
 
 
-def test_what_xnat_fails_to_give_is_not_remembered(archive, open_datastore):
+def test_a_failure_of_xnat_is_not_remembered_as_no_volume(archive, open_datastore):
     datastore = open_datastore()
     image = next(image for image in datastore.list_images() if image != localizer(datastore))
     archive.faults.add("/DICOM/files", status=500, times=None)

@@ -40,7 +40,7 @@ def ids(scans):
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_fetches_all_and_says_which_failed(bench, scans, workers):
+def test_prefetch_fetches_all_images_and_says_which_failed(bench, scans, workers):
     images, told = bench.images(), []
     images.path(scans[0])
     report = images.prefetch([*scans, BROKEN, scans[1]], workers=workers, progress=told.append)
@@ -53,7 +53,7 @@ def test_fetches_all_and_says_which_failed(bench, scans, workers):
     assert [bool(step.error) for step in told].count(True) == 1
 
 
-def test_a_second_time_there_is_nothing_to_do(bench, scans):
+def test_a_second_prefetch_has_nothing_to_do(bench, scans):
     images = bench.images()
     images.prefetch(scans)
     asked = list(bench.archive.asked)
@@ -62,7 +62,7 @@ def test_a_second_time_there_is_nothing_to_do(bench, scans):
     assert bench.archive.asked == asked
 
 
-def test_what_did_not_stay_within_the_budget_is_reported(bench, scans):
+def test_images_that_did_not_fit_into_the_budget_are_reported(bench, scans):
     images = bench.images(cache_budget=5e-6)
     report = images.prefetch(scans, workers=1)
     assert len(report.fetched) + len(report.failed) == 5
@@ -71,7 +71,7 @@ def test_what_did_not_stay_within_the_budget_is_reported(bench, scans):
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_any_executor_will_do(bench, scans, kind):
+def test_prefetch_takes_any_executor(bench, scans, kind):
     images = bench.images()
     context = multiprocessing.get_context("spawn")
     executor = ThreadPoolExecutor(2) if kind == "threads" else ProcessPoolExecutor(2, mp_context=context)
@@ -134,7 +134,7 @@ class Inline(Executor):
         return future
 
 
-def test_what_an_executor_cancels_is_reported(bench, scans):
+def test_tasks_that_an_executor_cancels_are_reported(bench, scans):
     report = bench.images().prefetch(scans, executor=Inline())
     assert report.failed == {str(scans[0].image_id): "it was cancelled"}
     assert set(report.fetched) == ids(scans[1:])
@@ -154,7 +154,7 @@ def test_an_executor_whose_workers_have_died_is_reported(bench, scans):
         assert all("terminated abruptly" in why or "not usable" in why for why in failed.values())
 
 
-def test_no_workers_is_an_error(bench, scans):
+def test_a_prefetch_without_workers_is_an_error(bench, scans):
     with pytest.raises(ValueError, match="0 workers"):
         bench.images().prefetch(scans, workers=0)
 
@@ -177,7 +177,7 @@ def wait_for(condition):
         time.sleep(0.005)
 
 
-def test_the_likely_next_come_in_the_background_as_many_as_set(bench, scans, caplog):
+def test_the_likely_next_images_are_fetched_in_the_background_as_many_as_set(bench, scans, caplog):
     images = bench.images(prefetch=2)
     images.expect(lambda count: [BROKEN, *scans][:count])
     wait_for(lambda: images.local(scans[0]))
