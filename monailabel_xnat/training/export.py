@@ -27,6 +27,7 @@ from monailabel_xnat.disk import file_digest, must_work, text_digest, whole, wri
 from monailabel_xnat.errors import LabelError, SettingsError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.labels.segments import has_unnamed_values
+from monailabel_xnat.training.nnunet import as_json, nnunet_texts
 from monailabel_xnat.training.training_set import Case
 
 DECATHLON, NNUNET, BIDS = "decathlon", "nnunet", "bids"
@@ -299,31 +300,13 @@ class _Layout:
             "validation": [pair(case) for case in self.validation],
             "test": [f"./{place}" for place in tests],
         }
-        return {"dataset.json": _as_json(found)}
+        return {"dataset.json": as_json(found)}
 
     def _nnunet_texts(self) -> dict[str, str]:
-        if sorted(self.labels.values()) != list(range(1, len(self.labels) + 1)):
-            raise SettingsError(
-                f"nnU-Net needs the values 1 to {len(self.labels)} for {len(self.labels)} structures, without a gap",
-                hint="change the setting labels, such as spleen=1,liver=2",
-            )
-        found = {
-            "name": self.name,
-            "channel_names": {"0": self.modality},
-            "labels": {"background": 0, **self.labels},
-            "numTraining": len(self.training) + len(self.validation),
-            "file_ending": ".nii.gz",
-        }
-        texts = {"dataset.json": _as_json(found)}
-        if self.validation:
-            stems = [
-                [ImageId.parse(case["image_id"]).file_stem for case in group]
-                for group in (self.training, self.validation)
-            ]
-            # nnU-Net reads this file from the folder of the preprocessed data set: the user must copy it there, as
-            # docs/training.md says.
-            texts["splits_final.json"] = _as_json([{"train": stems[0], "val": stems[1]}])
-        return texts
+        def stems(cases: Sequence[Case]) -> list[str]:
+            return [ImageId.parse(case["image_id"]).file_stem for case in cases]
+
+        return nnunet_texts(self.name, self.modality, self.labels, stems(self.training), stems(self.validation))
 
     def _bids_texts(self) -> dict[str, str]:
         by = [{"Name": "monailabel_xnat"}]
@@ -332,11 +315,11 @@ class _Layout:
         people = sorted({PurePosixPath(place).parts[0] for place in self.sources if place.startswith("sub-")})
         derived = {**head, "DatasetType": "derivative", "GeneratedBy": by}
         return {
-            "dataset_description.json": _as_json({**head, "DatasetType": "raw"}),
+            "dataset_description.json": as_json({**head, "DatasetType": "raw"}),
             "participants.tsv": "participant_id\n" + "".join(f"{person}\n" for person in people),
             # BIDS has no suffix for CT, and none for an MR image of which only the modality is known.
             ".bidsignore": f"*_{self.modality.lower()}.nii.gz\n{MANIFEST}\n",
-            "derivatives/monailabel/dataset_description.json": _as_json(derived),
+            "derivatives/monailabel/dataset_description.json": as_json(derived),
             "derivatives/monailabel/desc-final_dseg.tsv": f"index\tname\n{rows}",
         }
 
@@ -439,8 +422,4 @@ def _written_text(path: Path, text: str) -> str:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_whole(path, _as_json(content).encode())
-
-
-def _as_json(content: Any) -> str:
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_whole(path, as_json(content).encode())
