@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -16,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.version import Version
 
 import monailabel_xnat
 from monailabel_xnat import XNATDatastore, errors
+from monailabel_xnat.cli.main import COMMANDS
 from monailabel_xnat.config import Settings
 from monailabel_xnat.facade.opening import SettingArguments
 
@@ -148,6 +152,24 @@ def test_the_files_for_a_container_are_those_of_the_page():
     page = text_of(DOCS / "container.md")
     for name in ("Dockerfile", "compose.yml"):
         assert text_of(DOCS / "container" / name).split("\n", 1)[1] in page
+
+
+def test_the_volumes_of_the_compose_file_are_those_of_the_image():
+    service = yaml.safe_load(text_of(DOCS / "container" / "compose.yml"))["services"]["monailabel"]
+    volumes = re.search(r"^VOLUME (.*)$", text_of(DOCS / "container" / "Dockerfile"), re.MULTILINE)
+    assert sorted(place.partition(":")[2] for place in service["volumes"]) == sorted(json.loads(volumes[1]))
+    assert service["command"][0] in {command.name for command in COMMANDS}
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd")
+def test_systemd_finds_nothing_wrong_with_the_unit_under_operations(tmp_path):
+    unit = re.search(r"```ini\n(.*?)```", text_of(DOCS / "operations.md"), re.DOTALL)[1]
+    program = "/opt/monailabel-xnat/bin/monailabel-xnat"
+    assert program in unit
+    (tmp_path / "monailabel-xnat.service").write_text(unit.replace(program, sys.executable))
+    asked = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "monailabel-xnat.service")]
+    found = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+    assert [line for line in found.stderr.splitlines() if "monailabel-xnat.service" in line] == []
 
 
 def test_the_constructor_spells_every_setting_out():

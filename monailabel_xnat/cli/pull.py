@@ -69,10 +69,11 @@ def command(
     monailabel_xnat.json in FOLDER says from which image and label version each file comes. The exit code is 1 if a case
     had to be left out.
 
-    Example: monailabel-xnat pull liver --layout nnunet --project LIVER --validation 0.2
+    Example: monailabel-xnat pull raw/Dataset101_Liver --layout nnunet --project LIVER --validation 0.2
     """
     from monailabel_xnat.training.dataset import TRAINING_TAG, TrainingCases, labels_of_model
     from monailabel_xnat.training.export import NNUNET, common_values, export
+    from monailabel_xnat.training.nnunet import why_unfit
 
     # The images must be NIfTI files, whatever form the settings name.
     with opened(replace(settings, image_format="nifti")) as parts:
@@ -96,19 +97,27 @@ def command(
         values = settings.label_values or common_values(segments, consecutive=layout == NNUNET)
         with labels_of_model(values):
             cases = dataset.training_set()
-        if not cases and not others:
+        images = {str(scan.image_id): parts.images.path(scan) for scan in others if str(scan.image_id) not in failed}
+        files = {case["image_id"]: Path(case["image"]) for case in cases}
+        # An image that could not be fetched at first may have been fetched for the training set.
+        left_out = {image: reason for image, reason in failed.items() if image not in files} | cases.left_out
+        if layout == NNUNET:
+            left_out.update(
+                (image, reason) for image, path in {**files, **images}.items() if (reason := why_unfit(path))
+            )
+        fitting = [case for case in cases if case["image_id"] not in left_out]
+        images = {image: path for image, path in images.items() if image not in left_out}
+        if not fitting and not images:
             raise UnknownLabelError(
                 f"there is nothing to pull: no image has a label with tag {TRAINING_TAG!r} that can be read",
-                hint=next(iter(cases.left_out.values()), "save a label first, or give --unlabeled"),
+                hint=next(iter(left_out.values()), "save a label first, or give --unlabeled"),
             )
-        images = {str(scan.image_id): parts.images.path(scan) for scan in others if str(scan.image_id) not in failed}
-        wanted = {case["image_id"] for case in cases} | images.keys()
-        left_out = {**failed, **cases.left_out}
-        with progress("writing files", 2 * len(cases) + len(images)) as step:
+        wanted = {case["image_id"] for case in fitting} | images.keys()
+        with progress("writing files", 2 * len(fitting) + len(images)) as step:
             made = export(
                 folder,
                 layout,
-                cases,
+                fitting,
                 unlabelled=images,
                 labels=values,
                 modalities=[scan.modality for scan in (*scans, *others) if str(scan.image_id) in wanted],
@@ -118,6 +127,9 @@ def command(
                 step=step,
                 workers=workers,
             )
+    if validation and not (made.training and made.validation) and not as_json:
+        side = "validation" if made.training else "training"
+        click.echo(f"no labelled subject is for {side}: there are few, so choose another --validation", err=True)
     _show({**made.__dict__, "folder": str(made.folder), "labels": values, "left_out": left_out}, as_json=as_json)
     if left_out:
         ctx.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,8 @@ def command(
     """Save label FILES, or all label files in folders, as labels of the scans that they belong to.
 
     The command first shows which file goes to which scan, and asks. A label that was pushed before is not saved again,
-    and nothing in XNAT is overwritten. The exit code is 1 if a file belongs to no scan or could not be saved.
+    and nothing in XNAT is overwritten. The exit code is 1 if a file belongs to no scan or could not be saved. Where
+    nobody can answer, such as in a job at night, give --yes.
 
     Example: monailabel-xnat push predictions --manifest liver --project LIVER --tag original
     """
@@ -63,7 +65,8 @@ def command(
         if not as_json:
             print_table(("file", "image", "what happens"), [(row["file"], row["image"], row["state"]) for row in rows])
         to_save = [row for row in rows if row["state"] == _NEW]
-        if to_save and not dry_run and (yes or click.confirm(f"Save {len(to_save)} labels?", err=True)):
+        is_wanted = bool(to_save) and not dry_run and (yes or _confirmed(len(to_save)))
+        if is_wanted:
             info = {"label_info": [{"name": name, "idx": value} for name, value in labels.items()]}
             with progress("saving labels", len(to_save)) as step:
                 for row in to_save:
@@ -71,11 +74,32 @@ def command(
                     step()
     if as_json:
         print_json([{key: row[key] for key in ("file", "image", "state")} for row in rows])
-    else:
+    elif is_wanted:
         for row in to_save:
             click.echo(f"{row['file']}  {row['state']}", err=not row["state"].startswith(_SAVED))
+    else:
+        click.echo(f"{len(to_save)} labels are new; nothing was saved.")
     if not all(row["state"].startswith((_SAVED, _NEW, _THERE)) for row in rows):
         ctx.exit(1)
+
+
+def _confirmed(count: int) -> bool:
+    """Ask whether labels shall be saved, and return the answer.
+
+    Raises
+    ------
+    SettingsError
+        If nobody can answer, because the standard input has ended and is no terminal.
+    """
+    try:
+        return click.confirm(f"Save {count} labels?", err=True)
+    except click.Abort:
+        if sys.stdin.isatty():  # Ctrl-C or Ctrl-D
+            raise
+        click.echo(err=True)
+        raise SettingsError(
+            "nothing was saved, because nobody could be asked", hint="give --yes to save without a question"
+        ) from None
 
 
 def _label_files(given: Iterable[Path]) -> set[Path]:

@@ -49,7 +49,9 @@ Project {project} has labels of several users, and {unlabelled} has none yet."""
 
 @click.command("sandbox")
 @click.option(
-    "--port", type=int, help="Where to listen; default: where the archive in --data was before, or any free port."
+    "--port",
+    type=click.IntRange(0, 65535),
+    help="Where to listen; default: where the archive in --data was before, or any free port.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--data", type=PATH, help="Folder that keeps the archive; default: a temporary one.")
@@ -78,7 +80,7 @@ Project {project} has labels of several users, and {unlabelled} has none yet."""
 @click.option("--context", default="", help="Path that the site is deployed under, such as /xnat.")
 @click.option(
     "--session-timeout",
-    type=float,
+    type=click.FloatRange(0, min_open=True),
     default=900.0,
     show_default=True,
     metavar="SECONDS",

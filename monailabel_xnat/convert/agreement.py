@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 from monailabel_xnat.convert.itk import simpleitk
+from monailabel_xnat.disk import must_work, write_whole
 from monailabel_xnat.errors import LabelGeometryError
 
 # The values of one structure in a label map.
@@ -86,10 +88,12 @@ def draw_difference(
     first, second, names
         As for :func:`compare_labels`.
     target : Path
-        The file to write, ``.png``.
+        The file to write. It is a PNG, whatever its name ends in.
 
     Raises
     ------
+    CacheError
+        If the file cannot be written.
     LabelGeometryError
         If the image and the label maps do not lie on the same grid.
     """
@@ -106,7 +110,12 @@ def draw_difference(
     differing = ((array == _FIRST_ONLY) | (array == _SECOND_ONLY)).sum(axis=(1, 2))
     slice_index = int(differing.argmax()) if differing.any() else int((array > 0).sum(axis=(1, 2)).argmax())
     grey = sitk.Cast(sitk.RescaleIntensity(shown[:, :, slice_index], 0, 255), sitk.sitkUInt8)
-    sitk.WriteImage(sitk.LabelOverlay(grey, marks[:, :, slice_index], 0.5, 0, _COLOURS), str(target))
+    drawn = sitk.LabelOverlay(grey, marks[:, :, slice_index], 0.5, 0, _COLOURS)
+    # SimpleITK chooses the format by the ending of the name, and says nothing of a folder that is missing.
+    with must_work(f"write {target}", "choose another file for the picture"), TemporaryDirectory() as folder:
+        picture = Path(folder, "picture.png")
+        sitk.WriteImage(drawn, str(picture))
+        write_whole(target, picture.read_bytes())
 
 
 def values_by_name(description: Mapping[str, Any]) -> dict[str, Values]:

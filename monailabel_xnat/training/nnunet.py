@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from monailabel_xnat.convert.itk import simpleitk
 from monailabel_xnat.errors import SettingsError
+
+# Names of labels to which nnU-Net gives a meaning of its own: voxels without a structure, and voxels that it must not
+# learn from.
+_TAKEN_NAMES = ("background", "ignore")
+_SPATIAL_DIMENSIONS = 3
 
 
 def nnunet_texts(
@@ -35,6 +42,12 @@ def nnunet_texts(
             f"nnU-Net needs the values 1 to {len(labels)} for {len(labels)} structures, without a gap",
             hint="change the setting labels, such as spleen=1,liver=2",
         )
+    taken = [name for name in _TAKEN_NAMES if name in labels]
+    if taken:
+        raise SettingsError(
+            f"a structure has the name {taken[0]!r}, which does not mean a structure in nnU-Net",
+            hint="name the structures to train on in the setting labels, such as spleen=1,liver=2",
+        )
     found = {
         "name": name,
         "channel_names": {"0": modality},
@@ -48,6 +61,24 @@ def nnunet_texts(
         # examples/train_nnunet.md says.
         texts["splits_final.json"] = as_json([{"train": list(training), "val": list(validation)}])
     return texts
+
+
+def why_unfit(image: Path) -> str:
+    """Return why nnU-Net cannot train on an image file; an empty text if it can.
+
+    nnU-Net takes one volume with one value for each voxel, and reads it with SimpleITK. It takes the volumes of a 4-D
+    image, and the colours of a colour image, for channels, of which its plan has one.
+    """
+    reader = simpleitk().ImageFileReader()
+    reader.SetFileName(str(image))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        return f"SimpleITK cannot read the image, and nnU-Net reads with it: {str(error).splitlines()[-1].strip()}"
+    channels = reader.GetNumberOfComponents()
+    for size in reader.GetSize()[_SPATIAL_DIMENSIONS:]:
+        channels *= size
+    return f"nnU-Net trains on one volume, and this image has {channels}" if channels > 1 else ""
 
 
 def as_json(content: Any) -> str:

@@ -130,3 +130,14 @@ def test_a_picture_shows_where_they_differ(image, words, tmp_path, capsys):
     blue, green = drawn[:, 4:6].reshape(-1, 3), drawn[:, 2:4].reshape(-1, 3)
     assert (blue[:, 2] > blue[:, 0]).all()  # only in the second
     assert (green[:, 1] > green[:, 0]).all()  # in both
+
+
+def test_a_picture_is_a_png_whatever_its_name_and_a_missing_folder_is_one_line(image, words, tmp_path, capsys):
+    picture = tmp_path / "difference.jpg"
+    compare(capsys, image, "original", "final", "--picture", str(picture), *words)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    asked = ["labels", "compare", image, "original", "final", "--picture", str(tmp_path / "missing" / "x.png")]
+    assert main([*asked, *words]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"monailabel-xnat: error: cannot write {tmp_path}/missing/x.png")
+    assert len(said.splitlines()) == 1

@@ -80,7 +80,10 @@ def test_the_help_of_each_top_command_has_an_example(capsys):
             assert f"monailabel-xnat {command.name}" in capsys.readouterr().out.split("Example", 1)[1]
 
 
-@pytest.mark.parametrize("words", [(), ("nonsense",), ("sandbox", "--nonsense"), ("sandbox", "--port", "many")])
+@pytest.mark.parametrize(
+    "words",
+    [(), ("nonsense",), ("sandbox", "--nonsense"), ("sandbox", "--port", "many"), ("sandbox", "--port", "99999")],
+)
 def test_wrong_words_are_answered_with_the_usage(words):
     answer = run(*words)
     assert answer.returncode == cli.EXIT_USAGE

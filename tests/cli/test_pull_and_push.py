@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import warnings
 from pathlib import Path
@@ -117,6 +118,37 @@ def test_an_nnunet_folder_has_the_names_that_nnunet_demands(images, words, tmp_p
     assert sorted(path.name for path in (folder / "imagesTr").iterdir()) == [f"{stem}_0000.nii.gz" for stem in stems]
     (test,) = (folder / "imagesTs").iterdir()
     assert (voxels(test) == SUBJECTS.index("dora")).all()
+
+
+@pytest.mark.parametrize("name", ["background", "ignore"])
+def test_a_structure_whose_name_means_something_else_to_nnunet_is_refused(images, words, tmp_path, capsys, name):
+    labels = ["--conf", "xnat_labels", f"liver=1,{name}=2"]
+    assert main(["pull", str(tmp_path / "out"), "--layout", "nnunet", *words, *labels]) == 2
+    assert f"a structure has the name '{name}'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["pull", str(tmp_path / "out"), *words, *labels]) == 0
+
+
+def test_an_image_of_several_volumes_is_left_out_for_nnunet(archive, datastore, images, words, tmp_path, capsys):
+    """nnU-Net took its volumes for channels, and stopped in the middle."""
+    session, moving = images["anna"].split("/")[2], np.zeros((*SHAPE, 4), np.int16)
+    folder = f"{archive.url}/data/experiments/{session}/scans/1/resources/NIFTI/files/i.nii"
+    content = nibabel.Nifti1Image(moving, AFFINE).to_bytes()
+    with requests.Session() as admin:
+        admin.auth = (archive.username, archive.password)
+        headers = {"Content-Type": "application/octet-stream"}
+        admin.put(folder, params={"overwrite": "true"}, data=content, headers=headers).raise_for_status()
+    status, made = pull(capsys, tmp_path / "nnunet", "--layout", "nnunet", *words)
+    assert (status, made["training"]) == (1, 2)
+    assert made["left_out"] == {images["anna"]: "nnU-Net trains on one volume, and this image has 4"}
+    assert pull(capsys, tmp_path / "decathlon", *words)[1]["training"] == 3
+
+
+def test_a_split_that_leaves_one_side_empty_is_said(images, words, tmp_path, capsys):
+    assert main(["pull", str(tmp_path / "none"), "--validation", "0.000001", *words]) == 0
+    assert "no labelled subject is for validation" in capsys.readouterr().err
+    assert main(["pull", str(tmp_path / "all"), "--validation", "1", *words]) == 0
+    assert "no labelled subject is for training" in capsys.readouterr().err
 
 
 def test_a_bids_folder_has_labels_as_derivatives(images, words, tmp_path, capsys):
@@ -249,6 +281,35 @@ def test_predictions_go_back_to_their_scans_with_their_names(images, datastore, 
     assert row["state"] == "there already"
     datastore.refresh()
     assert len(datastore.label_history(images["dora"], "original")) == 1
+
+
+@pytest.fixture
+def drawn(images, tmp_path):
+    """A folder with one label file that is not in XNAT."""
+    folder = tmp_path / "drawn"
+    folder.mkdir()
+    file = folder / f"{stem_of(images['dora'])}.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.ones(SHAPE, np.uint8), AFFINE), file)
+    return folder
+
+
+def test_a_dry_run_lists_each_file_once(drawn, words, capsys):
+    assert main(["push", str(drawn), "--dry-run", *words]) == 0
+    said = capsys.readouterr()
+    assert (said.out + said.err).count(".nii.gz") == 1
+    assert said.out.splitlines()[-1] == "1 labels are new; nothing was saved."
+
+
+def test_nothing_is_saved_where_nobody_says_yes(drawn, datastore, images, words, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert main(["push", str(drawn), *words]) == 0
+    assert "nothing was saved" in capsys.readouterr().out
+    # A job without a terminal ended without a word.
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["push", str(drawn), *words]) == 2
+    assert "give --yes" in capsys.readouterr().err
+    datastore.refresh()
+    assert datastore.get_label_by_image_id(images["dora"], "original") == ""
 
 
 def test_a_label_of_another_grid_is_refused_and_the_others_are_saved(images, datastore, words, tmp_path, capsys):
