@@ -53,7 +53,7 @@ def test_the_viewer_knows_the_datastore_by_the_info_of_its_own_id(server):
     assert (unknown.status_code, unknown.json()) == (200, {})
 
 
-def test_the_browser_may_ask_before_it_asks(server):
+def test_the_preflight_request_of_a_browser_is_answered(server):
     asked = {**ORIGIN, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
     answer = server.call("OPTIONS", "/infer/threshold", headers=asked)
     assert answer.status_code == 200
@@ -256,7 +256,7 @@ def test_a_path_among_the_parameters_of_an_inference_is_no_image_either(server):
 # Failures are a status and a sentence
 
 
-def test_what_is_not_there_is_404_with_a_sentence(server):
+def test_an_unknown_object_is_404_with_a_sentence(server):
     image = server.image()
     calls = {
         "no such model": infer(server, "nothing", image),
@@ -273,7 +273,7 @@ def test_what_is_not_there_is_404_with_a_sentence(server):
     assert "no label with tag 'nothing'" in calls["no such label"].json()["detail"]
 
 
-def test_what_makes_no_sense_is_400_or_422_with_a_sentence(server, tmp_path):
+def test_a_request_that_makes_no_sense_is_400_or_422_with_a_sentence(server, tmp_path):
     image = server.image()
     label = tmp_path / "label.nii.gz"
     label.write_bytes(b"no label at all")
@@ -287,7 +287,7 @@ def test_what_makes_no_sense_is_400_or_422_with_a_sentence(server, tmp_path):
         assert answer.json()["detail"]
 
 
-def test_while_xnat_fails_the_client_is_told_and_the_server_lives(server, tmp_path):
+def test_while_xnat_fails_the_client_gets_an_error_and_the_server_goes_on(server, tmp_path):
     image = server.image(2)
     server.sandbox.faults.add(r"/scans/.*/(files|resources)", status=503, times=500)
     server.sandbox.faults.add(r"/data/", method="PUT", status=503, times=500)
@@ -306,5 +306,5 @@ def test_while_xnat_fails_the_client_is_told_and_the_server_lives(server, tmp_pa
     assert server.get("/datastore/image", image=image).status_code == 200
 
 
-def test_who_may_not_is_told_so_with_403(server):
+def test_a_user_without_the_right_gets_403_with_a_sentence(server):
     assert server.call("DELETE", "/datastore/image", params={"id": server.image()}).status_code == 403

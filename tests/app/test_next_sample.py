@@ -80,7 +80,7 @@ def localizer(datastore):
 
 
 @pytest.mark.parametrize("strategy", ["first", "random"])
-def test_the_first_meeting_with_a_localizer_is_nobodys_error(datastore, strategy):
+def test_a_next_sample_is_never_a_localizer_and_never_an_error(datastore, strategy):
     app = App(datastore)
     for _ in range(8):
         sample = app.next_sample({"strategy": strategy})
@@ -95,7 +95,7 @@ def test_a_strategy_that_insists_ends_after_ten_times(datastore):
         app.next_sample({"strategy": "always"})
 
 
-def test_when_all_that_is_left_is_no_volume_there_is_no_next_sample(xnat_sandbox, demo_dicom, open_xnat_datastore):
+def test_if_no_volume_is_left_there_is_no_next_sample(xnat_sandbox, demo_dicom, open_xnat_datastore):
     xnat_sandbox.import_dicom(demo_dicom.cases[0].dicom.parent, "P")
     app = App(open_xnat_datastore(project="P", series_description="*localizer*"))
     assert app.next_sample({"strategy": "first"}) == {}

@@ -86,7 +86,7 @@ def test_images_handed_out_this_very_second_are_handed_out_again(worked_on):
     assert quick_choice(Random())({"strategy": "s"}, worked_on)["id"] in worked_on.list_images()
 
 
-def test_what_others_stored_instead_of_a_time_or_a_score_is_passed_over(worked_on):
+def test_values_of_others_that_are_not_a_time_or_a_score_are_ignored(worked_on):
     for image in worked_on.list_images():
         worked_on.update_image_info(image, {"strategy": {"s": {"ts": "noon"}}, "epistemic_entropy": "high"})
     for strategy in (Random(), Epistemic()):

@@ -165,7 +165,7 @@ def test_each_sample_app_starts_on_the_archive(archive, tmp_path, name, conf):
 
 
 @pytest.mark.parametrize("name", ["monaibundle", "vista2d"])
-def test_an_app_for_bundles_infers_with_and_trains_one_that_stands_in_its_folder(archive, tmp_path, name):
+def test_an_app_for_bundles_infers_with_and_trains_a_bundle_in_its_folder(archive, tmp_path, name):
     app = copied_app(name, tmp_path)
     model = write_bundle(app / "model" / "small_bundle") / "models" / "model.pt"
     untrained = model.read_bytes()

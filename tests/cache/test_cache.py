@@ -54,14 +54,14 @@ def keys(cache: Cache) -> set[str]:
     return {entry.key for entry in cache.entries()}
 
 
-def test_gives_back_what_was_put(cache):
+def test_an_entry_of_the_cache_is_returned_as_it_was_put(cache):
     entry = make(cache, "one", b"abc")
     assert cache.find("one", "nii") == [entry]
     assert (entry.path.read_bytes(), entry.size) == (b"abc", 3)
     assert cache.find("one", "dicom") == cache.find("two", "nii") == []
 
 
-def test_another_process_finds_what_was_put(cache):
+def test_another_process_finds_an_entry_of_the_cache(cache):
     entry = make(cache, "one")
     assert Cache(cache.folder).find("one", "nii") == [entry]
 
@@ -84,7 +84,7 @@ def test_a_folder_that_was_open_to_others_is_closed(tmp_path):
     assert stat.S_IMODE(Cache(tmp_path / "images").folder.stat().st_mode) == 0o700
 
 
-def test_nothing_is_left_of_what_failed(cache):
+def test_a_failed_entry_leaves_nothing(cache):
     with pytest.raises(ValueError):
         make_half(cache, ValueError())
     assert not (cache.folder / "one").exists()
@@ -175,7 +175,7 @@ def test_an_eviction_that_meets_the_removal_of_another_process_goes_on(tmp_path)
     cache.close()
 
 
-def test_what_a_thread_works_with_is_not_evicted(tmp_path):
+def test_an_image_that_a_thread_uses_is_not_evicted(tmp_path):
     cache = Cache(tmp_path, budget=1500)
     entry = make(cache, "in use", bytes(1000))
     used, done = threading.Event(), threading.Event()
@@ -197,7 +197,7 @@ def test_what_a_thread_works_with_is_not_evicted(tmp_path):
     assert keys(cache) == {"other"}
 
 
-def test_what_is_being_made_is_not_evicted(tmp_path):
+def test_an_entry_that_is_being_made_is_not_evicted(tmp_path):
     cache = Cache(tmp_path, budget=100)
     entry = make(cache, "one", bytes(50))
     unused_since(entry, 100)
@@ -222,7 +222,7 @@ def hold_until_killed(folder: str, ready) -> None:
     time.sleep(60)
 
 
-def test_what_another_process_holds_is_not_evicted_until_it_dies(tmp_path):
+def test_an_image_that_another_process_holds_is_not_evicted_until_that_ends(tmp_path):
     cache = Cache(tmp_path, budget=1500)
     unused_since(make(cache, "held", bytes(1000)), 1000)
     context = multiprocessing.get_context("spawn")
@@ -350,7 +350,7 @@ def test_a_folder_that_cannot_be_made_names_the_remedy(tmp_path):
         Cache(tmp_path / "file" / "images")
 
 
-def test_what_was_replaced_stays_for_a_while(cache):
+def test_a_replaced_entry_stays_for_a_while(cache):
     old = make(cache, "one", b"old", mark="a")
     make(cache, "one", b"new", mark="b")
     assert old.path.exists()
@@ -396,7 +396,7 @@ def test_the_images_of_all_servers_share_one_budget(tmp_path):
     assert Cache(cache.folder).size_of_all() == 1000
 
 
-def test_what_a_process_holds_of_another_server_is_not_evicted(tmp_path):
+def test_images_of_another_server_that_a_process_holds_are_not_evicted(tmp_path):
     other = Cache(tmp_path / "one-server" / "images", beside=tmp_path)
     unused_since(make(other, "held", bytes(1000)), 900)
     other.hold(["held"])

@@ -113,7 +113,7 @@ def test_an_earlier_version_agrees_with_the_draft_that_it_was(image, words, caps
     assert [(item["name"], item["dice"]) for item in pair["structures"]] == [("liver", 1.0)]
 
 
-def test_an_annotator_who_saved_nothing_is_said_with_those_who_did(archive, image, words, capsys):
+def test_the_error_for_an_annotator_without_labels_names_those_with_labels(archive, image, words, capsys):
     assert main(["labels", "compare", image, "original", "final:nobody", *words]) == 1
     said = capsys.readouterr().err
     assert "nobody" in said

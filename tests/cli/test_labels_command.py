@@ -124,13 +124,13 @@ def test_what_waits_in_the_outbox_is_part_of_the_history(saved, words, archive, 
         (["restore", "{image}", "final", "20260101T000000000000Z-0123456789ab"], 1, "no version 20260101T0"),
     ],
 )
-def test_what_does_not_exist_is_said_in_one_line(saved, words, capsys, arguments, status, message):
+def test_a_missing_object_is_an_error_of_one_line(saved, words, capsys, arguments, status, message):
     assert main(["labels", *(word.replace("{image}", saved) for word in arguments), *words]) == status
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
 
 
-def test_an_xnat_that_is_away_is_said_in_one_line(words, capsys):
+def test_an_xnat_that_is_away_is_an_error_of_one_line(words, capsys):
     words[1] = "http://127.0.0.1:9"
     assert main(["labels", "history", "P/s/e/1", "final", *words]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -189,7 +189,7 @@ def test_control_c_is_quiet():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell's pipe")
-def test_a_reader_that_leaves_early_is_no_traceback():
+def test_a_pipe_that_closes_early_causes_no_traceback():
     program = (
         "import sys\n"
         "from monailabel_xnat.cli import main as cli\n"

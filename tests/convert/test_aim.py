@@ -95,7 +95,7 @@ def test_contours_on_images_of_one_slice_do_not_cancel_out(tmp_path):
     assert label.array.sum() == 16
 
 
-def test_what_is_no_contour_or_lies_elsewhere_is_counted(tmp_path):
+def test_markup_that_is_not_a_contour_or_lies_elsewhere_is_counted(tmp_path):
     good = Markup("1.2.1", box(1, 1, 4, 4))
     others = [Markup("1.2.1", [(1, 1)], kind="TwoDimensionCircle"), Markup("1.2.1", [], kind="TextAnnotation")]
     more = [good, Markup("9.9.9", box(1, 1, 4, 4)), Markup("1.2.1", [])]

@@ -90,7 +90,7 @@ def test_a_file_that_comes_again_replaces_the_first(tmp_path):
 
 
 @pytest.mark.parametrize("arrival", ARRIVALS)
-def test_of_several_damaged_files_the_first_by_name_is_told_of_at_the_end(tmp_path, arrival):
+def test_of_several_damaged_files_the_first_by_name_is_reported_at_the_end(tmp_path, arrival):
     paths = series(tmp_path / "dicom")
     for path in sorted(paths)[1:3]:
         path.write_bytes(path.read_bytes()[:-20])

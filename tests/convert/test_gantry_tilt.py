@@ -84,7 +84,7 @@ def test_straight_slices_are_the_same_either_way(tmp_path):
     ("kind", "change"),
     [("uneven", lambda n: [0, n * 1.3, n * 5 + (n == 3)]), ("to and fro", lambda n: [0, 3 * (n % 2), n * 5])],
 )
-def test_what_is_no_even_tilt_is_refused_all_the_same(tmp_path, kind, change):
+def test_slices_without_an_even_tilt_are_refused_all_the_same(tmp_path, kind, change):
     files = SeriesWriter(tmp_path).write(STACK, change=lambda d, n: setattr(d, "ImagePositionPatient", change(n)))
     with pytest.raises(ImageConversionError):
         dicom_to_nifti(files, tmp_path / "image.nii", gantry_tilt="stack")

@@ -232,7 +232,7 @@ def test_compressed_files_of_itk_are_read(tmp_path, kind, compressed):
         (np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")]), "colours"),
     ],
 )
-def test_colours_and_complex_numbers_are_no_label_and_said_so(tmp_path, values, what):
+def test_colours_and_complex_numbers_are_refused_with_the_reason(tmp_path, values, what):
     nibabel.save(nibabel.Nifti1Image(values, AFFINE), tmp_path / "a.nii.gz")
     with pytest.raises(LabelFileError, match=f"it holds {what}"):
         read_label(tmp_path / "a.nii.gz")

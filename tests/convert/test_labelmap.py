@@ -87,7 +87,7 @@ def test_values_beyond_a_byte_are_uint16(tmp_path):
         (np.stack([ARRAY, ARRAY], axis=3), "4 dimensions: 7 x 6 x 5 x 2"),
     ],
 )
-def test_what_is_no_label_map_is_refused(tmp_path, array, message):
+def test_a_file_that_is_not_a_label_map_is_refused(tmp_path, array, message):
     with pytest.raises(LabelFileError, match=message) as caught:
         read_label(save(array, tmp_path / "bad.nii.gz"))
     assert "bad.nii.gz" in str(caught.value)
@@ -186,7 +186,7 @@ def write_seg_nrrd(path, layers, fields):
 
 
 @pytest.mark.parametrize(("text", "colour"), [("inf 0 -inf", (255, 0, 0)), ("1e400 0.5 2", (255, 128, 255))])
-def test_a_colour_without_bounds_is_no_reason_to_fail(tmp_path, text, colour):
+def test_a_colour_without_bounds_is_no_error(tmp_path, text, colour):
     fields = {**SLICER_FIELDS, "Segment0_Color": text}
     assert read_label(write_seg_nrrd(tmp_path / "a.seg.nrrd", [ARRAY], fields)).segments[0].colour == colour
 

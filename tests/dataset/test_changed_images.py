@@ -105,7 +105,7 @@ def test_rounding_is_no_change(site, open_datastore, save):
     assert datastore.get_label_uri(image, "final")
 
 
-def test_what_was_made_of_a_label_of_others_does_not_outlive_the_image(site, open_datastore):
+def test_a_converted_label_of_others_does_not_outlive_the_image(site, open_datastore):
     site.put("SEG", "a.nii", nifti(1, kind="uint8"))
     datastore = open_datastore(label_resource="final:SEG")
     (image,) = datastore.list_images()
@@ -212,7 +212,7 @@ def test_a_label_of_others_whose_name_lies_is_read_under_a_true_one(
 
 
 @pytest.mark.parametrize(("name", "true"), NAMES)
-def test_a_label_whose_name_lies_is_saved_as_what_it_is(site, open_datastore, contents, tmp_path, name, true):
+def test_a_label_with_a_wrong_file_name_is_saved_by_its_content(site, open_datastore, contents, tmp_path, name, true):
     datastore = open_datastore()
     (image,) = datastore.list_images()
     (tmp_path / name).write_bytes(contents[true])

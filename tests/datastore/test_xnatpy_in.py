@@ -137,7 +137,7 @@ def test_without_credentials_an_expired_login_says_what_to_do(site, owner, open_
         datastore.set_name("n")
 
 
-def test_another_user_s_credentials_are_no_new_login(tmp_path, connect, open_over):
+def test_credentials_of_another_user_are_not_used_for_a_new_login(tmp_path, connect, open_over):
     with Sandbox(users={"ann": "pw", "bob": "pw"}) as site:
         site.archive.create_project(PROJECT, accessibility="public")
         owner = connect(site, "ann", "pw")

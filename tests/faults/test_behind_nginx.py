@@ -205,7 +205,9 @@ def test_without_the_authority_the_error_names_the_setting(hospital, open_datast
         open_datastore(ca_bundle="")
 
 
-def test_a_client_certificate_is_sent_and_its_absence_is_said(hospital, open_datastore, certificates, drawn):
+def test_a_client_certificate_is_sent_and_its_absence_is_an_error_that_says_so(
+    hospital, open_datastore, certificates, drawn
+):
     hospital.start("ssl_verify_client on;")
     with pytest.raises(ServerError, match=r"400 to PUT https://127.*") as caught:
         open_datastore()

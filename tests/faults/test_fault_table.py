@@ -54,7 +54,7 @@ def world(site, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("operation", "fault"), list(cells()))
-def test_what_comes_of_a_fault_is_what_the_table_says_and_nothing_is_lost(operation, fault, world, monkeypatch):
+def test_the_outcome_of_a_fault_is_as_in_the_table_and_nothing_is_lost(operation, fault, world, monkeypatch):
     attempts = 2 if fault.is_slow else 4
     patience = {"attempts": attempts, "sleep": lambda seconds: None}
     monkeypatch.setattr(Backoff, "__init__", lambda self, *_, **__: _patient(self, **patience))

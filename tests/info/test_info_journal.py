@@ -68,7 +68,7 @@ def test_an_info_that_was_accepted_survives_a_power_cut(xnat_sandbox, open_datas
     assert file.parent.stat().st_ino in flushed
 
 
-def test_what_a_living_process_has_still_to_write_is_left_to_it(xnat_sandbox, open_datastore):
+def test_infos_that_a_running_process_has_to_write_are_left_to_it(xnat_sandbox, open_datastore):
     datastore = open_datastore()
     image = datastore.list_images()[0]
     xnat_sandbox.faults.add("MONAILABEL_info", status=503, times=None)

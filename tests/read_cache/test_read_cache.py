@@ -225,7 +225,7 @@ def test_a_fact_counts_only_for_the_state_it_was_read_in(tmp_path):
     read_cache.close()
 
 
-def test_what_nobody_has_noted_for_long_is_forgotten(tmp_path):
+def test_facts_that_nobody_used_for_long_are_removed(tmp_path):
     read_cache = open_read_cache(tmp_path)
     read_cache.put_all("kind", {"old": Fact("", 1), "new": Fact("", 2)})
     read_cache.close()

@@ -164,7 +164,7 @@ def test_an_outlier_is_named(site, made, shown):
     assert site.ids["g"] in said
 
 
-def test_what_waits_and_what_cannot_be_read_is_said(site, made, shown):
+def test_the_report_says_what_waits_and_what_cannot_be_read(site, made, shown):
     waiting, unknown = made[1]["outbox"]
     assert (unknown["image"], unknown["state"]) == ("", "unassigned")
     assert (waiting["image"], waiting["tag"], waiting["attempts"]) == (site.ids["y"], "final", 1)
@@ -173,7 +173,7 @@ def test_what_waits_and_what_cannot_be_read_is_said(site, made, shown):
     assert [item["what"].startswith(site.ids["c"]) for item in broken] == [True]
 
 
-def test_a_removed_label_is_no_label_and_is_said(made):
+def test_the_report_says_that_a_label_was_removed(made):
     removed = [item["what"] for item in made[1]["left_out"] if item["kind"] == "removed label"]
     assert removed == ["1 versions"]
 
