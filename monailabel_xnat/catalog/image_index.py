@@ -95,6 +95,8 @@ class ImageIndex:
         list of str
             Ids of the images that are new, have changed or are gone.
         """
+        if not before._scans:
+            return list(self._scans)
         changed = []
         for image, scan in self._scans.items():
             known = before._scans.get(image)

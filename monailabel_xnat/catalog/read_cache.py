@@ -19,6 +19,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from monailabel_xnat.background import Background
 from monailabel_xnat.config import Settings
 from monailabel_xnat.disk import private_folder
 from monailabel_xnat.errors import CacheError
@@ -79,6 +80,12 @@ class ReadCache:
         self._file = settings.server_folder / _FILE
         self._start()
 
+    def open_soon(self) -> None:
+        """Open the file in another thread. The first opening takes milliseconds, which are free while XNAT answers."""
+        with self._own_lock():
+            if self._database is None:
+                self._opening.start()
+
     def get(self, kind: str, key: str, state: str) -> Any | None:
         """Return the content of a fact if it was noted with the same state; otherwise None."""
         rows = self._try(
@@ -121,6 +128,7 @@ class ReadCache:
         self._process = os.getpid()
         self._database = None
         self._away_until = 0.0
+        self._opening = Background("xnat-read-cache", lambda: self._try(lambda database: None))
 
     def _own_lock(self) -> threading.Lock:
         """Return the lock. A forked child gets a new one, and no longer uses the connection of its parent."""
