@@ -1,8 +1,8 @@
-"""How long until one knows what is in a project: ours against the ways there are, in one run, as ratios.
+"""How long it takes to know what is in a project: our way compared with other ways, in one run, as ratios.
 
-Each way is a process of its own, and so is the server; imports, and nothing else, are paid before the clock starts.
-MONAI Label's built-in datastore and xnatpy's objects send requests for each session: what they cannot finish in time
-is left out.
+Each way is a process of its own, and so is the server. Imports, and nothing else, are done before the clock starts.
+MONAI Label's built-in datastore and xnatpy's objects send requests for each session. Steps that they cannot finish in
+time are left out.
 
     python benchmarks/catalog.py [--repeat 3] [--size 200x4] [--limit 120]
 """
@@ -42,12 +42,12 @@ SIZES = {"200x4": (200, 4), "2000x4": (2000, 4), "20000x1": (20000, 1)}
 _WARM = (LIST, STATUS, LABELED, UNLABELED, INFO)
 _LARGEST = "20000x1"
 Figures = dict[str, float]
-# By step, then by way: the medians.
+# The medians, by step and then by way.
 Table = dict[str, dict[str, Figures]]
 
 
 def main() -> None:
-    """Measure and print a table for each size, and what was to be reached."""
+    """Measure, and print a table for each size, and the aims."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--repeat", type=int, default=3)
     arguments.add_argument("--size", choices=SIZES, action="append")
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def measure_size(size: str, repeat: int, limit: float) -> Table:
-    """Measure every way at one size; they take turns, so that a busy machine is busy for all."""
+    """Measure every way at one size. They take turns, so that a busy machine is busy for all."""
     sessions, scans = SIZES[size]
     runs: dict[str, dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
     with served_sessions(sessions, scans) as server:
@@ -83,7 +83,7 @@ def measure_size(size: str, repeat: int, limit: float) -> Table:
 
 
 def show(size: str, table: Table, repeat: int) -> None:
-    """Print a table; ratios are to ours."""
+    """Print a table. Ratios are relative to our way."""
     print(f"\n{size} (sessions x scans): medians of {repeat}\n")
     print(f"  {'':<46}{'wall ms':>10}{'cpu ms':>9}{'MB':>7}{'requests':>10}{'kB':>9}{'wall / ours':>13}")
     for step, ways in table.items():
@@ -132,7 +132,7 @@ def _medians(runs: list[Figures]) -> Figures:
 
 
 def _address_of_listing(server: Server) -> str:
-    """Let ours ask once, and see what the largest answer was to."""
+    """Let our way ask once, and return the address of the largest answer."""
     program, _ = _started("ours", {**server.login, "listing": ""}, tempfile.mkdtemp())
     with program:
         assert program.stdout is not None
@@ -142,7 +142,7 @@ def _address_of_listing(server: Server) -> str:
 
 
 def _run(server: Server, way: str, listing: str, limit: float) -> Iterator[tuple[str, Figures]]:
-    """Run a way in a process of its own and give what each of its steps took; no more once its time is up."""
+    """Run a way in a process of its own, and return what each of its steps took, until its time is up."""
     with tempfile.TemporaryDirectory() as work:
         program, patience = _started(way, {**server.login, "listing": listing}, work, limit)
         with program:

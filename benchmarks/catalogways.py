@@ -1,7 +1,7 @@
-"""The ways to know what is in a project that are measured; run as a process of its own by catalog.py.
+"""The ways to know what is in a project that are measured. catalog.py runs this as a process of its own.
 
-A way is a generator of steps, each a name and what is timed. Between two steps it prints what the one before took, as
-a line of JSON, and waits for a line on standard input, so that the server's log can be read.
+A way is a generator of steps: each has a name and a function that is timed. Between two steps, it prints what the one
+before took, as a line of JSON, and waits for a line on standard input, so that the server's log can be read.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How long until an image can be read: ours against the ways there are, in one run, as ratios.
+"""How long it takes until an image can be read: our way compared with other ways, in one run, as ratios.
 
-Each way is a process of its own, so that wall time, processor time and memory are that way's alone; imports and logins
-are paid before the clock starts. Needs curl and dcm2niix (Debian packages); a way whose program is absent is left out.
+Each way is a process of its own, so that wall time, processor time and memory are only that way's. Imports and logins
+are done before the clock starts. This needs curl and dcm2niix (Debian packages); a way without its program is left out.
 
     python benchmarks/images.py [--repeat 3] [--series "CT 512x512x200"] [--syntax plain] [--workers] [--line 1000]
 
-With --line the server is reached over a line of so many Mbit/s (line.py), so that one sees what a first image costs
-where the server is not on the same machine.
+With --line, the server is reached over a line of so many Mbit/s (line.py). This shows what a first image costs if the
+server is on another machine.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def measure_series(name: str, syntax: str, repeat: int, mbit: float | None = None) -> None:
-    """Measure every way on one series; they take turns, so that a busy machine is busy for all."""
+    """Measure every way on one series. They take turns, so that a busy machine is busy for all."""
     figures: dict[str, list[Figures]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as scratch:
         folder = write_series(Path(scratch, "series"), name, syntax)
@@ -68,7 +68,7 @@ def measure_series(name: str, syntax: str, repeat: int, mbit: float | None = Non
 
 
 def measure(way: str, given: dict[str, str], work: Path) -> Figures | None:
-    """Run one way in a process of its own; None where a program it needs is absent, or it fails."""
+    """Run one way in a process of its own. Return None if a program that it needs is absent, or if it fails."""
     if "dcm2niix" in way and shutil.which("dcm2niix") is None:
         return None
     shutil.rmtree(work, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""How long saving and loading a label takes: ours against the ways there are, in one run, as ratios.
+"""How long saving and loading a label takes: our way compared with other ways, in one run, as ratios.
 
-Each way is a process of its own; imports, logins and fetching the image are paid before the clock starts. Needs curl.
-MONAI Label's built-in datastore makes its DICOM SEG with the program itkimage2segimage; where that is absent a script
-over pydicom-seg takes its part, and where that is absent too the way is left out. It cannot load labels at all.
+Each way is a process of its own. Imports, logins and fetching the image are done before the clock starts. This needs
+curl. MONAI Label's built-in datastore makes its DICOM SEG with the program itkimage2segimage. If that is absent, a
+script with pydicom-seg replaces it, and if that is absent, too, the way is left out. It cannot load labels at all.
 
     python benchmarks/labels.py [--repeat 3] [--segments 1] [--segments 20]
 """
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def measure_label(folder: Path, login: dict[str, str], repeat: int, stand_in: str | None) -> None:
-    """Measure every way with one label; they take turns, so that a busy machine is busy for all."""
+    """Measure every way with one label. They take turns, so that a busy machine is busy for all."""
     segments = len(json.loads((folder / NAMES).read_text("utf-8")))
     print(f"\n{IMAGE}, {segments} segments, {(folder / LABEL).stat().st_size / 1e6:.1f} MB: medians of {repeat}")
     for action, ways in (("save", SAVING), ("load", LOADING)):
@@ -70,7 +70,7 @@ def measure_label(folder: Path, login: dict[str, str], repeat: int, stand_in: st
 
 
 def show(action: str, figures: dict[str, list[Figures]]) -> None:
-    """Print a table; ratios are to ours."""
+    """Print a table. Ratios are relative to our way."""
     print(f"\n  {action:<28}{'wall s':>9}{'cpu s':>9}{'MB':>7}{'wall / ours':>13}")
     ours = statistics.median(one["wall"] for one in figures["ours"])
     for way, runs in figures.items():
@@ -80,7 +80,7 @@ def show(action: str, figures: dict[str, list[Figures]]) -> None:
 
 
 def measure(way: str, given: dict[str, str], work: Path, stand_in: str | None) -> Figures | None:
-    """Run one way in a process of its own; None where it fails."""
+    """Run one way in a process of its own. Return None if it fails."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     program = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("labelways.py")), way]

@@ -1,6 +1,6 @@
-"""The ways to save and to load a label that are measured; run as a process of its own by labels.py.
+"""The ways to save and to load a label that are measured. labels.py runs this as a process of its own.
 
-A way is a function that prepares (imports, login, listing, the image) and gives what is then timed. The label is
+A way is a function that prepares (imports, login, listing, the image) and returns the timed function. The label is
 ``label.nii.gz`` in the folder that is given, on the grid of the only image.
 """
 
@@ -24,13 +24,13 @@ _PATIENCE = 300.0
 
 
 def save_ours(given: Given) -> Timed:
-    """Until `save_label` returns: the label is in XNAT and was read back; its SEG is made after that."""
+    """Save until `save_label` returns. Then the label is in XNAT and was read back; its SEG is made after that."""
     datastore, image = _ours(given)
     return lambda: datastore.save_label(image, _label(given), "final", _info(given))
 
 
 def save_ours_with_seg(given: Given) -> Timed:
-    """Until XNAT lists the SEG for the viewer as well; with a tag of its own, so that it takes no other's place."""
+    """Save until XNAT also lists the SEG for the viewer. The tag is its own, so that it replaces no other SEG."""
     tag = f"bench{uuid.uuid4().hex[:8]}"
     datastore, image = _ours(given, roi_write=tag)
     session = _requests(given)

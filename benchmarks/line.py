@@ -1,9 +1,9 @@
-"""A line of a given speed before a server, because between two processes on one machine there is none.
+"""A line of a given speed in front of a server, because there is none between two processes on one machine.
 
     python benchmarks/line.py http://127.0.0.1:8080 1000
 
 It prints the address at which the server is reached over a line of so many Mbit/s in each direction, shared by all
-connections, and ends with its standard input. It adds no delay but that of the bytes themselves.
+connections, and ends with its standard input. It adds only the delay of the bytes themselves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How large the house is, and how far one walks in it: modules and functions passed by a cold fetch and by a save.
+"""How large the package is, and how many modules and functions a cold fetch and a save pass.
 
     python benchmarks/walks.py
 

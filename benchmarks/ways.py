@@ -1,6 +1,6 @@
-"""The ways to an image that are measured; run as a process of its own by images.py.
+"""The ways to an image that are measured. images.py runs this as a process of its own.
 
-A way is a function that prepares (imports, login, listing) and gives what is then timed.
+A way is a function that prepares (imports, login, listing) and returns the function that is then timed.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def many(given: Given, workers: int) -> Timed:
 
 
 def measure(way: Callable[[Given], Timed], given: Given) -> dict[str, float]:
-    """Run one way; give wall and processor seconds, and by how many MB memory grew at most."""
+    """Run one way, and return wall and processor seconds, and the peak growth of memory in MB."""
     timed = way(given)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far, of imports, is forgotten

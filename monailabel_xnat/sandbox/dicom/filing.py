@@ -78,7 +78,7 @@ class Filing:
         self._resources = resources
 
     def file(self, folder: Path, project: str, user: User = SYSTEM) -> list[Experiment]:
-        """File every series below a folder. Series that are in the archive already are skipped.
+        """File every series below a folder. Files that are in the archive already are skipped.
 
         Parameters
         ----------
