@@ -349,3 +349,15 @@ def test_nothing_overflows_in_a_browser(made, tmp_path, width, theme, page_colou
         [CHROMIUM, *options, f"--screenshot={picture}", address], capture_output=True, timeout=120, check=True
     )
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None or not shutil.which("pdftotext"), reason="needs Chromium and poppler")
+def test_ids_are_whole_on_paper(site, made, tmp_path):
+    """They were broken after each few letters."""
+    options = [*QUIET.split(), f"--user-data-dir={tmp_path / 'profile'}", f"--print-to-pdf={tmp_path / 'seen.pdf'}"]
+    subprocess.run([CHROMIUM, *options, made[0].as_uri()], capture_output=True, timeout=120, check=True)
+    asked = ["pdftotext", "-raw", str(tmp_path / "seen.pdf"), "-"]
+    text = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert site.ids["a"].split("/")[2] in text
+    assert re.findall(r".*XNAT_(?![SE]\d{5}).*", text) == []
