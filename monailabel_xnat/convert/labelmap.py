@@ -27,8 +27,8 @@ MOST_CHANNELS = 256
 LARGEST_VALUE = 65535
 """Largest value of a voxel: the largest number that uint16 holds."""
 
-_FEW = 0.25
-"""Of the voxels of a slice: to pick so many and count them takes less time than to count all."""
+_FEW_VALUES = 12
+"""So many values are counted one after the other in less time than all of them by `numpy.bincount`."""
 
 View = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 """Returns the part of a volume (i, j, k) that a picture covers, as a view with the axes of the picture."""
@@ -337,10 +337,14 @@ def voxel_counts(array: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     counts = np.zeros(int(array.max(initial=0)) + 1, np.int64)
     for k in range(array.shape[2]):
         voxels = array[:, :, k].ravel(order="K")
-        inside = voxels != 0
-        # Most labels are mostly background, which takes bincount as long as the rest.
-        if np.count_nonzero(inside) < _FEW * voxels.size:
-            voxels = voxels[inside]
-        counts += np.bincount(voxels, minlength=len(counts))
+        # Most labels are mostly background: eight bytes of it are left out at a time.
+        if voxels.nbytes % 8 == 0:
+            words = voxels.view(np.uint64)
+            voxels = words[words != 0].view(voxels.dtype)
+        if len(counts) <= _FEW_VALUES:
+            for value in range(1, len(counts)):
+                counts[value] += np.count_nonzero(voxels == value)
+        else:
+            counts += np.bincount(voxels, minlength=len(counts))
     counts[0] = array.size - counts[1:].sum()
     return counts
