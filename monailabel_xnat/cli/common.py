@@ -196,7 +196,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")  # whole, because people copy ids and paths from it
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text, because strings from XNAT may look like markup
     Console().print(table)

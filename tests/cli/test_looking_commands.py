@@ -123,6 +123,21 @@ def test_ls_draws_a_table_on_a_terminal(labelled, words):
     assert "[red]head" in said  # text from XNAT is not read as markup
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a terminal of Unix")
+def test_ids_are_whole_on_a_narrow_terminal(labelled, words):
+    """They were cut, so that nobody could copy them."""
+    controller, terminal = pty.openpty()
+    environ = {**os.environ, "COLUMNS": "60", "TERM": "xterm"}
+    command = [sys.executable, "-m", "monailabel_xnat", "ls", *words]
+    subprocess.run(command, stdout=terminal, env=environ, timeout=120, check=True)
+    os.close(terminal)
+    said = os.read(controller, 100_000).decode()
+    os.close(controller)
+    assert "\u2026" not in said
+    first = "".join(line.split(" ")[0].strip() for line in said.splitlines()[1:])
+    assert labelled in first
+
+
 def test_labels_show_says_what_each_label_holds(labelled, words, capsys):
     _, found = answer(capsys, "labels", "show", labelled, *words)
     assert [segment["voxels"] for segment in found["final"]["segments"]] == [5]
