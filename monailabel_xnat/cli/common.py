@@ -61,8 +61,15 @@ def with_settings(function: Function) -> Function:
         **options: Any,
     ) -> Any:
         given = {"server": studies, "username": username, "project": project, "cache_path": cache_path}
+        context = click.get_current_context()
+        # batch-infer hands the others on to the app. For all commands, "datastore xnat" is what users are used to write.
+        others = [name for name, _ in conf if not name.startswith("xnat_") and name != "datastore"]
+        if others and context.command.name != "batch-infer":
+            raise click.BadParameter(
+                f"{others[0]!r} is no setting of ours: their names begin with xnat_", param_hint="--conf"
+            )
         settings = Settings.load(given, conf=dict(conf))
-        click.get_current_context().meta.update({GIVEN: given, CONF: conf})
+        context.meta.update({GIVEN: given, CONF: conf})
         return function(*args, settings=settings, **options)
 
     return command

@@ -244,3 +244,9 @@ def test_a_missing_address_is_one_line(capsys, monkeypatch):
         monkeypatch.delenv(source, raising=False)
     assert main(["ls"]) == 2
     assert "no XNAT server given" in capsys.readouterr().err
+
+
+def test_a_setting_without_its_prefix_is_refused_and_not_passed_over(words, capsys):
+    assert main(["ls", *words, "--conf", "project", "OTHER"]) == 2
+    assert "their names begin with xnat_" in capsys.readouterr().err
+    assert main(["ls", *words, "--conf", "datastore", "xnat", "--conf", "xnat_project", "P"]) == 0
