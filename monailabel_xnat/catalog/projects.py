@@ -89,7 +89,8 @@ class Projects:
         ServerError
             If no project is configured, and XNAT fails to list the projects or one that was not listed before.
         """
-        self._read_cache.open_soon()
+        if self._session.settings.username:  # who has logged in: a server that does not answer leaves no file
+            self._read_cache.open_soon()
         found = self._try_all()
         new = found.lost.keys() - self._warned
         if new:

@@ -62,7 +62,7 @@ def with_settings(function: Function) -> Function:
     ) -> Any:
         given = {"server": studies, "username": username, "project": project, "cache_path": cache_path}
         context = click.get_current_context()
-        # batch-infer hands the others on to the app. For all commands, "datastore xnat" is what users are used to write.
+        # batch-infer hands the others on to the app; "datastore xnat" is what users are used to write.
         others = [name for name, _ in conf if not name.startswith("xnat_") and name != "datastore"]
         if others and context.command.name != "batch-infer":
             raise click.BadParameter(
