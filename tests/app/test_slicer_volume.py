@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from contextlib import closing
@@ -22,45 +23,7 @@ from label_server import environment, label_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-APP = """
-import tempfile
-
-import SimpleITK
-from monailabel.interfaces.app import MONAILabelApp
-from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
-from monailabel_xnat import XNATAppMixin
-
-
-class Threshold(InferTask):
-    def __init__(self):
-        super().__init__(type=InferType.SEGMENTATION, labels={"organ": 1}, dimension=3, description="bright")
-
-    def is_valid(self):
-        return True
-
-    def __call__(self, request):
-        image = SimpleITK.ReadImage(request["image"])
-        result = tempfile.NamedTemporaryFile(suffix=".nii.gz", delete=False).name
-        SimpleITK.WriteImage(SimpleITK.Cast(image > 50, SimpleITK.sitkUInt8), result)
-        return result, {"label_names": {"organ": 1}}
-
-
-class MyApp(XNATAppMixin, MONAILabelApp):
-    def __init__(self, app_dir, studies, conf):
-        super().__init__(app_dir=app_dir, studies=studies, conf=conf, name="Names", description="", version="1")
-
-    def init_infers(self):
-        return {"threshold": Threshold()}
-
-    def init_trainers(self):
-        return {}
-
-    def init_strategies(self):
-        return {}
-
-    def init_scoring_methods(self):
-        return {}
-"""
+APP = Path(__file__).parent / "small_app"
 
 
 def volume(path, seed):
@@ -72,14 +35,14 @@ def volume(path, seed):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("names")
-    (folder / "app").mkdir()
-    (folder / "app" / "main.py").write_text(APP)
+    shutil.copytree(APP, folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
     with Sandbox() as sandbox:
         admin = requests.Session()
         admin.auth = (sandbox.username, sandbox.password)
         admin.put(f"{sandbox.url}/data/projects/SLICER").raise_for_status()
         conf = {"datastore": "xnat", "xnat_project": "SLICER", "xnat_max_age": "1"}
-        with label_server(folder / "app", sandbox.url, conf, environment(sandbox, folder)) as url:
+        environ = {**environment(sandbox, folder), "MONAI_LABEL_AUTO_UPDATE_SCORING": "false"}
+        with label_server(folder / "app", sandbox.url, conf, environ) as url:
             yield url, sandbox, admin
 
 
