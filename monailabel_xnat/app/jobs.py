@@ -11,7 +11,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from monailabel_xnat.executors import completed
+from monailabel_xnat.background import completed
 from monailabel_xnat.labels.index import DRAFT_TAG
 from monailabel_xnat.training.dataset import TRAINING_TAG
 

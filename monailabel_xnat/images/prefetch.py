@@ -12,12 +12,11 @@ from functools import partial
 from multiprocessing.util import Finalize
 from typing import Protocol
 
-from monailabel_xnat.background import Background
+from monailabel_xnat.background import Background, completed
 from monailabel_xnat.catalog.scan import Scan
 from monailabel_xnat.client.pace import background_work
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
-from monailabel_xnat.executors import completed
 from monailabel_xnat.values import Secret
 
 logger = logging.getLogger(__name__)
