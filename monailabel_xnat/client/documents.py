@@ -1,10 +1,13 @@
-"""Small files of ours in XNAT, most of them JSON: read whole, and compared with XNAT's list."""
+"""Small files of ours in XNAT, most of them JSON: made of plain values, read whole, and compared with XNAT's list."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import PurePath
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -16,6 +19,8 @@ from monailabel_xnat.values import http_time
 Content = TypeVar("Content")
 
 _TRIES = 2
+# A file gets at most this many blanks, which costs nothing. After this many changes a size may come again.
+_SIZE_CYCLE = 1024
 
 
 def read_small(session: Session, file: RemoteFile) -> bytes:
@@ -157,3 +162,56 @@ def read_settled(session: Session, resource: str, name: str, age: float) -> tupl
     if changed is None or now is None or (now - changed).total_seconds() < age:
         return None
     return file, answer.content
+
+
+def plain(value: Any) -> Any:
+    """Return a copy of a value that contains only what JSON knows.
+
+    Parameters
+    ----------
+    value : object
+        Nested mappings, sequences, sets, enums, paths, NumPy scalars and arrays. NaN and infinity, which JSON does
+        not know, become None.
+
+    Raises
+    ------
+    TypeError
+        If the value contains something else.
+    """
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return _plain_number(value)
+    if isinstance(value, Mapping):
+        return {str(plain(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    if hasattr(value, "tolist"):  # values of NumPy and torch; neither is imported here
+        return plain(value.tolist())
+    raise TypeError(f"{type(value).__name__} cannot be kept as JSON: {value!r:.100}")
+
+
+def resized(content: bytes, previous_size: int) -> bytes:
+    """Return JSON with blanks added at its end, so that its size differs from that of the file which it replaces.
+
+    XNAT's listing shows sizes: by them other processes notice the change.
+
+    Parameters
+    ----------
+    content : bytes
+        The JSON that is to be stored.
+    previous_size : int
+        Size of the file that it replaces, in bytes. The new size is one byte more than that, modulo 1024.
+    """
+    return content + b" " * ((previous_size + 1 - len(content)) % _SIZE_CYCLE)
+
+
+def _plain_number(value: Any) -> Any:
+    # numpy.float64 is a subclass of float, and there are subclasses of str: return only the base types.
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            number = kind(value)
+            return None if isinstance(number, float) and not math.isfinite(number) else number
+    return value

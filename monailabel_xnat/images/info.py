@@ -25,7 +25,7 @@ from typing import Any
 
 from monailabel_xnat.background import Background
 from monailabel_xnat.catalog import Catalog, Resource, Scan
-from monailabel_xnat.client.documents import find_object, read_settled
+from monailabel_xnat.client.documents import find_object, plain, read_settled, resized
 from monailabel_xnat.client.files import RemoteFile, list_files
 from monailabel_xnat.client.items import resource_path
 from monailabel_xnat.client.pace import background_work, is_background
@@ -35,7 +35,6 @@ from monailabel_xnat.errors import AccessDeniedError, ServerError, TransferError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.images.claims import INFO_RESOURCE, Claims
 from monailabel_xnat.images.info_journal import InfoJournal, time_of, with_changes
-from monailabel_xnat.jsonable import plain, resized
 
 logger = logging.getLogger(__name__)
 

@@ -37,7 +37,7 @@ from typing import Any
 
 from monailabel_xnat.catalog.read_cache import ReadCache
 from monailabel_xnat.catalog.scan import Scan
-from monailabel_xnat.client.documents import find_object, read_object
+from monailabel_xnat.client.documents import find_object, plain, read_object, resized
 from monailabel_xnat.client.files import RemoteFile, lost
 from monailabel_xnat.client.items import resource_path
 from monailabel_xnat.client.session import Session
@@ -46,7 +46,6 @@ from monailabel_xnat.convert import LabelMap
 from monailabel_xnat.convert.geometry import axis_codes
 from monailabel_xnat.errors import InvalidIdError, LabelError, NotInArchiveError
 from monailabel_xnat.ids import ImageId
-from monailabel_xnat.jsonable import plain, resized
 from monailabel_xnat.labels.segments import segments_of, unnamed_values
 from monailabel_xnat.labels.tags import resource_of
 from monailabel_xnat.labels.version import DESCRIPTION, LabelVersion
