@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from monailabel_xnat.app import XNATAppMixin
-    from monailabel_xnat.config import Settings
+    from monailabel_xnat.config import Secret, Settings
     from monailabel_xnat.datastore import XNATDatastore
     from monailabel_xnat.errors import (
         AccessDeniedError,
@@ -43,15 +43,13 @@ if TYPE_CHECKING:
     from monailabel_xnat.ids import ImageId, LabelId
     from monailabel_xnat.images.prefetch import PrefetchReport, Progress
     from monailabel_xnat.training.training_set import TrainingSet
-    from monailabel_xnat.values import Secret
 
 __version__ = "0.2.0"
 
 # The public names, by the module from which they are loaded.
 _NAMES = {
     "app": ("XNATAppMixin",),
-    "config": ("Settings",),
-    "values": ("Secret",),
+    "config": ("Secret", "Settings"),
     "datastore": ("XNATDatastore",),
     "errors": (
         "AccessDeniedError",

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "monailabel_xnat"
 
 # The layers from the bottom to the top. A part may import from its own layer and those before it.
 LAYERS = (
-    {"ids", "errors", "values", "background"},
+    {"ids", "errors", "background"},
     {"disk"},
     {"config"},
     {"client"},

@@ -8,9 +8,8 @@ import pickle
 import pytest
 
 from monailabel_xnat import XNATDatastore
-from monailabel_xnat.config import Settings
+from monailabel_xnat.config import Secret, Settings
 from monailabel_xnat.errors import SettingsError, UnknownSettingError
-from monailabel_xnat.values import Secret
 
 SERVER = "https://xnat.example.org"
 

@@ -17,8 +17,7 @@ from typing import NamedTuple
 import click
 
 from monailabel_xnat.cli.main import COMMANDS, program
-from monailabel_xnat.config import Settings
-from monailabel_xnat.values import Secret
+from monailabel_xnat.config import Secret, Settings
 
 DOCS = Path(__file__).parents[1]
 SANDBOX_TESTS = DOCS.parent / "tests" / "sandbox"

@@ -10,12 +10,12 @@ from operator import itemgetter
 from typing import NamedTuple, TypeVar
 
 from monailabel_xnat.catalog.scan import Resource, Scan, text_of_mark
+from monailabel_xnat.client.answers import whole_number
 from monailabel_xnat.client.items import list_session_names, read_project
 from monailabel_xnat.client.rows import Row, read_sessions, walk
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import InvalidIdError, NotInArchiveError, ServerError
 from monailabel_xnat.ids import ImageId, id_text
-from monailabel_xnat.values import whole_number
 
 logger = logging.getLogger(__name__)
 

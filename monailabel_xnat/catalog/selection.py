@@ -13,7 +13,7 @@ from monailabel_xnat.catalog.scan import Resource, Scan
 from monailabel_xnat.client.drawn import Drawing
 from monailabel_xnat.client.roi import SUFFIXES
 from monailabel_xnat.config import Settings
-from monailabel_xnat.values import escaped, is_exclusion, matches
+from monailabel_xnat.config.patterns import escaped, is_exclusion, matches
 
 logger = logging.getLogger(__name__)
 
@@ -264,8 +264,8 @@ def image_rank(patterns: tuple[str, ...], label: str) -> tuple[int, ...]:
     Parameters
     ----------
     patterns : tuple of str
-        As for :func:`~monailabel_xnat.values.matches`, the best first. If there are only exclusions, they are applied
-        to the usual resources.
+        As for :func:`~monailabel_xnat.config.patterns.matches`, the best first. If there are only exclusions, they are
+        applied to the usual resources.
     label : str
         Label of the resource.
     """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import ssl
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from urllib.parse import unquote, urlsplit
 
 import requests
@@ -60,6 +62,8 @@ _BY_TLS_REASON = (
     ("alert", "if the server wants a client certificate, give it with the setting client_certificate"),
     ("eof occurred", "if the server wants a client certificate, give it with the setting client_certificate"),
 )
+# No count, size or number in XNAT has more. Python refuses to read thousands of digits (ValueError).
+_MOST_DIGITS = 18
 
 
 def is_page(response: requests.Response) -> bool:
@@ -242,3 +246,17 @@ def _words_of(text: str) -> str:
     match = _MESSAGE.search(text)
     words = match.group(1) if match else "" if "<html" in text.lower() else text
     return " ".join(words.split())[:_LONGEST_MESSAGE]
+
+
+def whole_number(text: str) -> int | None:
+    """Return the number that a text of decimal digits says; None for any other text, and for more than 18 digits."""
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
+
+
+def http_time(header: str) -> datetime | None:
+    """Return the time in an HTTP header such as ``Last-Modified``, UTC; None if there is none (RFC 9110, 5.6.7)."""
+    try:
+        time_of = parsedate_to_datetime(header)
+    except (TypeError, ValueError):
+        return None
+    return time_of.astimezone(timezone.utc) if time_of.tzinfo else time_of.replace(tzinfo=timezone.utc)

@@ -11,10 +11,10 @@ from pathlib import PurePath
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
+from monailabel_xnat.client.answers import http_time
 from monailabel_xnat.client.files import Counts, RemoteFile, list_files, list_whole, lost, no_page
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import MalformedFileError, NotInArchiveError, TransferError
-from monailabel_xnat.values import http_time
 
 Content = TypeVar("Content")
 

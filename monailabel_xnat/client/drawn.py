@@ -8,6 +8,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from monailabel_xnat.client.answers import http_time
 from monailabel_xnat.client.files import RemoteFile, fetch_listed, list_files_by_resource
 from monailabel_xnat.client.items import list_scans, put, resource_path, scan_path
 from monailabel_xnat.client.roi import (
@@ -22,7 +23,6 @@ from monailabel_xnat.client.upload import upload
 from monailabel_xnat.disk import text_digest
 from monailabel_xnat.errors import NotInArchiveError, ServerError, TransferError
 from monailabel_xnat.ids import ImageId
-from monailabel_xnat.values import http_time
 
 PREFIX = "scan:"
 """The prefix of a drawn scan's name. It tells drawn scans from ROI collections where both are named."""

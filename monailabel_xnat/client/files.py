@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from urllib.parse import unquote
 
+from monailabel_xnat.client.answers import http_time, whole_number
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.errors import ServerError, TransferError
-from monailabel_xnat.values import http_time, whole_number
 
 _CHUNK = 1 << 20
 _TRIES = 2

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from monailabel_xnat.client.answers import http_time
 from monailabel_xnat.errors import ServerError, ServerTimeoutError
-from monailabel_xnat.values import http_time
 
 # A request that gets one of these is repeated after a short pause; every other status is XNAT's answer. 504 is not
 # among them: the proxy has stopped waiting, but XNAT may still be working on the request. Such a request may work later

@@ -13,12 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from monailabel_xnat.client.answers import http_time
 from monailabel_xnat.client.files import RemoteFile, fetch_listed, list_files
 from monailabel_xnat.client.session import Session, quoted
 from monailabel_xnat.disk import text_digest
 from monailabel_xnat.errors import LabelFileError, NotInArchiveError, TransferError
 from monailabel_xnat.ids import ImageId
-from monailabel_xnat.values import http_time
 
 DICOM_SUFFIX = ".dcm"
 

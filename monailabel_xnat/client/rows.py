@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
 
+from monailabel_xnat.client.answers import whole_number
 from monailabel_xnat.client.items import Fields, list_session_names, read_anywhere, read_subject
 from monailabel_xnat.client.session import Query, Session, quoted
 from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError, TransferError
-from monailabel_xnat.values import whole_number
 
 logger = logging.getLogger(__name__)
 

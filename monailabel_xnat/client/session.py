@@ -18,7 +18,15 @@ from requests.adapters import BaseAdapter, HTTPAdapter
 from xnat.exceptions import XNATResponseError, XNATValueError
 from xnat.session import BaseXNATSession
 
-from monailabel_xnat.client.answers import failure, failure_of_transfer, is_page, network_failure, page_failure, plain
+from monailabel_xnat.client.answers import (
+    failure,
+    failure_of_transfer,
+    is_page,
+    network_failure,
+    page_failure,
+    plain,
+    whole_number,
+)
 from monailabel_xnat.client.connection import Connection, Heartbeat
 from monailabel_xnat.client.deadlines import TimedAdapter, Watch, is_timeout
 from monailabel_xnat.client.guard import Guard
@@ -35,7 +43,6 @@ from monailabel_xnat.errors import (
     TransferError,
     XNATDatastoreError,
 )
-from monailabel_xnat.values import whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -217,17 +224,12 @@ class Session:
             is_listing = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
         except (KeyError, TypeError, AttributeError):
             is_listing = False
-        if not is_listing:
-            raise TransferError(
-                f"XNAT answered GET {path} with something that is not a listing", hint="try again", url=path
-            )
-        if counted.isdecimal() and whole_number(counted) != len(rows):
-            raise TransferError(
-                f"XNAT answered GET {path} with {len(rows)} rows and says that they are {counted}",
-                hint="it may have broken off: try again",
-                url=path,
-            )
-        return rows
+        if is_listing and not (counted.isdecimal() and whole_number(counted) != len(rows)):
+            return rows
+        found = (
+            f"{len(rows)} rows and says that they are {counted}" if is_listing else "something that is not a listing"
+        )
+        raise TransferError(f"XNAT answered GET {path} with {found}", hint="try again: it may be cut off", url=path)
 
     def request(
         self,

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import TypedDict
 
-from monailabel_xnat.config import CONF_PREFIX, Settings
+from monailabel_xnat.config import CONF_PREFIX, Secret, Settings
 from monailabel_xnat.errors import LoginError, SettingsError
-from monailabel_xnat.values import Secret
 
 Several = str | Sequence[str]
 """A comma-separated text, or a list of texts; texts in a list are not split at commas."""

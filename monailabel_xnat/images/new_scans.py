@@ -13,6 +13,7 @@ from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.catalog.image_index import ambiguous
 from monailabel_xnat.catalog.scan import Scan, ScanMark, read_mark
 from monailabel_xnat.catalog.selection import image_rank
+from monailabel_xnat.client.answers import whole_number
 from monailabel_xnat.client.files import RemoteFile, list_files_by_resource
 from monailabel_xnat.client.items import (
     delete,
@@ -33,7 +34,6 @@ from monailabel_xnat.disk import text_digest
 from monailabel_xnat.errors import AccessDeniedError, ImageConflictError, NotInArchiveError, ServerError
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.images.imagefile import ending, holds_dicom
-from monailabel_xnat.values import whole_number
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from monailabel_xnat.catalog.read_cache import Fact, ReadCache
 from monailabel_xnat.catalog.scan import Resource, Scan
 from monailabel_xnat.catalog.selection import image_resources
 from monailabel_xnat.config import Settings
+from monailabel_xnat.config.patterns import escaped
 from monailabel_xnat.errors import ImageConversionError, ImageError, NoImageError
-from monailabel_xnat.values import escaped
 
 _KIND = "no volume"
 _ERRORS: dict[str, type[ImageError]] = {

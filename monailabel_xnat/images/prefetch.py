@@ -16,8 +16,7 @@ from monailabel_xnat.background import Background, completed
 from monailabel_xnat.catalog.scan import Scan
 from monailabel_xnat.client.pace import background_work
 from monailabel_xnat.client.session import Session
-from monailabel_xnat.config import Settings
-from monailabel_xnat.values import Secret
+from monailabel_xnat.config import Secret, Settings
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from monailabel_xnat.client.files import RemoteFile, list_files, list_whole, mod
 from monailabel_xnat.client.items import resource_path
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, remove_file, upload_files, writing
+from monailabel_xnat.config.patterns import fits
 from monailabel_xnat.disk import text_digest
 from monailabel_xnat.errors import AccessDeniedError, NotInArchiveError, ServerError, TransferError, XNATDatastoreError
 from monailabel_xnat.ids import ImageId
@@ -25,7 +26,6 @@ from monailabel_xnat.images.comparisons import Comparisons
 from monailabel_xnat.labels.files import LabelFiles
 from monailabel_xnat.labels.tags import resource_of
 from monailabel_xnat.labels.version import LABEL_MAP, MARKS, LabelVersion, versions_among
-from monailabel_xnat.values import fits
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.catalog.left_out import scans_left_out
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
-from monailabel_xnat.values import matches, split
+from monailabel_xnat.config.patterns import matches, split
 
 BRAIN = "[BR-DY_CTAC] Brain Dynamic"
 

@@ -16,10 +16,8 @@ from urllib.parse import urlsplit
 
 import platformdirs
 
-from monailabel_xnat.disk import require_own_place
-from monailabel_xnat.errors import SettingsError, UnknownSettingError
-from monailabel_xnat.values import (
-    Patterns,
+from monailabel_xnat.config.patterns import Patterns
+from monailabel_xnat.config.values import (
     Secret,
     Value,
     as_flag,
@@ -36,6 +34,8 @@ from monailabel_xnat.values import (
     limit_in,
     one_of,
 )
+from monailabel_xnat.disk import require_own_place
+from monailabel_xnat.errors import SettingsError, UnknownSettingError
 
 logger = logging.getLogger(__name__)
 
