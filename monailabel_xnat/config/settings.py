@@ -415,7 +415,7 @@ def _parsed(name: str, origin: str, raw: object, parse: Callable[[object], Any])
 
 def _require_server(values: Mapping[str, Any]) -> None:
     if not values.get("server"):
-        raise SettingsError("no XNAT server given", hint="give its address, such as --studies https://xnat.example.org")
+        raise SettingsError("no XNAT server given", hint=f"give --studies, or set {ENVIRONMENT_PREFIX}SERVER")
 
 
 def _complete_credentials(values: dict[str, Any], environ: Mapping[str, str]) -> None:

@@ -82,7 +82,6 @@ def kind_of(header: ImageHeader) -> Kind | None:
         and header.bits_allocated in (8, 16)
         and 0 < header.bits_stored <= header.bits_allocated
         and header.high_bit == header.bits_stored - 1
-        and hasattr(simpleitk().ImageSeriesReader, "SetSpacingWarningRelThreshold")
     )
     if not is_usual:
         return None
