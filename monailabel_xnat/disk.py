@@ -238,9 +238,12 @@ class DigestedFile(io.RawIOBase):
 
     def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
         """Write some bytes, and have them added to the digest."""
-        while len(self._waiting) >= _BLOCKS_AHEAD:
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(self._digest.update, data))
+        self._wait(_BLOCKS_AHEAD)
+        try:
+            self._waiting.append(self._pool.submit(self._digest.update, data))
+        except RuntimeError:  # Python is ending and starts no threads any more, but this file is still completed
+            self._wait()
+            self._digest.update(data)
         self._file.write(data)
         return len(data)
 
@@ -254,9 +257,13 @@ class DigestedFile(io.RawIOBase):
     @property
     def sha256(self) -> str:
         """The hexadecimal digest of all that has been written."""
-        while self._waiting:
-            self._waiting.popleft().result()
+        self._wait()
         return self._digest.hexdigest()
+
+    def _wait(self, most: int = 1) -> None:
+        """Wait until fewer than ``most`` blocks wait for the digest."""
+        while len(self._waiting) >= most:
+            self._waiting.popleft().result()
 
 
 def text_digest(text: str) -> str:
