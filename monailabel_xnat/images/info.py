@@ -239,7 +239,8 @@ class ImageInfos:
                 self.flush()
         if self._pending and not self._session.settings.sends_nothing:
             logger.warning("changes to %d image infos wait on this disk: %s", len(self._pending), self.problem)
-        self._journal.close()
+        with self._lock:  # a thread may still write
+            self._journal.close()
 
     def _write_in_background(self) -> None:
         while True:

@@ -61,10 +61,10 @@ for _row in TABLE.strip().splitlines():
 
 _HEAD = """# What happens when things go wrong
 
-Each fault below meets each operation in a test of its own (`tests/faults/test_fault_table.py`), which compares what
-comes of it with these tables. "Once" means that the first request met the fault. Otherwise every request did, until the
-operation had ended. Afterwards XNAT is well again, and the test sees that the operation works, and that what was
-accepted is in XNAT: a label once, with its bytes.
+For each operation and each fault below there is a test of its own (`tests/faults/test_fault_table.py`), which compares
+the outcome with these tables. "Once" means that only the first request met the fault. Otherwise every request met it,
+until the operation had ended. Then XNAT works again, and the test checks that the operation works, and that everything
+that was accepted is in XNAT: a label once, with its bytes.
 
 | outcome | meaning |
 |---|---|

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import zipfile
 from datetime import datetime
@@ -145,6 +146,8 @@ def test_delete(connection, project):
     connection.classes.CtScanData(parent=session, id="1", type="X")
     connection.clearcache()
     found = connection.projects["P"].experiments["e2"]
+    # xnatpy 0.8.1 tells all listings of the process, also those of closed sessions (core.py, line 974).
+    gc.collect()
     found.scans["1"].delete()
     found.delete()
     connection.projects["P"].subjects["s2"].delete()
