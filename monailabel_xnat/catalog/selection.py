@@ -66,19 +66,7 @@ class Selection:
             labels as well.
         """
         filters = self._filters(scans.values(), shared)
-        # Scans of one protocol share the tuple of their resources, so few tuples have to be looked at.
-        hold_image: dict[int, bool] = {}
-        chosen = {
-            image: scan
-            for image, scan in scans.items()
-            if self._may_be_image(scan)
-            and (
-                hold_image[id(scan.resources)]
-                if id(scan.resources) in hold_image
-                else hold_image.setdefault(id(scan.resources), bool(image_resources(scan, self._settings)))
-            )
-            and _passes(scan, filters)
-        }
+        chosen = {image: scan for image, scan in scans.items() if self._is_image(scan) and _passes(scan, filters)}
         return Choice(chosen, "" if chosen else self._why_none(scans.values(), filters))
 
     def reasons(self, scans: Mapping[str, Scan], shared: Mapping[str, Sequence[Names]]) -> dict[str, tuple[str, ...]]:
@@ -117,10 +105,12 @@ class Selection:
             if getattr(self._settings, name)
         ]
 
-    def _may_be_image(self, scan: Scan) -> bool:
-        """Return whether a scan is of an image, as far as its modality, type and frames tell."""
-        is_short = scan.frames is not None and scan.frames < self._settings.min_frames
-        return not is_short and not _is_derived(scan.modality, scan.type)
+    def _is_image(self, scan: Scan) -> bool:
+        if _is_derived(scan.modality, scan.type) or (
+            scan.frames is not None and scan.frames < self._settings.min_frames
+        ):
+            return False
+        return bool(image_resources(scan, self._settings))
 
     def _why_none(self, scans: Iterable[Scan], filters: list[_Applied]) -> str:
         """Return a text that names the filter which leaves no image, and the values that exist; "" without scans."""

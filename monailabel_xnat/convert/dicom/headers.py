@@ -90,6 +90,10 @@ MOSAIC = "MOSAIC"
 """The value in Image Type that marks a mosaic."""
 
 
+# CT, MR and PET images (DICOM PS3.4 B.5).
+_DIRECT_CLASSES = frozenset(("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"))
+
+
 @dataclass(frozen=True)
 class ImageHeader:
     """The header of one DICOM image file.
@@ -165,6 +169,20 @@ class ImageHeader:
             private_folder(self.path.parent)
             write_whole(self.path, self.held)
         return self.path
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether it is one grey slice, and only Rescale Slope and Intercept lie between a value and its meaning."""
+        return (
+            self.sop_class in _DIRECT_CLASSES
+            and len(self.frames) == self.samples == 1
+            and not self.tiles
+            and self.photometric == "MONOCHROME2"
+            and self.bits_allocated in (8, 16)
+            and 0 < self.bits_stored <= self.bits_allocated
+            and self.high_bit == self.bits_stored - 1
+            and not self.modality_lut
+        )
 
     @property
     def frame_bytes(self) -> int:

@@ -30,9 +30,6 @@ DECODING_THREADS = min(2, os.cpu_count() or 1)
 
 Headers = Mapping[Path, ImageHeader]
 
-# CT, MR and PET images (DICOM PS3.4 B.5): only Rescale Slope and Intercept lie between a stored value and its meaning.
-_DIRECT_CLASSES = frozenset(("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"))
-
 
 class SliceReader:
     """Reads the values of frames. It has threads of its own, so it must be closed."""
@@ -179,19 +176,7 @@ def _refuse_other_sizes(frames: Sequence[Frame], slices: Sequence[SliceValues]) 
 def is_plain(header: ImageHeader) -> bool:
     """Return whether the pixel data of a file may be copied without a decoder."""
     length = header.frame_bytes
-    return (
-        header.pixel_offset >= 0
-        and header.pixel_length in (length, length + length % 2)
-        and header.sop_class in _DIRECT_CLASSES
-        and len(header.frames) == 1
-        and not header.tiles
-        and header.samples == 1
-        and header.photometric == "MONOCHROME2"
-        and header.bits_allocated in (8, 16)
-        and 0 < header.bits_stored <= header.bits_allocated
-        and header.high_bit == header.bits_stored - 1
-        and not header.modality_lut
-    )
+    return header.pixel_offset >= 0 and header.pixel_length in (length, length + length % 2) and header.is_simple
 
 
 def copy_slice(header: ImageHeader) -> SliceValues | None:

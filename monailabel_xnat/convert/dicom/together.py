@@ -18,7 +18,7 @@ from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossl
 
 from monailabel_xnat.convert.dicom.decoding import decode_file
 from monailabel_xnat.convert.dicom.headers import ImageHeader
-from monailabel_xnat.convert.dicom.pixels import PLAIN, Array, SliceValues
+from monailabel_xnat.convert.dicom.pixels import Array, SliceValues
 from monailabel_xnat.convert.itk import simpleitk
 from monailabel_xnat.errors import ImageConversionError
 
@@ -29,8 +29,6 @@ _MOST_BYTES = 1 << 22
 _MOST_FILES = 16
 """A larger group is hardly any faster, and its slices are in memory twice for a moment."""
 
-# CT, MR and PET images (DICOM PS3.4 B.5).
-_CLASSES = frozenset(("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"))
 _SYNTAXES = frozenset((JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless, JPEG2000Lossless, JPEG2000))
 # GDCM scales MR images also by a Real World Value Mapping (0040,9096) and by private elements of Philips (class
 # ImageHelper). They can differ from file to file, and the data type with them.
@@ -72,18 +70,7 @@ class Kind:
 
 def kind_of(header: ImageHeader) -> Kind | None:
     """Return the kind of a file on the disk; None if it must be decoded by itself."""
-    is_usual = (
-        header.transfer_syntax in _SYNTAXES
-        and header.sop_class in _CLASSES
-        and len(header.frames) == header.samples == 1
-        and not header.tiles
-        and header.photometric == PLAIN
-        and not header.modality_lut
-        and header.bits_allocated in (8, 16)
-        and 0 < header.bits_stored <= header.bits_allocated
-        and header.high_bit == header.bits_stored - 1
-    )
-    if not is_usual:
+    if header.transfer_syntax not in _SYNTAXES or not header.is_simple:
         return None
     content = header.path.read_bytes()
     starts = [at for mark in _PIXEL_DATA if (at := content.find(mark)) >= 0]
