@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import logging
 import netrc
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,14 @@ from urllib.parse import urlsplit
 
 import platformdirs
 
+from monailabel_xnat.config.names import (
+    CONF_PREFIX,
+    ENVIRONMENT_PREFIX,
+    SECRETS,
+    refuse_unknown,
+    refuse_unknown_and_secret,
+    warn_of_unknown_variables,
+)
 from monailabel_xnat.config.patterns import Patterns
 from monailabel_xnat.config.values import (
     Secret,
@@ -35,12 +41,7 @@ from monailabel_xnat.config.values import (
     one_of,
 )
 from monailabel_xnat.disk import require_own_place
-from monailabel_xnat.errors import SettingsError, UnknownSettingError
-
-logger = logging.getLogger(__name__)
-
-CONF_PREFIX = "xnat_"
-ENVIRONMENT_PREFIX = "MONAI_LABEL_XNAT_"
+from monailabel_xnat.errors import SettingsError
 
 # Variables of MONAI Label, then of xnatpy, by the setting that they stand for. The first one that is set wins.
 _FOREIGN_VARIABLES: Mapping[str, tuple[str, ...]] = {
@@ -52,11 +53,8 @@ _FOREIGN_VARIABLES: Mapping[str, tuple[str, ...]] = {
     "cache_path": ("MONAI_LABEL_DATASTORE_CACHE_PATH",),
     "read_only": ("MONAI_LABEL_DATASTORE_READ_ONLY",),
 }
-_SECRETS = ("password",)
 # Settings for which an empty text is a value: it turns them off. For all others it means "not given".
 _MAY_BE_EMPTY = ("roi_tag", "roi_write")
-# Names that other libraries use for a setting, and our name, which does not look similar.
-_RENAMED = {"server": "api_url", "host": "api_url", "URL": "SERVER", "HOST": "SERVER"}
 
 
 def _setting(parse: Callable[[object], Value], default: Value, meaning: str) -> Value:
@@ -188,8 +186,8 @@ class Settings:
         conf = conf or {}
         environ = os.environ if environ is None else environ
         refuse_unknown(arguments, (item.name for item in fields(cls)))
-        _refuse_unknown_and_secret(conf)
-        _warn_of_unknown_variables(environ)
+        refuse_unknown_and_secret(conf, (item.name for item in fields(cls)))
+        warn_of_unknown_variables(environ, (item.name for item in fields(cls)))
         values: dict[str, Any] = {}
         for item in fields(cls):
             origin, raw = _first_given(item.name, arguments, conf, environ)
@@ -325,69 +323,9 @@ def as_conf(
         As for :meth:`Settings.load`; values are texts, as a command has them.
     """
     environ = os.environ if environ is None else environ
-    names = [item.name for item in fields(Settings) if item.name not in (*_SECRETS, "server")]
+    names = [item.name for item in fields(Settings) if item.name not in (*SECRETS, "server")]
     given = {name: _first_given(name, arguments, conf, environ)[1] for name in names}
     return {CONF_PREFIX + name: str(value) for name, value in given.items() if value is not None}
-
-
-def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse keywords that are not settings.
-
-    Parameters
-    ----------
-    given : iterable of str
-        The keywords that were given.
-    known : iterable of str
-        All keywords that are allowed.
-
-    Raises
-    ------
-    UnknownSettingError
-        If a given keyword is not allowed. The hint names the allowed ones that look most like it.
-    """
-    names = sorted(known)
-    for name in given:
-        if name not in names:
-            raise UnknownSettingError(f"there is no setting {name!r}", hint=_did_you_mean(name, names))
-
-
-def _did_you_mean(name: str, known: list[str], prefix: str = "") -> str:
-    """Return a hint with the known names that look most like a name, or with all known names."""
-    # The names are compared without the prefix: it is the same in all, and would make any two names look alike.
-    nearest = difflib.get_close_matches(_RENAMED.get(name, name), known, n=2)
-    if nearest:
-        return f"did you mean {' or '.join(prefix + found for found in nearest)}?"
-    return f"known are {', '.join(prefix + name for name in known)}"
-
-
-def _refuse_unknown_and_secret(conf: Mapping[str, Any]) -> None:
-    known = sorted(item.name for item in fields(Settings))
-    for key in conf:
-        plain = str(key).lower().replace("-", "_")
-        name = plain.removeprefix(CONF_PREFIX)
-        if plain.startswith(CONF_PREFIX) and (key != plain or name not in known):
-            # This must be an error: if a misspelt read_only were ignored, everybody could write.
-            raise UnknownSettingError(f"unknown setting --conf {key}", hint=_did_you_mean(name, known, CONF_PREFIX))
-        if plain in known:
-            logger.warning(
-                "--conf %s belongs to the app; if the XNAT datastore was meant, write %s", key, CONF_PREFIX + plain
-            )
-    for name in _SECRETS:
-        if conf.get(CONF_PREFIX + name):
-            raise SettingsError(
-                f"--conf {CONF_PREFIX}{name} is refused: MONAI Label writes --conf to its logs",
-                hint=f"set the environment variable {ENVIRONMENT_PREFIX}{name.upper()} or use ~/.netrc",
-            )
-
-
-def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
-    """Warn about variables that nobody reads. Their values are not shown, because one may be a password."""
-    known = sorted(item.name.upper() for item in fields(Settings))
-    for variable in environ:
-        name = variable.upper().removeprefix(ENVIRONMENT_PREFIX)
-        if name != variable.upper() and variable not in (ENVIRONMENT_PREFIX + setting for setting in known):
-            hint = _did_you_mean(name, known, ENVIRONMENT_PREFIX)
-            logger.warning("the environment variable %s is no setting and has no effect: %s", variable, hint)
 
 
 def _first_given(
@@ -409,7 +347,7 @@ def _parsed(name: str, origin: str, raw: object, parse: Callable[[object], Any])
     try:
         return parse(raw)
     except (TypeError, ValueError) as error:
-        shown = "" if name in _SECRETS or name == "server" else f" {raw!r}"
+        shown = "" if name in SECRETS or name == "server" else f" {raw!r}"
         raise SettingsError(f"{origin}: cannot use the value{shown}", hint=str(error)) from None
 
 
