@@ -70,33 +70,53 @@ class Settings:
     """
 
     server: str = _setting(as_server, "", "address of the XNAT site")
-    username: str = _setting(as_text, "", "user name, or alias of an XNAT alias token; none: guest")
-    password: Secret = _setting(as_secret, Secret(""), "password, or secret of the alias token; never through --conf")
-    auth_provider: str = _setting(as_text, "", "XNAT's authentication provider to log in with, as in xnat.connect")
-    project: tuple[str, ...] = _setting(as_names, (), "project IDs, comma-separated; none: all that can be read")
+    username: str = _setting(
+        as_text, "", "user name, or alias of an XNAT alias token; without one, XNAT is used as a guest"
+    )
+    password: Secret = _setting(
+        as_secret, Secret(""), "password, or secret of the alias token; it is refused in --conf"
+    )
+    auth_provider: str = _setting(as_text, "", "authentication provider of XNAT to log in with, as in xnat.connect")
+    project: tuple[str, ...] = _setting(
+        as_names, (), "project IDs, comma-separated; without one, all projects that the user can read"
+    )
     asset_path: Path | None = _setting(as_folder, None, "folder where XNAT's archive is mounted on this machine")
-    cache_path: Path | None = _setting(as_folder, None, "folder for downloaded and converted images")
+    cache_path: Path | None = _setting(
+        as_folder, None, "folder for downloaded and converted images; default: the user's cache folder"
+    )
     data_path: Path | None = _setting(
         as_folder,
         None,
-        "folder for labels that are not in XNAT yet; default: cache_path where it is set, else the user's data folder",
+        "folder for labels that are not in XNAT yet; default: cache_path if it is set, otherwise the user's data "
+        "folder",
     )
     cache_budget: float = _setting(
         limit_in("gigabytes"),
         50.0,
-        "gigabytes of images kept on disk, of all servers together, least recently used go first; 0: no limit",
+        "how many gigabytes of images are kept on disk, for all servers together; the least recently used images are "
+        "removed first; 0: no limit",
     )
     image_format: str = _setting(
-        one_of("nifti", "dicom"), "nifti", "what get_image_uri gives: a NIfTI file, or the folder of DICOM files"
+        one_of("nifti", "dicom"),
+        "nifti",
+        "what get_image_uri returns: nifti for one NIfTI file, dicom for the folder of DICOM files",
     )
     image_resource: tuple[str, ...] = _setting(
         as_patterns,
         ("DICOM", "NIFTI", "NRRD", "MHA", "MHD", "PNG", "JPEG", "TIFF"),
-        "patterns of resources read as the image, best first; ! excludes",
+        "patterns of the resources that are read as the image, the preferred one first; ! excludes",
     )
-    gantry_tilt: str = _setting(one_of("refuse", "stack"), "refuse", "what to do with CT slices of a tilted gantry")
-    compress: bool = _setting(as_flag, False, "write converted images as .nii.gz: smaller, slower to make and to read")
-    prefetch: int = _setting(at_least(0), 2, "images fetched ahead in the background after a next sample")
+    gantry_tilt: str = _setting(
+        one_of("refuse", "stack"),
+        "refuse",
+        "what to do with CT slices of a tilted gantry: refuse them, or stack them at right angles",
+    )
+    compress: bool = _setting(
+        as_flag, False, "write converted images as .nii.gz, which is smaller, but slower to write and to read"
+    )
+    prefetch: int = _setting(
+        at_least(0), 2, "how many images are fetched ahead, in the background, after a next sample"
+    )
     scan_type: tuple[str, ...] = _setting(as_patterns, Patterns(), "patterns of scan types; ! excludes")
     series_description: tuple[str, ...] = _setting(
         as_patterns, Patterns(), "patterns of series descriptions; ! excludes"
@@ -105,56 +125,79 @@ class Settings:
     quality: tuple[str, ...] = _setting(as_patterns, Patterns(("!unusable",)), "patterns of scan qualities; ! excludes")
     subject: tuple[str, ...] = _setting(as_patterns, Patterns(), "patterns of subject labels or IDs; ! excludes")
     session: tuple[str, ...] = _setting(as_patterns, Patterns(), "patterns of session labels or IDs; ! excludes")
-    min_frames: int = _setting(at_least(0), 0, "fewest images a scan may have")
+    min_frames: int = _setting(at_least(0), 0, "how many images (frames) a scan must have at least")
     labels: tuple[tuple[str, int], ...] = _setting(
         as_label_values, (), "voxel value of each label name, such as spleen=1,liver=2"
     )
     label_resource: tuple[tuple[str, str, str], ...] = _setting(
-        as_label_resources, (), "NIfTI labels in other scan resources, tag:resource:pattern, where we stored none"
+        as_label_resources,
+        (),
+        "NIfTI labels in other resources of the scan, as tag:resource:pattern; used where this package has stored no "
+        "label",
     )
     roi_tag: str = _setting(
         as_text,
         "final",
-        "tag of what people draw in viewers (ROI collections, SEG and RTSTRUCT scans); empty: not read",
+        "tag for what people draw in viewers (ROI collections, SEG and RTSTRUCT scans); empty: drawings are not read",
     )
     roi_label: tuple[str, ...] = _setting(
-        as_patterns, Patterns(), "patterns of names of ROI collections and drawn scans that count; ! excludes"
+        as_patterns, Patterns(), "patterns of the names of ROI collections and drawn scans that are read; ! excludes"
     )
     roi_write: tuple[str, ...] = _setting(
-        as_names, ("final", "original"), "tags of labels that the XNAT-OHIF viewer gets as ROI collections; empty: none"
+        as_names,
+        ("final", "original"),
+        "tags of the labels that are also stored as ROI collections, for the XNAT-OHIF viewer; empty: none",
     )
-    label_scan: tuple[str, ...] = _setting(as_names, (), "tags of labels stored as a SEG scan as well; empty: none")
+    label_scan: tuple[str, ...] = _setting(
+        as_names, (), "tags of the labels that are also stored as SEG scans; empty: none"
+    )
     read_only: bool = _setting(as_flag, False, "refuse everything that would write to XNAT")
-    dry_run: bool = _setting(as_flag, False, "check and tell what would be written to XNAT, and refuse to write it")
-    allow_delete: bool = _setting(as_flag, False, "let remove_image delete the scan in XNAT")
-    keep_versions: int = _setting(at_least(0), 0, "how many versions of a label to keep in XNAT; 0: all")
-    connections: int = _setting(at_least(1), 4, "requests at a time, transfers included")
+    dry_run: bool = _setting(
+        as_flag, False, "check everything, report what would be written to XNAT, and refuse to write it"
+    )
+    allow_delete: bool = _setting(as_flag, False, "allow remove_image to delete the scan in XNAT")
+    keep_versions: int = _setting(at_least(0), 0, "how many versions of each label are kept in XNAT; 0: all")
+    connections: int = _setting(at_least(1), 4, "how many requests run at the same time, transfers included")
     rate_limit: float = _setting(
-        limit_in("requests a second"), 0.0, "requests a second that are started at most; 0: no limit"
+        limit_in("requests a second"), 0.0, "how many requests are started each second at most; 0: no limit"
     )
     timeout: float = _setting(
-        as_seconds, 120.0, "seconds to wait for XNAT where it has much to do: uploads, imports, listings of a project"
+        as_seconds,
+        120.0,
+        "seconds to wait for an answer where XNAT has much to do: uploads, imports and listings of a project",
     )
     deadline: float = _setting(
-        as_seconds, 45.0, "seconds without progress after which any other request ends, tries and a new login included"
+        as_seconds,
+        45.0,
+        "seconds without progress after which any other request is given up, repeated tries and a new login included",
     )
     wait: bool = _setting(
         as_flag,
         False,
-        "open also while XNAT is away, and connect once it answers; true in MONAI Label's server unless set",
+        "open the datastore also while XNAT does not answer, and connect later; in MONAI Label's server the default "
+        "is true",
     )
-    max_age: float = _setting(as_seconds, 60.0, "seconds after which XNAT is listed anew; 5 where that is quick")
+    max_age: float = _setting(
+        as_seconds,
+        60.0,
+        "seconds after which the scans in XNAT are listed again; if listing is quick, it is repeated sooner, after 5 "
+        "seconds at the earliest",
+    )
     claim_time: float = _setting(
-        limit_in("seconds"), 1800.0, "seconds for which no server gives a next sample to others; 0: they may"
+        limit_in("seconds"),
+        1800.0,
+        "seconds for which an image that was handed out as next sample is not handed out again, "
+        "by any server; 0: it may be at once",
     )
     verify_age: float = _setting(
         as_seconds,
         86400.0,
-        "seconds after which the files of an image are compared with XNAT's list of them; before each training, too",
+        "seconds after which the files of an image are compared with XNAT's list of them again; this is also done "
+        "before each training",
     )
     verify_tls: bool = _setting(as_flag, True, "check the certificate of the server")
     ca_bundle: Path | None = _setting(as_folder, None, "file with the certificate authorities to trust")
-    client_certificate: Path | None = _setting(as_folder, None, "file with client certificate and key")
+    client_certificate: Path | None = _setting(as_folder, None, "file with the client certificate and its key")
 
     @classmethod
     def load(
