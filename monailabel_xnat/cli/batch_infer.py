@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(1), help="Label at most this many images.")
 @with_scheduler
 @with_json
-@with_settings
+@partial(with_settings, takes_options_of_app=True)
 @click.pass_context
 def command(
     ctx: click.Context,

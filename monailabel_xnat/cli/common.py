@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from monailabel_xnat.config import Settings
+from monailabel_xnat.config import CONF_PREFIX, Settings
 from monailabel_xnat.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -32,11 +32,20 @@ CONF = "monailabel_xnat.conf"
 _SCHEDULER_SECONDS = 20
 
 
-def with_settings(function: Function) -> Function:
+def with_settings(function: Function, *, takes_options_of_app: bool = False) -> Function:
     """Return a command with options that say which XNAT it works on; it gets them as the argument ``settings``.
 
     There is no option for a password, because other users of a computer can see the options of a process.
+
+    Parameters
+    ----------
+    function : callable
+        The command.
+    takes_options_of_app : bool
+        Whether ``--conf`` also takes options of a MONAI Label app, whose names do not begin with ``xnat_``. The command
+        finds them in click's `meta` under `CONF`. Otherwise they are refused, because they would have no effect.
     """
+    and_those_of_app = " Also any option of the app, such as models." if takes_options_of_app else ""
 
     @click.option("--studies", metavar="URL", help="Address of the XNAT site, as for MONAI Label.")
     @click.option("--username", metavar="NAME", help="User name.")
@@ -47,7 +56,7 @@ def with_settings(function: Function) -> Function:
         nargs=2,
         multiple=True,
         metavar="xnat_NAME VALUE",
-        help="Any other setting, as in MONAI Label's own --conf; may be given several times.",
+        help=f"Any other setting, as in MONAI Label's own --conf; may be given several times.{and_those_of_app}",
     )
     @with_debug
     @functools.wraps(function)
@@ -61,15 +70,15 @@ def with_settings(function: Function) -> Function:
         **options: Any,
     ) -> Any:
         given = {"server": studies, "username": username, "project": project, "cache_path": cache_path}
-        context = click.get_current_context()
-        # batch-infer hands the others on to the app; "datastore xnat" is what users are used to write.
-        others = [name for name, _ in conf if not name.startswith("xnat_") and name != "datastore"]
-        if others and context.command.name != "batch-infer":
+        # Users may also write "--conf datastore xnat" here, as MONAI Label needs it.
+        others = [name for name, _ in conf if not name.startswith(CONF_PREFIX) and name != "datastore"]
+        if others and not takes_options_of_app:
             raise click.BadParameter(
-                f"{others[0]!r} is no setting of ours: their names begin with xnat_", param_hint="--conf"
+                f"{others[0]!r} is not a setting of the datastore: their names begin with {CONF_PREFIX}",
+                param_hint="--conf",
             )
         settings = Settings.load(given, conf=dict(conf))
-        context.meta.update({GIVEN: given, CONF: conf})
+        click.get_current_context().meta.update({GIVEN: given, CONF: conf})
         return function(*args, settings=settings, **options)
 
     return command

@@ -250,3 +250,10 @@ def test_a_setting_without_its_prefix_is_refused_and_not_passed_over(words, caps
     assert main(["ls", *words, "--conf", "project", "OTHER"]) == 2
     assert "their names begin with xnat_" in capsys.readouterr().err
     assert main(["ls", *words, "--conf", "datastore", "xnat", "--conf", "xnat_project", "P"]) == 0
+
+
+def test_only_the_help_of_a_command_that_starts_an_app_offers_options_of_the_app(capsys):
+    assert main(["batch-infer", "--help"]) == 0
+    assert "option of the app" in " ".join(capsys.readouterr().out.split())
+    assert main(["ls", "--help"]) == 0
+    assert "of the app" not in " ".join(capsys.readouterr().out.split())
