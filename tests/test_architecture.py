@@ -29,7 +29,7 @@ LAYERS = (
     {"training"},
     {"facade"},
     {"datastore"},
-    {"app", "report"},
+    {"app"},
     {"demo"},
     {"cli", "pytest_plugin"},
 )

@@ -53,7 +53,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("check", "monailabel_xnat.cli.check", "Check the whole setup, and show how to solve problems."),
     Command("settings", "monailabel_xnat.cli.settings", "Show all settings and where each value comes from."),
     Command("ls", "monailabel_xnat.cli.ls", "List the images and their labels."),
-    Command("report", "monailabel_xnat.cli.report", "Write a page about the work on the projects."),
+    Command("report", "monailabel_xnat.cli.report.command", "Write a page about the work on the projects."),
     Command("prefetch", "monailabel_xnat.cli.prefetch", "Fetch images before anybody waits for them."),
     Command("pull", "monailabel_xnat.cli.pull", "Copy images and labels to a folder, for other tools to train on."),
     Command("push", "monailabel_xnat.cli.push", "Save label files to the scans that they belong to."),

@@ -14,8 +14,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from monailabel_xnat.report.charts import dice_strip, progress_chart, shares, volume_strip
-from monailabel_xnat.report.facts import ImageFacts, LeftOut, Picture, Report, SavedLabel
+from monailabel_xnat.cli.report.charts import dice_strip, progress_chart, shares, volume_strip
+from monailabel_xnat.cli.report.facts import ImageFacts, LeftOut, Picture, Report, SavedLabel
 
 MOST_ROWS = 300
 """The page lists at most this many labels, and this many left-out items of one kind. The JSON lists all."""

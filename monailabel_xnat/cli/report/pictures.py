@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from monailabel_xnat.cli.report.facts import LeftOut, Picture, Report, SavedLabel
+from monailabel_xnat.cli.report.gather import Parts
+from monailabel_xnat.cli.report.summaries import shown_labels
 from monailabel_xnat.convert.itk import simpleitk
 from monailabel_xnat.errors import XNATDatastoreError
-from monailabel_xnat.report.facts import LeftOut, Picture, Report, SavedLabel
-from monailabel_xnat.report.gather import Parts
-from monailabel_xnat.report.summaries import shown_labels
 
 COLOURS = (
     (230, 159, 0),

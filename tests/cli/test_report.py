@@ -21,9 +21,9 @@ from monailabel.interfaces.exception import MONAILabelException
 
 from monailabel_xnat import XNATDatastore
 from monailabel_xnat.cli.main import main
+from monailabel_xnat.cli.report import page
+from monailabel_xnat.cli.report.pictures import draw
 from monailabel_xnat.errors import LabelNotUploadedError
-from monailabel_xnat.report import page
-from monailabel_xnat.report.pictures import draw
 from monailabel_xnat.sandbox import Sandbox
 
 AFFINE = np.diag([-2.0, -1.0, 5.0, 1.0])  # a voxel has 10 mm3

@@ -7,10 +7,10 @@ from itertools import combinations
 from pathlib import Path
 
 from monailabel_xnat.catalog import Catalog
+from monailabel_xnat.cli.report.facts import LeftOut, Pair, SavedLabel, StructureAgreement
 from monailabel_xnat.convert.agreement import Values, beside, compare_labels, values_by_name
 from monailabel_xnat.errors import XNATDatastoreError
 from monailabel_xnat.labels import Labels
-from monailabel_xnat.report.facts import LeftOut, Pair, SavedLabel, StructureAgreement
 
 
 def pairs_worth_comparing(labels: Iterable[SavedLabel]) -> list[tuple[SavedLabel, SavedLabel]]:

@@ -15,14 +15,8 @@ import numpy as np
 
 from monailabel_xnat import __version__
 from monailabel_xnat.catalog import Catalog, Scan
-from monailabel_xnat.client.session import Session
-from monailabel_xnat.errors import XNATDatastoreError
-from monailabel_xnat.images import Images
-from monailabel_xnat.labels import Labels, LabelStore
-from monailabel_xnat.labels.tags import tag_of
-from monailabel_xnat.labels.version import WITHOUT_DESCRIPTION, LabelVersion
-from monailabel_xnat.report.comparisons import compared, pairs_worth_comparing
-from monailabel_xnat.report.facts import (
+from monailabel_xnat.cli.report.comparisons import compared, pairs_worth_comparing
+from monailabel_xnat.cli.report.facts import (
     DRAFT,
     FINAL,
     UNLABELLED,
@@ -35,7 +29,13 @@ from monailabel_xnat.report.facts import (
     Segment,
     Waiting,
 )
-from monailabel_xnat.report.summaries import agreement_of, people_of, progress_of, shown_labels, volumes_of
+from monailabel_xnat.cli.report.summaries import agreement_of, people_of, progress_of, shown_labels, volumes_of
+from monailabel_xnat.client.session import Session
+from monailabel_xnat.errors import XNATDatastoreError
+from monailabel_xnat.images import Images
+from monailabel_xnat.labels import Labels, LabelStore
+from monailabel_xnat.labels.tags import tag_of
+from monailabel_xnat.labels.version import WITHOUT_DESCRIPTION, LabelVersion
 
 _MILLILITRE = 1000.0  # mm3
 _UNKNOWN_IMAGE = "its image is not among those of this report: `monailabel-xnat outbox` says more"

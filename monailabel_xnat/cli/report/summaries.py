@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import mean, quantiles
 
-from monailabel_xnat.report.facts import (
+from monailabel_xnat.cli.report.facts import (
     DRAFT,
     FINAL,
     UNLABELLED,

@@ -7,7 +7,7 @@ from datetime import date
 
 from markupsafe import Markup, escape
 
-from monailabel_xnat.report.facts import Agreement, Day, StructureVolumes
+from monailabel_xnat.cli.report.facts import Agreement, Day, StructureVolumes
 
 # Sizes and margins in units of the drawing. The page scales it to the width that is available.
 _WIDTH, _HEIGHT = 400, 190

@@ -47,10 +47,10 @@ def command(settings: Settings, output: Path | None, thumbnails: int, pairs: int
 
     Example: monailabel-xnat report -o report.html --project LIVER
     """
+    from monailabel_xnat.cli.report.gather import cache_of, connection_of, gather
+    from monailabel_xnat.cli.report.page import write_page
+    from monailabel_xnat.cli.report.pictures import draw_pictures
     from monailabel_xnat.disk import must_work, write_whole
-    from monailabel_xnat.report.gather import cache_of, connection_of, gather
-    from monailabel_xnat.report.page import write_page
-    from monailabel_xnat.report.pictures import draw_pictures
 
     target = output or (None if as_json else _USUAL_OUTPUT)
     # Pictures are drawn from image files, not from folders of DICOM files.
