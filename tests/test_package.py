@@ -127,7 +127,10 @@ def test_the_wheel_holds_the_package_its_types_and_schemas_and_nothing_else(whee
     files = (path for path in (ROOT / "monailabel_xnat").rglob("*") if path.suffix in KINDS)
     expected = {path.relative_to(ROOT).as_posix() for path in files}
     assert {"monailabel_xnat/py.typed", "monailabel_xnat/sandbox/schemas/xnat.xsd"} <= expected
-    assert {"monailabel_xnat/demo/organs_app/main.py", "monailabel_xnat/demo/organs_app/lib/train.py"} <= expected
+    assert {
+        "monailabel_xnat/cli/demo/organs_app/main.py",
+        "monailabel_xnat/cli/demo/organs_app/lib/train.py",
+    } <= expected
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 

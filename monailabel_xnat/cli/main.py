@@ -61,7 +61,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("labels", "monailabel_xnat.cli.labels", "Show, compare and restore versions of labels."),
     Command("outbox", "monailabel_xnat.cli.outbox", "List or send the labels that are not in XNAT yet."),
     Command("cache", "monailabel_xnat.cli.cache", "Look after the images that are kept on this computer."),
-    Command("demo", "monailabel_xnat.cli.demo", "Run the whole loop on this computer, without an XNAT."),
+    Command("demo", "monailabel_xnat.cli.demo.command", "Run the whole loop on this computer, without an XNAT."),
     Command("sandbox", "monailabel_xnat.cli.sandbox", "Run an XNAT-compatible server on this computer."),
 )
 

@@ -40,7 +40,7 @@ def command(check: bool, output: Path, epochs: int) -> None:
             f"the demo trains a model, and {' and '.join(missing)} cannot be imported",
             hint="install all that this package requires: pip install monailabel-xnat",
         )
-    from monailabel_xnat.demo.loop import run_demo
+    from monailabel_xnat.cli.demo.loop import run_demo
 
     # Without this, SIGTERM would leave the servers behind.
     signal.signal(signal.SIGTERM, _interrupt)

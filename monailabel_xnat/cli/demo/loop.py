@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
-from monailabel_xnat.demo.client import MODEL, Client
-from monailabel_xnat.demo.scores import dice_by_organ, mean_dice, picture, table
-from monailabel_xnat.demo.servers import (
+from monailabel_xnat.cli.demo.client import MODEL, Client
+from monailabel_xnat.cli.demo.scores import dice_by_organ, mean_dice, picture, table
+from monailabel_xnat.cli.demo.servers import (
     USER,
     MonaiLabelServer,
     archive,
