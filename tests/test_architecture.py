@@ -27,7 +27,6 @@ LAYERS = (
     {"images"},
     {"labels"},
     {"training"},
-    {"facade"},
     {"datastore"},
     {"app"},
     {"cli", "pytest_plugin"},
@@ -39,7 +38,7 @@ WITNESS_MAY_IMPORT = {"sandbox", "ids", "errors"}
 HOMES = {
     "xnat": {"client"},
     "requests": {"client", "cli/demo"},  # the demo asks MONAI Label's server as a viewer does
-    "monailabel": {"datastore", "app", "facade"},
+    "monailabel": {"datastore", "app"},
     "torch": set(),
     "monai": set(),
 }

@@ -25,7 +25,7 @@ import monailabel_xnat
 from monailabel_xnat import XNATDatastore, errors
 from monailabel_xnat.cli.main import COMMANDS
 from monailabel_xnat.config import Settings
-from monailabel_xnat.facade.opening import SettingArguments
+from monailabel_xnat.datastore.opening import SettingArguments
 
 ROOT = Path(__file__).parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"

@@ -16,8 +16,8 @@ from monailabel_xnat.app import volumes
 from monailabel_xnat.app.strategies import quick_choice
 from monailabel_xnat.config import ENVIRONMENT_PREFIX
 from monailabel_xnat.datastore import XNATDatastore
+from monailabel_xnat.datastore.client_errors import errors_for_clients
 from monailabel_xnat.errors import ImageError, UnknownImageError, XNATDatastoreError
-from monailabel_xnat.facade.client_errors import errors_for_clients
 from monailabel_xnat.training.dataset import labels_of_model
 
 if TYPE_CHECKING:

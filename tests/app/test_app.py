@@ -74,7 +74,7 @@ def test_the_datastore_is_the_one_asked_for(xnat_sandbox, demo_dicom, tmp_path):
     }
     answers, output = start_apps([{**case, "app": str(app)} for case in cases], environ)
     by_conf, by_variable, local, unknown_project, password, nobody = answers
-    assert by_conf["kind"] == "monailabel_xnat.datastore"
+    assert by_conf["kind"] == "monailabel_xnat.datastore.datastore"
     assert by_conf["images"] == ["DEMO/XNAT_S00001/XNAT_E00001/2"]
     assert by_conf["info"]["total"] == 1
     assert by_variable == by_conf

@@ -8,7 +8,7 @@ import pytest
 from fastapi import HTTPException
 
 from monailabel_xnat import errors
-from monailabel_xnat.facade.client_errors import errors_for_clients
+from monailabel_xnat.datastore.client_errors import errors_for_clients
 
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.XNATDatastoreError)]
 

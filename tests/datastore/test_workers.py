@@ -12,7 +12,7 @@ import pytest
 from fastapi import HTTPException
 
 from monailabel_xnat import errors
-from monailabel_xnat.facade.client_errors import errors_for_clients
+from monailabel_xnat.datastore.client_errors import errors_for_clients
 
 pytest.importorskip("torch")  # the matrix has none
 import torch.utils.data

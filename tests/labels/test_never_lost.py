@@ -15,8 +15,8 @@ from test_delivery import away, save_in_vain  # noqa: F401 - a fixture
 
 from monailabel_xnat.cli.main import main
 from monailabel_xnat.config import Settings
+from monailabel_xnat.datastore.texts import DatastoreTexts
 from monailabel_xnat.errors import LabelNotUploadedError, ReadOnlyError, UnknownLabelError
-from monailabel_xnat.facade.texts import DatastoreTexts
 from monailabel_xnat.labels import outbox
 
 SERIES = "1.2.826.0.1.3680043.10.511.3.77"

@@ -25,7 +25,7 @@ Folder = str | os.PathLike[str]
 
 
 class SettingArguments(TypedDict, total=False):
-    """Keyword arguments of :class:`~monailabel_xnat.datastore.XNATDatastore` that are settings.
+    """Keyword arguments of :class:`~monailabel_xnat.datastore.datastore.XNATDatastore` that are settings.
 
     :class:`~monailabel_xnat.config.Settings` has the same fields and explains each of them.
     """

@@ -11,8 +11,8 @@ from monailabel_xnat.client.dicomweb import DicomWebAnswer, read_dicomweb, root_
 from monailabel_xnat.client.graph import Graph, Item, XNATScan, XNATSession, is_scan
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
+from monailabel_xnat.datastore.client_errors import errors_for_clients
 from monailabel_xnat.errors import InvalidIdError, LabelFileError, SettingsError, UnknownImageError
-from monailabel_xnat.facade.client_errors import errors_for_clients
 from monailabel_xnat.ids import LabelId
 from monailabel_xnat.images import Images
 from monailabel_xnat.images.info import ImageInfos

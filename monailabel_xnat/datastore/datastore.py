@@ -3,7 +3,7 @@
 Images are XNAT scans with the id ``project/subject/experiment/scan``. A label has the id of its image, and the tag
 says which label it is. Other modules do the work: :mod:`~monailabel_xnat.catalog.catalog` knows what exists,
 :mod:`~monailabel_xnat.images.images` fetches and converts, :mod:`~monailabel_xnat.labels` stores and reads labels,
-:mod:`~monailabel_xnat.images.info` keeps image infos; ``facade/xnatside.py`` has ``_scan``, ``_find`` and ``_label``.
+:mod:`~monailabel_xnat.images.info` keeps image infos; ``xnatside.py`` has ``_scan``, ``_find`` and ``_label``.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from monailabel_xnat.catalog.first_listing import FirstListing
 from monailabel_xnat.client.graph import Graph, XNATScan, XNATSession
 from monailabel_xnat.client.session import Session, server_of
 from monailabel_xnat.config import Settings, refuse_unknown
+from monailabel_xnat.datastore.client_errors import errors_for_clients
+from monailabel_xnat.datastore.facts import Facts
+from monailabel_xnat.datastore.opening import ARGUMENTS, Reopening, SettingArguments, settings_beside
+from monailabel_xnat.datastore.texts import DatastoreTexts, default_texts
+from monailabel_xnat.datastore.xnatside import XnatSide
 from monailabel_xnat.errors import InvalidIdError, UnknownImageError, UnknownLabelError
-from monailabel_xnat.facade.client_errors import errors_for_clients
-from monailabel_xnat.facade.facts import Facts
-from monailabel_xnat.facade.opening import ARGUMENTS, Reopening, SettingArguments, settings_beside
-from monailabel_xnat.facade.texts import DatastoreTexts, default_texts
-from monailabel_xnat.facade.xnatside import XnatSide
 from monailabel_xnat.images import Images
 from monailabel_xnat.images.info import ImageInfos
 from monailabel_xnat.images.prefetch import PrefetchReport, Progress
