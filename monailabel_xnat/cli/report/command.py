@@ -55,7 +55,7 @@ def command(settings: Settings, output: Path | None, thumbnails: int, pairs: int
     target = output or (None if as_json else _USUAL_OUTPUT)
     # Pictures are drawn from image files, not from folders of DICOM files.
     with opened(replace(settings, read_only=True, image_format="nifti")) as parts:
-        facts = gather(parts, most_pairs=pairs, watch=progress)
+        facts = gather(parts, most_pairs=pairs)
         if target:
             with progress("drawing labels", thumbnails) as step:
                 pictures, failures = draw_pictures(parts, facts, thumbnails, step)

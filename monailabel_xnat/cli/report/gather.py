@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from datetime import datetime, timezone
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from monailabel_xnat import __version__
-from monailabel_xnat.catalog import Catalog, Scan
+from monailabel_xnat.catalog import Scan
+from monailabel_xnat.cli.common import Opened, progress
 from monailabel_xnat.cli.report.comparisons import compared, pairs_worth_comparing
 from monailabel_xnat.cli.report.facts import (
     DRAFT,
@@ -30,56 +30,24 @@ from monailabel_xnat.cli.report.facts import (
     Waiting,
 )
 from monailabel_xnat.cli.report.summaries import agreement_of, people_of, progress_of, shown_labels, volumes_of
-from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import XNATDatastoreError
-from monailabel_xnat.images import Images
-from monailabel_xnat.labels import Labels, LabelStore
+from monailabel_xnat.labels import Labels
 from monailabel_xnat.labels.tags import tag_of
 from monailabel_xnat.labels.version import WITHOUT_DESCRIPTION, LabelVersion
 
 _MILLILITRE = 1000.0  # mm3
 _UNKNOWN_IMAGE = "its image is not among those of this report: `monailabel-xnat outbox` says more"
 
-Watch = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
-"""A context that shows the progress of a task with a title and a number of steps. It yields a function that is called
-after each step."""
 
-
-class Parts(Protocol):
-    """The parts of a datastore that a report needs."""
-
-    @property
-    def session(self) -> Session:
-        """The connection."""
-
-    @property
-    def catalog(self) -> Catalog:
-        """The list of images."""
-
-    @property
-    def images(self) -> Images:
-        """The files of images."""
-
-    @property
-    def labels(self) -> Labels:
-        """The labels of images."""
-
-    @property
-    def store(self) -> LabelStore:
-        """The store, which knows the labels that wait for XNAT."""
-
-
-def gather(parts: Parts, *, most_pairs: int, watch: Watch) -> Report:
+def gather(parts: Opened, *, most_pairs: int) -> Report:
     """Return all facts of a report.
 
     Parameters
     ----------
-    parts : Parts
+    parts : Opened
         The parts of the datastore.
     most_pairs : int
         How many pairs of labels are compared at most, the newest first. Their files are downloaded.
-    watch : callable
-        Shows the progress.
 
     Raises
     ------
@@ -87,11 +55,11 @@ def gather(parts: Parts, *, most_pairs: int, watch: Watch) -> Report:
         If XNAT cannot list the images.
     """
     scans = parts.catalog.scans()
-    with watch("reading labels", len(scans)) as step:
+    with progress("reading labels", len(scans)) as step:
         labels, hidden = _labels_of(parts, scans, step)
     images = tuple(_image(parts.labels, scan) for scan in scans)
     worth = pairs_worth_comparing(labels)
-    with watch("comparing labels", min(len(worth), most_pairs)) as step:
+    with progress("comparing labels", min(len(worth), most_pairs)) as step:
         pairs, failures = compared(parts.labels, parts.catalog, worth[:most_pairs], step)
     if len(worth) > most_pairs:
         reason = f"only the newest {most_pairs} pairs are compared: see the option --pairs"
@@ -115,7 +83,7 @@ def gather(parts: Parts, *, most_pairs: int, watch: Watch) -> Report:
     )
 
 
-def _labels_of(parts: Parts, scans: Sequence[Scan], step: Callable[[], None]) -> tuple[list[SavedLabel], int]:
+def _labels_of(parts: Opened, scans: Sequence[Scan], step: Callable[[], None]) -> tuple[list[SavedLabel], int]:
     """Return all versions of the labels of images, oldest first, and the number of hidden versions."""
 
     def read(scan: Scan) -> list[SavedLabel | None]:
@@ -211,7 +179,7 @@ def _image(labels: Labels, scan: Scan) -> ImageFacts:
     )
 
 
-def _left_out(parts: Parts) -> list[LeftOut]:
+def _left_out(parts: Opened) -> list[LeftOut]:
     """Return what is missing in the project, as far as this computer knows."""
     catalog = parts.catalog
     unread = catalog.unread
@@ -251,7 +219,7 @@ def _unmeasured(labels: Sequence[SavedLabel], hidden: int) -> list[LeftOut]:
     return found
 
 
-def _waiting(parts: Parts, item: dict[str, Any]) -> Waiting:
+def _waiting(parts: Opened, item: dict[str, Any]) -> Waiting:
     if parts.catalog.get(str(item.get("image", ""))) is None:
         # An id that no image has may be the name of a patient, and the reason repeats it: show neither.
         item = {**item, "image": "", "waits_for": _UNKNOWN_IMAGE}
@@ -265,13 +233,13 @@ def _waiting(parts: Parts, item: dict[str, Any]) -> Waiting:
     )
 
 
-def cache_of(parts: Parts) -> CacheFacts:
+def cache_of(parts: Opened) -> CacheFacts:
     """Return the number and size of the images that the cache holds now, and its limit."""
     entries = parts.images.cache.entries()
     return CacheFacts(len(entries), sum(entry.size for entry in entries), parts.session.settings.cache_budget)
 
 
-def connection_of(parts: Parts) -> Connection:
+def connection_of(parts: Opened) -> Connection:
     """Return the state of the connection, and the number of requests so far."""
     pace = parts.session.pace.summary()
     return Connection(

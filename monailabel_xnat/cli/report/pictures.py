@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from monailabel_xnat.cli.common import Opened
 from monailabel_xnat.cli.report.facts import LeftOut, Picture, Report, SavedLabel
-from monailabel_xnat.cli.report.gather import Parts
 from monailabel_xnat.cli.report.summaries import shown_labels
 from monailabel_xnat.convert.itk import simpleitk
 from monailabel_xnat.errors import XNATDatastoreError
@@ -41,7 +41,7 @@ _UPRIGHT = ("PIL", "LIP", "LPS")
 
 
 def draw_pictures(
-    parts: Parts, report: Report, most: int, step: Callable[[], None]
+    parts: Opened, report: Report, most: int, step: Callable[[], None]
 ) -> tuple[list[Picture], list[LeftOut]]:
     """Draw the labels that a person should look at; return the pictures, and the labels that could not be drawn.
 
@@ -49,7 +49,7 @@ def draw_pictures(
 
     Parameters
     ----------
-    parts : Parts
+    parts : Opened
         The parts of the datastore.
     report : Report
         The facts about the labels.
