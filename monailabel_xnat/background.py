@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Executor, Future, as_completed
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor, as_completed
 from typing import NamedTuple, TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Background:
@@ -65,6 +66,20 @@ class Background:
         if thread is not None and thread is not threading.current_thread() and thread.is_alive():
             thread.join(timeout)
         return not self.is_running
+
+
+def begun(work: Callable[[], Result]) -> Callable[[], Result]:
+    """Begin some work in another thread, and return a function that waits for its result, or raises its error.
+
+    Python starts no thread in a process that is ending: there, that function does the work itself.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="xnat-begun")
+    try:
+        return pool.submit(work).result
+    except RuntimeError:
+        return work
+    finally:
+        pool.shutdown(wait=False)
 
 
 class Done(NamedTuple):

@@ -167,6 +167,8 @@ def whole_numbers(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Notes]:
     """
     if values.dtype.kind not in "biuf":
         raise ValueError(f"it holds {_kind(values)}")
+    if values.dtype == np.uint8:
+        return values, ()
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("it holds values that are not finite")

@@ -27,9 +27,6 @@ MOST_CHANNELS = 256
 LARGEST_VALUE = 65535
 """Largest value of a voxel: the largest number that uint16 holds."""
 
-_FEW_VALUES = 12
-"""So many values are counted one after the other in less time than all of them by `numpy.bincount`."""
-
 View = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 """Returns the part of a volume (i, j, k) that a picture covers, as a view with the axes of the picture."""
 
@@ -330,21 +327,29 @@ def unclaimed(array: npt.NDArray[Any], segments: Sequence[Segment]) -> str:
 
 
 def voxel_counts(array: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Return how many voxels each value has.
+    """Return how many voxels each value has, from 0 to the largest value.
 
     Slices are counted one by one, because bincount needs 8 bytes of memory for each voxel that it is given.
+
+    Parameters
+    ----------
+    array : ndarray (i, j, k), uint8 or uint16
+        The label map.
     """
-    counts = np.zeros(int(array.max(initial=0)) + 1, np.int64)
+    bits = 8 * array.itemsize
+    largest = np.iinfo(array.dtype).max if bits == 8 else int(array.max(initial=0))
+    counts = np.zeros(largest + 1, np.int64)
+    first, each = np.uint64((1 << bits) - 1), np.uint64(sum(1 << shift for shift in range(0, 64, bits)))
     for k in range(array.shape[2]):
         voxels = array[:, :, k].ravel(order="K")
-        # Most labels are mostly background: eight bytes of it are left out at a time.
+        # Labels are mostly background and large areas: eight bytes are counted at a time where they are equal.
         if voxels.nbytes % 8 == 0:
             words = voxels.view(np.uint64)
-            voxels = words[words != 0].view(voxels.dtype)
-        if len(counts) <= _FEW_VALUES:
-            for value in range(1, len(counts)):
-                counts[value] += np.count_nonzero(voxels == value)
-        else:
-            counts += np.bincount(voxels, minlength=len(counts))
+            words = words[words != 0]
+            values = words & first
+            is_even = values * each == words
+            counts += (64 // bits) * np.bincount(values[is_even].view(np.int64), minlength=len(counts))
+            voxels = words[~is_even].view(voxels.dtype)
+        counts += np.bincount(voxels, minlength=len(counts))
     counts[0] = array.size - counts[1:].sum()
-    return counts
+    return counts[: int(np.flatnonzero(counts).max(initial=0)) + 1]

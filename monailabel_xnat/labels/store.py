@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from monailabel_xnat.background import begun
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.catalog.selection import chosen_by
 from monailabel_xnat.client.drawn import Drawing, DrawnScan
@@ -193,23 +194,25 @@ class LabelStore:
                 raise reason
             entry = self._unplaced.keep(scan.image_id, "", tag, incoming.file_type, source, facts, reason)
             raise add_place(reason, entry)
-        description = describe(
-            scan,
-            tag,
-            facts,
-            label=incoming.label,
-            file_type=incoming.file_type,
-            configured=self._settings.label_values,
-        )
-        for note in description["notes"]:
-            logger.warning("a label is stored with a difference: %s", note)
+
+        def described() -> dict[str, Any]:
+            label, values = incoming.label, self._settings.label_values
+            description = describe(scan, tag, facts, label=label, file_type=incoming.file_type, configured=values)
+            for note in description["notes"]:
+                logger.warning("a label is stored with a difference: %s", note)
+            return description
+
+        if self._settings.dry_run:
+            described()
         size = source.stat().st_size
         self._session.require_writable("save labels", f": {size} bytes in resource {resource} of {scan.image_id}")
         with self._outbox.draft() as draft:
+            # The voxels are counted for the description while this thread packs them into the file.
+            description = begun(described)
             state = State.RAW if incoming.raw else State.UNCHECKED if incoming.problem else State.READY
             entry = WaitingLabel(draft, scan.image_id, tag, "", incoming.suffix, self._user(), state)
             incoming.write(entry.file)
-            entry = self._accept(entry, description)
+            entry = self._accept(entry, description())
         return self._send(entry, scan)
 
     def save_as_given(
