@@ -1,4 +1,4 @@
-"""The xnatpy session of this process, which sends through the guard, and the heartbeat of a session that was given."""
+"""The xnatpy session of this process, which sends through the guard; a session that was given, and its heartbeat."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import requests
-from xnat.session import XNATSession
+from xnat.session import BaseXNATSession, XNATSession
 
 from monailabel_xnat.background import Background
 from monailabel_xnat.client.answers import failure, is_page, page_failure
@@ -19,7 +19,7 @@ from monailabel_xnat.client.guard import is_redirect_by_design
 from monailabel_xnat.client.login import Login
 from monailabel_xnat.client.transport import Transport
 from monailabel_xnat.config import Settings
-from monailabel_xnat.errors import XNATDatastoreError
+from monailabel_xnat.errors import SettingsError, XNATDatastoreError
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +115,29 @@ class Connection(XNATSession):  # type: ignore[misc]
             raise failure(response)
         if is_page(response):
             raise page_failure(response)
+
+
+def server_of(owner: BaseXNATSession) -> str:
+    """Return the address of the XNAT to which an open session of xnatpy is connected.
+
+    Raises
+    ------
+    SettingsError
+        If it is not an open session of xnatpy.
+    """
+    interface_of(owner)
+    return str(owner.server)
+
+
+def interface_of(owner: BaseXNATSession) -> requests.Session:
+    """Return the requests session of an open session of xnatpy; raise a SettingsError if it is none."""
+    interface: requests.Session | None = owner.interface if isinstance(owner, BaseXNATSession) else None
+    if interface is None:
+        raise SettingsError(
+            "what was given as connection is no open session of xnatpy",
+            hint="give what xnat.connect(...) returns, before it is disconnected",
+        )
+    return interface
 
 
 class Beating(Protocol):

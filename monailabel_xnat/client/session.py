@@ -27,7 +27,7 @@ from monailabel_xnat.client.answers import (
     plain,
     whole_number,
 )
-from monailabel_xnat.client.connection import Connection, Heartbeat
+from monailabel_xnat.client.connection import Connection, Heartbeat, interface_of
 from monailabel_xnat.client.deadlines import TimedAdapter, Watch, is_timeout
 from monailabel_xnat.client.guard import Guard
 from monailabel_xnat.client.login import GUEST, LOGIN_HINT, Login, SharedLogin
@@ -39,7 +39,6 @@ from monailabel_xnat.errors import (
     AccessDeniedError,
     DryRunError,
     ReadOnlyError,
-    SettingsError,
     TransferError,
     XNATDatastoreError,
 )
@@ -92,7 +91,7 @@ class Session:
         limits = Limits(min(settings.deadline, settings.timeout), settings.timeout, self._watch)
         self._patient = PatientAdapter(self._adapter_for, self.pace, self.backoff, limits)
         self._owner = owner
-        self._beside = None if owner is None else _interface_of(owner)
+        self._beside = None if owner is None else interface_of(owner)
         if owner is None or self._beside is None:
             self._transport = own_transport(settings)
             self._login = Login(settings, self._transport, self._patient, self.pace)
@@ -417,28 +416,6 @@ class Session:
 def quoted(*parts: str) -> str:
     """Return a path of its parts, each percent-encoded: ``quoted("data", "a b")`` is ``/data/a%20b``."""
     return "".join(f"/{quote(part, safe='')}" for part in parts)
-
-
-def server_of(owner: BaseXNATSession) -> str:
-    """Return the address of the XNAT to which an open session of xnatpy is connected.
-
-    Raises
-    ------
-    SettingsError
-        If it is not an open session of xnatpy.
-    """
-    _interface_of(owner)
-    return str(owner.server)
-
-
-def _interface_of(owner: BaseXNATSession) -> requests.Session:
-    interface: requests.Session | None = owner.interface if isinstance(owner, BaseXNATSession) else None
-    if interface is None:
-        raise SettingsError(
-            "what was given as connection is no open session of xnatpy",
-            hint="give what xnat.connect(...) returns, before it is disconnected",
-        )
-    return interface
 
 
 def _after_fork() -> None:

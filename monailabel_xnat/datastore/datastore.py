@@ -20,8 +20,9 @@ from typing_extensions import Unpack
 
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.catalog.first_listing import FirstListing
+from monailabel_xnat.client.connection import server_of
 from monailabel_xnat.client.graph import Graph, XNATScan, XNATSession
-from monailabel_xnat.client.session import Session, server_of
+from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings, refuse_unknown
 from monailabel_xnat.datastore.client_errors import errors_for_clients
 from monailabel_xnat.datastore.facts import Facts
