@@ -13,12 +13,11 @@ from monailabel_xnat.catalog.drawn_collections import DrawnCollections
 from monailabel_xnat.catalog.drawn_scans import DrawnScans
 from monailabel_xnat.catalog.image_index import ImageIndex
 from monailabel_xnat.catalog.kept_listing import REFUSED, KeptListing
-from monailabel_xnat.catalog.listing import Names
 from monailabel_xnat.catalog.projects import Listed, Projects, each_once
 from monailabel_xnat.catalog.read_cache import ReadCache
 from monailabel_xnat.catalog.scan import Resource, Scan
 from monailabel_xnat.catalog.selection import Selection
-from monailabel_xnat.catalog.shared_names import SharedNames, by_session
+from monailabel_xnat.catalog.shared_names import SharedNames, Sharing, by_session
 from monailabel_xnat.client.drawn import Drawing
 from monailabel_xnat.client.pace import background_work
 from monailabel_xnat.client.session import Session
@@ -53,7 +52,7 @@ class _Found(NamedTuple):
 
     images: ImageIndex
     listed: Listed
-    shared_into: dict[str, dict[str, Names] | None]
+    shared_into: Sharing
     filter_problem: str
     reading: float
     """Seconds that drawings took. In the first renewal most of this time is for reading them, which happens once."""
@@ -86,8 +85,7 @@ class Catalog:
         self._renewal = threading.Lock()
         self._selection = Selection(session.settings)
         self._index: ImageIndex | None = None
-        self._taken = 0.0
-        self._cost = 0.0
+        self._taken = self._cost = 0.0
         self._edits: list[tuple[float, str, _Edit]] = []
         self._background = Background("xnat-catalog", background_work()(self._try_to_renew))
         self.read_cache = ReadCache(session.settings)
@@ -97,9 +95,7 @@ class Catalog:
         self._rois = DrawnCollections(session, self.read_cache, self._renew_in_background)
         self.drawn = DrawnScans(session, self.read_cache, self._renew_in_background)
         self._listeners: list[Callable[[Collection[str]], None]] = []
-        self._served = ""
-        self.problem = ""
-        self.filter_problem = ""
+        self._served = self.problem = self.filter_problem = ""
         self._kept: KeptListing | None = None
         self.absence: ServerError | None = None
         """Why XNAT has listed nothing since the start; None once it has."""
@@ -169,6 +165,10 @@ class Catalog:
     def by_session(self, experiment: str, scan: str) -> Scan | None:
         """Return an image by the accession ID of its session and its scan ID, whatever its project."""
         return self._current().by_session(experiment, scan)
+
+    def of_project(self, project: str) -> list[Scan]:
+        """Return the images in a project: those that it owns, and those that others share into it."""
+        return list(self._shared.images_of(project, self._current()))
 
     def get(self, image: str) -> Scan | None:
         """Return an image by its canonical id if it is known now; XNAT is never asked."""
@@ -397,7 +397,7 @@ class Catalog:
         if failure is not None and (self._index is None or not (listed.scans or listed.lost)):
             raise failure
         listings = {**listed.scans, **{project: before.of_project(project) for project in listed.failing}}
-        shared_into = self._shared.list(listings)
+        shared_into = self._shared.list(listings, listed.failing)
         everything = each_once(listings)
         choice = self._selection.of(everything, by_session(shared_into))
         began = self._clock()

@@ -120,8 +120,8 @@ class ImageIndex:
     def _by_other_names(self, names: _OtherNames, wanted: ImageId) -> Scan | None:
         """Return an image by accession ids, which are unique on a site, in any project; or by labels in its project."""
         scan = self._scans.get(names.by_session.get((wanted.experiment, wanted.scan), ""))
-        if scan is not None:
-            return scan if wanted.subject in (scan.image_id.subject, scan.subject_label) else None
+        if scan is not None and wanted.subject in (scan.image_id.subject, scan.subject_label):
+            return scan
         for image in names.by_label.get((wanted.experiment, wanted.scan), ()):
             scan = self._scans.get(image)
             if (

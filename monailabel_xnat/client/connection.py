@@ -64,6 +64,7 @@ class Connection(XNATSession):  # type: ignore[misc]
     def __init__(self, settings: Settings, transport: Transport, login: Login) -> None:
         self._login = login
         self._of_thread = threading.local()
+        self.reset()
         super().__init__(
             server=settings.server,
             logger=_XnatpyLogger(logger, {}),
@@ -74,6 +75,10 @@ class Connection(XNATSession):  # type: ignore[misc]
         # xnatpy would refuse every HTML answer. The guard tells login pages by their form, so HTML files can be read.
         self.skip_response_content_check = True
         self.accepted_status_post = [*_SUCCESS, requests.codes.moved_permanently]
+
+    def reset(self) -> None:
+        """Make a new lock for the use of objects. In a forked child, a thread of its parent may hold the old one."""
+        self.lock = threading.Lock()
 
     def __del__(self) -> None:
         """Do nothing: the garbage collector must send no requests."""

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
+import requests
 import xnat
 from xnat.core import XNATBaseObject
-from xnat.exceptions import XNATError, XNATResponseError
+from xnat.exceptions import XNATError, XNATObjectDestroyedError, XNATResponseError
 from xnat.mixin import ExperimentData, ImageScanData, ProjectData, SubjectData
 from xnat.session import BaseXNATSession
 
-from monailabel_xnat.client.answers import failure_of_transfer, plain
+from monailabel_xnat.client.answers import failure_of_transfer, network_failure, plain
+from monailabel_xnat.client.deadlines import is_timeout
+from monailabel_xnat.client.pace import MAY_BE_REPEATED_NOW
+from monailabel_xnat.client.patience import may_pass
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import InvalidIdError, TransferError, UnknownLabelError, XNATDatastoreError
-from monailabel_xnat.ids import ImageId
+from monailabel_xnat.ids import ImageId, id_text
 
 Result = TypeVar("Result")
 
@@ -26,31 +29,34 @@ XNATSession = BaseXNATSession
 XNATScan = ImageScanData
 Item = ProjectData | SubjectData | ExperimentData | ImageScanData
 
-# The session in the address of a scan, which may start with a project and a subject; it may be percent-encoded.
-_ADDRESS = re.compile(r"/experiments/(?P<experiment>[^/]+)/scans/")
+# The parts of the address of a scan, which may start with a project and a subject; they may be percent-encoded.
+_ADDRESS = re.compile(
+    r"(?:/projects/(?P<project>[^/]+))?(?:/subjects/(?P<subject>[^/]+))?"
+    r"/experiments/(?P<experiment>[^/]+)/scans/(?P<scan>.+)"
+)
 
 
 class ScanPlace(NamedTuple):
-    """The scan that an object stands for: the accession id (or label) of its session, and the scan's id there."""
+    """The scan that an object stands for: accession id (or label) of its session, the scan's id there, its subject.
+
+    ``subject`` is an accession id or a label; "" if it is not known.
+    """
 
     experiment: str
     scan: str
+    subject: str = ""
 
 
 class Contents(NamedTuple):
-    """The parts that the ids of all images in an object of xnatpy have in common; "" means any value."""
+    """What the images in an object of xnatpy have in common: a project, a subject or an experiment, by its id."""
 
     project: str = ""
     subject: str = ""
     experiment: str = ""
 
-    def holds(self, image: ImageId, owner: str) -> bool:
-        """Return whether an image is in the object. A project holds what it owns and what is shared into it."""
-        return (
-            self.project in ("", image.project, owner)
-            and self.subject in ("", image.subject)
-            and self.experiment in ("", image.experiment)
-        )
+    def holds(self, image: ImageId) -> bool:
+        """Return whether an image is in the subject or experiment. Its id does not show all of its projects."""
+        return self.subject in ("", image.subject) and self.experiment in ("", image.experiment)
 
 
 class Graph:
@@ -58,7 +64,7 @@ class Graph:
 
     xnatpy makes the classes of its objects from XNAT's data model. The model is loaded with the first object, because
     that takes about twenty requests and nothing that MONAI Label does needs it. xnatpy does not lock its objects and
-    listings, so a lock here lets only one thread at a time use them.
+    listings, so only one thread at a time uses them here.
 
     Parameters
     ----------
@@ -68,7 +74,6 @@ class Graph:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._lock = threading.Lock()
 
     @property
     def server(self) -> str:
@@ -124,18 +129,19 @@ class Graph:
     def places_of(self, scan: ImageScanData) -> Iterator[ScanPlace]:
         """Yield the places that a scan object may stand for: first from its address, then from a request to XNAT.
 
-        The address may not be enough: below a project it can contain the label of the session instead of its id.
+        The address may not be enough: below a subject it can contain the label of the session instead of its id, and
+        that label may be the id of another subject's session.
 
         Raises
         ------
         InvalidIdError
-            If the object belongs to another XNAT.
+            If the object belongs to another XNAT, or its scan was deleted with it.
         """
         self._require_ours(scan)
         found = _ADDRESS.search(scan.uri)
         number = self._ask(scan.uri, lambda: str(scan.id))
         if found:
-            yield ScanPlace(unquote(found["experiment"]), number)
+            yield ScanPlace(unquote(found["experiment"]), number, unquote(found["subject"] or ""))
         session = self._ask(scan.uri, lambda: str(scan.data.get("image_session_ID") or ""))
         yield ScanPlace(session, number)
 
@@ -167,38 +173,47 @@ class Graph:
         return xnat_session
 
     def _ask(self, path: str, ask: Callable[[], Result]) -> Result:
-        """Call a function that uses xnatpy's objects, one thread at a time, and raise failures as errors of ours.
+        """Call a function that reads from xnatpy's objects, one thread at a time; raise failures as errors of ours.
 
-        A session that was given as connection does not notice an expired login. If we can renew the login, the
-        function is called a second time.
+        Below a session that somebody else has opened, there is no guard. So it is checked here that it may be used, and
+        the function is called again after a failure that may pass, or if the login had expired and could be renewed.
         """
-        try:
-            return self._ask_once(path, ask)
-        except XNATResponseError as error:
-            if self._session.owner is None or self._session.verify_login():
-                raise failure_of_transfer(error, self.server + path) from None
-        try:
-            return self._ask_once(path, ask)
-        except XNATResponseError as error:
-            raise failure_of_transfer(error, self.server + path) from None
-
-    def _ask_once(self, path: str, ask: Callable[[], Result]) -> Result:
-        try:
-            with self._lock:
-                return ask()
-        except XNATDatastoreError as error:
-            raise plain(error) from error.__cause__
-        except XNATResponseError:
-            raise
-        except (XNATError, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise TransferError(
-                f"XNAT answered what xnatpy cannot read, when it was asked for {path}: {type(error).__name__}",
-                hint="it may have broken off: try again",
-                url=path,
-            ) from error
+        url, is_given = self.server + path, self._session.owner is not None
+        pauses = self._session.backoff.pauses()
+        may_log_in = is_given
+        while True:
+            if is_given:
+                self._session.require_owner()
+            try:
+                with self._session.connection.lock:
+                    return ask()
+            except XNATDatastoreError as error:
+                raise plain(error) from error.__cause__
+            except requests.RequestException as error:
+                pause = None if is_timeout(error) or not may_pass(error) else next(pauses, None)
+                if pause is None:
+                    raise network_failure(error, url) from error
+                self._session.wait(pause, type(error).__name__)
+            except XNATResponseError as error:
+                pause = next(pauses, None) if error.status_code in MAY_BE_REPEATED_NOW else None
+                if pause is not None:
+                    self._session.wait(pause, f"status {error.status_code}")
+                elif may_log_in and not self._session.verify_login():
+                    may_log_in = False
+                else:
+                    raise failure_of_transfer(error, url) from None
+            except (XNATError, LookupError, TypeError, ValueError, AttributeError) as error:
+                raise TransferError(
+                    f"XNAT answered what xnatpy cannot read, when it was asked for {path}: {type(error).__name__}",
+                    hint="it may have broken off: try again",
+                    url=path,
+                ) from error
 
     def _require_ours(self, item: XNATBaseObject) -> None:
-        session = item.xnat_session
+        try:
+            session = item.xnat_session if item.uri else None
+        except XNATObjectDestroyedError:
+            raise InvalidIdError(f"{type(item).__name__} of something that was deleted") from None
         if session is None or session.interface is None:
             raise InvalidIdError(
                 f"{type(item).__name__} of a session of xnatpy that is closed", hint="give an object of an open session"
@@ -218,3 +233,18 @@ def _place(server: str) -> tuple[str | None, int | None, str]:
 def is_scan(item: object) -> bool:
     """Return whether an object is a scan of xnatpy."""
     return isinstance(item, ImageScanData)
+
+
+def name_of(image: str | ImageScanData) -> str:
+    """Return a text as it is, and for a scan the image id that its address says, or its address; nothing is asked.
+
+    Texts that xnatpy itself makes of its objects may need a request.
+    """
+    if isinstance(image, str) or not is_scan(image):
+        return str(image)
+    try:
+        address = image.uri
+    except XNATObjectDestroyedError:
+        return type(image).__name__
+    parts = [unquote(part or "") for part in found.groups()] if (found := _ADDRESS.search(address)) else []
+    return id_text(*parts) if parts and all(parts) else address

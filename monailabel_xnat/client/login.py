@@ -270,12 +270,7 @@ class SharedLogin(Login):
         LoginError
             If it belongs to another process, or if it has expired and no new login can be made.
         """
-        if os.getpid() != self._process:
-            raise LoginError(
-                "an xnatpy session that was given as connection cannot be used in another process",
-                hint="open the datastore with server, username and password there",
-                url=self._settings.server,
-            )
+        self._require_own_process()
         # The owner shares the cookies: through an answer to the owner, a guest's session may have come into them.
         if self.token != self._token or self._was_idle():
             self.verify()
@@ -286,6 +281,7 @@ class SharedLogin(Login):
 
     def verify(self) -> bool:
         """Ask XNAT who we are; see :meth:`Login.verify`."""
+        self._require_own_process()
         with self._lock:
             if not self._user:
                 self._user = who_am_i(self._calls(), self._settings.server)
@@ -301,6 +297,14 @@ class SharedLogin(Login):
 
     def close(self) -> None:
         """Do nothing: the session is not ours."""
+
+    def _require_own_process(self) -> None:
+        if os.getpid() != self._process:
+            raise LoginError(
+                "an xnatpy session that was given as connection cannot be used in another process",
+                hint="open the datastore with server, username and password there",
+                url=self._settings.server,
+            )
 
     def _log_in(self) -> None:
         settings = self._settings

@@ -112,7 +112,7 @@ class PatientAdapter(BaseAdapter):
                 if is_timeout(error):
                     self._pace.was_silent(started)
                     raise
-                pause = next(pauses, None) if may_repeat(request) and _may_pass(error) else None
+                pause = next(pauses, None) if may_repeat(request) and may_pass(error) else None
                 waited = self._pace.now() - started
                 is_at_work = self._pace.is_hard and waited > _AT_WORK
                 if pause is None or is_at_work or waited + pause > left or not rewound(request):
@@ -242,7 +242,7 @@ def _set_cookies(request: requests.PreparedRequest) -> None:
     request.prepare_cookies(getattr(request, "_cookies", None) or {})
 
 
-def _may_pass(error: requests.RequestException) -> bool:
+def may_pass(error: requests.RequestException) -> bool:
     """Return whether a failure without an answer may pass; a refused certificate, for example, does not."""
     lasting = (requests.exceptions.SSLError, requests.exceptions.InvalidURL)
     passing = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)

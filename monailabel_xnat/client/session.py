@@ -38,6 +38,7 @@ from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import (
     AccessDeniedError,
     DryRunError,
+    LoginError,
     ReadOnlyError,
     TransferError,
     XNATDatastoreError,
@@ -349,6 +350,23 @@ class Session:
         with self._our_errors(""), self.pace.slot():
             return self._login.verify()
 
+    def require_owner(self) -> None:
+        """Make sure that the session which was given as connection may be used now; if it has expired, renew its login.
+
+        Raises
+        ------
+        LoginError
+            If it is closed, belongs to another process, or has expired and no new login can be made.
+        """
+        if self._owner is not None and self._owner.interface is None:
+            raise LoginError(
+                "the xnatpy session that was given as connection is closed",
+                hint="connect anew and open a new datastore",
+                url=self._settings.server,
+            )
+        with self._our_errors(""), self.pace.slot():
+            self._login.check()
+
     def wait(self, pause: float, reason: str) -> None:
         """Wait some seconds before a request is repeated, and log the reason."""
         self._patient.wait(pause, reason)
@@ -408,6 +426,7 @@ class Session:
         self.pace.reset()
         self._watch.reset()
         self._login.reset()
+        self._connection.reset()
         if self._beside is None:  # with somebody else's session nothing can be sent from here
             self._transport.cookies = own_cookies()
         self._sockets = self._new_sockets()

@@ -21,7 +21,7 @@ from typing_extensions import Unpack
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.catalog.first_listing import FirstListing
 from monailabel_xnat.client.connection import server_of
-from monailabel_xnat.client.graph import Graph, XNATScan, XNATSession
+from monailabel_xnat.client.graph import Graph, XNATScan, XNATSession, name_of
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings, refuse_unknown
 from monailabel_xnat.datastore.client_errors import errors_for_clients
@@ -301,7 +301,7 @@ class XNATDatastore(Reopening, XnatSide, Datastore):  # type: ignore[misc]
         tag = text_of(label_tag) or TRAINING_TAG
         with errors_for_clients():
             find, source = lambda: self._scan(image_id, insist=True), Path(label_filename)
-            return str(self._store.save_as_given(str(image_id), find, tag, source, label_info or {}).image_id)
+            return str(self._store.save_as_given(name_of(image_id), find, tag, source, label_info or {}).image_id)
 
     def remove_label(self, label_id: str | XNATScan, label_tag: str) -> None:
         """Remove a label. If it does not exist, nothing happens, as in LocalDatastore."""

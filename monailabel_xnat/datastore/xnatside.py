@@ -8,7 +8,7 @@ from typing import Any
 
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.client.dicomweb import DicomWebAnswer, read_dicomweb, root_of
-from monailabel_xnat.client.graph import Graph, Item, XNATScan, XNATSession, is_scan
+from monailabel_xnat.client.graph import Graph, Item, XNATScan, XNATSession, is_scan, name_of
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
 from monailabel_xnat.datastore.client_errors import errors_for_clients
@@ -78,7 +78,10 @@ class XnatSide:
             return str(self._scan(scan).image_id)
 
     def image_ids(self, item: Item) -> list[str]:
-        """Return the ids of the images in a project, subject, experiment or scan of xnatpy, from memory.
+        """Return the ids of the images in a project, subject, experiment or scan of xnatpy.
+
+        They come from memory. XNAT is asked only about a project that is not among those of this datastore: images of
+        this datastore may be shared into it.
 
         Raises
         ------
@@ -90,7 +93,8 @@ class XnatSide:
                 found = self._find(item)
                 return [str(found.image_id)] if found else []
             contents = self._graph.contents_of(item)
-            return [str(scan.image_id) for scan in self._catalog.scans() if contents.holds(scan.image_id, scan.owner)]
+            scans = self._catalog.of_project(contents.project) if contents.project else self._catalog.scans()
+            return [str(scan.image_id) for scan in scans if contents.holds(scan.image_id)]
 
     def label_resource(self, image_id: str | XNATScan, tag: str) -> Any:
         """Return xnatpy's object of the resource that holds the versions of a label.
@@ -210,11 +214,11 @@ class XnatSide:
         if not is_scan(image):
             return self._catalog.scan(image, insist=insist)
         for place in self._graph.places_of(image):
-            found = self._catalog.by_session(*place)
-            if found:
+            found = self._catalog.by_session(place.experiment, place.scan)
+            if found and place.subject in ("", found.image_id.subject, found.subject_label):
                 return found
         raise UnknownImageError(
-            f"no image {image!r} on {self._graph.server}",
+            f"no image {name_of(image)!r} on {self._graph.server}",
             hint="the filters in the settings may leave it out, or it has no image files; refresh() shows what is new",
         )
 

@@ -13,7 +13,7 @@ import requests
 import xnat
 
 from monailabel_xnat import XNATDatastore
-from monailabel_xnat.errors import InvalidIdError, LoginError, SettingsError
+from monailabel_xnat.errors import InvalidIdError, LabelNotUploadedError, LoginError, SettingsError
 from monailabel_xnat.sandbox import Sandbox
 
 PROJECT = "P"
@@ -271,6 +271,70 @@ def test_in_another_process_it_is_refused_before_anything_is_sent(site, owner, o
         handed_over.list_images()
     assert len(site.requests) == 0
     assert projects(owner) == [PROJECT]
+
+
+def ask_for_objects_in_child(datastore, image, scan, queue):
+    for ask in (lambda: datastore.xnat, lambda: datastore.scan(image), lambda: datastore.get_image_uri(scan)):
+        try:
+            queue.put(repr(ask()))
+        except LoginError as error:
+            queue.put(str(error))
+
+
+def test_objects_are_refused_in_another_process_before_anything_is_sent(site, owner, open_over):
+    datastore = open_over(owner, username=site.username, password=site.password)
+    image, other = datastore.list_images()[:2]
+    scan = datastore.scan(image)
+    site.requests.clear()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=ask_for_objects_in_child, args=(datastore, other, scan, queue))
+    child.start()
+    for _ in range(3):
+        assert "cannot be used in another process" in queue.get(timeout=20)
+    child.join(20)
+    assert len(site.requests) == 0
+    assert datastore.scan(other).id == other.split("/")[-1]
+
+
+@pytest.mark.parametrize(
+    "fault", [{"status": 503}, {"status": 429}, {"drop_after": 0}, {"login_page": True, "expire": True}]
+)
+def test_objects_of_the_owner_come_out_of_a_server_that_fails_for_a_moment(site, owner, open_over, fault):
+    datastore = open_over(owner, username=site.username, password=site.password)
+    images = datastore.list_images()
+    datastore.scan(images[0])
+    site.faults.add("/scans/", **fault)
+    assert datastore.image_id(datastore.scan(images[1])) == images[1]
+
+
+def test_a_label_of_the_owner_s_scan_is_kept_while_xnat_is_away(site, owner, open_over, demo_dicom):
+    (address,) = site.import_dicom(demo_dicom.cases[0].dicom, PROJECT)
+    datastore = open_over(owner, series_description="!*localizer*")
+    (image,) = [image for image in datastore.list_images() if image.split("/")[2] == address.split("/")[-1]]
+    datastore.get_image_uri(image)
+    scan = datastore.scan(image)
+    scan.clearcache()  # now xnatpy must ask for its id, and even for its name
+    away = site.faults.add("", drop_after=0, times=None)
+    with pytest.raises(LabelNotUploadedError, match="It is safe in"):
+        datastore.save_label(scan, demo_dicom.cases[0].truth, "final", {"a": 1})
+    away.times = 0
+    datastore._store.replay()
+    assert datastore.get_label_info(image, "final")["a"] == 1
+
+
+def test_after_its_owner_has_closed_the_session_an_error_says_so(site, owner, open_over):
+    datastore = open_over(owner, username=site.username, password=site.password)
+    image = datastore.list_images()[0]
+    scan = datastore.scan(image)
+    owner.disconnect()
+    for ask in (lambda: datastore.xnat, lambda: datastore.scan(image)):
+        with pytest.raises(LoginError, match="given as connection is closed"):
+            ask()
+    with pytest.raises(InvalidIdError, match="is closed"):
+        datastore.image_id(scan)
+    datastore.refresh()  # with a login of its own
+    datastore.close()
 
 
 def test_workers_of_an_executor_do_not_become_guests(owner, open_over):

@@ -108,6 +108,14 @@ def test_the_images_of_a_project_subject_session_or_scan_come_from_memory(site, 
         datastore.image_ids(scan.resources["DICOM"])
 
 
+def test_the_object_of_a_deleted_scan_is_refused(site, datastore, image):
+    scan = datastore.scan(image)
+    scan.delete()
+    with pytest.raises(InvalidIdError, match="was deleted"):
+        datastore.image_id(scan)
+    assert datastore.get_image_info(scan) == {}
+
+
 def test_the_resource_of_a_label_holds_its_versions(datastore, image, label):
     resource = datastore.label_resource(image, "final")
     assert resource.label == "MONAILABEL_final"
