@@ -139,7 +139,7 @@ def test_the_wheel_brings_the_command_and_the_pytest_plugin(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("/entry_points.txt"))
         entries.read_string(archive.read(name).decode())
-    assert dict(entries["console_scripts"]) == {"monailabel-xnat": "monailabel_xnat.cli.main:main"}
+    assert dict(entries["console_scripts"]) == {"monailabel-xnat": "monailabel_xnat.__main__:main"}
     assert dict(entries["pytest11"]) == {"monailabel_xnat": "monailabel_xnat.pytest_plugin"}
 
 

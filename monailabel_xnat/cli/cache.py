@@ -22,11 +22,14 @@ def command() -> None:
     """
 
 
-@command.command()
+@command.command(short_help="Show where the cache is, and how large it is.")
 @with_json
 @with_settings
 def info(settings: Settings, as_json: bool) -> None:
-    """Show where the cache is, how large it is, and how much the images of all servers may take together."""
+    """Show where the cache is, how large it is, and how much the images of all servers may take together.
+
+    Example: monailabel-xnat cache info --studies https://xnat.example.org
+    """
     from monailabel_xnat.images.cache import Cache
 
     cache = Cache.of(settings)
@@ -50,13 +53,16 @@ def info(settings: Settings, as_json: bool) -> None:
     )
 
 
-@command.command()
+@command.command(short_help="Find images that are damaged.")
 @click.option("--remove", is_flag=True, help="Remove damaged images; they are fetched again at their next use.")
 @with_json
 @with_settings
 @click.pass_context
 def verify(ctx: click.Context, settings: Settings, remove: bool, as_json: bool) -> None:
-    """Read every image and compare it with its digest. The exit code is 1 if a damaged image stays."""
+    """Read every image and compare it with its digest. The exit code is 1 if a damaged image stays.
+
+    Example: monailabel-xnat cache verify --remove
+    """
     from monailabel_xnat.images.cache import Cache
 
     cache = Cache.of(settings)
@@ -71,11 +77,14 @@ def verify(ctx: click.Context, settings: Settings, remove: bool, as_json: bool) 
         ctx.exit(EXIT_DAMAGED)
 
 
-@command.command()
+@command.command(short_help="Remove what is not needed any more.")
 @with_json
 @with_settings
 def prune(settings: Settings, as_json: bool) -> None:
-    """Remove files that ended processes left behind, and the least recently used images beyond the budget."""
+    """Remove files that ended processes left behind, and the least recently used images beyond the budget.
+
+    Example: monailabel-xnat cache prune
+    """
     from monailabel_xnat.images.cache import Cache
 
     freed = Cache.of(settings).prune()

@@ -203,7 +203,11 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table. On a terminal it is fitted to the width; a pipe or a file gets whole cells, separated by tabs."""
+    """Print a table. On a terminal it is fitted to the width; a pipe or a file gets whole cells, separated by tabs.
+
+    The first column names what a row is about, such as an image. It is folded only where the terminal is very narrow,
+    because people copy from it.
+    """
     if not sys.stdout.isatty():
         for row in rows:
             click.echo("\t".join(row))
@@ -212,12 +216,16 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    longest = max((len(row[0]) for row in rows), default=0)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")  # whole, because people copy ids and paths from it
+        # Folded, because a cell that is cut off cannot be copied.
+        table.add_column(column, overflow="fold")
+    table.columns[0].min_width = min(longest, console.width * 3 // 5)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text, because strings from XNAT may look like markup
-    Console().print(table)
+    console.print(table)
 
 
 @contextmanager

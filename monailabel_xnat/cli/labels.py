@@ -26,12 +26,15 @@ def command() -> None:
     """
 
 
-@command.command()
+@command.command(short_help="Show the current labels of an image.")
 @click.argument("image_id", metavar="IMAGE_ID")
 @with_json
 @with_settings
 def show(settings: Settings, image_id: str, as_json: bool) -> None:
-    """Show the current label of each tag of an image: who saved it, when, and what it holds."""
+    """Show the current label of each tag of an image: who saved it, when, and what it holds.
+
+    Example: monailabel-xnat labels show PROJECT/SUBJECT/EXPERIMENT/SCAN
+    """
     image, settings = _of(settings, image_id)
     with opened(settings) as parts:
         scan = parts.catalog.scan(image)
@@ -52,7 +55,10 @@ def show(settings: Settings, image_id: str, as_json: bool) -> None:
 @with_json
 @with_settings
 def history(settings: Settings, image_id: str, tag: str, as_json: bool) -> None:
-    """List the versions of a label, newest first."""
+    """List the versions of a label, newest first.
+
+    Example: monailabel-xnat labels history PROJECT/SUBJECT/EXPERIMENT/SCAN final
+    """
     image, settings = _of(settings, image_id)
     with opened(settings) as parts:
         versions = _history(parts, image, tag)
@@ -62,20 +68,27 @@ def history(settings: Settings, image_id: str, tag: str, as_json: bool) -> None:
         _print_history(versions)
 
 
-@command.command()
+@command.command(short_help="Make an earlier version the current one.")
 @click.argument("image_id", metavar="IMAGE_ID")
 @click.argument("tag", metavar="TAG")
 @click.argument("version", metavar="VERSION")
+@with_json
 @with_settings
-def restore(settings: Settings, image_id: str, tag: str, version: str) -> None:
-    """Make an earlier version the current one; nothing is overwritten. VERSION is a name in the history."""
+def restore(settings: Settings, image_id: str, tag: str, version: str, as_json: bool) -> None:
+    """Make an earlier version the current one; nothing is overwritten. VERSION is a name in the history.
+
+    Example: monailabel-xnat labels restore PROJECT/SUBJECT/EXPERIMENT/SCAN final VERSION
+    """
     image, settings = _of(settings, image_id)
     with opened(settings) as parts:
         name = parts.store.restore(parts.catalog.scan(image), tag, version).name
-    click.echo(f"{image}  {tag}  {name}  has the content of {version}")
+    if as_json:
+        print_json({"image": str(image), "tag": tag, "version": name, "restored_from": version})
+    else:
+        click.echo(f"{image}  {tag}  {name}  has the content of {version}")
 
 
-@command.command()
+@command.command(short_help="Measure how well labels of an image agree.")
 @click.argument("image_id", metavar="IMAGE_ID")
 @click.argument("which", nargs=-1, metavar="[LABEL]...")
 @click.option(

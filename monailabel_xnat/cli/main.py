@@ -137,8 +137,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (XNATDatastoreError, OSError) as error:
         if "--debug" in words:
             raise
-        click.echo(f"monailabel-xnat: error: {' '.join(str(error).split())}", err=True)
+        click.echo(f"monailabel-xnat: error: {_in_one_line(error)}", err=True)
         return EXIT_USAGE if isinstance(error, (SettingsError, InvalidIdError)) else EXIT_FAILURE
+
+
+def _in_one_line(error: Exception) -> str:
+    """Return the text of an error. One of the system is told without its number and without quotation marks."""
+    if isinstance(error, OSError) and not isinstance(error, XNATDatastoreError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
 
 
 def _log_to_stderr(debug: bool) -> None:

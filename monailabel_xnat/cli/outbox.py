@@ -20,7 +20,7 @@ class _ListsByDefault(click.Group):
     """A group that runs its command ``list`` if no command is named."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
             args = ["list", *args]
         return super().parse_args(ctx, args)
 
@@ -33,17 +33,20 @@ def command() -> None:
     """
 
 
-@command.command("list")
+@command.command("list", short_help="List the labels that wait (the default).")
 @with_json
 @with_settings
 def list_waiting(settings: Settings, as_json: bool) -> None:
-    """List the labels that wait, with their folders and why they could not be sent (the default)."""
+    """List the labels that wait, with their folders and why they could not be sent (the default).
+
+    Example: monailabel-xnat outbox list --json
+    """
     _show(_waiting(settings), as_json=as_json)
     if not as_json:
         click.echo(f"New ones are put into {_folder(settings)}. This is no cache: do not clear it.")
 
 
-@command.command()
+@command.command(short_help="Send the labels that wait, now.")
 @click.option(
     "--as-me", is_flag=True, help="Also send labels of other accounts; their descriptions still say who saved them."
 )
@@ -55,6 +58,8 @@ def replay(ctx: click.Context, settings: Settings, as_json: bool, as_me: bool, d
     """Send the labels that wait, now. The exit code is 1 if labels still wait afterwards.
 
     Labels that another account saved wait for that account. If it was renamed or removed, send them with --as-me.
+
+    Example: monailabel-xnat outbox replay --dry-run
     """
     from monailabel_xnat.catalog.selection import chosen_by
     from monailabel_xnat.labels.entry import State
@@ -77,14 +82,17 @@ def replay(ctx: click.Context, settings: Settings, as_json: bool, as_me: bool, d
         ctx.exit(EXIT_WAITING)
 
 
-@command.command()
+@command.command(short_help="Assign a label to its image, and send it.")
 @click.argument("folder", metavar="FOLDER")
 @click.argument("image_id", metavar="IMAGE_ID")
+@with_json
 @with_settings
-def assign(settings: Settings, folder: str, image_id: str) -> None:
+def assign(settings: Settings, folder: str, image_id: str, as_json: bool) -> None:
     """Assign a label to the image that it belongs to, and send it.
 
     FOLDER is the label's folder, as listed; IMAGE_ID is project/subject/experiment/scan.
+
+    Example: monailabel-xnat outbox assign FOLDER PROJECT/SUBJECT/EXPERIMENT/SCAN
     """
     from monailabel_xnat.labels.entry import State
     from monailabel_xnat.labels.outbox import outbox_of
@@ -98,7 +106,10 @@ def assign(settings: Settings, folder: str, image_id: str) -> None:
         )
     with opened(replace(settings, project=settings.project or (image.project,))) as parts:
         version = parts.store.assign(found[0], parts.catalog.scan(image))
-    click.echo(f"{image}  {found[0].tag}  {version.name}  is in XNAT")
+    if as_json:
+        print_json({"image": str(image), "tag": found[0].tag, "version": version.name})
+    else:
+        click.echo(f"{image}  {found[0].tag}  {version.name}  is in XNAT")
 
 
 def _show_what_would_be_sent(settings: Settings, as_me: bool, as_json: bool) -> None:

@@ -41,7 +41,7 @@ def command(
     if as_json:
         print_json({"already_here": report.already_here, "fetched": report.fetched, "failed": report.failed})
     else:
-        click.echo(f"{len(report.fetched)} images were fetched, {len(report.already_here)} were here.")
+        click.echo(f"{len(report.fetched)} images were fetched, {len(report.already_here)} were in the cache already.")
         for image, reason in report.failed.items():
             click.echo(f"failed: {image}: {reason}", err=True)
     if report.failed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import click
 
 from monailabel_xnat.cli.common import Opened, opened, print_json, print_table, progress, with_json, with_settings
 from monailabel_xnat.config import Settings
-from monailabel_xnat.errors import SettingsError, XNATDatastoreError
+from monailabel_xnat.errors import DryRunError, SettingsError, XNATDatastoreError
 
 if TYPE_CHECKING:
     from monailabel_xnat.catalog import Scan
@@ -32,7 +33,7 @@ _NEW, _THERE, _SAVED = "new", "there already", "saved"
     "each file belongs, and what the values mean. Default: the nearest one above the files. Without one, the names of "
     "the files decide.",
 )
-@click.option("--dry-run", is_flag=True, help="Only show what would be saved.")
+@click.option("--dry-run", is_flag=True, help="Check the files, show what would be saved, and save nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask before saving.")
 @with_json
 @with_settings
@@ -59,16 +60,17 @@ def command(
     if not paths:
         raise SettingsError("there is no label file among these", hint=f"known are {', '.join(_LABEL_ENDINGS)}")
     places, labels = _manifest_of(paths, manifest, settings.server)
+    settings = replace(settings, dry_run=dry_run or settings.dry_run)
     with opened(settings) as parts:
         parts.catalog.scans()  # asks XNAT once for all images; the images of the files are looked up among them
         rows = [_planned(parts, path, tag, places) for path in paths]
         if not as_json:
             print_table(("file", "image", "what happens"), [(row["file"], row["image"], row["state"]) for row in rows])
         to_save = [row for row in rows if row["state"] == _NEW]
-        is_wanted = bool(to_save) and not dry_run and (yes or _confirmed(len(to_save)))
-        if is_wanted:
+        is_wanted = bool(to_save) and not settings.dry_run and (yes or _confirmed(len(to_save)))
+        if is_wanted or settings.dry_run:
             info = {"label_info": [{"name": name, "idx": value} for name, value in labels.items()]}
-            with progress("saving labels", len(to_save)) as step:
+            with progress("saving labels" if is_wanted else "checking labels", len(to_save)) as step:
                 for row in to_save:
                     _save(parts, row, tag, info)
                     step()
@@ -78,7 +80,10 @@ def command(
         for row in to_save:
             click.echo(f"{row['file']}  {row['state']}", err=not row["state"].startswith(_SAVED))
     else:
-        click.echo(f"{len(to_save)} labels are new; nothing was saved.")
+        refused = [row for row in to_save if row["state"] != _NEW]
+        for row in refused:
+            click.echo(f"{row['file']}  {row['state']}", err=True)
+        click.echo(f"{len(to_save) - len(refused)} labels are new; nothing was saved.")
     if not all(row["state"].startswith((_SAVED, _NEW, _THERE)) for row in rows):
         ctx.exit(1)
 
@@ -166,8 +171,11 @@ def _stem(path: Path) -> str:
 
 
 def _save(parts: Opened, row: dict[str, Any], tag: str, info: dict[str, Any]) -> None:
+    """Save a label, or only check it in a dry run, and note in its row what came of it."""
     try:
         version = parts.store.save(row["scan"], tag, Path(row["file"]), {**info, _PUSHED: row["sha256"]})
+    except DryRunError:
+        pass  # it would be saved
     except XNATDatastoreError as error:
         row["state"] = f"failed: {error}"
     else:

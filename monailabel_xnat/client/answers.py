@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import socket
 import ssl
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from urllib.parse import unquote, urlsplit
@@ -143,7 +145,7 @@ def network_failure(error: requests.RequestException, url: str) -> ServerError:
     if isinstance(error, (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)):
         return TransferError(f"the transfer from {path} broke off", hint="try again", url=path)
     return ServerError(
-        f"cannot reach {path}: {type(error).__name__}",
+        f"cannot reach {path}: {_why_unreachable(error)}",
         hint="check the address and that XNAT is running and reachable from here",
         url=path,
     )
@@ -151,16 +153,36 @@ def network_failure(error: requests.RequestException, url: str) -> ServerError:
 
 def tls_reason(error: BaseException) -> str:
     """Return the reason why OpenSSL did not accept a connection or a file; without one, the type of the error."""
-    found: BaseException | None = error
-    while found is not None:
+    for found in _errors_within(error):
         if isinstance(found, ssl.SSLError):
             verified = getattr(found, "verify_message", "")
             return (
                 f"certificate verify failed: {verified}" if verified else str(found.reason or found.strerror or found)
             )
-        inner = [*(arg for arg in found.args if isinstance(arg, BaseException)), getattr(found, "reason", None)]
-        found = next((other for other in inner if isinstance(other, BaseException)), None)
     return type(error).__name__
+
+
+def _why_unreachable(error: requests.RequestException) -> str:
+    """Return in plain words why no connection was made; if that is not known, the type of the error."""
+    for found in _errors_within(error):
+        if isinstance(found, socket.gaierror):
+            return "the name of the host is not known"
+        if isinstance(found, ConnectionRefusedError):
+            return "the connection was refused"
+        if isinstance(found, ConnectionError):  # also one without an answer (http.client.RemoteDisconnected)
+            return "the connection was closed"
+        if type(found) is OSError and found.strerror:
+            return found.strerror
+    return type(error).__name__
+
+
+def _errors_within(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, the one within it that was its reason, and so on."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        inner = [*found.args, getattr(found, "reason", None), found.__cause__]
+        found = next((other for other in inner if isinstance(other, BaseException)), None)
 
 
 def _proxy_of(error: requests.RequestException) -> str:

@@ -95,6 +95,14 @@ def test_an_earlier_version_is_restored_as_a_new_one(saved, words, datastore, ca
     assert datastore.get_label_info(saved, "final")["model"] == "deepedit"
 
 
+def test_what_was_restored_is_said_to_programs_too(saved, words, capsys):
+    oldest = history(words, saved, capsys)[-1]["version"]
+    assert main(["labels", "restore", saved, "final", oldest, "--json", *words]) == 0
+    said = json.loads(capsys.readouterr().out)
+    newest = history(words, saved, capsys)[0]["version"]
+    assert said == {"image": saved, "tag": "final", "version": newest, "restored_from": oldest}
+
+
 def test_the_datastore_restores_likewise(saved, datastore):
     newest, oldest = datastore.label_history(saved, "final")
     name = datastore.restore_label(saved, "final", oldest["version"])

@@ -138,6 +138,19 @@ def test_ids_are_whole_on_a_narrow_terminal(labelled, words):
     assert labelled in first
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a terminal of Unix")
+def test_ids_are_in_one_line_where_the_terminal_is_wide_enough(labelled, words):
+    """They were folded to make room for the other columns, so that nobody could copy them with one click."""
+    controller, terminal = pty.openpty()
+    environ = {**os.environ, "COLUMNS": "70", "TERM": "xterm"}
+    command = [sys.executable, "-m", "monailabel_xnat", "ls", *words]
+    subprocess.run(command, stdout=terminal, env=environ, timeout=120, check=True)
+    os.close(terminal)
+    said = os.read(controller, 100_000).decode()
+    os.close(controller)
+    assert labelled in said
+
+
 def test_labels_show_says_what_each_label_holds(labelled, words, capsys):
     _, found = answer(capsys, "labels", "show", labelled, *words)
     assert [segment["voxels"] for segment in found["final"]["segments"]] == [5]
@@ -230,7 +243,7 @@ def test_the_cache_is_counted_verified_and_pruned(archive, labelled, words, caps
 
 def test_a_server_that_does_not_answer_leaves_no_folder(tmp_path, capsys):
     assert main(["ls", "--studies", "http://127.0.0.1:9", "--project", "P", "--cache-path", str(tmp_path / "c")]) == 1
-    assert "cannot reach" in capsys.readouterr().err
+    assert "cannot reach http://127.0.0.1:9: the connection was refused" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -73,11 +73,16 @@ def test_each_command_has_help_that_explains_its_options(words, capsys):
     assert all(option.help for option in found.params if isinstance(option, click.Option))
 
 
-def test_the_help_of_each_top_command_has_an_example(capsys):
-    for command in cli.COMMANDS:
-        if command.name not in ("start_server", "settings"):
-            cli.main([command.name, "--help"])
-            assert f"monailabel-xnat {command.name}" in capsys.readouterr().out.split("Example", 1)[1]
+@pytest.mark.parametrize("words", list(all_commands()), ids=" ".join)
+def test_the_help_of_each_command_has_an_example(words, capsys):
+    cli.main([*words, "--help"])
+    assert f"monailabel-xnat {' '.join(words)}" in capsys.readouterr().out.split("Example", 1)[1]
+
+
+@pytest.mark.parametrize("group", ["labels", "outbox", "cache"])
+def test_no_line_about_a_command_is_cut_off(group, capsys):
+    assert cli.main([group, "--help"]) == 0
+    assert "..." not in capsys.readouterr().out.split("Commands:")[1]
 
 
 @pytest.mark.parametrize(
@@ -110,15 +115,15 @@ def test_only_the_command_that_runs_is_imported(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
+    ("error", "status", "told"),
     [
-        (SettingsError("no address", hint="give --server"), cli.EXIT_USAGE),
-        (InvalidIdError("'a/b' is no image id"), cli.EXIT_USAGE),
-        (ServerError("XNAT is away"), cli.EXIT_FAILURE),
-        (PermissionError(13, "Permission denied", "/data"), cli.EXIT_FAILURE),
+        (SettingsError("no address", hint="give --server"), cli.EXIT_USAGE, ""),
+        (InvalidIdError("'a/b' is no image id"), cli.EXIT_USAGE, ""),
+        (ServerError("XNAT is away"), cli.EXIT_FAILURE, ""),
+        (PermissionError(13, "Permission denied", "/data"), cli.EXIT_FAILURE, "/data: Permission denied"),
     ],
 )
-def test_an_error_is_one_line_and_a_status(command, capsys, error, status):
+def test_an_error_is_one_line_and_a_status(command, capsys, error, status, told):
     def fail(ctx, depth):
         raise error
 
@@ -126,7 +131,7 @@ def test_an_error_is_one_line_and_a_status(command, capsys, error, status):
     assert cli.main(["try"]) == status
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err == f"monailabel-xnat: error: {error}\n"
+    assert said.err == f"monailabel-xnat: error: {told or error}\n"
 
 
 def test_an_error_of_several_lines_is_still_one(command, capsys):
@@ -170,6 +175,23 @@ def test_the_demo_names_what_is_not_installed(monkeypatch, capsys, name, tmp_pat
     assert f"the demo trains a model, and {name} cannot be imported" in said
     assert "pip install monailabel-xnat" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_control_c_while_the_command_is_being_imported_is_quiet(tmp_path):
+    """It showed a traceback of click's import."""
+    (tmp_path / "click.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    command = [sys.executable, "-m", "monailabel_xnat", "ls"]
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    environ = {**os.environ, "PYTHONPATH": paths}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as process:
+        try:
+            assert process.stdout.readline() == "importing\n"
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (process.returncode, errors) == (cli.EXIT_INTERRUPTED, "")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

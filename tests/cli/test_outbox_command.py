@@ -59,6 +59,12 @@ def test_nothing_waits(words, capsys):
     assert "No label waits" in capsys.readouterr().out
 
 
+def test_a_word_that_is_no_command_is_named(words, capsys):
+    """It was taken for an argument of the command list."""
+    assert main(["outbox", "send", *words]) == 2
+    assert "No such command 'send'" in capsys.readouterr().err
+
+
 def test_what_waits_is_listed_with_the_reason(waiting, words, capsys):
     assert main(["outbox", *words]) == 0
     out = capsys.readouterr().out

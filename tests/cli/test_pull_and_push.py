@@ -300,6 +300,18 @@ def test_a_dry_run_lists_each_file_once(drawn, words, capsys):
     assert said.out.splitlines()[-1] == "1 labels are new; nothing was saved."
 
 
+def test_a_dry_run_finds_a_label_that_would_be_refused(drawn, datastore, images, words, capsys):
+    """It said "new" to any file with the right name."""
+    (file,) = drawn.iterdir()
+    nibabel.save(nibabel.Nifti1Image(np.ones(SHAPE, np.uint8), np.diag([3, 3, 9, 1])), file)
+    assert main(["push", str(drawn), "--dry-run", *words]) == 1
+    said = capsys.readouterr()
+    assert "does not lie on the grid of its image" in said.err
+    assert said.out.splitlines()[-1] == "0 labels are new; nothing was saved."
+    datastore.refresh()
+    assert datastore.get_label_by_image_id(images["dora"], "original") == ""
+
+
 def test_nothing_is_saved_where_nobody_says_yes(drawn, datastore, images, words, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     assert main(["push", str(drawn), *words]) == 0

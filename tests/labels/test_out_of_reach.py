@@ -196,8 +196,12 @@ def test_a_label_under_an_id_that_nobody_knows_is_kept(
     assert (entry["state"], entry["image"], entry["tag"]) == ("unassigned", given, "original")
     assert datastore.status()["unassigned"] == 1
     assert open_datastore().status()["label_tags"] == {}
-    assert main(["outbox", "assign", entry["folder"], stored, *words]) == 0
+    capsys.readouterr()
+    assert main(["outbox", "assign", entry["folder"], stored, "--json", *words]) == 0
     datastore.refresh()
+    (version,) = datastore.label_history(stored, "original")
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"image": stored, "tag": "original", "version": version["version"]}
     np.testing.assert_array_equal(voxels(datastore.get_label_uri(stored, "original")), array)
     assert main(["outbox", "assign", entry["folder"], stored, *words]) == 2
 
