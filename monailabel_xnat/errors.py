@@ -34,6 +34,7 @@ Every error has a ``hint``: what the reader can do next. Messages and hints neve
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -195,3 +196,18 @@ def restored(kind: type[XNATDatastoreError], args: tuple[Any, ...], fields: dict
     error.args = args
     error.__dict__.update(fields)
     return error
+
+
+def name_some(names: Iterable[str], most: int = 3) -> str:
+    """Return the first names as text for a message, and how many more there are; "" if there are none.
+
+    Parameters
+    ----------
+    names : iterable of str
+        The names, in the order in which they are named.
+    most : int
+        How many are named at most.
+    """
+    known = list(names)
+    more = f" and {len(known) - most} more" if len(known) > most else ""
+    return ", ".join(known[:most]) + more

@@ -19,14 +19,13 @@ from monailabel_xnat.client.files import RemoteFile
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.zipstream import BadZipError, Buffer, zip_members
 from monailabel_xnat.disk import private_opener
-from monailabel_xnat.errors import NotInArchiveError, TransferError
+from monailabel_xnat.errors import NotInArchiveError, TransferError, name_some
 
 logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
 # Steps that may wait for the writing thread. Each holds about a block at most, which limits the memory of a download.
 _STEPS_AHEAD = 16
-_NAMED_IN_ERRORS = 3
 
 
 class Receiver(Protocol):
@@ -149,7 +148,9 @@ def _download_zip(
         except BadZipError as error:
             raise _broken(f"the zip of {label} is not whole: {error}", resource) from None
     if expected:
-        raise _broken(f"the zip of {label} lacks {_named(file.path for file in expected.values())}", resource)
+        raise _broken(
+            f"the zip of {label} lacks {name_some(sorted(file.path for file in expected.values()))}", resource
+        )
 
 
 def _blocks(response: requests.Response) -> Iterator[bytes]:
@@ -307,12 +308,6 @@ def _check_path(file: RemoteFile, resource: str) -> None:
             hint="rename or remove that file in XNAT",
             url=resource,
         )
-
-
-def _named(paths: Iterable[str]) -> str:
-    names = sorted(paths)
-    more = f" and {len(names) - _NAMED_IN_ERRORS} more files" if len(names) > _NAMED_IN_ERRORS else ""
-    return ", ".join(names[:_NAMED_IN_ERRORS]) + more
 
 
 def _broken(problem: str, url: str) -> TransferError:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from monailabel_xnat.client.files import RemoteFile
-from monailabel_xnat.errors import ImageError, NoImageError
+from monailabel_xnat.errors import ImageError, NoImageError, name_some
 
 # Endings of the formats that MONAI reads, best first.
 _WHOLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -184,6 +184,4 @@ def _stem(path: str) -> str:
 
 
 def _named(files: Sequence[RemoteFile]) -> str:
-    names = sorted(file.path for file in files)
-    more = f" and {len(names) - _NAMED_IN_ERRORS} more" if len(names) > _NAMED_IN_ERRORS else ""
-    return ", ".join(names[:_NAMED_IN_ERRORS]) + more if names else "no files"
+    return name_some(sorted(file.path for file in files), _NAMED_IN_ERRORS) or "no files"

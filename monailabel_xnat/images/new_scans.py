@@ -31,7 +31,7 @@ from monailabel_xnat.client.items import (
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import Upload, adding, denied, holds, remove_file, upload
 from monailabel_xnat.disk import text_digest
-from monailabel_xnat.errors import AccessDeniedError, ImageConflictError, NotInArchiveError, ServerError
+from monailabel_xnat.errors import AccessDeniedError, ImageConflictError, NotInArchiveError, ServerError, name_some
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.images.imagefile import ending, holds_dicom
 
@@ -336,7 +336,7 @@ class NewScans:
         return found
 
     def _conflict(self, claim: _Claim, place: Place, others: list[RemoteFile]) -> ImageConflictError:
-        names = ", ".join(sorted(file.path for file in others)[:3])
+        names = name_some(sorted(file.path for file in others))
         if place.name:
             return ImageConflictError(
                 f"the name {place.name!r} is taken by another image, {claim.image} ({names})",
@@ -360,7 +360,7 @@ class NewScans:
         others = [file for file in files if file not in ours]
         if not others:
             return
-        names = ", ".join(sorted(file.path for file in others)[:3])
+        names = name_some(sorted(file.path for file in others))
         message = f"another machine added {names} to {claim.image} at the same moment"
         if not ours:
             raise ImageConflictError(f"{message}, and this image was not stored", hint="rename it, or try again")

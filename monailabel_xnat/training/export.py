@@ -24,7 +24,7 @@ from isal import igzip
 
 from monailabel_xnat.convert.itk import simpleitk
 from monailabel_xnat.disk import file_digest, must_work, text_digest, whole, write_whole
-from monailabel_xnat.errors import LabelError, SettingsError
+from monailabel_xnat.errors import LabelError, SettingsError, name_some
 from monailabel_xnat.ids import ImageId
 from monailabel_xnat.labels.segments import has_unnamed_values
 from monailabel_xnat.training.nnunet import as_json, nnunet_texts
@@ -35,7 +35,6 @@ LAYOUTS = (DECATHLON, NNUNET, BIDS)
 MANIFEST = "monailabel_xnat.json"
 FORMAT_VERSION = 1
 
-_NAMED_IN_ERRORS = 3
 _BIDS_VERSION = "1.9.0"
 _BLOCK = 1 << 20
 # isal has no types.
@@ -346,10 +345,8 @@ def _require_free(folder: Path, paths: Iterable[str], ours: Mapping[str, Any]) -
     """Refuse to write over a file that no export has written."""
     taken = [path for path in paths if path not in ours and (folder / path).exists()]
     if taken:
-        more = f" and {len(taken) - _NAMED_IN_ERRORS} more" if len(taken) > _NAMED_IN_ERRORS else ""
         raise SettingsError(
-            f"{folder} holds files that are not of an export: {', '.join(taken[:_NAMED_IN_ERRORS])}{more}",
-            hint="choose an empty folder",
+            f"{folder} holds files that are not of an export: {name_some(taken)}", hint="choose an empty folder"
         )
 
 

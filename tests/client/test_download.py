@@ -142,7 +142,7 @@ def test_a_web_page_instead_of_a_zip_is_an_error(archive, session, folder):
 
 def test_the_error_names_what_is_missing(archive, session, folder):
     archive.answers[ZIP] = lambda: ("application/zip", make_zip({"001.dcm": FILES["001.dcm"]}), None)
-    with pytest.raises(TransferError, match=r"lacks 002.dcm, 003.dcm, 004.dcm and 1 more files"):
+    with pytest.raises(TransferError, match=r"lacks 002.dcm, 003.dcm, 004.dcm and 1 more"):
         download(session, folder)
 
 

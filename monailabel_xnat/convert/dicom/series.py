@@ -19,12 +19,11 @@ from monailabel_xnat.convert.dicom.headers import ImageHeader, OtherFile, is_mos
 from monailabel_xnat.convert.geometry import LPS_TO_RAS
 from monailabel_xnat.convert.grid import Grid
 from monailabel_xnat.convert.itk import itk_affine, simpleitk
-from monailabel_xnat.errors import ImageConversionError, NoImageError
+from monailabel_xnat.errors import ImageConversionError, NoImageError, name_some
 
 Source = Union[str, "os.PathLike[str]", Sequence[Union[str, "os.PathLike[str]"]]]
 
-NAMES_SHOWN = 5
-"""How many file names a message lists; further files are only counted."""
+_NAMES_SHOWN = 5
 
 # ITKReader splits a series by these elements: GDCM's "series details", and the one that monai.data.ITKReader.read adds.
 _DETAILS = ("SeriesNumber", "SequenceName", "SliceThickness", "Rows", "Columns", "SeriesDate")
@@ -141,11 +140,8 @@ def name_of_source(source: Source) -> str:
 
 
 def name_files(paths: Iterable[Path]) -> str:
-    """Return file names as text for a message; after `NAMES_SHOWN` names it only says how many more there are."""
-    names = [path.name for path in dict.fromkeys(paths)]
-    shown = ", ".join(names[:NAMES_SHOWN])
-    rest = len(names) - NAMES_SHOWN
-    return f"{shown} and {rest} more" if rest > 0 else shown
+    """Return file names as text for a message; after five names it only says how many more there are."""
+    return name_some((path.name for path in dict.fromkeys(paths)), _NAMES_SHOWN)
 
 
 def _count_kinds(others: Sequence[OtherFile]) -> str:
