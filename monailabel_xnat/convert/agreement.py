@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
-from monailabel_xnat.convert.itk import simpleitk
+from monailabel_xnat.convert.itk import png_of, simpleitk
 from monailabel_xnat.disk import must_work, write_whole
 from monailabel_xnat.errors import LabelGeometryError
 
@@ -111,11 +110,8 @@ def draw_difference(
     slice_index = int(differing.argmax()) if differing.any() else int((array > 0).sum(axis=(1, 2)).argmax())
     grey = sitk.Cast(sitk.RescaleIntensity(shown[:, :, slice_index], 0, 255), sitk.sitkUInt8)
     drawn = sitk.LabelOverlay(grey, marks[:, :, slice_index], 0.5, 0, _COLOURS)
-    # SimpleITK chooses the format by the ending of the name, and says nothing of a folder that is missing.
-    with must_work(f"write {target}", "choose another file for the picture"), TemporaryDirectory() as folder:
-        picture = Path(folder, "picture.png")
-        sitk.WriteImage(drawn, str(picture))
-        write_whole(target, picture.read_bytes())
+    with must_work(f"write {target}", "choose another file for the picture"):
+        write_whole(target, png_of(drawn))
 
 
 def values_by_name(description: Mapping[str, Any]) -> dict[str, Values]:

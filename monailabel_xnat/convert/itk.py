@@ -36,6 +36,14 @@ def simpleitk() -> Any:
     return SimpleITK
 
 
+def png_of(image: Any) -> bytes:
+    """Return the content of a PNG file for a two-dimensional image of SimpleITK: grey, or red, green and blue."""
+    with TemporaryDirectory(prefix="picture-") as folder:
+        path = Path(folder, "picture.png")  # SimpleITK chooses the format by the ending of the name
+        simpleitk().WriteImage(image, str(path), useCompression=True)
+        return path.read_bytes()
+
+
 @dataclass(frozen=True)
 class ItkFile:
     """The content of an image file.

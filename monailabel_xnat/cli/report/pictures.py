@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from monailabel_xnat.cli.common import Opened
 from monailabel_xnat.cli.report.facts import LeftOut, Picture, Report, SavedLabel
 from monailabel_xnat.cli.report.summaries import shown_labels
-from monailabel_xnat.convert.itk import simpleitk
+from monailabel_xnat.convert.itk import png_of, simpleitk
 from monailabel_xnat.errors import XNATDatastoreError
 
 COLOURS = (
@@ -157,7 +155,7 @@ def draw(
         inside = array == value
         pixels[inside] = (1 - _OPACITY) * pixels[inside] + _OPACITY * colour
         pixels[borders == value] = colour
-    return _png(pixels.round().astype(np.uint8)), present
+    return png_of(sitk.GetImageFromArray(pixels.round().astype(np.uint8), isVector=True)), present
 
 
 def _upright(slab: Any, interpolator: int) -> Any:
@@ -181,12 +179,3 @@ def _upright(slab: Any, interpolator: int) -> Any:
     resample.UseNearestNeighborExtrapolatorOn()
     resample.SetInterpolator(interpolator)
     return resample.Execute(flat)
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    """Return the content of a PNG file for an image of shape (rows, columns, 3): red, green, blue."""
-    sitk = simpleitk()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "picture.png")
-        sitk.WriteImage(sitk.GetImageFromArray(pixels, isVector=True), str(path), useCompression=True)
-        return path.read_bytes()

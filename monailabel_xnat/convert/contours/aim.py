@@ -17,13 +17,14 @@ from monailabel_xnat.convert.contours.polygons import (
     FARTHEST_CORNER,
     empty_slices,
     fill_polygons,
+    in_slice,
     is_flat,
     lost_contours,
 )
 from monailabel_xnat.convert.dicom.objects import SliceFinder
 from monailabel_xnat.convert.geometry import Floats
 from monailabel_xnat.convert.grid import Grid
-from monailabel_xnat.convert.labelmap import LARGEST_VALUE, Canvas, LabelMap, Segment, View
+from monailabel_xnat.convert.labelmap import LARGEST_VALUE, Canvas, LabelMap, Segment
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 FIRST_CENTRE = 0.5
@@ -151,7 +152,7 @@ def _draw(segment: Segment, contours: Sequence[_Contour], images: _Images, canva
         if included:
             excluded = [contour.corners for contour in found if contour.is_excluded]
             window, mask = fill_polygons(included, images.shape, excluded)
-            canvas.paint(_view(window, slices[image]), mask, segment.value)
+            canvas.paint(in_slice(window, slices[image]), mask, segment.value)
     drawn = [contour.corners for found in placed.values() for contour in found]
     if elsewhere:
         yield f"{segment.name}: {elsewhere} contours lie on other images"
@@ -160,10 +161,6 @@ def _draw(segment: Segment, contours: Sequence[_Contour], images: _Images, canva
         yield f"{segment.name}: {flat} contours mark the voxels that they run through (without area)"
     yield from lost_contours(segment.name, drawn, images.shape)
     yield from empty_slices(segment.name, set(slices.values()))
-
-
-def _view(window: tuple[slice, slice], number: int) -> View:
-    return lambda volume: volume[window[0], window[1], number]
 
 
 def _annotations(path: Path) -> Iterator[_Annotation]:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monailabel_xnat.convert.geometry import Floats
+from monailabel_xnat.convert.labelmap import View
 from monailabel_xnat.errors import LabelFileError
 
 ON_CONTOUR = 1e-3
@@ -81,6 +82,11 @@ def fill_polygons(
         starts, ends = _edges(excluded)
         mask &= ~_enclosed(starts, ends, window) | _touched(starts, ends, window)
     return window, mask
+
+
+def in_slice(window: Window, number: int) -> View:
+    """Return the part of a volume (i, j, k) that a window of one of its slices covers, for `Canvas.paint`."""
+    return lambda volume: volume[window[0], window[1], number]
 
 
 def is_flat(polygon: Floats, shape: tuple[int, int]) -> bool:

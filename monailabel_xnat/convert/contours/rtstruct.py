@@ -14,6 +14,7 @@ from monailabel_xnat.convert.contours.polygons import (
     FARTHEST_CORNER,
     empty_slices,
     fill_polygons,
+    in_slice,
     is_flat,
     lost_contours,
 )
@@ -31,7 +32,7 @@ from monailabel_xnat.convert.dicom.objects import (
 )
 from monailabel_xnat.convert.geometry import Floats, group_by_distance, voxel_spacing
 from monailabel_xnat.convert.grid import PLANE_TOLERANCE, Grid
-from monailabel_xnat.convert.labelmap import LARGEST_VALUE, Canvas, LabelMap, Segment, View
+from monailabel_xnat.convert.labelmap import LARGEST_VALUE, Canvas, LabelMap, Segment
 from monailabel_xnat.errors import LabelFileError, LabelGeometryError
 
 SAME_PLANE_TOLERANCE = 0.02
@@ -238,15 +239,11 @@ def _draw(roi: _Roi, grid: Grid, canvas: Canvas) -> Iterator[str]:
         slices.add(number)
         apart = max(apart, abs(height - number))
         window, mask = fill_polygons([contours[at][:, :2] for at in plane], shape)
-        canvas.paint(_view(window, number), mask, roi.segment.value)
+        canvas.paint(in_slice(window, number), mask, roi.segment.value)
     yield from lost_contours(roi.segment.name, [corners[:, :2] for corners in contours], shape)
     if apart > SLICE_TOLERANCE:
         yield f"{roi.segment.name}: contours up to {apart:.2f} slices beside a slice count for the nearest one"
     yield from empty_slices(roi.segment.name, slices)
-
-
-def _view(window: tuple[slice, slice], number: int) -> View:
-    return lambda volume: volume[window[0], window[1], number]
 
 
 def _integer(item: Dataset, tag: int) -> int:
