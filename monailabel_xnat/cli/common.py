@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -194,6 +195,15 @@ def opened(settings: Settings) -> Iterator[Opened]:
         images.close()
         catalog.close()
         session.close()
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end the command as Ctrl-C does: it stops its servers and removes its temporary folders."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def print_json(value: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import signal
 import tempfile
 import threading
 from pathlib import Path
@@ -12,7 +11,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from monailabel_xnat.cli.common import opened, with_debug
+from monailabel_xnat.cli.common import end_on_sigterm, opened, with_debug
 from monailabel_xnat.config import Settings
 from monailabel_xnat.errors import SettingsError
 
@@ -115,8 +114,7 @@ def command(
         raise FileNotFoundError(f"no such folder to import: {', '.join(map(str, missing))}")
     if host not in _LOOPBACK:
         click.echo(f"WARNING: {host} shows this archive, and its logins, to other computers", err=True)
-    # Otherwise SIGTERM would end the process before a temporary archive is removed.
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_on_sigterm()
     try:
         sandbox = Sandbox(
             data,
@@ -219,10 +217,6 @@ def _save_labels(sandbox: Sandbox, demo: DemoData, folder: Path) -> int:
                     parts.store.save(scans[case.session], tag, label, info)
                     saved += 1
     return saved
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _user(text: str) -> tuple[str, str]:

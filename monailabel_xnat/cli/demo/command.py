@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
-from monailabel_xnat.cli.common import with_debug
+from monailabel_xnat.cli.common import end_on_sigterm, with_debug
 from monailabel_xnat.errors import SettingsError
 
 _NEEDED = ("monailabel", "monai", "torch")
@@ -42,13 +41,8 @@ def command(check: bool, output: Path, epochs: int) -> None:
         )
     from monailabel_xnat.cli.demo.loop import run_demo
 
-    # Without this, SIGTERM would leave the servers behind.
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_on_sigterm()
     try:
         run_demo(output, epochs, stays_up=not check)
     except RuntimeError as error:
         raise click.ClickException(f"the demo failed: {error}") from error
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
