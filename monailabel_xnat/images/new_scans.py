@@ -272,11 +272,11 @@ class NewScans:
             subject = self._subject(place.project, subject_label)
             path = subject_path(place.project, subject or subject_label)
             if not subject:
-                subject = self._put(path, {}, place, made, f"subject {subject_label}")
+                subject = self._put(path, {}, made, f"subject {subject_label}")
                 path = subject_path(place.project, subject)
             session_type = f"xnat:{new.kind}SessionData"
             query = {"xsiType": session_type, "req_format": "qs", f"{session_type}/label": label}
-            session = self._put(session_path(path, label), query, place, made, f"session {label}")
+            session = self._put(session_path(path, label), query, made, f"session {label}")
             home = _Home(subject, session, new.kind, {})
         numbers = filter(None, map(whole_number, home.scans))
         scan = place.scan or str(max(numbers, default=0) + 1)
@@ -291,10 +291,10 @@ class NewScans:
         }
         query = {f"{scan_type}/{name}": value for name, value in fields.items()}
         path = scan_path(image, is_shared=home.is_shared)
-        self._put(path, {"xsiType": scan_type, **query}, place, made, f"scan {scan}")
+        self._put(path, {"xsiType": scan_type, **query}, made, f"scan {scan}")
         return _Claim(image, path, is_new=True)
 
-    def _put(self, path: str, query: dict[str, str], place: Place, made: list[str], what: str) -> str:
+    def _put(self, path: str, query: dict[str, str], made: list[str], what: str) -> str:
         try:
             answer = put(self._session, path, query)
         except AccessDeniedError as error:

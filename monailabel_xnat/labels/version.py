@@ -23,8 +23,8 @@ WITHOUT_DESCRIPTION = (
 """The note for a label whose description is missing."""
 
 _TIME = "%Y%m%dT%H%M%S%fZ"
-_NAME = re.compile(r"(?P<time>[0-9]{8}T[0-9]{6}[0-9]*Z)-(?P<digest>[0-9a-f]{12})")
-_FILE = re.compile(rf"(?P<name>{_NAME.pattern})(?P<suffix>\.nii\.gz|\.result\.json|(?:\.hidden(?:\.odd)?)?\.json)")
+_NAME = "[0-9]{8}T[0-9]{6}[0-9]*Z-[0-9a-f]{12}"
+_FILE = re.compile(rf"(?P<name>{_NAME})(?P<suffix>\.nii\.gz|\.result\.json|(?:\.hidden(?:\.odd)?)?\.json)")
 _DIGEST_LENGTH = 12
 
 
@@ -117,11 +117,6 @@ def version_name(now: datetime, sha256: str, after: str = "") -> str:
 def renamed(name: str, sha256: str) -> str:
     """Return the name of a version with the same time and other content."""
     return f"{name.rpartition('-')[0]}-{sha256[:_DIGEST_LENGTH]}"
-
-
-def is_version_name(text: str) -> bool:
-    """Return whether a text has the form of a version's name."""
-    return _NAME.fullmatch(text) is not None
 
 
 def versions_among(files: Iterable[RemoteFile]) -> list[LabelVersion]:

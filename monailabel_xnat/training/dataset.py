@@ -98,9 +98,9 @@ class TrainingCases:
             found = {"left_out": self._left_out, "label_notes": self._notes, "label_names": self._names}
             return {key: dict(value) for key, value in found.items()}
 
-    def labelled(self, tag: str = TRAINING_TAG) -> list[Scan]:
-        """Return the images that have a label with a tag."""
-        images = self._labels.images(tag)
+    def labelled(self) -> list[Scan]:
+        """Return the images that have a final label."""
+        images = self._labels.images(TRAINING_TAG)
         return [scan for scan in self._catalog.scans() if str(scan.image_id) in images] if images else []
 
     def pairs(self) -> list[dict[str, str]]:

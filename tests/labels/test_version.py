@@ -7,16 +7,16 @@ from hypothesis import strategies as st
 
 from monailabel_xnat.client.files import RemoteFile
 from monailabel_xnat.ids import LabelId
-from monailabel_xnat.labels.version import is_version_name, version_name, versions_among
+from monailabel_xnat.labels.version import version_name, versions_among
 
 TIMES = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(timezone.utc))
 DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
 
 
 @given(TIMES, DIGESTS)
-def test_a_version_can_be_named_in_a_label_id(time, digest):
+def test_a_version_is_found_by_its_name_and_can_be_named_in_a_label_id(time, digest):
     name = version_name(time, digest)
-    assert is_version_name(name)
+    assert [version.name for version in versions_among([RemoteFile(f"{name}.nii.gz", 1, "", "")])] == [name]
     assert LabelId.parse(f"P/S/E/1@{name}").version == name
 
 
