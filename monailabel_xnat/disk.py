@@ -287,7 +287,8 @@ def locked(path: Path, *, timeout: float = -1) -> Iterator[bool]:
     bool
         Whether the lock is held. The block also runs if it is not; without a limit it is always held.
     """
-    thread_lock = _thread_lock(str(path))
+    with _thread_locks_guard:
+        thread_lock = _thread_locks.setdefault(str(path), threading.Lock())
     if not thread_lock.acquire(timeout=timeout):
         yield False
         return
@@ -334,11 +335,6 @@ class ProcessLock:
         if was_held:
             self._lock.release()
         return was_held
-
-
-def _thread_lock(name: str) -> threading.Lock:
-    with _thread_locks_guard:
-        return _thread_locks.setdefault(name, threading.Lock())
 
 
 def _start_as_child() -> None:

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -120,16 +119,12 @@ def _with_ours_first(api: FastAPI, ours: APIRouter) -> FastAPI:
     """Put our routes before MONAI Label's routes for the same paths, add error handlers, and return the application."""
     theirs = list(api.router.routes)
     api.include_router(ours, prefix=settings.MONAI_LABEL_API_STR)
-    added = [route for route in api.router.routes if not _is_among(route, theirs)]
+    added = [route for route in api.router.routes if not any(route is other for other in theirs)]
     api.router.routes[:] = [*added, *theirs]
     api.add_exception_handler(MONAILabelException, _on_monailabel_error)
     api.add_exception_handler(json.JSONDecodeError, _on_bad_json)
     api.add_exception_handler(Exception, _on_any_error)
     return api
-
-
-def _is_among(route: object, routes: Iterable[object]) -> bool:
-    return any(route is other for other in routes)
 
 
 app = _with_ours_first(monai_label, router)

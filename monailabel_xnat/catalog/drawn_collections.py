@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import NamedTuple
 
 from monailabel_xnat.catalog.background_reading import BackgroundReader
@@ -69,7 +70,7 @@ class DrawnCollections:
         self._session = session
         self._read_cache = read_cache
         self._facts: dict[str, CollectionFacts] | None = None  # by fingerprint
-        self._reader = BackgroundReader(session.settings.connections, self._read, self._keep, on_late)
+        self._reader = BackgroundReader(session.settings.connections, partial(read_facts, session), self._keep, on_late)
         self._listed: dict[str, list[RoiCollection]] = {}
         self._absent: set[str] = set()
         self._unread_before: set[str] = set()
@@ -125,9 +126,6 @@ class DrawnCollections:
             # Scans of a project that could not be listed now come from the old index, with their old drawings.
             if drawings != scan.drawings or unread != scan.unread:
                 images[image] = scan._replace(drawings=drawings, unread=unread)
-
-    def _read(self, collection: RoiCollection) -> CollectionFacts:
-        return read_facts(self._session, collection)
 
     def _list(self, project: str, unlisted: dict[str, UnreadDrawing]) -> list[RoiCollection]:
         try:

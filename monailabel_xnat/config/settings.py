@@ -236,7 +236,8 @@ class Settings:
             origin, raw = _first_given(item.name, arguments, conf, environ)
             if raw is not None:
                 values[item.name] = _parsed(item.name, origin, raw, item.metadata["parse"])
-        _require_server(values)
+        if not values.get("server"):
+            raise SettingsError("no XNAT server given", hint=f"give --studies, or set {ENVIRONMENT_PREFIX}SERVER")
         _complete_credentials(values, environ)
         return cls(**values)
 
@@ -392,11 +393,6 @@ def _parsed(name: str, origin: str, raw: object, parse: Callable[[object], Any])
     except (TypeError, ValueError) as error:
         shown = "" if name in SECRETS or name == "server" else f" {raw!r}"
         raise SettingsError(f"{origin}: cannot use the value{shown}", hint=str(error)) from None
-
-
-def _require_server(values: Mapping[str, Any]) -> None:
-    if not values.get("server"):
-        raise SettingsError("no XNAT server given", hint=f"give --studies, or set {ENVIRONMENT_PREFIX}SERVER")
 
 
 def _complete_credentials(values: dict[str, Any], environ: Mapping[str, str]) -> None:

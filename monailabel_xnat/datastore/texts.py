@@ -96,7 +96,7 @@ class DatastoreTexts:
             content = json.dumps(texts, indent=1, sort_keys=True).encode()
             upload(
                 self._session,
-                self._resource(project),
+                resource_path(project_path(project), RESOURCE),
                 FILE,
                 content,
                 format="JSON",
@@ -125,10 +125,6 @@ class DatastoreTexts:
         configured = self._session.settings.project
         projects = configured or list_projects(self._session)
         return projects[0] if configured or len(projects) == 1 else None
-
-    @staticmethod
-    def _resource(project: str) -> str:
-        return resource_path(project_path(project), RESOURCE)
 
 
 def _texts_in(found: dict[str, Any]) -> dict[str, str]:

@@ -149,7 +149,8 @@ class Images:
 
     def checksum(self, scan: Scan) -> str | None:
         """Return ``SHA256:<hex>`` of the image's file if it is here already, else None; makes no request."""
-        entry = self._local(scan, self._form)
+        resources = image_resources(scan, self._settings)
+        entry = self._stored(scan, resources[0], self._form) if resources else None
         return entry.checksum if entry else None
 
     def facts(self, scan: Scan) -> dict[str, str]:
@@ -304,10 +305,6 @@ class Images:
             return read_sources(folder, scan.series_uid or None)
         except NoImageError:  # the files were anonymised in the archive, so their series UID differs from XNAT's
             return read_sources(folder, None)
-
-    def _local(self, scan: Scan, form: str) -> CachedImage | None:
-        resources = image_resources(scan, self._settings)
-        return self._stored(scan, resources[0], form) if resources else None
 
     def _resource(self, scan: Scan) -> Resource:
         resources = image_resources(scan, self._settings)

@@ -125,7 +125,7 @@ class Drawings:
             for item in self._unread(scan):
                 if self._may_be_later(item, newest, after):
                     raise UnreadDrawingError(
-                        f"{_named(item)} cannot be read and may be newer than the label {tag!r}: {item.reason}",
+                        f"{_named(item.name)} cannot be read and may be newer than the label {tag!r}: {item.reason}",
                         hint="it is read again by itself; if it stays, mend or delete it in XNAT, or exclude it with "
                         "the setting roi_label",
                     )
@@ -317,7 +317,7 @@ class Drawings:
     @staticmethod
     def _not_dated(drawing: Drawing, reason: str) -> UnreadDrawingError:
         return UnreadDrawingError(
-            f"it is not known when {_named_by(drawing.label)} was stored, which may be the newest label: {reason}",
+            f"it is not known when {_named(drawing.label)} was stored, which may be the newest label: {reason}",
             hint="XNAT is asked again; if it stays, look at the collection there",
         )
 
@@ -335,11 +335,10 @@ class Drawings:
         return path.with_name(path.name[: -len(LABEL_MAP)] + ".json")
 
 
-def _named(item: UnreadDrawing) -> str:
-    return _named_by(item.name) if item.name else "what people drew"
-
-
-def _named_by(label: str) -> str:
+def _named(label: str) -> str:
+    """Return how a message calls a drawing by its label; "" stands for all that people drew in a project."""
+    if not label:
+        return "what people drew"
     scan = label.removeprefix(PREFIX)
     return f"the ROI collection {label!r}" if scan == label else f"the drawing in scan {scan!r}"
 

@@ -78,7 +78,8 @@ class Index:
             stored = [*stored, *self.foreign(scan, tag)]
         names = {version.name for version in stored}
         pending = [version for version in self._pending(scan, tag) if version.name not in names]
-        return sorted([*stored, *pending], key=_time_of, reverse=True)
+        # Labels of other programs have no time in their names: they count as the oldest.
+        return sorted([*stored, *pending], key=lambda known: known.name if known.saved_at else "", reverse=True)
 
     def find(self, scan: Scan, tag: str, version: str | None = None) -> LabelVersion:
         """Return a version of a label; without a name the current one. A hidden version is found only by its name.
@@ -167,11 +168,6 @@ class Index:
         """Return whether a resource holds labels. Until its files have been listed, it counts as if it held one."""
         known = self._versions.known(scan, resource.label, pattern)
         return known is None or any(not version.is_hidden for version in known)
-
-
-def _time_of(version: LabelVersion) -> str:
-    """Return the key that versions are sorted by: the name, or "" (the oldest) for a label of another program."""
-    return version.name if version.saved_at else ""
 
 
 class LabelCounts:

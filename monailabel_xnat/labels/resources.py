@@ -232,13 +232,12 @@ def _key(image: ImageId, resource: str, pattern: str) -> str:
 
 
 def _foreign(labels: Sequence[RemoteFile]) -> list[LabelVersion]:
-    """Return the label files of another program as versions."""
-    return [LabelVersion(f"{_FOREIGN_TIME}-{_identity_of(file)}", LABEL_MAP, file) for file in labels]
-
-
-def _identity_of(file: RemoteFile) -> str:
-    text = file.md5 or f"{file.path} {file.size}"
-    return text[:12] if file.md5 else text_digest(text)[:12]
+    """Return the label files of another program as versions, which are named after the content as far as XNAT tells."""
+    identities = [(file.md5 or text_digest(f"{file.path} {file.size}"))[:12] for file in labels]
+    return [
+        LabelVersion(f"{_FOREIGN_TIME}-{identity}", LABEL_MAP, file)
+        for identity, file in zip(identities, labels, strict=True)
+    ]
 
 
 class Deletion:

@@ -16,7 +16,7 @@ from typing import Any
 from monailabel_xnat.background import begun
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.catalog.selection import chosen_by
-from monailabel_xnat.client.drawn import Drawing, DrawnScan
+from monailabel_xnat.client.drawn import DrawnScan
 from monailabel_xnat.client.items import exists, resource_path
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.client.upload import writing
@@ -281,11 +281,13 @@ class LabelStore:
         scan = self._labels.compared(scan) if tag == self._settings.roi_tag else scan
         drawn = self._labels.drawing(scan, tag)
         if drawn is not None:
-            self._adopt_drawn(scan, tag, drawn, changes)
+            path = self._labels.drawings.path(scan, drawn)
+            info = info_of(self._labels.drawings.description(scan, drawn))
+            self.save(scan, tag, path, {**info, **changes})
             return
         found = self._index.find(scan, tag)
         if found.saved_at is None:
-            found = self._adopt(scan, tag, found)
+            found = self.save(scan, tag, self._files.path(scan.image_id, tag, found), {})
             scan = self._catalog.scan(scan.image_id)
         resource = resource_path(scan.path, resource_of(tag))
         with writing(self._settings, resource):
@@ -433,13 +435,3 @@ class LabelStore:
         description["notes"] = [*description["notes"], WITHOUT_DESCRIPTION]
         saved_at = version.saved_at or datetime.now(timezone.utc)
         return completed(description, sha256=file_digest(file), saved_at=saved_at, saved_by="")
-
-    def _adopt(self, scan: Scan, tag: str, version: LabelVersion) -> LabelVersion:
-        """Store a label of another program as a label of ours, which can have an info."""
-        return self.save(scan, tag, self._files.path(scan.image_id, tag, version), {})
-
-    def _adopt_drawn(self, scan: Scan, tag: str, drawn: Drawing, changes: Mapping[str, Any]) -> None:
-        """Store a drawing as a label of ours, which can have an info."""
-        path = self._labels.drawings.path(scan, drawn)
-        info = info_of(self._labels.drawings.description(scan, drawn))
-        self.save(scan, tag, path, {**info, **changes})

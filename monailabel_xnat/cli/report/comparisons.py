@@ -8,7 +8,7 @@ from pathlib import Path
 
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.cli.report.facts import LeftOut, Pair, SavedLabel, StructureAgreement
-from monailabel_xnat.convert.agreement import Values, beside, compare_labels, values_by_name
+from monailabel_xnat.convert.agreement import beside, compare_labels, values_by_name
 from monailabel_xnat.errors import XNATDatastoreError
 from monailabel_xnat.labels import Labels
 
@@ -56,7 +56,10 @@ def compared(
     for first, second in pairs:
         try:
             paths = [_file(labels, catalog, label) for label in (first, second)]
-            one, other = (_values(labels, catalog, label) for label in (first, second))
+            one, other = (
+                values_by_name(labels.description(catalog.scan(label.image), label.tag, label.version))
+                for label in (first, second)
+            )
             structures = compare_labels(paths[0], paths[1], beside(one, other))
         # SimpleITK raises RuntimeError for a file that it cannot read.
         except (XNATDatastoreError, OSError, RuntimeError) as error:
@@ -80,8 +83,3 @@ def _file(labels: Labels, catalog: Catalog, label: SavedLabel) -> Path:
     if entry is not None:
         return entry.file
     return labels.files.path(scan.image_id, label.tag, labels.index.find(scan, label.tag, label.version))
-
-
-def _values(labels: Labels, catalog: Catalog, label: SavedLabel) -> dict[str, Values]:
-    """Return the values of a label by the names of its structures."""
-    return values_by_name(labels.description(catalog.scan(label.image), label.tag, label.version))

@@ -100,11 +100,12 @@ def write_seg(
     masks, values = _find_masks(voxels)
     uid = instance_uid or str(generate_uid())
     planes = _planes_of(plan)
+    named = {segment.value: segment for segment in label.segments}
     header = seg_header(
         plan.headers[plan.frames[0].path],
         planes[0],
         float(voxel_spacing(plan.affine)[2]),
-        _segments_of(values, label.segments),
+        [named.get(value, Segment(value, f"Segment {value}")) for value in values],
         description=description,
         algorithm_type=algorithm_type,
         algorithm_name=algorithm_name,
@@ -131,11 +132,6 @@ def _find_masks(voxels: npt.NDArray[Any]) -> tuple[list[_Mask], list[int]]:
     values = sorted({value for value, _ in pairs})
     numbers = {value: number for number, value in enumerate(values, start=1)}
     return [_Mask(value, numbers[value], k) for value, k in pairs], values
-
-
-def _segments_of(values: Sequence[int], known: Sequence[Segment]) -> list[Segment]:
-    named = {segment.value: segment for segment in known}
-    return [named.get(value, Segment(value, f"Segment {value}")) for value in values]
 
 
 def _planes_of(plan: VolumePlan) -> list[Plane]:
