@@ -8,7 +8,6 @@ class with :class:`~monailabel_xnat.app.mixin.XNATAppMixin` before it.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import inspect
 import logging
@@ -26,8 +25,8 @@ from platformdirs import user_data_path
 from monailabel_xnat.app.mixin import DATASTORE_NAME, XNATAppMixin, chosen_datastore, server_environment
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.config import Settings
-from monailabel_xnat.disk import write_whole
-from monailabel_xnat.errors import CacheError, LoginError, ServerError, SettingsError
+from monailabel_xnat.disk import must_work, private_folder, text_digest, write_whole
+from monailabel_xnat.errors import LoginError, ServerError, SettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -146,10 +145,10 @@ def _stand_in(real: Path) -> Path:
     """Make the stand-in for an app's folder, and return it. There is one for each app of this user."""
     if not (real / "main.py").is_file():
         raise SettingsError(f"there is no MONAI Label app in {real}: it has no main.py", hint="check --app")
-    name = f"{real.name}-{hashlib.sha256(str(real).encode()).hexdigest()[:12]}"
+    name = f"{real.name}-{text_digest(str(real))[:12]}"
     folder = user_data_path("monailabel_xnat", appauthor=False) / "apps" / name
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with must_work(f"make the folder {folder}", "make it writable, or set XDG_DATA_HOME to a folder that is"):
+        private_folder(folder)  # what is in it is executed
         for part in _FOLDERS:
             _link(folder / part, real / part)
         text = _STAND_IN.format(folder=str(real))
@@ -157,11 +156,6 @@ def _stand_in(real: Path) -> Path:
         # Another server of the same app may be reading the file, so it is written only if it differs.
         if not program.is_file() or program.read_text(encoding="utf-8") != text:
             write_whole(program, text.encode())
-    except OSError as error:
-        raise CacheError(
-            f"cannot make the folder {folder}: {error.strerror or error}",
-            hint="make it writable, or set XDG_DATA_HOME to a folder that is",
-        ) from error
     return folder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import netrc
 import os
 import re
@@ -40,7 +39,7 @@ from monailabel_xnat.config.values import (
     limit_in,
     one_of,
 )
-from monailabel_xnat.disk import require_own_place
+from monailabel_xnat.disk import require_own_place, text_digest
 from monailabel_xnat.errors import SettingsError
 
 # Variables of MONAI Label, then of xnatpy, by the setting that they stand for. The first one that is set wins.
@@ -299,7 +298,7 @@ class Settings:
         return [folder for folder in candidates if folder != self.data_folder]
 
     def _below(self, base: Path) -> Path:
-        digest = hashlib.sha256(self.server.encode()).hexdigest()[:12]
+        digest = text_digest(self.server)[:12]
         folder = base / f"{re.sub(r'[^A-Za-z0-9.-]', '_', urlsplit(self.server).netloc)}-{digest}"
         require_own_place(folder)
         return folder
