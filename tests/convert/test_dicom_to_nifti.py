@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
 from hypothesis import HealthCheck, given, settings
@@ -216,6 +217,39 @@ def test_enhanced_frames_with_a_slope_each_keep_their_values(tmp_path, syntax):
     volume = dicom_to_nifti(tmp_path / "dicom", tmp_path / "image.nii")
     expected = np.stack([frame * slope + offset for frame, (slope, offset) in zip(stack, scaling, strict=True)])
     np.testing.assert_array_equal(voxels(volume.path), expected.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("syntax", ["explicit", "RLE", "JPEG-LS"])
+def test_a_rescale_outside_the_groups_of_an_enhanced_file_counts(tmp_path, syntax):
+    """It was applied to compressed pixels only."""
+
+    def change(group, number):
+        del group.PixelValueTransformationSequence
+
+    stack = random_stack((3, 32, 40))
+    path = SeriesWriter(tmp_path / "dicom", "MR", syntax=syntax).write_enhanced(stack, change=change)
+    dataset = pydicom.dcmread(path)
+    dataset.RescaleSlope, dataset.RescaleIntercept = "2", "-7"
+    dataset.save_as(path)
+    volume = dicom_to_nifti(tmp_path / "dicom", tmp_path / "image.nii")
+    np.testing.assert_array_equal(voxels(volume.path), (stack * 2 - 7).transpose(2, 1, 0))
+
+
+@pytest.mark.filterwarnings("ignore:Expected (ex|im)plicit VR:UserWarning")
+@pytest.mark.parametrize("modality", ["CT", "OT"])
+@pytest.mark.parametrize(("stated", "written"), [("explicit", "implicit"), ("implicit", "explicit")])
+def test_a_file_in_another_syntax_than_it_states_is_no_truncated_one(tmp_path, modality, stated, written):
+    files = []
+    for name in (stated, written):
+        writer = SeriesWriter(tmp_path / name, modality, syntax=name, series_uid="1.2.3", study_uid="1.2.4")
+        files.append(writer.write(STACK))
+    (tmp_path / "dicom").mkdir()
+    for meta, content in zip(*files, strict=True):
+        head, rest = (path.read_bytes() for path in (meta, content))
+        first = b"\x08\x00\x08\x00"
+        (tmp_path / "dicom" / meta.name).write_bytes(head[: head.index(first)] + rest[rest.index(first) :])
+    volume = dicom_to_nifti(tmp_path / "dicom", tmp_path / "image.nii")
+    np.testing.assert_array_equal(voxels(volume.path), STACK.transpose(2, 1, 0))
 
 
 def test_slices_of_differing_thickness_or_date_stay_together(tmp_path):

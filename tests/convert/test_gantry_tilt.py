@@ -134,3 +134,30 @@ def test_contours_are_drawn_in_the_true_plane_of_each_slice(tmp_path):
     expected = np.zeros(grid.shape, np.uint8)
     expected[2:7, 3:7] = 1
     np.testing.assert_array_equal(read_rtstruct(path, grid).array, expected)
+
+
+@pytest.mark.parametrize("places", [(0, 1, 2, 3, 4, 5), (5, 4, 3, 2, 1, 0), (3, 1, 5, 0, 2, 4)], ids=str)
+@pytest.mark.parametrize("degrees", [15.0, -18.0])
+@pytest.mark.parametrize("syntax", ["explicit", "JPEG-LS"])
+def test_the_shift_follows_frames_that_are_stored_from_the_top_down(tmp_path, places, degrees, syntax):
+    """A label on frames in descending order was shifted against the tilt."""
+    writer = SeriesWriter(tmp_path, "MR", step=STEP, syntax=syntax)
+    true = [np.add(writer.position(n), (0, n * STEP * np.tan(np.radians(degrees)), 0)) for n in places]
+
+    def change(group, number):
+        group.PlanePositionSequence[0].ImagePositionPatient = [f"{value:.6f}" for value in true[number]]
+
+    path = writer.write_enhanced(STACK, change=change)
+    dataset = pydicom.dcmread(path)
+    dataset.FrameOfReferenceUID = "1.2.3.4"
+    dataset.save_as(path)
+    volume = dicom_to_nifti([path], tmp_path / "image.nii", gantry_tilt="stack")
+    for number, frame in enumerate(volume.frame_numbers):
+        place = (volume.affine @ [0, 0, number, 1])[:3] + number * volume.shear
+        np.testing.assert_allclose(place, LPS @ true[frame - 1], atol=1e-4)
+        np.testing.assert_array_equal(voxels(volume.path)[:, :, number], STACK[frame - 1].T)
+    sources = sources_of(volume.sop_instance_uids, volume.frame_numbers, volume.shape[2])
+    grid = Grid(volume.shape[:3], volume.affine, lambda: sources, shear=volume.shear)
+    label = LabelMap(np.random.default_rng(0).choice([0, 1, 2], grid.shape).astype(np.uint8), grid.affine)
+    write_seg(label, [path], tmp_path / "seg.dcm", description="x", algorithm_type="MANUAL", tilted=True)
+    np.testing.assert_array_equal(read_seg(tmp_path / "seg.dcm", grid).array, label.array)

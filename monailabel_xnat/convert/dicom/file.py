@@ -45,6 +45,7 @@ BIG_ENDIAN = "1.2.840.10008.1.2.2"
 _DICOM_SUFFIXES = frozenset(("", ".dcm", ".dicom", ".dic", ".ima", ".img"))
 MEDIA_CLASS = 0x00020002
 SYNTAX = 0x00020010
+_PIXEL_FORMS = frozenset((b"OB\0\0", b"OW\0\0", b"OF\0\0", b"OD\0\0", b"UN\0\0"))
 _ALWAYS_BELIEVED = 1 << 28
 """How many bytes of pixels a file may promise, however few bytes its compressed pixels have: black slices are stored
 in very few bytes."""
@@ -283,12 +284,19 @@ def locate_pixel_data(path: Path, stream: BinaryIO, syntax: str, expected: int, 
 
 
 def _element_start(stream: BinaryIO, syntax: str) -> tuple[int, int]:
-    """Return the tag and the length of an element; (0, 0) at the end of the file."""
+    """Return the tag and the length of an element of pixel data, and go to its value; (0, 0) at the end of the file.
+
+    The element itself shows whether its VR is written, because some files state the wrong transfer syntax. The letters
+    of its VR cannot be a length, which is even.
+    """
     order = ">" if syntax == BIG_ENDIAN else "<"
-    size = 8 if syntax == IMPLICIT else 12
-    start = stream.read(size)
+    position = stream.tell()
+    start = stream.read(12)
+    is_even = len(start) > 4 and start[4] % 2 == 0 and any(start[4:8])
+    size = 12 if start[4:8] in _PIXEL_FORMS or (syntax != IMPLICIT and (syntax == BIG_ENDIAN or not is_even)) else 8
     if len(start) < size:
         return 0, 0
+    stream.seek(position + size)
     group, number = struct.unpack_from(f"{order}HH", start)
     (length,) = struct.unpack_from(f"{order}I", start, size - 4)
     return group << 16 | number, length

@@ -212,7 +212,8 @@ def _enhanced_frames(path: Path, dataset: Elements, groups: list[Dataset], order
     for index, group in enumerate(groups):
         measures = macro(group, _PIXEL_MEASURES)
         plane = _plane(macro(group, _PLANE_POSITION), macro(group, _PLANE_ORIENTATION), measures)
-        slope, intercept = _scaling(macro(group, _VALUE_TRANSFORMATION))
+        # Some programs write the rescale outside the groups. GDCM and pydicom apply it, too.
+        slope, intercept = _scaling(macro(group, _VALUE_TRANSFORMATION) or dataset)
         traits = _enhanced_traits(macro(group, _FRAME_CONTENT), macro(group, _DIFFUSION), macro(group, _ECHO))
         frames.append(Frame(path, index, order, plane, slope, intercept, _spacing(measures) is not None, traits))
     return tuple(frames)

@@ -101,22 +101,23 @@ def plan_volume(series: Series, *, tilted: bool = False) -> VolumePlan:
         raise ImageConversionError(message, hint=_CHOOSE_OTHER)
     notes = (*series.notes, *dropped, *_unmeasured(frames, headers))
     stack = regular_stack(frames, tilted=tilted)
-    groups = stack.groups
+    groups, shear = stack.groups, stack.shear
     warnings = (*_joined(series, groups), *stack.warnings)
     _refuse_a_part(series, frames)
     if _runs_backwards(groups, images):
         groups.reverse()
+        shear = None if shear is None else -shear
     ordered, repeats = order_repeats([[frames[index] for index in group] for group in groups], headers)
     volumes = len(ordered) // len(groups)
     return VolumePlan(
         frames=tuple(ordered),
         slices=len(groups),
         volumes=volumes,
-        affine=_affine(ordered[: len(groups)], headers, is_tilted=stack.shear is not None),
+        affine=_affine(ordered[: len(groups)], headers, is_tilted=shear is not None),
         headers=headers,
         notes=(*notes, *repeats, *warnings),
         warnings=warnings,
-        shear=stack.shear,
+        shear=shear,
     )
 
 
