@@ -98,7 +98,10 @@ def request_for(app: MONAILabelApp, model: str, device: str) -> dict[str, object
     models = sorted(app.info()["models"])
     if model not in models:
         raise SettingsError(f"the app has no model {model!r}", hint=f"it has {', '.join(models)}")
-    return {"model": model, "save_label": True, "label_tag": DRAFT_TAG, **({"device": device} if device else {})}
+    # Without a level, MONAI Label logs dozens of lines for each image at the level INFO, among them the image's path.
+    level = logging.getLevelName(logging.getLogger().getEffectiveLevel())
+    request = {"model": model, "save_label": True, "label_tag": DRAFT_TAG, "logging": level}
+    return {**request, "device": device} if device else request
 
 
 def inferred(app: MONAILabelApp, request: dict[str, object]) -> str:
