@@ -5,18 +5,31 @@ Each handler in it exists, a path that is not in it is 404, and nothing is loade
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 
 import pytest
 
-from monailabel_xnat.sandbox.http.router import ROUTES
+from monailabel_xnat.sandbox.http.router import ROUTES, load, methods_of
+
+ROWS = [(path, group, row) for group, rows in ROUTES for path, row in rows.items()]
 
 
-@pytest.mark.parametrize("path", ROUTES)
-def test_every_path_of_the_table_has_its_handler(path):
-    kind, method = ROUTES[path].load()
-    assert callable(getattr(kind, method))
+@pytest.mark.parametrize(("path", "group", "row"), ROWS)
+def test_every_path_of_the_table_has_its_handlers(path, group, row):
+    """Each handler gets the words in braces of its path by name."""
+    words = set(re.findall(r"\w+(?=\})", path))
+    for name in methods_of(row).values():
+        handler = getattr(load(group), name)
+        if group != "dicom.prearchive_calls:PrearchiveCalls":
+            assert words <= set(inspect.signature(handler).parameters), name
+
+
+def test_no_path_stands_twice_in_the_table():
+    paths = [path for path, _, _ in ROWS]
+    assert len(paths) == len(set(paths))
 
 
 @pytest.mark.parametrize(

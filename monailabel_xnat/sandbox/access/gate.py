@@ -11,7 +11,8 @@ import binascii
 import re
 import time
 from functools import cached_property
-from urllib.parse import parse_qsl, unquote
+from typing import Any
+from urllib.parse import parse_qsl
 
 from monailabel_xnat.sandbox.access.accounts import ANONYMOUS, PROVIDER, Accounts, Session, Sessions, User
 from monailabel_xnat.sandbox.archive.archive import Archive
@@ -173,7 +174,7 @@ class Gate:
             return
         if not _BROWSERS.search(request.headers.get("user-agent", "")) or request.words[1:3] == ["services", "auth"]:
             return
-        if request.session.csrf not in (request.query.get("XNAT_CSRF"), _form_token(request)):
+        if request.session.csrf not in (request.query.get("XNAT_CSRF"), request.form().get("XNAT_CSRF")):
             raise HTTPError(403, "INVALID CSRF")
 
 
@@ -198,10 +199,6 @@ def _unauthorized() -> HTTPError:
     return HTTPError(401, headers=[_CHALLENGE])
 
 
-def _form_token(request: Request) -> str | None:
-    return request.form().get("XNAT_CSRF")
-
-
 class SiteCalls(Handlers):
     """The calls below ``/data`` about the site itself."""
 
@@ -212,25 +209,25 @@ class SiteCalls(Handlers):
 
     # Sessions
 
-    def jsession(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``/data/JSESSION[/ID]``: return the ID of the session, or end the session."""
-        session = request.session
-        if session is None:
-            raise HTTPError(401)
-        if request.method == "DELETE":
-            self._sessions.close_of(session.user, unquote(words[0]) if words else session.id)
-            return text()
+    def jsession(self, request: Request, session_id: str) -> Reply:
+        """Answer ``GET /data/JSESSION`` with the ID of the session."""
+        session = _opened(request)
         return text(session.id + _csrf(request, session))
 
-    def auth(self, request: Request, words: list[str]) -> Reply:
+    def end_session(self, request: Request, session_id: str) -> Reply:
+        """Answer ``DELETE /data/JSESSION[/ID]``."""
+        session = _opened(request)
+        self._sessions.close_of(session.user, session_id or session.id)
+        return text()
+
+    def auth(self, request: Request) -> Reply:
         """Answer ``GET /data/auth`` with the user who is logged in."""
-        if request.session is None:
-            raise HTTPError(401)
+        session = _opened(request)
         if request.user.is_guest:
             return text("guest")
-        return text(f"User '{request.user.login}' is logged in{_csrf(request, request.session)}")
+        return text(f"User '{request.user.login}' is logged in{_csrf(request, session)}")
 
-    def log_in(self, request: Request, words: list[str]) -> Reply:
+    def log_in(self, request: Request) -> Reply:
         """Answer ``PUT /data/services/auth``, a form with name and password, with a new session."""
         pairs = parse_qsl(request.body.read(_LARGEST_FORM).decode("utf-8", "replace"), keep_blank_values=True)
         providers = [value for name, value in pairs if name == "provider"]
@@ -246,46 +243,53 @@ class SiteCalls(Handlers):
 
     # Tokens
 
-    def tokens(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``GET /data/services/tokens/{issue|show|validate|invalidate}``."""
-        if request.user.is_guest:
+    def answer(self, method: str, request: Request, names: dict[str, str]) -> Reply:
+        """Answer a request. Guests have no tokens."""
+        if method.endswith(("_token", "_tokens")) and request.user.is_guest:
             raise HTTPError(403)
-        action, *names = [unquote(word) for word in words] or [""]
-        if action == "issue":
-            return as_json(self._accounts.issue_token(self._token_user(request, names)))
-        if action == "show":
-            return as_json(self._accounts.tokens(self._token_user(request, names)))
-        if action == "validate" and len(names) == 2:
-            self._own_token(request, names[0], must_be_own=False)
-            user = self._accounts.check(names[0], names[1])
-            return as_json({"valid": user.login} if user else {})
-        if action == "invalidate" and names:
-            self._own_token(request, names[0])
-            self._accounts.drop_token(names[0])
-            return as_json({"result": "OK"})
-        raise HTTPError(404)
+        return super().answer(method, request, names)
 
-    def _token_user(self, request: Request, names: list[str]) -> User:
-        """Return the user whose tokens are meant: oneself or, for administrators, the user of ``user/NAME``."""
-        if not names:
+    def issue_token(self, request: Request, login: str) -> Reply:
+        """Answer ``/data/services/tokens/issue[/user/NAME]``."""
+        return as_json(self._accounts.issue_token(self._token_user(request, login)))
+
+    def show_tokens(self, request: Request, login: str) -> Reply:
+        """Answer ``/data/services/tokens/show[/user/NAME]``."""
+        return as_json(self._accounts.tokens(self._token_user(request, login)))
+
+    def validate_token(self, request: Request, alias: str, secret: str) -> Reply:
+        """Answer ``/data/services/tokens/validate/ALIAS/SECRET``."""
+        self._token(alias)
+        user = self._accounts.check(alias, secret)
+        return as_json({"valid": user.login} if user else {})
+
+    def invalidate_token(self, request: Request, alias: str, secret: str) -> Reply:
+        """Answer ``/data/services/tokens/invalidate/ALIAS[/SECRET]``."""
+        if self._token(alias)["login"] != request.user.login and not request.user.is_admin:
+            raise HTTPError(403)
+        self._accounts.drop_token(alias)
+        return as_json({"result": "OK"})
+
+    def _token_user(self, request: Request, login: str) -> User:
+        """Return the user whose tokens are meant: oneself or, for administrators, the user who is named."""
+        if not login:
             return request.user
         if not request.user.is_admin:
             raise HTTPError(403, "Only an admin may ask for the tokens of another user.")
-        found = self._accounts.get(names[1]) if names[0] == "user" and len(names) == 2 else None
+        found = self._accounts.get(login)
         if found is None:
             raise HTTPError(404)
         return found
 
-    def _own_token(self, request: Request, alias: str, *, must_be_own: bool = True) -> None:
+    def _token(self, alias: str) -> dict[str, Any]:
         token = self._accounts.token(alias)
         if token is None:
             raise HTTPError(404, f"Unknown alias: {alias}")
-        if must_be_own and token["login"] != request.user.login and not request.user.is_admin:
-            raise HTTPError(403)
+        return token
 
     # Tables
 
-    def users(self, request: Request, words: list[str]) -> Reply:
+    def users(self, request: Request) -> Reply:
         """Answer ``GET /data/users``."""
         if not request.user.is_admin and self._visit.preferences.all()[USERS_FOR_ADMINS]:
             raise HTTPError(403)
@@ -296,11 +300,11 @@ class SiteCalls(Handlers):
         ]
         return Table(("xdat_user_id", *names), rows).answer(request)
 
-    def scanners(self, request: Request, words: list[str]) -> Reply:
+    def scanners(self, request: Request) -> Reply:
         """Answer ``GET /data/scanners``."""
         return self._distinct(request, "scanner")
 
-    def scan_types(self, request: Request, words: list[str]) -> Reply:
+    def scan_types(self, request: Request) -> Reply:
         """Answer ``GET /data/scan_types``."""
         return self._distinct(request, "type")
 
@@ -308,6 +312,13 @@ class SiteCalls(Handlers):
         """Answer with the values that a field of the scans has in the projects that the user may read."""
         rows: list[Row] = [{field: value} for value in self._archive.scan_values(field, self._may.readable())]
         return Table((field,), rows).answer(request)
+
+
+def _opened(request: Request) -> Session:
+    """Return the session of a request."""
+    if request.session is None:
+        raise HTTPError(401)
+    return request.session
 
 
 def _csrf(request: Request, session: Session) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -117,7 +117,7 @@ class Xapi(Handlers):
         self._preferences = visit.preferences
         self._plugins = _ROI_PLUGIN if visit.roi_plugin else {}
 
-    def front_page(self, request: Request, words: list[str]) -> Reply:
+    def front_page(self, request: Request, words: Sequence[str] = ()) -> Reply:
         """Answer with a page for browsers.
 
         A guest gets a guest's page, which xnatpy looks for, or the log-in form if the site is closed; a user who is
@@ -133,19 +133,22 @@ class Xapi(Handlers):
 
     def schema_file(self, request: Request, words: list[str]) -> Reply:
         """Answer ``/schemas/NAME.xsd`` and ``/xapi/NAME.xsd``, where XNAT keeps the same files for browsers."""
-        path = Path(*(unquote(word) for word in words))
+        path = Path(*map(unquote, words))
         if path.suffix != ".xsd" or request.method not in ("GET", "HEAD"):
             raise HTTPError(404)
         return self._schema(schema_name(path))
 
-    def schemas(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``GET /xapi/schemas[/NAME]``."""
-        names = [unquote(word) for word in words]
-        if not names:
-            return as_json(self._archive.types.names())
-        if names == ["datatypes"]:
-            return as_json(self._archive.types.all())
-        return self._schema("/".join(names))
+    def schema_names(self, request: Request) -> Reply:
+        """Answer ``GET /xapi/schemas``."""
+        return as_json(self._archive.types.names())
+
+    def data_types(self, request: Request) -> Reply:
+        """Answer ``GET /xapi/schemas/datatypes``."""
+        return as_json(self._archive.types.all())
+
+    def schema(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``GET /xapi/schemas/NAME``."""
+        return self._schema("/".join(map(unquote, words)))
 
     def _schema(self, name: str) -> Reply:
         document = self._archive.types.document(name)
@@ -155,108 +158,103 @@ class Xapi(Handlers):
 
     # The site
 
-    def site_config(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``/xapi/siteConfig``, one of its settings, ``buildInfo`` and ``uptime``."""
-        names = [unquote(word) for word in words]
-        reports = {"buildInfo": build_info(), "uptime": uptime(time.time() - _STARTED)}
-        if names[:1] and names[0] in reports:
-            _require_method(request, "GET")
-            found = reports[names[0]]
-            if len(names) == 1:
-                return as_json(found)
-            if names[1] not in found:
-                raise HTTPError(404)
-            return text(found[names[1]])
-        if len(names) > 1:
-            raise HTTPError(404)
-        if request.method == "POST":
-            self._require_admin()
-            self._preferences.change(_posted(request, names))
-            return text()
-        return self._read_config(names)
+    def settings(self, request: Request) -> Reply:
+        """Answer ``GET /xapi/siteConfig``."""
+        return as_json(self._readable_settings())
 
-    def _read_config(self, names: list[str]) -> Reply:
-        user = self._may.user
-        shown = PUBLIC if user.is_guest else FOR_USERS
-        found = {name: value for name, value in self._preferences.all().items() if user.is_admin or name in shown}
-        if not names:
-            return as_json(found)
-        if names[0] not in found:
-            if user.is_admin:
-                raise HTTPError(404)
-            raise _unauthorized() if user.is_guest else HTTPError(403)
-        value = found[names[0]]
+    def setting(self, request: Request, name: str) -> Reply:
+        """Answer ``GET /xapi/siteConfig/NAME``."""
+        found = self._readable_settings()
+        if name not in found:
+            self._require_admin()
+            raise HTTPError(404)
+        value = found[name]
         return Reply((value if isinstance(value, str) else json.dumps(value)).encode(), media_type="application/json")
 
-    def anonymize(self, request: Request, words: list[str]) -> Reply:
-        """Read or set whether the site's anonymisation script is on."""
-        names = [unquote(word) for word in words]
-        if names != ["site", "enabled"]:
-            raise HTTPError(404)
-        if request.method == "PUT":
-            self._require_admin()
-            self._archive.is_anonymising = request.query.get("enable", "true").lower() == "true"
-            return text()
+    def _readable_settings(self) -> dict[str, Any]:
+        user = self._may.user
+        shown = PUBLIC if user.is_guest else FOR_USERS
+        return {name: value for name, value in self._preferences.all().items() if user.is_admin or name in shown}
+
+    def change_settings(self, request: Request, name: str = "") -> Reply:
+        """Answer ``POST /xapi/siteConfig[/NAME]``."""
+        self._require_admin()
+        self._preferences.change(_posted(request, name))
+        return text()
+
+    def build_info(self, request: Request, name: str) -> Reply:
+        """Answer ``GET /xapi/siteConfig/buildInfo[/NAME]``."""
+        return _report(build_info(), name)
+
+    def uptime(self, request: Request, name: str) -> Reply:
+        """Answer ``GET /xapi/siteConfig/uptime[/NAME]``."""
+        return _report(uptime(time.time() - _STARTED), name)
+
+    def is_anonymising(self, request: Request) -> Reply:
+        """Answer whether the site's anonymisation script is on."""
         return as_json(self._archive.is_anonymising)
 
-    def plugins(self, request: Request, words: list[str]) -> Reply:
+    def anonymise(self, request: Request) -> Reply:
+        """Switch the site's anonymisation script on or off."""
+        self._require_admin()
+        self._archive.is_anonymising = request.query.get("enable", "true").lower() == "true"
+        return text()
+
+    def plugins(self, request: Request, name: str) -> Reply:
         """Answer ``GET /xapi/plugins[/ID]``."""
-        names = [unquote(word) for word in words]
-        if not names:
-            return as_json(self._plugins)
-        if names[0] not in self._plugins:
+        if name and name not in self._plugins:
             raise HTTPError(404)
-        return as_json(self._plugins[names[0]])
+        return as_json(self._plugins[name] if name else self._plugins)
 
     # Users
 
-    def users(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``/xapi/users`` with all that is below it."""
-        names = [unquote(word) for word in words]
-        user = self._may.user
-        if user.is_guest:
-            raise _unauthorized()
-        if request.method == "DELETE":
-            if names[:1] != ["active"] or len(names) != 2:
-                raise HTTPError(405, f"Request method '{request.method}' not supported")
-            return as_json(self._sessions.close_of(self._named(names[1])))
-        if names == ["username"]:
-            return text(user.login)
-        lists: dict[str, Callable[[], Any]] = {
-            "": lambda: [each.login for each in self._accounts.all()],
-            "profiles": lambda: [_profile(each) for each in self._accounts.all()],
-            "active": self._active,
-        }
-        if "/".join(names) in lists:
-            self._require_admin()
-            return as_json(lists["/".join(names)]())
-        return as_json(self._one_user(names))
+    def username(self, request: Request) -> Reply:
+        """Answer with the login of the user."""
+        return text(self._named("current").login)
 
-    def _active(self) -> dict[str, Any]:
+    def logins(self, request: Request) -> Reply:
+        """Answer with the logins of all users, for administrators."""
+        self._require_admin()
+        return as_json([each.login for each in self._accounts.all()])
+
+    def profiles(self, request: Request) -> Reply:
+        """Answer with the profiles of all users, for administrators."""
+        self._require_admin()
+        return as_json([_profile(each) for each in self._accounts.all()])
+
+    def active(self, request: Request) -> Reply:
+        """Answer with the sessions of all users, for administrators."""
+        self._require_admin()
         found = {each.login: self._sessions.of(each) for each in self._accounts.all()}
-        return {login: {"sessions": ids, "count": len(ids)} for login, ids in found.items() if ids}
+        return as_json({login: {"sessions": ids, "count": len(ids)} for login, ids in found.items() if ids})
 
-    def _one_user(self, names: list[str]) -> Any:
-        """Return the answer to ``users/NAME``, ``users/NAME/groups``, ``users/profile/NAME`` and similar paths."""
-        login, what = (names[1], names[0]) if names[0] in ("profile", "active") and names[1:] else (names[0], "")
-        named = self._named(self._may.user.login if login == "current" else login)
-        tells: dict[str, Callable[[], Any]] = {
-            "": lambda: _profile(named),
-            "profile": lambda: _profile(named),
-            "active": lambda: self._sessions.of(named),
-            "groups": lambda: [f"{project}_{role}" for project, role in self._archive.roles(named).items()],
-            "roles": lambda: ["Administrator"] if named.is_admin else [],
-        }
-        what = what or "/".join(names[1:])
-        if what not in tells:
-            raise HTTPError(404)
-        return tells[what]()
+    def active_of(self, request: Request, login: str) -> Reply:
+        """Answer with the sessions of a user."""
+        return as_json(self._sessions.of(self._named(login)))
+
+    def log_out(self, request: Request, login: str) -> Reply:
+        """End the sessions of a user."""
+        return as_json(self._sessions.close_of(self._named(login)))
+
+    def profile(self, request: Request, login: str) -> Reply:
+        """Answer with the profile of a user."""
+        return as_json(_profile(self._named(login)))
+
+    def groups(self, request: Request, login: str) -> Reply:
+        """Answer with the groups of a user, such as ``P_owner``."""
+        roles = self._archive.roles(self._named(login))
+        return as_json([f"{project}_{role}" for project, role in roles.items()])
+
+    def roles(self, request: Request, login: str) -> Reply:
+        """Answer with the roles of a user on the site."""
+        return as_json(["Administrator"] if self._named(login).is_admin else [])
 
     def _named(self, login: str) -> User:
         """Return a user. Everyone may ask about oneself, and administrators about everyone."""
-        if login != self._may.user.login:
+        user = self._may.user
+        if user.is_guest or login not in (user.login, "current"):
             self._require_admin()
-        found = self._accounts.get(login)
+        found = self._accounts.get(user.login if login == "current" else login)
         if found is None:
             raise HTTPError(404)
         return found
@@ -267,46 +265,35 @@ class Xapi(Handlers):
         if not self._may.user.is_admin:
             raise HTTPError(403)
 
-    def access(self, request: Request, words: list[str]) -> Reply:
+    def access(self, request: Request) -> Reply:
         """List the projects in which the user has a group, so not the public projects in which the user has none."""
-        names = [unquote(word) for word in words]
-        if names != ["projects"]:
-            raise HTTPError(404)
-        rows = []
-        for project in self._archive.projects():
-            role = self._may.granted_role(project.id)
-            if role:
-                rows.append(
-                    {
-                        "ID": project.id,
-                        **{name: str(project.fields.get(name, "")) for name in _NAMES},
-                        "URI": f"/data/projects/{project.id}",
-                        "role": ROLE_NAMES[role],
-                        "group_id": f"{project.id}_{role}",
-                    }
-                )
+        rows = [
+            {
+                "ID": project.id,
+                **{name: str(project.fields.get(name, "")) for name in _NAMES},
+                "URI": f"/data/projects/{project.id}",
+                "role": ROLE_NAMES[role],
+                "group_id": f"{project.id}_{role}",
+            }
+            for project in self._archive.projects()
+            if (role := self._may.granted_role(project.id))
+        ]
         return as_json(rows)
-
-
-def _require_method(request: Request, methods: str) -> None:
-    allowed = methods.split()
-    if request.method not in allowed and not (request.method == "HEAD" and "GET" in allowed):
-        raise HTTPError(405, f"Request method '{request.method}' not supported", [("Allow", ", ".join(allowed))])
 
 
 def _unauthorized() -> HTTPError:
     return HTTPError(401, headers=[("WWW-Authenticate", "Basic")])
 
 
-def _posted(request: Request, names: list[str]) -> dict[str, Any]:
+def _posted(request: Request, name: str) -> dict[str, Any]:
     """Return the settings in the body: a JSON object, or the value of the setting that the path names."""
     body = request.body.read().decode("utf-8", "replace")
     try:
         given = json.loads(body)
     except ValueError:
         given = body
-    if names:
-        return {names[0]: given}
+    if name:
+        return {name: given}
     if not isinstance(given, dict):
         raise HTTPError(400, "The settings are a JSON object.")
     return given
@@ -324,6 +311,13 @@ def _profile(user: User) -> dict[str, Any]:
         "verified": True,
         "secured": True,
     }
+
+
+def _report(found: Mapping[str, str], name: str) -> Reply:
+    """Answer with a report, or with one of its values."""
+    if name and name not in found:
+        raise HTTPError(404)
+    return text(found[name]) if name else as_json(found)
 
 
 def build_info() -> dict[str, str]:

@@ -226,7 +226,7 @@ _BLOCK = 1 << 20
 class CatalogRefresh(Handlers):
     """The service, for the user of one request."""
 
-    def handle(self, request: Request, words: list[str]) -> Reply:
+    def refresh(self, request: Request) -> Reply:
         """Answer ``POST /data/services/refresh/catalog``. Without ``options``, all actions are done.
 
         Raises

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
 
@@ -289,35 +288,65 @@ class _Bearer(NamedTuple):
 
 
 class CustomFields(Handlers):
-    """The handlers, for the user of one request."""
+    """The calls ``/xapi/custom-fields/.../fields[/NAME]``."""
 
-    def handle(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``/xapi/custom-fields/.../fields[/NAME]``.
+    def get(self, request: Request, words: list[str]) -> Reply:
+        """Answer with all fields of an object, or with those that ``fieldNames`` names.
 
         Raises
         ------
         HTTPError
-            400 for a body that is not a JSON object; 403 without the right, and if a project, subject or experiment
-            does not exist; 404 if a scan or assessor does not; 405 for another method; 415 for another content type.
+            403 without the right, and if a project, subject or experiment does not exist; 404 if a scan or assessor
+            does not. This holds for all calls.
         """
-        end = len(words) - 1 if words[-1:] == ["fields"] else len(words) - 2
-        if end < 1 or words[end] != "fields":
-            raise HTTPError(404)
-        name = unquote(words[end + 1]) if end + 1 < len(words) else ""
-        is_read = request.method in ("GET", "HEAD")
-        if request.method not in ("GET", "HEAD", "DELETE" if name else "PUT"):
-            raise HTTPError(405)
-        bearer = self._bearer(words[:end], is_read=is_read)
-        if is_read:
-            return self._get(request, bearer, name)
-        if not self._may_change(bearer):
-            raise HTTPError(403)
-        return self._delete(bearer, name) if name else self._put(request, bearer)
+        fields = self._fields(self._bearer(words, is_read=True))
+        wanted = [field for names in request.values("fieldNames") for field in names.split(",") if field]
+        return as_json({key: value for key, value in fields.items() if not wanted or key in wanted})
 
-    def _may_change(self, bearer: _Bearer) -> bool:
-        """Return whether the user may change the fields. Only its owners may change those of a project."""
+    def get_one(self, request: Request, words: list[str], name: str) -> Reply:
+        """Answer with one field."""
+        value = _named(self._fields(self._bearer(words, is_read=True)), name)
+        return text(value if isinstance(value, str) else json.dumps(value))
+
+    def put(self, request: Request, words: list[str]) -> Reply:
+        """Set the fields that are in the body, and answer with all fields.
+
+        Raises
+        ------
+        HTTPError
+            400 for a body that is not a JSON object; 415 for another content type.
+        """
+        bearer = self._changeable(words)
+        if request.content_type != "application/json":
+            raise HTTPError(415, f"Content type '{request.content_type}' not supported")
+        try:
+            given = json.load(request.body)
+        except ValueError as error:
+            raise HTTPError(400, f"JSON parse error: {error}") from error
+        if not isinstance(given, dict):
+            raise HTTPError(400, "The fields are a JSON object.")
+        with self._archive.store.write() as db:
+            fields = {**self._fields(bearer), **given}
+            db.execute(_UPDATE[bearer.table], (json.dumps(fields), bearer.key))
+        return as_json(fields)
+
+    def delete(self, request: Request, words: list[str], name: str) -> Reply:
+        """Remove one field, and answer with the others."""
+        bearer = self._changeable(words)
+        with self._archive.store.write() as db:
+            fields = self._fields(bearer)
+            _named(fields, name)
+            del fields[name]
+            db.execute(_UPDATE[bearer.table], (json.dumps(fields), bearer.key))
+        return as_json(fields)
+
+    def _changeable(self, words: list[str]) -> _Bearer:
+        """Return the object whose fields the user may change. Only its owners may change those of a project."""
+        bearer = self._bearer(words, is_read=False)
         test = self._may.may_delete if bearer.table == "projects" else self._may.may_edit
-        return test(bearer.project)
+        if not test(bearer.project):
+            raise HTTPError(403)
+        return bearer
 
     def _bearer(self, words: list[str], *, is_read: bool) -> _Bearer:
         inner = next((place for place, word in enumerate(words) if word in ("scans", "assessors")), len(words))
@@ -362,36 +391,6 @@ class CustomFields(Handlers):
             raise HTTPError(404)
         found: dict[str, Any] = json.loads(row[0])
         return found
-
-    def _get(self, request: Request, bearer: _Bearer, name: str) -> Reply:
-        fields = self._fields(bearer)
-        if name:
-            value = _named(fields, name)
-            return text(value if isinstance(value, str) else json.dumps(value))
-        wanted = [field for names in request.values("fieldNames") for field in names.split(",") if field]
-        return as_json({key: value for key, value in fields.items() if not wanted or key in wanted})
-
-    def _put(self, request: Request, bearer: _Bearer) -> Reply:
-        if request.content_type != "application/json":
-            raise HTTPError(415, f"Content type '{request.content_type}' not supported")
-        try:
-            given = json.load(request.body)
-        except ValueError as error:
-            raise HTTPError(400, f"JSON parse error: {error}") from error
-        if not isinstance(given, dict):
-            raise HTTPError(400, "The fields are a JSON object.")
-        with self._archive.store.write() as db:
-            fields = {**self._fields(bearer), **given}
-            db.execute(_UPDATE[bearer.table], (json.dumps(fields), bearer.key))
-        return as_json(fields)
-
-    def _delete(self, bearer: _Bearer, name: str) -> Reply:
-        with self._archive.store.write() as db:
-            fields = self._fields(bearer)
-            _named(fields, name)
-            del fields[name]
-            db.execute(_UPDATE[bearer.table], (json.dumps(fields), bearer.key))
-        return as_json(fields)
 
 
 def _named(fields: dict[str, Any], name: str) -> Any:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from monailabel_xnat.sandbox.access.gate import Permissions
@@ -341,28 +340,20 @@ _SET_UP = {
 class SearchCalls(Handlers):
     """The handlers, for the user of one request."""
 
-    def elements(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``/data/search/elements[/TYPE]`` with the site's data types, or the display fields of one type."""
-        table = self._search_fields(unquote(words[0])) if words else self._elements(request.query)
-        return table.answer(request)
-
-    def run(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``POST /data/search``."""
-        with form_files(request) as files:
-            table = Search(self._archive, self._may).run(files[0][1].read())
-        return table.answer(request)
-
-    def _elements(self, query: Mapping[str, str]) -> Table:
+    def elements(self, request: Request) -> Reply:
+        """Answer ``GET /data/search/elements`` with the data types that are set up on the site."""
         counts = self._archive.counts()
         rows = []
         for name, singular in _SET_UP.items():
             count = counts.get(name, 0)
-            if self._archive.types.canonical(name) and (count or query.get("used") != "true"):
+            if self._archive.types.canonical(name) and (count or request.query.get("used") != "true"):
                 names = {"SINGULAR": singular, "PLURAL": f"{singular}s", "SECURED": "true", "COUNT": str(count)}
                 rows.append({"ELEMENT_NAME": name, **names})
-        return Table(("ELEMENT_NAME", "SINGULAR", "PLURAL", "SECURED", "COUNT"), rows, "Data-Types")
+        columns = ("ELEMENT_NAME", "SINGULAR", "PLURAL", "SECURED", "COUNT")
+        return Table(columns, rows, "Data-Types").answer(request)
 
-    def _search_fields(self, name: str) -> Table:
+    def fields(self, request: Request, name: str) -> Reply:
+        """Answer ``GET /data/search/elements/TYPE`` with the display fields of a type."""
         kind = self._archive.types.canonical(name)
         if kind is None:
             raise HTTPError(404)
@@ -379,7 +370,13 @@ class SearchCalls(Handlers):
             }
             for field, path in display_fields(self._archive.types, kind).items()
         ]
-        return Table(list(rows[0]), rows, "Search Fields")
+        return Table(list(rows[0]), rows, "Search Fields").answer(request)
+
+    def run(self, request: Request) -> Reply:
+        """Answer ``POST /data/search``."""
+        with form_files(request) as files:
+            table = Search(self._archive, self._may).run(files[0][1].read())
+        return table.answer(request)
 
 
 def _anything(found: _Found) -> bool:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pydicom
 
@@ -22,37 +20,37 @@ _VRS = {_STUDY: "UI", _SERIES: "UI", _PATIENT: "LO", _MODALITY: "CS"}
 
 
 class DicomWeb(Handlers):
-    """The handlers of the calls below ``/xapi/dicomweb/projects``, for the user of one request."""
+    """The calls below ``/xapi/dicomweb/projects/P``. Each answers 403 if the user may not read the project."""
 
-    def handle(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``studies``, ``studies/UID/series`` and ``studies/UID/series/UID/metadata`` of a project.
+    def answer(self, method: str, request: Request, names: dict[str, str]) -> Reply:
+        """Answer a request for a project that the user may read."""
+        if not self._may.may_read(names["project"]):
+            raise HTTPError(403, f"Project {names['project']} is not accessible")
+        return super().answer(method, request, names)
 
-        Raises
-        ------
-        HTTPError
-            403 if the user may not read the project, 404 if the study, series or path does not exist.
-        """
-        project, *rest = [unquote(word) for word in words] or [""]
-        if not self._may.may_read(project):
-            raise HTTPError(403, f"Project {project} is not accessible")
-        found = [(session, scan) for session, scan in self._scans(project) if scan.fields.get("UID")]
-        if rest == ["studies"]:
-            studies = {session.id: self._study(session) for session, _ in found}
-            return _listed(request, list(studies.values()))
-        if len(rest) not in (3, 5) or rest[0] != "studies" or rest[2] != "series":
-            raise HTTPError(404)
-        found = [(session, scan) for session, scan in found if session.fields.get("UID") == rest[1]]
-        if len(rest) == 3:
-            return _listed(request, [self._series(session, scan) for session, scan in found])
-        headers = [header for _, scan in found if scan.fields.get("UID") == rest[3] for header in self._headers(scan)]
-        if rest[4] != "metadata" or not headers:
+    def studies(self, request: Request, project: str) -> Reply:
+        """Answer with the studies of a project."""
+        studies = {session.id: self._study(session) for session, _ in self._scans(project)}
+        return _listed(request, list(studies.values()))
+
+    def series(self, request: Request, project: str, study: str) -> Reply:
+        """Answer with the series of a study."""
+        return _listed(request, [self._series(session, scan) for session, scan in self._scans(project, study)])
+
+    def metadata(self, request: Request, project: str, study: str, series: str) -> Reply:
+        """Answer with the headers of a series, or with 404 if there is no such series."""
+        scans = [scan for _, scan in self._scans(project, study) if scan.fields.get("UID") == series]
+        headers = [header for scan in scans for header in self._headers(scan)]
+        if not headers:
             raise HTTPError(404)
         return _listed(request, headers)
 
-    def _scans(self, project: str) -> Iterator[tuple[Experiment, Scan]]:
+    def _scans(self, project: str, study: str = "") -> Iterator[tuple[Experiment, Scan]]:
+        """Yield the scans with a UID of a project or of one study in it, each with its session."""
         for session in self._archive.experiments_of("project", project):
             for scan in self._archive.scans(session.id):
-                yield session, scan
+                if scan.fields.get("UID") and study in ("", session.fields.get("UID")):
+                    yield session, scan
 
     def _study(self, session: Experiment) -> dict[str, Any]:
         subject = self._archive.subject(session.subject_id or "")
@@ -66,12 +64,10 @@ class DicomWeb(Handlers):
         for resource in self._resources.of(owner_of(self._archive, scan)):
             if resource.label == "DICOM":
                 for entry in self._resources.files(resource):
-                    yield _header(self._resources.path(entry))
-
-
-def _header(path: Path) -> dict[str, Any]:
-    with without_warnings():
-        return dict(pydicom.dcmread(path, stop_before_pixels=True).to_json_dict())
+                    with without_warnings():
+                        header = pydicom.dcmread(self._resources.path(entry), stop_before_pixels=True)
+                        found = dict(header.to_json_dict())
+                    yield found
 
 
 def _attributes(values: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import unquote
 
 from monailabel_xnat.sandbox.archive.staging import zip_blocks
@@ -20,34 +21,21 @@ class PrearchiveCalls(Filers):
 
     # What waits
 
-    def handle(self, request: Request, words: list[str]) -> Reply:
-        """Answer calls below ``/data/prearchive``. Users see the sessions of projects that they may edit.
+    def answer(self, method: str, request: Request, names: dict[str, Any]) -> Reply:
+        """Answer a request. A path below a session is answered with 404 if it does not exist or is not for the user."""
+        if "folder" in names:
+            waiting = self._find(names.pop("project"), names.pop("moment"), names.pop("folder"))
+            if "scan_id" in names:
+                scans = self._prearchive.scans(waiting)
+                names["scan"] = next((scan for scan in scans if scan.id == names["scan_id"]), None)
+                if names["scan"] is None or names.get("label", names["scan"].label) != names["scan"].label:
+                    raise HTTPError(404)
+                names = {name: names[name] for name in ("scan", "name") if name in names}
+            names["waiting"] = waiting
+        return super().answer(method, request, names)
 
-        Raises
-        ------
-        HTTPError
-            404 if the session does not exist or the user may not see it.
-        """
-        names = [unquote(word) for word in words]
-        if names[:1] not in ([], ["projects"]):
-            raise HTTPError(404)
-        if len(names) < 3:
-            return self._list(request, names[1] if len(names) == 2 else "")
-        if len(names) < 4:
-            raise HTTPError(404)
-        waiting = self._find(names[1], names[2], names[3])
-        if request.method == "DELETE" and len(names) == 4:
-            self._prearchive.delete(waiting)
-            return text()
-        if request.method == "POST" and len(names) == 4:
-            return self._act(request, waiting)
-        if request.method not in ("GET", "HEAD"):
-            raise HTTPError(405)
-        return self._inside(request, waiting, names[4:])
-
-    def _list(self, request: Request, project: str) -> Reply:
-        if request.method not in ("GET", "HEAD"):
-            raise HTTPError(405)
+    def sessions(self, request: Request, project: str) -> Reply:
+        """Answer ``GET /data/prearchive/projects[/P]``. Users see the sessions of projects that they may edit."""
         rows = [
             self._row(waiting)
             for waiting in self._prearchive.all()
@@ -86,47 +74,52 @@ class PrearchiveCalls(Filers):
 
     # One session
 
-    def _inside(self, request: Request, waiting: Waiting, names: list[str]) -> Reply:
-        scans = self._prearchive.scans(waiting)
-        if not names:
-            if request.query.get("format") == "zip":
-                return _zip(waiting, scans)
-            return tables.answer([self._row(waiting)], request.query)
-        if names[0] != "scans":
-            raise HTTPError(404)
-        if len(names) == 1:
-            rows = [
-                {"ID": scan.id, "xsiType": scan.xsi_type, "series_description": scan.series.series_description}
-                for scan in scans
-            ]
-            return tables.answer(rows, request.query)
-        chosen = [scan for scan in scans if scan.id == names[1]]
-        if not chosen:
-            raise HTTPError(404)
-        return self._scan(request, waiting, chosen[0], names[2:])
+    def session(self, request: Request, waiting: Waiting) -> Reply:
+        """Answer with a session as a table of one row, or with a zip of its files."""
+        if request.query.get("format") == "zip":
+            return _zip(waiting, self._prearchive.scans(waiting))
+        return tables.answer([self._row(waiting)], request.query)
 
-    def _scan(self, request: Request, waiting: Waiting, scan: WaitingScan, names: list[str]) -> Reply:
-        files = {file.path.name: file.path for file in scan.series.files}
-        if not names and request.query.get("format") == "zip":
-            return _zip(waiting, [scan])
-        if names == ["resources"]:
-            size = sum(path.stat().st_size for path in files.values())
-            counts = {"file_count": str(len(files)), "file_size": str(size)}
-            row = {"category": "scans", "cat_id": scan.id, "cat_desc": "", "label": scan.label, **counts}
-            return tables.answer([row], request.query)
-        if names[:1] != ["resources"] or names[1:2] != [scan.label] or names[2:3] not in ([], ["files"]):
-            raise HTTPError(404)
-        if len(names) == 4 and names[3] in files:
-            return file_reply(request, files[names[3]])
-        if len(names) > 3:
-            raise HTTPError(404)
-        base = f"/data{waiting.path}/scans/{scan.id}/resources/{scan.label}/files"
+    def scans(self, request: Request, waiting: Waiting) -> Reply:
+        """List the scans of a session."""
         rows = [
-            {"Name": name, "Size": str(path.stat().st_size), "URI": f"{base}/{name}"} for name, path in files.items()
+            {"ID": scan.id, "xsiType": scan.xsi_type, "series_description": scan.series.series_description}
+            for scan in self._prearchive.scans(waiting)
         ]
         return tables.answer(rows, request.query)
 
-    def _act(self, request: Request, waiting: Waiting) -> Reply:
+    def scan(self, request: Request, waiting: Waiting, scan: WaitingScan) -> Reply:
+        """Answer with a zip of the files of a scan."""
+        if request.query.get("format") != "zip":
+            raise HTTPError(404)
+        return _zip(waiting, [scan])
+
+    def resources(self, request: Request, waiting: Waiting, scan: WaitingScan) -> Reply:
+        """List the one resource of a scan."""
+        size = sum(file.path.stat().st_size for file in scan.series.files)
+        counts = {"file_count": str(len(scan.series.files)), "file_size": str(size)}
+        row = {"category": "scans", "cat_id": scan.id, "cat_desc": "", "label": scan.label, **counts}
+        return tables.answer([row], request.query)
+
+    def files(self, request: Request, waiting: Waiting, scan: WaitingScan) -> Reply:
+        """List the files of a scan."""
+        base = f"/data{waiting.path}/scans/{scan.id}/resources/{scan.label}/files"
+        paths = [file.path for file in scan.series.files]
+        rows = [{"Name": path.name, "Size": str(path.stat().st_size), "URI": f"{base}/{path.name}"} for path in paths]
+        return tables.answer(rows, request.query)
+
+    def file(self, request: Request, waiting: Waiting, scan: WaitingScan, name: str) -> Reply:
+        """Answer with a file of a scan."""
+        found = next((file.path for file in scan.series.files if file.path.name == name), None)
+        if found is None:
+            raise HTTPError(404)
+        return file_reply(request, found)
+
+    def remove(self, request: Request, waiting: Waiting) -> Reply:
+        """Answer DELETE of a session."""
+        return text(self._delete(request, waiting))
+
+    def act(self, request: Request, waiting: Waiting) -> Reply:
         """Do what ``action=`` says with a session. If that moves it, the answer is 301 with the new address."""
         action = request.query.get("action", "")
         if action == "commit" and not (request.flag("AA") or request.flag("auto-archive")):
@@ -146,11 +139,11 @@ class PrearchiveCalls(Filers):
 
     # Services
 
-    def archive(self, request: Request, words: list[str]) -> Reply:
+    def archive(self, request: Request) -> Reply:
         """Answer ``POST /data/services/archive``."""
-        return self.service(request, ["archive"])
+        return self.service(request, "archive")
 
-    def service(self, request: Request, words: list[str]) -> Reply:
+    def service(self, request: Request, action: str) -> Reply:
         """Answer ``POST /data/services/prearchive/{delete|rebuild|move}``.
 
         Raises
@@ -164,7 +157,6 @@ class PrearchiveCalls(Filers):
             "rebuild": self._rebuild,
             "move": self._move,
         }
-        action = "/".join(words)
         if action not in actions:
             raise HTTPError(404)
         sources = request.values("src")

@@ -61,7 +61,7 @@ class Filers(Handlers):
 class Import(Filers):
     """The service, for the user of one request."""
 
-    def handle(self, request: Request, words: list[str]) -> Reply:
+    def receive(self, request: Request) -> Reply:
         """Answer ``POST /data/services/import`` with the addresses of the sessions, one on each line.
 
         Raises
@@ -217,7 +217,7 @@ _LONGEST_VALUE = 1024
 class DicomDump(Handlers):
     """The service, for the user of one request."""
 
-    def handle(self, request: Request, words: list[str]) -> Reply:
+    def dump(self, request: Request) -> Reply:
         """Answer ``GET /data/services/dicomdump``.
 
         Raises

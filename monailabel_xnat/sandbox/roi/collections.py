@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import secrets
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
 from monailabel_xnat.sandbox.archive.datatypes import ROI_COLLECTION
 from monailabel_xnat.sandbox.archive.model import Experiment, Resource
 from monailabel_xnat.sandbox.archive.resources import Incoming, owner_of
+from monailabel_xnat.sandbox.archive.staging import Staged
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, as_json, text
 from monailabel_xnat.sandbox.http.router import Handlers
-from monailabel_xnat.sandbox.roi.content import RoiContent, read_content
+from monailabel_xnat.sandbox.roi.content import RoiContent, as_rtstruct, read_content
 
 _DICOM_LABELS = ("DICOM", "secondary")
 
@@ -46,51 +46,30 @@ _SESSION_TYPES = (*_SPATIAL_TYPES, "xnat:usSessionData")
 
 
 class RoiCollections(Handlers):
-    """The handlers of the calls below ``/xapi/roi``, for the user of one request."""
+    """The calls below ``/xapi/roi/projects/P``, for the user of one request."""
 
-    def handle(self, request: Request, segments: list[str]) -> Reply:
-        """Answer ``/xapi/roi/projects/P/...``. A refusal is text, or JSON if the client accepts nothing else."""
+    def answer(self, method: str, request: Request, names: dict[str, str]) -> Reply:
+        """Answer a request. A refusal is text, or JSON if the client accepts nothing else."""
         try:
-            return self._answer(request, [unquote(segment) for segment in segments])
+            if not self._may.may_read(names["project"]):
+                raise HTTPError(403, f"Project {names['project']} is not accessible")
+            return super().answer(method, request, names)
         except HTTPError as error:
             if request.headers.get("accept") == "application/json":
                 return as_json({"ResponseMessage": str(error)}, error.status)
             raise
 
-    def _answer(self, request: Request, words: list[str]) -> Reply:
-        if len(words) < 4 or words[0] != "projects":
-            raise HTTPError(404)
-        project, noun, name = words[1], words[2], words[3]
-        calls = {
-            ("permissions", 4): ("GET",),
-            ("collections", 4): ("GET", "DELETE"),
-            ("rois", 4): ("GET",),
-            ("exists", 4): ("GET",),
-            ("sessions", 6): ("PUT",),
-        }
-        methods = calls.get((noun, len(words)))
-        if methods is None or (noun == "sessions" and words[4] != "collections"):
-            raise HTTPError(404)
-        if request.method not in methods:
-            raise HTTPError(405)
-        if not self._may.may_read(project):
-            raise HTTPError(403, f"Project {project} is not accessible")
-        if noun == "permissions":
-            return self._permissions(project, name)
-        if noun == "sessions":
-            return self._store(request, project, name, words[5])
-        if noun == "exists":
-            return as_json(self._find(project, name) is not None)
-        if noun == "rois":
-            return self._rois(project, name)
-        return self._delete(project, name) if request.method == "DELETE" else self._get(request, project, name)
-
-    def _permissions(self, project: str, name: str) -> Reply:
+    def permissions(self, request: Request, project: str, name: str) -> Reply:
+        """Answer with what the user may do with a kind of object."""
         element = _PERMISSION_ELEMENTS.get(name)
         if element is None:
             raise HTTPError(422, f"Unsupported data type: {name}")
         edit, delete = self._may.may_edit(project), self._may.may_delete(project)
         return as_json({"element": f"{element}/project", "create": edit, "read": True, "edit": edit, "delete": delete})
+
+    def exists(self, request: Request, project: str, name: str) -> Reply:
+        """Answer whether there is a collection with this ID or label."""
+        return as_json(self._find(project, name) is not None)
 
     def _find(self, project: str, name: str) -> Experiment | None:
         found = self._archive.experiment(name, project)
@@ -110,7 +89,8 @@ class RoiCollections(Handlers):
 
     # Read and delete
 
-    def _get(self, request: Request, project: str, name: str) -> Reply:
+    def get(self, request: Request, project: str, name: str) -> Reply:
+        """Answer with the bytes of a collection."""
         collection = self._require(project, name)
         own = str(collection.fields.get("collectionType", ""))
         kind = request.query.get("type") or own
@@ -124,7 +104,8 @@ class RoiCollections(Handlers):
             raise HTTPError(422, f"{name} is not available as {kind}")
         return Reply(self._bytes(resource), media_type="application/octet-stream")
 
-    def _rois(self, project: str, name: str) -> Reply:
+    def rois(self, request: Request, project: str, name: str) -> Reply:
+        """List the regions of a collection."""
         collection = self._require(project, name)
         kind = str(collection.fields.get("collectionType", ""))
         resource = self._resource(collection, kind)
@@ -142,21 +123,19 @@ class RoiCollections(Handlers):
             ]
         )
 
-    def _delete(self, project: str, name: str) -> Reply:
+    def delete(self, request: Request, project: str, name: str) -> Reply:
+        """Delete a collection."""
         found = self._require(project, name)
         if not self._may.may_delete(project):
             raise HTTPError(403)
-        self._clear(found)
-        with self._archive.store.write() as db:
-            db.execute("DELETE FROM experiments WHERE id = ?", (found.id,))
+        self._resources.delete_of(owner_of(self._archive, found))
+        self._archive.drop("experiments", found.id)
         return text()
-
-    def _clear(self, collection: Experiment) -> None:
-        self._resources.delete_of(owner_of(self._archive, collection))
 
     # Store
 
-    def _store(self, request: Request, project: str, session_id: str, label: str) -> Reply:
+    def store(self, request: Request, project: str, session_id: str, label: str) -> Reply:
+        """Store a collection of a session, and answer with its ID."""
         if request.content_type != "application/octet-stream":
             raise HTTPError(415, f"Content type '{request.content_type}' not supported")
         kind = request.query.get("type", "")
@@ -240,19 +219,21 @@ class RoiCollections(Handlers):
                 **{name: value for name, value in fields.items() if value is not None},
             )
         else:
-            self._clear(known)
+            self._resources.delete_of(owner_of(self._archive, known))
             self._archive.set_fields("experiments", "id", known.id, fields)
-        stored = _KINDS[kind]
-        owner = owner_of(self._archive, known)
-        resource = self._resources.create(owner, kind, format=stored.format, content="EXTERNAL")
-        values = {"format": stored.format, "content": "EXTERNAL"}
-        self._resources.put(resource, [Incoming(f"{label}{stored.suffix}", staged, values)], request.user.login)
+        self._add(known, kind, staged, request.user.login)
         return known
+
+    def _add(self, collection: Experiment, kind: str, staged: Staged, login: str) -> Resource:
+        """Store a file of a collection in a resource of its own."""
+        stored = _KINDS[kind]
+        values = {"format": stored.format, "content": "EXTERNAL"}
+        made = self._resources.create(owner_of(self._archive, collection), kind, **values)
+        self._resources.put(made, [Incoming(f"{collection.label}{stored.suffix}", staged, values)], login)
+        return made
 
     def _make_rtstruct(self, collection: Experiment, login: str) -> Resource | None:
         """Store and return the RTSTRUCT of an AIM collection, or None if its images have no place in the patient."""
-        from monailabel_xnat.sandbox.roi.content import as_rtstruct
-
         session = self._archive.experiment(collection.session_id or "")
         aim = self._resource(collection, "AIM")
         if session is None or aim is None or session.xsi_type not in _SPATIAL_TYPES:
@@ -273,11 +254,7 @@ class RoiCollections(Handlers):
         except ValueError as error:
             # At this point the document itself is stored already, as in XNAT.
             raise HTTPError(500, f"Error converting ROI collection: {error}") from error
-        staged = self._resources.stage(io.BytesIO(struct))
-        owner, values = owner_of(self._archive, collection), {"format": "DICOM", "content": "EXTERNAL"}
-        made = self._resources.create(owner, "RTSTRUCT", **values)
-        self._resources.put(made, [Incoming(f"{collection.label}.dcm", staged, values)], login)
-        return made
+        return self._add(collection, "RTSTRUCT", self._resources.stage(io.BytesIO(struct)), login)
 
 
 def _missing(what: str, uids: set[str]) -> HTTPError:

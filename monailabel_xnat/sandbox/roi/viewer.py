@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import unquote
 
 import pydicom
 from pydicom.dataelem import DataElement
@@ -29,50 +28,49 @@ _PRESETS = ("AIM", "SEG", "MEAS")
 class Viewer(Handlers):
     """The handlers of the calls below ``/xapi/viewer`` and ``/xapi/viewerConfig``, for the user of one request."""
 
-    def handle(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``/xapi/viewer/projects/P/experiments/E[/exists]`` with the contents of a session.
-
-        The answer is made anew at every call.
+    def contents(self, request: Request, project: str, session_id: str) -> Reply:
+        """Answer with the contents of a session, which are read anew at every call.
 
         Raises
         ------
         HTTPError
-            403 without the right; 404 for another path, and for a session that is not in the project; 405 for another
-            method; 422 if the experiment is not an image session.
+            403 without the right; 404 for a session that is not in the project; 422 if the experiment is not an image
+            session. This holds for all calls about a session.
         """
-        names = [unquote(word) for word in words]
-        if (
-            [*names[:1], *names[2:3]] != ["projects", "experiments"]
-            or names[4:] not in ([], ["exists"])
-            or not names[3:]
-        ):
-            raise HTTPError(404)
-        if request.method not in ("GET", "HEAD") and (request.method != "POST" or len(names) == 5):
-            raise HTTPError(405)
-        project = names[1]
-        is_allowed = self._may.may_edit if request.method == "POST" else self._may.may_read
-        if not is_allowed(project):
-            raise HTTPError(403, f"Project {project} is not accessible")
-        session = self._archive.experiment(names[3])
-        if session is None or session.session_id:
-            raise HTTPError(422, f"Unknown image session: {names[3]}")
-        if project != session.project and project not in self._archive.shares(session.id):
-            raise HTTPError(404)
-        if request.method == "POST" or len(names) == 5:
-            return text()
+        session = self._session(project, session_id, self._may.may_read)
         return as_json({"transactionId": session.id, "studies": self._studies(session)})
 
-    def settings(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``/xapi/viewerConfig/projects/P[/roipreset]`` as a site does where nobody has set anything."""
-        if words[:1] != ["projects"] or not words[1:] or words[2:] not in ([], ["roipreset"]):
+    def exists(self, request: Request, project: str, session_id: str) -> Reply:
+        """Answer that the contents of a session can be had."""
+        self._session(project, session_id, self._may.may_read)
+        return text()
+
+    def refresh(self, request: Request, project: str, session_id: str) -> Reply:
+        """Answer the order to read the contents of a session again, which needs nothing here."""
+        self._session(project, session_id, self._may.may_edit)
+        return text()
+
+    def _session(self, project: str, session_id: str, is_allowed: Callable[[str], bool]) -> Experiment:
+        if not is_allowed(project):
+            raise HTTPError(403, f"Project {project} is not accessible")
+        session = self._archive.experiment(session_id)
+        if session is None or session.session_id:
+            raise HTTPError(422, f"Unknown image session: {session_id}")
+        if project != session.project and project not in self._archive.shares(session.id):
             raise HTTPError(404)
-        if request.method not in ("GET", "HEAD"):
-            raise HTTPError(405)
-        if not self._may.may_read(unquote(words[1])):
+        return session
+
+    def settings(self, request: Request, project: str) -> Reply:
+        """Answer as a site does where nobody has set anything for the project."""
+        raise HTTPError(404 if self._may.may_read(project) else 403)
+
+    def presets(self, request: Request, project: str) -> Reply:
+        """Answer with the presets of ROIs, of which there are none."""
+        if not self._may.may_read(project):
             raise HTTPError(403)
         wanted = request.query.get("type", "").upper()
-        if not words[2:] or wanted not in ("", *_PRESETS):
-            raise HTTPError(422 if words[2:] else 404)
+        if wanted not in ("", *_PRESETS):
+            raise HTTPError(422)
         return as_json({name: [] for name in _PRESETS if wanted in ("", name)})
 
     def _studies(self, session: Experiment) -> list[dict[str, Any]]:
