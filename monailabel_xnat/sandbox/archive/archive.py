@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from monailabel_xnat.sandbox.access.accounts import USER_SQL, User, user_of
+from monailabel_xnat.sandbox.access.accounts import User
 from monailabel_xnat.sandbox.archive.datatypes import DataTypes
 from monailabel_xnat.sandbox.archive.model import Experiment, Fields, Project, Scan, Subject, load_row, merged
 from monailabel_xnat.sandbox.archive.store import SITE_ID, Store, seed_sessions
@@ -49,14 +49,11 @@ class Archive:
 
     def projects(self) -> list[Project]:
         """List all projects, by ID."""
-        return [load_row(Project, row) for row in self.store.all(_PROJECTS_SQL)]
+        return self.store.objects(Project, PROJECTS_SQL)
 
     def project(self, name: str) -> Project | None:
         """Return the project with this ID or alias, or None."""
-        row = self.store.one("SELECT * FROM projects WHERE id = ?", (name,))
-        if row is None:
-            row = self.store.one(_BY_ALIAS, (name,))
-        return load_row(Project, row) if row else None
+        return self.store.object(Project, _PROJECT_SQL, {"name": name})
 
     def create_project(
         self, project_id: str, user: User = SYSTEM, accessibility: str = "private", **fields: Any
@@ -82,16 +79,7 @@ class Archive:
 
     def set_accessibility(self, project: str, level: str) -> None:
         """Make a project private, protected or public."""
-        self.set_project(project, "accessibility", level)
-
-    def set_project(self, project: str, setting: str, value: Any) -> None:
-        """Set how open a project is (``accessibility``), or one of its codes.
-
-        With a ``quarantine_code`` of 1, new sessions that are imported are put into quarantine. With a
-        ``prearchive_code`` of 0, imported sessions stay in the prearchive; with 4 and 5 they are archived.
-        """
-        with self.store.write() as db:
-            db.execute(f"UPDATE projects SET {setting} = ? WHERE id = ?", (value, project))  # noqa: S608 - of three names
+        self.store.update("projects", project, accessibility=level)
 
     def set_member(self, project: str, login: str, role: str | None) -> None:
         """Set the role of a user in a project, or remove it."""
@@ -110,17 +98,12 @@ class Archive:
         rows = self.store.all("SELECT project, role FROM memberships WHERE login = ?", (user.login,))
         return {row["project"]: row["role"] for row in rows}
 
-    def user(self, login: str) -> User | None:
-        """Return a user, or None."""
-        row = self.store.one(USER_SQL, (login,))
-        return user_of(row) if row else None
-
     # Subjects
 
     def subjects(self, project: str | None = None) -> list[tuple[Subject, str]]:
         """Return all subjects of one project, also shared ones, or of the site. Each comes with its label there."""
         if project is None:
-            found = [load_row(Subject, row) for row in self.store.all("SELECT * FROM subjects ORDER BY id")]
+            found = self.store.objects(Subject, "SELECT * FROM subjects ORDER BY id")
             return [(subject, subject.label) for subject in found]
         rows = self.store.all(
             "SELECT subjects.*, shares.label AS shared_label FROM subjects LEFT JOIN shares"
@@ -132,8 +115,7 @@ class Archive:
 
     def subject(self, name: str, project: str | None = None) -> Subject | None:
         """Return the subject with this ID, or, in a project, with this ID or label."""
-        row = self.store.one(*_lookup("subjects", name, project))
-        return load_row(Subject, row) if row else None
+        return self.store.object(Subject, *_lookup("subjects", name, project))
 
     def create_subject(self, project: str, label: str, user: User = SYSTEM, **fields: Any) -> Subject:
         """Make a subject."""
@@ -146,17 +128,15 @@ class Archive:
 
     def experiment(self, name: str, project: str | None = None) -> Experiment | None:
         """Return the experiment with this ID, or, in a project (also shared into it), with this ID or label."""
-        row = self.store.one(*_lookup("experiments", name, project))
-        return load_row(Experiment, row) if row else None
+        return self.store.object(Experiment, *_lookup("experiments", name, project))
 
     def experiments_of(self, column: str, value: str) -> list[Experiment]:
         """Return the experiments of a project (`column`: ``project``) or a subject (``subject_id``), assessors last."""
-        return [load_row(Experiment, row) for row in self.store.all(_EXPERIMENTS_SQL[column], (value,))]
+        return self.store.objects(Experiment, _EXPERIMENTS_SQL[column], (value,))
 
     def assessors(self, session: str) -> list[Experiment]:
         """List the assessors of a session."""
-        rows = self.store.all("SELECT * FROM experiments WHERE session_id = ? ORDER BY id", (session,))
-        return [load_row(Experiment, row) for row in rows]
+        return self.store.objects(Experiment, "SELECT * FROM experiments WHERE session_id = ? ORDER BY id", (session,))
 
     def create_experiment(
         self,
@@ -181,8 +161,7 @@ class Archive:
 
     def scans(self, experiment: str) -> list[Scan]:
         """List the scans of a session."""
-        rows = self.store.all("SELECT * FROM scans WHERE experiment = ? ORDER BY pk", (experiment,))
-        return [load_row(Scan, row) for row in rows]
+        return self.store.objects(Scan, "SELECT * FROM scans WHERE experiment = ? ORDER BY pk", (experiment,))
 
     def create_scan(self, experiment: str, scan_id: str, xsi_type: str, user: User = SYSTEM, **fields: Any) -> Scan:
         """Make a scan."""
@@ -205,38 +184,25 @@ class Archive:
         """Return the number of objects of each data type."""
         return {row["xsi_type"]: row["count"] for row in self.store.all(_COUNTS_SQL)}
 
-    def set_fields(self, table: str, key: str, value: Any, fields: Fields) -> None:
+    def change(self, table: str, key: Any, **values: Any) -> None:
+        """Set columns of an object, such as the ``status`` of an experiment, and the time of its last change."""
+        self.store.update(table, key, **values, last_modified=timestamp())
+
+    def set_fields(self, table: str, key: Any, fields: Fields) -> None:
         """Merge fields into an object. None removes a field.
 
         Parameters
         ----------
         table, key
-            ``projects``, ``subjects`` or ``experiments`` with ``id``, or ``scans`` with ``pk``.
-        value
-            The ID or number of the object.
+            ``projects``, ``subjects``, ``experiments`` or ``scans``, and the ID of the object there; for a scan, its
+            number.
         fields
             The fields that change.
         """
-        select, update = _FIELDS_SQL[table, key]
-        with self.store.write() as db:
-            row = db.execute(select, (value,)).fetchone()
+        with self.store.write():
+            row = self.store.get(table, key)
             if row is not None:
-                db.execute(update, (json.dumps(merged(json.loads(row["fields"]), fields)), timestamp(), value))
-
-    def set_subject(self, experiment: str, subject: str) -> None:
-        """Assign an experiment to another subject."""
-        with self.store.write() as db:
-            db.execute(
-                "UPDATE experiments SET subject_id = ?, last_modified = ? WHERE id = ?",
-                (subject, timestamp(), experiment),
-            )
-
-    def set_status(self, experiment: str, status: str) -> None:
-        """Set the status of an experiment: ``active``, ``quarantine``, ``locked`` or ``obsolete``."""
-        with self.store.write() as db:
-            db.execute(
-                "UPDATE experiments SET status = ?, last_modified = ? WHERE id = ?", (status, timestamp(), experiment)
-            )
+                self.change(table, key, fields=json.dumps(merged(json.loads(row["fields"]), fields)))
 
     def label_owner(self, kind: str, label: str, project: str) -> str:
         """Return the ID of the subject or experiment (`kind` is the table) with a label in a project, or ""."""
@@ -246,23 +212,23 @@ class Archive:
     def rename(self, kind: str, item: str, project: str, label: str) -> None:
         """Rename a subject or experiment (`kind` is the table) in its own or another project."""
         with self.store.write() as db:
-            if db.execute(
+            renamed = db.execute(
                 "UPDATE shares SET label = ? WHERE item = ? AND project = ?", (label, item, project)
-            ).rowcount:
-                return
-            db.execute(_RENAME_SQL[kind], (label, timestamp(), item))
+            ).rowcount
+            if not renamed:
+                self.change(kind, item, label=label)
 
     def move(self, kind: str, item: str, project: str, label: str) -> None:
         """Make another project the primary project of a subject or experiment (`kind` is the table)."""
         with self.store.write() as db:
             db.execute("DELETE FROM shares WHERE item = ? AND project = ?", (item, project))
-            db.execute(_MOVE_SQL[kind], (project, label, timestamp(), item))
+            self.change(kind, item, project=project, label=label)
 
     def drop(self, kind: str, item: Any) -> None:
         """Delete the row of an object (`kind` is the table) and its shares. Delete what the object holds before."""
         with self.store.write() as db:
             db.execute("DELETE FROM shares WHERE item = ?", (str(item) if kind != "scans" else scan_item(item),))
-            db.execute(_DROP_SQL[kind], (item,))
+            self.store.delete(kind, item)
             if kind == "projects":
                 db.execute("INSERT OR IGNORE INTO retired_projects VALUES (?)", (item,))
 
@@ -299,17 +265,12 @@ class Archive:
 
 
 # As a database sorts whose language is English: small and capital letters together.
-_PROJECTS_SQL = "SELECT * FROM projects ORDER BY id COLLATE NOCASE, id"
-_BY_ALIAS = (
-    "SELECT projects.* FROM projects, json_each(projects.fields, '$.aliases/alias') AS alias"
-    " WHERE json_extract(alias.value, '$.alias') = ?"
+PROJECTS_SQL = "SELECT * FROM projects ORDER BY id COLLATE NOCASE, id"
+_PROJECT_SQL = (
+    "SELECT * FROM projects WHERE id = :name"
+    " UNION ALL SELECT projects.* FROM projects, json_each(projects.fields, '$.aliases/alias') AS alias"
+    " WHERE json_extract(alias.value, '$.alias') = :name LIMIT 1"
 )
-_GET_FIELDS = "SELECT fields FROM KIND WHERE KEY = ?"
-_SET_FIELDS = "UPDATE KIND SET fields = ?, last_modified = ? WHERE KEY = ?"
-_FIELDS_SQL = {
-    (table, key): tuple(sql.replace("KIND", table).replace("KEY", key) for sql in (_GET_FIELDS, _SET_FIELDS))
-    for table, key in (("projects", "id"), ("subjects", "id"), ("experiments", "id"), ("scans", "pk"))
-}
 _SCAN_VALUES_SQL = (
     "SELECT DISTINCT experiments.project, json_extract(scans.fields, ?) AS value FROM scans"
     " JOIN experiments ON experiments.id = scans.experiment WHERE value IS NOT NULL"
@@ -347,14 +308,6 @@ _LABEL_SQL = _of_both(
     " UNION ALL SELECT KIND.id FROM shares JOIN KIND ON KIND.id = shares.item"
     " WHERE shares.project = :project AND shares.label = :name LIMIT 1"
 )
-_RENAME_SQL = _of_both("UPDATE KIND SET label = ?, last_modified = ? WHERE id = ?")
-_MOVE_SQL = _of_both("UPDATE KIND SET project = ?, label = ?, last_modified = ? WHERE id = ?")
-_DROP_SQL = {
-    "projects": "DELETE FROM projects WHERE id = ?",
-    "subjects": "DELETE FROM subjects WHERE id = ?",
-    "experiments": "DELETE FROM experiments WHERE id = ?",
-    "scans": "DELETE FROM scans WHERE pk = ?",
-}
 
 
 def scan_item(pk: int) -> str:

@@ -273,26 +273,24 @@ class CatalogRefresh(Handlers):
             for path in (folder.rglob("*") if folder.is_dir() else ())
             if path.is_file() and not path.name.endswith(CATALOG_SUFFIX)
         }
-        with self._archive.store.write() as db:
+        with self._archive.store.write():
             if "append" in options:
                 rows = [
-                    (resource.id, name, path.stat().st_size, timestamp(), login)
+                    (resource.id, name, path.stat().st_size, "", timestamp(), login)
                     for name, path in on_disk.items()
                     if name not in known
                 ]
-                db.executemany(
-                    "INSERT INTO files (resource, path, size, digest, created, created_by) VALUES (?, ?, ?, '', ?, ?)",
-                    rows,
-                )
+                columns = ("resource", "path", "size", "digest", "created", "created_by")
+                self._archive.store.insert_many("files", columns, rows)
             if "delete" in options:
-                gone = [(entry.id,) for name, entry in known.items() if name not in on_disk]
-                db.executemany("DELETE FROM files WHERE id = ?", gone)
+                for entry in [entry for name, entry in known.items() if name not in on_disk]:
+                    self._archive.store.delete("files", entry.id)
             if "checksum" in options:
                 for entry in self._resources.files(resource):
                     path = on_disk.get(entry.path)
                     if path is not None:
-                        found = (path.stat().st_size, _digest(path), entry.id)
-                        db.execute("UPDATE files SET size = ?, digest = ? WHERE id = ?", found)
+                        found = {"size": path.stat().st_size, "digest": _digest(path)}
+                        self._archive.store.update("files", entry.id, **found)
             if "populateStats" in options:
                 self._resources.count(resource)
         self._resources.changes.note(resource.id)

@@ -118,7 +118,7 @@ class Edits(Handlers):
             raise HTTPError(403)
         if level:
             self._archive.set_accessibility(name, level)
-        self._archive.set_fields("projects", "id", name, content.over(target.project.fields))
+        self._archive.set_fields("projects", name, content.over(target.project.fields))
         return text()
 
     def _require_new_project(self, name: str) -> None:
@@ -155,7 +155,7 @@ class Edits(Handlers):
         if self._rename(request, target, found):
             return text()
         _require_same(content, {"ID": found.id, "project": found.project})
-        self._archive.set_fields("subjects", "id", found.id, content.over(found.fields))
+        self._archive.set_fields("subjects", found.id, content.over(found.fields))
         return text(found.id)
 
     def _rename(self, request: Request, target: Target, found: Subject | Experiment) -> bool:
@@ -284,7 +284,7 @@ class Edits(Handlers):
         _require_same(content, {"ID": found.id, "label": label, "project": found.project})
         if not self._archive.types.is_a(found.xsi_type, content.xsi_type):
             raise HTTPError(409, f"The experiment is a {found.xsi_type}")
-        self._archive.set_fields("experiments", "id", found.id, content.over(found.fields))
+        self._archive.set_fields("experiments", found.id, content.over(found.fields))
         self._move_to_subject(request, found, content)
         self._change_scans(request, found, content)
         self._act(request, found)
@@ -309,7 +309,7 @@ class Edits(Handlers):
             raise HTTPError(403)
         subject = subject or self._archive.create_subject(found.project, name, request.user)
         if subject.id != found.subject_id:
-            self._archive.set_subject(found.id, subject.id)
+            self._archive.change("experiments", found.id, subject_id=subject.id)
 
     def _change_scans(self, request: Request, found: Experiment, content: Content) -> None:
         """Change or create the scans in the document of a session."""
@@ -317,7 +317,7 @@ class Edits(Handlers):
         for scan in content.scans:
             name = scan.identity.get("ID", "")
             if name in known:
-                self._archive.set_fields("scans", "pk", known[name].pk, scan.fields)
+                self._archive.set_fields("scans", known[name].pk, scan.fields)
             elif name:
                 self._archive.create_scan(found.id, name, scan.xsi_type, request.user, **scan.fields)
 
@@ -327,7 +327,7 @@ class Edits(Handlers):
                 # Only owners may activate. A member may put data into quarantine, but not take it out.
                 if name == "activate" and not self._may.may_delete(found.project):
                     raise HTTPError(403)
-                self._archive.set_status(found.id, status)
+                self._archive.change("experiments", found.id, status=status)
                 return True
         return False
 
@@ -357,7 +357,7 @@ class Edits(Handlers):
         content = self._reader.content(request, found.xsi_type)
         if not self._archive.types.is_a(found.xsi_type, content.xsi_type):
             raise HTTPError(409, f"Specified xsiType differs from existing xsiType {found.xsi_type}")
-        self._archive.set_fields("scans", "pk", found.pk, content.over(found.fields))
+        self._archive.set_fields("scans", found.pk, content.over(found.fields))
         self._act(request, session, found)
         return text()
 

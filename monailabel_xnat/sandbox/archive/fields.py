@@ -265,20 +265,6 @@ def _iso_date(text: str) -> str:
     return date(year, month, day).isoformat()
 
 
-_SELECT = {
-    "projects": "SELECT custom_fields FROM projects WHERE id = ?",
-    "subjects": "SELECT custom_fields FROM subjects WHERE id = ?",
-    "experiments": "SELECT custom_fields FROM experiments WHERE id = ?",
-    "scans": "SELECT custom_fields FROM scans WHERE pk = ?",
-}
-_UPDATE = {
-    "projects": "UPDATE projects SET custom_fields = ? WHERE id = ?",
-    "subjects": "UPDATE subjects SET custom_fields = ? WHERE id = ?",
-    "experiments": "UPDATE experiments SET custom_fields = ? WHERE id = ?",
-    "scans": "UPDATE scans SET custom_fields = ? WHERE pk = ?",
-}
-
-
 class _Bearer(NamedTuple):
     """The object that has the fields: its table and key, and the project that decides who may change them."""
 
@@ -325,19 +311,19 @@ class CustomFields(Handlers):
             raise HTTPError(400, f"JSON parse error: {error}") from error
         if not isinstance(given, dict):
             raise HTTPError(400, "The fields are a JSON object.")
-        with self._archive.store.write() as db:
+        with self._archive.store.write():
             fields = {**self._fields(bearer), **given}
-            db.execute(_UPDATE[bearer.table], (json.dumps(fields), bearer.key))
+            self._archive.store.update(bearer.table, bearer.key, custom_fields=json.dumps(fields))
         return as_json(fields)
 
     def delete(self, request: Request, words: list[str], name: str) -> Reply:
         """Remove one field, and answer with the others."""
         bearer = self._changeable(words)
-        with self._archive.store.write() as db:
+        with self._archive.store.write():
             fields = self._fields(bearer)
             _named(fields, name)
             del fields[name]
-            db.execute(_UPDATE[bearer.table], (json.dumps(fields), bearer.key))
+            self._archive.store.update(bearer.table, bearer.key, custom_fields=json.dumps(fields))
         return as_json(fields)
 
     def _changeable(self, words: list[str]) -> _Bearer:
@@ -386,10 +372,10 @@ class CustomFields(Handlers):
         return _Bearer("projects", target.project.id, target.project.id)
 
     def _fields(self, bearer: _Bearer) -> dict[str, Any]:
-        row = self._archive.store.one(_SELECT[bearer.table], (bearer.key,))
+        row = self._archive.store.get(bearer.table, bearer.key)
         if row is None:
             raise HTTPError(404)
-        found: dict[str, Any] = json.loads(row[0])
+        found: dict[str, Any] = json.loads(row["custom_fields"])
         return found
 
 

@@ -19,7 +19,6 @@ from monailabel_xnat.sandbox.archive.columns import (
     Values,
 )
 from monailabel_xnat.sandbox.archive.datatypes import ABSTRACT, IMAGE_ASSESSOR, SUBJECT_ASSESSOR
-from monailabel_xnat.sandbox.archive.model import Experiment
 from monailabel_xnat.sandbox.http.tables import Page, Row, Table
 
 _DEFAULTS = ("ID", "project", "date", "xsiType", "label", "insert_date")
@@ -119,8 +118,7 @@ class Experiments:
 
     def _head(self, row: Any, shares: list[Values]) -> Row | None:
         """Return the cells of an experiment, its subject and its session, or None if a filter removes it."""
-        own = {"project": row["project"], "xsitype": row["xsi_type"], "subject_id": row["subject_id"] or ""}
-        values = object_values(row, label=row["label"], **own)
+        values = experiment_values(row)
         cells = self._levels["object"].take(values)
         if cells is not None and self._levels["subject"].is_used:
             found = self._levels["subject"].take(_prefixed(row, "s_"))
@@ -175,7 +173,7 @@ class Experiments:
     def _assessors(self, kind: str, level: Level) -> dict[str, list[Row]]:
         kinds = self._archive.types.family(kind)
         sql = f"{_ASSESSORS} ({', '.join('?' * len(kinds))}) ORDER BY id"
-        return _cells(level, self._archive.store.all(sql, tuple(kinds)), "session_id", assessor_values)
+        return _cells(level, self._archive.store.all(sql, tuple(kinds)), "session_id", experiment_values)
 
     def _scans(self, clause: str, arguments: tuple[str, ...]) -> tuple[dict[str, list[Row]], list[Row]]:
         scan_level, file_level = self._levels["scan"], self._levels["scan file"]
@@ -268,22 +266,10 @@ def scan_values(row: Any) -> dict[str, str]:
     return object_values(row, **own)
 
 
-def assessor_values(row: Any) -> dict[str, str]:
-    """Return the values of an assessor by lower-case field path."""
+def experiment_values(row: Any) -> dict[str, str]:
+    """Return the values of a session or assessor by lower-case field path."""
     own = {"label": row["label"], "project": row["project"], "xsitype": row["xsi_type"]}
-    return object_values(row, imagesession_id=row["session_id"], **own)
-
-
-def session_values(session: Experiment) -> dict[str, str]:
-    """Return the values of a session by lower-case field path."""
-    return {
-        **{name.lower(): str(value) for name, value in session.fields.items() if not isinstance(value, list)},
-        "id": session.id,
-        "label": session.label,
-        "project": session.project,
-        "xsitype": session.xsi_type,
-        "subject_id": session.subject_id or "",
-    }
+    return object_values(row, subject_id=row["subject_id"] or "", imagesession_id=row["session_id"] or "", **own)
 
 
 def own_fields(fields: str, key: str = "fields/field") -> list[Values]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from monailabel_xnat.sandbox.archive.archive import ROLES
+from monailabel_xnat.sandbox.archive.archive import PROJECTS_SQL, ROLES
 from monailabel_xnat.sandbox.archive.columns import (
     ASSESSOR,
     OF_SUBJECT,
@@ -22,12 +22,12 @@ from monailabel_xnat.sandbox.archive.datatypes import IMAGE_SCAN, IMAGE_SESSION,
 from monailabel_xnat.sandbox.archive.listings import (
     Experiments,
     Scope,
+    experiment_values,
     object_values,
     own_fields,
     product,
     resource_values,
     scan_values,
-    session_values,
 )
 from monailabel_xnat.sandbox.archive.model import Experiment, Project
 from monailabel_xnat.sandbox.http.messages import HTTPError
@@ -71,7 +71,7 @@ class Lists(Handlers):
         is_by_alias = any(
             column.path == _ALIAS for column in [*level.columns, *(column for column, _ in level.filters)]
         )
-        for row in self._archive.store.all("SELECT * FROM projects ORDER BY id COLLATE NOCASE, id"):
+        for row in self._archive.store.all(PROJECTS_SQL):
             if is_listed(row["id"]):
                 # The list has a row for each alias, because the table of aliases is joined.
                 aliases = (is_by_alias and json.loads(row["fields"]).get("aliases/alias")) or [{"alias": ""}]
@@ -206,7 +206,7 @@ class Lists(Handlers):
         scan_level, file_level, session_level = (
             Level([column for column in columns if column.level == name]) for name in ("scan", "scan file", "session")
         )
-        of_session = session_level.take(session_values(session)) or {}
+        of_session = session_level.take(experiment_values(self._archive.store.get("experiments", session.id))) or {}
         rows = []
         for row in self._archive.store.all("SELECT * FROM scans WHERE experiment = ? ORDER BY pk", (session.id,)):
             if row["xsi_type"] not in kinds:

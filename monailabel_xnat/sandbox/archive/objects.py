@@ -56,7 +56,7 @@ class ProjectSettings(Handlers):
         if given[:1] == [] or given[0] not in _SETTINGS[word]:
             raise HTTPError(400, f"Unknown {word}; there are {', '.join(_SETTINGS[word])}")
         if word != "current_arc":
-            self._archive.set_project(project.id, word, given[0])
+            self._archive.store.update("projects", project.id, **{word: given[0]})
         return text(given[0] if word == "accessibility" else "")
 
     def _users(self, request: Request, project: Project, names: list[str]) -> Reply:
@@ -75,7 +75,7 @@ class ProjectSettings(Handlers):
         role = next((role for role, known in spellings.items() if group in known), None)
         if role is None or len(names) != 2:
             raise HTTPError(404, "Unable to identify the group.")
-        if self._archive.user(names[1]) is None:
+        if self._visit.accounts.get(names[1]) is None:
             raise HTTPError(404, f"Unable to identify user {names[1]}.")
         if method == "PUT":
             self._archive.set_member(project.id, names[1], role)
@@ -83,7 +83,7 @@ class ProjectSettings(Handlers):
             self._archive.set_member(project.id, names[1], None)
 
     def _user_row(self, project: str, login: str, role: str) -> dict[str, str]:
-        user = self._archive.user(login)
+        user = self._visit.accounts.get(login)
         return {
             "GROUP_ID": f"{project}_{role}",
             "displayname": ROLE_NAMES[role],

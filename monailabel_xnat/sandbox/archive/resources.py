@@ -146,10 +146,8 @@ class Resources:
 
     def of(self, owner: Owner) -> list[Resource]:
         """List the resources of an object."""
-        rows = self._store.all(
-            "SELECT * FROM resources WHERE kind = ? AND parent = ? ORDER BY id", (owner.kind, owner.parent)
-        )
-        return [load_row(Resource, row) for row in rows]
+        sql = "SELECT * FROM resources WHERE kind = ? AND parent = ? ORDER BY id"
+        return self._store.objects(Resource, sql, (owner.kind, owner.parent))
 
     def find(self, owner: Owner, name: str) -> Resource | None:
         """Return a resource of an object by number or label, or None. As in XNAT, digits are a number."""
@@ -160,7 +158,7 @@ class Resources:
 
     def get(self, number: int) -> Resource:
         """Return a resource by its number."""
-        resource: Resource = load_row(Resource, self._store.one("SELECT * FROM resources WHERE id = ?", (number,)))
+        resource: Resource = load_row(Resource, self._store.get("resources", number))
         return resource
 
     def create(self, owner: Owner, label: str, **values: str) -> Resource:
@@ -194,8 +192,8 @@ class Resources:
 
     def delete(self, resource: Resource) -> None:
         """Remove a resource and its files."""
-        with self._store.write() as db:
-            db.execute("DELETE FROM resources WHERE id = ?", (resource.id,))
+        with self._store.write():
+            self._store.delete("resources", resource.id)
             self.changes.note(resource.id)
         with self._store.write():
             folder = self.root / resource.folder
@@ -229,13 +227,13 @@ class Resources:
 
     def files(self, resource: Resource) -> list[FileEntry]:
         """Return the entries of a resource's catalog."""
-        rows = self._store.all("SELECT * FROM files WHERE resource = ? ORDER BY path", (resource.id,))
-        return [load_row(FileEntry, row) for row in rows]
+        sql = "SELECT * FROM files WHERE resource = ? ORDER BY path"
+        return self._store.objects(FileEntry, sql, (resource.id,))
 
     def file(self, resource: Resource, path: str) -> FileEntry | None:
         """Return the entry of a catalog with this path, or None."""
-        row = self._store.one("SELECT * FROM files WHERE resource = ? AND path = ?", (resource.id, path))
-        return load_row(FileEntry, row) if row else None
+        sql = "SELECT * FROM files WHERE resource = ? AND path = ?"
+        return self._store.object(FileEntry, sql, (resource.id, path))
 
     def folder(self, resource: Resource) -> Path:
         """Return the folder with the files of a resource."""

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
-from monailabel_xnat.sandbox.access.gate import Permissions
-from monailabel_xnat.sandbox.archive.archive import Archive
+from monailabel_xnat.sandbox.archive.archive import PROJECTS_SQL
 from monailabel_xnat.sandbox.archive.columns import make_test, moment, number
 from monailabel_xnat.sandbox.archive.datatypes import (
     EXPERIMENT,
@@ -19,9 +18,9 @@ from monailabel_xnat.sandbox.archive.datatypes import (
     SUBJECT,
     DataTypes,
 )
-from monailabel_xnat.sandbox.archive.listings import object_values, scan_values
+from monailabel_xnat.sandbox.archive.listings import experiment_values, object_values, scan_values
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, form_files, parsed_xml
-from monailabel_xnat.sandbox.http.router import Handlers
+from monailabel_xnat.sandbox.http.router import Handlers, Visit
 from monailabel_xnat.sandbox.http.tables import Row, Table
 
 _SPACE = "{http://nrg.wustl.edu/security}"
@@ -138,10 +137,11 @@ class _Found:
 class Search:
     """Runs search documents, for the user of one request."""
 
-    def __init__(self, archive: Archive, may: Permissions) -> None:
-        self._archive = archive
-        self._types = archive.types
-        self._may = may
+    def __init__(self, visit: Visit) -> None:
+        self._archive = visit.archive
+        self._types = visit.archive.types
+        self._accounts = visit.accounts
+        self._may = visit.may
 
     def run(self, document: bytes) -> Table:
         """Return the table that a document asks for.
@@ -258,14 +258,14 @@ class Search:
         return self._scans(kinds, experiments, subjects)
 
     def _projects(self) -> Iterator[_Found]:
-        for row in self._archive.store.all("SELECT * FROM projects ORDER BY id"):
+        for row in self._archive.store.all(PROJECTS_SQL):
             if self._may.may_see_id(row["id"]):
                 own = {"accessibility": row["accessibility"], "owners": self._owners(row["id"])}
                 yield _Found(object_values(row, **own, **self._counts(row["id"])))
 
     def _owners(self, project: str) -> str:
         logins = [login for login, role in self._archive.members(project) if role == "owner"]
-        users = [user for user in map(self._archive.user, logins) if user]
+        users = [user for user in map(self._accounts.get, logins) if user]
         return " <br/> ".join(f"{user.firstname} {user.lastname}" for user in users)
 
     def _counts(self, project: str) -> dict[str, str]:
@@ -302,8 +302,8 @@ class Search:
         found = {}
         for row in self._archive.store.all(sql):
             if row["project"] in readable:
-                own = {name: row[name] or "" for name in ("label", "project", "subject_id", "subject_label")}
-                found[row["id"]] = (row["xsi_type"], object_values(row, xsitype=row["xsi_type"], **own))
+                values = {**experiment_values(row), "subject_label": row["subject_label"] or ""}
+                found[row["id"]] = (row["xsi_type"], values)
         return found
 
     def _with_subject(self, values: Values, subjects: dict[str, Values]) -> _Found:
@@ -375,7 +375,7 @@ class SearchCalls(Handlers):
     def run(self, request: Request) -> Reply:
         """Answer ``POST /data/search``."""
         with form_files(request) as files:
-            table = Search(self._archive, self._may).run(files[0][1].read())
+            table = Search(self._visit).run(files[0][1].read())
         return table.answer(request)
 
 

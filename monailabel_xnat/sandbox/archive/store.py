@@ -9,10 +9,14 @@ import json
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from monailabel_xnat.sandbox.archive.model import load_row
+
+T = TypeVar("T")
 
 FORMAT = 1
 
@@ -156,6 +160,19 @@ class Store:
             row: sqlite3.Row | None = db.execute(sql, arguments).fetchone()
             return row
 
+    def get(self, table: str, key: Any) -> sqlite3.Row | None:
+        """Return the row of a table with this key, which is ``pk`` for scans and else ``id``, or None."""
+        return self.one(f"SELECT * FROM {table} WHERE {_key(table)} = ?", (key,))  # noqa: S608 - a name of ours
+
+    def objects(self, kind: type[T], sql: str, arguments: Arguments = ()) -> list[T]:
+        """Return the objects of a type that the rows of a query describe."""
+        return [load_row(kind, row) for row in self.all(sql, arguments)]
+
+    def object(self, kind: type[T], sql: str, arguments: Arguments = ()) -> T | None:
+        """Return the object of a type that the first row of a query describes, or None."""
+        row = self.one(sql, arguments)
+        return load_row(kind, row) if row else None
+
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """Hold one transaction. A nested call takes part in the outer one.
@@ -192,6 +209,24 @@ class Store:
             # The names of tables and columns come from the sandbox itself, so they cannot inject SQL.
             return db.execute(f"{word} INTO {table} ({names}) VALUES ({places})", values).lastrowid or 0
 
+    def insert_many(self, table: str, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Insert rows that have values for the same columns."""
+        with self.write() as db:
+            sql = f"INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+            db.executemany(f"INSERT {sql}", rows)
+
+    def update(self, table: str, key: Any, **values: Any) -> None:
+        """Set columns of the row with this key."""
+        changes = ", ".join(f"{name} = :{name}" for name in values)
+        with self.write() as db:
+            sql = f"UPDATE {table} SET {changes} WHERE {_key(table)} = :key"  # noqa: S608 - names of ours
+            db.execute(sql, {**values, "key": key})
+
+    def delete(self, table: str, key: Any) -> None:
+        """Delete the row with this key."""
+        with self.write() as db:
+            db.execute(f"DELETE FROM {table} WHERE {_key(table)} = ?", (key,))  # noqa: S608 - a name of ours
+
     def next_value(self, sequence: str, count: int = 1) -> int:
         """Return the first of the next `count` numbers of a sequence. No number is returned twice."""
         with self.write() as db:
@@ -217,6 +252,10 @@ class Store:
             connections = list(self._held)
         for held in connections:
             held.close()
+
+
+def _key(table: str) -> str:
+    return "pk" if table == "scans" else "id"
 
 
 class _Held:
@@ -276,42 +315,34 @@ def seed_sessions(
     timestamp
         The date and time at which they are said to be made.
     """
-    with store.write() as db:
+    made, stamp = ("fields", "insert_date", "insert_user", "last_modified"), (timestamp, "admin", timestamp)
+    with store.write():
         first = store.next_value("seeded", sessions) + _FIRST
         numbers = range(first, first + sessions)
-        stamp = (timestamp, "admin", timestamp)
-        db.executemany(_SUBJECTS, ((_id("S", item), project, f"seed{item}", "{}", *stamp) for item in numbers))
-        db.executemany(
-            _EXPERIMENTS,
-            ((_id("E", item), project, f"seed{item}_CT1", _id("S", item), _study(item), *stamp) for item in numbers),
+        store.insert_many(
+            "subjects",
+            ("id", "project", "label", *made),
+            ((_id("S", item), project, f"seed{item}", "{}", *stamp) for item in numbers),
         )
-        db.executemany(_SCANS, (row + stamp for row in _scan_rows(numbers, scans)))
-        db.executemany(
-            _RESOURCES,
+        store.insert_many(
+            "experiments",
+            ("id", "project", "label", "xsi_type", "subject_id", *made),
             (
-                (str(pk), name, f"seeded/{pk}/{name}", _FILES, _BYTES)
-                for pk, *_ in _scan_rows(numbers, scans)
+                (_id("E", item), project, f"seed{item}_CT1", "xnat:ctSessionData", _id("S", item), _study(item), *stamp)
+                for item in numbers
+            ),
+        )
+        rows = list(_scan_rows(numbers, scans))
+        store.insert_many("scans", ("pk", "experiment", "id", "xsi_type", *made), (row + stamp for row in rows))
+        store.insert_many(
+            "resources",
+            ("kind", "parent", "label", "folder", "format", "content", "file_count", "file_size"),
+            (
+                ("scan", str(pk), name, f"seeded/{pk}/{name}", "DICOM", "RAW", _FILES, _BYTES)
+                for pk, *_ in rows
                 for name in resources
             ),
         )
-
-
-_SUBJECTS = (
-    "INSERT INTO subjects (id, project, label, fields, insert_date, insert_user, last_modified)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?)"
-)
-_EXPERIMENTS = (
-    "INSERT INTO experiments (id, project, label, xsi_type, subject_id, fields, insert_date, insert_user,"
-    " last_modified) VALUES (?, ?, ?, 'xnat:ctSessionData', ?, ?, ?, ?, ?)"
-)
-_SCANS = (
-    "INSERT INTO scans (pk, experiment, id, xsi_type, fields, insert_date, insert_user, last_modified)"
-    " VALUES (?, ?, ?, 'xnat:ctScanData', ?, ?, ?, ?)"
-)
-_RESOURCES = (
-    "INSERT INTO resources (kind, parent, label, folder, format, content, file_count, file_size)"
-    " VALUES ('scan', ?, ?, ?, 'DICOM', 'RAW', ?, ?)"
-)
 
 
 def _id(kind: str, number: int) -> str:
@@ -333,4 +364,10 @@ def _scan_rows(sessions: range, scans: int) -> Iterator[tuple[Any, ...]]:
                 "series_description": f"axial {scan}",
                 "modality": "CT",
             }
-            yield session * _SCANS_OF_SESSION + scan, _id("E", session), str(scan), json.dumps(fields)
+            yield (
+                session * _SCANS_OF_SESSION + scan,
+                _id("E", session),
+                str(scan),
+                "xnat:ctScanData",
+                json.dumps(fields),
+            )

@@ -274,12 +274,12 @@ class HeaderActions:
                         if only is not None:
                             _require_same_type(scan, item)
                         fields = header_fields(types, scan.xsi_type, item, SCAN_FIELDS)
-                        self._archive.set_fields("scans", "pk", scan.pk, _kept(scan, fields))
+                        self._archive.set_fields("scans", scan.pk, _kept(scan, fields))
         if not found:
             raise HTTPError(500, "Unable to locate DICOM or ECAT files")
         if only is None:
             fields = header_fields(types, session.xsi_type, found[0], SESSION_FIELDS)
-            self._archive.set_fields("experiments", "id", session.id, dict(fields))
+            self._archive.set_fields("experiments", session.id, dict(fields))
 
     def _fix_types(self, session: Experiment) -> None:
         """Set the type of scans that have none: that of similar scans in the project, else the series description."""
@@ -292,7 +292,7 @@ class HeaderActions:
             if description and not scan.fields.get("type"):
                 types = known.get(_plain(description))
                 found = types.most_common(1)[0][0] if types else description
-                self._archive.set_fields("scans", "pk", scan.pk, {"type": found})
+                self._archive.set_fields("scans", scan.pk, {"type": found})
 
 
 _TYPES = (

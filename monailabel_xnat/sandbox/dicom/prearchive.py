@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 
 from monailabel_xnat.sandbox.archive.archive import Archive, timestamp
 from monailabel_xnat.sandbox.archive.resources import segment
@@ -92,7 +91,7 @@ class Prearchive:
             for file in item.files:
                 shutil.copyfile(file.path, target / segment(f"{file.sop_instance_uid}.dcm"))
         if known is None:
-            return self._enter(waiting)
+            return self._get(self._store.insert("prearchive", {**asdict(waiting), "id": None}))
         if known.status != status:
             self.set_status(known, status)
         return self._get(known.id)
@@ -104,10 +103,8 @@ class Prearchive:
             if at is not None and at.study_uid != first.study_uid and not any_study:
                 raise ValueError(f"{at.path} holds another study, of UID {at.study_uid}")
             return at
-        row = self._store.one(
-            "SELECT * FROM prearchive WHERE project = ? AND study_uid = ?", (place.project, first.study_uid)
-        )
-        return Waiting(**dict(row)) if row else None
+        sql = "SELECT * FROM prearchive WHERE project = ? AND study_uid = ?"
+        return self._store.object(Waiting, sql, (place.project, first.study_uid))
 
     def _reserve(self, first: SeriesFiles, place: Place, status: str) -> Waiting:
         """Make a folder that no other session has, and return its session."""
@@ -138,27 +135,21 @@ class Prearchive:
             directory=directory,
         )
 
-    def _enter(self, waiting: Waiting) -> Waiting:
-        """Insert the row of a session whose files are complete."""
-        return self._get(self._store.insert("prearchive", {**asdict(waiting), "id": None}))
-
     def _get(self, number: int) -> Waiting:
-        found = self._store.one("SELECT * FROM prearchive WHERE id = ?", (number,))
+        found = self._store.object(Waiting, "SELECT * FROM prearchive WHERE id = ?", (number,))
         if found is None:
             raise LookupError("the session is no longer in the prearchive")
-        return Waiting(**dict(found))
+        return found
 
     def all(self) -> list[Waiting]:
         """Return all sessions that wait, oldest first."""
-        return [Waiting(**dict(row)) for row in self._store.all("SELECT * FROM prearchive ORDER BY id")]
+        return self._store.objects(Waiting, "SELECT * FROM prearchive ORDER BY id")
 
     def find(self, project: str, moment: str, folder: str) -> Waiting | None:
         """Return the session with an address, or None."""
         wanted = "" if project == UNASSIGNED else project
-        row = self._store.one(
-            "SELECT * FROM prearchive WHERE project = ? AND timestamp = ? AND folder = ?", (wanted, moment, folder)
-        )
-        return Waiting(**dict(row)) if row else None
+        sql = "SELECT * FROM prearchive WHERE project = ? AND timestamp = ? AND folder = ?"
+        return self._store.object(Waiting, sql, (wanted, moment, folder))
 
     def series(self, waiting: Waiting) -> list[SeriesFiles]:
         """Return the series of a session, read from its files."""
@@ -172,33 +163,24 @@ class Prearchive:
 
     def set_status(self, waiting: Waiting, status: str) -> None:
         """Set the status of a session."""
-        with self._store.write() as db:
-            db.execute(
-                "UPDATE prearchive SET status = ?, last_modified = ? WHERE id = ?", (status, timestamp(), waiting.id)
-            )
+        self._store.update("prearchive", waiting.id, status=status, last_modified=timestamp())
 
     def move(self, waiting: Waiting, project: str) -> Waiting:
         """Assign a session to another project."""
-        with self._store.write() as db:
-            db.execute(
-                "UPDATE prearchive SET project = ?, last_modified = ? WHERE id = ?", (project, timestamp(), waiting.id)
-            )
+        self._store.update("prearchive", waiting.id, project=project, last_modified=timestamp())
         return self._get(waiting.id)
 
     def delete(self, waiting: Waiting) -> None:
         """Remove a session and its files."""
-        with self._store.write() as db:
-            db.execute("DELETE FROM prearchive WHERE id = ?", (waiting.id,))
-        self._remove(self._root / waiting.directory)
+        self._store.delete("prearchive", waiting.id)
+        folder = self._root / waiting.directory
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
 
     def clear(self) -> None:
         """Remove the files of all sessions."""
         shutil.rmtree(self._root, ignore_errors=True)
-
-    def _remove(self, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        if folder.parent.is_dir() and not any(folder.parent.iterdir()):
-            folder.parent.rmdir()
 
 
 def _label(item: SeriesFiles) -> str:

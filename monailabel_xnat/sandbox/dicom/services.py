@@ -52,7 +52,7 @@ class Filers(Handlers):
         """File a study, and return the address of its session as in answers to imports: with labels."""
         made = self._filing.file_study(series, place, request.user, merge)
         if request.flag("quarantine"):
-            self._archive.set_status(made.id, "quarantine")
+            self._archive.change("experiments", made.id, status="quarantine")
         subject = self._archive.subject(made.subject_id or "")
         label = subject.label if subject else ""
         return f"/data/archive/projects/{made.project}/subjects/{label}/experiments/{made.label}"

@@ -220,7 +220,7 @@ class RoiCollections(Handlers):
             )
         else:
             self._resources.delete_of(owner_of(self._archive, known))
-            self._archive.set_fields("experiments", "id", known.id, fields)
+            self._archive.set_fields("experiments", known.id, fields)
         self._add(known, kind, staged, request.user.login)
         return known
 
