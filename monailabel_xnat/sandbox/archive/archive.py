@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from monailabel_xnat.sandbox.access.accounts import User
 from monailabel_xnat.sandbox.archive.datatypes import DataTypes
-from monailabel_xnat.sandbox.archive.model import Experiment, Fields, Project, Scan, Subject, load_row, merged
+from monailabel_xnat.sandbox.archive.model import Experiment, Fields, Item, Project, Scan, Subject, load_row, merged
 from monailabel_xnat.sandbox.archive.store import SITE_ID, Store, seed_sessions
 
 SYSTEM = User("admin", is_admin=True)
@@ -184,56 +184,45 @@ class Archive:
         """Return the number of objects of each data type."""
         return {row["xsi_type"]: row["count"] for row in self.store.all(_COUNTS_SQL)}
 
-    def change(self, table: str, key: Any, **values: Any) -> None:
+    def change(self, item: Item, **values: Any) -> None:
         """Set columns of an object, such as the ``status`` of an experiment, and the time of its last change."""
-        self.store.update(table, key, **values, last_modified=timestamp())
+        self.store.update(item.table, item.key, **values, last_modified=timestamp())
 
-    def set_fields(self, table: str, key: Any, fields: Fields) -> None:
-        """Merge fields into an object. None removes a field.
-
-        Parameters
-        ----------
-        table, key
-            ``projects``, ``subjects``, ``experiments`` or ``scans``, and the ID of the object there; for a scan, its
-            number.
-        fields
-            The fields that change.
-        """
+    def set_fields(self, item: Item, fields: Mapping[str, Any]) -> None:
+        """Merge fields into those that an object has now. None removes a field."""
         with self.store.write():
-            row = self.store.get(table, key)
+            row = self.store.get(item.table, item.key)
             if row is not None:
-                self.change(table, key, fields=json.dumps(merged(json.loads(row["fields"]), fields)))
+                self.change(item, fields=json.dumps(merged(json.loads(row["fields"]), fields)))
 
     def label_owner(self, kind: str, label: str, project: str) -> str:
         """Return the ID of the subject or experiment (`kind` is the table) with a label in a project, or ""."""
         row = self.store.one(_LABEL_SQL[kind], {"project": project, "name": label})
         return row["id"] if row else ""
 
-    def rename(self, kind: str, item: str, project: str, label: str) -> None:
-        """Rename a subject or experiment (`kind` is the table) in its own or another project."""
+    def rename(self, item: Subject | Experiment, project: str, label: str) -> None:
+        """Rename a subject or experiment in its own or another project."""
         with self.store.write() as db:
-            renamed = db.execute(
-                "UPDATE shares SET label = ? WHERE item = ? AND project = ?", (label, item, project)
-            ).rowcount
-            if not renamed:
-                self.change(kind, item, label=label)
+            sql = "UPDATE shares SET label = ? WHERE item = ? AND project = ?"
+            if not db.execute(sql, (label, item.id, project)).rowcount:
+                self.change(item, label=label)
 
-    def move(self, kind: str, item: str, project: str, label: str) -> None:
-        """Make another project the primary project of a subject or experiment (`kind` is the table)."""
+    def move(self, item: Subject | Experiment, project: str, label: str) -> None:
+        """Make another project the primary project of a subject or experiment."""
         with self.store.write() as db:
-            db.execute("DELETE FROM shares WHERE item = ? AND project = ?", (item, project))
-            self.change(kind, item, project=project, label=label)
+            db.execute("DELETE FROM shares WHERE item = ? AND project = ?", (item.id, project))
+            self.change(item, project=project, label=label)
 
-    def drop(self, kind: str, item: Any) -> None:
-        """Delete the row of an object (`kind` is the table) and its shares. Delete what the object holds before."""
+    def drop(self, item: Item) -> None:
+        """Delete the row of an object and its shares. Delete what the object holds before."""
         with self.store.write() as db:
-            db.execute("DELETE FROM shares WHERE item = ?", (str(item) if kind != "scans" else scan_item(item),))
-            self.store.delete(kind, item)
-            if kind == "projects":
-                db.execute("INSERT OR IGNORE INTO retired_projects VALUES (?)", (item,))
+            db.execute("DELETE FROM shares WHERE item = ?", (item.shared_as,))
+            self.store.delete(item.table, item.key)
+            if isinstance(item, Project):
+                db.execute("INSERT OR IGNORE INTO retired_projects VALUES (?)", (item.id,))
 
-    def label_in(self, item: Experiment, project: str) -> str:
-        """Return the label that an experiment has in a project."""
+    def label_in(self, item: Subject | Experiment, project: str) -> str:
+        """Return the label that a subject or experiment has in a project."""
         return item.label if project == item.project else self.shares(item.id).get(project, item.label)
 
     def share(self, item: str, project: str, label: str) -> None:
@@ -308,11 +297,6 @@ _LABEL_SQL = _of_both(
     " UNION ALL SELECT KIND.id FROM shares JOIN KIND ON KIND.id = shares.item"
     " WHERE shares.project = :project AND shares.label = :name LIMIT 1"
 )
-
-
-def scan_item(pk: int) -> str:
-    """Return the name that a scan has in the table of shares."""
-    return f"scan:{pk}"
 
 
 def _lookup(kind: str, name: str, project: str | None) -> tuple[str, dict[str, str]]:

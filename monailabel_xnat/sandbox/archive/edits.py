@@ -118,7 +118,7 @@ class Edits(Handlers):
             raise HTTPError(403)
         if level:
             self._archive.set_accessibility(name, level)
-        self._archive.set_fields("projects", name, content.over(target.project.fields))
+        self._archive.set_fields(target.project, content.over(target.project.fields))
         return text()
 
     def _require_new_project(self, name: str) -> None:
@@ -155,22 +155,19 @@ class Edits(Handlers):
         if self._rename(request, target, found):
             return text()
         _require_same(content, {"ID": found.id, "project": found.project})
-        self._archive.set_fields("subjects", found.id, content.over(found.fields))
+        self._archive.set_fields(found, content.over(found.fields))
         return text(found.id)
 
     def _rename(self, request: Request, target: Target, found: Subject | Experiment) -> bool:
         """Rename a subject or experiment, and do nothing else: XNAT ignores the other fields of the call."""
         label = request.query.get("label", "")
         project = target.project.id if target.project else found.project
-        current = found.label if project == found.project else self._archive.shares(found.id).get(project, found.label)
-        if not label or label == current:
+        if not label or label == self._archive.label_in(found, project):
             return False
         _require_label(label)
-        kind = "subjects" if isinstance(found, Subject) else "experiments"
-        if self._archive.label_owner(kind, label, project):
-            raise HTTPError(409, "Specified label is already in use.")
+        self._require_free(project, label, found.table)
         before = self._folder(found)
-        self._archive.rename(kind, found.id, project, label)
+        self._archive.rename(found, project, label)
         renamed = self._archive.subject(found.id) if isinstance(found, Subject) else self._archive.experiment(found.id)
         if renamed is not None and self._folder(renamed) != before:
             self._resources.move(before, self._folder(renamed))
@@ -234,8 +231,8 @@ class Edits(Handlers):
         self._archive.share(known.id, project, target.missing)
         return text(known.id)
 
-    def _require_free(self, project: str, label: str) -> None:
-        if self._archive.label_owner("experiments", label, project):
+    def _require_free(self, project: str, label: str, table: str = "experiments") -> None:
+        if self._archive.label_owner(table, label, project):
             raise HTTPError(409, "Specified label is already in use.")
 
     def _subject_for(self, request: Request, target: Target, project: Project, content: Content) -> Subject:
@@ -284,7 +281,7 @@ class Edits(Handlers):
         _require_same(content, {"ID": found.id, "label": label, "project": found.project})
         if not self._archive.types.is_a(found.xsi_type, content.xsi_type):
             raise HTTPError(409, f"The experiment is a {found.xsi_type}")
-        self._archive.set_fields("experiments", found.id, content.over(found.fields))
+        self._archive.set_fields(found, content.over(found.fields))
         self._move_to_subject(request, found, content)
         self._change_scans(request, found, content)
         self._act(request, found)
@@ -309,7 +306,7 @@ class Edits(Handlers):
             raise HTTPError(403)
         subject = subject or self._archive.create_subject(found.project, name, request.user)
         if subject.id != found.subject_id:
-            self._archive.change("experiments", found.id, subject_id=subject.id)
+            self._archive.change(found, subject_id=subject.id)
 
     def _change_scans(self, request: Request, found: Experiment, content: Content) -> None:
         """Change or create the scans in the document of a session."""
@@ -317,7 +314,7 @@ class Edits(Handlers):
         for scan in content.scans:
             name = scan.identity.get("ID", "")
             if name in known:
-                self._archive.set_fields("scans", known[name].pk, scan.fields)
+                self._archive.set_fields(known[name], scan.fields)
             elif name:
                 self._archive.create_scan(found.id, name, scan.xsi_type, request.user, **scan.fields)
 
@@ -327,7 +324,7 @@ class Edits(Handlers):
                 # Only owners may activate. A member may put data into quarantine, but not take it out.
                 if name == "activate" and not self._may.may_delete(found.project):
                     raise HTTPError(403)
-                self._archive.change("experiments", found.id, status=status)
+                self._archive.change(found, status=status)
                 return True
         return False
 
@@ -357,7 +354,7 @@ class Edits(Handlers):
         content = self._reader.content(request, found.xsi_type)
         if not self._archive.types.is_a(found.xsi_type, content.xsi_type):
             raise HTTPError(409, f"Specified xsiType differs from existing xsiType {found.xsi_type}")
-        self._archive.set_fields("scans", found.pk, content.over(found.fields))
+        self._archive.set_fields(found, content.over(found.fields))
         self._act(request, session, found)
         return text()
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
 
@@ -26,7 +26,7 @@ from monailabel_xnat.sandbox.archive.datatypes import (
     SUBJECT,
     DataTypes,
 )
-from monailabel_xnat.sandbox.archive.model import WRITTEN, Fields
+from monailabel_xnat.sandbox.archive.model import WRITTEN, Fields, Item, Project, Scan
 from monailabel_xnat.sandbox.http.messages import (
     MULTIPART,
     HTTPError,
@@ -265,14 +265,6 @@ def _iso_date(text: str) -> str:
     return date(year, month, day).isoformat()
 
 
-class _Bearer(NamedTuple):
-    """The object that has the fields: its table and key, and the project that decides who may change them."""
-
-    table: str
-    key: Any
-    project: str
-
-
 class CustomFields(Handlers):
     """The calls ``/xapi/custom-fields/.../fields[/NAME]``."""
 
@@ -285,13 +277,13 @@ class CustomFields(Handlers):
             403 without the right, and if a project, subject or experiment does not exist; 404 if a scan or assessor
             does not. This holds for all calls.
         """
-        fields = self._fields(self._bearer(words, is_read=True))
+        fields = self._item(words, is_read=True).custom_fields
         wanted = [field for names in request.values("fieldNames") for field in names.split(",") if field]
         return as_json({key: value for key, value in fields.items() if not wanted or key in wanted})
 
     def get_one(self, request: Request, words: list[str], name: str) -> Reply:
         """Answer with one field."""
-        value = _named(self._fields(self._bearer(words, is_read=True)), name)
+        value = _named(self._item(words, is_read=True).custom_fields, name)
         return text(value if isinstance(value, str) else json.dumps(value))
 
     def put(self, request: Request, words: list[str]) -> Reply:
@@ -302,7 +294,6 @@ class CustomFields(Handlers):
         HTTPError
             400 for a body that is not a JSON object; 415 for another content type.
         """
-        bearer = self._changeable(words)
         if request.content_type != "application/json":
             raise HTTPError(415, f"Content type '{request.content_type}' not supported")
         try:
@@ -312,29 +303,33 @@ class CustomFields(Handlers):
         if not isinstance(given, dict):
             raise HTTPError(400, "The fields are a JSON object.")
         with self._archive.store.write():
-            fields = {**self._fields(bearer), **given}
-            self._archive.store.update(bearer.table, bearer.key, custom_fields=json.dumps(fields))
-        return as_json(fields)
+            item = self._changeable(words)
+            return self._stored(item, {**item.custom_fields, **given})
 
     def delete(self, request: Request, words: list[str], name: str) -> Reply:
         """Remove one field, and answer with the others."""
-        bearer = self._changeable(words)
         with self._archive.store.write():
-            fields = self._fields(bearer)
-            _named(fields, name)
-            del fields[name]
-            self._archive.store.update(bearer.table, bearer.key, custom_fields=json.dumps(fields))
+            item = self._changeable(words)
+            _named(item.custom_fields, name)
+            return self._stored(item, {key: value for key, value in item.custom_fields.items() if key != name})
+
+    def _stored(self, item: Item, fields: Fields) -> Reply:
+        self._archive.store.update(item.table, item.key, custom_fields=json.dumps(fields))
         return as_json(fields)
 
-    def _changeable(self, words: list[str]) -> _Bearer:
+    def _changeable(self, words: list[str]) -> Item:
         """Return the object whose fields the user may change. Only its owners may change those of a project."""
-        bearer = self._bearer(words, is_read=False)
-        test = self._may.may_delete if bearer.table == "projects" else self._may.may_edit
-        if not test(bearer.project):
+        item = self._item(words, is_read=False)
+        if isinstance(item, Project):
+            may_change = self._may.may_delete(item.id)
+        else:
+            home = self._archive.experiment(item.experiment) if isinstance(item, Scan) else item
+            may_change = home is not None and self._may.may_edit(home.project)
+        if not may_change:
             raise HTTPError(403)
-        return bearer
+        return item
 
-    def _bearer(self, words: list[str], *, is_read: bool) -> _Bearer:
+    def _item(self, words: list[str], *, is_read: bool) -> Item:
         inner = next((place for place, word in enumerate(words) if word in ("scans", "assessors")), len(words))
         outer = self._found(words[:inner])
         if outer is None:
@@ -355,28 +350,19 @@ class CustomFields(Handlers):
         except HTTPError:
             return None
 
-    def _of(self, target: Target) -> _Bearer:
+    def _of(self, target: Target) -> Item:
         if target.collection or target.files or target.resource is not None:
             raise HTTPError(404)
         if target.kind == "scans":
-            if len(target.scans) != 1 or target.experiment is None:
+            if len(target.scans) != 1:
                 raise HTTPError(404)
-            return _Bearer("scans", target.scans[0].pk, target.experiment.project)
-        item = target.assessor or target.experiment
+            return target.scans[0]
+        item = target.assessor or target.experiment or target.subject
         if item is not None:
-            return _Bearer("experiments", item.id, item.project)
-        if target.subject is not None:
-            return _Bearer("subjects", target.subject.id, target.subject.project)
+            return item
         if target.project is None or not self._may.may_read(target.project.id):
             raise HTTPError(404 if self._may.user.is_admin else 403)
-        return _Bearer("projects", target.project.id, target.project.id)
-
-    def _fields(self, bearer: _Bearer) -> dict[str, Any]:
-        row = self._archive.store.get(bearer.table, bearer.key)
-        if row is None:
-            raise HTTPError(404)
-        found: dict[str, Any] = json.loads(row["custom_fields"])
-        return found
+        return target.project
 
 
 def _named(fields: dict[str, Any], name: str) -> Any:

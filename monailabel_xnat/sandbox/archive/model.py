@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 Fields = dict[str, Any]
 """Values by schema path. A list of objects (``fields/field``, ``references/seriesUID``) is a list of dictionaries."""
@@ -20,20 +20,37 @@ ROLE_NAMES = {"owner": "Owners", "member": "Members", "collaborator": "Collabora
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """What every object has: its fields, its custom fields (one JSON object), who made it and when it changed."""
+    """What every object has: its fields, its custom fields (one JSON object), who made it and when it changed.
 
+    `table` is the table of its row, and `key` the key of the row there. `shared_as` is its name in the table of shares.
+    """
+
+    table: ClassVar[str]
+
+    id: str
     fields: Fields
     custom_fields: Fields
     insert_date: str
     insert_user: str
     last_modified: str
 
+    @property
+    def key(self) -> Any:
+        """The key of the object's row."""
+        return self.id
+
+    @property
+    def shared_as(self) -> str:
+        """The name of the object in the table of shares."""
+        return str(self.key)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Project(Stored):
     """A project; `accessibility` is ``private``, ``protected`` or ``public``."""
 
-    id: str
+    table = "projects"
+
     accessibility: str
     prearchive_code: int
     quarantine_code: int = 0
@@ -43,7 +60,8 @@ class Project(Stored):
 class Subject(Stored):
     """A subject; `project` is its primary project."""
 
-    id: str
+    table = "subjects"
+
     project: str
     label: str
 
@@ -52,7 +70,8 @@ class Subject(Stored):
 class Experiment(Stored):
     """An experiment: an image session or another subject assessor, or an image assessor (then with `session_id`)."""
 
-    id: str
+    table = "experiments"
+
     project: str
     label: str
     xsi_type: str
@@ -65,10 +84,21 @@ class Experiment(Stored):
 class Scan(Stored):
     """A scan; `pk` is its site-wide number, `id` its name inside the session."""
 
+    table = "scans"
+
     pk: int
     experiment: str
-    id: str
     xsi_type: str
+
+    @property
+    def key(self) -> Any:
+        """The key of the object's row."""
+        return self.pk
+
+    @property
+    def shared_as(self) -> str:
+        """The name of the object in the table of shares."""
+        return f"scan:{self.pk}"
 
 
 Item = Project | Subject | Experiment | Scan
@@ -95,6 +125,11 @@ class Resource:
     file_count: int | None
     file_size: int | None
     version: int
+
+    @property
+    def is_dicom(self) -> bool:
+        """Whether it is one of those in which XNAT keeps DICOM files of a scan."""
+        return self.label in ("DICOM", "secondary") or self.format == "DICOM"
 
 
 @dataclass(frozen=True)

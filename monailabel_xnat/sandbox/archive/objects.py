@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from monailabel_xnat.sandbox.archive.archive import ROLES, scan_item
+from monailabel_xnat.sandbox.archive.archive import ROLES
 from monailabel_xnat.sandbox.archive.datatypes import EXPERIMENT, IMAGE_ASSESSOR, SUBJECT_ASSESSOR
 from monailabel_xnat.sandbox.archive.edits import Edits
 from monailabel_xnat.sandbox.archive.files import Files
@@ -116,7 +116,7 @@ class Sharing(Handlers):
     def _table(self, item: Shared) -> Table:
         home, label = self._home(item)
         rows = []
-        for name, shown_as in {home: label, **self._archive.shares(_key(item))}.items():
+        for name, shown_as in {home: label, **self._archive.shares(item.shared_as)}.items():
             project = self._archive.project(name)
             fields = project.fields if project else {}
             names = {"Secondary_ID": str(fields.get("secondary_ID", "")), "Name": str(fields.get("name", ""))}
@@ -133,7 +133,7 @@ class Sharing(Handlers):
         if not self._may.may_edit(project.id):
             raise HTTPError(403)
         home, own_label = self._home(item)
-        shares = self._archive.shares(_key(item))
+        shares = self._archive.shares(item.shared_as)
         label = request.query.get("label") or shares.get(project.id) or own_label
         if request.flag("primary") and not isinstance(item, Scan):
             return self._move(item, project, label)
@@ -141,40 +141,32 @@ class Sharing(Handlers):
             raise HTTPError(409, f"Already assigned to project: {project.id}")
         self._require_free(item, project, label)
         with self._archive.store.write():
-            self._archive.share(_key(item), project.id, label)
+            self._archive.share(item.shared_as, project.id, label)
             for scan in self._archive.scans(item.id) if isinstance(item, Experiment) else ():
-                if project.id not in self._archive.shares(_key(scan)):
-                    self._archive.share(_key(scan), project.id, scan.id)
+                if project.id not in self._archive.shares(scan.shared_as):
+                    self._archive.share(scan.shared_as, project.id, scan.id)
         return text()
 
     def _require_free(self, item: Shared, project: Project, label: str) -> None:
         if isinstance(item, Scan):
             return
-        if self._archive.label_owner(_table(item), label, project.id) not in ("", item.id):
+        if self._archive.label_owner(item.table, label, project.id) not in ("", item.id):
             raise HTTPError(409, "Label already in use.")
 
     def _move(self, item: Subject | Experiment, project: Project, label: str) -> Reply:
         if not self._may.may_delete(item.project):
             raise HTTPError(403)
         self._require_free(item, project, label)
-        self._archive.move(_table(item), item.id, project.id, label)
+        self._archive.move(item, project.id, label)
         return text()
 
     def _unshare(self, item: Shared, project: Project) -> Reply:
-        if project.id not in self._archive.shares(_key(item)):
+        if project.id not in self._archive.shares(item.shared_as):
             raise HTTPError(404, f"Not shared into project {project.id}")
         if not self._may.may_delete(project.id):
             raise HTTPError(403)
-        self._archive.unshare(_key(item), project.id)
+        self._archive.unshare(item.shared_as, project.id)
         return text()
-
-
-def _key(item: Shared) -> str:
-    return scan_item(item.pk) if isinstance(item, Scan) else item.id
-
-
-def _table(item: Subject | Experiment) -> str:
-    return "subjects" if isinstance(item, Subject) else "experiments"
 
 
 class Removal(Handlers):
@@ -210,7 +202,7 @@ class Removal(Handlers):
     def _drop(self, item: Item) -> None:
         if isinstance(item, Scan):
             self._resources.delete_of(owner_of(self._archive, item))
-            self._archive.drop("scans", item.pk)
+            self._archive.drop(item)
             return
         if isinstance(item, Experiment) and self._archive.experiment(item.id) is None:
             return  # an assessor that went with its session
@@ -218,8 +210,7 @@ class Removal(Handlers):
             self._drop(inner)
         for direction in ("in", "out"):
             self._resources.delete_of(owner_of(self._archive, item, direction))
-        tables = {Project: "projects", Subject: "subjects", Experiment: "experiments"}
-        self._archive.drop(tables[type(item)], item.id)
+        self._archive.drop(item)
 
     def _inside(self, item: Project | Subject | Experiment) -> list[Item]:
         if isinstance(item, Experiment):

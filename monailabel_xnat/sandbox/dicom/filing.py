@@ -241,7 +241,7 @@ class Filing:
         )
         project = self._archive.project(place.project)
         if project is not None and project.quarantine_code:
-            self._archive.change("experiments", made.id, status="quarantine")
+            self._archive.change(made, status="quarantine")
         return made
 
     def _free_id(self, session: Experiment, wanted: str, item: SeriesFiles) -> str:
@@ -262,7 +262,7 @@ class Filing:
     def _count_frames(self, scan: Scan, item: SeriesFiles, added: int) -> None:
         more = item.frames if added == len(item.files) else added
         frames = int(str(scan.fields.get("frames") or 0)) + more
-        self._archive.set_fields("scans", scan.pk, {"frames": str(frames)})
+        self._archive.set_fields(scan, {"frames": str(frames)})
 
     # Files
 

@@ -244,7 +244,6 @@ def _stored(types: DataTypes, kind: str, path: str, value: str) -> str:
 # A person may have set these fields of a scan. They do not change, unless they are empty.
 _KEPT = ("type", "quality")
 _SAYS_NOTHING = ("", "Unknown")
-_OF_DICOM = ("DICOM", "secondary")
 
 
 class HeaderActions:
@@ -267,19 +266,19 @@ class HeaderActions:
         for scan in [only] if only else self._archive.scans(session.id):
             for resource in self._resources.of(owner_of(self._archive, scan)):
                 folder = self._resources.folder(resource)
-                if (resource.label in _OF_DICOM or resource.format == "DICOM") and folder.is_dir():
+                if resource.is_dicom and folder.is_dir():
                     series = read_series(folder)
                     found += series
                     for item in series[:1]:
                         if only is not None:
                             _require_same_type(scan, item)
                         fields = header_fields(types, scan.xsi_type, item, SCAN_FIELDS)
-                        self._archive.set_fields("scans", scan.pk, _kept(scan, fields))
+                        self._archive.set_fields(scan, _kept(scan, fields))
         if not found:
             raise HTTPError(500, "Unable to locate DICOM or ECAT files")
         if only is None:
             fields = header_fields(types, session.xsi_type, found[0], SESSION_FIELDS)
-            self._archive.set_fields("experiments", session.id, dict(fields))
+            self._archive.set_fields(session, fields)
 
     def _fix_types(self, session: Experiment) -> None:
         """Set the type of scans that have none: that of similar scans in the project, else the series description."""
@@ -292,7 +291,7 @@ class HeaderActions:
             if description and not scan.fields.get("type"):
                 types = known.get(_plain(description))
                 found = types.most_common(1)[0][0] if types else description
-                self._archive.set_fields("scans", scan.pk, {"type": found})
+                self._archive.set_fields(scan, {"type": found})
 
 
 _TYPES = (

@@ -52,7 +52,7 @@ class Filers(Handlers):
         """File a study, and return the address of its session as in answers to imports: with labels."""
         made = self._filing.file_study(series, place, request.user, merge)
         if request.flag("quarantine"):
-            self._archive.change("experiments", made.id, status="quarantine")
+            self._archive.change(made, status="quarantine")
         subject = self._archive.subject(made.subject_id or "")
         label = subject.label if subject else ""
         return f"/data/archive/projects/{made.project}/subjects/{label}/experiments/{made.label}"
@@ -249,7 +249,7 @@ class DicomDump(Handlers):
         for scan in scans:
             for resource in self._resources.of(owner_of(self._archive, scan)):
                 entries = self._resources.files(resource)
-                if resource.label in ("DICOM", "secondary") and entries:
+                if resource.is_dicom and entries:
                     return self._resources.path(entries[0])
         return None
 

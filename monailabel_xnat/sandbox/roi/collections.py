@@ -14,8 +14,6 @@ from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, as_
 from monailabel_xnat.sandbox.http.router import Handlers
 from monailabel_xnat.sandbox.roi.content import RoiContent, as_rtstruct, read_content
 
-_DICOM_LABELS = ("DICOM", "secondary")
-
 
 class _Kind(NamedTuple):
     """How a type of collection is stored."""
@@ -129,7 +127,7 @@ class RoiCollections(Handlers):
         if not self._may.may_delete(project):
             raise HTTPError(403)
         self._resources.delete_of(owner_of(self._archive, found))
-        self._archive.drop("experiments", found.id)
+        self._archive.drop(found)
         return text()
 
     # Store
@@ -190,7 +188,7 @@ class RoiCollections(Handlers):
         archived: dict[str, set[str]] = {}
         for uid in named:
             owner = owner_of(self._archive, scans[uid])
-            catalogs = [item for item in self._resources.of(owner) if item.label in _DICOM_LABELS]
+            catalogs = [item for item in self._resources.of(owner) if item.is_dicom]
             archived[uid] = {entry.sop_uid for item in catalogs for entry in self._resources.files(item)}
         archived[""] = set().union(*archived.values())
         for uid, instances in found.series.items():
@@ -220,7 +218,7 @@ class RoiCollections(Handlers):
             )
         else:
             self._resources.delete_of(owner_of(self._archive, known))
-            self._archive.set_fields("experiments", known.id, fields)
+            self._archive.set_fields(known, fields)
         self._add(known, kind, staged, request.user.login)
         return known
 

@@ -95,7 +95,7 @@ class Viewer(Handlers):
         found = defaultdict(list)
         for scan in self._archive.scans(session.id):
             for resource in self._resources.of(owner_of(self._archive, scan)):
-                if resource.label in ("DICOM", "secondary") or resource.format == "DICOM":
+                if resource.is_dicom:
                     found[scan.id].append(resource)
         for scan_id, resources in found.items():
             for resource in resources:
