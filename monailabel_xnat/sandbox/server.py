@@ -217,7 +217,7 @@ class Sandbox:
         if not self._lock.is_locked:
             raise RuntimeError("the sandbox was stopped and its archive is closed; make another one: Sandbox(...)")
         try:
-            self._listen()
+            self.listen()
         except OSError:
             self.stop()
             raise
@@ -237,7 +237,7 @@ class Sandbox:
 
     def serve(self) -> None:
         """Serve in the foreground until SIGINT or SIGTERM."""
-        self._listen()
+        self.listen()
         self._server = uvicorn.Server(self._config())
         try:
             self._server.run(sockets=[self._socket] if self._socket else None)
@@ -270,9 +270,6 @@ class Sandbox:
 
     def listen(self) -> None:
         """Open the port, so that :attr:`url` is known before :meth:`serve`."""
-        self._listen()
-
-    def _listen(self) -> None:
         if self._socket is None:
             family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
             # The protocol is named so that asyncio switches Nagle's algorithm off. Then small answers are sent at once.

@@ -24,22 +24,19 @@ from monailabel_xnat.sandbox.http.router import Handlers, Visit
 from monailabel_xnat.sandbox.http.tables import Row, Table
 
 _SPACE = "{http://nrg.wustl.edu/security}"
+
+
+def _lower(*names: str, below: str = "") -> dict[str, str]:
+    """Return the paths of display fields that have the name of their path, in capital letters."""
+    return {name: f"{below}{name.lower()}" for name in names}
+
+
 # Display fields of XNAT's data types, with the paths that they show. A type's own fields win over those of all types.
-_OF_ALL = {
-    "ID": "id",
-    "PROJECT": "project",
-    "LABEL": "label",
-    "INSERT_DATE": "insert_date",
-    "INSERT_USER": "insert_user",
-}
+_OF_ALL = _lower("ID", "PROJECT", "LABEL", "INSERT_DATE", "INSERT_USER")
 _DISPLAYED = {
     PROJECT: {
-        "NAME": "name",
-        "DESCRIPTION": "description",
-        "SECONDARY_ID": "secondary_id",
-        "KEYWORDS": "keywords",
+        **_lower("NAME", "DESCRIPTION", "SECONDARY_ID", "KEYWORDS", "PI"),
         "PROJECT_ACCESS": "accessibility",
-        "PI": "pi",
         "PROJECT_OWNERS": "owners",
         **{f"PROJ_{name}_COUNT": f"{name.lower()}_count" for name in ("MR", "CT", "PET", "UT")},
     },
@@ -49,48 +46,22 @@ _DISPLAYED = {
         "SUBJECT_LABEL": "label",
         "SUB_GROUP": "group",
         "SRC": "src",
-        **{
-            name: f"demographics/{path}"
-            for name, path in {
-                "AGE": "age",
-                "DOB": "dob",
-                "YOB": "yob",
-                "GENDER": "gender",
-                "GENDER_TEXT": "gender",
-                "HANDEDNESS": "handedness",
-                "HANDEDNESS_TEXT": "handedness",
-                "EDUC": "education",
-                "SES": "ses",
-                "HEIGHT": "height",
-                "WEIGHT": "weight",
-                "RACE": "race",
-                "ETHNICITY": "ethnicity",
-            }.items()
-        },
+        **_lower("AGE", "DOB", "YOB", "GENDER", "HANDEDNESS", "SES", below="demographics/"),
+        **_lower("HEIGHT", "WEIGHT", "RACE", "ETHNICITY", below="demographics/"),
+        "GENDER_TEXT": "demographics/gender",
+        "HANDEDNESS_TEXT": "demographics/handedness",
+        "EDUC": "demographics/education",
     },
     EXPERIMENT: {
         "SESSION_ID": "id",
         "EXPT_ID": "id",
-        "SUBJECT_ID": "subject_id",
-        "SUBJECT_LABEL": "subject_label",
-        "DATE": "date",
-        "TIME": "time",
-        "NOTE": "note",
-        "UID": "uid",
-        "MODALITY": "modality",
-        "SCANNER": "scanner",
-        "OPERATOR": "operator",
-        "SESSION_TYPE": "session_type",
         "TRACER_STARTTIME": "tracer/starttime",
+        **_lower("SUBJECT_ID", "SUBJECT_LABEL", "DATE", "TIME", "NOTE", "UID", "MODALITY", "SCANNER", "OPERATOR"),
+        **_lower("SESSION_TYPE"),
     },
     IMAGE_SCAN: {
-        "TYPE": "type",
-        "QUALITY": "quality",
-        "SERIES_DESCRIPTION": "series_description",
-        "UID": "uid",
-        "FRAMES": "frames",
+        **_lower("TYPE", "QUALITY", "SERIES_DESCRIPTION", "UID", "FRAMES", "STARTTIME"),
         "SCAN_NOTE": "note",
-        "STARTTIME": "starttime",
         "SESSION_ID": "image_session_id",
     },
 }

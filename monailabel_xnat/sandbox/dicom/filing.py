@@ -23,7 +23,7 @@ from monailabel_xnat.sandbox.dicom.headers import (
     header_fields,
     read_route,
 )
-from monailabel_xnat.sandbox.dicom.naming import scan_ids, scan_xsi_type, session_xsi_type, xnat_label
+from monailabel_xnat.sandbox.dicom.naming import resource_label, scan_ids, scan_xsi_type, session_xsi_type, xnat_label
 from monailabel_xnat.sandbox.dicom.series import DicomFile, SeriesFiles, read_series
 
 REFUSE, REPLACE, KEEP = "refuse", "replace", "keep"
@@ -267,13 +267,13 @@ class Filing:
     # Files
 
     def _resource_of(self, scan: Scan) -> Resource | None:
-        return self._resources.find(owner_of(self._archive, scan), _resource_label(scan))
+        return self._resources.find(owner_of(self._archive, scan), resource_label(scan.xsi_type))
 
     def _add_files(self, scan: Scan, item: SeriesFiles, user: User, merge: Merge) -> int:
         """Add the files of a series to its scan, and return how many of them are new."""
         resource = self._resource_of(scan) or self._resources.create(
             owner_of(self._archive, scan),
-            _resource_label(scan),
+            resource_label(scan.xsi_type),
             format="DICOM",
             content="RAW",
             series_uid=item.series_uid,
@@ -306,10 +306,6 @@ def by_study(series: Sequence[SeriesFiles]) -> list[list[SeriesFiles]]:
     for item in series:
         studies[item.study_uid].append(item)
     return list(studies.values())
-
-
-def _resource_label(scan: Scan) -> str:
-    return "secondary" if scan.xsi_type == "xnat:scScanData" else "DICOM"
 
 
 def _file_name(item: SeriesFiles, file: DicomFile) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from pydicom import uid
@@ -114,43 +114,16 @@ _SESSION_OF_MODALITY = {
 }
 
 
-def scan_type(sop_class: str) -> str:
-    """Return the scan type of a SOP class, or ``xnat:otherDicomScanData`` if XNAT has none for it."""
-    return f"xnat:{_SCAN_TYPE_OF.get(sop_class, 'otherDicom')}ScanData"
-
-
 def scan_rank(sop_class: str) -> int:
     """Return the rank of a SOP class. The class with the lowest rank in a series decides its scan type."""
     return _SCAN_RANK.get(_SCAN_TYPE_OF.get(sop_class, ""), len(_SCAN_RANK))
 
 
-def session_type(sop_classes: Iterable[str], modalities: Iterable[str]) -> str:
-    """Return the session type of a study.
+def session_xsi_type(series: Sequence[SeriesFiles]) -> str:
+    """Return the XNAT session type of a study, as XNAT's importer does.
 
     PET and MR together are ``xnat:petmrSessionData``. Otherwise the strongest SOP class decides (PET, MR, CT, ...), so
     PET/CT is ``xnat:petSessionData``. If no SOP class is known, the modality decides.
-
-    Parameters
-    ----------
-    sop_classes, modalities
-        All SOP classes and modalities of the study.
-
-    Returns
-    -------
-    str
-        A type such as ``xnat:mrSessionData``, or ``xnat:otherDicomSessionData`` if nothing else fits.
-    """
-    kinds = {_SCAN_TYPE_OF.get(sop_class, "") for sop_class in sop_classes}
-    named = set(modalities)
-    if ("pet" in kinds or "PT" in named) and ("mr" in kinds or "MR" in named):
-        return "xnat:petmrSessionData"
-    by_class = [kind for kind in _SESSION_KINDS if kind in kinds]
-    by_modality = [kind for modality, kind in _SESSION_OF_MODALITY.items() if modality in named]
-    return f"xnat:{[*by_class, *by_modality, 'otherDicom'][0]}SessionData"
-
-
-def session_xsi_type(series: Iterable[SeriesFiles]) -> str:
-    """Return the XNAT session type of a study, as XNAT's importer does (`session_type`).
 
     Parameters
     ----------
@@ -162,24 +135,23 @@ def session_xsi_type(series: Iterable[SeriesFiles]) -> str:
     str
         A type such as ``xnat:mrSessionData``, or ``xnat:otherDicomSessionData`` if nothing else fits.
     """
-    studied = list(series)
-    return session_type((item.sop_class_uid for item in studied), (item.modality for item in studied))
+    kinds = {_SCAN_TYPE_OF.get(item.sop_class_uid, "") for item in series}
+    named = {item.modality for item in series}
+    if ("pet" in kinds or "PT" in named) and ("mr" in kinds or "MR" in named):
+        return "xnat:petmrSessionData"
+    by_class = [kind for kind in _SESSION_KINDS if kind in kinds]
+    by_modality = [kind for modality, kind in _SESSION_OF_MODALITY.items() if modality in named]
+    return f"xnat:{[*by_class, *by_modality, 'otherDicom'][0]}SessionData"
 
 
 def scan_xsi_type(series: SeriesFiles) -> str:
-    """Return the XNAT scan type of a series, which XNAT's importer takes from the SOP class.
+    """Return the scan type of a series, which XNAT takes from the SOP class: ``xnat:otherDicomScanData`` for others."""
+    return f"xnat:{_SCAN_TYPE_OF.get(series.sop_class_uid, 'otherDicom')}ScanData"
 
-    Parameters
-    ----------
-    series
-        The series that becomes a scan.
 
-    Returns
-    -------
-    str
-        A type such as ``xnat:ctScanData``, or ``xnat:otherDicomScanData`` for a SOP class without a type in XNAT.
-    """
-    return scan_type(series.sop_class_uid)
+def resource_label(scan_type: str) -> str:
+    """Return the label of the resource that holds the DICOM files of a scan."""
+    return "secondary" if scan_type == "xnat:scScanData" else "DICOM"
 
 
 def scan_ids(series: Iterable[SeriesFiles]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from monailabel_xnat.sandbox.archive.archive import Archive, timestamp
 from monailabel_xnat.sandbox.archive.resources import segment
 from monailabel_xnat.sandbox.dicom.headers import Place
-from monailabel_xnat.sandbox.dicom.naming import scan_ids, scan_xsi_type
+from monailabel_xnat.sandbox.dicom.naming import resource_label, scan_ids, scan_xsi_type
 from monailabel_xnat.sandbox.dicom.series import SeriesFiles, read_series
 
 UNASSIGNED = "Unassigned"
@@ -53,7 +53,11 @@ class WaitingScan:
     id: str
     xsi_type: str
     series: SeriesFiles
-    label: str
+
+    @property
+    def label(self) -> str:
+        """The label of its resource."""
+        return resource_label(self.xsi_type)
 
 
 class Prearchive:
@@ -86,7 +90,13 @@ class Prearchive:
         waiting = known or self._reserve(series[0], place, status)
         ids = scan_ids(series)
         for item in series:
-            target = self._root / waiting.directory / "SCANS" / segment(ids[item.series_uid]) / _label(item)
+            target = (
+                self._root
+                / waiting.directory
+                / "SCANS"
+                / segment(ids[item.series_uid])
+                / resource_label(scan_xsi_type(item))
+            )
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
             for file in item.files:
                 shutil.copyfile(file.path, target / segment(f"{file.sop_instance_uid}.dcm"))
@@ -159,7 +169,7 @@ class Prearchive:
         """Return the scans of a session."""
         series = self.series(waiting)
         ids = scan_ids(series)
-        return [WaitingScan(ids[item.series_uid], scan_xsi_type(item), item, _label(item)) for item in series]
+        return [WaitingScan(ids[item.series_uid], scan_xsi_type(item), item) for item in series]
 
     def set_status(self, waiting: Waiting, status: str) -> None:
         """Set the status of a session."""
@@ -181,10 +191,6 @@ class Prearchive:
     def clear(self) -> None:
         """Remove the files of all sessions."""
         shutil.rmtree(self._root, ignore_errors=True)
-
-
-def _label(item: SeriesFiles) -> str:
-    return "secondary" if scan_xsi_type(item) == "xnat:scScanData" else "DICOM"
 
 
 def _stamp(moment: datetime) -> str:

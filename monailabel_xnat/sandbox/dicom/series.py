@@ -30,28 +30,23 @@ from monailabel_xnat.sandbox.dicom.naming import scan_rank
 
 logger = logging.getLogger(__name__)
 
-_TAGS = (
-    "SpecificCharacterSet",
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyDate",
-    "SeriesDate",
-    "StudyTime",
-    "SeriesTime",
-    "AccessionNumber",
-    "Modality",
-    "Manufacturer",
-    "StudyDescription",
-    "SeriesDescription",
-    "ManufacturerModelName",
-    "PatientName",
-    "PatientID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "StudyID",
-    "SeriesNumber",
-    "InstanceNumber",
-    "NumberOfFrames",
+# The elements whose texts are attributes of a series, by the name of the attribute.
+_TEXTS = {
+    "patient_id": "PatientID",
+    "patient_name": "PatientName",
+    "study_uid": "StudyInstanceUID",
+    "study_description": "StudyDescription",
+    "accession_number": "AccessionNumber",
+    "study_id": "StudyID",
+    "series_uid": "SeriesInstanceUID",
+    "series_number": "SeriesNumber",
+    "series_description": "SeriesDescription",
+    "manufacturer": "Manufacturer",
+    "model": "ManufacturerModelName",
+}
+_OTHER_TAGS = (
+    *("SOPClassUID", "SOPInstanceUID", "Modality", "InstanceNumber", "NumberOfFrames"),
+    *("StudyDate", "SeriesDate", "StudyTime", "SeriesTime"),
 )
 # Parameters of a CT scan, and the element of each one (XNAT's CTScanAttributes).
 CT_PARAMETERS = {
@@ -76,38 +71,14 @@ CT_PARAMETERS = {
 }
 # Elements about the sequence, the station and its operator. `details` of a series holds their values; a list as "1\\2".
 _DETAILS = (
-    "StationName",
-    "InstitutionName",
-    "OperatorsName",
-    "PatientBirthDate",
-    "ProtocolName",
-    "BodyPartExamined",
-    "ImageType",
-    "ScanningSequence",
-    "SequenceVariant",
-    "ScanOptions",
-    "MRAcquisitionType",
-    "SequenceName",
-    "SliceThickness",
-    "SpacingBetweenSlices",
-    "PixelSpacing",
-    "Rows",
-    "Columns",
-    "RepetitionTime",
-    "EchoTime",
-    "InversionTime",
-    "FlipAngle",
-    "PixelBandwidth",
-    "MagneticFieldStrength",
-    "ReceiveCoilName",
-    "KVP",
-    "GantryDetectorTilt",
-    "ExposureTime",
-    "XRayTubeCurrent",
-    "ConvolutionKernel",
-    "ImageOrientationPatient",
+    *("StationName", "InstitutionName", "OperatorsName", "PatientBirthDate", "ProtocolName", "BodyPartExamined"),
+    *("ImageType", "ScanningSequence", "SequenceVariant", "ScanOptions", "MRAcquisitionType", "SequenceName"),
+    *("SliceThickness", "SpacingBetweenSlices", "PixelSpacing", "Rows", "Columns", "ImageOrientationPatient"),
+    *("RepetitionTime", "EchoTime", "InversionTime", "FlipAngle", "PixelBandwidth", "MagneticFieldStrength"),
+    *("ReceiveCoilName", "KVP", "GantryDetectorTilt", "ExposureTime", "XRayTubeCurrent", "ConvolutionKernel"),
     *CT_PARAMETERS.values(),
 )
+_TAGS = ("SpecificCharacterSet", *_TEXTS.values(), *_OTHER_TAGS, *_DETAILS)
 
 _WARNING_FILTERS = threading.Lock()
 _PREAMBLE_LENGTH = 128
@@ -190,11 +161,13 @@ def read_series(folder: Path) -> list[SeriesFiles]:
     for path in _walk(folder):
         try:
             single = _read_file(path)
-            _claim(single.files[0].sop_instance_uid, seen)
+            if single.files[0].sop_instance_uid in seen:
+                raise _PassedOverError("its SOP Instance UID was there already")
         except _PassedOverError as exc:
             passed_over[str(exc)] += 1
             logger.debug("Passed over %s: %s.", path, exc)
         else:
+            seen.add(single.files[0].sop_instance_uid)
             key = (single.patient_id, single.study_uid, single.series_uid)
             grouped.setdefault(key, []).append(single)
     for reason, count in passed_over.items():
@@ -210,13 +183,6 @@ def _walk(folder: Path) -> Iterator[Path]:
             path = Path(parent, name)
             if path.is_file():
                 yield path
-
-
-def _claim(instance_uid: str, seen: set[str]) -> None:
-    """Mark a SOP instance as read, or refuse it if it was read before."""
-    if instance_uid in seen:
-        raise _PassedOverError("its SOP Instance UID was there already")
-    seen.add(instance_uid)
 
 
 def _read_file(path: Path) -> SeriesFiles:
@@ -240,7 +206,7 @@ def _read_header(path: Path) -> pydicom.Dataset:
     if bare and start[:2] not in _BARE_STARTS:
         raise _PassedOverError("not a DICOM file")
     with without_warnings():
-        return pydicom.dcmread(path, stop_before_pixels=True, force=bare, specific_tags=[*_TAGS, *_DETAILS])
+        return pydicom.dcmread(path, stop_before_pixels=True, force=bare, specific_tags=[*_TAGS])
 
 
 @contextmanager
@@ -257,7 +223,8 @@ def without_warnings() -> Iterator[None]:
 def _describe(path: Path, dataset: pydicom.Dataset) -> SeriesFiles:
     """Return the series of one file that a header describes."""
     with without_warnings():
-        text = {keyword: element_text(dataset, keyword) for keyword in _TAGS}
+        texts = {name: element_text(dataset, keyword) for name, keyword in _TEXTS.items()}
+        text = {keyword: element_text(dataset, keyword) for keyword in _OTHER_TAGS}
         details = {keyword: _all_values(dataset, keyword) for keyword in _DETAILS if keyword in dataset}
         meta = getattr(dataset, "file_meta", None)
         sop_class = text["SOPClassUID"] or element_text(meta, "MediaStorageSOPClassUID")
@@ -266,27 +233,17 @@ def _describe(path: Path, dataset: pydicom.Dataset) -> SeriesFiles:
         raise _PassedOverError("a DICOMDIR")
     if not (sop_class or instance):
         raise _PassedOverError("not a DICOM file")
-    if not (instance and text["StudyInstanceUID"] and text["SeriesInstanceUID"]):
+    if not (instance and texts["study_uid"] and texts["series_uid"]):
         raise _PassedOverError("without Study, Series or SOP Instance UID")
     return SeriesFiles(
-        patient_id=text["PatientID"],
-        patient_name=text["PatientName"],
-        study_uid=text["StudyInstanceUID"],
-        study_date=_date(text["StudyDate"]),
-        study_time=_time(text["StudyTime"]),
-        study_description=text["StudyDescription"],
-        accession_number=text["AccessionNumber"],
-        study_id=text["StudyID"],
-        series_uid=text["SeriesInstanceUID"],
-        series_number=text["SeriesNumber"],
-        series_description=text["SeriesDescription"],
+        **texts,
+        study_date=iso_date(text["StudyDate"]),
+        study_time=iso_time(text["StudyTime"]),
+        series_date=iso_date(text["SeriesDate"]),
+        series_time=iso_time(text["SeriesTime"]),
         modality=text["Modality"].upper(),
         sop_class_uid=sop_class,
         frames=max(1, _integer(text["NumberOfFrames"], default=1)),
-        manufacturer=text["Manufacturer"],
-        model=text["ManufacturerModelName"],
-        series_date=_date(text["SeriesDate"]),
-        series_time=_time(text["SeriesTime"]),
         details={keyword: value for keyword, value in details.items() if value},
         files=(DicomFile(path, instance, sop_class, text["InstanceNumber"]),),
     )
@@ -323,7 +280,9 @@ def _all_values(dataset: Any, keyword: str) -> str:
 
 def _merge(parts: list[SeriesFiles]) -> SeriesFiles:
     """Return one series from its files. Each text is the first one that any file has."""
-    parts = sorted(parts, key=_file_order)
+    parts = sorted(
+        parts, key=lambda part: (_integer(part.files[0].instance_number, 2**31), part.files[0].sop_instance_uid)
+    )
     merged = min(parts, key=lambda part: scan_rank(part.sop_class_uid))
     filled = {
         name: next((value for value in (getattr(part, name) for part in parts) if value), "")
@@ -334,12 +293,6 @@ def _merge(parts: list[SeriesFiles]) -> SeriesFiles:
     details = {name: value for part in reversed(parts) for name, value in part.details.items()}
     frames = sum(part.frames for part in parts)
     return replace(merged, frames=frames, details=details, files=files, **filled)
-
-
-def _file_order(part: SeriesFiles) -> tuple[int, str]:
-    """Return a sort key: instance number, then SOP Instance UID."""
-    file = part.files[0]
-    return _integer(file.instance_number, default=2**31), file.sop_instance_uid
 
 
 def _series_order(item: SeriesFiles) -> tuple[str, str, str, str, int, str, str]:
@@ -355,7 +308,7 @@ def _integer(text: str, default: int) -> int:
     return int(text) if match else default
 
 
-def _date(text: str) -> str:
+def iso_date(text: str) -> str:
     """Return a DA value (or the ACR-NEMA form with dots) as ``YYYY-MM-DD``, or "" if it is not a date."""
     match = re.fullmatch(r"(\d{4})[.-]?(\d\d)[.-]?(\d\d)", text, re.ASCII)
     try:
@@ -364,7 +317,7 @@ def _date(text: str) -> str:
         return ""
 
 
-def _time(text: str) -> str:
+def iso_time(text: str) -> str:
     """Return a TM value as ``HH:MM:SS``, or "" if it is not a time."""
     match = re.fullmatch(r"([01]\d|2[0-3]):?([0-5]\d)?:?([0-5]\d|60)?(\.\d*)?", text, re.ASCII)
     return ":".join(part or "00" for part in match.groups()[:3]) if match else ""

@@ -242,9 +242,6 @@ class Application:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
-        if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
-            return
         started = time.perf_counter()
         with _Spool(_SPOOLED, dir=str(self._archive.folder)) as body:
             began = self.resources.changes.now
@@ -352,11 +349,3 @@ async def _receive_body(receive: Receive, body: Any) -> int | None:
         more = message.get("more_body", False)
     body.seek(0)
     return size
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, SegmentationStorage, generate_uid
 
-from monailabel_xnat.sandbox.dicom.series import without_warnings
+from monailabel_xnat.sandbox.dicom.series import iso_date, iso_time, without_warnings
+from monailabel_xnat.sandbox.http.messages import parsed_xml
 
 _SOP_CLASSES = {"SEG": SegmentationStorage, "RTSTRUCT": RTStructureSetStorage}
 
@@ -72,6 +72,8 @@ def read_content(kind: str, content: bytes) -> RoiContent:
     ------
     ValueError
         If the content is not of this kind.
+    HTTPError
+        422 if it is to be XML and is not.
     """
     if kind in _SOP_CLASSES:
         with without_warnings():
@@ -133,8 +135,8 @@ def _described(dataset: pydicom.Dataset, date: str, time: str) -> RoiContent:
     return RoiContent(
         uid=str(dataset.get("SOPInstanceUID", "")),
         name=str(dataset.get("SeriesDescription", "") or ""),
-        date=_date(str(dataset.get(date, "") or "")),
-        time=_time(str(dataset.get(time, "") or "")),
+        date=iso_date(str(dataset.get(date, "") or "")),
+        time=iso_time(str(dataset.get(time, "") or "")),
     )
 
 
@@ -150,12 +152,7 @@ def _instances(items: Iterable[pydicom.Dataset]) -> Iterator[str]:
 
 def _aim(content: bytes) -> RoiContent:
     """Read AIM 4: an ImageAnnotationCollection, with studies, series and images nested in each other."""
-    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-        raise ValueError("not an AIM document: it has a document type")
-    try:
-        root = ElementTree.fromstring(content)  # noqa: S314  # without a document type there is nothing to expand
-    except ElementTree.ParseError as error:
-        raise ValueError(f"not an AIM document: {error}") from error
+    root = parsed_xml(content, 422)
     found = RoiContent(uid=root_of(root, "uniqueIdentifier"), name=value_of(root, "name"))
     for study in named(root, "imageStudy"):
         found.studies.add(root_of(study, "instanceUid"))
@@ -175,20 +172,15 @@ def named(element: ElementTree.Element, name: str) -> Iterator[ElementTree.Eleme
     return (item for item in element.iter() if item.tag.rpartition("}")[2] == name and item is not element)
 
 
-def _child(element: ElementTree.Element, name: str) -> ElementTree.Element | None:
-    return next((item for item in element if item.tag.rpartition("}")[2] == name), None)
-
-
 def root_of(element: ElementTree.Element, name: str) -> str:
     """Return the attribute ``root`` of a child, in which AIM writes UIDs."""
-    found = _child(element, name)
-    return found.get("root", "") if found is not None else ""
+    return value_of(element, name, "root")
 
 
-def value_of(element: ElementTree.Element, name: str) -> str:
-    """Return the attribute ``value`` of a child, in which AIM writes everything else."""
-    found = _child(element, name)
-    return found.get("value", "") if found is not None else ""
+def value_of(element: ElementTree.Element, name: str, attribute: str = "value") -> str:
+    """Return the attribute ``value`` of a child, in which AIM writes everything but UIDs."""
+    found = (item.get(attribute, "") for item in element if item.tag.rpartition("}")[2] == name)
+    return next(found, "")
 
 
 def _measurements(content: bytes) -> RoiContent:
@@ -223,14 +215,6 @@ def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
         yield from _objects(inner)
 
 
-def _date(text: str) -> str:
-    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if re.fullmatch(r"\d{8}", text) else ""
-
-
-def _time(text: str) -> str:
-    return f"{text[:2]}:{text[2:4]}:{text[4:6]}" if re.match(r"\d{6}", text) else ""
-
-
 _GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 _IMAGE_TAGS = (*_GEOMETRY, "SOPClassUID", "SOPInstanceUID", "FrameOfReferenceUID", "SeriesInstanceUID")
 _PATIENT_TAGS = ("StudyInstanceUID", "StudyDate", "StudyTime", "PatientName", "PatientID", "PatientBirthDate")
@@ -251,7 +235,7 @@ def as_rtstruct(aim: bytes, files: Mapping[str, Path]) -> bytes:
     files
         The archived images that it refers to, by SOP instance UID.
     """
-    root = ElementTree.fromstring(aim)  # noqa: S314 - read_content refuses a document type
+    root = parsed_xml(aim)
     with without_warnings():
         images = {
             uid: pydicom.dcmread(path, specific_tags=[*_IMAGE_TAGS, *_PATIENT_TAGS]) for uid, path in files.items()

@@ -83,7 +83,11 @@ class Viewer(Handlers):
             if series_uid not in series:
                 series[series_uid] = {**{name: element_text(header, name) for name in _SERIES}, "instances": []}
                 studies[study_uid]["series"].append(series[series_uid])
-            metadata = {element.keyword: _value(element) for element in header if _is_shown(element)}
+            metadata = {
+                element.keyword: _value(element)
+                for element in header
+                if element.keyword and element.VR not in _LEFT_OUT
+            }
             metadata.setdefault("NumberOfFrames", 1)
             series[series_uid]["instances"].append({"metadata": metadata, "url": address})
         return list(studies.values())
@@ -115,10 +119,6 @@ def _image_header(path: Any) -> pydicom.Dataset | None:
             return None
     has_ids = "StudyInstanceUID" in header and "SeriesInstanceUID" in header
     return header if has_ids and "Rows" in header and header.get("Modality") != "SEG" else None
-
-
-def _is_shown(element: DataElement) -> bool:
-    return bool(element.keyword) and element.VR not in _LEFT_OUT
 
 
 def _value(element: DataElement) -> Any:
