@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from monailabel_xnat.sandbox.access.accounts import User
 from monailabel_xnat.sandbox.archive.datatypes import DataTypes
-from monailabel_xnat.sandbox.archive.model import Experiment, Fields, Item, Project, Scan, Subject, load_row, merged
+from monailabel_xnat.sandbox.archive.model import Experiment, Fields, Item, Project, Scan, Subject, merged
 from monailabel_xnat.sandbox.archive.store import SITE_ID, Store, seed_sessions
 
 SYSTEM = User("admin", is_admin=True)
@@ -100,18 +100,9 @@ class Archive:
 
     # Subjects
 
-    def subjects(self, project: str | None = None) -> list[tuple[Subject, str]]:
-        """Return all subjects of one project, also shared ones, or of the site. Each comes with its label there."""
-        if project is None:
-            found = self.store.objects(Subject, "SELECT * FROM subjects ORDER BY id")
-            return [(subject, subject.label) for subject in found]
-        rows = self.store.all(
-            "SELECT subjects.*, shares.label AS shared_label FROM subjects LEFT JOIN shares"
-            " ON shares.item = subjects.id AND shares.project = ?"
-            " WHERE subjects.project = ? OR shares.project IS NOT NULL ORDER BY subjects.id",
-            (project, project),
-        )
-        return [_with_label(Subject, row) for row in rows]
+    def subjects_of(self, project: str) -> list[Subject]:
+        """Return the subjects of a project, without those that are shared into it."""
+        return self.store.objects(Subject, "SELECT * FROM subjects WHERE project = ? ORDER BY id", (project,))
 
     def subject(self, name: str, project: str | None = None) -> Subject | None:
         """Return the subject with this ID, or, in a project, with this ID or label."""
@@ -132,7 +123,8 @@ class Archive:
 
     def experiments_of(self, column: str, value: str) -> list[Experiment]:
         """Return the experiments of a project (`column`: ``project``) or a subject (``subject_id``), assessors last."""
-        return self.store.objects(Experiment, _EXPERIMENTS_SQL[column], (value,))
+        sql = f"SELECT * FROM experiments WHERE {column} = ? ORDER BY session_id IS NOT NULL, id"  # noqa: S608
+        return self.store.objects(Experiment, sql, (value,))
 
     def assessors(self, session: str) -> list[Experiment]:
         """List the assessors of a session."""
@@ -275,10 +267,6 @@ _COUNTS_SQL = (
     " UNION ALL SELECT 'xnat:projectData', COUNT(*) FROM projects"
     " UNION ALL SELECT 'xnat:subjectData', COUNT(*) FROM subjects"
 )
-_EXPERIMENTS_SQL = {
-    "project": "SELECT * FROM experiments WHERE project = ? ORDER BY session_id IS NOT NULL, id",
-    "subject_id": "SELECT * FROM experiments WHERE subject_id = ? ORDER BY id",
-}
 
 
 def _of_both(sql: str) -> dict[str, str]:
@@ -315,10 +303,3 @@ def _there(found: T | None) -> T:
 def timestamp() -> str:
     """Return the current time in the format of XNAT's tables."""
     return datetime.now().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-
-
-def _with_label(kind: Any, row: Any) -> tuple[Any, str]:
-    values = dict(row)
-    shared = values.pop("shared_label")
-    item = load_row(kind, values)
-    return item, shared or item.label

@@ -13,7 +13,7 @@ from monailabel_xnat.sandbox.archive.archive import Archive, timestamp
 from monailabel_xnat.sandbox.archive.model import Experiment, FileEntry, Resource, Scan
 from monailabel_xnat.sandbox.archive.resources import ARCHIVE_FOLDER, CATALOG_SUFFIX, Owner, Resources, owner_of
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, text
-from monailabel_xnat.sandbox.http.paths import Target, locate
+from monailabel_xnat.sandbox.http.paths import Target, locate, words_of
 from monailabel_xnat.sandbox.http.router import Handlers
 
 
@@ -243,8 +243,7 @@ class CatalogRefresh(Handlers):
         return text()
 
     def _find(self, request: Request, address: str) -> list[Resource]:
-        words = [word for word in address.split("/") if word]
-        words = words[1:] if words[:1] == ["data"] else words
+        words = words_of(address)
         words = words[1:] if words[:1] == ["archive"] else words
         target = locate(self._archive, self._may, words)
         item = target.assessor or target.experiment or target.subject

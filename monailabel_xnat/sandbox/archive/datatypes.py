@@ -160,10 +160,6 @@ class DataTypes:
         """Return a type and all types that extend it."""
         return [item.name for item in self._types.values() if self.is_a(item.name, ancestor)]
 
-    def sessions(self) -> list[str]:
-        """Return the concrete image session types."""
-        return [name for name in self.family(IMAGE_SESSION) if name not in ABSTRACT]
-
     def casing(self, name: str, path: str) -> str:
         """Return a field path as the schema spells it, or unchanged if the schema does not have it."""
         return self._nearest(name, path, lambda item: item.casing, path)

@@ -191,17 +191,25 @@ class Edits(Handlers):
             return self._add_share(known, target)
         subject = self._subject_for(request, target, target.project, content)
         self._require_free(target.project.id, target.missing)
-        made = self._archive.create_experiment(
-            target.project.id,
-            target.missing,
-            content.xsi_type,
-            subject=subject.id,
-            user=request.user,
-            experiment_id=content.identity.get("ID", ""),
-            **content.fields,
-        )
+        made = self._make(request, target.project.id, target.missing, content, subject=subject.id)
         self._change_scans(request, made, content)
         return text(made.id, 201)
+
+    def _make(
+        self,
+        request: Request,
+        project: str,
+        label: str,
+        content: Content,
+        *,
+        subject: str | None = None,
+        session: str | None = None,
+    ) -> Experiment:
+        """Make an experiment of a subject, or an assessor of a session."""
+        number, fields = content.identity.get("ID", ""), {"user": request.user, **content.fields}
+        return self._archive.create_experiment(
+            project, label, content.xsi_type, subject=subject, session=session, experiment_id=number, **fields
+        )
 
     def _new_content(self, request: Request, target: Target, base: str) -> Content:
         """Return what a request says about a new experiment. Refuse an experiment that cannot be made."""
@@ -253,18 +261,9 @@ class Edits(Handlers):
         content = self._new_content(request, target, IMAGE_ASSESSOR)
         project = target.project.id if target.project else session.project
         self._require_free(project, target.missing)
-        number = content.identity.get("ID", "")
-        if number and self._archive.experiment(number):
+        if self._archive.experiment(content.identity.get("ID", "")):
             raise HTTPError(409, "Specified experiment already exists.")
-        made = self._archive.create_experiment(
-            project,
-            target.missing,
-            content.xsi_type,
-            session=session.id,
-            user=request.user,
-            experiment_id=number,
-            **content.fields,
-        )
+        made = self._make(request, project, target.missing, content, session=session.id)
         return text(made.id, 201)
 
     def _change_experiment(self, request: Request, target: Target, found: Experiment) -> Reply:

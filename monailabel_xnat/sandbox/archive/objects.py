@@ -217,8 +217,7 @@ class Removal(Handlers):
             return [*self._archive.scans(item.id), *self._archive.assessors(item.id)]
         if isinstance(item, Subject):
             return [*self._archive.experiments_of("subject_id", item.id)]
-        subjects = [subject for subject, _ in self._archive.subjects(item.id) if subject.project == item.id]
-        return [*self._archive.experiments_of("project", item.id), *subjects]
+        return [*self._archive.experiments_of("project", item.id), *self._archive.subjects_of(item.id)]
 
 
 # No JSON: items want it said with format=json.

@@ -14,6 +14,7 @@ from monailabel_xnat.sandbox.dicom.prearchive import CONFLICT, READY, UNASSIGNED
 from monailabel_xnat.sandbox.dicom.services import Filers
 from monailabel_xnat.sandbox.http import tables
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, text
+from monailabel_xnat.sandbox.http.paths import words_of
 
 
 class PrearchiveCalls(Filers):
@@ -167,8 +168,7 @@ class PrearchiveCalls(Filers):
         return Reply("".join(f"{line}\r\n" for line in lines if line).encode())
 
     def _source(self, source: str) -> Waiting:
-        names = [unquote(word) for word in source.strip("/").split("/")]
-        names = names[1:] if names[:1] == ["data"] else names
+        names = [unquote(word) for word in words_of(source)]
         if names[:2] != ["prearchive", "projects"] or len(names) != 5:
             raise HTTPError(400, f"{source} is not a session of the prearchive")
         return self._find(*names[2:])

@@ -24,7 +24,7 @@ from monailabel_xnat.sandbox.dicom.prearchive import CONFLICT, READY, RECEIVING,
 from monailabel_xnat.sandbox.dicom.series import SeriesFiles, read_series, without_warnings
 from monailabel_xnat.sandbox.http import tables
 from monailabel_xnat.sandbox.http.messages import HTTPError, Reply, Request, form_files
-from monailabel_xnat.sandbox.http.paths import locate
+from monailabel_xnat.sandbox.http.paths import locate, words_of
 from monailabel_xnat.sandbox.http.router import Handlers, Visit
 
 DICOM_ZIP, SESSION, GRADUAL = "DICOM-zip", "SI", "gradual-DICOM"
@@ -176,9 +176,7 @@ def _merge(request: Request, project: Project, destination: _Destination) -> Mer
 def _destination(request: Request) -> _Destination:
     """Return the destination in ``dest``, or in the parameters that name project, subject and session."""
     query = request.query
-    words = [unquote(word) for word in query.get("dest", "").strip("/").split("/")]
-    if words[:1] == ["data"]:
-        words = words[1:]
+    words = [unquote(word) for word in words_of(query.get("dest", ""))] or [""]
     waiting: list[str] = []
     if words[:2] == ["prearchive", "projects"] and len(words) == 5:
         words, waiting = words[:3], words[3:]
@@ -225,8 +223,7 @@ class DicomDump(Handlers):
         HTTPError
             400 without ``src`` or for an unknown field, 404 if there is no DICOM file.
         """
-        words = [word for word in request.query.get("src", "").split("/") if word]
-        words = words[1:] if words[:1] == ["data"] else words
+        words = words_of(request.query.get("src", ""))
         if words[:1] not in (["archive"], ["prearchive"]):
             raise HTTPError(400, "The parameter src names a scan or session below /archive or /prearchive.")
         wanted = {_tag(name) for name in request.values("field")}

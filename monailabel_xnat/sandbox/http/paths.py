@@ -201,6 +201,12 @@ def _find_files(target: Target, segments: list[str]) -> None:
     target.rest = rest
 
 
+def words_of(address: str) -> list[str]:
+    """Return the words of an address in a parameter, such as ``/data/prearchive/projects/P``, from after ``/data``."""
+    words = [word for word in address.split("/") if word]
+    return words[1:] if words[:1] == ["data"] else words
+
+
 _INSIDE_SESSION = ("scans", "assessors")
 
 
