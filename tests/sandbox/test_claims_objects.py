@@ -33,6 +33,71 @@ def test_blank_names_in_a_document_count_as_not_given(admin, made, as_form):
     assert fields(admin, path)["note"] == "n"
 
 
+PARTS = {
+    "/data/projects/P": {"alias": "other", "description": "d & e", "xnat:projectData/PI/lastname": "B"},
+    "/data/projects/P/subjects/s": {
+        "gender": "male",
+        "yob": "1980",
+        "xnat:subjectData/fields/field[name=a]/field": "b",
+    },
+    "/data/projects/P/subjects/s/experiments/e": {
+        **MR,
+        "date": "2024-06-24",
+        "xnat:mrSessionData/scanner/manufacturer": "S",
+        "xnat:mrSessionData/fields/field[name=status]/field": "done",
+    },
+    "/data/projects/P/subjects/s/experiments/e/scans/1": {
+        "xsiType": "xnat:mrScanData",
+        "frames": "176",
+        "xnat:mrScanData/parameters/tr": "3",
+        "xnat:mrScanData/parameters/addParam[name=x]/addField": "v",
+    },
+    "/data/projects/P/subjects/s/experiments/e/assessors/a": {
+        "xsiType": "icr:roiCollectionData",
+        "icr:roiCollectionData/collectionType": "SEG",
+        "icr:roiCollectionData/references/seriesUID": "1.2.3",
+    },
+}
+
+
+def without_times(value):
+    """Return the JSON of an item without the times of its parts."""
+    if isinstance(value, dict):
+        kept = {name: inner for name, inner in value.items() if name not in ("start_date", "create_event_id")}
+        return {name: without_times(inner) for name, inner in kept.items()}
+    return [without_times(inner) for inner in value] if isinstance(value, list) else value
+
+
+@pytest.mark.claim("objects", "TestXmlOddities.testXmlUploadRoundTripsSubject", "SAXWriter")
+@pytest.mark.parametrize("query", [{}, {"allowDataDeletion": "true"}], ids=["kept", "whole"])
+@pytest.mark.parametrize("path", PARTS)
+def test_a_document_that_is_put_back_changes_nothing(admin, path, query):
+    """Custom variables got a line end in front at every round, and those of a session were no variables any more."""
+    for each, values in PARTS.items():
+        admin.made(each, **values)
+    before = without_times(admin.get(path, format="json").json())
+    document = admin.get(path, format="xml").content
+    assert admin.put(path, document, "text/xml", **query).status_code == 200
+    assert without_times(admin.get(path, format="json").json()) == before
+
+
+@pytest.mark.claim("objects", "ProjectResource")
+def test_an_alias_in_a_document_names_the_project(admin):
+    """It was kept as a text, and from then on each name that no project has was answered with 500."""
+    document = f'<xnat:Project ID="A" {XNAT}><xnat:aliases><xnat:alias>nick</xnat:alias></xnat:aliases></xnat:Project>'
+    assert admin.put("/data/projects/A", document.encode(), "text/xml").status_code == 200
+    assert fields(admin, "/data/projects/nick")["ID"] == "A"
+    assert admin.rows("/data/projects", columns="ID,alias") == [{"ID": "A", "alias": "nick", "URI": "/data/projects/A"}]
+    assert admin.get("/data/projects/nobody", format="json").status_code == 404
+
+
+@pytest.mark.claim("objects", "TestXmlOddities.testXmlUploadRejectsDoctype")
+def test_a_document_type_is_refused(admin, made):
+    document = f'<!DOCTYPE x [<!ENTITY a "b">]><xnat:Subject {XNAT}><xnat:group>&a;</xnat:group></xnat:Subject>'
+    assert admin.put("/data/projects/P/subjects/x", document.encode(), "text/xml").status_code == 500
+    assert admin.get("/data/projects/P/subjects/x", format="json").status_code == 404
+
+
 @pytest.mark.claim("objects", "yaxil")
 def test_an_assessor_is_posted_as_a_form(admin, made):
     document = f'<xnat:QCManualAssessment ID="qc_id" project="P" label="qc1" {XNAT}><xnat:rater>a</xnat:rater>'

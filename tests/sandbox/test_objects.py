@@ -447,7 +447,7 @@ def test_documents_of_other_objects(admin, made, path, tag, status):
     assert admin.put(path, document.encode(), "text/xml").status_code == status
 
 
-@pytest.mark.parametrize("document", [b"<broken", b'<!DOCTYPE x [<!ENTITY a "b">]><x>&a;</x>', b"\xff\xfe"])
+@pytest.mark.parametrize("document", [b"<broken", b"\xff\xfe"])
 def test_broken_documents_are_400(admin, made, document):
     assert admin.put("/data/projects/P/subjects/x", document, "text/xml").status_code == 400
 

@@ -49,7 +49,7 @@ _SHORTCUTS = {
 }
 _IDENTITY = {"id": "ID", "label": "label", "project": "project", "subject_id": "subject_ID"}
 # Elements that hold a text and may be repeated. Each one becomes an object, in which the text has this name.
-_TEXT_LISTS = {"references/seriesuid": "seriesUID"}
+_TEXT_LISTS = {"references/seriesuid": "seriesUID", "aliases/alias": "alias"}
 _NOT_READ = frozenset(("assessors", "reconstructions", "resources", "sharing", "experiments", "file", "out", "in"))
 _XSI_TYPE = "{http://www.w3.org/2001/XMLSchema-instance}type"
 _INTEGERS = frozenset(("integer", "int", "long", "short", "nonNegativeInteger", "positiveInteger"))
@@ -156,7 +156,7 @@ class FieldReader:
     # The document
 
     def _document(self, text: bytes) -> Content:
-        root = parsed_xml(text)
+        root = parsed_xml(text, of_doctype=500)  # as XNAT 1.10.1 does
         return self._content_of(root, self._types.element_type(self._types.qualified(root.tag)) or "")
 
     def _content_of(self, node: ElementTree.Element, kind: str) -> Content:
@@ -177,15 +177,21 @@ class FieldReader:
                 content.scans = [self._content_of(scan, "") for scan in child]
             elif name in _NOT_READ:
                 continue
-            elif child.get("name") is not None and (child.text or "").strip():
+            elif _is_named(child):
                 leaf = {"field": "field", "addParam": "addField"}.get(name.rpartition("/")[2], "value")
-                self._read_value(content, f"{name}[name={child.get('name')}]/{leaf}", child.text or "")
-            elif len(child) and name != "demographics" and not self._types.has_fields_below(content.xsi_type, name):
+                self._read_value(content, f"{name}[name={child.get('name')}]/{leaf}", (child.text or "").strip())
+            elif self._is_kept(content.xsi_type, name, child):
                 self._keep(content, name, child)
             else:
                 if (child.text or "").strip():
                     self._read_value(content, name, (child.text or "").strip())
                 self._read_node(content, child, f"{name}/")
+
+    def _is_kept(self, kind: str, name: str, node: ElementTree.Element) -> bool:
+        """Return whether an element holds objects for which the sandbox has no fields."""
+        if not len(node) or name == "demographics" or any(map(_is_named, node)):
+            return False
+        return not self._types.has_fields_below(kind, name)
 
     def _keep(self, content: Content, path: str, node: ElementTree.Element) -> None:
         """Keep an object of the document for which the sandbox has no fields, such as a step of a provenance."""
@@ -210,6 +216,11 @@ class FieldReader:
             self._place(content.fields, content.xsi_type, path, value)
         elif value.strip():  # a blank ID or project counts as missing
             content.identity[_IDENTITY[path.lower()]] = value
+
+
+def _is_named(node: ElementTree.Element) -> bool:
+    """Return whether an element is an entry of a list of texts with names, such as a custom variable."""
+    return node.get("name") is not None and bool((node.text or "").strip())
 
 
 def _document_of(request: Request) -> bytes:

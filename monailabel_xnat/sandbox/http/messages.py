@@ -261,16 +261,17 @@ def escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
-def parsed_xml(document: bytes, status: int = 400) -> ElementTree.Element:
+def parsed_xml(document: bytes, status: int = 400, of_doctype: int = 0) -> ElementTree.Element:
     """Return the root of an XML document that a client sent.
 
     Raises
     ------
     HTTPError
-        With the status, if it is not XML, or has a document type declaration, which could define entities.
+        With the status, if it is not XML; with `of_doctype`, if it has a document type declaration, which could define
+        entities.
     """
     if b"<!DOCTYPE" in document:
-        raise HTTPError(status, "A document type declaration is refused")
+        raise HTTPError(of_doctype or status, "A document type declaration is refused")
     try:
         return ElementTree.fromstring(document)  # noqa: S314 - entities need the declaration refused above
     except ElementTree.ParseError as error:
