@@ -69,6 +69,16 @@ class Permissions:
         """Return whether the user may delete data of a project. Members may not."""
         return self.role(project) == "owner"
 
+    def require_edit(self, project: str) -> None:
+        """Refuse with 403 a user who may not create and change data of a project."""
+        if not self.may_edit(project):
+            raise HTTPError(403)
+
+    def require_delete(self, project: str) -> None:
+        """Refuse with 403 a user who may not delete data of a project."""
+        if not self.may_delete(project):
+            raise HTTPError(403)
+
     def may_read_item(self, item: Owned) -> bool:
         """Return whether the user may read a subject or experiment.
 

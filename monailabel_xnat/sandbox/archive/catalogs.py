@@ -248,8 +248,7 @@ class CatalogRefresh(Handlers):
         target = locate(self._archive, self._may, words)
         item = target.assessor or target.experiment or target.subject
         project = item.project if item else target.project.id if target.project else ""
-        if not self._may.may_edit(project):
-            raise HTTPError(403)
+        self._may.require_edit(project)
         holders = holders_of(self._archive, request, target)
         found = [
             resource

@@ -108,8 +108,8 @@ class Edits(Handlers):
             raise HTTPError(417, "The ID in the content is not that of the path.")
         if target.project is None:
             self._require_new_project(name)
-        elif not self._may.may_edit(name):
-            raise HTTPError(403)
+        else:
+            self._may.require_edit(name)
         self._require_own_names(name, content)
         if target.project is None:
             self._archive.create_project(name, request.user, level or "private", **content.fields)
@@ -143,8 +143,7 @@ class Edits(Handlers):
             return self._change_subject(request, target, target.subject, content)
         if target.project is None:
             raise HTTPError(422, "Submitted subject record must include the project attribute.")
-        if not self._may.may_edit(target.project.id):
-            raise HTTPError(403)
+        self._may.require_edit(target.project.id)
         _require_label(target.missing)
         made = self._archive.create_subject(target.project.id, target.missing, request.user, **content.fields)
         return text(made.id, 201)
@@ -214,8 +213,7 @@ class Edits(Handlers):
     def _new_content(self, request: Request, target: Target, base: str) -> Content:
         """Return what a request says about a new experiment. Refuse an experiment that cannot be made."""
         project = target.project.id if target.project else target.experiment.project if target.experiment else ""
-        if not self._may.may_edit(project):
-            raise HTTPError(403)
+        self._may.require_edit(project)
         content = self._reader.content(request)
         if not content.xsi_type:
             raise HTTPError(417, "Need PUT Contents")
@@ -267,8 +265,7 @@ class Edits(Handlers):
         return text(made.id, 201)
 
     def _change_experiment(self, request: Request, target: Target, found: Experiment) -> Reply:
-        if not self._may.may_edit(found.project):
-            raise HTTPError(403)
+        self._may.require_edit(found.project)
         if self._set_status(request, found):
             return text(found.id)
         if not self._may.may_edit_item(found):

@@ -45,14 +45,10 @@ class ProjectSettings(Handlers):
         given = [text_of(name) for name in names]
         return self._users(request, project, given) if word == "users" else self._setting(request, project, word, given)
 
-    def _require_owner(self, project: Project) -> None:
-        if not self._may.may_delete(project.id):
-            raise HTTPError(403)
-
     def _setting(self, request: Request, project: Project, word: str, given: list[str]) -> Reply:
         if request.method != "PUT":
             return text(str(getattr(project, word, ARCHIVE_FOLDER)))  # the sandbox has only one folder of archives
-        self._require_owner(project)
+        self._may.require_delete(project.id)
         if given[:1] == [] or given[0] not in _SETTINGS[word]:
             raise HTTPError(400, f"Unknown {word}; there are {', '.join(_SETTINGS[word])}")
         if word != "current_arc":
@@ -61,10 +57,10 @@ class ProjectSettings(Handlers):
 
     def _users(self, request: Request, project: Project, names: list[str]) -> Reply:
         if request.method in ("PUT", "DELETE"):
-            self._require_owner(project)
+            self._may.require_delete(project.id)
             self._change_user(request.method, project, names)
-        elif not self._may.may_edit(project.id):
-            raise HTTPError(403)
+        else:
+            self._may.require_edit(project.id)
         rows = [self._user_row(project.id, login, role) for login, role in self._archive.members(project.id)]
         columns = ("GROUP_ID", "displayname", "login", "firstname", "lastname", "email")
         return Table(columns, rows).answer(request)
@@ -130,8 +126,7 @@ class Sharing(Handlers):
         return (session.project if session else ""), item.id
 
     def _share(self, request: Request, item: Shared, project: Project) -> Reply:
-        if not self._may.may_edit(project.id):
-            raise HTTPError(403)
+        self._may.require_edit(project.id)
         home, own_label = self._home(item)
         shares = self._archive.shares(item.shared_as)
         label = request.query.get("label") or shares.get(project.id) or own_label
@@ -154,8 +149,7 @@ class Sharing(Handlers):
             raise HTTPError(409, "Label already in use.")
 
     def _move(self, item: Subject | Experiment, project: Project, label: str) -> Reply:
-        if not self._may.may_delete(item.project):
-            raise HTTPError(403)
+        self._may.require_delete(item.project)
         self._require_free(item, project, label)
         self._archive.move(item, project.id, label)
         return text()
@@ -163,8 +157,7 @@ class Sharing(Handlers):
     def _unshare(self, item: Shared, project: Project) -> Reply:
         if project.id not in self._archive.shares(item.shared_as):
             raise HTTPError(404, f"Not shared into project {project.id}")
-        if not self._may.may_delete(project.id):
-            raise HTTPError(403)
+        self._may.require_delete(project.id)
         self._archive.unshare(item.shared_as, project.id)
         return text()
 
@@ -176,22 +169,18 @@ class Removal(Handlers):
         """Answer a DELETE of an object."""
         item = self._found(target)
         if isinstance(item, Scan):
-            self._require(target.experiment.project if target.experiment else "")
+            self._may.require_delete(target.experiment.project if target.experiment else "")
         elif isinstance(item, Project):
-            self._require(item.id)
+            self._may.require_delete(item.id)
         else:
             via = target.project.id if target.project else item.project
-            self._require(via if via != item.project else item.project)
+            self._may.require_delete(via)
             if via != item.project:
                 self._archive.unshare(item.id, via)
                 return text()
         with self._archive.store.write():
             self._drop(item)
         return text()
-
-    def _require(self, project: str) -> None:
-        if not self._may.may_delete(project):
-            raise HTTPError(403)
 
     def _found(self, target: Target) -> Item:
         if target.kind == "projects" and (target.project is None or target.missing):

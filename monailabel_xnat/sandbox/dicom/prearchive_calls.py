@@ -187,8 +187,7 @@ class PrearchiveCalls(Filers):
         place = self._filing.place(series, asked)
         if not place.project:
             raise HTTPError(400, "It is not known which project the session belongs to.")
-        if not self._may.may_edit(place.project):
-            raise HTTPError(403)
+        self._may.require_edit(place.project)
         try:
             merge = merge_of(query.get("overwrite", ""), overwrite_files=request.flag("overwrite_files"))
             address = self._filed(request, series, place, merge)
@@ -212,8 +211,7 @@ class PrearchiveCalls(Filers):
         project = self._archive.project(request.query.get("newProject", ""))
         if project is None:
             raise HTTPError(404, "Unknown project")
-        if not self._may.may_edit(project.id):
-            raise HTTPError(403)
+        self._may.require_edit(project.id)
         return f"/data{self._prearchive.move(waiting, project.id).path}"
 
 

@@ -325,15 +325,24 @@ class Application:
 def _request(scope: Message, body: Any, context: str, began: int) -> Request:
     path = scope["raw_path"].decode("ascii").partition("?")[0]
     headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
-    pairs = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-    query = {name: escaped(value) for name, value in pairs}
+    given = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    pairs = [(name, escaped(value)) for name, value in given]
     length = int(headers["content-length"]) if "content-length" in headers else None
     is_inside = path == context or path.startswith(f"{context}/")
     inner = path[len(context) :] if is_inside else path
-    request = Request(scope["method"], inner, query, headers, body, length, ANONYMOUS, began=began)
-    request.context, request.is_inside = context, is_inside
-    request.pairs = [(name, escaped(value)) for name, value in pairs]
-    return request
+    return Request(
+        scope["method"],
+        inner,
+        dict(pairs),
+        headers,
+        body,
+        length,
+        ANONYMOUS,
+        began=began,
+        context=context,
+        is_inside=is_inside,
+        pairs=pairs,
+    )
 
 
 async def _receive_body(receive: Receive, body: Any) -> int | None:

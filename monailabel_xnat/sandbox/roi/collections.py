@@ -124,8 +124,7 @@ class RoiCollections(Handlers):
     def delete(self, request: Request, project: str, name: str) -> Reply:
         """Delete a collection."""
         found = self._require(project, name)
-        if not self._may.may_delete(project):
-            raise HTTPError(403)
+        self._may.require_delete(project)
         self._resources.delete_of(owner_of(self._archive, found))
         self._archive.drop(found)
         return text()
@@ -140,8 +139,7 @@ class RoiCollections(Handlers):
         if kind not in _KINDS:
             raise HTTPError(422, f"Unsupported ROI collection type: {kind}")
         session = self._session(project, session_id)
-        if not self._may.may_edit(project):
-            raise HTTPError(403)
+        self._may.require_edit(project)
         known = self._archive.experiment(label, project)
         if known is not None and (known.session_id != session.id or known.xsi_type != ROI_COLLECTION):
             raise HTTPError(409, f"Label {label} is in use by another experiment")
