@@ -14,7 +14,7 @@ import pytest
 
 from monailabel_xnat.sandbox.http.router import ROUTES, load, methods_of
 
-ROWS = [(path, group, row) for group, rows in ROUTES for path, row in rows.items()]
+ROWS = [(path, group, row) for group, rows in ROUTES.items() for path, row in rows.items()]
 
 
 @pytest.mark.parametrize(("path", "group", "row"), ROWS)

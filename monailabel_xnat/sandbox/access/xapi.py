@@ -108,7 +108,7 @@ _NAMES = ("secondary_ID", "name", "description")
 
 
 class Xapi(Handlers):
-    """The handlers of the calls below ``/xapi`` and of the pages that browsers see, for the user of one request."""
+    """The calls below ``/xapi`` about the site and its users."""
 
     def __init__(self, visit: Visit) -> None:
         super().__init__(visit)
@@ -117,26 +117,7 @@ class Xapi(Handlers):
         self._preferences = visit.preferences
         self._plugins = _ROI_PLUGIN if visit.roi_plugin else {}
 
-    def front_page(self, request: Request, words: Sequence[str] = ()) -> Reply:
-        """Answer with a page for browsers.
-
-        A guest gets a guest's page, which xnatpy looks for, or the log-in form if the site is closed; a user who is
-        logged in gets a page that says so. The viewers read ``csrfToken`` out of the page before they save.
-        """
-        if request.user.is_guest and self._visit.require_login:
-            return html(LOGIN_PAGE)
-        who = _GUEST if request.user.is_guest else f'<span id="user_info">Logged in as: {request.user.login}</span>'
-        token = request.session.csrf if request.session else ""
-        return html(f"<html><head><script>var csrfToken = '{token}';</script></head><body>{who}</body></html>")
-
     # Schemas
-
-    def schema_file(self, request: Request, words: list[str]) -> Reply:
-        """Answer ``/schemas/NAME.xsd`` and ``/xapi/NAME.xsd``, where XNAT keeps the same files for browsers."""
-        path = Path(*map(unquote, words))
-        if path.suffix != ".xsd" or request.method not in ("GET", "HEAD"):
-            raise HTTPError(404)
-        return self._schema(schema_name(path))
 
     def schema_names(self, request: Request) -> Reply:
         """Answer ``GET /xapi/schemas``."""
@@ -148,13 +129,7 @@ class Xapi(Handlers):
 
     def schema(self, request: Request, words: list[str]) -> Reply:
         """Answer ``GET /xapi/schemas/NAME``."""
-        return self._schema("/".join(map(unquote, words)))
-
-    def _schema(self, name: str) -> Reply:
-        document = self._archive.types.document(name)
-        if document is None:
-            raise HTTPError(404)
-        return Reply(document, media_type="application/xml")
+        return _schema(self._archive, "/".join(map(unquote, words)))
 
     # The site
 
@@ -279,6 +254,36 @@ class Xapi(Handlers):
             if (role := self._may.granted_role(project.id))
         ]
         return as_json(rows)
+
+
+class Pages(Handlers):
+    """The pages that browsers see, and all paths below ``/xapi`` that nobody else answers."""
+
+    def front_page(self, request: Request, words: Sequence[str] = ()) -> Reply:
+        """Answer with a page for browsers.
+
+        A guest gets a guest's page, which xnatpy looks for, or the log-in form if the site is closed; a user who is
+        logged in gets a page that says so. The viewers read ``csrfToken`` out of the page before they save.
+        """
+        if request.user.is_guest and self._visit.require_login:
+            return html(LOGIN_PAGE)
+        who = _GUEST if request.user.is_guest else f'<span id="user_info">Logged in as: {request.user.login}</span>'
+        token = request.session.csrf if request.session else ""
+        return html(f"<html><head><script>var csrfToken = '{token}';</script></head><body>{who}</body></html>")
+
+    def schema_file(self, request: Request, words: list[str]) -> Reply:
+        """Answer ``/schemas/NAME.xsd`` and ``/xapi/NAME.xsd``, where XNAT keeps the same files for browsers."""
+        path = Path(*map(unquote, words))
+        if path.suffix != ".xsd" or request.method not in ("GET", "HEAD"):
+            raise HTTPError(404)
+        return _schema(self._archive, schema_name(path))
+
+
+def _schema(archive: Archive, name: str) -> Reply:
+    document = archive.types.document(name)
+    if document is None:
+        raise HTTPError(404)
+    return Reply(document, media_type="application/xml")
 
 
 def _unauthorized() -> HTTPError:

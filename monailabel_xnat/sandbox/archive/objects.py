@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from monailabel_xnat.sandbox.archive.archive import ROLES
 from monailabel_xnat.sandbox.archive.datatypes import EXPERIMENT, IMAGE_ASSESSOR, SUBJECT_ASSESSOR
 from monailabel_xnat.sandbox.archive.edits import Edits
@@ -294,10 +292,16 @@ class Objects(Handlers):
             return ProjectSettings(self._visit).handle(request, item, word, names)
         if word == "projects":
             return Sharing(self._visit).handle(request, item, names)
-        readers: dict[str, Callable[[Experiment], Reply]] = {"status": _status, "history": _history}
-        if isinstance(item, Experiment) and word in readers and request.method in ("GET", "HEAD"):
-            return readers[word](item)
-        raise HTTPError(400)
+        if (
+            not isinstance(item, Experiment)
+            or request.method not in ("GET", "HEAD")
+            or word not in ("status", "history")
+        ):
+            raise HTTPError(400)
+        if word == "status":
+            return text(item.status)
+        row = {"event_user": item.insert_user, "event_date": item.insert_date, "event_action": "Created"}
+        return Table(tuple(row), [row]).reply("json", {})
 
 
 def found_item(target: Target) -> Item:
@@ -327,12 +331,3 @@ def _scope(target: Target) -> Scope:
         return Scope(IMAGE_ASSESSOR, project, session=target.experiment.id)
     subject = target.subject.id if target.subject else ""
     return Scope(SUBJECT_ASSESSOR if project else EXPERIMENT, project, subject)
-
-
-def _status(item: Experiment) -> Reply:
-    return text(item.status)
-
-
-def _history(item: Experiment) -> Reply:
-    row = {"event_user": item.insert_user, "event_date": item.insert_date, "event_action": "Created"}
-    return Table(tuple(row), [row]).reply("json", {})

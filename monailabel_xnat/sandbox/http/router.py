@@ -58,111 +58,89 @@ _STUDIES = "/xapi/dicomweb/projects/{project}/studies"
 _ROI = "/xapi/roi/projects/{project}"
 _VIEWER = "/xapi/viewer/projects/{project}/experiments/{session_id}"
 
-ROUTES: tuple[tuple[str, dict[str, str]], ...] = (
-    (
-        "access.xapi:Xapi",
-        {
-            "/": "* front_page",
-            "/app[/{*words}]": "* front_page",
-            "/schemas/{*words}": "* schema_file",
-            "/xapi/access/projects": "GET access",
-            "/xapi/anonymize/site/enabled": "GET is_anonymising, PUT anonymise",
-            "/xapi/plugins[/{name}]": "GET plugins",
-            "/xapi/schemas": "GET schema_names",
-            "/xapi/schemas/datatypes": "GET data_types",
-            "/xapi/schemas/{*words}": "GET schema",
-            "/xapi/siteConfig": "GET settings, POST change_settings",
-            "/xapi/siteConfig/buildInfo[/{name}]": "GET build_info",
-            "/xapi/siteConfig/uptime[/{name}]": "GET uptime",
-            "/xapi/siteConfig/{name}": "GET setting, POST change_settings",
-            "/xapi/users": "GET logins",
-            "/xapi/users/username": "GET username",
-            "/xapi/users/profiles": "GET profiles",
-            "/xapi/users/active": "GET active",
-            "/xapi/users/active/{login}": "GET active_of, DELETE log_out",
-            "/xapi/users[/profile]/{login}": "GET profile",
-            "/xapi/users/{login}/groups": "GET groups",
-            "/xapi/users/{login}/roles": "GET roles",
-        },
-    ),
-    (
-        "access.gate:SiteCalls",
-        {
-            "/data/JSESSION[/{session_id}]": "GET jsession, POST jsession, DELETE end_session",
-            "/data/auth": "GET auth",
-            "/data/services/auth": "PUT log_in, POST log_in",
-            "/data/services/tokens/issue[/user/{login}]": "GET issue_token",
-            "/data/services/tokens/show[/user/{login}]": "GET show_tokens",
-            "/data/services/tokens/validate/{alias}/{secret}": "GET validate_token",
-            "/data/services/tokens/invalidate/{alias}[/{secret}]": "GET invalidate_token",
-            "/data/users": "GET users",
-            "/data/scanners": "GET scanners",
-            "/data/scan_types": "GET scan_types",
-        },
-    ),
-    (
-        "archive.fields:CustomFields",
-        {
-            "/xapi/custom-fields/{*words}/fields": "GET get, PUT put",
-            "/xapi/custom-fields/{*words}/fields/{name}": "GET get_one, DELETE delete",
-        },
-    ),
-    (
-        "archive.searching:SearchCalls",
-        {
-            "/data/search": "POST run",
-            "/data/search/elements": "GET elements",
-            "/data/search/elements/{name}": "GET fields",
-        },
-    ),
-    ("archive.catalogs:CatalogRefresh", {"/data/services/refresh/catalog": "POST refresh"}),
-    ("dicom.services:Import", {"/data/services/import": "POST receive"}),
-    ("dicom.services:DicomDump", {"/data/services/dicomdump": "GET dump"}),
-    (
-        "dicom.prearchive_calls:PrearchiveCalls",
-        {
-            "/data/services/archive": "POST archive",
-            "/data/services/prearchive/{action}": "POST service",
-            "/data/prearchive[/projects[/{project}]]": "GET sessions",
-            _SESSION: "GET session, POST act, DELETE remove",
-            _SESSION + "/scans": "GET scans",
-            _SESSION + "/scans/{scan_id}": "GET scan",
-            _SESSION + "/scans/{scan_id}/resources": "GET resources",
-            _SESSION + "/scans/{scan_id}/resources/{label}[/files]": "GET files",
-            _SESSION + "/scans/{scan_id}/resources/{label}/files/{name}": "GET file",
-        },
-    ),
-    (
-        "dicom.dicomweb:DicomWeb",
-        {
-            _STUDIES: "GET studies",
-            _STUDIES + "/{study}/series": "GET series",
-            _STUDIES + "/{study}/series/{series}/metadata": "GET metadata",
-        },
-    ),
-    (
-        "roi.collections:RoiCollections",
-        {
-            _ROI + "/permissions/{name}": "GET permissions",
-            _ROI + "/collections/{name}": "GET get, DELETE delete",
-            _ROI + "/rois/{name}": "GET rois",
-            _ROI + "/exists/{name}": "GET exists",
-            _ROI + "/sessions/{session_id}/collections/{label}": "PUT store",
-        },
-    ),
-    (
-        "roi.viewer:Viewer",
-        {
-            _VIEWER: "GET contents, POST refresh",
-            _VIEWER + "/exists": "GET exists",
-            "/xapi/viewerConfig/projects/{project}": "GET settings",
-            "/xapi/viewerConfig/projects/{project}/roipreset": "GET presets",
-        },
-    ),
+ROUTES: dict[str, dict[str, str]] = {
+    "access.xapi:Xapi": {
+        "/xapi/access/projects": "GET access",
+        "/xapi/anonymize/site/enabled": "GET is_anonymising, PUT anonymise",
+        "/xapi/plugins[/{name}]": "GET plugins",
+        "/xapi/schemas": "GET schema_names",
+        "/xapi/schemas/datatypes": "GET data_types",
+        "/xapi/schemas/{*words}": "GET schema",
+        "/xapi/siteConfig": "GET settings, POST change_settings",
+        "/xapi/siteConfig/buildInfo[/{name}]": "GET build_info",
+        "/xapi/siteConfig/uptime[/{name}]": "GET uptime",
+        "/xapi/siteConfig/{name}": "GET setting, POST change_settings",
+        "/xapi/users": "GET logins",
+        "/xapi/users/username": "GET username",
+        "/xapi/users/profiles": "GET profiles",
+        "/xapi/users/active": "GET active",
+        "/xapi/users/active/{login}": "GET active_of, DELETE log_out",
+        "/xapi/users[/profile]/{login}": "GET profile",
+        "/xapi/users/{login}/groups": "GET groups",
+        "/xapi/users/{login}/roles": "GET roles",
+    },
+    "access.gate:SiteCalls": {
+        "/data/JSESSION[/{session_id}]": "GET jsession, POST jsession, DELETE end_session",
+        "/data/auth": "GET auth",
+        "/data/services/auth": "PUT log_in, POST log_in",
+        "/data/services/tokens/issue[/user/{login}]": "GET issue_token",
+        "/data/services/tokens/show[/user/{login}]": "GET show_tokens",
+        "/data/services/tokens/validate/{alias}/{secret}": "GET validate_token",
+        "/data/services/tokens/invalidate/{alias}[/{secret}]": "GET invalidate_token",
+        "/data/users": "GET users",
+        "/data/scanners": "GET scanners",
+        "/data/scan_types": "GET scan_types",
+    },
+    "archive.fields:CustomFields": {
+        "/xapi/custom-fields/{*words}/fields": "GET get, PUT put",
+        "/xapi/custom-fields/{*words}/fields/{name}": "GET get_one, DELETE delete",
+    },
+    "archive.searching:SearchCalls": {
+        "/data/search": "POST run",
+        "/data/search/elements": "GET elements",
+        "/data/search/elements/{name}": "GET fields",
+    },
+    "archive.catalogs:CatalogRefresh": {"/data/services/refresh/catalog": "POST refresh"},
+    "dicom.services:Import": {"/data/services/import": "POST receive"},
+    "dicom.services:DicomDump": {"/data/services/dicomdump": "GET dump"},
+    "dicom.prearchive_calls:PrearchiveCalls": {
+        "/data/services/archive": "POST archive",
+        "/data/services/prearchive/{action}": "POST service",
+        "/data/prearchive[/projects[/{project}]]": "GET sessions",
+        _SESSION: "GET session, POST act, DELETE remove",
+        _SESSION + "/scans": "GET scans",
+        _SESSION + "/scans/{scan_id}": "GET scan",
+        _SESSION + "/scans/{scan_id}/resources": "GET resources",
+        _SESSION + "/scans/{scan_id}/resources/{label}[/files]": "GET files",
+        _SESSION + "/scans/{scan_id}/resources/{label}/files/{name}": "GET file",
+    },
+    "dicom.dicomweb:DicomWeb": {
+        _STUDIES: "GET studies",
+        _STUDIES + "/{study}/series": "GET series",
+        _STUDIES + "/{study}/series/{series}/metadata": "GET metadata",
+    },
+    "roi.collections:RoiCollections": {
+        _ROI + "/permissions/{name}": "GET permissions",
+        _ROI + "/collections/{name}": "GET get, DELETE delete",
+        _ROI + "/rois/{name}": "GET rois",
+        _ROI + "/exists/{name}": "GET exists",
+        _ROI + "/sessions/{session_id}/collections/{label}": "PUT store",
+    },
+    "roi.viewer:Viewer": {
+        _VIEWER: "GET contents, POST refresh",
+        _VIEWER + "/exists": "GET exists",
+        "/xapi/viewerConfig/projects/{project}": "GET settings",
+        "/xapi/viewerConfig/projects/{project}/roipreset": "GET presets",
+    },
     # All other paths. Objects.handle follows those of projects, subjects, experiments, scans, resources and files.
-    ("access.xapi:Xapi", {"/xapi/{*words}": "* schema_file"}),
-    ("archive.objects:Objects", {"/data/{*words}": "* handle"}),
-)
+    "archive.objects:Objects": {"/data/{*words}": "* handle"},
+    "access.xapi:Pages": {
+        "/": "* front_page",
+        "/app[/{*words}]": "* front_page",
+        "/schemas/{*words}": "* schema_file",
+        "/xapi/{*words}": "* schema_file",
+    },
+}
 """Classes, as ``module:Class``, with the methods of theirs that answer a path. The first path that fits counts.
 
 In a path, ``{name}`` is one word, which the method gets decoded. ``{*words}`` are all words that follow, which it gets
@@ -180,7 +158,7 @@ def answer(request: Request, visit: Visit) -> Reply:
         404 for a path that the sandbox does not have, 405 for a method, and all errors of the handler.
     """
     path = "/" + "/".join(_plain(request.words))
-    for group, rows in ROUTES:
+    for group, rows in ROUTES.items():
         for route, methods in rows.items():
             found = _pattern(route).fullmatch(path)
             if found and (visit.roi_plugin or not group.startswith("roi.")):
