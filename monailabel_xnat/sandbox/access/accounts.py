@@ -215,11 +215,6 @@ class Sessions:
             session.last_used = now
             return session
 
-    def close(self, session_id: str) -> None:
-        """End a session."""
-        with self._lock:
-            self._sessions.pop(session_id, None)
-
     def close_of(self, user: User, session_id: str = "") -> list[str]:
         """End the sessions of a user, or one of them, and return their IDs."""
         with self._lock:

@@ -292,16 +292,13 @@ class Objects(Handlers):
             return ProjectSettings(self._visit).handle(request, item, word, names)
         if word == "projects":
             return Sharing(self._visit).handle(request, item, names)
-        if (
-            not isinstance(item, Experiment)
-            or request.method not in ("GET", "HEAD")
-            or word not in ("status", "history")
-        ):
-            raise HTTPError(400)
-        if word == "status":
-            return text(item.status)
-        row = {"event_user": item.insert_user, "event_date": item.insert_date, "event_action": "Created"}
-        return Table(tuple(row), [row]).reply("json", {})
+        if isinstance(item, Experiment) and request.method in ("GET", "HEAD"):
+            if word == "status":
+                return text(item.status)
+            if word == "history":
+                row = {"event_user": item.insert_user, "event_date": item.insert_date, "event_action": "Created"}
+                return Table(tuple(row), [row]).reply("json", {})
+        raise HTTPError(400)
 
 
 def found_item(target: Target) -> Item:
