@@ -36,6 +36,7 @@ def test_blank_names_in_a_document_count_as_not_given(admin, made, as_form):
 PARTS = {
     "/data/projects/P": {"alias": "other", "description": "d & e", "xnat:projectData/PI/lastname": "B"},
     "/data/projects/P/subjects/s": {
+        "xnat:subjectData/addID[name=mrn]/addID": "77",
         "gender": "male",
         "yob": "1980",
         "xnat:subjectData/fields/field[name=a]/field": "b",

@@ -178,7 +178,7 @@ class FieldReader:
             elif name in _NOT_READ:
                 continue
             elif _is_named(child):
-                leaf = {"field": "field", "addParam": "addField"}.get(name.rpartition("/")[2], "value")
+                leaf = name.rpartition("/")[2].replace("addParam", "addField")
                 self._read_value(content, f"{name}[name={child.get('name')}]/{leaf}", (child.text or "").strip())
             elif self._is_kept(content.xsi_type, name, child):
                 self._keep(content, name, child)

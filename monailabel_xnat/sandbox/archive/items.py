@@ -18,7 +18,7 @@ Node = dict[str, Any]
 
 _RESOURCE_ATTRIBUTES = frozenset(("URI", "label", "format", "content", "description", "file_count", "file_size"))
 # In an entry of these lists, this value is the text of the element. The other values are attributes.
-_TEXTS = ("field", "addField", "seriesUID", "alias")
+_TEXTS = ("field", "addField", "addID", "seriesUID", "alias")
 _NUMBERED = frozenset(("field", "addParam"))
 _HIDDEN = frozenset(("xnat_abstractresource_id", "xnat_imagescandata_id", "image_session_ID"))
 _LAST = (1 << 30, "xnat")
