@@ -100,7 +100,7 @@ class Archive:
 
     # Subjects
 
-    def subjects_of(self, project: str) -> list[Subject]:
+    def subjects(self, project: str) -> list[Subject]:
         """Return the subjects of a project, without those that are shared into it."""
         return self.store.objects(Subject, "SELECT * FROM subjects WHERE project = ? ORDER BY id", (project,))
 

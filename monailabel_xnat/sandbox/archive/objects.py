@@ -204,7 +204,7 @@ class Removal(Handlers):
             return [*self._archive.scans(item.id), *self._archive.assessors(item.id)]
         if isinstance(item, Subject):
             return [*self._archive.experiments_of("subject_id", item.id)]
-        return [*self._archive.experiments_of("project", item.id), *self._archive.subjects_of(item.id)]
+        return [*self._archive.experiments_of("project", item.id), *self._archive.subjects(item.id)]
 
 
 # No JSON: items want it said with format=json.

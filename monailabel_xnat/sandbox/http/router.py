@@ -163,11 +163,11 @@ def answer(request: Request, visit: Visit) -> Reply:
             found = _pattern(route).fullmatch(path)
             if found and (visit.roi_plugin or not group.startswith("roi.")):
                 names = {name: _decoded(name, text) for name, text in found.groupdict("").items()}
-                return load(group)(visit).answer(_chosen(request, methods), request, names)
+                return handlers_of(group)(visit).answer(_chosen(request, methods), request, names)
     raise HTTPError(404)
 
 
-def load(group: str) -> type[Handlers]:
+def handlers_of(group: str) -> type[Handlers]:
     """Return a class of handlers.
 
     The module is imported when it is first needed, because else the import of pydicom would take half of the time that
