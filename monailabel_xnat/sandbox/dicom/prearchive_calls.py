@@ -22,18 +22,28 @@ class PrearchiveCalls(Filers):
 
     # What waits
 
-    def answer(self, method: str, request: Request, names: dict[str, Any]) -> Reply:
-        """Answer a request. A path below a session is answered with 404 if it does not exist or is not for the user."""
-        if "folder" in names:
-            waiting = self._find(names.pop("project"), names.pop("moment"), names.pop("folder"))
-            if "scan_id" in names:
-                scans = self._prearchive.scans(waiting)
-                names["scan"] = next((scan for scan in scans if scan.id == names["scan_id"]), None)
-                if names["scan"] is None or names.get("label", names["scan"].label) != names["scan"].label:
-                    raise HTTPError(404)
-                names = {name: names[name] for name in ("scan", "name") if name in names}
-            names["waiting"] = waiting
-        return super().answer(method, request, names)
+    def answer(self, method: str, request: Request, names: dict[str, str]) -> Reply:
+        """Answer a request. Methods for a path below a session get the session and the scan that it names.
+
+        Raises
+        ------
+        HTTPError
+            404 if there is no such session or scan, or the session is not for the user.
+        """
+        if "folder" not in names:
+            return super().answer(method, request, names)
+        found: dict[str, Any] = {"waiting": self._find(names["project"], names["moment"], names["folder"])}
+        if "scan_id" in names:
+            found["scan"] = self._scan(found["waiting"], names["scan_id"], names.get("label"))
+        if "name" in names:
+            found["name"] = names["name"]
+        return super().answer(method, request, found)
+
+    def _scan(self, waiting: Waiting, scan_id: str, label: str | None) -> WaitingScan:
+        for scan in self._prearchive.scans(waiting):
+            if scan.id == scan_id and label in (None, scan.label):
+                return scan
+        raise HTTPError(404)
 
     def sessions(self, request: Request, project: str) -> Reply:
         """Answer ``GET /data/prearchive/projects[/P]``. Users see the sessions of projects that they may edit."""
