@@ -144,7 +144,9 @@ def _require_login(studies: str, conf: dict[str, str]) -> None:
 def _stand_in(real: Path) -> Path:
     """Make the stand-in for an app's folder, and return it. There is one for each app of this user."""
     if not (real / "main.py").is_file():
-        raise SettingsError(f"there is no MONAI Label app in {real}: it has no main.py", hint="check --app")
+        raise SettingsError(
+            f"there is no MONAI Label app in {real}: it has no main.py", hint="give the folder of the app with --app"
+        )
     name = f"{real.name}-{text_digest(str(real))[:12]}"
     folder = user_data_path("monailabel_xnat", appauthor=False) / "apps" / name
     with must_work(f"make the folder {folder}", "make it writable, or set XDG_DATA_HOME to a folder that is"):
@@ -176,7 +178,9 @@ def _loaded(folder: Path) -> ModuleType:
     program = folder / "main.py"
     spec = importlib.util.spec_from_file_location(_REAL_MODULE, program)
     if spec is None or spec.loader is None or not program.is_file():
-        raise SettingsError(f"there is no MONAI Label app in {folder}: it has no main.py", hint="check --app")
+        raise SettingsError(
+            f"there is no MONAI Label app in {folder}: it has no main.py", hint="give the folder of the app with --app"
+        )
     # MONAI Label also puts the folder first while it loads an app. Here it stays on the path, because some apps import
     # parts of themselves later, and processes that Python spawns get the same path.
     if str(folder) in sys.path:
@@ -195,5 +199,5 @@ def _app_class(module: ModuleType, folder: str) -> type[MONAILabelApp]:
             return found
     raise SettingsError(
         f"there is no MONAI Label app in {folder}: no class in its main.py is derived from MONAILabelApp",
-        hint="check --app",
+        hint="give the folder of the app with --app",
     )

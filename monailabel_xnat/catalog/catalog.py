@@ -390,7 +390,7 @@ class Catalog:
             if isinstance(error, XNATDatastoreError):
                 raise
             raise ServerError(
-                f"XNAT listed its scans in a form that is not known: {type(error).__name__}: {error}",
+                f"XNAT listed its scans in an unknown form: {type(error).__name__}: {error}",
                 hint="the log at level INFO has the details; please report them",
             ) from error
         failure = next(iter(listed.failing.values()), None)

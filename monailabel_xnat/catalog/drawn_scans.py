@@ -283,7 +283,9 @@ class DrawnScans:
         if facts is None:
             if key not in self._known():
                 self._empty.add(key)
-            raise TransferError(f"the scan {scan.image_id.scan!r} holds no file now", hint="it is asked again")
+            raise TransferError(
+                f"the scan {scan.image_id.scan!r} holds no file now", hint="it is read again automatically"
+            )
         self._empty.discard(key)
         if facts.kind and not facts.problem and not Targets(self._everything, [facts]).of(scan, facts):
             facts = facts._replace(images=find_images(self._session, scan, facts, self._everything.values()))

@@ -58,7 +58,9 @@ def command(
     """
     paths = sorted(_label_files(files))
     if not paths:
-        raise SettingsError("there is no label file among these", hint=f"known are {', '.join(_LABEL_ENDINGS)}")
+        raise SettingsError(
+            "none of these files is a label file", hint=f"the names of label files end in {', '.join(_LABEL_ENDINGS)}"
+        )
     places, labels = _manifest_of(paths, manifest, settings.server)
     settings = replace(settings, dry_run=dry_run or settings.dry_run)
     with opened(settings) as parts:

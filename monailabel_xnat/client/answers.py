@@ -141,7 +141,7 @@ def network_failure(error: requests.RequestException, url: str) -> ServerError:
             status=407 if wants_login else None,
         )
     if is_timeout(error):
-        return ServerTimeoutError(f"no answer from {path} in time", hint="is XNAT overloaded or away?", url=path)
+        return ServerTimeoutError(f"no answer from {path} in time", hint="XNAT may be overloaded or down", url=path)
     if isinstance(error, (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)):
         return TransferError(f"the transfer from {path} broke off", hint="try again", url=path)
     return ServerError(

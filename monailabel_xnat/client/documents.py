@@ -41,7 +41,7 @@ def read_small(session: Session, file: RemoteFile) -> bytes:
     if not file.fits(len(content), digest):
         listed = f"{file.size} bytes" if file.size is not None else "a file of unknown size"
         raise TransferError(
-            f"XNAT sent {len(content)} bytes (MD5 {digest}) for {unquote(file.path)}, of which it lists {listed} "
+            f"XNAT sent {len(content)} bytes (MD5 {digest}) for {unquote(file.path)}, but it lists {listed} "
             f"(MD5 {file.md5 or 'unknown'})",
             hint="try again; if it stays, look for a proxy or sign-on page that changes answers",
             url=file.uri,

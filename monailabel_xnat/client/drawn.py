@@ -253,7 +253,9 @@ def fetch_drawn(session: Session, drawn: DrawnScan, folder: Path) -> Path:
     is_same = found and (found.folder, found.remote.path, found.problem) == (drawn.folder, drawn.file, "")
     if not found or not is_same or content_of(session, found.remote) != drawn.content:
         raise TransferError(
-            f"the scan {drawn.id!r} was overwritten a moment ago", hint="ask again: it is read anew", url=drawn.path
+            f"the scan {drawn.id!r} was overwritten a moment ago",
+            hint="try again: it will be read again",
+            url=drawn.path,
         )
     return download_drawn(session, found.remote, folder)[0]
 
@@ -404,7 +406,7 @@ def make_seg_scan(session: Session, image: ImageId, name: str, description: str)
     suffix = f"{int(digits[0]):02d}" if digits else _UNSAFE.sub("_", image.scan)
     number = next((f"{prefix}{suffix}" for prefix in _PREFIXES if f"{prefix}{suffix}" not in taken), None)
     if number is None:
-        raise ServerError(f"the session has no number free for a segmentation of scan {image.scan!r}")
+        raise ServerError(f"the session has no free scan number for a segmentation of scan {image.scan!r}")
     scan = ImageId(image.project, image.subject, image.experiment, number)
     fields = {"type": "SEG", "series_description": description, "note": _NOTE.format(name)}
     paths = {f"{_XSI_TYPE}/{field}": value for field, value in fields.items()}

@@ -158,7 +158,7 @@ def fetch_listed(session: Session, file: RemoteFile, target: Path, what: str) ->
         modified: str = response.headers.get("Last-Modified", "")
     if not file.fits(measured.result.size, measured.result.md5):
         raise TransferError(
-            f"XNAT sent something else than it lists for {what}",
+            f"XNAT sent other data than it lists for {what}",
             hint="try again; if it stays, save it again from the viewer",
             url=file.uri,
         )
@@ -212,7 +212,7 @@ def _known_form(path: str) -> Iterator[None]:
         yield
     except (KeyError, AttributeError, TypeError):
         raise TransferError(
-            f"XNAT listed the files of {unquote(path)} in a form that is not known", hint="try again", url=path
+            f"XNAT listed the files of {unquote(path)} in an unknown form", hint="try again", url=path
         ) from None
 
 

@@ -270,14 +270,14 @@ class Pace:
             now = self._clock()
             if self._silences > 1 and now < self._silent_at + self._alone_for:
                 raise ServerTimeoutError(
-                    "XNAT was silent twice in a row, a moment ago, and is not asked again just now",
-                    hint="is XNAT overloaded or away? What can be answered from this machine still is",
+                    "XNAT was silent twice in a row a moment ago, so it is not asked again yet",
+                    hint="XNAT may be overloaded or down; what is stored on this machine can still be used",
                 )
             rest = self._rest_ends - now
             if rest > LONGEST_PAUSE:
                 raise ServerError(
                     f"XNAT asked not to be called again for another {rest:.0f} s",
-                    hint="it is overloaded or being maintained; what can be answered from this machine still is",
+                    hint="it is overloaded or being maintained; what is stored on this machine can still be used",
                     status=self._rest_status,
                 )
             start = max(now, self._rest_ends, self._next_start)

@@ -221,7 +221,7 @@ def walk(session: Session, project: str) -> Iterator[Row]:
     Raises
     ------
     TransferError
-        If XNAT describes a session in a form that is not known.
+        If XNAT describes a session in an unknown form.
     ServerError
         If XNAT fails.
     """
@@ -256,7 +256,7 @@ def walk(session: Session, project: str) -> Iterator[Row]:
                     logger.info("%d of %d sessions of the project are read", number, len(names))
                     next_news = time.monotonic() + _SECONDS_BETWEEN_NEWS
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise TransferError("XNAT described a session in a form that is not known", hint="try again") from None
+            raise TransferError("XNAT described a session in an unknown form", hint="try again") from None
 
 
 def _rows(item: Mapping[str, Any], subject_label: str, added: str) -> Iterator[Row]:

@@ -407,7 +407,7 @@ def _complete_credentials(values: dict[str, Any], environ: Mapping[str, str]) ->
         )
     if values.get("password") and not values.get("username"):
         raise SettingsError(
-            f"a password but no user name for {values['server']}",
+            f"there is a password but no user name for {values['server']}",
             hint=f"set the environment variable {ENVIRONMENT_PREFIX}USERNAME",
         )
 
@@ -419,7 +419,7 @@ def _netrc_login(host: str, server: str, environ: Mapping[str, str]) -> tuple[st
     except FileNotFoundError:
         return "", ""
     except (OSError, netrc.NetrcParseError) as error:
-        raise SettingsError(f"cannot read {path}: {type(error).__name__}", hint="mend or remove the file") from None
+        raise SettingsError(f"cannot read {path}: {type(error).__name__}", hint="repair or remove the file") from None
     # xnatpy looks for the server with its port, curl without it. Accept both, the more exact one first.
     found = logins.authenticators(urlsplit(server).netloc) or logins.authenticators(host)
     return (found[0] or "", found[2] or "") if found else ("", "")

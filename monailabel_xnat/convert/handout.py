@@ -100,7 +100,7 @@ def hand_out(path: Path, folder: Path, pair: Path | None = None) -> HandedOut:
         if isinstance(error, ImageError):
             raise
         raise ImageError(
-            f"{path.name} cannot be placed: {error}", hint="mend its header, or convert the image anew"
+            f"{path.name} cannot be placed: {error}", hint="repair its header, or convert the image again"
         ) from error
 
 
@@ -128,7 +128,9 @@ def unpaired(header: Path, target: Path) -> Path:
         image = _nibabel.load(header)
         _save(image, target)
     except _UNREADABLE as error:
-        raise ImageError(f"{header.name} cannot be read as an image", hint="are both files whole?") from error
+        raise ImageError(
+            f"{header.name} cannot be read as an image", hint="check that both files are complete"
+        ) from error
     return target
 
 
@@ -296,7 +298,9 @@ def read_whole_image(path: Path) -> npt.NDArray[Any]:
             return read_nifti(path)[1]
         return read_itk_file(path).values
     except ValueError as error:
-        raise ImageError(f"{path.name} cannot be read as an image: {error}", hint="is the file whole?") from error
+        raise ImageError(
+            f"{path.name} cannot be read as an image: {error}", hint="check that the file is complete"
+        ) from error
 
 
 def join_header_and_voxels(header: Path, target: Path) -> Path:
@@ -322,5 +326,7 @@ def join_header_and_voxels(header: Path, target: Path) -> Path:
     try:
         simpleitk().WriteImage(simpleitk().ReadImage(str(header)), str(target))
     except RuntimeError as error:
-        raise ImageError(f"{header.name} cannot be read as an image", hint="are both files whole?") from error
+        raise ImageError(
+            f"{header.name} cannot be read as an image", hint="check that both files are complete"
+        ) from error
     return target

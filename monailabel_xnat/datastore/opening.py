@@ -105,7 +105,7 @@ def settings_beside(
     for name, other in (("username", "password"), ("password", "username")):
         if arguments.get(name) and not arguments.get(other):
             raise SettingsError(
-                f"a {name} beside connection, but no {other}",
+                f"there is a {name} beside connection, but no {other}",
                 hint="give both, for a new login when that of the connection has expired, or none of them",
             )
     settings = Settings.load({**arguments, "server": server}, kept, {**elsewhere, "NETRC": os.devnull})

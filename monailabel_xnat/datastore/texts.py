@@ -88,7 +88,7 @@ class DatastoreTexts:
             project = self._home()
             if project is None:
                 raise SettingsError(
-                    "which project should hold the name and description of the datastore?",
+                    "it is not clear which project should hold the name and description of the datastore",
                     hint="name one with the setting project",
                 )
             stored = self._read()

@@ -133,7 +133,7 @@ class MountedArchive:
         if of_other_series:
             raise ImageError(
                 f"the files of scan {scan.image_id} below asset_path are not of its series: {of_other_series}",
-                hint="is asset_path the archive of this XNAT? Without it, the files are downloaded",
+                hint="check that asset_path is the archive of this XNAT; without asset_path, the files are downloaded",
             )
         tried = tried or [f"{self._folder / path} (no such folder)" for path, _ in self._session_paths(scan)[:1]]
         logger.warning("not found below asset_path, so it is downloaded: %s", "; ".join(tried))

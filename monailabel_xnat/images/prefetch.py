@@ -120,7 +120,7 @@ def prefetch(
         If ``workers`` is less than 1.
     """
     if workers < 1:
-        raise ValueError(f"{workers} workers cannot fetch anything: give at least 1")
+        raise ValueError(f"{workers} workers cannot fetch anything: at least 1 is needed")
     wanted = list(dict.fromkeys(scans))
     here = [scan for scan in wanted if images.local(scan) is not None]
     held = set(here)

@@ -152,7 +152,7 @@ class ScanWriter:
             delete(self._session, scan.path)
             if exists(self._session, scan.path):
                 raise TransferError(
-                    f"XNAT said that it deleted the scan {scan.image_id}, and still has it",
+                    f"XNAT said that it deleted the scan {scan.image_id}, but still has it",
                     hint="try again; if it stays, see the log of the XNAT server",
                     url=scan.path,
                 )

@@ -126,8 +126,8 @@ class Drawings:
                 if self._may_be_later(item, newest, after):
                     raise UnreadDrawingError(
                         f"{_named(item.name)} cannot be read and may be newer than the label {tag!r}: {item.reason}",
-                        hint="it is read again by itself; if it stays, mend or delete it in XNAT, or exclude it with "
-                        "the setting roi_label",
+                        hint="it is read again by itself; if it stays unreadable, repair or delete it in XNAT, or "
+                        "exclude it with the setting roi_label",
                     )
         return newest
 

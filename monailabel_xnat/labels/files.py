@@ -134,7 +134,7 @@ class LabelFiles:
         if found.startswith(version.digest) if version.saved_at is not None else is_listed:
             return
         raise TransferError(
-            f"XNAT sent something else than was saved as {version.file.path}: {fetched.size} bytes of "
+            f"XNAT sent other data than was saved as {version.file.path}: {fetched.size} bytes of "
             f"{version.file.size}, SHA-256 {found[:12]}",
             hint="try again; if it stays, restore an earlier version of the label",
             url=version.file.uri,
@@ -257,7 +257,7 @@ def align(source: Path, grid: Grid, target: Path) -> None:
     except LabelGeometryError as error:
         raise LabelGeometryError(
             f"the image changed after this label, or it was made for another one: {error.message}",
-            hint="mend the label in XNAT, or segment the image as it is now",
+            hint="repair the label in XNAT, or segment the image as it is now",
         ) from error
     if label is None:
         raise LabelFileError(f"{source.name} is no label map", hint="mend the setting label_resource")

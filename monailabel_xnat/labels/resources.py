@@ -291,7 +291,7 @@ class Deletion:
                 kept = [version.name for version in versions_among(left) if version.name in gone]
                 if kept:
                     raise TransferError(
-                        f"XNAT said that it deleted {len(old)} versions of the label {tag!r}, but has {len(kept)}",
+                        f"XNAT said that it deleted {len(old)} versions of label {tag!r}, but still has {len(kept)}",
                         hint="try again; if it stays, see the log of the XNAT server",
                         url=resource,
                     )

@@ -52,7 +52,7 @@ def resource_of(tag: str) -> str:
     try:
         content = tag.encode()
     except UnicodeEncodeError:
-        raise LabelError(f"the tag {tag!r} holds half a character", hint="use letters and digits") from None
+        raise LabelError(f"the tag {tag!r} holds an incomplete character", hint="use letters and digits") from None
     escaped = "".join(chr(byte) if byte in _PLAIN else f".{byte:02X}" for byte in content)
     if tag.lower() in RESERVED:
         escaped = f".{content[0]:02X}{escaped[1:]}"

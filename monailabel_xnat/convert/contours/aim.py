@@ -171,7 +171,9 @@ def _annotations(path: Path) -> Iterator[_Annotation]:
     if not path.is_file():
         raise LabelFileError(f"no such file: {path.name}", hint="check the path")
     if path.stat().st_size > _LARGEST_FILE:
-        raise LabelFileError(f"{path.name} has {path.stat().st_size} bytes", hint="an AIM document is smaller by far")
+        raise LabelFileError(
+            f"{path.name} has {path.stat().st_size} bytes", hint="an AIM document is much smaller: give an AIM document"
+        )
     try:
         with path.open("rb") as stream:
             yield from _parsed(path.name, iterparse(stream, events=("start", "end"), forbid_dtd=True))
