@@ -15,7 +15,6 @@ import numpy as np
 from monailabel_xnat import __version__
 from monailabel_xnat.catalog import Scan
 from monailabel_xnat.cli.common import Opened, progress
-from monailabel_xnat.cli.report.comparisons import compared, pairs_worth_comparing
 from monailabel_xnat.cli.report.facts import (
     DRAFT,
     FINAL,
@@ -29,6 +28,7 @@ from monailabel_xnat.cli.report.facts import (
     Segment,
     Waiting,
 )
+from monailabel_xnat.cli.report.pairs import compared, pairs_worth_comparing
 from monailabel_xnat.cli.report.summaries import agreement_of, people_of, progress_of, shown_labels, volumes_of
 from monailabel_xnat.errors import XNATDatastoreError
 from monailabel_xnat.labels import Labels
