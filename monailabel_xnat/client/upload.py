@@ -99,8 +99,8 @@ def upload(
     RemoteFile
         The file as XNAT lists it.
     """
-    listing = upload_files(session, resource, [Upload(name, source, format, content)], overwrite=overwrite)
-    return next(file for file in listing if file.path == name)
+    files = upload_files(session, resource, [Upload(name, source, format, content)], overwrite=overwrite)
+    return next(file for file in files if file.path == name)
 
 
 def upload_files(
@@ -145,32 +145,32 @@ def upload_files(
         If XNAT fails.
     """
     with writing(session.settings, resource):
-        listing = list_files(session, resource) if exists is None else []
-        missing = _missing(session, uploads, listing)
+        files = list_files(session, resource) if exists is None else []
+        missing = _missing(session, uploads, files)
         if not overwrite:
-            _require_free_names(missing, listing, resource)
-        if not (exists or listing) and missing:
+            _require_free_names(missing, files, resource)
+        if not (exists or files) and missing:
             _create_resource(session, resource, missing[0])
         failure: ServerError | None = None
         for attempt in range(_ATTEMPTS):
             if not missing:
-                return listing
+                return files
             if attempt:
                 _pause(session, attempt)
             for item in missing:
                 failure = _put(session, resource, item, overwrite=overwrite or attempt > 0)
-            listing = list_files(session, resource)
-            missing = _missing(session, missing, listing)
+            files = list_files(session, resource)
+            missing = _missing(session, missing, files)
             if not overwrite:
                 # Another writer was quicker, perhaps on another machine. Do not overwrite: it may use its file already.
-                _require_free_names(missing, listing, resource)
+                _require_free_names(missing, files, resource)
     if not missing:
-        return listing
-    raise failure or _not_stored(session, resource, missing[0], listing)
+        return files
+    raise failure or _not_stored(session, resource, missing[0], files)
 
 
-def _missing(session: Session, uploads: Sequence[Upload], listing: list[RemoteFile]) -> list[Upload]:
-    stored = {file.path: file for file in listing}
+def _missing(session: Session, uploads: Sequence[Upload], files: list[RemoteFile]) -> list[Upload]:
+    stored = {file.path: file for file in files}
     return [item for item in uploads if item.name not in stored or not holds(session, stored[item.name], item)]
 
 
@@ -181,8 +181,8 @@ def holds(session: Session, file: RemoteFile, item: Upload) -> bool:
     return (file.md5 or read_digests(session, file).md5) == item.fingerprint.md5
 
 
-def _require_free_names(uploads: Sequence[Upload], listing: list[RemoteFile], resource: str) -> None:
-    taken = {file.path for file in listing}.intersection(item.name for item in uploads)
+def _require_free_names(uploads: Sequence[Upload], files: list[RemoteFile], resource: str) -> None:
+    taken = {file.path for file in files}.intersection(item.name for item in uploads)
     if taken:
         raise TransferError(
             f"XNAT already holds another file {min(taken)} in {unquote(resource)}",
@@ -233,8 +233,8 @@ def _pause(session: Session, attempt: int) -> None:
     time.sleep(_FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
 
 
-def _not_stored(session: Session, resource: str, item: Upload, listing: list[RemoteFile]) -> ServerError:
-    found = next((file for file in listing if file.path == item.name), None)
+def _not_stored(session: Session, resource: str, item: Upload, files: list[RemoteFile]) -> ServerError:
+    found = next((file for file in files if file.path == item.name), None)
     if found is None:
         return denied(
             session,
@@ -385,7 +385,7 @@ def _holding(path: Path, place: str, timeout: float) -> Iterator[None]:
             paths.discard(path)
 
 
-def remove_file(session: Session, file: RemoteFile, listing: Sequence[RemoteFile]) -> None:
+def remove_file(session: Session, file: RemoteFile, files: Sequence[RemoteFile]) -> None:
     """Delete one file of a resource.
 
     Parameters
@@ -394,7 +394,7 @@ def remove_file(session: Session, file: RemoteFile, listing: Sequence[RemoteFile
         The connection.
     file : RemoteFile
         The file to delete. If it does not exist any more, nothing happens.
-    listing : sequence of RemoteFile
+    files : sequence of RemoteFile
         All files that the resource holds now.
 
     Raises
@@ -404,7 +404,7 @@ def remove_file(session: Session, file: RemoteFile, listing: Sequence[RemoteFile
     ServerError
         If XNAT would delete other files as well: it deletes all whose path starts with the given path.
     """
-    others = [other.path for other in listing if other.path != file.path and other.path.startswith(file.path)]
+    others = [other.path for other in files if other.path != file.path and other.path.startswith(file.path)]
     if others:
         raise ServerError(
             f"{file.path} cannot be deleted alone: XNAT would delete {', '.join(others)} as well", url=file.uri

@@ -135,12 +135,12 @@ class Delivery:
             if current is not None and current.state in _TO_BE_PLACED:
                 current = self._placed(current, scan, grid or self._images.grid(scan))
             if current is None:
-                listing = list_whole(self._session, scan.path, label, scan.counts(label))
+                files = list_whole(self._session, scan.path, label, scan.counts(label))
             else:
                 entry = self._not_behind(current, scan) if first else current
-                listing = upload_files(self._session, resource, _uploads(entry), overwrite=True)
-            self._versions.note(scan, label, listing)
-            version = next((found for found in versions_among(listing) if found.name == entry.version), None)
+                files = upload_files(self._session, resource, _uploads(entry), overwrite=True)
+            self._versions.note(scan, label, files)
+            version = next((found for found in versions_among(files) if found.name == entry.version), None)
             if version is None:
                 raise UnknownLabelError(f"the label {entry.tag!r} was removed from the outbox before it was sent")
             if current is not None:

@@ -390,12 +390,12 @@ class Descriptions:
         content = encode(changed, previous_size=(file.size or 0) if file else None)
         upload = Upload(name, content, "JSON", "MONAILABEL")
         resource = resource_path(scan.path, label)
-        listing = upload_files(self._session, resource, [upload], overwrite=file is not None)
-        written = next(file for file in listing if file.path == name)
+        files = upload_files(self._session, resource, [upload], overwrite=file is not None)
+        written = next(file for file in files if file.path == name)
         with self._lock:
             self._read[written.uri] = (written, changed)
         self._remember(written, changed)
-        return listing
+        return files
 
     def _fetch(self, scan: Scan, version: LabelVersion, file: RemoteFile) -> dict[str, Any]:
         try:

@@ -1,4 +1,4 @@
-"""The resources of scans that hold labels: listing the versions in them, and deleting or hiding versions.
+"""The resources of scans that hold labels: finding the versions in them, and deleting or hiding versions.
 
 XNAT is asked for a list only when the catalog shows that a resource has changed.
 """
@@ -39,7 +39,9 @@ _FOREIGN_TIME = "00000000T000000Z"
 _NIFTI = (LABEL_MAP, ".nii")
 
 
-class _Listing(NamedTuple):
+class _Known(NamedTuple):
+    """The versions among the files of a resource, what the catalog showed of it, and when XNAT listed its files."""
+
     resource: Resource | None
     taken: float
     versions: list[LabelVersion]
@@ -66,7 +68,7 @@ class StoredVersions:
         self._on_learned = on_learned
         self._max_age = session.settings.max_age
         self._lock = threading.Lock()
-        self._listings: dict[tuple[ImageId, str, str], _Listing] = {}
+        self._known: dict[tuple[ImageId, str, str], _Known] = {}
         self._comparisons = Comparisons(session.settings.verify_age)
         self._compared: dict[tuple[ImageId, str, str], float] = {}
 
@@ -128,14 +130,14 @@ class StoredVersions:
         if shown is None or shown.file_count == 0:
             return []
         with self._lock:
-            listing = self._listings.get((scan.image_id, resource, pattern))
-        if listing is None or listing.resource != shown:
+            found = self._known.get((scan.image_id, resource, pattern))
+        if found is None or found.resource != shown:
             return None
         # If XNAT has not counted the files, the catalog cannot show a change.
         uncounted = shown.file_count is None or shown.file_size is None
-        if uncounted and time.monotonic() - listing.taken > self._max_age:
+        if uncounted and time.monotonic() - found.taken > self._max_age:
             return None
-        return list(listing.versions)
+        return list(found.versions)
 
     def note(self, scan: Scan, resource: str, files: list[RemoteFile]) -> None:
         """Note the files that a resource holds after our own write, here and in the catalog."""
@@ -152,9 +154,9 @@ class StoredVersions:
             Whether anything was known.
         """
         with self._lock:
-            wrong = [key for key in self._listings if key[0] == scan.image_id]
+            wrong = [key for key in self._known if key[0] == scan.image_id]
             for key in wrong:
-                del self._listings[key]
+                del self._known[key]
         self._read_cache.forget(_KIND, [_key(*key) for key in wrong])
         return bool(wrong)
 
@@ -202,7 +204,7 @@ class StoredVersions:
     ) -> list[LabelVersion]:
         versions = _foreign(files) if pattern else versions_among(files)
         with self._lock:
-            self._listings[image, resource, pattern] = _Listing(shown, time.monotonic(), versions)
+            self._known[image, resource, pattern] = _Known(shown, time.monotonic(), versions)
         self._on_learned(str(image))
         return list(versions)
 
@@ -276,13 +278,13 @@ class Deletion:
         label = resource_of(tag)
         resource = resource_path(scan.path, label)
         with writing(self._session.settings, resource):
-            listing = list_whole(self._session, scan.path, label, scan.counts(label))
-            old = versions_among(listing)[keep:]
+            files = list_whole(self._session, scan.path, label, scan.counts(label))
+            old = versions_among(files)[keep:]
             for version in reversed(old):  # the newest last: if XNAT fails midway, the image still has its label
                 for file in (version.description_file, version.file, *version.marks):
                     if file is not None:
-                        remove_file(self._session, file, listing)
-                        listing = [other for other in listing if other.path != file.path]
+                        remove_file(self._session, file, files)
+                        files = [other for other in files if other.path != file.path]
                 self._files.discard(scan.image_id, tag, version)
             if old:
                 left = list_files(self._session, resource)
@@ -329,12 +331,12 @@ class Deletion:
         label = resource_of(tag)
         resource = resource_path(scan.path, label)
         with writing(self._session.settings, resource):
-            listing = list_whole(self._session, scan.path, label, scan.counts(label))
-            shown = [version for version in versions_among(listing) if not version.is_hidden]
+            files = list_whole(self._session, scan.path, label, scan.counts(label))
+            shown = [version for version in versions_among(files) if not version.is_hidden]
             if shown:
                 names = [version.name + MARKS[0] for version in shown]
                 # Other servers see only the number of files, and look into resources where it is odd. Make it odd.
-                if (len(listing) + len(names)) % 2 == 0:
+                if (len(files) + len(names)) % 2 == 0:
                     names.append(shown[0].name + MARKS[1])
                 now = datetime.now(timezone.utc).isoformat(timespec="seconds")
                 content = json.dumps({"hidden_at": now, "hidden_by": self._session.user}).encode()

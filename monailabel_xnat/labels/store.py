@@ -300,14 +300,14 @@ class LabelStore:
                 description = entry.description()
                 self._outbox.describe(entry, {**description, "info": {**info_of(description), **changes}})
                 return
-            listing = self._labels.descriptions.merge(
+            files = self._labels.descriptions.merge(
                 scan,
                 resource_of(tag),
                 found,
                 changes,
                 missing=lambda: self._described_anew(scan, tag, found, self._labels.path(scan, tag, found.name)),
             )
-            self._versions.note(scan, resource_of(tag), listing)
+            self._versions.note(scan, resource_of(tag), files)
 
     def restore(self, scan: Scan, tag: str, version: str) -> LabelVersion:
         """Store the content of an earlier version again, with its info, so that it is the current version.
