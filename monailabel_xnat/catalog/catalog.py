@@ -65,7 +65,7 @@ class Catalog:
     background; if that fails, it stays in use, and :attr:`problem` says why. The age at which it is renewed depends on
     how long a listing takes: ``max_age`` if it takes seconds, and much less for a quick one, so that changes by others
     appear soon. Between two renewals only our own writes are known: callers report them with :meth:`put_resource`,
-    :meth:`drop_resource`, :meth:`put_drawing`, :meth:`drop_drawing` and :meth:`drop`.
+    :meth:`put_drawing`, :meth:`drop_drawing` and :meth:`drop`.
 
     :attr:`read_cache` keeps, on this disk, what was read about the images and need not be read again.
 
@@ -221,10 +221,6 @@ class Catalog:
     def put_resource(self, image: ImageId, resource: Resource) -> None:
         """Note that we wrote to a resource of a scan."""
         self._edit(image, lambda scan: scan.with_resource(resource))
-
-    def drop_resource(self, image: ImageId, label: str) -> None:
-        """Note that we removed a resource of a scan, or its last file."""
-        self._edit(image, lambda scan: scan.without_resource(label))
 
     def put_drawing(self, image: ImageId, drawing: Drawing) -> None:
         """Note that we stored a drawing on a scan."""

@@ -121,11 +121,8 @@ class Scan(NamedTuple):
 
     def with_resource(self, resource: Resource) -> Scan:
         """Return the scan with a resource, which replaces the one with the same label."""
-        return self._replace(resources=(*self.without_resource(resource.label).resources, resource))
-
-    def without_resource(self, label: str) -> Scan:
-        """Return the scan without one of its resources."""
-        return self._replace(resources=tuple(other for other in self.resources if other.label != label))
+        others = (other for other in self.resources if other.label != resource.label)
+        return self._replace(resources=(*others, resource))
 
     def with_drawing(self, drawing: Drawing) -> Scan:
         """Return the scan with a drawing, which replaces the one with the same ID."""

@@ -242,8 +242,9 @@ def test_our_own_writes_are_seen_at_once_and_survive_a_renewal_under_way(archive
     (scan,) = catalog.scans()
     catalog.put_resource(scan.image_id, Resource("MONAILABEL_final", 2, 10))
     assert catalog.scan(scan.image_id).resource("MONAILABEL_final") == Resource("MONAILABEL_final", 2, 10)
-    catalog.drop_resource(scan.image_id, "MONAILABEL_final")
-    assert catalog.scan(scan.image_id).resource("MONAILABEL_final") is None
+    catalog.put_resource(scan.image_id, Resource("MONAILABEL_final", 4, 20))
+    assert catalog.scan(scan.image_id).resource("MONAILABEL_final") == Resource("MONAILABEL_final", 4, 20)
+    assert len(catalog.scan(scan.image_id).resources) == len(scan.resources) + 1
     catalog.drop(scan.image_id)
     assert catalog.scans() == []
 
