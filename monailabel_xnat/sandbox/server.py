@@ -303,7 +303,8 @@ class Sandbox:
             if login not in passwords and self._accounts.get(login) is None:
                 passwords[login] = secrets.token_urlsafe(12)
         for login, password in passwords.items():
-            self._accounts.add(login, password, login == ADMIN, STANDING_USERS.get(login, ""))
+            role = STANDING_USERS.get(login, "")
+            self._accounts.add(login, password, login == ADMIN, role, is_random=login not in given)
         return passwords
 
 

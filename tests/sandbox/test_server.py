@@ -164,6 +164,7 @@ def test_no_password_is_on_disk(folder):
     for file in folder.rglob("*"):
         if file.is_file():
             assert b"a-very-special-password" not in file.read_bytes()
+            assert sandbox.password.encode() not in file.read_bytes()
             assert token.encode() not in file.read_bytes()
 
 
