@@ -12,7 +12,7 @@ import pytest
 from itk_reference import voxels
 from pixel_files import COLOURS, UNCOMPRESSED, Pixels
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, encapsulate_extended, generate_pixel_data_frame
 from pydicom.pixel_data_handlers.util import apply_modality_lut
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import JPEGBaseline8Bit
@@ -200,6 +200,75 @@ def test_frames_without_an_offset_table_are_read(tmp_path, syntax, frames, is_em
     path.write_bytes(data[:start] + (b"\xfe\xff\x00\xe0\0\0\0\0" if is_empty else b"") + data[rest:])
     found = voxels(dicom_to_nifti(path, tmp_path / "image.nii").path)
     np.testing.assert_array_equal(found, pixels.truth(pixels.random()))
+
+
+def item(content):
+    content += b"\0" * (len(content) % 2)
+    return b"\xfe\xff\x00\xe0" + len(content).to_bytes(4, "little") + content
+
+
+def stored_as(streams, form):
+    """Return compressed frames as the value of the pixel data: items that may be usual in some scanners only."""
+    size = 1 << 20 if "one" in form else 40
+    parts = [[stream[at : at + size] for at in range(0, len(stream), size)] for stream in streams]
+    lengths = [sum(len(item(part)) for part in frame) for frame in parts]
+    offsets = b"".join(sum(lengths[:number]).to_bytes(4, "little") for number in range(len(lengths)))
+    table = b"" if "no table" in form else item(offsets if "table" in form else b"")
+    end = b"" if "no end" in form else b"\xfe\xff\xdd\xe0\0\0\0\0"
+    return table + b"".join(item(part) for frame in parts for part in frame) + end
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize(
+    ("syntax", "form"),
+    [
+        *product(("JPEG-LS", "JPEG 2000"), ("several, table", "several, empty", "several, no table", "one, no end")),
+        *product(("RLE",), ("several, table", "one, no table, no end", "one, table, no end")),
+    ],
+)
+def test_frames_in_several_fragments_or_without_an_end_are_put_together(tmp_path, syntax, form, frames):
+    """Run lengths without table and end were read as the wrong frames; the others were refused."""
+    pixels = Pixels("OT", syntax, frames=frames)
+    path = pixels.write(tmp_path / "dicom", pixels.random())
+    streams = list(generate_pixel_data_frame(pydicom.dcmread(path).PixelData, frames))
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"\xe0\x7f\x10\x00OB") + 12] + stored_as(streams, form))
+    found = voxels(dicom_to_nifti(path, tmp_path / "image.nii").path)
+    np.testing.assert_array_equal(found, pixels.truth(pixels.random()))
+
+
+def test_run_lengths_that_do_not_say_where_a_frame_begins_are_refused(tmp_path):
+    pixels = Pixels("OT", "RLE", frames=3)
+    path = pixels.write(tmp_path / "dicom", pixels.random())
+    streams = list(generate_pixel_data_frame(pydicom.dcmread(path).PixelData, 3))
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"\xe0\x7f\x10\x00OB") + 12] + stored_as(streams, "several, empty"))
+    with pytest.raises(ImageConversionError, match=r"a\.dcm: its \d+ fragments .* which of the 3 frames"):
+        dicom_to_nifti(path, tmp_path / "image.nii")
+
+
+@pytest.mark.parametrize("syntax", ["JPEG-LS", "JPEG 2000"])
+def test_frames_with_an_extended_offset_table_are_read(tmp_path, syntax):
+    pixels = Pixels("OT", syntax, frames=3)
+
+    def extend(dataset):
+        streams = list(generate_pixel_data_frame(dataset.PixelData, 3))
+        data, offsets, lengths = encapsulate_extended(streams)
+        dataset.PixelData, dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = data, offsets, lengths
+
+    path = pixels.write(tmp_path / "dicom", pixels.random(), extend)
+    found = voxels(dicom_to_nifti(path, tmp_path / "image.nii").path)
+    np.testing.assert_array_equal(found, pixels.truth(pixels.random()))
+
+
+@pytest.mark.parametrize("syntax", ["explicit", "RLE", "JPEG-LS", "JPEG 2000"])
+@pytest.mark.parametrize("slope", [None, 2.0, 0.5])
+def test_an_overlay_in_the_upper_bits_is_no_part_of_the_values(tmp_path, syntax, slope):
+    """In JPEG 2000 it was."""
+    pixels = Pixels("OT", syntax, 16, 16, slope=slope, intercept=-7.0 * bool(slope))
+    path = pixels.write(tmp_path / "dicom", pixels.random(), change_to(BitsStored=12, HighBit=11))
+    found = voxels(dicom_to_nifti(path, tmp_path / "image.nii").path)
+    np.testing.assert_array_equal(found, pixels.truth(pixels.random() & 4095))
 
 
 @pytest.mark.parametrize("form", ["short", "long"])

@@ -573,6 +573,59 @@ def test_one_dynamic_slice_is_ordered_by_acquisition_time(folder, convert):
     assert volume.notes == ("5 volumes at 1 positions, told apart by Acquisition Time",)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_volumes_after_midnight_follow_those_before(folder, convert, count):
+    times = ("235955.25", "235958", "000001.5", "000004")
+    volumes = random_stack((4, count, 6, 7))
+    setters = [_set(AcquisitionTime=time) for time in times]
+    _traits(SeriesWriter(folder, modality="MR"), volumes, setters)
+    volume = convert()
+    np.testing.assert_array_equal(voxels(volume.path), volumes.transpose(3, 2, 1, 0))
+    assert volume.notes == (f"4 volumes at {count} positions, told apart by Acquisition Time",)
+
+
+def test_one_dynamic_slice_with_times_in_whole_seconds_is_ordered_by_its_numbers(folder, convert):
+    writer = SeriesWriter(folder, modality="MR")
+    for t in range(5):
+
+        def change(dataset, _, t=t):
+            dataset.AcquisitionTime, dataset.InstanceNumber = f"{100000 + t // 2}", t
+
+        writer.write_slice(STACK[t], 0, f"{9 - t}.dcm", change)
+    volume = convert()
+    np.testing.assert_array_equal(voxels(volume.path), STACK[:5, None].transpose(3, 2, 1, 0))
+
+
+def test_volumes_that_lack_different_slices_are_not_mixed(folder, convert):
+    """Each position had two of three time points, so the Instance Numbers made two volumes of them."""
+    writer = SeriesWriter(folder, modality="MR")
+    for t in range(3):
+        for k in range(3):
+            if t == k:
+                continue
+
+            def change(dataset, number, t=t):
+                dataset.TemporalPositionIdentifier, dataset.InstanceNumber = t + 1, t * 3 + number
+
+            writer.write_slice(VOLUMES[t, k], k, f"{t}-{k}.dcm", change)
+    refused(convert, "Temporal Position Identifier contradicts them")
+
+
+@pytest.mark.parametrize("name", ["Echo Time", "Trigger Time"])
+def test_numbers_that_mix_up_the_echoes_are_refused(folder, convert, name):
+    """The times differ a little from slice to slice, and the numbers of one slice run backwards."""
+    writer = SeriesWriter(folder, modality="MR")
+    for t in range(3):
+        for k in range(3):
+
+            def change(dataset, number, t=t):
+                setattr(dataset, name.replace(" ", ""), f"{5 * (t + 1) + number / 1000}")
+                dataset.InstanceNumber = number * 3 + (2 - t if number == 1 else t)
+
+            writer.write_slice(VOLUMES[t, k], k, f"{t}-{k}.dcm", change)
+    refused(convert, f"{name} contradicts them")
+
+
 def test_the_scaling_of_a_dose_is_noted(folder, convert):
     _write_dose(folder, [0, 3, 6, 9])
     _alter(folder / "dose.dcm", lambda dataset: setattr(dataset, "DoseGridScaling", "0.0025"))

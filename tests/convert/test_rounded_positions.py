@@ -76,3 +76,18 @@ def test_whole_millimetres_are_exact(tmp_path):
 def test_rounding_sideways_is_no_gantry_tilt(tmp_path, orientation):
     _, volume = convert(tmp_path, 1.5 * np.arange(20), orientation, 1, 1.5, spacing=(0.35, 0.35))
     assert volume.shape[2] == 20
+
+
+@pytest.mark.parametrize("step", [0.33, 0.488, 0.67, 1.125])
+@pytest.mark.parametrize("orientation", [AXIAL, rotated(2, 3, 1)], ids=["axial", "oblique"])
+@pytest.mark.parametrize("single", [False, True], ids=["others exact", "kept with 32 bits"])
+def test_a_table_position_may_be_rounded_where_the_other_coordinates_are_not(tmp_path, step, orientation, single):
+    writer = SeriesWriter(tmp_path / "dicom", orientation=orientation, step=step)
+
+    def change(dataset, number):
+        x, y, z = np.add(writer.position(number), (0.123457, -0.765433, 0))
+        position = np.float32([x, y, round(z, 1)]) if single else [round(x, 6), round(y, 6), round(z, 1)]
+        dataset.ImagePositionPatient = [f"{float(value):.12g}" for value in position]
+
+    writer.write(random_stack((25, 4, 4)), change=change)
+    assert dicom_to_nifti(writer.folder, tmp_path / "image.nii").shape == (4, 4, 25)

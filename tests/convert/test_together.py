@@ -133,6 +133,14 @@ def test_of_a_group_with_a_damaged_file_that_file_is_named(tmp_path, syntax):
         convert(tmp_path / "s")
 
 
+@pytest.mark.parametrize("syntax", ["JPEG-LS", "JPEG 2000"])
+def test_overlays_in_the_upper_bits_of_a_group_are_no_part_of_the_values(tmp_path, syntax):
+    stack = random_stack((SLICES, 9, 7), high=4095)
+    stack[ODD] += 1 << 13
+    SeriesWriter(tmp_path / "s", syntax=syntax, bits_stored=12, intercept=-1000.0).write(stack)
+    np.testing.assert_array_equal(convert(tmp_path / "s"), (stack & 4095) - 1000.0)
+
+
 def test_reading_a_group_writes_no_warning(tmp_path, capfd):
     order = np.random.default_rng(0).permutation(SLICES)
     SeriesWriter(tmp_path / "s", syntax="JPEG-LS").write(random_stack((SLICES, 6, 8)), lambda n: f"{order[n]:03d}")

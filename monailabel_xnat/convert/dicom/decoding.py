@@ -17,6 +17,7 @@ from typing import Any
 
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
 
 from monailabel_xnat.convert.dicom.file import (
@@ -25,8 +26,8 @@ from monailabel_xnat.convert.dicom.file import (
     EXPLICIT,
     IMPLICIT,
     damage_named,
-    lacks_offset_table,
 )
+from monailabel_xnat.convert.dicom.fragments import split
 from monailabel_xnat.convert.dicom.headers import ImageHeader, picture_of
 from monailabel_xnat.convert.dicom.pixels import (
     INVERTED,
@@ -47,7 +48,9 @@ from monailabel_xnat.convert.itk import itk_affine, itk_reader, itk_values
 from monailabel_xnat.errors import ImageConversionError
 
 _GDCM = "GDCMImageIO"
-_EMPTY_ITEM = b"\xfe\xff\x00\xe0\0\0\0\0"
+_PIXEL_DATA = 0x7FE00010
+# GDCM cannot read a file that has them.
+_EXTENDED_TABLES = (0x7FE00001, 0x7FE00002)
 _UNCOMPRESSED = frozenset((IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED))
 _JPEG = frozenset((JPEGBaseline8Bit, JPEGExtended12Bit))
 _BITS = (1, 8, 16, 32)
@@ -84,10 +87,12 @@ def decode_file(header: ImageHeader) -> list[SliceValues]:
     if header.tiles:
         return _cut(decode_file(picture_of(header))[0], header)
     _refuse_unclear(header)
-    if not _is_for_pydicom(header) and _is_scaled_by_simpleitk(header):
+    if not _is_for_pydicom(header) and _is_scaled_by_simpleitk(header) and _is_plainly_stored(header):
         try:
             decoded = _checked(decode(header), header)
-            return [SliceValues.of(decoded[frame.index]).compact() for frame in header.frames]
+            slices = [SliceValues.of(decoded[frame.index]).compact() for frame in header.frames]
+            if all(is_within_bits(part, header) for part in slices):
+                return slices
         except ImageConversionError:
             pass  # SimpleITK refuses files whose geometry it cannot use, but may still decode their pixels, below.
     values = _meant(_checked(_stored(header), header), header)
@@ -97,6 +102,35 @@ def decode_file(header: ImageHeader) -> list[SliceValues]:
         SliceValues.of(values[frame.index], *scaling).compact()
         for frame, scaling in zip(header.frames, scalings, strict=True)
     ]
+
+
+def is_within_bits(values: SliceValues, header: ImageHeader) -> bool:
+    """Return whether values that SimpleITK scaled can come from samples of the stored bits.
+
+    GDCM keeps bits above Bits Stored (overlays of old files) in JPEG 2000 images.
+    """
+    if header.samples > 1:
+        return True
+    count = 1 << header.bits_stored
+    low, high = (-count // 2, count // 2 - 1) if header.signed else (0, count - 1)
+    slope, intercept = header.frames[0].slope, header.frames[0].intercept
+    ends = sorted((low * slope + intercept, high * slope + intercept))
+    rounding = 1e-9 * max(map(abs, ends))
+    return ends[0] - rounding <= values.low and values.high <= ends[1] + rounding
+
+
+def _is_plainly_stored(header: ImageHeader) -> bool:
+    """Return whether GDCM is known to find the frames of compressed pixels."""
+    if len(header.frames) == 1:
+        return True
+    return split(_pixel_data(header)).is_plain(len(header.frames))
+
+
+def _pixel_data(header: ImageHeader) -> bytes:
+    """Return the value of the element with compressed pixels, and what follows it in the file."""
+    with header.file().open("rb") as stream:
+        stream.seek(-header.pixel_length, io.SEEK_END)
+        return stream.read()
 
 
 def decode(header: ImageHeader) -> Array:
@@ -204,7 +238,7 @@ def _contradiction(header: ImageHeader) -> str:
 
     GDCM believes the header. A JFIF marker, and Adobe's with transform 1, say that the samples are YBR.
     """
-    content = _read(header, (0x7FE00010,)).PixelData
+    content = _read(header, (_PIXEL_DATA,)).PixelData
     start = content.find(b"\xff\xd8\xff")
     markers = content[start : content.find(b"\xff\xda", start)]
     adobe = markers.find(b"Adobe\0")
@@ -292,11 +326,26 @@ def _expected_bytes(header: ImageHeader, found: int) -> int:
 def _read(header: ImageHeader, tags: tuple[int, ...]) -> Dataset:
     """Return a dataset with some elements of a file, or with all elements if no tags are given."""
     source: Any = header.path if header.held is None else io.BytesIO(header.held)
+    is_encapsulated = header.transfer_syntax not in _UNCOMPRESSED
     with damage_named(header.path):
-        dataset = pydicom.dcmread(source, specific_tags=list(tags) or None, force=True)
-        is_encapsulated = header.transfer_syntax not in _UNCOMPRESSED
-        if is_encapsulated and "PixelData" in dataset and lacks_offset_table(dataset.PixelData):
-            dataset.PixelData = _EMPTY_ITEM + dataset.PixelData
+        # pydicom would leave out compressed pixels that do not end with a delimiter.
+        dataset = pydicom.dcmread(
+            source, specific_tags=list(tags) or None, force=True, stop_before_pixels=is_encapsulated
+        )
+        if is_encapsulated and (not tags or _PIXEL_DATA in tags):
+            count = len(header.frames)
+            fragments = split(_pixel_data(header))
+            streams = fragments.of_frames(count)
+            if streams is None:
+                raise ImageConversionError(
+                    f"{header.path.name}: its {len(fragments.parts)} fragments of compressed pixel data do not say "
+                    f"which of the {count} frames they belong to",
+                    hint="store it with an offset table, or uncompressed",
+                )
+            dataset.PixelData = encapsulate(streams)
+            dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+            for tag in _EXTENDED_TABLES:
+                dataset.pop(tag, None)
         return dataset
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 from monailabel_xnat.convert.dicom.frames import TIME_TRAITS, TRAITS, Frame, Trait
@@ -19,6 +20,21 @@ Headers = Mapping[Path, ImageHeader]
 
 _MOST_TRAITS = 3
 """How many traits may be combined to tell volumes apart."""
+
+_OF_ONE_VOLUME = (
+    "Dimension Index Values",
+    "Temporal Position Index",
+    "Temporal Position Identifier",
+    "Echo Time",
+    "Inversion Time",
+)
+"""Traits of which a volume has one value. In different volumes they differ, if they do at each position."""
+
+_RISING = frozenset(("Trigger Time", "Echo Time", "Inversion Time"))
+"""Traits whose values may vary a little within a volume, but ascend from volume to volume alike at each position."""
+
+_DAY = 86400.0
+_TIME = re.compile(r"(\d\d):?(\d\d)?:?(\d\d(?:\.\d*)?)?")
 
 _CHOOSE_OTHER = "remove the images that do not belong to the volume, or choose another scan"
 
@@ -102,10 +118,11 @@ def order_repeats(groups: Sequence[Group], headers: Headers) -> tuple[list[Frame
             [_sorted_by(group, keys) for group, keys in zip(groups, values, strict=True)],
             " x ".join(traits),
         )
-        if len(traits) > 1 and _are_numbered_alike(groups, ordered):
+        if (len(traits) > 1 or traits[0] == "Diffusion Gradient Orientation") and _are_numbered_alike(groups, ordered):
             ordered, apart = _numbered_volumes(groups)
     else:
         ordered, apart = _numbered_volumes(groups)
+        _refuse_contradicted(ordered)
     notes.append(f"{len(ordered[0])} volumes at {len(groups)} positions, told apart by {apart}")
     return [frame for volume in zip(*ordered, strict=True) for frame in volume], notes
 
@@ -191,14 +208,52 @@ def _numbered_volumes(groups: Sequence[Group]) -> tuple[list[list[Frame]], str]:
     """
     one_file = len({frame.path for group in groups for frame in group}) == 1
     numbers = [[(frame.order, frame.index) for frame in group] for group in groups]
-    if (len(groups) > 1 or one_file) and all(len(set(keys)) == len(keys) for keys in numbers):
-        ordered = [_sorted_by(group, keys) for group, keys in zip(groups, numbers, strict=True)]
+    ordered = [_sorted_by(group, keys) for group, keys in zip(groups, numbers, strict=True)]
+    is_series = len(groups) > 1 or one_file or _is_dynamic(ordered[0])
+    if is_series and all(len(set(keys)) == len(keys) for keys in numbers):
         return ordered, "frame number" if one_file else "Instance Number"
     raise ImageConversionError(
         f"{len(groups[0])} different images at each of {len(groups)} positions, first at "
         f"{_position(groups[0][0])}: {_names(groups[0])}; nothing in their headers makes them volumes of a 4-D series",
         hint=_CHOOSE_OTHER,
     )
+
+
+def _is_dynamic(frames: Group) -> bool:
+    """Return whether frames in the order of their numbers were acquired one after the other, by rounded times."""
+    (times,) = _past_midnight([[frame.traits.get("Acquisition Time") for frame in frames]])
+    known = [time for time in times if isinstance(time, float)]
+    return len(known) == len(frames) and len(set(known)) > 1 and known == sorted(known)
+
+
+def _refuse_contradicted(ordered: Sequence[Group]) -> None:
+    """Refuse volumes by Instance Number that another element contradicts, as if slices of several volumes are missing.
+
+    Parameters
+    ----------
+    ordered : sequence of sequences of Frame
+        The frames at each position, in the order of the volumes.
+    """
+    for name in (*_OF_ONE_VOLUME, "Trigger Time"):
+        values = _trait_values(ordered, name)
+        if any(None in group or len(set(group)) < len(group) for group in values):
+            continue
+        volume_of: dict[Trait | None, int] = {}
+        for group, frames in zip(values, ordered, strict=True):
+            mixed = name in _OF_ONE_VOLUME and any(volume_of.setdefault(value, n) != n for n, value in enumerate(group))
+            if mixed or (name in _RISING and _ascent(group, name) != _ascent(values[0], name)):
+                raise ImageConversionError(
+                    f"the Instance Numbers make {len(group)} volumes of the images at {len(ordered)} positions, but "
+                    f"{name} contradicts them, first at {_position(frames[0])}: {_names(frames)}",
+                    hint=_CHOOSE_OTHER,
+                )
+
+
+def _ascent(values: Sequence[Trait | None], name: str) -> list[int]:
+    """Return the places of values in ascending order. A heart beat may begin at any of its phases."""
+    order = sorted(range(len(values)), key=lambda at: values[at])  # type: ignore[arg-type,return-value]
+    first = order.index(0) if name == "Trigger Time" else 0
+    return order[first:] + order[:first]
 
 
 def _are_numbered_alike(groups: Sequence[Group], ordered: Sequence[Sequence[Frame]]) -> bool:
@@ -216,9 +271,30 @@ def _are_numbered_alike(groups: Sequence[Group], ordered: Sequence[Sequence[Fram
 
 def _trait_values(groups: Sequence[Group], name: str) -> list[list[Trait | None]]:
     values = [[frame.traits.get(name) for frame in group] for group in groups]
+    if name == "Acquisition Time":
+        return _past_midnight(values)
     if name != "Dimension Index Values" or any(value is None for group in values for value in group):
         return values
     return _without_space(values)  # type: ignore[arg-type,return-value]
+
+
+def _past_midnight(values: list[list[Trait | None]]) -> list[list[Trait | None]]:
+    """Return times of day as seconds; those after a midnight within the series follow those before it.
+
+    The values are returned as they are if one of them is no time.
+    """
+    seconds: dict[Trait | None, float] = {}
+    for value in {value for group in values for value in group}:
+        found = _TIME.fullmatch(value) if isinstance(value, str) else None
+        if found is None:
+            return values
+        hours, minutes, rest = (float(part or 0) for part in found.groups())
+        seconds[value] = hours * 3600 + minutes * 60 + rest
+    times = sorted(set(seconds.values()))
+    # No series takes half a day, so the longest pause in the circle of the day is where no image was acquired.
+    pause, start = max(((later - earlier, later) for earlier, later in pairwise(times)), default=(0.0, 0.0))
+    late = start if pause > _DAY / 2 else 0.0
+    return [[seconds[value] + _DAY * (seconds[value] < late) for value in group] for group in values]
 
 
 def _without_space(values: list[list[tuple[int, ...]]]) -> list[list[tuple[int, ...]]]:

@@ -138,13 +138,13 @@ def _shear(
     rounding, plane = rounding_of(positions), plane_of(frames[0])
     problems = []
     if len(heads) > 2:
-        along = rounding * float(np.abs(plane.normal).sum())
+        along = float(np.abs(plane.normal) @ rounding)
         problems += _gaps([frames[head] for head in heads], distances[heads], along)
     first, last = heads[0], heads[-1]
     lateral = positions - positions[first] - np.outer(distances - distances[first], plane.normal)
     shift = np.linalg.norm(lateral, axis=1)
     # A shift is the difference of two positions, and each of them is rounded in three coordinates.
-    sideways = min(2 * 3**0.5 * rounding, LARGEST_LATERAL * min(plane.spacing))
+    sideways = min(2 * float(np.linalg.norm(rounding)), LARGEST_LATERAL * min(plane.spacing))
     tolerance = max(LATERAL_TOLERANCE * min(plane.spacing), sideways)
     shear: Floats | None = None
     if shift.max() > tolerance:
@@ -217,15 +217,20 @@ def slice_position_tolerance(spacing: float, rounding: float = 0.0) -> float:
     return max(SLICE_POSITION_TOLERANCE * spacing, always, min(rounding, SEEN_ROUNDING_SHARE * spacing))
 
 
-def rounding_of(positions: Floats) -> float:
-    """Return by how much (mm) each coordinate may have been rounded, judged by the number of their decimals.
+def rounding_of(positions: Floats) -> Floats:
+    """Return by how much (mm) each of the coordinates x, y and z may have been rounded, judged by their decimals.
 
-    It is 0 if all are whole millimetres. These count as exact, because very many series have them.
+    It is 0 for a coordinate of whole millimetres. These count as exact, because very many series have them. Numbers
+    that a program kept with 32 bits have more decimals than their rounding; these do not count.
     """
-    for decimals in range(1, 6):
-        if np.abs(np.round(positions, decimals) - positions).max() < 1e-7:
-            is_whole = decimals == 1 and np.abs(np.round(positions) - positions).max() < 1e-7
-            return 0.0 if is_whole else 0.501 * 10.0**-decimals
+    return np.array([_rounding(positions[:, axis]) for axis in range(3)])
+
+
+def _rounding(coordinate: Floats) -> float:
+    noise = max(1e-7, float(np.finfo(np.float32).eps) * float(np.abs(coordinate).max()))
+    for decimals in range(6):
+        if np.abs(np.round(coordinate, decimals) - coordinate).max() < noise:
+            return 0.501 * 10.0**-decimals if decimals else 0.0
     return 0.0
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless
 
-from monailabel_xnat.convert.dicom.decoding import decode_file
+from monailabel_xnat.convert.dicom.decoding import decode_file, is_within_bits
 from monailabel_xnat.convert.dicom.headers import ImageHeader
 from monailabel_xnat.convert.dicom.pixels import Array, SliceValues
 from monailabel_xnat.convert.itk import simpleitk
@@ -117,7 +117,10 @@ def _decode_series(headers: Sequence[ImageHeader]) -> list[SliceValues]:
     first = headers[0]
     if values.shape != (len(headers), first.rows, first.columns):
         raise ImageConversionError("the files decode to another size", hint="decode them one by one")
-    return [SliceValues.of(part).compact() for part in values]
+    slices = [SliceValues.of(part).compact() for part in values]
+    if not all(is_within_bits(part, first) for part in slices):
+        raise ImageConversionError("some values have more bits than are stored", hint="decode them one by one")
+    return slices
 
 
 def _stated(content: bytes, position: int) -> bytes:
