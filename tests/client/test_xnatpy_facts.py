@@ -74,8 +74,18 @@ def test_every_row_names_a_test_of_this_file_and_every_test_has_a_row():
     text = DOCUMENT.read_text(encoding="utf-8")
     named = re.findall(r"`(test_\w+)`", text)
     here = {name for name in globals() if name.startswith("test_")}
-    assert set(named) == here - {"test_every_row_names_a_test_of_this_file_and_every_test_has_a_row"}
+    assert set(named) == {name for name in here if not name.startswith("test_every_row_")}
     assert f"xnatpy {version('xnat')}" in text
+
+
+def test_every_row_names_a_line_of_code():
+    folder = Path(xnat.__file__).parent
+    places = re.findall(r"`(\w+\.py):(\d+)`", DOCUMENT.read_text(encoding="utf-8"))
+    assert len(places) > 20
+    for file, number in places:
+        line = (folder / file).read_text(encoding="utf-8").splitlines()[int(number) - 1].strip()
+        assert line, f"{file}:{number}"
+        assert not line.startswith("#"), f"{file}:{number}"
 
 
 def test_connect_takes_no_certificate_authority(connect):
@@ -114,6 +124,12 @@ def test_disconnecting_a_forked_child_ends_the_login_of_its_parent(plain):
     child.join(30)
     with pytest.raises(XNATResponseError, match="401"):
         plain.get("/data/projects")
+
+
+def test_a_session_that_is_garbage_logs_out(plain, site):
+    site.requests.clear()
+    plain.__del__()  # as the garbage collector does
+    assert asked(site) == ["DELETE /data/JSESSION"]
 
 
 def test_a_heartbeat_that_fails_is_the_last(plain, site):
