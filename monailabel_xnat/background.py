@@ -1,14 +1,51 @@
-"""Work that is done elsewhere: on a thread that is started when needed, or by an executor, piece by piece."""
+"""Work done elsewhere: on a thread that is started when needed, or by an executor; and locks in forked children."""
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor, as_completed
+from importlib import import_module
 from typing import NamedTuple, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Lock = TypeVar("Lock")
+
+# How the attributes with locks are made anew in a forked child, by the objects that have them.
+_renewed: weakref.WeakKeyDictionary[object, dict[str, Callable[[], object]]] = weakref.WeakKeyDictionary()
+
+
+def renewed_in_children(owner: object, attribute: str, make: Callable[[], Lock]) -> Lock:
+    """Return a new lock for an attribute of an object, which gets another one in each forked child.
+
+    A thread that exists only in the parent may hold the old one: then nobody would ever release it in the child.
+
+    Parameters
+    ----------
+    owner : object
+        The object, or the module, that has the attribute.
+    attribute : str
+        Its name.
+    make : callable
+        Makes the lock, event or condition: ``threading.Lock``.
+    """
+    _renewed.setdefault(owner, {})[attribute] = make
+    return make()
+
+
+def _renew() -> None:
+    for owner, attributes in list(_renewed.items()):
+        for attribute, make in attributes.items():
+            setattr(owner, attribute, make())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+    # A lock of the standard library, which it does not renew: it is held while a time is read from a text.
+    renewed_in_children(import_module("_strptime"), "_cache_lock", threading.Lock)
 
 
 class Background:

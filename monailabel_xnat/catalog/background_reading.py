@@ -9,7 +9,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Generic, NamedTuple, TypeVar
 
-from monailabel_xnat.background import Background
+from monailabel_xnat.background import Background, renewed_in_children
 from monailabel_xnat.client.pace import background_work
 from monailabel_xnat.errors import ServerError
 
@@ -56,7 +56,7 @@ class BackgroundReader(Generic[Item, Found]):
         self._read_item = read
         self._keep = keep
         self._on_late = on_late
-        self._lock = threading.Lock()
+        self._lock = renewed_in_children(self, "_lock", threading.Lock)
         self._failures: dict[str, _Failure] = {}
         self._under_way: set[str] = set()
         self._batches: list[Background] = []

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from monailabel_xnat.background import Background
+from monailabel_xnat.background import Background, renewed_in_children
 from monailabel_xnat.catalog.drawn_collections import DrawnCollections
 from monailabel_xnat.catalog.drawn_scans import DrawnScans
 from monailabel_xnat.catalog.image_index import ImageIndex
@@ -81,8 +81,8 @@ class Catalog:
         self._session = session
         self._settings = session.settings
         self._clock = clock
-        self._lock = threading.RLock()
-        self._renewal = threading.Lock()
+        self._lock = renewed_in_children(self, "_lock", threading.RLock)
+        self._renewal = renewed_in_children(self, "_renewal", threading.Lock)
         self._selection = Selection(session.settings)
         self._index: ImageIndex | None = None
         self._taken = self._cost = 0.0

@@ -6,7 +6,7 @@ import logging
 import threading
 from datetime import datetime, timezone
 
-from monailabel_xnat.background import Background
+from monailabel_xnat.background import Background, renewed_in_children
 from monailabel_xnat.catalog.catalog import Catalog
 from monailabel_xnat.catalog.kept_listing import told
 from monailabel_xnat.errors import LoginError, ServerError
@@ -28,7 +28,7 @@ class FirstListing:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._closed = threading.Event()
+        self._closed = renewed_in_children(self, "_closed", threading.Event)
         self._started = told(datetime.now(timezone.utc))
         self._background = Background("xnat-start", self._list_at_last)
 

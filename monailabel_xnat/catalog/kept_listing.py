@@ -16,7 +16,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
-from monailabel_xnat.background import Background
+from monailabel_xnat.background import Background, renewed_in_children
 from monailabel_xnat.catalog.image_index import ImageIndex
 from monailabel_xnat.catalog.scan import Resource, Scan
 from monailabel_xnat.client.drawn import Drawing, DrawnScan, UnreadDrawing
@@ -73,8 +73,8 @@ class KeptListing:
     def __init__(self, settings: Settings) -> None:
         self._bound = json.dumps([[name, getattr(settings, name)] for name in DECIDING])
         self._file = settings.server_folder / f"listing-{text_digest(self._bound)[:16]}.json"
-        self._lock = threading.Lock()
-        self._disk = threading.Lock()
+        self._lock = renewed_in_children(self, "_lock", threading.Lock)
+        self._disk = renewed_in_children(self, "_disk", threading.Lock)
         self._kept: list[Scan] | None = None
         self._new: list[Scan] | None = None
         self._is_refused = False

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import requests
 from xnat.session import BaseXNATSession, XNATSession
 
-from monailabel_xnat.background import Background
+from monailabel_xnat.background import Background, renewed_in_children
 from monailabel_xnat.client.answers import failure, is_page, page_failure
 from monailabel_xnat.client.guard import is_redirect_by_design
 from monailabel_xnat.client.login import Login
@@ -64,7 +64,7 @@ class Connection(XNATSession):  # type: ignore[misc]
     def __init__(self, settings: Settings, transport: Transport, login: Login) -> None:
         self._login = login
         self._of_thread = threading.local()
-        self.reset()
+        self.lock = renewed_in_children(self, "lock", threading.Lock)
         super().__init__(
             server=settings.server,
             logger=_XnatpyLogger(logger, {}),
@@ -75,10 +75,6 @@ class Connection(XNATSession):  # type: ignore[misc]
         # xnatpy would refuse every HTML answer. The guard tells login pages by their form, so HTML files can be read.
         self.skip_response_content_check = True
         self.accepted_status_post = [*_SUCCESS, requests.codes.moved_permanently]
-
-    def reset(self) -> None:
-        """Make a new lock for the use of objects. In a forked child, a thread of its parent may hold the old one."""
-        self.lock = threading.Lock()
 
     def __del__(self) -> None:
         """Do nothing: the garbage collector must send no requests."""

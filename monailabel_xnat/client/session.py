@@ -426,7 +426,6 @@ class Session:
         self.pace.reset()
         self._watch.reset()
         self._login.reset()
-        self._connection.reset()
         if self._beside is None:  # with somebody else's session nothing can be sent from here
             self._transport.cookies = own_cookies()
         self._sockets = self._new_sockets()

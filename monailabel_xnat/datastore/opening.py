@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import TypedDict
 
+from monailabel_xnat.background import renewed_in_children
 from monailabel_xnat.config import CONF_PREFIX, Secret, Settings
 from monailabel_xnat.errors import LoginError, SettingsError
 
@@ -122,7 +124,7 @@ def settings_beside(
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_reopening = threading.RLock()
+_reopening = renewed_in_children(sys.modules[__name__], "_reopening", threading.RLock)
 Kind = TypeVar("Kind", bound="Reopening")
 
 

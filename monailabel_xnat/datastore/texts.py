@@ -6,6 +6,7 @@ import json
 import threading
 from typing import Any
 
+from monailabel_xnat.background import renewed_in_children
 from monailabel_xnat.catalog import Catalog
 from monailabel_xnat.client.documents import find_object
 from monailabel_xnat.client.files import Counts
@@ -38,7 +39,7 @@ class DatastoreTexts:
         self._session = session
         self._catalog = catalog
         self._read_cache = catalog.read_cache
-        self._lock = threading.Lock()
+        self._lock = renewed_in_children(self, "_lock", threading.Lock)
         self._texts: dict[str, str] | None = None
 
     def get(self, key: str, default: str) -> str:

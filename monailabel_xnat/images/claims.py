@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import NamedTuple
 
+from monailabel_xnat.background import renewed_in_children
 from monailabel_xnat.catalog import Catalog, Resource, Scan
 from monailabel_xnat.client.files import RemoteFile
 from monailabel_xnat.client.items import resource_path
@@ -65,7 +66,7 @@ class Claims:
     def __init__(self, session: Session, catalog: Catalog) -> None:
         self._session = session
         self._catalog = catalog
-        self._lock = threading.Lock()
+        self._lock = renewed_in_children(self, "_lock", threading.Lock)
         self._known: dict[ImageId, tuple[Claim, ...]] = {}
         self._again_at = 0.0
 

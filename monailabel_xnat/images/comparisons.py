@@ -8,6 +8,8 @@ import time
 from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
+from monailabel_xnat.background import renewed_in_children
+
 # After a comparison failed, XNAT is not asked again for this time (seconds), and the kept state is used.
 _PAUSE = 30.0
 
@@ -42,7 +44,7 @@ class Comparisons:
 
     def __init__(self, max_age: float) -> None:
         self._max_age = max_age
-        self._lock = threading.Lock()
+        self._lock = renewed_in_children(self, "_lock", threading.Lock)
         self._order = itertools.count(1)
         self._expired = _NEVER
         self._expired_keys: dict[Hashable, Comparison] = {}

@@ -23,7 +23,7 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from monailabel_xnat.background import Background
+from monailabel_xnat.background import Background, renewed_in_children
 from monailabel_xnat.catalog import Catalog, Resource, Scan
 from monailabel_xnat.client.documents import find_object, plain, read_settled, resized
 from monailabel_xnat.client.files import RemoteFile, list_files
@@ -71,8 +71,8 @@ class ImageInfos:
         self._catalog = catalog
         self._read_cache = catalog.read_cache
         self._is_recalled = False
-        self._lock = threading.RLock()
-        self._loading = threading.Lock()
+        self._lock = renewed_in_children(self, "_lock", threading.RLock)
+        self._loading = renewed_in_children(self, "_loading", threading.Lock)
         # The info of each image by its id as text, and the resource as the listing showed it when the info was read
         # (None: it changed).
         self._stored: dict[str, tuple[Resource | None, dict[str, Any]]] = {}
@@ -81,12 +81,12 @@ class ImageInfos:
         self._changed: set[str] = set()
         self._pending: dict[ImageId, dict[str, Any]] = {}
         self._written: dict[ImageId, tuple[dict[str, Any], dict[str, Any]]] = {}
-        self._wake = threading.Event()
+        self._wake = renewed_in_children(self, "_wake", threading.Event)
         self._closed = False
         # Until when nothing is written to a project without write permission, or to an image that does not exist.
         self._refused: dict[str, float] = {}
         self._journal = InfoJournal(session.settings.data_folder / "infos")
-        self._writing = threading.Lock()
+        self._writing = renewed_in_children(self, "_writing", threading.Lock)
         self._writer = Background("xnat-info", background_work()(self._write_in_background))
         self.claims = Claims(session, catalog)
         catalog.subscribe(self._note_changed)

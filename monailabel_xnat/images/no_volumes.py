@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from monailabel_xnat import __version__
+from monailabel_xnat.background import renewed_in_children
 from monailabel_xnat.catalog.read_cache import Fact, ReadCache
 from monailabel_xnat.catalog.scan import Resource, Scan
 from monailabel_xnat.catalog.selection import image_resources
@@ -54,7 +55,7 @@ class NoVolumes:
     def __init__(self, settings: Settings, read_cache: ReadCache) -> None:
         self._settings = settings
         self._read_cache = read_cache
-        self._lock = threading.Lock()
+        self._lock = renewed_in_children(self, "_lock", threading.Lock)
         self._reasons: dict[str, _Reason] = {}
         self._looked_up = float("-inf")
         self._looked_at_again = float("-inf")

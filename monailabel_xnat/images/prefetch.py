@@ -12,7 +12,7 @@ from functools import partial
 from multiprocessing.util import Finalize
 from typing import Protocol
 
-from monailabel_xnat.background import Background, completed
+from monailabel_xnat.background import Background, completed, renewed_in_children
 from monailabel_xnat.catalog.scan import Scan
 from monailabel_xnat.client.pace import background_work
 from monailabel_xnat.client.session import Session
@@ -191,7 +191,7 @@ class BackgroundPrefetch:
     def __init__(self, images: ImageSource, budget: int | None = None) -> None:
         self._images = images
         self._budget = budget
-        self._wake = threading.Condition()
+        self._wake = renewed_in_children(self, "_wake", threading.Condition)
         self._choose: Callable[[], Sequence[Scan]] | None = None
         self._expected: list[Scan] = []
         self._thread = Background("xnat-prefetch", self._run)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
-from monailabel_xnat.background import Background
+from monailabel_xnat.background import Background, renewed_in_children
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.catalog.selection import chosen_by
 from monailabel_xnat.client.files import list_whole
@@ -91,9 +91,9 @@ class Delivery:
         self._versions = versions
         self._files = files
         self._on_arrival = on_arrival
-        self._start = threading.Lock()
-        self._stop = threading.Event()
-        self._wake = threading.Event()
+        self._start = renewed_in_children(self, "_start", threading.Lock)
+        self._stop = renewed_in_children(self, "_stop", threading.Event)
+        self._wake = renewed_in_children(self, "_wake", threading.Event)
         self._pause = 0.0
         self._background = Background("xnat-outbox", self._replay_until_empty)
 

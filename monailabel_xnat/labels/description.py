@@ -35,6 +35,7 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
+from monailabel_xnat.background import renewed_in_children
 from monailabel_xnat.catalog.read_cache import ReadCache
 from monailabel_xnat.catalog.scan import Scan
 from monailabel_xnat.client.documents import find_object, plain, read_object, resized
@@ -316,7 +317,7 @@ class Descriptions:
     def __init__(self, session: Session, read_cache: ReadCache) -> None:
         self._session = session
         self._read_cache = read_cache
-        self._lock = threading.Lock()
+        self._lock = renewed_in_children(self, "_lock", threading.Lock)
         self._read: dict[str, tuple[RemoteFile, dict[str, Any]]] = {}
 
     def read(self, scan: Scan, version: LabelVersion) -> dict[str, Any]:

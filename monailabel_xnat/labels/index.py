@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
+from monailabel_xnat.background import renewed_in_children
 from monailabel_xnat.catalog import Catalog, Resource, Scan
 from monailabel_xnat.errors import ServerError, UnknownLabelError, XNATDatastoreError
 from monailabel_xnat.labels.entry import WaitingLabel
@@ -187,7 +188,7 @@ class LabelCounts:
         self._catalog = catalog
         self._tags_of = tags
         self._drawn_on = drawn
-        self._lock = threading.Lock()
+        self._lock = renewed_in_children(self, "_lock", threading.Lock)
         self._tags: dict[str, tuple[str, ...]] = {}
         self._images: dict[str, set[str]] = {}
         self._drawn: dict[str, int] = {}

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from monailabel_xnat.background import renewed_in_children
 from monailabel_xnat.config import Settings
 from monailabel_xnat.disk import flush, must_work, private_folder, write_whole
 from monailabel_xnat.errors import (
@@ -67,7 +68,7 @@ class Outbox:
         self._folder = folder
         self._earlier = tuple(earlier)
         self._on_departure = on_departure
-        self._lock = threading.Lock()
+        self._lock = renewed_in_children(self, "_lock", threading.Lock)
         self._seen: dict[Path, WaitingLabel | None] = {}  # None for a label that cannot be read
         self._entries: list[WaitingLabel] = []
         self._by_image: dict[tuple[str, str], list[WaitingLabel]] = {}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
+from monailabel_xnat.background import renewed_in_children
 from monailabel_xnat.catalog import Catalog, Resource, Scan
 from monailabel_xnat.client.files import RemoteFile, list_files, list_whole, modified_at
 from monailabel_xnat.client.items import resource_path
@@ -67,7 +68,7 @@ class StoredVersions:
         self._read_cache = catalog.read_cache
         self._on_learned = on_learned
         self._max_age = session.settings.max_age
-        self._lock = threading.Lock()
+        self._lock = renewed_in_children(self, "_lock", threading.Lock)
         self._known: dict[tuple[ImageId, str, str], _Known] = {}
         self._comparisons = Comparisons(session.settings.verify_age)
         self._compared: dict[tuple[ImageId, str, str], float] = {}

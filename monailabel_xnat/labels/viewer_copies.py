@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monailabel_xnat.background import Background
+from monailabel_xnat.background import Background, renewed_in_children
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.catalog.selection import image_resources
 from monailabel_xnat.client.drawn import find_seg_scan, make_seg_scan, store_seg_scan
@@ -126,7 +126,7 @@ class ViewerCopies:
         self._queue = CopyQueue(self._settings.server_folder / "roi" / "waiting")
         self._waiting: deque[tuple[WantedCopy, bool]] = deque()
         self._may_store: dict[str, bool] = {}
-        self._start = threading.Lock()
+        self._start = renewed_in_children(self, "_start", threading.Lock)
         self._background = Background("xnat-viewer", self._work)
         self._deadline: float | None = None
         self._failed = 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from monailabel_xnat.background import renewed_in_children
 from monailabel_xnat.catalog import Catalog, Scan
 from monailabel_xnat.client.session import Session
 from monailabel_xnat.errors import ImageConversionError, UnknownLabelError, XNATDatastoreError
@@ -76,7 +77,7 @@ class TrainingCases:
         self._images = images
         self._labels = labels
         self._workers = session.settings.connections
-        self._lock = threading.Lock()
+        self._lock = renewed_in_children(self, "_lock", threading.Lock)
         self._left_out: dict[str, str] = {}
         self._notes: dict[str, str] = {}
         self._names: dict[str, str] = {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import multiprocessing
 import pickle
+import threading
+import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 
@@ -85,6 +87,52 @@ def test_an_error_of_a_process_pool_comes_back_whole(datastore):
         refused.result()
     assert caught.value.hint
     assert caught.value.status_code == 404
+
+
+def use_in_child(datastore, image, queue):
+    datastore.update_image_info(image, {"child": True})
+    label = datastore.get_label_uri(image, "final")
+    queue.put((datastore.image_id(datastore.scan(image)), bool(label), len(datastore.list_images())))
+
+
+@pytest.mark.slow
+def test_a_forked_worker_does_not_wait_for_threads_that_only_its_parent_has(datastore, demo_dicom):
+    """A thread of the parent may hold any lock at the moment of the fork; nobody releases it in the child."""
+    image, other = sorted(datastore.list_images())
+    datastore.save_label(image, demo_dicom.cases[0].truth, "final", {})
+    datastore.scan(image)  # the data model is loaded now
+    context, stopped = multiprocessing.get_context("fork"), threading.Event()
+
+    def work(step):
+        while not stopped.is_set():
+            step()
+            time.sleep(0.002)  # the sandbox runs in this process, too
+
+    steps = (
+        lambda: datastore.update_image_info(image, {"parent": time.time()}),
+        lambda: datastore.get_label_info(image, "final"),
+        lambda: datastore.image_id(datastore.scan(other)),
+        datastore.refresh,
+    )
+    threads = [threading.Thread(target=work, args=(step,)) for step in steps]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(8):
+            queue = context.Queue()
+            child = context.Process(target=use_in_child, args=(datastore, image, queue))
+            child.start()
+            try:
+                assert queue.get(timeout=120) == (image, True, 2)
+                child.join(120)
+                assert child.exitcode == 0
+            finally:
+                child.kill()
+                child.join()
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_what_is_pickled_holds_no_secret_and_opens_itself_at_its_first_use(site, datastore):

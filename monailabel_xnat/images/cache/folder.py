@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from monailabel_xnat.background import renewed_in_children
 from monailabel_xnat.config import Settings
 from monailabel_xnat.disk import locked, private_folder, require_private, write_whole
 from monailabel_xnat.errors import CacheError
@@ -91,7 +92,7 @@ class Cache:
         self._noted: dict[Path, float] = {}
         self._size = 0
         self._counted = float("-inf")
-        self._eviction = threading.Lock()
+        self._eviction = renewed_in_children(self, "_eviction", threading.Lock)
         self._keys: frozenset[str] = frozenset()
         self._looked = float("-inf")
         self._keys_of = 0

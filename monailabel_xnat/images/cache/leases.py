@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from monailabel_xnat.background import renewed_in_children
 from monailabel_xnat.disk import ProcessLock, locked, private_folder, write_whole
 
 _LOCK_SUFFIX = ".lock"
@@ -29,7 +30,7 @@ class Leases:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._guard = threading.Lock()
+        self._guard = renewed_in_children(self, "_guard", threading.Lock)
         self._by_thread: dict[int, str] = {}
         self._held: frozenset[str] = frozenset()
         self._name = ""
