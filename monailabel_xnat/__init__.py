@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from monailabel_xnat.app import XNATAppMixin
+    from monailabel_xnat.client.dicomweb import DicomWebAnswer
     from monailabel_xnat.config import Secret, Settings
+    from monailabel_xnat.convert import ConvertedVolume, Grid, dicom_to_nifti, read_label, to_grid, write_label
     from monailabel_xnat.datastore import XNATDatastore
     from monailabel_xnat.errors import (
         AccessDeniedError,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     )
     from monailabel_xnat.ids import ImageId, LabelId
     from monailabel_xnat.images.prefetch import PrefetchReport, Progress
+    from monailabel_xnat.sandbox import Sandbox
     from monailabel_xnat.training.training_set import TrainingSet
 
 __version__ = "0.2.0"
@@ -49,7 +52,9 @@ __version__ = "0.2.0"
 # The public names, by the module from which they are loaded.
 _NAMES = {
     "app": ("XNATAppMixin",),
+    "client.dicomweb": ("DicomWebAnswer",),
     "config": ("Secret", "Settings"),
+    "convert": ("ConvertedVolume", "Grid", "dicom_to_nifti", "read_label", "to_grid", "write_label"),
     "datastore": ("XNATDatastore",),
     "errors": (
         "AccessDeniedError",
@@ -81,6 +86,7 @@ _NAMES = {
     ),
     "ids": ("ImageId", "LabelId"),
     "images.prefetch": ("PrefetchReport", "Progress"),
+    "sandbox": ("Sandbox",),
     "training.training_set": ("TrainingSet",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
@@ -89,7 +95,10 @@ __all__ = [
     "AccessDeniedError",
     "AmbiguousNameError",
     "CacheError",
+    "ConvertedVolume",
+    "DicomWebAnswer",
     "DryRunError",
+    "Grid",
     "ImageConflictError",
     "ImageConversionError",
     "ImageError",
@@ -107,6 +116,7 @@ __all__ = [
     "PrefetchReport",
     "Progress",
     "ReadOnlyError",
+    "Sandbox",
     "Secret",
     "ServerError",
     "ServerTimeoutError",
@@ -122,6 +132,10 @@ __all__ = [
     "XNATDatastore",
     "XNATDatastoreError",
     "__version__",
+    "dicom_to_nifti",
+    "read_label",
+    "to_grid",
+    "write_label",
 ]
 
 
