@@ -31,6 +31,8 @@ GIVEN = "monailabel_xnat.given"
 # The key for the values of --conf, which a command passes on to apps with options of their own.
 CONF = "monailabel_xnat.conf"
 _SCHEDULER_SECONDS = 20
+# So many characters each column of a table gets at least, its distance from the next one included.
+_NARROWEST = 8
 
 
 def with_settings(function: Function, *, takes_options_of_app: bool = False) -> Function:
@@ -215,8 +217,8 @@ def print_json(value: Any) -> None:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table. On a terminal it is fitted to the width; a pipe or a file gets whole cells, separated by tabs.
 
-    The first column names what a row is about, such as an image. It is folded only where the terminal is very narrow,
-    because people copy from it.
+    The first column names what a row is about, such as an image. It is folded only if that leaves too little room for
+    the others, because people copy from it.
     """
     if not sys.stdout.isatty():
         for row in rows:
@@ -232,7 +234,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for column in columns:
         # Folded, because a cell that is cut off cannot be copied.
         table.add_column(column, overflow="fold")
-    table.columns[0].min_width = min(longest, console.width * 3 // 5)
+    table.columns[0].no_wrap = longest + _NARROWEST * (len(columns) - 1) <= console.width
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text, because strings from XNAT may look like markup
     console.print(table)

@@ -149,6 +149,7 @@ def test_ids_are_in_one_line_where_the_terminal_is_wide_enough(labelled, words):
     said = os.read(controller, 100_000).decode()
     os.close(controller)
     assert labelled in said
+    assert said.splitlines()[0].rstrip("\x1b[0m ").endswith("note")  # the last column was pushed out of the terminal
 
 
 def test_labels_show_says_what_each_label_holds(labelled, words, capsys):
