@@ -1,4 +1,4 @@
-"""Siemens mosaics become volumes with every voxel at its position in the patient."""
+"""Mosaics of Siemens and grids of United Imaging become volumes with every voxel at its position in the patient."""
 
 from __future__ import annotations
 
@@ -110,6 +110,78 @@ def test_a_seg_on_a_mosaic_is_refused(tmp_path):
 def test_a_mosaic_that_does_not_say_enough_is_refused(tmp_path, changes, named):
     write(tmp_path / "dicom", random_stack((1, 4, ROWS, COLUMNS)), **changes)
     with pytest.raises(ImageConversionError, match=named):
+        dicom_to_nifti(tmp_path / "dicom", tmp_path / "image.nii")
+
+
+def test_a_mosaic_whose_slice_normal_is_not_that_of_its_orientation_is_refused(tmp_path):
+    """Only the sign of their product was looked at, so the slices could lie anywhere."""
+    _, files = write(tmp_path / "dicom", random_stack((1, 4, ROWS, COLUMNS)))
+    dataset = pydicom.dcmread(files[0])
+    block = dataset.private_block(0x0029, "SIEMENS CSA HEADER")
+    block[0x10].value = csa(SliceNormalVector=["0.0", "0.5", "0.866"], NumberOfImagesInMosaic=["4"])
+    dataset.save_as(files[0])
+    with pytest.raises(ImageConversionError, match="slice normal of a mosaic does not fit"):
+        dicom_to_nifti(tmp_path / "dicom", tmp_path / "image.nii")
+
+
+def write_grid(folder, volumes, orientation=AXIAL, sign=1, syntax="explicit", stated=None):
+    """Write a grid of United Imaging for each volume (slices, rows, columns). Its first slice is at the origin."""
+    writer = SeriesWriter(folder, modality="MR", orientation=orientation, step=STEP, spacing=SPACING, syntax=syntax)
+    count = volumes.shape[1]
+    across = int(np.ceil(np.sqrt(count)))
+    down = int(np.ceil(count / across))
+
+    def change(dataset, number):
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "VFRAME"]
+        dataset.ImagePositionPatient = ["1", "2", "3"]
+        dataset.InstanceNumber = number + 1
+        tiles = []
+        for index in range(count):
+            tile = pydicom.Dataset()
+            place = np.array(writer.origin) + sign * index * STEP * writer.normal
+            tile.ImagePositionPatient = [f"{value:.8f}" for value in place]
+            tile.AcquisitionTime = f"1200{number:02d}.{index:02d}"
+            tiles.append(tile)
+        block = dataset.private_block(0x0065, "Image Private Header", create=True)
+        block.add_new(0x50, "DS", str(stated or count))
+        block.add_new(0x51, "SQ", tiles)
+
+    pictures = np.zeros((len(volumes), down * ROWS, across * COLUMNS), int)
+    for number in range(count):
+        top, left = number // across * ROWS, number % across * COLUMNS
+        pictures[:, top : top + ROWS, left : left + COLUMNS] = volumes[:, number]
+    return writer, writer.write(pictures, change=change)
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["along", "against"])
+@pytest.mark.parametrize("syntax", ["explicit", "implicit", "RLE"])
+@pytest.mark.parametrize("count", [2, 6, 7])
+def test_every_voxel_of_a_grid_is_at_the_place_that_the_grid_states(tmp_path, count, syntax, sign):
+    """A grid has only as many rows of tiles as it needs (dcm2niix, UIH/README.md): 2 x 3 for 6 slices."""
+    volume = random_stack((1, count, ROWS, COLUMNS))
+    writer, _ = write_grid(tmp_path / "dicom", volume, rotated(-75, 40, 160), sign, syntax)
+    made = dicom_to_nifti(tmp_path / "dicom", tmp_path / "image.nii")
+    assert_file_affine(made)
+    found = voxels(made.path)
+    assert found.shape == (COLUMNS, ROWS, count)
+    for number in range(count):
+        place = np.array(writer.origin) + sign * number * STEP * writer.normal
+        index = np.linalg.inv(made.affine) @ np.append(place * (-1, -1, 1), 1)
+        np.testing.assert_allclose(index[:3], np.rint(index[:3]), atol=1e-4)
+        np.testing.assert_allclose(index[:2], 0, atol=1e-4)
+        np.testing.assert_array_equal(found[:, :, round(index[2])], volume[0, number].T)
+
+
+def test_several_grids_are_a_series_in_time(tmp_path):
+    volumes = random_stack((3, 6, ROWS, COLUMNS))
+    write_grid(tmp_path / "dicom", volumes)
+    made = dicom_to_nifti(tmp_path / "dicom", tmp_path / "image.nii")
+    np.testing.assert_array_equal(voxels(made.path), volumes.transpose(3, 2, 1, 0))
+
+
+def test_a_grid_that_states_another_number_of_positions_is_refused(tmp_path):
+    write_grid(tmp_path / "dicom", random_stack((1, 6, ROWS, COLUMNS)), stated=5)
+    with pytest.raises(ImageConversionError, match="a grid of 5 slices does not state the position of each"):
         dicom_to_nifti(tmp_path / "dicom", tmp_path / "image.nii")
 
 

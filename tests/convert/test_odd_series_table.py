@@ -17,6 +17,7 @@ import pytest
 from pydicom.dataset import Dataset
 from series_writer import AXIAL, CORONAL, SAGITTAL, SYNTAXES, SeriesWriter, random_stack, rotated
 from test_mosaic import write as write_mosaic
+from test_mosaic import write_grid
 
 from monailabel_xnat.convert.dicom.conversion import Conversion
 from monailabel_xnat.convert.dicom.series import list_files
@@ -293,7 +294,8 @@ ROWS: tuple[tuple[str, tuple[Write, ...], dict[str, object]], ...] = (
         (lambda folder: write_mosaic(folder, random_stack((1, 5, 6, 8)), SpacingBetweenSlices=None),),
         {},
     ),
-    ("slices in a grid of United Imaging", (grid_of_united_imaging,), {}),
+    ("grid of United Imaging", (lambda folder: write_grid(folder, random_stack((1, 5, 6, 8))),), {}),
+    ("grid of United Imaging without the positions of its slices", (grid_of_united_imaging,), {}),
     ("SR, presentation state, key object, RT structures, a catalog beside the images", (other_objects,), {}),
     ("floating point pixel data (parametric maps) beside the images", (floating_point,), {}),
     ("only objects that are no images", (lambda folder: other_objects(folder, images=False),), {}),

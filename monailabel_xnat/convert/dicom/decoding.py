@@ -178,8 +178,9 @@ def _geometry(path: Path) -> Floats:
 def _cut(picture: SliceValues, header: ImageHeader) -> list[SliceValues]:
     """Return the values of each tile of a mosaic's picture."""
     parts = []
+    _, across = header.tiles
     for number in range(len(header.frames)):
-        top, left = number // header.tiles * header.rows, number % header.tiles * header.columns
+        top, left = number // across * header.rows, number % across * header.columns
         stored = picture.stored[top : top + header.rows, left : left + header.columns]
         parts.append(SliceValues.of(stored, picture.slope, picture.intercept).compact())
     return parts

@@ -3,6 +3,9 @@
 In a Siemens mosaic, all slices of a volume are tiles of one picture; scanners export fMRI and diffusion images so. The
 tiles are the slices, row by row, along the slice normal that Siemens' own header (CSA) states. Image Position (Patient)
 is the position of the picture as if it were one large slice with the same centre, so the slices begin further inside.
+
+United Imaging calls the same a grid. Its private VFrame Sequence states the position of each tile. The grid is as wide
+as a mosaic, but has only as many rows as its tiles need (dcm2niix, UIH/README.md).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pydicom
 from pydicom.uid import UID
+from pydicom.values import convert_SQ
 
 from monailabel_xnat.convert.dicom import elements
 from monailabel_xnat.convert.dicom.elements import ElementError, Elements
@@ -74,8 +78,9 @@ _HIGH_BIT = 0x00280102
 _SIGNED = 0x00280103
 _MODALITY_LUT = 0x00283000
 _DOSE_GRID_SCALING = 0x3004000E
-# A private element of United Imaging: how many slices are tiled into one picture.
+# Private elements of United Imaging: how many slices are tiled into one picture, and what differs between them.
 _IMAGES_IN_GRID = 0x00651050
+_FRAMES_IN_GRID = 0x00651051
 TAGS = frozenset((
     _SOP_CLASS, _SOP_INSTANCE, _IMAGE_TYPE, _MODALITY, _SERIES_DESCRIPTION, _STUDY, _SERIES, _SERIES_NUMBER,
     _INSTANCE_NUMBER, _SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES, _ROWS, _COLUMNS, _BITS_ALLOCATED, _BITS_STORED,
@@ -85,6 +90,9 @@ TAGS = frozenset((
 
 OF_EACH_FILE = frozenset((_SOP_INSTANCE, _INSTANCE_NUMBER, *FRAME_TAGS)) - {_IMAGE_TYPE}
 """Those that `placed` reads."""
+
+# The least cosine of the angle between the slice normal that Siemens states and that of Image Orientation (Patient).
+_PARALLEL = 0.99
 
 MOSAIC = "MOSAIC"
 """The value in Image Type that marks a mosaic."""
@@ -128,9 +136,9 @@ class ImageHeader:
         Length of the pixel data in bytes, as the element states it.
     frames : tuple of Frame
         The frames in the order of the pixel data.
-    tiles : int
-        For a mosaic, the number of tiles in each direction of the picture; each tile is then one of the frames, and
-        rows and columns are the size of a tile. 0 for any other image.
+    tiles : tuple of int
+        For a mosaic, the number of rows and columns of tiles in the picture; each tile is then one of the frames, and
+        ``rows`` and ``columns`` are the size of a tile. Empty for any other image.
     dose_scaling : str
         Dose Grid Scaling, as written; "" for an image that is not a dose.
     held : bytes or None
@@ -159,7 +167,7 @@ class ImageHeader:
     pixel_offset: int
     pixel_length: int
     frames: tuple[Frame, ...]
-    tiles: int = 0
+    tiles: tuple[int, ...] = ()
     dose_scaling: str = ""
     held: bytes | None = field(default=None, repr=False, compare=False)
 
@@ -337,7 +345,7 @@ def is_mosaic(image_type: Sequence[str]) -> bool:
 
 
 def untiled(picture: ImageHeader, stream: BinaryIO) -> ImageHeader:
-    """Return the header of a mosaic with its tiles as frames; unchanged if Siemens' own header is missing.
+    """Return the header of a mosaic with its tiles as frames; unchanged if nothing says where they lie.
 
     Parameters
     ----------
@@ -353,36 +361,63 @@ def untiled(picture: ImageHeader, stream: BinaryIO) -> ImageHeader:
     """
     stream.seek(0)
     dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
+    plane = picture.frames[0].plane
+    if plane is None:
+        return picture
+    if _FRAMES_IN_GRID in dataset:
+        grid = dataset[_FRAMES_IN_GRID]
+        # In implicit VR, and as UN, pydicom does not know that this private element is a sequence (PS3.5 6.2.2).
+        tiles = convert_SQ(grid.value, True, True) if grid.VR == "UN" else grid.value
+        return _in_a_grid(picture, plane, int(dataset[_IMAGES_IN_GRID].value), tiles)
     csa = _csa.get_csa_header(dataset, "image")
     count = int((_csa.get_n_mosaic(csa) if csa else None) or 0)
-    frame = picture.frames[0]
-    if count < 1 or frame.plane is None:
+    if count < 1:
         return picture
-    tiles = math.ceil(math.sqrt(count))
-    if picture.rows % tiles or picture.columns % tiles:
-        raise ElementError(f"a mosaic of {picture.columns} x {picture.rows} pixels cannot hold {count} tiles")
+    across = math.ceil(math.sqrt(count))
+    rows, columns = _size_of_tile(picture, (across, across), count)
     step = dataset.get("SpacingBetweenSlices")
     if not step or not float(step) > 0:
         raise ElementError("a mosaic without Spacing Between Slices does not say where its slices lie")
-    rows, columns = picture.rows // tiles, picture.columns // tiles
     stated = _csa.get_slice_normal(csa)
-    normal = frame.plane.normal if stated is None else frame.plane.normal * np.sign(frame.plane.normal @ stated)
-    if not normal.any():
+    along = 1.0 if stated is None else float(plane.normal @ stated)
+    if abs(along) < _PARALLEL * (1.0 if stated is None else float(np.linalg.norm(stated))) or along == 0:
         raise ElementError("the slice normal of a mosaic does not fit to Image Orientation (Patient)")
-    first = _first_pixel(frame.plane, picture.rows - rows, picture.columns - columns)
+    normal = plane.normal * np.sign(along)
+    first = _first_pixel(plane, picture.rows - rows, picture.columns - columns)
+    places = [first + number * float(step) * normal for number in range(count)]
+    return _with_tiles(picture, (across, across), replace(plane, thickness=float(step)), places)
+
+
+def _in_a_grid(picture: ImageHeader, plane: Plane, count: int, tiles: Sequence[pydicom.Dataset]) -> ImageHeader:
+    places = [[float(value) for value in tile.get("ImagePositionPatient") or ()] for tile in tiles]
+    if [len(place) for place in places] != [3] * count:
+        raise ElementError(f"a grid of {count} slices does not state the position of each of them")
+    across = math.ceil(math.sqrt(count))
+    return _with_tiles(picture, (math.ceil(count / across), across), plane, places)
+
+
+def _with_tiles(picture: ImageHeader, tiles: tuple[int, int], plane: Plane, places: Sequence[Any]) -> ImageHeader:
+    """Return the header of a mosaic, whose tiles lie at some places (3,), LPS, mm, row by row."""
+    rows, columns = _size_of_tile(picture, tiles, len(places))
     frames = []
-    for number in range(count):
-        x, y, z = (float(value) for value in first + number * float(step) * normal)
-        plane = replace(frame.plane, position=(x, y, z), thickness=float(step))
-        frames.append(replace(frame, index=number, plane=plane))
+    for number, place in enumerate(places):
+        x, y, z = (float(value) for value in place)
+        frames.append(replace(picture.frames[0], index=number, plane=replace(plane, position=(x, y, z))))
     return replace(picture, rows=rows, columns=columns, tiles=tiles, frames=tuple(frames))
+
+
+def _size_of_tile(picture: ImageHeader, tiles: tuple[int, int], count: int) -> tuple[int, int]:
+    down, across = tiles
+    if picture.rows % down or picture.columns % across:
+        raise ElementError(f"a mosaic of {picture.columns} x {picture.rows} pixels cannot hold {count} tiles")
+    return picture.rows // down, picture.columns // across
 
 
 def picture_of(header: ImageHeader) -> ImageHeader:
     """Return the header of a mosaic as it is stored: with one frame, which is the whole picture."""
     frames = (replace(header.frames[0], index=0),)
-    rows, columns = header.rows * header.tiles, header.columns * header.tiles
-    return replace(header, rows=rows, columns=columns, tiles=0, frames=frames)
+    down, across = header.tiles
+    return replace(header, rows=header.rows * down, columns=header.columns * across, tiles=(), frames=frames)
 
 
 def _first_pixel(plane: Plane, rows: int, columns: int) -> Any:

@@ -183,7 +183,7 @@ def _refuse_mosaics(images: Sequence[ImageHeader]) -> None:
     if mosaics:
         raise ImageConversionError(
             f"{len(mosaics)} of {len(images)} files are mosaics, many slices tiled into one picture, and have "
-            f"no header of Siemens (CSA) that says where the slices lie: {name_files(mosaics)}",
+            f"no private header of Siemens or United Imaging that says where the slices lie: {name_files(mosaics)}",
             hint="export the series without mosaic (as enhanced MR), or convert it and attach it as NIFTI",
         )
 
