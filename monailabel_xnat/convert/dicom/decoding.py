@@ -129,7 +129,9 @@ def _is_plainly_stored(header: ImageHeader) -> bool:
 def _pixel_data(header: ImageHeader) -> bytes:
     """Return the value of the element with compressed pixels, and what follows it in the file."""
     with header.file().open("rb") as stream:
-        stream.seek(-header.pixel_length, io.SEEK_END)
+        end = stream.seek(0, io.SEEK_END)
+        # A damaged file may state a length that is longer than the file. What is not there is found when it is decoded.
+        stream.seek(max(0, end - header.pixel_length))
         return stream.read()
 
 
