@@ -69,7 +69,7 @@ class _Found:
 
 
 class _Wanted(NamedTuple):
-    """A scan to read; or, if its facts are known, a scan whose images are to be found."""
+    """A scan whose facts must be read. If its facts are known, only the images it was drawn on are searched."""
 
     scan: Scan
     state: str
@@ -86,7 +86,8 @@ class DrawnScans:
     read_cache : ReadCache
         Keeps the facts that were read about scans.
     on_late : callable
-        Called from another thread when scans have been read for which :meth:`look` did not wait.
+        :meth:`look` does not wait long for scans to be read. When the late ones have been read, this is called, from
+        another thread.
     """
 
     def __init__(self, session: Session, read_cache: ReadCache, on_late: Callable[[], None]) -> None:
@@ -124,6 +125,11 @@ class DrawnScans:
             an earlier call are used.
         everything : mapping
             All scans that are known, by id.
+
+        Returns
+        -------
+        DrawnOn
+            What is known now, even if scans are still being read.
         """
         for project, scans in listed.items():
             self._listed[project] = {image: scan for image, scan in scans.items() if self._may_hold_drawing(scan)}

@@ -25,7 +25,8 @@ from monailabel_xnat.client.pace import (
 
 logger = logging.getLogger(__name__)
 
-# If a connection is dropped after this many seconds, a proxy may have reached its own time limit while XNAT works on.
+# A connection that is dropped after more seconds than this may have been ended by the time limit of a proxy. XNAT may
+# still work on the request then.
 _AT_WORK = 5.0
 # Seconds that a request gets at least, even if its waits before it was sent have used up its time.
 _SHORTEST = 0.1
@@ -56,8 +57,9 @@ class PatientAdapter(BaseAdapter):
 
     After status 429, 502 or 503, or a dropped connection, the request is sent again after a pause. A pause that XNAT
     asks for with ``Retry-After`` holds for all threads. A request is sent again only if that does no harm and its body
-    can be rewound: XNAT would wait for a body that was already read to its end. A request that ran out of time is never
-    repeated, and neither is hard work whose connection was dropped after a while: XNAT may still be working on it.
+    can be rewound. Nothing is left to send of a body that was already read to its end, and XNAT would wait for it. A
+    request that ran out of time is never repeated, and neither is hard work whose connection was dropped after a while:
+    XNAT may still be working on it.
 
     Parameters
     ----------

@@ -103,6 +103,11 @@ class Fetcher:
         folder : Path or None
             A folder on this machine that holds the DICOM files already, proven to be those that XNAT lists.
 
+        Returns
+        -------
+        Fetched
+            The image. Its path is in ``part``.
+
         Raises
         ------
         ImageError

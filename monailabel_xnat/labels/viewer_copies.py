@@ -68,8 +68,10 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _LONGEST_NAME = 60
 # What follows the tag, the scan and the author in the name of a copy.
 _TIME_AND_NUMBER = re.compile(r"[0-9]{8}T[0-9]{6}(?:_[0-9]+)?")
+# Seconds that `ViewerCopies.close` waits for the copies that are queued.
 _LONGEST_GOODBYE = 10.0
 _TRIES_FOR_A_NAME = 20
+# Status with which XNAT may refuse the name of a collection because it is in use. 422 has other meanings, too.
 _IN_USE = (409, 422)
 # Keys in the info of a label that a model drew around places that a person clicked on (DeepEdit, DeepGrow, SAM).
 _CLICKS = ("foreground", "background", "roi")
@@ -100,7 +102,7 @@ class ViewerCopies:
     session : Session
         The connection; its settings say which tags are stored.
     catalog : Catalog
-        Gets the collections that were stored.
+        Collections that were stored are put into it.
     images : Images
         Returns the DICOM files that a SEG refers to.
     files : LabelFiles
@@ -296,7 +298,7 @@ class ViewerCopies:
         write_as_seg(self._images, scan, label, copy.tag, copy.version.description, target, uid)
 
     def _send(self, scan: Scan, stem: str, copy: _Copy, file: Path) -> tuple[str, str]:
-        """Store a SEG in place of an earlier one of ours, or else under a free name; return its ID and its label."""
+        """Store a SEG in place of an earlier one of ours, or else under a free name; return its ID and that name."""
         image = scan.image_id
         for collection in reversed(scan.drawings):
             if (
@@ -323,7 +325,7 @@ class ViewerCopies:
         raise AssertionError  # the last try returns or raises
 
     def _is_still_ours(self, collection: RoiCollection) -> bool:
-        """Return whether a collection is still ours. Somebody may have saved under its label since it was listed."""
+        """Return whether a collection is still ours. Somebody may have saved under its name since it was listed."""
         try:
             # Without a UID to compare with: the question is which UID it has now.
             return is_marked(read_facts(self._session, collection._replace(uid="")).uid)

@@ -89,6 +89,11 @@ def common_values(segments: Iterable[Sequence[Mapping[str, Any]]], *, consecutiv
     consecutive : bool
         Whether the values must be 1 to N without a gap, as nnU-Net demands.
 
+    Returns
+    -------
+    dict
+        Voxel value by name of structure, in ascending order of the values.
+
     Raises
     ------
     LabelError
@@ -155,6 +160,11 @@ def export(
         Called after each file.
     workers : int
         How many files are written at a time.
+
+    Returns
+    -------
+    Export
+        What was written, kept and removed.
 
     Raises
     ------

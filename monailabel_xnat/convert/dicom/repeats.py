@@ -28,10 +28,10 @@ _OF_ONE_VOLUME = (
     "Echo Time",
     "Inversion Time",
 )
-"""Traits of which a volume has one value. In different volumes they differ, if they do at each position."""
+"""Traits whose values belong to one volume each. They count only if the frames at each position differ in them."""
 
 _RISING = frozenset(("Trigger Time", "Echo Time", "Inversion Time"))
-"""Traits whose values may vary a little within a volume, but ascend from volume to volume alike at each position."""
+"""Traits whose values may vary a little within a volume. They must order the volumes alike at each position."""
 
 _DAY = 86400.0
 _TIME = re.compile(r"(\d\d):?(\d\d)?:?(\d\d(?:\.\d*)?)?")
@@ -227,12 +227,17 @@ def _is_dynamic(frames: Group) -> bool:
 
 
 def _refuse_contradicted(ordered: Sequence[Group]) -> None:
-    """Refuse volumes by Instance Number that another element contradicts, as if slices of several volumes are missing.
+    """Refuse volumes made by Instance Number if another element contradicts them: slices may be missing then.
 
     Parameters
     ----------
     ordered : sequence of sequences of Frame
         The frames at each position, in the order of the volumes.
+
+    Raises
+    ------
+    ImageConversionError
+        If an element contradicts the volumes.
     """
     for name in (*_OF_ONE_VOLUME, "Trigger Time"):
         values = _trait_values(ordered, name)

@@ -71,6 +71,11 @@ def read_pictures(dataset: Dataset, grid: Grid, segments: int) -> Pictures:
     segments : int
         How many segments the SEG describes.
 
+    Returns
+    -------
+    Pictures
+        Takes the index of a frame, counted from 0, and returns its pixels, an array (rows, columns).
+
     Raises
     ------
     LabelFileError

@@ -53,6 +53,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _USE_NOTED_EVERY = 30.0
 # The folder is listed again after this time (seconds), so that asking for each of 20000 images in a row is cheap.
 _LOOKED_EVERY = 0.05
+# A folder that was changed less than this long ago (nanoseconds) is listed again; `Cache._look` says why.
 _FRESH_NS = 10**9
 # The sizes of all images, also of other processes, are summed up at most this often (seconds) below the budget.
 _COUNTED_EVERY = 60.0
@@ -119,7 +120,13 @@ class Cache:
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
-        """Lock an image against all other threads and processes, after waiting until they are done."""
+        """Wait until no other thread or process has the lock of an image, and hold it until the block ends.
+
+        Raises
+        ------
+        CacheError
+            If the folder cannot be made.
+        """
         with self._errors("make"):
             private_folder(self.folder)
             private_folder(self.folder / _LOCKS)

@@ -26,7 +26,7 @@ _SETTINGS = {
 
 
 class ProjectSettings(Handlers):
-    """The handlers, for the user of one request."""
+    """Answers calls for the settings and the members of a project, for the user of one request."""
 
     def handle(self, request: Request, project: Project, word: str, names: list[str]) -> Reply:
         """Answer ``projects/P/WORD[/NAME...]``.
@@ -92,7 +92,7 @@ Shared = Subject | Experiment | Scan
 
 
 class Sharing(Handlers):
-    """The handlers, for the user of one request."""
+    """Answers calls that share an object into other projects, for the user of one request."""
 
     def handle(self, request: Request, item: Shared, names: list[str]) -> Reply:
         """List the projects of an object, share it into another project, or end a share."""
@@ -161,7 +161,7 @@ class Sharing(Handlers):
 
 
 class Removal(Handlers):
-    """The handler, for one request's user."""
+    """Answers calls that delete an object, for the user of one request."""
 
     def delete(self, target: Target) -> Reply:
         """Answer a DELETE of an object."""
@@ -207,12 +207,12 @@ class Removal(Handlers):
         return [*self._archive.experiments_of("project", item.id), *self._archive.subjects(item.id)]
 
 
-# No JSON: items want it said with format=json.
+# JSON is not among them: an object is sent as JSON only if the request says format=json.
 _ITEM_FORMATS = ("html", "xml")
 
 
 class Objects(Handlers):
-    """The handlers, for the user of one request."""
+    """Answers all calls for objects, itself or through another handler, for the user of one request."""
 
     def __init__(self, visit: Visit) -> None:
         super().__init__(visit)
