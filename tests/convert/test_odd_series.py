@@ -270,7 +270,7 @@ def test_a_mosaic_without_the_header_of_siemens_is_named(folder, convert):
         dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
 
     SeriesWriter(folder, modality="MR").write(STACK[:2], change=mosaic)
-    refused(convert, "2 of 2 files are mosaics", "CSA", "0000.dcm, 0001.dcm")
+    refused(convert, "2 of 2 files are mosaics", "private header of Siemens", "0000.dcm, 0001.dcm")
 
 
 def test_what_is_no_image_is_ignored_and_noted(folder, convert):
