@@ -10,8 +10,12 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-_ITEM = struct.Struct("<2HI")
-_ITEM_TAG = (0xFFFE, 0xE000)
+from monailabel_xnat.convert.dicom.file import lacks_offset_table
+
+ITEM = struct.Struct("<2HI")
+"""The head of an item: its tag in two parts, and its length."""
+
+ITEM_TAG = (0xFFFE, 0xE000)
 _END_TAG = (0xFFFE, 0xE0DD)
 # JPEG and JPEG-LS (start of image, followed by another marker), and JPEG 2000.
 _STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51")
@@ -27,15 +31,15 @@ class Fragments:
         The offsets in the offset table; None if there is no table.
     starts : tuple of int
         The offset of each fragment's item, counted from the first one.
-    parts : tuple of bytes
-        The fragments.
+    parts : tuple of memoryview
+        The fragments. They are not copied, because the frames of one file may fill the memory.
     is_closed : bool
         Whether the delimiter stands at the end.
     """
 
     table: tuple[int, ...] | None
     starts: tuple[int, ...]
-    parts: tuple[bytes, ...]
+    parts: tuple[memoryview, ...]
     is_closed: bool
 
     def is_plain(self, frames: int) -> bool:
@@ -45,12 +49,12 @@ class Fragments:
     def of_frames(self, frames: int) -> list[bytes] | None:
         """Return the compressed stream of each frame; None if nothing says where a frame begins."""
         if len(self.parts) == frames:
-            return list(self.parts)
+            return [bytes(part) for part in self.parts]
         if frames == 1:
             return [b"".join(self.parts)]
         firsts = [self.starts.index(offset) for offset in self.table or () if offset in self.starts]
         if len(firsts) != frames:
-            firsts = [number for number, part in enumerate(self.parts) if part.startswith(_STARTS)]
+            firsts = [number for number, part in enumerate(self.parts) if bytes(part[:4]).startswith(_STARTS)]
         if len(firsts) != frames or firsts[0] != 0 or firsts != sorted(firsts):
             return None
         ends = [*firsts[1:], len(self.parts)]
@@ -65,21 +69,21 @@ def split(content: bytes) -> Fragments:
     content : bytes
         The value of the element, from its first item on, with or without the delimiter and what follows it.
     """
-    items: list[bytes] = []
+    view = memoryview(content)
+    items: list[memoryview] = []
     positions: list[int] = []
     position, is_closed = 0, False
-    while position + _ITEM.size <= len(content):
-        *tag, length = _ITEM.unpack_from(content, position)
-        if tuple(tag) != _ITEM_TAG:
+    while position + ITEM.size <= len(view):
+        *tag, length = ITEM.unpack_from(view, position)
+        if tuple(tag) != ITEM_TAG:
             is_closed = tuple(tag) == _END_TAG
             break
         positions.append(position)
-        position += _ITEM.size
-        items.append(content[position : position + length])
+        position += ITEM.size
+        items.append(view[position : position + length])
         position += length
     table: tuple[int, ...] | None = None
-    # The first offset is 0. Some programs leave the table out.
-    if items and (not items[0] or items[0][:4] == b"\0\0\0\0"):
+    if items and not lacks_offset_table(content):
         table = struct.unpack(f"<{len(items[0]) // 4}I", items[0][: len(items[0]) // 4 * 4])
         items, positions = items[1:], positions[1:]
     origin = positions[0] if positions else 0

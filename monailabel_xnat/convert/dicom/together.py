@@ -17,6 +17,7 @@ from pathlib import Path
 from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless
 
 from monailabel_xnat.convert.dicom.decoding import decode_file, is_within_bits
+from monailabel_xnat.convert.dicom.fragments import ITEM, ITEM_TAG
 from monailabel_xnat.convert.dicom.headers import ImageHeader
 from monailabel_xnat.convert.dicom.pixels import Array, SliceValues
 from monailabel_xnat.convert.itk import simpleitk
@@ -35,8 +36,6 @@ _SYNTAXES = frozenset((JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless, JPEG
 _OTHER_SCALINGS = (b"\x40\x00\x96\x90", b"Philips MR Imaging DD")
 # Encapsulated Pixel Data has an undefined length (DICOM PS3.5 A.4).
 _PIXEL_DATA = (b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff", b"\xe0\x7f\x10\x00OW\0\0\xff\xff\xff\xff")
-_ITEM = struct.Struct("<2HI")
-_ITEM_TAG = (0xFFFE, 0xE000)
 # Markers of JPEG (ITU-T T.81 B.1.1.3, T.87 for JPEG-LS) and of JPEG 2000 (T.800 A.2).
 _START = b"\xff\xd8"
 _START_2000 = b"\xff\x4f\xff\x51"
@@ -134,11 +133,11 @@ def _stated(content: bytes, position: int) -> bytes:
         Where the first item of the pixel data begins: the offset table, with the frames behind it.
     """
     try:
-        *tag, table = _ITEM.unpack_from(content, position)
-        *next_tag, length = _ITEM.unpack_from(content, position + _ITEM.size + table)
-        if tuple(tag) != _ITEM_TAG or tuple(next_tag) != _ITEM_TAG:
+        *tag, table = ITEM.unpack_from(content, position)
+        *next_tag, length = ITEM.unpack_from(content, position + ITEM.size + table)
+        if tuple(tag) != ITEM_TAG or tuple(next_tag) != ITEM_TAG:
             return b""
-        start = position + 2 * _ITEM.size + table
+        start = position + 2 * ITEM.size + table
         stream = memoryview(content)[start : start + length]
         if stream[:4] == _START_2000:
             return bytes(stream[4 : 4 + struct.unpack_from(">H", stream, 4)[0]])
